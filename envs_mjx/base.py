@@ -1,0 +1,54 @@
+"""The environment interface: pure functions of one environment, vmapped by the caller."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mac.types import EnvSpec
+
+
+class EnvState(eqx.Module):
+    """State of one environment: arrays only, so it may be carried by `lax.scan` and checkpointed.
+
+    Attributes:
+        physics: what the engine carries and what the task logic reads of it (`engine.Physics`).
+        obs: observation of the current state, in the dataset's units (not normalised).
+        goal: goal representation of a goal-conditioned environment, None for a single task.
+        target: where the task wants each cube, metres, world frame.
+        reward: reward of the last `step` (0 after a reset).
+        success: whether the last `step` reported success (False after a reset).
+        done: whether the episode has ended, by success or by the time limit.
+        t: control steps taken since the reset.
+    """
+
+    physics: Any
+    obs: Float[Array, " D"]
+    goal: Float[Array, " G"] | None
+    target: Float[Array, "cubes 3"]
+    reward: Float[Array, ""]
+    success: Bool[Array, ""]
+    done: Bool[Array, ""]
+    t: Int[Array, ""]
+
+
+class AbstractEnv(eqx.Module):
+    """An environment: `reset` and `step` are pure, written for one environment, and vmappable."""
+
+    spec: eqx.AbstractVar[EnvSpec]
+
+    @abc.abstractmethod
+    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> EnvState:
+        """Starts an episode of `task` (1-based, may be traced)."""
+
+    @abc.abstractmethod
+    def step(self, state: EnvState, action: Float[Array, " A"]) -> EnvState:
+        """Advances one control step; a state that is `done` is returned unchanged, at no physics cost
+        on engine `c`. Actions are in [-1, 1] and are clipped to it.
+        """
+
+    @abc.abstractmethod
+    def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """Reward and mask (0 = solved) of each row of dataset observations `obs[N, D]` for `task`."""

@@ -1,0 +1,48 @@
+"""Physics engines behind one protocol.
+
+All task logic reads `Physics` only, so an engine is interchangeable. Engines are `eqx.Module`s
+whose methods are written for one environment and may be vmapped and jitted.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float
+
+
+class Physics(eqx.Module):
+    """State of one simulated scene after a control step, as C MuJoCo would leave it.
+
+    Site poses are those of the *last substep's start* (2 ms older than `qpos`), because
+    `mj_step` integrates after computing them and OGBench reads them so.
+
+    Attributes:
+        qpos, qvel: joint positions (m, rad) and velocities, float32.
+        site_pos: world positions (m) of the model's tracked sites, in the order of `Scene.sites`.
+        site_mat: their rotation matrices.
+        touch: `cfrc_ext` of the right finger pad (torque, force; N m and N), after
+            `mj_rnePostConstraint`.
+        raw: whatever else the engine must carry for an exact continuation.
+    """
+
+    qpos: Float[Array, " nq"]
+    qvel: Float[Array, " nv"]
+    site_pos: Float[Array, "sites 3"]
+    site_mat: Float[Array, "sites 3 3"]
+    touch: Float[Array, " 6"]
+    raw: Any
+
+
+class AbstractEngine(eqx.Module):
+    """A physics engine bound to one compiled model."""
+
+    name: eqx.AbstractVar[str]
+
+    @abc.abstractmethod
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
+        """A scene put into the given state at time 0, all derived quantities fresh (`mj_forward`)."""
+
+    @abc.abstractmethod
+    def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
+        """One control step (all substeps under constant `ctrl`); unchanged where not `active`."""
