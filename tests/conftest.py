@@ -1,0 +1,44 @@
+"""Settings shared by all tests: compile cache, strict numerics, and a source of random keys.
+
+Nothing of ours is imported here: pytest installs the type-checking import hook
+(`--jaxtyping-packages`) first, and it only reaches modules that are imported afterwards.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Read by JAX when it is imported, and inherited by the subprocesses that some tests start.
+_cache_home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_home / "mac-jax" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import jax.random as jr
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Implicit rank and dtype promotion are errors: they catch `(B,) - (B, 1)` and stray float64.
+
+    MJX itself relies on both, so files named `test_mjx_*` and modules with
+    `pytestmark = pytest.mark.promotion` are exempt. The setting is per module and not per test because
+    it is part of the key of JAX's compilation cache: module-wide fixtures compile once under it.
+    """
+    lenient = request.node.get_closest_marker("promotion") or request.path.name.startswith("test_mjx_")
+    if lenient:
+        yield
+        return
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def getkey() -> Callable[[], jax.Array]:
+    """A function whose every call returns a new key; the sequence is the same in each test."""
+    counter = itertools.count()
+    return lambda: jr.key(next(counter))
