@@ -1,0 +1,234 @@
+"""The rows a run leaves behind: `metrics.jsonl` and `eval.jsonl`, one JSON object per line.
+
+A checkpoint records how many bytes of each file it covers (`RunLog.sync`); a resumed run cuts both
+files back to that position and writes the same rows again. So no row is ever lost or doubled,
+whatever moment the process was killed at.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from mac.errors import UserError
+from mac.types import Episodes
+
+METRICS = "metrics.jsonl"
+EVAL = "eval.jsonl"
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: float32 in its shortest decimal form, null for NaN and infinity, which JSON lacks."""
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    number = np.asarray(value)
+    if number.dtype.kind != "f":
+        return number.item()
+    return float(str(number[()])) if np.isfinite(number) else None
+
+
+def _encode(row: Mapping[str, Any]) -> bytes:
+    return json.dumps({name: _plain(value) for name, value in row.items()}).encode() + b"\n"
+
+
+class JsonlWriter:
+    """Appends whole rows to one file and knows how many bytes of it are rows.
+
+    Args:
+        path: the file; its folder is made if missing.
+        position: bytes to keep, as returned by `sync` of an earlier run: what follows is cut off.
+            None for a new file.
+    Raises:
+        UserError: the file cannot be written, another process is writing it, it already has rows
+            although `position` is None, or it is shorter than `position`.
+    """
+
+    def __init__(self, path: Path, position: int | None = None):
+        self.path = path
+        self.position = position or 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
+            self._claim(position)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _claim(self, position: int | None) -> None:
+        _lock(self._file.fileno(), self.path)
+        size = os.fstat(self._file.fileno()).st_size
+        if position is None and size:
+            raise UserError(
+                f"{self.path} holds a run already: add --resume to continue it, or choose another --out"
+            )
+        if size < self.position:
+            raise UserError(
+                f"{self.path} has {size} bytes but its checkpoint was written at {self.position}: "
+                "the file was shortened; restore it, or choose another --out"
+            )
+        with open(self.path, "rb") as file:
+            file.seek(max(self.position - 1, 0))
+            if self.position and file.read(1) != b"\n":
+                raise UserError(
+                    f"{self.path} was edited after its checkpoint: restore it, or choose another --out"
+                )
+        self._file.truncate(self.position)
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends rows; other processes see them at once, a power failure may still lose them (`sync`).
+
+        Raises:
+            UserError: the disk is full or fails. No part of `rows` stays in the file.
+        """
+        data = memoryview(b"".join(map(_encode, rows)))
+        written = 0
+        try:
+            while written < len(data):
+                written += self._file.write(data[written:])
+        except OSError as error:
+            self._cut()
+            raise self._failure(error) from error
+        self.position += len(data)
+
+    def sync(self) -> int:
+        """Forces all rows to the disk; returns the position for a checkpoint to keep."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failure(error) from error
+        return self.position
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _cut(self) -> None:
+        # Where even this fails, the torn row is skipped by `read_rows` and cut at resume.
+        with contextlib.suppress(OSError):
+            self._file.truncate(self.position)
+
+    def _failure(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self.path}: {error.strerror or error}; free space or set rights, then add --resume"
+        )
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Holds the file for this process, so that a job that was queued twice does not double its rows."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: run without the guard
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{path} is being written by another process: wait for it, or choose another --out"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+
+
+class RunLog:
+    """Both files of one run.
+
+    Args:
+        folder: the run's folder.
+        positions: what `sync` returned when the checkpoint to resume from was written; an empty
+            mapping when the run left no checkpoint (both files are emptied); None for a new run.
+    Raises:
+        UserError: as `JsonlWriter`.
+    """
+
+    def __init__(self, folder: Path, positions: Mapping[str, int] | None = None):
+        self._writers: dict[str, JsonlWriter] = {}
+        for name in (METRICS, EVAL):
+            try:
+                position = None if positions is None else positions.get(name, 0)
+                self._writers[name] = JsonlWriter(folder / name, position)
+            except UserError:
+                self.close()
+                raise
+
+    def metrics(self, step: int, seeds: Sequence[int], values: Mapping[str, np.ndarray]) -> None:
+        """Writes one row per seed: `step`, `seed`, then each of `values`, arrays of shape [S]."""
+        table = {name: np.asarray(column) for name, column in values.items()}
+        rows = [
+            {"step": step, "seed": seed, **{name: column[i] for name, column in table.items()}}
+            for i, seed in enumerate(seeds)
+        ]
+        self._writers[METRICS].write(rows)
+
+    def evals(
+        self, step: int, seeds: Sequence[int], tasks: Sequence[int], result: Episodes, engine: str
+    ) -> None:
+        """Writes one row per seed and task, means over the episodes of `result`."""
+        self._writers[EVAL].write(eval_rows(step, seeds, tasks, result, engine))
+
+    def sync(self) -> dict[str, int]:
+        """Forces all rows to the disk; returns the byte position of each file, for the checkpoint."""
+        return {name: writer.sync() for name, writer in self._writers.items()}
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def eval_rows(
+    step: int, seeds: Sequence[int], tasks: Sequence[int], result: Episodes, engine: str
+) -> list[dict[str, Any]]:
+    """Rows of `eval.jsonl`: `step`, `seed`, `task`, `success` in [0, 1], `return` (undiscounted, mean
+    over episodes), `length` (control steps, mean), `episodes`, `engine`.
+    """
+    success, returns, length = (
+        np.asarray(x, np.float64) for x in (result.success, result.episode_return, result.length)
+    )
+    return [
+        {
+            "step": step,
+            "seed": seed,
+            "task": task,
+            "success": success[i, j].mean(),
+            "return": returns[i, j].mean(),
+            "length": length[i, j].mean(),
+            "episodes": success.shape[2],
+            "engine": engine,
+        }
+        for i, seed in enumerate(seeds)
+        for j, task in enumerate(tasks)
+    ]
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a JSONL file; a last line without its newline (a write cut short) is skipped.
+
+    Numbers that were not finite are read back as NaN.
+
+    Raises:
+        UserError: the file cannot be read, or a complete line is not a JSON object.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    for number, line in enumerate(text.split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object; delete the line and try again")
+        yield {name: math.nan if value is None else value for name, value in row.items()}

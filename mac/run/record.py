@@ -1,0 +1,142 @@
+"""What a result cannot be reproduced without: `config.json` and `run.json` of a run folder."""
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mac.errors import UserError
+
+PACKAGES = (
+    "mac-jax", "jax", "jaxlib", "numpy", "equinox", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx",
+    "ogbench",
+)  # fmt: skip
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` so that `path` holds either its old content or all of the new, at every moment.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, default=str)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free space or set rights"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it or delete it") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of each package that may change a number; "missing" if not installed."""
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "missing"
+
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The processor's marketing name where the system tells it, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware() -> dict[str, Any]:
+    """CPU, cores, memory (GiB, of the machine) and the devices that JAX computes on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    devices = jax.devices()
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "memory_gib": round(memory, 1),
+        "backend": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout around `folder` and whether tracked files differ from it; None outside git."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(folder), *args]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def record_launch(folder: Path, config: dict[str, Any], *, resumed_from: int | None = None) -> None:
+    """Writes `config.json` (the full configuration) and adds this launch to `run.json`.
+
+    `run.json` keeps one entry per launch, so that a run that was resumed on another machine or with
+    other versions says so. `resumed_from` is the step of the checkpoint, None for a new run.
+
+    Raises:
+        UserError: the folder cannot be written, or its `run.json` cannot be read.
+    """
+    path = folder / "run.json"
+    launches = read_json(path)["launches"] if path.exists() else []
+    write_json(folder / "config.json", config)
+    launches.append(
+        {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "resumed_from": resumed_from,
+            "command": shlex.join([sys.executable, *sys.argv]),
+            "folder": os.getcwd(),
+            "git": git_state(Path(__file__).parent),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+    )
+    write_json(path, {"launches": launches})

@@ -1,0 +1,121 @@
+"""Aggregate scores and their uncertainty over seeds, in NumPy.
+
+The definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the
+Statistical Precipice": a score is one seed's result on one task, and intervals come from a bootstrap
+that draws seeds, separately for each task (strata), because a seed is what an experiment repeats.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from mac.errors import UserError
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its confidence interval; the ends are NaN with fewer than two seeds."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Summary(NamedTuple):
+    """What `summarise` finds in a table of scores of `seeds` seeds on `tasks` tasks."""
+
+    mean: Interval
+    iqm: Interval
+    seeds: int
+    tasks: int
+
+
+def iqm(scores: Float[np.ndarray, "*batch N"]) -> Float[np.ndarray, "*batch"]:
+    """Interquartile mean over the last axis: the mean without the lowest and the highest quarter.
+
+    Where a quarter is not whole it is rounded down, floor(N / 4) scores leave at each end, as in
+    `scipy.stats.trim_mean(scores, 0.25)`; so with fewer than four scores it is the mean.
+    """
+    n = scores.shape[-1]
+    cut = n // 4
+    return np.sort(scores, axis=-1)[..., cut : n - cut].mean(axis=-1)
+
+
+def bootstrap(
+    scores: Float[np.ndarray, "S tasks"], reps: int, rng: np.random.Generator
+) -> Float[np.ndarray, "reps S tasks"]:
+    """Draws `reps` tables as large as `scores`, each column from its own column with replacement."""
+    seeds, tasks = scores.shape
+    rows = rng.integers(seeds, size=(reps, seeds, tasks))
+    return scores[rows, np.arange(tasks)]
+
+
+def summarise(
+    success: Float[np.ndarray, "S tasks"], *, confidence: float = 0.95, reps: int = 10_000, seed: int = 0
+) -> Summary:
+    """Mean and IQM of all scores with percentile intervals of a bootstrap stratified by task.
+
+    Args:
+        success: score of each seed on each task, for instance a success rate in [0, 1].
+        confidence: coverage of the intervals, in (0, 1).
+        reps: bootstrap tables; the interval's ends vary with `seed` by about 1/sqrt(reps) of its width.
+        seed: of the bootstrap's draws; equal arguments give equal intervals.
+    Raises:
+        ValueError: `success` is empty, not a matrix, or not finite.
+    """
+    scores = np.asarray(success, np.float64)
+    if scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
+        raise ValueError(f"success must be a finite matrix of seeds by tasks, not of shape {scores.shape}")
+    tables = bootstrap(scores, reps, np.random.default_rng(seed)).reshape(reps, -1)
+    flat = scores.reshape(-1)
+
+    def interval(value: np.ndarray, draws: np.ndarray) -> Interval:
+        if len(scores) < 2:
+            return Interval(float(value), math.nan, math.nan)
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(draws, [tail, 1 - tail])
+        return Interval(float(value), float(low), float(high))
+
+    return Summary(
+        mean=interval(flat.mean(), tables.mean(axis=1)),
+        iqm=interval(iqm(flat), iqm(tables)),
+        seeds=scores.shape[0],
+        tasks=scores.shape[1],
+    )
+
+
+class Curve(NamedTuple):
+    """Success rates of a run: `success[i, s, t]` at `steps[i]`, of `seeds[s]` on `tasks[t]`."""
+
+    steps: list[int]
+    seeds: list[int]
+    tasks: list[int]
+    success: np.ndarray
+    episodes: int
+
+    def last(self, count: int = 1) -> np.ndarray:
+        """Mean over the last `count` evaluations (or all, if fewer), shape [S, tasks]."""
+        return self.success[-count:].mean(axis=0)
+
+
+def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
+    """Arranges rows of `eval.jsonl`. Steps at which a seed or a task is missing are left out.
+
+    `episodes` is the smallest number of episodes behind one score.
+
+    Raises:
+        UserError: there is no complete evaluation, or a row lacks a field.
+    """
+    try:
+        table = {(r["step"], r["seed"], r["task"]): (r["success"], r["episodes"]) for r in rows}
+    except KeyError as error:
+        raise UserError(f"eval.jsonl has a row without {error}: not written by this program?") from error
+    steps, seeds, tasks = (sorted({key[axis] for key in table}) for axis in range(3))
+    complete = [i for i in steps if all((i, s, t) in table for s in seeds for t in tasks)]
+    if not complete:
+        raise UserError("eval.jsonl holds no complete evaluation: train until the first one")
+    cells = [[[table[i, s, t] for t in tasks] for s in seeds] for i in complete]
+    values = np.asarray(cells, np.float64)
+    return Curve(complete, seeds, tasks, values[..., 0], int(values[..., 1].min()))
