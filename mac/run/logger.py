@@ -116,7 +116,7 @@ class JsonlWriter:
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(
-            f"cannot write {self.path}: {error.strerror or error}; free space or set rights, then add --resume"
+            f"cannot write {self.path}: {error.strerror or error}; free space or set rights, then --resume"
         )
 
 
