@@ -1,0 +1,204 @@
+"""What a user sees while something long runs: a live display on a terminal, plain lines elsewhere.
+
+    with open_progress("MAC", total=30_000, unit="updates", seeds=(0, 1)) as progress:
+        progress.update(1_000, {"critic/loss": losses})
+        with progress.phase("evaluating"):
+            ...
+        progress.success(1_000, [0.2, 0.35])
+
+Both faces read the same `Meter` and print rarely, whatever the rate of the calls.
+"""
+
+import abc
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TextIO
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from mac.run.meter import Meter, duration
+
+MAX_COLUMNS = 8  # seeds shown one by one; more are summed up as min, mean, max
+MAX_ROWS = 8  # metrics shown
+
+
+class Progress(abc.ABC):
+    """One job's display; a context manager. Make it with `open_progress`."""
+
+    def __init__(self, title: str, total: int, unit: str, seeds: Sequence[int], clock: Callable[[], float]):
+        self.title, self.unit, self.seeds = title, unit, tuple(seeds)
+        self.meter = Meter(total, clock)
+        self.metrics: dict[str, np.ndarray] = {}
+        self.scores: tuple[int, np.ndarray] | None = None
+        self.doing = ""
+
+    def update(self, done: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """`done` units of the total are complete; `metrics` are arrays of one value per seed.
+
+        Of the metrics those named `.../*loss` are shown, or the first few if there are none.
+        """
+        self.meter.update(done)
+        if metrics:
+            losses = [name for name in metrics if name.endswith("loss")] or list(metrics)
+            self.metrics = {name: np.atleast_1d(metrics[name]) for name in losses[:MAX_ROWS]}
+        self._changed()
+
+    def count(self, done: int, total: int) -> None:
+        """As `update`, for a job that learns its total on the way and has no metrics."""
+        self.meter.total = total
+        self.update(done)
+
+    def success(self, step: int, scores: Sequence[float] | np.ndarray) -> None:
+        """The evaluation at `step` gave each seed this success rate, in [0, 1]."""
+        self.scores = (step, np.asarray(scores))
+        self._changed(important=True)
+
+    @contextlib.contextmanager
+    def phase(self, doing: str) -> Iterator[None]:
+        """Shows what goes on instead of the job proper; its time does not count in the rate."""
+        self.doing = doing
+        self._changed()
+        try:
+            with self.meter.pause():
+                yield
+        finally:
+            self.doing = ""
+
+    @abc.abstractmethod
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+
+    @abc.abstractmethod
+    def _changed(self, important: bool = False) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abc.abstractmethod
+    def __exit__(self, *_: object) -> None: ...
+
+    def line(self) -> str:
+        """Counts, rate and remaining time in one line."""
+        meter = self.meter
+        share = meter.done / meter.total if meter.total else 1.0
+        parts = [f"{share:4.0%} {meter.done:,}/{meter.total:,} {self.unit}"]
+        if rate := meter.rate():
+            parts.append(f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2g} {self.unit}/s")
+        if (rest := meter.remaining()) is not None and meter.done < meter.total:
+            parts.append(f"{duration(rest)} left")
+        else:
+            parts.append(f"{duration(meter.elapsed())} elapsed")
+        return "  ".join([*parts, self.doing] if self.doing else parts)
+
+
+class _Plain(Progress):
+    """A line at most every `every` seconds, one at each evaluation, and one at the end."""
+
+    def __init__(self, *args: Any, file: TextIO, every: float):
+        super().__init__(*args)
+        self._file, self._every = file, every
+        self._next = 0.0  # seconds of `meter.elapsed` from which a line is due: the first at once
+
+    def __exit__(self, *_: object) -> None:
+        self._file.flush()
+
+    def note(self, text: str) -> None:
+        print(text, file=self._file, flush=True)
+
+    def _changed(self, important: bool = False) -> None:
+        finished = self.meter.done >= self.meter.total
+        if not (important or finished or self.meter.elapsed() >= self._next) or self.doing:
+            return
+        self._next = self.meter.elapsed() + self._every
+        if important and self.scores:
+            step, scores = self.scores
+            each = " ".join(f"{x:.2f}" for x in scores[:MAX_COLUMNS])
+            self.note(f"{self.title}: success {scores.mean():.2f} at {step:,} {self.unit} (seeds: {each})")
+            return
+        values = "  ".join(f"{name} {value.mean():.3g}" for name, value in self.metrics.items())
+        self.note(f"{self.title}: {self.line()}" + (f"  {values}" if values else ""))
+
+
+class _Live(Progress):
+    """A bar and a small table that are redrawn twice a second by a thread of rich."""
+
+    def __init__(self, *args: Any, console: Console):
+        super().__init__(*args)
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
+
+    def note(self, text: str) -> None:
+        self._live.console.print(text, markup=False, highlight=False)
+
+    def _changed(self, important: bool = False) -> None:
+        pass  # the thread reads the state by itself
+
+    def _render(self) -> RenderableType:
+        bar = ProgressBar(total=max(self.meter.total, 1), completed=self.meter.done, width=30)
+        head = Table.grid(padding=(0, 1))
+        head.add_row(Text(self.title, style="bold"), bar)
+        parts = [head, Text(self.line())]
+        return Group(*parts, self._table()) if self.scores or self.metrics else Group(*parts)
+
+    def _table(self) -> Table:
+        many = len(self.seeds) > MAX_COLUMNS
+        names = ["min", "mean", "max"] if many else [f"seed {s}" for s in self.seeds]
+        if len(names) > 1 and not many:
+            names.append("mean")
+
+        def cells(values: np.ndarray, form: str) -> list[str]:
+            if many:
+                values = np.array([values.min(), values.mean(), values.max()])
+            elif len(values) > 1:
+                values = np.append(values, values.mean())
+            return [format(float(x), form) for x in values]
+
+        table = Table(box=None, pad_edge=False, padding=(0, 1))
+        table.add_column("", style="cyan")
+        for name in names:
+            table.add_column(name, justify="right")
+        if self.scores:
+            step, scores = self.scores
+            table.add_row(f"success at {step:,}", *cells(scores, ".0%"), style="bold")
+        for name, values in self.metrics.items():
+            table.add_row(name, *cells(values, ".3g"))
+        return table
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+
+def open_progress(
+    title: str,
+    total: int,
+    unit: str,
+    *,
+    seeds: Sequence[int] = (),
+    file: TextIO | None = None,
+    every: float = 15.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Progress:
+    """A display of `total` units of work: live if `file` (standard output) is a terminal, else plain lines.
+
+    Args:
+        title: what runs, a few words.
+        unit: plural noun of what is counted, for instance `updates` or `rows`.
+        seeds: numbers of the seeds whose metrics and scores will be shown.
+        every: seconds between plain lines, at least.
+    """
+    out: TextIO = sys.stdout if file is None else file
+    args = (title, total, unit, seeds, clock)
+    console = Console(file=out)
+    if out.isatty() and not console.is_dumb_terminal:
+        return _Live(*args, console=console)
+    return _Plain(*args, file=out, every=every)

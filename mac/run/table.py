@@ -1,0 +1,49 @@
+"""The table that ends a run: success with its uncertainty over seeds."""
+
+import math
+
+import numpy as np
+from rich.table import Table
+
+from mac.run.stats import Curve, Interval, summarise
+
+LATE = 3  # evaluations that the second row averages: one evaluation alone is noisy
+
+
+def results_table(curve: Curve, *, title: str) -> Table:
+    """Mean and IQM over seeds and tasks, each with its 95% bootstrap interval, as percentages.
+
+    Rows: the last evaluation, the mean of the last `LATE` ones (if there are as many), and where a
+    run has several tasks the last evaluation of each. Print it with `rich.print` or a `Console`.
+    """
+    seeds, tasks = len(curve.seeds), len(curve.tasks)
+    caption = f"{seeds} {_plural('seed', seeds)}, {curve.episodes} episodes per seed" + " and task" * (
+        tasks > 1
+    )
+    if seeds == 1:
+        caption += "; an interval over seeds needs at least two"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("success")
+    for name in ("mean", "95% interval", "IQM", "95% interval"):
+        table.add_column(name, justify="right")
+    _add(table, f"at {curve.steps[-1]:,} updates", curve.last())
+    if len(curve.steps) >= LATE:
+        _add(table, f"mean of the last {LATE} evaluations", curve.last(LATE))
+    if tasks > 1:
+        for column, task in enumerate(curve.tasks):
+            _add(table, f"  task {task}", curve.last()[:, column : column + 1])
+    return table
+
+
+def _add(table: Table, name: str, scores: np.ndarray) -> None:
+    summary = summarise(scores)
+    table.add_row(name, *_cells(summary.mean), *_cells(summary.iqm))
+
+
+def _cells(interval: Interval) -> tuple[str, str]:
+    ends = "–" if math.isnan(interval.low) else f"{interval.low:.1%} – {interval.high:.1%}"
+    return f"{interval.value:.1%}", ends
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else noun + "s"
