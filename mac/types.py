@@ -55,11 +55,14 @@ class Window(eqx.Module):
 
 
 class Batch(eqx.Module):
-    """`B` action chunks: rewards and masks are those of the `H` states that begin each action."""
+    """`B` chunks of `H` actions; `next_obs` is the state that a chunk ends in.
+
+    `rewards` and `masks` are those of the `H` states that begin each action.
+    """
 
     obs: Float[Array, "B D"]
     actions: Float[Array, "B H A"]
-    next_obs: Float[Array, "B H D"]
+    next_obs: Float[Array, "B D"]
     rewards: Float[Array, "B H"] | None
     masks: Float[Array, "B H"] | None
 

@@ -1,0 +1,91 @@
+"""What every algorithm is: an immutable object with pure methods over an arrays-only state."""
+
+import abc
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+
+Nets = TypeVar("Nets", bound=eqx.Module)
+
+
+class TrainState(eqx.Module):
+    """All that training changes: arrays only, so it may be scanned, vmapped, donated and saved.
+
+    Attributes:
+        nets: the networks that gradients train, by name.
+        target: slow copies of those of `nets` that the algorithm names in `targeted`.
+        opt_state: the optimiser's state.
+    """
+
+    nets: Any
+    target: Any
+    opt_state: Any
+
+
+class AbstractAlgorithm(eqx.Module):
+    """An algorithm for one environment; every field is static, so it is hashable and holds no array."""
+
+    env: eqx.AbstractVar[EnvSpec]
+    sample: eqx.AbstractVar[SampleSpec]
+
+    @abc.abstractmethod
+    def init(self, key: Key[Array, ""]) -> TrainState:
+        """A fresh state; call it inside `jit`, so that targets and networks own separate buffers."""
+
+    @abc.abstractmethod
+    def update(
+        self, state: TrainState, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        """One gradient step on one batch. `step` counts updates from 0 and is owned by the loop."""
+
+    @abc.abstractmethod
+    def act(self, state: TrainState, obs: Float[Array, "E D"], key: Key[Array, ""]) -> Float[Array, "E n A"]:
+        """Actions in [-1, 1] for normalised observations, to be executed open loop, `n` per call."""
+
+
+def polyak(target: Any, online: Any, rate: float) -> Any:
+    """`rate * online + (1 - rate) * target`, leaf by leaf."""
+    return jax.tree.map(lambda t, o: (1 - rate) * t + rate * o, target, online)
+
+
+class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
+    """An algorithm that is one loss: one joint gradient step of Adam, then slow targets."""
+
+    lr: eqx.AbstractVar[float]
+    tau_ema: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def nets(self, key: Key[Array, ""]) -> Nets:
+        """Freshly initialised networks."""
+
+    @abc.abstractmethod
+    def targeted(self, nets: Nets) -> Any:
+        """The part of `nets` that has a slow copy."""
+
+    @abc.abstractmethod
+    def loss(self, nets: Nets, target: Any, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+        """The sum of all losses on one batch, and what to log."""
+
+    def init(self, key: Key[Array, ""]) -> TrainState:
+        nets = self.nets(key)
+        target = jax.tree.map(jnp.copy, self.targeted(nets))
+        return TrainState(nets, target, self.optimiser().init(nets))  # pyright: ignore[reportArgumentType]
+
+    def update(
+        self, state: TrainState, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        del step
+        grads, metrics = jax.grad(self.loss, has_aux=True)(state.nets, state.target, batch, key)
+        updates, opt_state = self.optimiser().update(grads, state.opt_state, state.nets)
+        # The slow copy follows the weights from *before* this update, as in the paper's runs.
+        target = polyak(state.target, self.targeted(state.nets), self.tau_ema)
+        return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics
+
+    def optimiser(self) -> optax.GradientTransformation:
+        return optax.adam(self.lr)

@@ -1,0 +1,184 @@
+"""MAC: model-based RL with action chunks (Park et al. 2025, arXiv 2512.08108), reward mode.
+
+From offline chunks of n actions, all at once and from scratch:
+
+1. a dynamics model s, a[n] -> s', and a model of the chunk's reward;
+2. a flow-matching policy over whole chunks, distilled to a sampler of one step;
+3. V from imagined rollouts of H chunks, each the best of N samples under Q;
+4. Q, for that selection.
+
+Where the paper and the runs behind its tables differ, the defaults follow the runs: the chunk's
+reward is the *mean* of its discounted rewards (`chunk_reward`), and only the first action of a
+chunk is executed before planning anew (`execute`). Rollouts do not terminate, as the paper says;
+the released code also trains a termination network here, on labels that are always "no".
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float, Key
+
+from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.errors import UserError
+from mac.nn.mlp import MLP, scalar, value_net
+from mac.ops.flow import euler, flow_matching_loss
+from mac.ops.imagine import imagine
+from mac.ops.returns import chunk_reward, lambda_return
+from mac.ops.select import best_of_n
+from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyperparameters of MAC; the defaults are the paper's for single-task reward data."""
+
+    batch: int = 256
+    """chunks per update"""
+    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """width of each hidden layer, of every network"""
+    lr: float = 3e-4
+    """learning rate of Adam"""
+    discount: float = 0.999
+    """discount factor γ per environment step, in (0, 1)"""
+    tau_ema: float = 0.005
+    """rate at which the slow copy of V follows V, per update, in (0, 1]"""
+    chunk: int = 10
+    """actions per chunk, n"""
+    rollout: int = 10
+    """imagined chunks per rollout, H"""
+    candidates: int = 8
+    """chunks sampled per choice while training, N"""
+    candidates_test: int = 32
+    """chunks sampled per choice while acting, N"""
+    flow_steps: int = 10
+    """Euler steps of the flow policy that the one-step policy imitates, F"""
+    lam: float = 1.0
+    """λ of the imagined returns, in [0, 1]"""
+    chunk_reward: Literal["mean", "sum"] = "mean"
+    """a chunk's reward: discounted mean of its rewards (the paper's runs) or sum (its eq. 6)"""
+    execute: int = 1
+    """actions of a chunk executed before planning anew, 1 to `chunk`"""
+
+    def __post_init__(self):
+        for name in ("batch", "chunk", "rollout", "candidates", "candidates_test", "flow_steps", "execute"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
+        if not self.hidden or min(self.hidden) < 1:
+            raise UserError(f"--hp.hidden={self.hidden}: give at least one width, each at least 1")
+        if self.execute > self.chunk:
+            raise UserError(f"--hp.execute={self.execute}: a chunk has only --hp.chunk={self.chunk} actions")
+        if not 0 < self.discount < 1:
+            raise UserError(f"--hp.discount={self.discount}: must be in (0, 1)")
+        if not 0 <= self.lam <= 1:
+            raise UserError(f"--hp.lam={self.lam}: must be in [0, 1]")
+        if not 0 < self.tau_ema <= 1:
+            raise UserError(f"--hp.tau-ema={self.tau_ema}: must be in (0, 1]")
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"--hp.lr={self.lr}: must be positive and finite")
+
+
+class Nets(eqx.Module):
+    """MAC's networks; `a` is a whole chunk, flattened in time order."""
+
+    model: MLP  # s, a -> change of s over the chunk
+    reward: MLP  # s, a -> reward of the chunk
+    flow: MLP  # s, x, time -> velocity of x
+    policy: MLP  # s, noise -> a, in one step
+    v: MLP  # s -> value
+    q: MLP  # s, a -> value
+
+
+class MAC(AbstractLossAlgorithm[Nets]):
+    """Model-based RL with action chunks; one file, Algorithm 1 of the paper."""
+
+    cfg: Config = eqx.field(static=True)
+    env: EnvSpec = eqx.field(static=True)
+    sample: SampleSpec = eqx.field(static=True)
+    lr: float = eqx.field(static=True)
+    tau_ema: float = eqx.field(static=True)
+
+    def __init__(self, cfg: Config, env: EnvSpec):
+        self.cfg, self.env = cfg, env
+        self.sample = SampleSpec(cfg.batch, cfg.chunk)
+        self.lr, self.tau_ema = cfg.lr, cfg.tau_ema
+
+    def nets(self, key: Key[Array, ""]) -> Nets:
+        obs, chunk, hidden = self.env.obs_dim, self.cfg.chunk * self.env.action_dim, self.cfg.hidden
+        k = jr.split(key, 6)
+        return Nets(
+            model=MLP((obs, chunk), hidden, obs, key=k[0]),
+            reward=value_net((obs, chunk), hidden, key=k[1]),
+            flow=MLP((obs, chunk, 1), hidden, chunk, key=k[2]),
+            policy=MLP((obs, chunk), hidden, chunk, key=k[3]),
+            v=value_net((obs,), hidden, key=k[4]),
+            q=value_net((obs, chunk), hidden, key=k[5]),
+        )
+
+    def targeted(self, nets: Nets) -> MLP:
+        return nets.v
+
+    def loss(self, nets: Nets, target: MLP, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+        k_flow, k_distil, k_roll = jr.split(key, 3)
+        cfg, discount = self.cfg, self.cfg.discount**self.cfg.chunk
+        s, a = batch.obs, batch.actions.reshape(len(batch.actions), -1)
+
+        # 1. Fit the models to the data (eq. 5, 6).
+        model_loss = mse(s + nets.model(s, a), batch.next_obs)
+        r = chunk_reward(batch.rewards, discount=cfg.discount, reduce=cfg.chunk_reward)
+        reward_loss = mse(scalar(nets.reward, s, a), r)
+
+        # 2. Clone the behaviour, and distil it to one step (eq. 7, 8).
+        flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, x, t), a, k_flow)
+        noise = jr.normal(k_distil, a.shape)
+        teacher = jnp.clip(euler(lambda x, t: sg(nets).flow(s, x, t), noise, cfg.flow_steps), -1, 1)
+        distil_loss = mse(nets.policy(s, noise), teacher)
+
+        # 3. Imagine, choosing each chunk by Q (eq. 4), and expand V over the rollout (eq. 10).
+        frozen = sg(nets)
+        tau = imagine(
+            lambda s, k: propose(frozen, s, cfg.candidates, k), lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll
+        )
+        reward = scalar(frozen.reward, tau.obs, tau.action)
+        # At λ = 1 only the last state's value enters, so only that one is evaluated.
+        next_value = scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs)
+        ret = lambda_return(
+            reward, jnp.ones_like(reward), jnp.broadcast_to(next_value, reward.shape), discount=discount, lam=cfg.lam
+        )
+        v = scalar(nets.v, tau.obs)
+        value_loss = mse(v, sg(ret))
+
+        # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
+        q = scalar(nets.q, s, tau.action[0])
+        critic_loss = mse(q, sg(reward[0] + discount * scalar(nets.v, tau.next_obs[0])))
+
+        losses = {
+            "model/dynamics_loss": model_loss,
+            "model/reward_loss": reward_loss,
+            "policy/flow_loss": flow_loss,
+            "policy/distil_loss": distil_loss,
+            "value/loss": value_loss,
+            "critic/loss": critic_loss,
+        }
+        extra = {"value/v_mean": jnp.mean(v), "critic/q_mean": jnp.mean(q), "imagined/reward": jnp.mean(reward)}
+        return sum(losses.values(), jnp.zeros(())), losses | extra
+
+    def act(self, state: TrainState, obs: Float[Array, "E D"], key: Key[Array, ""]) -> Float[Array, "E n A"]:
+        chunk = propose(state.nets, obs, self.cfg.candidates_test, key)
+        return chunk.reshape(len(obs), self.cfg.chunk, -1)[:, : self.cfg.execute]
+
+
+def propose(nets: Nets, s: Float[Array, "B D"], n: int, key: Key[Array, ""]) -> Float[Array, "B A"]:
+    """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1]."""
+    width = nets.policy.in_sizes[1]
+    chunks = jnp.clip(nets.policy(s, jr.normal(key, (n, len(s), width))), -1, 1)
+    return best_of_n(chunks, scalar(nets.q, s, chunks))
+
+
+def mse(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
+    """Mean squared error over batch and dimensions."""
+    return jnp.mean(jnp.square(x - y))

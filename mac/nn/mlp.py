@@ -1,0 +1,90 @@
+"""The multilayer perceptron of every method here: Dense, GELU (tanh form), then LayerNorm."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+LAYER_NORM_EPS = 1e-6  # Flax's default; the one the paper's networks were trained with
+
+
+def glorot_uniform(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "in out"]:
+    """Uniform on ±sqrt(6 / (fan_in + fan_out)), as Glorot and Bengio (2010)."""
+    bound = (6.0 / sum(shape)) ** 0.5
+    return jr.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def layer_norm(x: Float[Array, "*B W"], scale: Float[Array, " W"], bias: Float[Array, " W"]) -> Float[Array, "*B W"]:
+    """Normalises the last axis to mean 0 and variance 1, then scales and shifts it."""
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    var = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
+    return (x - mean) * jax.lax.rsqrt(jnp.maximum(var, 0.0) + LAYER_NORM_EPS) * scale + bias
+
+
+class Dense(eqx.Module):
+    """An affine map with Glorot-uniform weights and zero bias."""
+
+    weight: Float[Array, "in out"]
+    bias: Float[Array, " out"]
+
+    def __init__(self, in_size: int, out_size: int, *, key: Key[Array, ""]):
+        self.weight = glorot_uniform(key, (in_size, out_size))
+        self.bias = jnp.zeros(out_size)
+
+    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
+        return x @ self.weight + self.bias
+
+
+class MLP(eqx.Module):
+    """Hidden layers of Dense, tanh-GELU and LayerNorm (in this order), and a plain Dense output.
+
+    The network reads the concatenation of its inputs, but each input keeps its own share of the
+    first layer, and the shares are added with broadcasting: `mlp(obs[B, D], action[N, B, A])`
+    equals concatenating, and multiplies the state by its share once rather than N times.
+
+    Source: Park et al. 2025 (MAC), Tables 6-8; the order activation-then-norm is the release's.
+    """
+
+    dense: tuple[Dense, ...]
+    norm: tuple[tuple[Float[Array, " W"], Float[Array, " W"]], ...]
+    in_sizes: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, in_sizes: Sequence[int], hidden: Sequence[int], out_size: int, *, key: Key[Array, ""]):
+        """Args: widths of the inputs in order, of the hidden layers, and of the output."""
+        sizes = (sum(in_sizes), *hidden, out_size)
+        keys = jr.split(key, len(sizes) - 1)
+        self.dense = tuple(Dense(m, n, key=k) for (m, n), k in zip(pairwise(sizes), keys, strict=True))
+        self.norm = tuple((jnp.ones(w), jnp.zeros(w)) for w in hidden)
+        self.in_sizes = tuple(in_sizes)
+
+    def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, "*B out"]:
+        """Inputs of widths `in_sizes`, whose leading axes broadcast, to `[*B, out_size]`.
+
+        Raises:
+            TypeError: at trace time, when the inputs' widths are not `in_sizes`.
+        """
+        widths = tuple(x.shape[-1] for x in inputs)
+        if widths != self.in_sizes:
+            raise TypeError(f"inputs of widths {widths}; this network reads {self.in_sizes}")
+        first, *rest = self.dense
+        ends = accumulate(self.in_sizes)
+        x = first.bias
+        for part, width, end in zip(inputs, self.in_sizes, ends, strict=True):
+            x = x + part @ first.weight[end - width : end]
+        for (scale, bias), dense in zip(self.norm, rest, strict=True):
+            x = dense(layer_norm(jax.nn.gelu(x, approximate=True), scale, bias))
+        return x
+
+
+def value_net(in_sizes: Sequence[int], hidden: Sequence[int], *, key: Key[Array, ""]) -> MLP:
+    """An MLP of one output; `scalar(net, ...)` drops the axis."""
+    return MLP(in_sizes, hidden, 1, key=key)
+
+
+def scalar(net: MLP, *inputs: Float[Array, "..."]) -> Float[Array, "*B"]:
+    """The network's single output without its axis."""
+    return net(*inputs)[..., 0]

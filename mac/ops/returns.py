@@ -1,0 +1,59 @@
+"""Returns of imagined trajectories and of the chunks in them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def lambda_return(
+    reward: Float[Array, "T *B"],
+    mask: Float[Array, "T *B"],
+    next_value: Float[Array, "T *B"],
+    *,
+    discount: float,
+    lam: float,
+) -> Float[Array, "T *B"]:
+    """λ-return of every step of imagined trajectories, computed backwards.
+
+    `R_k = r_k + m_k γ ((1 - λ) v_{k+1} + λ R_{k+1})`, with `R_T = v_T`: the same numbers as
+    generalised advantages plus values. At λ = 1 only the last value enters.
+
+    Args:
+        reward: reward of each chunk, in dataset units.
+        mask: 0 where the chunk ends the task, else 1.
+        next_value: value of the state after each chunk; no gradient is stopped here.
+        discount: factor per *chunk*, i.e. γ**n, in (0, 1].
+        lam: weight of longer returns, in [0, 1].
+    Raises:
+        ValueError: if `discount` or `lam` is out of range.
+    Source: Schulman et al. 2016 (GAE); Park et al. 2025 (MAC), eq. 10 at λ = 1.
+    """
+    if not 0.0 < discount <= 1.0:
+        raise ValueError(f"discount={discount}: the factor per chunk must be in (0, 1]")
+    if not 0.0 <= lam <= 1.0:
+        raise ValueError(f"lam={lam}: must be in [0, 1]")
+
+    def backwards(ret, step):
+        r, m, v = step
+        ret = r + m * discount * (ret if lam == 1.0 else (1 - lam) * v + lam * ret)
+        return ret, ret
+
+    return jax.lax.scan(backwards, next_value[-1], (reward, mask, next_value), reverse=True)[1]
+
+
+def chunk_reward(rewards: Float[Array, "*B H"], *, discount: float, reduce: str) -> Float[Array, "*B"]:
+    """One reward for a chunk: the discounted sum of its rewards, or that sum divided by H.
+
+    Args:
+        discount: factor per environment step, γ.
+        reduce: "sum" as the paper's eq. 6, or "mean" as the runs behind its tables. Both have the
+            same optimal policy: values differ by the factor H.
+    Raises:
+        ValueError: if `reduce` is neither.
+    """
+    weights = discount ** jnp.arange(rewards.shape[-1])
+    if reduce == "mean":
+        return jnp.mean(weights * rewards, axis=-1)
+    if reduce == "sum":
+        return jnp.sum(weights * rewards, axis=-1)
+    raise ValueError(f"reduce={reduce!r}: choose 'mean' or 'sum'")

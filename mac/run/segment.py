@@ -1,0 +1,103 @@
+"""The training loop's two compiled functions: `init`, and `segment`, the scan over updates.
+
+`scan` over steps of a map over seeds: a step counter that belongs to the loop is the same for all
+seeds, so an algorithm may branch on it without computing both sides. Keys are
+`fold_in(seed key, step)`: a state and a step number determine everything that follows, and seed k
+of a group is seed k alone.
+
+Seeds are spread evenly over the devices, and mapped within each: by `vmap` on accelerators, where
+one seed's products are too small to fill the chip; by `lax.map` on CPU, where XLA's batched
+products are slower than single ones. A CPU counts as several devices (`use_cpu_devices`), because
+two seeds side by side use two cores better than one seed's small products split in two.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.data.sampler import sample
+from mac.types import Window
+
+SEED, ALL = PartitionSpec("seed"), PartitionSpec()
+
+
+def use_cpu_devices(seeds: int) -> None:
+    """Lets the CPU count as as many devices as divide `seeds` evenly; call before JAX starts."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", _even_share(seeds, cores))
+
+
+def _even_share(seeds: int, most: int) -> int:
+    return max(n for n in range(1, min(seeds, most) + 1) if seeds % n == 0)
+
+
+def seed_mesh(seeds: int) -> Mesh:
+    """The largest group of local devices that takes the same number of seeds each."""
+    devices = jax.local_devices()
+    return jax.make_mesh(
+        (_even_share(seeds, len(devices)),),
+        ("seed",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=devices[: _even_share(seeds, len(devices))],
+    )
+
+
+def place(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
+    """Puts `tree` on the mesh's devices: shared out by seed (`SEED`) or a copy on each (`ALL`)."""
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def seed_keys(seed: int, seeds: int) -> Key[Array, " S"]:
+    """Keys of seeds `seed`, ..., `seed + seeds - 1`; each depends on its own number only."""
+    return jax.vmap(jr.key)(jnp.arange(seed, seed + seeds))
+
+
+def map_seeds(f: Callable[..., Any], *args: Any) -> Any:
+    """Maps `f` over the leading (seed) axis, the way that suits the device."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda xs: f(*xs), args)
+    return jax.vmap(f)(*args)
+
+
+def init(algo: AbstractAlgorithm, mesh: Mesh, keys: Key[Array, " S"]) -> TrainState:
+    """Fresh states of all seeds, leading axis S, each on its seed's device."""
+    return jax.jit(lambda k: map_seeds(algo.init, k), out_shardings=NamedSharding(mesh, SEED))(keys)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
+def segment(
+    algo: AbstractAlgorithm,
+    mesh: Mesh,
+    window: Window,
+    keys: Key[Array, " S"],
+    steps: Int[Array, " K"],
+    state: TrainState,
+) -> tuple[TrainState, dict[str, Float[Array, "K S"]]]:
+    """Runs the updates numbered `steps` on every seed; `state` is donated.
+
+    Returns the new states and the metrics of every update and seed. Nothing passes between host
+    and device, nor between devices, while it runs.
+    """
+
+    def one_device(window: Window, keys: Key[Array, " s"], steps: Int[Array, " K"], state: TrainState):
+        def one_step(state: TrainState, step: Int[Array, ""]):
+            def one_seed(state: TrainState, key: Key[Array, ""]):
+                k_sample, k_update = jr.split(jr.fold_in(key, step))
+                return algo.update(state, sample(window, algo.sample, k_sample), step, k_update)
+
+            return map_seeds(one_seed, state, keys)
+
+        return jax.lax.scan(one_step, state, steps)
+
+    sharded = jax.shard_map(
+        one_device, mesh=mesh, in_specs=(ALL, SEED, ALL, SEED), out_specs=(SEED, PartitionSpec(None, "seed"))
+    )
+    return sharded(window, keys, steps, state)
