@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake in the user's input."""
+"""The one exception that stands for a mistake in the user's input, and how to word it."""
 
 
 class UserError(ValueError):
@@ -8,3 +8,9 @@ class UserError(ValueError):
     prints it without a traceback and exits with status 2; library callers may catch it as a
     `ValueError`.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Text of another library's error, shortened so that it fits within a `UserError`."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

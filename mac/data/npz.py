@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from mac.errors import UserError
+from mac.errors import UserError, one_line
 
 ACTION_SLACK = 1e-3
 """How far outside [-1, 1] an action may lie (rounding of a float16 file) before it is an error."""
@@ -116,8 +116,9 @@ def _load(path: Path) -> Mapping[str, Any]:
     except BROKEN as error:
         if "allow_pickle" in str(error):
             raise UserError(f"{path}: '{name}' holds Python objects; numbers (float32) are needed") from error
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: damaged at {name} ({detail}); copy or make the file again") from error
+        raise UserError(
+            f"{path}: damaged at {name} ({one_line(error)}); copy or make the file again"
+        ) from error
 
 
 def _matrix(path: Path, arrays: Mapping[str, Any], key: str) -> Float32[np.ndarray, "N C"]:

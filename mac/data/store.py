@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mac.data.npz import RawDataset, read
-from mac.errors import UserError
+from mac.errors import UserError, one_line
 from mac.types import EnvSpec
 
 FORMAT = 1
@@ -75,7 +75,7 @@ class Store(NamedTuple):
             val = _open_split(path / "val", meta["val"]) if meta["val"] else None
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"{path}: damaged store ({_one_line(error)}); delete this folder, it is made again"
+                f"{path}: damaged store ({one_line(error)}); delete this folder, it is made again"
             ) from error
         return cls(path, meta["env"], train, val, tuple(meta["notes"]))
 
@@ -251,7 +251,7 @@ def _writing_to(store_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{store_dir}: cannot write the dataset store here ({_one_line(error)}); "
+            f"{store_dir}: cannot write the dataset store here ({one_line(error)}); "
             "choose another data folder or free some space"
         ) from error
 
@@ -269,7 +269,3 @@ def _lock(store_dir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,251 @@
+"""Checkpoints: written while training goes on, complete or absent, exact to the bit.
+
+    <folder>/000012000/meta.json     step, configuration, log positions, and each array's shape and checksum
+    <folder>/000012000/state/        the arrays, by name, in Orbax's format
+
+A checkpoint is written under a temporary name and renamed when it is complete, so a process that is
+killed at any moment leaves the last complete one as it was. What it was writing is deleted by the
+next process that opens the folder to write. Only one process may write to a folder.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mac.errors import UserError, one_line
+from mac.run.compatible import check_config, check_shapes
+
+FORMAT = 1
+"""Version of the layout above."""
+
+TEMPORARY = ".incomplete-"
+"""Prefix of what is being written or deleted."""
+
+
+class Checkpoint(NamedTuple):
+    """A restored checkpoint: `state` has the structure of the template, `meta` is what was saved."""
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run; `with CheckpointStore(...) as store:` waits for the last one at the end.
+
+    Args:
+        folder: made when first written to.
+        keep: how many of the newest checkpoints stay, at least 1.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        if keep < 1:
+            raise UserError(f"keep={keep}: at least 1 checkpoint must be kept")
+        self.folder = Path(folder).absolute()  # as Orbax wants it
+        self._keep = keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._cleaned = False
+
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.folder.is_dir():
+            return []
+        found = (p for p in self.folder.iterdir() if p.name.isdecimal() and (p / "meta.json").is_file())
+        return sorted(int(p.name) for p in found)
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, None if there is none."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Copies `state` to the host and returns; a thread writes it, then deletes the oldest.
+
+        The caller may donate or delete the arrays of `state` afterwards. A step that is already
+        there is not written again. Waits for the previous save first, and reports its failure.
+
+        Args:
+            step: updates done, so also the step to continue with.
+            state: pytree of arrays.
+            meta: what JSON can hold, at least the keys that `restore` is to compare under `config`.
+        Raises:
+            UserError: if the previous checkpoint could not be written.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        # A copy, since on CPU the host's view of an array is the very buffer that a donation overwrites.
+        arrays = {name: np.array(leaf) for name, leaf in _named(jax.device_get(state)).items()}
+        text = json.dumps(dict(meta), default=str)  # now, since the caller may change it while we write
+        self._pending = self._writer.submit(self._write, step, arrays, text)
+
+    def wait(self) -> None:
+        """Returns when everything that was saved is on disk.
+
+        Raises:
+            UserError: if it could not be written; earlier checkpoints are untouched.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        # Orbax reports a refusal of the system in any of these ways.
+        except (OSError, ValueError, RuntimeError) as error:
+            last = self.latest()
+            kept = "there is none before it" if last is None else f"the one of step {last} is intact"
+            raise UserError(
+                f"{self.folder}: cannot write a checkpoint ({one_line(error)}); {kept}; "
+                "free some space or check the folder's permissions"
+            ) from error
+
+    def close(self) -> None:
+        """Waits for the last save and ends the writing thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """What was passed as `meta` to `save` (of the newest checkpoint), without reading the arrays.
+
+        Raises:
+            UserError: if there is no such checkpoint, or its description is damaged.
+        """
+        return self._header(step)["meta"]
+
+    def restore(
+        self,
+        template: Any,
+        step: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        may_differ: Collection[str] = (),
+    ) -> Checkpoint:
+        """Reads a checkpoint (the newest) onto the default device.
+
+        Args:
+            template: pytree with the shapes and dtypes to expect, e.g. of `eqx.filter_eval_shape`.
+            config: if given, must equal `config` of the saved `meta`, up to JSON's types.
+            may_differ: keys of `config`, dotted if nested, in which the two may differ.
+        Raises:
+            UserError: if there is none, it is damaged, or it belongs to another configuration; the
+                line names the path and what differs.
+        """
+        header = self._header(step)
+        path = self._path(header["step"])
+        if config is not None:
+            check_config(path, header["meta"].get("config", {}), config, may_differ)
+        expected = _named(template)
+        check_shapes(path, header["arrays"], expected)
+        arrays = self._read_arrays(path, header)
+        leaves = [jnp.array(arrays[name]) for name in expected]
+        state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+        return Checkpoint(header["step"], state, header["meta"])
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:09d}"
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray], meta: str) -> None:
+        """Runs on the writing thread."""
+        import orbax.checkpoint as ocp  # takes seconds, so not at the top, and here beside the training
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._cleaned:
+            for stale in self.folder.glob(TEMPORARY + "*"):
+                shutil.rmtree(stale)
+            self._cleaned = True
+        new = self.folder / f"{TEMPORARY}{step:09d}"
+        new.mkdir()
+        try:
+            filled = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty ones
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+                writer.save(new / "state", args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
+            header = {"format": FORMAT, "step": step, "meta": json.loads(meta), "arrays": _describe(arrays)}
+            (new / "meta.json").write_text(json.dumps(header))
+            os.rename(new, self._path(step))
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)  # on a full disk it is in the way
+            raise
+        self._delete_oldest()
+
+    def _delete_oldest(self) -> None:
+        for step in self.steps()[: -self._keep]:
+            # Renamed first, so that half a checkpoint never stands under a checkpoint's name.
+            gone = self.folder / f"{TEMPORARY}{step:09d}-old"
+            os.rename(self._path(step), gone)
+            shutil.rmtree(gone)
+
+    def _header(self, step: int | None) -> dict[str, Any]:
+        steps = self.steps()
+        if step is None and steps:
+            step = steps[-1]
+        if step is None or step not in steps:
+            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise UserError(
+                f"{self.folder}: {which} here; start without resuming, or name another run's folder"
+            )
+        path = self._path(step)
+        try:
+            header = json.loads((path / "meta.json").read_text())
+            version, *_ = (header[key] for key in ("format", "step", "meta", "arrays"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(path, step, error) from error
+        if version != FORMAT:
+            raise UserError(
+                f"{path}: checkpoint of format {version}, this version reads {FORMAT}; start a new run"
+            )
+        return header
+
+    def _read_arrays(self, path: Path, header: dict[str, Any]) -> dict[str, np.ndarray]:
+        import orbax.checkpoint as ocp
+
+        arrays = {
+            name: np.zeros(shape, jnp.dtype(dtype)) for name, (dtype, shape, _) in header["arrays"].items()
+        }
+        filled = {name: array for name, array in arrays.items() if array.size}
+        try:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+                arrays |= reader.restore(path / "state", args=ocp.args.StandardRestore(filled))  # pyright: ignore[reportCallIssue]
+        except Exception as error:  # whatever damage makes of the format: Orbax promises no type
+            raise self._damaged(path, header["step"], error) from error
+        for name, description in _describe(arrays).items():
+            if description != header["arrays"][name]:
+                raise self._damaged(path, header["step"], ValueError(f"checksum of {name}"))
+        return arrays
+
+    def _damaged(self, path: Path, step: int, error: Exception) -> UserError:
+        before = [s for s in self.steps() if s < step]
+        then = f"continue from step {before[-1]}" if before else "start again"
+        return UserError(f"{path}: damaged checkpoint ({one_line(error)}); delete this folder to {then}")
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Leaves by their path in the tree, e.g. `nets.flow.layers.0.weight`, in the tree's order."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in pairs}
+    if len(named) != len(pairs):
+        raise ValueError("two leaves of the state have the same dotted name")
+    return named
+
+
+def _describe(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """Dtype, shape and checksum of each array, as JSON gives them back."""
+    return {
+        name: [array.dtype.name, list(array.shape), zlib.crc32(array.reshape(-1).view(np.uint8).data)]
+        for name, array in arrays.items()
+    }

@@ -1,0 +1,350 @@
+"""Checkpoints: exact, atomic, asynchronous, and refused in one line where they do not fit."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from mac.errors import UserError
+from mac.run.checkpoint import TEMPORARY, CheckpointStore
+
+
+class Layer(eqx.Module):
+    """Part of a state: `name` is static and is not saved."""
+
+    weight: Array
+    bias: Array | None
+    name: str = eqx.field(static=True)
+
+
+class State(eqx.Module):
+    """A pytree with what training states have: modules, tuples, dicts, None, counters, seed axis."""
+
+    layers: tuple[Layer, ...]
+    extra: dict[str, Array]
+    count: Array
+
+
+def make_state(seed: int = 0, width: int = 5, seeds: int = 2) -> State:
+    k1, k2 = jax.random.split(jax.random.key(seed))
+    weight = jax.random.normal(k1, (seeds, 3, width)).at[0, 0, 0].set(-0.0).at[0, 0, 1].set(jnp.inf)
+    return State(
+        layers=(Layer(weight, None, "a"), Layer(weight[..., :1] * 1e-42, jnp.ones((seeds, 1)), "b")),
+        extra={
+            "half": jax.random.normal(k2, (seeds, 4)).astype(jnp.bfloat16),
+            "flag": jnp.array([True, False]),
+            "empty": jnp.zeros((seeds, 0)),
+            "bits": jnp.array([2**32 - 1, 0], jnp.uint32),
+        },
+        count=jnp.array(7, jnp.int32),
+    )
+
+
+def template_of(state: State) -> State:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def assert_same_bits(got: State, want: State) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_restored_state_and_meta_equal_the_saved_ones_bit_for_bit(tmp_path: Path):
+    state = make_state()
+    meta = {"config": {"hp": {"width": 5}, "env": "cube"}, "logs": {"metrics.jsonl": 12345}}
+    with CheckpointStore(tmp_path / "c") as store:
+        store.save(40, state, meta)
+    found = CheckpointStore(tmp_path / "c").restore(template_of(state))
+    assert found.step == 40
+    assert found.meta == meta
+    assert_same_bits(found.state, state)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found.state))
+
+
+def test_buffers_may_be_donated_while_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The write is held back until the training step has overwritten the donated buffers."""
+    overwritten = threading.Event()
+    write = CheckpointStore._write
+
+    def late(self: CheckpointStore, *args: object) -> None:
+        assert overwritten.wait(20)
+        write(self, *args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(CheckpointStore, "_write", late)
+    step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1, x), donate_argnums=0)
+    state = {"w": jnp.zeros((64, 64)) + 3}
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, state, {})
+        for _ in range(3):
+            state = step(state)
+        jax.block_until_ready(state)
+        overwritten.set()
+    found = CheckpointStore(tmp_path).restore(state)
+    np.testing.assert_array_equal(found.state["w"], 3)
+    # What was restored may be donated too.
+    np.testing.assert_array_equal(step(found.state)["w"], 4)
+
+
+def test_last_k_are_kept_and_the_newest_is_restored(tmp_path: Path):
+    with CheckpointStore(tmp_path, keep=2) as store:
+        assert store.latest() is None
+        for step in (5, 900, 1000):
+            store.save(step, {"x": jnp.full(3, float(step))}, {"at": step})
+        store.wait()
+        assert store.steps() == [900, 1000]
+        assert store.latest() == 1000
+        assert store.meta()["at"] == 1000
+        assert store.meta(900)["at"] == 900
+        template = {"x": jnp.zeros(3)}
+        np.testing.assert_array_equal(store.restore(template).state["x"], 1000)
+        np.testing.assert_array_equal(store.restore(template, step=900).state["x"], 900)
+
+
+def test_saved_step_is_not_written_again(tmp_path: Path):
+    with CheckpointStore(tmp_path) as store:
+        store.save(5, {"x": jnp.zeros(2)}, {"first": True})
+        store.save(5, {"x": jnp.ones(2)}, {"first": False})
+    assert CheckpointStore(tmp_path).meta()["first"]
+
+
+def test_meta_is_taken_when_save_is_called(tmp_path: Path):
+    logs = {"metrics.jsonl": 10}
+    with CheckpointStore(tmp_path) as store:
+        store.save(5, {"x": jnp.zeros(2)}, {"logs": logs})
+        logs["metrics.jsonl"] = 99
+    assert CheckpointStore(tmp_path).meta()["logs"] == {"metrics.jsonl": 10}
+
+
+# Interruptions.
+
+
+def test_half_written_checkpoints_are_ignored_and_then_deleted(tmp_path: Path):
+    with CheckpointStore(tmp_path) as store:
+        store.save(5, {"x": jnp.ones(2)}, {})
+    half = tmp_path / f"{TEMPORARY}000000009"
+    (half / "state").mkdir(parents=True)
+    deleted = tmp_path / f"{TEMPORARY}000000003-old"
+    deleted.mkdir()
+    (tmp_path / "notes.txt").write_text("the user's own")
+    with CheckpointStore(tmp_path) as store:
+        assert store.steps() == [5]
+        np.testing.assert_array_equal(store.restore({"x": jnp.zeros(2)}).state["x"], 1)
+        store.save(9, {"x": jnp.ones(2)}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000005", "000000009", "notes.txt"]
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+import orbax.checkpoint
+from mac.run.checkpoint import CheckpointStore
+
+def train(folder):
+    with CheckpointStore(folder, keep=2) as store:
+        for step in range(1, 10_000):
+            # Leaves large and small, all equal to the step: a mixture of two saves would show.
+            state = {"a": np.full((8, 64, 64), step, np.float32), "b": np.full(3, step, np.int32)}
+            store.save(step, state, {"step": step})
+
+for trial, delay in enumerate(sys.argv[2:]):
+    folder = Path(sys.argv[1]) / str(trial)
+    child = os.fork()  # a fork, since importing takes much longer than the test
+    if child == 0:
+        train(folder)
+        os._exit(0)
+    probe = CheckpointStore(folder)
+    limit = time.monotonic() + 60
+    while (probe.latest() or 0) < 2 and time.monotonic() < limit:
+        time.sleep(0.002)
+    time.sleep(float(delay))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+"""
+
+
+def test_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path):
+    delays = [f"{d:.3f}" for d in np.random.default_rng(0).uniform(0, 0.4, size=8)]
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), *delays],
+        check=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"},
+    )
+    template = {"a": jnp.zeros((8, 64, 64)), "b": jnp.zeros(3, jnp.int32)}
+    interrupted = 0
+    for trial in range(len(delays)):
+        folder = tmp_path / str(trial)
+        interrupted += any(p.name.startswith(TEMPORARY) for p in folder.iterdir())
+        with CheckpointStore(folder) as store:
+            assert 1 <= len(store.steps()) <= 3  # 3 if killed before the oldest was deleted
+            for step in store.steps():
+                found = store.restore(template, step)
+                np.testing.assert_array_equal(found.state["a"], step)
+                np.testing.assert_array_equal(found.state["b"], step)
+                assert found.meta == {"step": step}
+    assert interrupted > 0  # otherwise the kills all missed the writing
+
+
+@pytest.mark.parametrize("where", ["state", "meta", "rename"])
+def test_failed_write_is_one_line_and_keeps_the_previous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with CheckpointStore(tmp_path) as store:
+        store.save(5, {"x": jnp.ones(2)}, {})
+        store.wait()
+        with monkeypatch.context() as patch:
+            if where == "state":
+                import orbax.checkpoint as ocp
+
+                patch.setattr(ocp.Checkpointer, "save", full)
+            elif where == "meta":
+                patch.setattr(Path, "write_text", full)
+            else:
+                patch.setattr(os, "rename", full)
+            store.save(6, {"x": jnp.ones(2)}, {})
+            with pytest.raises(UserError, match=r"No space left .* the one of step 5 is intact") as caught:
+                store.wait()
+        assert "\n" not in str(caught.value)
+        assert [p.name for p in tmp_path.iterdir()] == ["000000005"]
+        store.save(6, {"x": jnp.ones(2)}, {})  # there is space again
+        store.wait()
+        assert store.steps() == [5, 6]
+
+
+def test_failure_of_a_save_is_reported_by_the_next_one(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    store = CheckpointStore(tmp_path / "file" / "c")
+    store.save(1, {"x": jnp.ones(2)}, {})
+    with pytest.raises(UserError, match="cannot write a checkpoint"):
+        store.save(2, {"x": jnp.ones(2)}, {})
+    store.close()
+
+
+# Checkpoints that do not fit.
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config = {"hp": {"width": 5, "sizes": (3, 4)}, "steps": 100}
+    with CheckpointStore(folder) as store:
+        store.save(8, make_state(), {"config": config})
+        store.save(9, make_state(), {"config": config})
+    return folder
+
+
+def expect(folder: Path, match: str, template: State | None = None, **kwargs: object) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        CheckpointStore(folder).restore(template or make_state(), **kwargs)  # pyright: ignore[reportArgumentType]
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_other_widths_are_named(saved: Path):
+    expect(
+        saved,
+        r"000000009: .* layers.0.weight is float32\[2, 3, 5\] there, float32\[2, 3, 6\] here",
+        make_state(width=6),
+    )
+
+
+def test_other_seed_counts_are_named(saved: Path):
+    expect(saved, r"float32\[2, 3, 5\] there, float32\[4, 3, 5\] here and \d+ more", make_state(seeds=4))
+
+
+def test_missing_and_additional_arrays_are_named(saved: Path):
+    state = make_state()
+    expect(saved, r"extra.more is absent there, float32\[\] here", with_extra(state, more=jnp.array(0.0)))
+    del state.extra["flag"]
+    expect(saved, r"extra.flag is bool\[2\] there, absent here", state)
+
+
+def with_extra(state: State, **more: Array) -> State:
+    return State(state.layers, state.extra | more, state.count)
+
+
+def test_configurations_are_compared_up_to_json(saved: Path):
+    store = CheckpointStore(saved)
+    same = {"hp": {"width": 5, "sizes": [3, 4]}, "steps": 100}
+    assert store.restore(make_state(), config=same).step == 9
+    longer = same | {"steps": 500}
+    assert store.restore(make_state(), config=longer, may_differ=("steps",)).step == 9
+    expect(saved, r"another configuration: steps \(100 there, 500 here\)", config=longer)
+    other = {"hp": {"width": 5, "sizes": [3, 5], "new": None}, "steps": 100}
+    expect(
+        saved, r"hp.new \(absent there, None here\), hp.sizes \(\[3, 4\] there, \[3, 5\] here\)", config=other
+    )
+
+
+def test_absent_checkpoints_are_named(tmp_path: Path, saved: Path):
+    expect(tmp_path / "none", "no checkpoint here")
+    expect(saved, "no checkpoint of step 3 here", step=3)
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    shutil.copytree(saved, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_damaged_arrays_are_named_with_the_way_out(copy: Path):
+    largest = max((p for p in (copy / "000000009" / "state").rglob("*") if p.is_file()), key=os.path.getsize)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    largest.write_bytes(bytes(data))
+    expect(copy, r"000000009: damaged checkpoint .* delete this folder to continue from step 8")
+    assert_same_bits(CheckpointStore(copy).restore(make_state(), step=8).state, make_state())
+
+
+def test_wrong_values_are_found_by_their_checksum(copy: Path):
+    """Damage that Orbax reads without complaint, here a state folder of other values."""
+    header = copy / "000000009" / "meta.json"
+    content = json.loads(header.read_text())
+    content["arrays"]["count"][2] ^= 1
+    header.write_text(json.dumps(content))
+    expect(copy, r"damaged checkpoint \(checksum of count\)")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}'])
+def test_damaged_description_is_named(copy: Path, content: str):
+    (copy / "000000009" / "meta.json").write_text(content)
+    expect(copy, "000000009: damaged checkpoint")
+
+
+def test_missing_arrays_are_named(copy: Path):
+    shutil.rmtree(copy / "000000009" / "state")
+    expect(copy, "000000009: damaged checkpoint")
+
+
+def test_other_format_versions_are_refused(copy: Path):
+    header = copy / "000000009" / "meta.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"format": 99}))
+    expect(copy, "checkpoint of format 99, this version reads 1")
+
+
+def test_at_least_one_checkpoint_is_kept(tmp_path: Path):
+    with pytest.raises(UserError, match="keep=0"):
+        CheckpointStore(tmp_path, keep=0)
+
+
+def test_importing_the_module_does_not_import_orbax():
+    code = "import sys, mac.run.checkpoint; sys.exit('orbax.checkpoint' in sys.modules)"
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0
