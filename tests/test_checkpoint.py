@@ -84,13 +84,15 @@ def test_buffers_may_be_donated_while_they_are_written(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(CheckpointStore, "_write", late)
     step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1, x), donate_argnums=0)
-    state = {"w": jnp.zeros((64, 64)) + 3}
+    state = first = {"w": step(jnp.zeros((64, 64)) + 2)}
     with CheckpointStore(tmp_path) as store:
         store.save(1, state, {})
         for _ in range(3):
             state = step(state)
         jax.block_until_ready(state)
+        donated = first["w"].is_deleted()
         overwritten.set()
+    assert donated  # a view held by the writer would have prevented it
     found = CheckpointStore(tmp_path).restore(state)
     np.testing.assert_array_equal(found.state["w"], 3)
     # What was restored may be donated too.

@@ -89,7 +89,8 @@ class CheckpointStore:
         self.wait()
         if step in self.steps():
             return
-        # A copy, since on CPU the host's view of an array is the very buffer that a donation overwrites.
+        # A copy, since on CPU the host's view of an array is training's own buffer, and would keep the
+        # next segment from reusing it for as long as the write lasts.
         arrays = {name: np.array(leaf) for name, leaf in _named(jax.device_get(state)).items()}
         text = json.dumps(dict(meta), default=str)  # now, since the caller may change it while we write
         self._pending = self._writer.submit(self._write, step, arrays, text)
