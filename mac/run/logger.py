@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +58,10 @@ class JsonlWriter:
             raise self._failure(error) from error
         try:
             self._claim(position)
-        except BaseException:
+        except OSError as error:
+            self._file.close()
+            raise self._failure(error) from error
+        except UserError:
             self._file.close()
             raise
 
@@ -80,7 +83,8 @@ class JsonlWriter:
                 raise UserError(
                     f"{self.path} was edited after its checkpoint: restore it, or choose another --out"
                 )
-        self._file.truncate(self.position)
+        if size > self.position:
+            self._file.truncate(self.position)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows; other processes see them at once, a power failure may still lose them (`sync`).
@@ -180,7 +184,7 @@ class RunLog:
         for writer in self._writers.values():
             writer.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mac.errors import UserError
+from mac.run.record import replace_file
 from mac.run.stats import Curve, Summary, learning_curve, summarise
 
 if TYPE_CHECKING:
@@ -36,16 +36,7 @@ def plot_learning_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title:
     axes = figure.add_subplot()
     _draw(axes, curve)
     axes.set_title(title, fontsize=10, loc="left", color="#222222")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(part, format="png")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space or set rights"
-        ) from error
+    replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 
 def _draw(axes: "Axes", curve: Curve) -> None:

@@ -14,7 +14,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, TextIO
+from typing import IO, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -27,6 +27,15 @@ from mac.run.meter import Meter, duration
 
 MAX_COLUMNS = 8  # seeds shown one by one; more are summed up as min, mean, max
 MAX_ROWS = 8  # metrics shown
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What is asked of an output file."""
+
+    def write(self, text: str, /) -> Any: ...
+    def flush(self) -> Any: ...
+    def isatty(self) -> bool: ...
 
 
 class Progress(abc.ABC):
@@ -78,7 +87,7 @@ class Progress(abc.ABC):
     @abc.abstractmethod
     def _changed(self, important: bool = False) -> None: ...
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     @abc.abstractmethod
@@ -101,7 +110,7 @@ class Progress(abc.ABC):
 class _Plain(Progress):
     """A line at most every `every` seconds, one at each evaluation, and one at the end."""
 
-    def __init__(self, *args: Any, file: TextIO, every: float):
+    def __init__(self, *args: Any, file: Stream, every: float):
         super().__init__(*args)
         self._file, self._every = file, every
         self._next = 0.0  # seconds of `meter.elapsed` from which a line is due: the first at once
@@ -170,7 +179,7 @@ class _Live(Progress):
             table.add_row(name, *cells(values, ".3g"))
         return table
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._live.start()
         return self
 
@@ -184,7 +193,7 @@ def open_progress(
     unit: str,
     *,
     seeds: Sequence[int] = (),
-    file: TextIO | None = None,
+    file: Stream | None = None,
     every: float = 15.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
@@ -196,9 +205,9 @@ def open_progress(
         seeds: numbers of the seeds whose metrics and scores will be shown.
         every: seconds between plain lines, at least.
     """
-    out: TextIO = sys.stdout if file is None else file
+    out: Stream = sys.stdout if file is None else file
     args = (title, total, unit, seeds, clock)
-    console = Console(file=out)
+    console = Console(file=cast(IO[str], out))
     if out.isatty() and not console.is_dumb_terminal:
         return _Live(*args, console=console)
     return _Plain(*args, file=out, every=every)

@@ -1,5 +1,6 @@
 """What a result cannot be reproduced without: `config.json` and `run.json` of a run folder."""
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -9,8 +10,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 
@@ -22,8 +24,10 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` so that `path` holds either its old content or all of the new, at every moment.
+def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Lets `write` fill a file that takes the place of `path` once it is whole and on the disk.
+
+    `path` holds either its old content or all of the new, at every moment. Missing folders are made.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -31,17 +35,23 @@ def write_json(path: Path, value: Any) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, default=str)
-            file.write("\n")
+        with open(part, "wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space or set rights"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; free space or set rights") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON (what JSON lacks as its `str`), as `replace_file` does."""
+    text = json.dumps(value, indent=2, default=str) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:

@@ -40,7 +40,7 @@ def iqm(scores: Float[np.ndarray, "*batch N"]) -> Float[np.ndarray, "*batch"]:
     """
     n = scores.shape[-1]
     cut = n // 4
-    return np.sort(scores, axis=-1)[..., cut : n - cut].mean(axis=-1)
+    return np.asarray(np.sort(scores, axis=-1)[..., cut : n - cut].mean(axis=-1))
 
 
 def bootstrap(
@@ -71,16 +71,16 @@ def summarise(
     tables = bootstrap(scores, reps, np.random.default_rng(seed)).reshape(reps, -1)
     flat = scores.reshape(-1)
 
-    def interval(value: np.ndarray, draws: np.ndarray) -> Interval:
+    def interval(value: float, draws: np.ndarray) -> Interval:
         if len(scores) < 2:
-            return Interval(float(value), math.nan, math.nan)
+            return Interval(value, math.nan, math.nan)
         tail = (1 - confidence) / 2
         low, high = np.quantile(draws, [tail, 1 - tail])
-        return Interval(float(value), float(low), float(high))
+        return Interval(value, float(low), float(high))
 
     return Summary(
-        mean=interval(flat.mean(), tables.mean(axis=1)),
-        iqm=interval(iqm(flat), iqm(tables)),
+        mean=interval(float(flat.mean()), tables.mean(axis=1)),
+        iqm=interval(float(iqm(flat)), iqm(tables)),
         seeds=scores.shape[0],
         tasks=scores.shape[1],
     )

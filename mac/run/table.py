@@ -21,14 +21,14 @@ def results_table(curve: Curve, *, title: str) -> Table:
         tasks > 1
     )
     if seeds == 1:
-        caption += "; an interval over seeds needs at least two"
+        caption += "; intervals need two seeds"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("success")
     for name in ("mean", "95% interval", "IQM", "95% interval"):
         table.add_column(name, justify="right")
     _add(table, f"at {curve.steps[-1]:,} updates", curve.last())
     if len(curve.steps) >= LATE:
-        _add(table, f"mean of the last {LATE} evaluations", curve.last(LATE))
+        _add(table, f"last {LATE} evaluations", curve.last(LATE))
     if tasks > 1:
         for column, task in enumerate(curve.tasks):
             _add(table, f"  task {task}", curve.last()[:, column : column + 1])

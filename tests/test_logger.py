@@ -1,0 +1,237 @@
+"""Row files survive kills, full disks and second processes; records are complete and atomic."""
+
+import errno
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mac.errors import UserError
+from mac.run import record
+from mac.run.logger import EVAL, METRICS, JsonlWriter, RunLog, eval_rows, read_rows
+from mac.types import Episodes
+
+EPISODES = Episodes(
+    success=jnp.array([[[True, False, True, True]], [[False, False, False, False]]]),
+    episode_return=jnp.array([[[-10.0, -200.0, -20.0, -30.0]], [[-200.0] * 4]]),
+    length=jnp.array([[[10, 200, 20, 30]], [[200] * 4]]),
+)
+
+
+def test_metrics_have_one_row_per_seed(tmp_path: Path):
+    with RunLog(tmp_path) as log:
+        log.metrics(
+            100, (3, 4), {"critic/loss": np.float32([0.1, 2.0]), "value/loss": np.float32([1e-8, 3.5])}
+        )
+    assert list(read_rows(tmp_path / METRICS)) == [
+        {"step": 100, "seed": 3, "critic/loss": 0.1, "value/loss": 1e-8},
+        {"step": 100, "seed": 4, "critic/loss": 2.0, "value/loss": 3.5},
+    ]
+
+
+def test_every_float32_is_read_back_exactly(tmp_path: Path):
+    bits = np.random.default_rng(0).integers(0, 2**32, 2000, dtype=np.uint32)
+    values = bits.view(np.float32)
+    with RunLog(tmp_path) as log:
+        log.metrics(1, range(2000), {"x": values})
+    back = np.float32([row["x"] for row in read_rows(tmp_path / METRICS)])
+    finite = np.isfinite(values)
+    np.testing.assert_array_equal(back[finite], values[finite])
+    assert np.isnan(back[~finite]).all() and "NaN" not in (tmp_path / METRICS).read_text()
+
+
+def test_eval_rows_are_means_over_episodes():
+    rows = eval_rows(500, (0, 1), (2,), EPISODES, "c")
+    assert rows[0] == {
+        "step": 500, "seed": 0, "task": 2, "success": 0.75, "return": -65.0, "length": 65.0,
+        "episodes": 4, "engine": "c",
+    }  # fmt: skip
+    assert rows[1]["seed"] == 1 and rows[1]["success"] == 0.0 and rows[1]["return"] == -200.0
+
+
+def test_eval_rows_name_each_seed_and_task():
+    shape = (2, 3, 1)
+    success = jnp.arange(6).reshape(shape) % 2 == 0
+    result = Episodes(success, jnp.arange(6.0).reshape(shape), jnp.ones(shape, jnp.int32))
+    rows = eval_rows(0, (7, 8), (1, 4, 5), result, "mjx")
+    assert [(r["seed"], r["task"], r["return"]) for r in rows] == [
+        (7, 1, 0.0), (7, 4, 1.0), (7, 5, 2.0), (8, 1, 3.0), (8, 4, 4.0), (8, 5, 5.0),
+    ]  # fmt: skip
+
+
+def write_steps(log: RunLog, steps: range) -> None:
+    for step in steps:
+        log.metrics(step, (0, 1), {"loss": np.float32([step / 7, step / 11])})
+        if step % 3 == 0:
+            log.evals(step, (0, 1), (2,), EPISODES, "c")
+
+
+def test_resume_cuts_what_the_checkpoint_does_not_cover(tmp_path: Path):
+    with RunLog(tmp_path / "whole") as log:
+        write_steps(log, range(20))
+    with RunLog(tmp_path / "cut") as log:
+        write_steps(log, range(8))
+        positions = log.sync()
+        write_steps(log, range(8, 13))  # lost work: the process is killed here
+    with open(tmp_path / "cut" / METRICS, "a") as file:
+        file.write('{"step": 13, "se')
+    with RunLog(tmp_path / "cut", positions) as log:
+        write_steps(log, range(8, 20))
+    for name in (METRICS, EVAL):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_resume_without_a_checkpoint_starts_empty(tmp_path: Path):
+    with RunLog(tmp_path) as log:
+        write_steps(log, range(5))
+    with RunLog(tmp_path, {}) as log:
+        assert log.sync() == {METRICS: 0, EVAL: 0}
+    assert not list(read_rows(tmp_path / METRICS))
+
+
+WRITER = """
+import os, pathlib, signal, sys, time
+import numpy as np
+from mac.run import record
+from mac.run.logger import RunLog
+
+folder, saved = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1], "saved.json")
+
+def write(last):
+    start, positions = record.read_json(saved) if saved.exists() else (0, {})
+    with RunLog(folder, positions) as log:
+        for step in range(start, last or 10**9):
+            log.metrics(step, range(3), {"loss": np.float32([step, step / 3, -step])})
+            if step % 50 == 49:
+                record.write_json(saved, [step + 1, log.sync()])
+
+for seconds in (0.05, 0.1, 0.17, 0.23, 0.31):
+    if not (child := os.fork()):
+        write(None)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+write(record.read_json(saved)[0] + 120)
+"""
+
+
+def test_killed_writer_neither_loses_nor_doubles_rows(tmp_path: Path):
+    subprocess.run([sys.executable, "-c", WRITER, str(tmp_path)], check=True, capture_output=True)
+    rows = [(row["step"], row["seed"]) for row in read_rows(tmp_path / METRICS)]
+    assert len(rows) > 3 * 120, "the kills must fall into the writing"
+    assert rows == [(step, seed) for step in range(len(rows) // 3) for seed in range(3)]
+
+
+def test_torn_last_line_is_skipped(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')
+    assert list(read_rows(path)) == [{"a": 1}]
+
+
+def test_broken_line_is_named(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2: not a JSON object"):
+        list(read_rows(path))
+
+
+def test_null_is_read_as_nan(tmp_path: Path):
+    with RunLog(tmp_path) as log:
+        log.metrics(1, (0,), {"x": np.float32([np.inf])})
+    (row,) = read_rows(tmp_path / METRICS)
+    assert math.isnan(row["x"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_a_user_error():
+    writer = JsonlWriter(Path("/dev/full"), 0)
+    with pytest.raises(UserError, match=r"cannot write /dev/full: No space left on device; free space"):
+        writer.write([{"a": 1}])
+    writer.close()
+
+
+def test_rows_that_did_not_fit_are_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    writer = JsonlWriter(tmp_path / "rows.jsonl")
+    writer.write([{"a": 1}])
+    whole = writer._file
+
+    class Full:
+        def write(self, data):
+            whole.write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(whole, name)
+
+    monkeypatch.setattr(writer, "_file", Full())
+    with pytest.raises(UserError, match="No space left"):
+        writer.write([{"a": 2}, {"a": 3}])
+    monkeypatch.setattr(writer, "_file", whole)
+    writer.write([{"a": 4}])
+    writer.close()
+    assert [row["a"] for row in read_rows(tmp_path / "rows.jsonl")] == [1, 4]
+
+
+def test_two_writers_of_one_file_are_refused(tmp_path: Path):
+    with RunLog(tmp_path), pytest.raises(UserError, match="being written by another process"):
+        RunLog(tmp_path, {})
+    RunLog(tmp_path, {}).close()
+
+
+@pytest.mark.parametrize(
+    ("content", "position", "message"),
+    [
+        ('{"a": 1}\n', None, "holds a run already: add --resume"),
+        ('{"a": 1}\n', 100, "has 9 bytes but its checkpoint was written at 100"),
+        ('{"a": 1}\n{"a": 2}\n', 5, "was edited after its checkpoint"),
+    ],
+)
+def test_files_that_do_not_fit_the_checkpoint_are_left_alone(tmp_path: Path, content, position, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        JsonlWriter(path, position)
+    assert path.read_text() == content
+
+
+def test_unwritable_folder_is_a_user_error(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        RunLog(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="cannot write"):
+        record.write_json(tmp_path / "file" / "config.json", {})
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path):
+    class Explodes:
+        def __str__(self):
+            raise RuntimeError
+
+    path = tmp_path / "config.json"
+    record.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError):
+        record.write_json(path, {"a": 2, "b": Explodes()})
+    assert record.read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_each_launch_is_recorded(tmp_path: Path):
+    record.record_launch(tmp_path, {"algo": "mac", "out": tmp_path})
+    record.record_launch(tmp_path, {"algo": "mac", "out": tmp_path}, resumed_from=500)
+    assert record.read_json(tmp_path / "config.json") == {"algo": "mac", "out": str(tmp_path)}
+    first, second = record.read_json(tmp_path / "run.json")["launches"]
+    assert (first["resumed_from"], second["resumed_from"]) == (None, 500)
+    assert first["versions"]["numpy"] == np.__version__
+    assert "missing" not in {first["versions"][name] for name in ("jax", "jaxlib", "mujoco", "mujoco-mjx")}
+    assert first["hardware"]["cores"] >= 1 and first["hardware"]["memory_gib"] > 0.1
+    assert set(first) >= {"started", "command", "git", "hardware"}
+
+
+def test_broken_record_is_a_user_error(tmp_path: Path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is not JSON"):
+        record.record_launch(tmp_path, {})
