@@ -1,0 +1,109 @@
+"""Environments by OGBench name."""
+
+import difflib
+import functools
+from typing import NamedTuple
+
+import jax
+
+from envs_mjx.assets import CUBE_COUNTS, build_scene
+from envs_mjx.base import AbstractEnv
+from envs_mjx.cube import CubeEnv
+from envs_mjx.engine import AbstractEngine
+from mac.errors import UserError
+
+DEFAULT_TASK = 2
+"""Task of `...-singletask-v0` names without a task number, as in OGBench's cube environments."""
+ENGINES = ("auto", "c", "mjx")
+_MODES = ("goal", "oracle", "single")
+
+
+class EnvName(NamedTuple):
+    """An environment name taken apart.
+
+    Attributes:
+        family: scene, such as `cube-single`.
+        dataset: name of the dataset, such as `cube-single-play-v0`.
+        mode: `single` (one task, with rewards), `goal` (goals are whole observations) or `oracle`
+            (goals are object positions).
+        task: 1-based task id in mode `single`, else None.
+    """
+
+    family: str
+    dataset: str
+    mode: str
+    task: int | None
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `make` accepts."""
+    return tuple(_table())
+
+
+def parse(name: str) -> EnvName:
+    """Takes an OGBench name apart.
+
+    Raises:
+        UserError: for an unknown name, with the closest known ones.
+    """
+    table = _table()
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=3, cutoff=0.4)
+        raise UserError(f"unknown environment {name!r}; did you mean {' or '.join(close) or next(iter(table))}?")
+    return table[name]
+
+
+def make(name: str, engine: str = "c") -> AbstractEnv:
+    """The environment called `name` on physics engine `engine`: `c` (MuJoCo on host threads), `mjx`
+    (JAX), or `auto` (`mjx` on an accelerator, `c` on CPU, where it is several times faster).
+
+    Raises:
+        UserError: for an unknown name or engine, or if ogbench's files are missing.
+    """
+    parsed = parse(name)
+    return CubeEnv(
+        name,
+        build_scene(parsed.family),
+        _engine(parsed.family, resolve_engine(engine)),
+        task=parsed.task,
+        oracle_goal=parsed.mode == "oracle",
+    )
+
+
+def resolve_engine(engine: str) -> str:
+    """`c` or `mjx`, with `auto` decided by the default device.
+
+    Raises:
+        UserError: for an unknown engine.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"unknown physics engine {engine!r}; choose {', '.join(ENGINES)}")
+    if engine == "auto":
+        return "c" if jax.default_backend() == "cpu" else "mjx"
+    return engine
+
+
+@functools.lru_cache(maxsize=None)
+def _engine(family: str, engine: str) -> AbstractEngine:
+    """One engine per scene, so that environments of a family share threads and compiled programs."""
+    scene = build_scene(family)
+    if engine == "mjx":
+        from envs_mjx.engine_mjx import MjxEngine  # imports MJX, which is slow and not always needed
+
+        return MjxEngine(scene)
+    from envs_mjx.engine_c import CEngine
+
+    return CEngine(scene)
+
+
+@functools.lru_cache(maxsize=None)
+def _table() -> dict[str, EnvName]:
+    table = {}
+    for family in CUBE_COUNTS:
+        dataset = f"{family}-play-v0"
+        table[dataset] = EnvName(family, dataset, "goal", None)
+        table[f"{family}-play-oraclerep-v0"] = EnvName(family, dataset, "oracle", None)
+        table[f"{family}-play-singletask-v0"] = EnvName(family, dataset, "single", DEFAULT_TASK)
+        for task in range(1, 6):
+            table[f"{family}-play-singletask-task{task}-v0"] = EnvName(family, dataset, "single", task)
+    return table
