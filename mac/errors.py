@@ -11,6 +11,9 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """Text of another library's error, shortened so that it fits within a `UserError`."""
+    """Text of another library's error for use within a `UserError`: one line of at most 200 characters.
+
+    Both ends of a longer text are kept, since the last words often are the system's own reason.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+    return text if len(text) <= 200 else f"{text[:75]} ... {text[-120:]}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -201,7 +202,29 @@ def test_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path):
     assert interrupted > 0  # otherwise the kills all missed the writing
 
 
-@pytest.mark.parametrize("where", ["state", "meta", "rename"])
+def test_full_disk_is_one_line_and_keeps_the_previous(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A real refusal by the system: files may not grow beyond 64 kB."""
+    noise = {"x": jax.random.normal(jax.random.key(0), (512, 512))}  # 1 MB that does not compress
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with CheckpointStore(tmp_path) as store:
+        store.save(5, {"x": jnp.ones(2)}, {})
+        store.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+        try:
+            store.save(6, noise, {})
+            with pytest.raises(UserError, match=r"File too large.* the one of step 5 is intact") as caught:
+                store.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "\n" not in str(caught.value)
+        assert caplog.records == []  # no traceback on the terminal either
+        assert [p.name for p in tmp_path.iterdir()] == ["000000005"]
+        store.save(6, noise, {})  # there is space again
+        store.wait()
+        np.testing.assert_array_equal(store.restore(noise).state["x"], noise["x"])
+
+
+@pytest.mark.parametrize("where", ["meta", "rename"])
 def test_failed_write_is_one_line_and_keeps_the_previous(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ):
@@ -212,11 +235,7 @@ def test_failed_write_is_one_line_and_keeps_the_previous(
         store.save(5, {"x": jnp.ones(2)}, {})
         store.wait()
         with monkeypatch.context() as patch:
-            if where == "state":
-                import orbax.checkpoint as ocp
-
-                patch.setattr(ocp.Checkpointer, "save", full)
-            elif where == "meta":
+            if where == "meta":
                 patch.setattr(Path, "write_text", full)
             else:
                 patch.setattr(os, "rename", full)

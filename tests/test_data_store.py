@@ -158,6 +158,15 @@ def test_damaged_store_is_named(tmp_path: Path, train: Path):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"store: damaged store .* delete this folder"):
         Store.open(tmp_path / "store")
+    # The source is still at hand, so `prepare` repairs it.
+    np.testing.assert_array_equal(prepare(train, tmp_path / "store", SPEC).train[0].obs, read(train).obs)
+
+
+@pytest.mark.parametrize("meta", ['{"format": 1}', '{"format": 1, "train": 3, "val": 0, "env": "x"}'])
+def test_damaged_description_of_a_store_is_named(tmp_path: Path, meta: str):
+    (tmp_path / "meta.json").write_text(meta)
+    with pytest.raises(UserError, match=r"damaged store .* delete this folder"):
+        Store.open(tmp_path)
 
 
 def test_store_of_another_format_is_converted_again(tmp_path: Path, train: Path):
@@ -243,16 +252,15 @@ def test_number_of_starts_per_thousand_transitions(chunk: int, count: int):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_starts_equal_the_rule_of_the_reference_sampler(seed: int):
-    """The reference works on compact flags: a start needs its chunk's end before the terminal pair."""
+def test_starts_are_the_rows_whose_chunk_and_end_meet_no_compact_terminal(seed: int):
+    """The reference knows episodes by compact flags, set on the last two rows of each."""
     rng = np.random.default_rng(seed)
     length = rng.integers(2, 30, size=rng.integers(1, 8))
     first = np.cumsum(length) - length
     chunk = int(rng.integers(1, 12))
-    want = []
-    for f, n in zip(first, length, strict=True):
-        transitions = n - 1  # states 0 ... T
-        want += [f + i for i in range((transitions - 1) - chunk) if i <= transitions - 2 - chunk]
+    rows = int(length.sum())
+    flagged = set((first + length - 1).tolist()) | set((first + length - 2).tolist())
+    want = [i for i in range(rows - chunk) if flagged.isdisjoint(range(i, i + chunk + 1))]
     np.testing.assert_array_equal(valid_starts(first, length, chunk), want)
 
 

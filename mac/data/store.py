@@ -73,7 +73,7 @@ class Store(NamedTuple):
         try:
             train = tuple(_open_split(path / name, rows) for name, rows in meta["train"].items())
             val = _open_split(path / "val", meta["val"]) if meta["val"] else None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: damaged store ({one_line(error)}); delete this folder, it is made again"
             ) from error
@@ -136,11 +136,11 @@ def prepare(train_npz: str | Path, store_dir: str | Path, spec: EnvSpec) -> Stor
     val = val_file(files[0])
     sources = [_fingerprint(p) for p in (*files, val) if p.exists()]
     wanted = {"format": FORMAT, "env": spec.name, "sources": sources}
-    if _is_current(store_dir, wanted):
-        return Store.open(store_dir)
+    if current := _open_current(store_dir, wanted):
+        return current
     with _writing_to(store_dir), _lock(store_dir):
         # Another process may have converted while this one waited for the lock.
-        if not _is_current(store_dir, wanted):
+        if not _open_current(store_dir, wanted):
             _check_space(files, val, store_dir)
             _convert(files, val if val.exists() else None, store_dir, spec, wanted)
     return Store.open(store_dir)
@@ -214,9 +214,14 @@ def _read_meta(path: Path) -> dict | None:
     return meta if isinstance(meta, dict) and meta.get("format") == FORMAT else None
 
 
-def _is_current(path: Path, wanted: dict) -> bool:
+def _open_current(path: Path, wanted: dict) -> Store | None:
+    """The store, if there is one that matches and is whole; a damaged one is converted again."""
     meta = _read_meta(path)
-    return meta is not None and all(meta.get(key) == value for key, value in wanted.items())
+    if meta is None or any(meta.get(key) != value for key, value in wanted.items()):
+        return None
+    with contextlib.suppress(UserError):
+        return Store.open(path)
+    return None
 
 
 def _check_space(files: Sequence[Path], val: Path, store_dir: Path) -> None:

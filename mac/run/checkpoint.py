@@ -8,11 +8,13 @@ killed at any moment leaves the last complete one as it was. What it was writing
 next process that opens the folder to write. Only one process may write to a folder.
 """
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,7 +176,7 @@ class CheckpointStore:
         new.mkdir()
         try:
             filled = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty ones
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                 writer.save(new / "state", args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
             header = {"format": FORMAT, "step": step, "meta": json.loads(meta), "arrays": _describe(arrays)}
             (new / "meta.json").write_text(json.dumps(header))
@@ -220,7 +222,7 @@ class CheckpointStore:
         }
         filled = {name: array for name, array in arrays.items() if array.size}
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
                 arrays |= reader.restore(path / "state", args=ocp.args.StandardRestore(filled))  # pyright: ignore[reportCallIssue]
         except Exception as error:  # whatever damage makes of the format: Orbax promises no type
             raise self._damaged(path, header["step"], error) from error
@@ -233,6 +235,18 @@ class CheckpointStore:
         before = [s for s in self.steps() if s < step]
         then = f"continue from step {before[-1]}" if before else "start again"
         return UserError(f"{path}: damaged checkpoint ({one_line(error)}); delete this folder to {then}")
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Orbax logs with a traceback what it then raises; the user gets one line, ours."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _named(tree: Any) -> dict[str, Any]:
