@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mac.errors import UserError
+from mac.errors import UserError, one_line
 from mac.types import Episodes
 
 METRICS = "metrics.jsonl"
@@ -120,7 +120,7 @@ class JsonlWriter:
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(
-            f"cannot write {self.path}: {error.strerror or error}; free space or set rights, then --resume"
+            f"cannot write {self.path}: {error.strerror or one_line(error)}; free space or set rights, then --resume"
         )
 
 
@@ -227,7 +227,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     for number, line in enumerate(text.split(b"\n")[:-1], start=1):
         try:
             row = json.loads(line)

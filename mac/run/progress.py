@@ -123,7 +123,8 @@ class _Plain(Progress):
 
     def _changed(self, important: bool = False) -> None:
         finished = self.meter.done >= self.meter.total
-        if not (important or finished or self.meter.elapsed() >= self._next) or self.doing:
+        due = not self.doing and (finished or self.meter.elapsed() >= self._next)
+        if not (important or due):
             return
         self._next = self.meter.elapsed() + self._every
         if important and self.scores:

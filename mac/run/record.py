@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import jax
 
-from mac.errors import UserError
+from mac.errors import UserError, one_line
 
 PACKAGES = (
     "mac-jax", "jax", "jaxlib", "numpy", "equinox", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx",
@@ -41,7 +41,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        reason = error.strerror or error
+        reason = error.strerror or one_line(error)
         raise UserError(f"cannot write {path}: {reason}; free space or set rights") from error
     finally:
         with contextlib.suppress(OSError):
@@ -63,7 +63,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); restore it or delete it") from error
 
