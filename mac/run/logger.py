@@ -119,9 +119,8 @@ class JsonlWriter:
             self._file.truncate(self.position)
 
     def _failure(self, error: OSError) -> UserError:
-        return UserError(
-            f"cannot write {self.path}: {error.strerror or one_line(error)}; free space or set rights, then --resume"
-        )
+        reason = error.strerror or one_line(error)
+        return UserError(f"cannot write {self.path}: {reason}; free space or set rights, then --resume")
 
 
 def _lock(descriptor: int, path: Path) -> None:
