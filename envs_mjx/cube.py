@@ -1,8 +1,8 @@
 """OGBench's cube manipulation environments as pure functions over a physics engine.
 
 Layout of an observation (D = 19 + 9 * cubes): arm joint angles (6, rad), their velocities (6,
-rad/s), pinch position ((xyz - centre) * 10), cos and sin of its yaw, gripper closing * 3, finger
-contact in [0, 1]; then for each cube its position ((xyz - centre) * 10), quaternion wxyz, cos and
+rad/s), pinch position ((xyz - centre) * 10), cos and sin of its yaw, gripper opening * 3 (0 is
+open), finger contact in [0, 1]; then for each cube its position ((xyz - centre) * 10), quaternion wxyz, cos and
 sin of its yaw. Actions are normalised: see `arm.ACTION_SCALE`.
 
 Source: Park et al. 2025, "OGBench", and the behaviour of ogbench 1.2.
@@ -42,14 +42,15 @@ CUBE_REST_Z = 0.02
 class Readings(NamedTuple):
     """What a scripted expert sees: metres and radians, world frame.
 
-    `gripper` is the closing of the fingers in [0, 1], `contact` the finger's touch in [0, 1]. The
-    pinch pose is one substep older than the cubes', as in OGBench.
+    The effector is the pinch point between the finger tips; its pose is one substep older than the
+    cubes', as in OGBench. `gripper_opening` is OGBench's word for a number that is 0 with the fingers
+    open and 1 with them closed; `gripper_contact` is the right finger's contact force, in [0, 1].
     """
 
-    pinch_pos: Float[Array, " 3"]
-    pinch_yaw: Float[Array, ""]
-    gripper: Float[Array, ""]
-    contact: Float[Array, ""]
+    effector_pos: Float[Array, " 3"]
+    effector_yaw: Float[Array, ""]
+    gripper_opening: Float[Array, ""]
+    gripper_contact: Float[Array, ""]
     cube_pos: Float[Array, "cubes 3"]
     cube_quat: Float[Array, "cubes 4"]
     cube_yaw: Float[Array, " cubes"]
@@ -178,10 +179,10 @@ class CubeEnv(AbstractEnv):
         """Physical quantities of the scene, not normalised."""
         cubes = physics.qpos[self.scene.cube_qpos[:, None] + np.arange(7)]
         return Readings(
-            pinch_pos=physics.site_pos[0],
-            pinch_yaw=yaw_of_mat(physics.site_mat[0]),
-            gripper=arms.gripper_opening(self.scene, physics.qpos),
-            contact=jnp.clip(jnp.linalg.norm(physics.touch) / CONTACT_SCALE, 0.0, 1.0),
+            effector_pos=physics.site_pos[0],
+            effector_yaw=yaw_of_mat(physics.site_mat[0]),
+            gripper_opening=arms.gripper_opening(self.scene, physics.qpos),
+            gripper_contact=jnp.clip(jnp.linalg.norm(physics.touch) / CONTACT_SCALE, 0.0, 1.0),
             cube_pos=cubes[:, :3],
             cube_quat=cubes[:, 3:],
             cube_yaw=jax.vmap(yaw_of_quat)(cubes[:, 3:]),
@@ -193,9 +194,9 @@ class CubeEnv(AbstractEnv):
         robot = [
             physics.qpos[self.scene.arm_qpos],
             physics.qvel[self.scene.arm_dof],
-            _scaled(seen.pinch_pos),
-            jnp.stack([jnp.cos(seen.pinch_yaw), jnp.sin(seen.pinch_yaw)]),
-            jnp.stack([seen.gripper * GRIPPER_SCALE, seen.contact]),
+            _scaled(seen.effector_pos),
+            jnp.stack([jnp.cos(seen.effector_yaw), jnp.sin(seen.effector_yaw)]),
+            jnp.stack([seen.gripper_opening * GRIPPER_SCALE, seen.gripper_contact]),
         ]
         turn = jnp.stack([jnp.cos(seen.cube_yaw), jnp.sin(seen.cube_yaw)], axis=1)
         cubes = jnp.concatenate([_scaled(seen.cube_pos), seen.cube_quat, turn], axis=1)
