@@ -1,0 +1,20 @@
+"""Every algorithm by the name that `--algo` takes: its hyperparameters' class and its own."""
+
+from typing import Any, NamedTuple
+
+from mac.algorithm import AbstractAlgorithm
+from mac.mac import MAC
+from mac.mac import Config as MACConfig
+
+
+class Entry(NamedTuple):
+    """One algorithm: `algorithm(config(...), env_spec)` builds it."""
+
+    config: type[Any]
+    algorithm: type[AbstractAlgorithm]
+    title: str
+
+
+REGISTRY: dict[str, Entry] = {
+    "mac": Entry(MACConfig, MAC, "MAC (Park et al. 2025)"),
+}

@@ -1,0 +1,134 @@
+"""What a run will cost, before it starts: sizes, memory, time."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from mac.algorithm import AbstractAlgorithm
+from mac.data.sampler import sample
+from mac.run.flops import product_flops
+from mac.run.meter import duration
+from mac.run.record import cores
+from mac.types import EnvSpec, Window
+
+# Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
+COLLECT_RATE = 500.0  # rows per second and core of the scripted expert
+EVAL_RATE = 600.0  # control steps per second and core, policy included
+TRAIN_SHARE = 0.5  # share of the measured matrix-product rate that training reaches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run. Bytes are of the device, for all seeds."""
+
+    params: dict[str, int]
+    flops: int
+    state_bytes: int
+    window_bytes: int
+    scratch_bytes: int
+
+    @property
+    def memory(self) -> int:
+        """Device memory at the peak, estimated."""
+        return self.state_bytes + self.window_bytes + self.scratch_bytes
+
+
+def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> Plan:
+    """Sizes of a run, from shapes alone: nothing is computed and no data is read."""
+    f32, i32 = jnp.float32, jnp.int32
+
+    def shape(*axes: int, dtype: Any = f32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(axes, dtype)
+
+    window = Window(
+        obs=shape(rows, spec.obs_dim),
+        action=shape(rows, spec.action_dim),
+        reward=shape(rows),
+        mask=shape(rows),
+        starts=shape(rows, dtype=i32),
+        n_starts=shape(dtype=i32),
+    )
+    key = jax.eval_shape(lambda: jr.key(0))
+    state = jax.eval_shape(algo.init, key)
+
+    def update(window: Window, state: Any, key: Any) -> Any:
+        return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), i32), key)
+
+    memory = jax.jit(update).lower(window, state, key).compile().memory_analysis()
+    scratch = int(getattr(memory, "temp_size_in_bytes", 0))
+    # On an accelerator the seeds run together, on a CPU one after the other on each core.
+    together = seeds if jax.default_backend() != "cpu" else min(seeds, len(jax.local_devices()))
+    return Plan(
+        params={name: _size(net) for name, net in vars(state.nets).items()},
+        flops=product_flops(update, window, state, key),
+        state_bytes=seeds * _bytes(state),
+        window_bytes=_bytes(window) * (len(jax.local_devices()) if seeds > 1 else 1),
+        scratch_bytes=together * scratch,
+    )
+
+
+def product_rate(width: int = 256, seconds: float = 0.3) -> float:
+    """This machine's rate of float32 matrix products, operations per second, all cores."""
+    x = jnp.ones((2048, width))
+    w = jnp.full((width, width), 1.0 / width)
+    turn = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x @ w, None), x, length=20)[0])
+    turn(x).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        turn(x).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 20 * 2 * x.size * width / best
+
+
+def seconds_to_train(plan: Plan, updates: int) -> float:
+    """Estimate for `updates` seed-updates on this machine."""
+    return updates * plan.flops / (TRAIN_SHARE * product_rate())
+
+
+def seconds_to_collect(rows: int) -> float:
+    """Estimate for generating `rows` rows (validation rows included) on all cores."""
+    return rows / (COLLECT_RATE * cores())
+
+
+def seconds_to_evaluate(evaluations: int, episodes: int, spec: EnvSpec) -> float:
+    """Estimate for evaluations of `episodes` episodes each, all of them going to the time limit."""
+    return evaluations * episodes * spec.max_steps / (EVAL_RATE * cores())
+
+
+def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> list[str]:
+    """Lines for `--dry-run`."""
+    batch = algo.sample
+    params = ", ".join(f"{name} {count:,}" for name, count in plan.params.items())
+    return [
+        f"shapes       observation {spec.obs_dim}, action {spec.action_dim}, chunk {batch.chunk} x {spec.action_dim}, "
+        f"batch {batch.batch}, seeds {seeds}, data {rows:,} x {spec.obs_dim + spec.action_dim}",
+        f"parameters   {sum(plan.params.values()):,} per seed ({params})",
+        f"arithmetic   {plan.flops / 1e9:.3g} GFLOP per update and seed (matrix products)",
+        f"memory       {_mega(plan.memory)}: data {_mega(plan.window_bytes)}, networks and optimiser "
+        f"{_mega(plan.state_bytes)}, scratch {_mega(plan.scratch_bytes)}",
+    ]
+
+
+def describe_time(parts: dict[str, float]) -> str:
+    """One line: the total, and the parts that are not negligible."""
+    total = sum(parts.values())
+    shown = ", ".join(f"{name} {duration(s)}" for name, s in parts.items() if s >= 1)
+    return f"about {duration(total)} ({shown})"
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _mega(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
