@@ -156,21 +156,24 @@ def flange_kinematics(
 ) -> tuple[Float[Array, " 3"], Float[Array, " 4"], Float[Array, "6 6"]]:
     """Flange position, quaternion, and the Jacobian (rows: 3 of translation, then 3 of rotation)."""
     dtype = joints.dtype
-    pos, quat = jnp.zeros(3, dtype), jnp.asarray([1.0, 0.0, 0.0, 0.0], dtype)
-    anchors, axes = [], []
-    for i in range(6):
-        pos = pos + rotate(quat, jnp.asarray(arm.pos[i], dtype))
-        quat = quat_mul(quat, jnp.asarray(arm.quat[i], dtype))
-        anchors.append(pos)
-        axes.append(rotate(quat, jnp.asarray(arm.axis[i], dtype)))
-        half = joints[i] / 2
-        quat = quat_mul(quat, jnp.concatenate([jnp.cos(half)[None], jnp.sin(half) * jnp.asarray(arm.axis[i], dtype)]))
-        pos, quat = jax.lax.optimization_barrier((pos, quat))
+
+    def link(frame, joint):
+        pos, quat = frame
+        offset, turn, axis, angle = joint
+        pos = pos + rotate(quat, offset)
+        quat = quat_mul(quat, turn)
+        spin = jnp.concatenate([jnp.cos(angle / 2)[None], jnp.sin(angle / 2) * axis])
+        return (pos, quat_mul(quat, spin)), (pos, rotate(quat, axis))
+
+    # A scan, not a Python loop: XLA on CPU fuses an unrolled chain so that every link recomputes all
+    # links before it, which costs seconds per call for a batch.
+    chain = [jnp.asarray(x, dtype) for x in (arm.pos, arm.quat, arm.axis)]
+    world = jnp.zeros(3, dtype), jnp.asarray([1.0, 0.0, 0.0, 0.0], dtype)
+    (pos, quat), (anchors, axes) = jax.lax.scan(link, world, (*chain, joints))
     pos = pos + rotate(quat, jnp.asarray(arm.flange_pos, dtype))
     quat = quat_mul(quat, jnp.asarray(arm.flange_quat, dtype))
-    axis = jnp.stack(axes)
-    lever = jnp.cross(axis, pos - jnp.stack(anchors))
-    return pos, quat, jnp.concatenate([lever, axis], axis=1).T
+    levers = jnp.cross(axes, pos - anchors)
+    return pos, quat, jnp.concatenate([levers, axes], axis=1).T
 
 
 def minimum_norm_solution(jacobian: Float[Array, "6 6"], rhs: Float[Array, " 6"]) -> Float[Array, " 6"]:
@@ -180,14 +183,17 @@ def minimum_norm_solution(jacobian: Float[Array, "6 6"], rhs: Float[Array, " 6"]
     float32 could not afford. Written out so that a batch is a handful of fused loops rather than
     calls of a linear algebra library, one per environment.
     """
-    basis, x = [], jnp.zeros_like(rhs)
-    for i in range(6):
-        row, value = jacobian[i], rhs[i]
-        for q in basis:
-            row = row - jnp.sum(q * row) * q
-        # What is left of the row must supply what the earlier rows' solution does not.
-        value = value - jnp.sum(jacobian[i] * x)
-        square = jnp.sum(row * row) + IK_DAMPING
-        x, q = jax.lax.optimization_barrier((x + row * (value / square), row / jnp.sqrt(square)))
-        basis.append(q)
-    return x
+
+    def add_row(carry, equation):
+        basis, x = carry
+        i, row, value = equation
+        left = row
+        for _ in range(2):  # once more, because one pass loses orthogonality to rounding
+            along = jnp.sum(basis * left, axis=1)
+            left = left - jnp.sum(basis * along[:, None], axis=0)
+        square = jnp.sum(left * left) + IK_DAMPING
+        x = x + left * ((value - jnp.sum(row * x)) / square)
+        return (basis.at[i].set(left / jnp.sqrt(square)), x), None
+
+    empty = jnp.zeros_like(jacobian), jnp.zeros_like(rhs)
+    return jax.lax.scan(add_row, empty, (jnp.arange(6), jacobian, rhs))[0][1]
