@@ -8,7 +8,7 @@ from mac.mac import Config as MACConfig
 
 
 class Entry(NamedTuple):
-    """One algorithm: `algorithm(config(...), env_spec)` builds it."""
+    """One algorithm: `algorithm(config(...), env_spec, steps)` builds it for a run of so many updates."""
 
     config: type[Any]
     algorithm: type[AbstractAlgorithm]

@@ -29,7 +29,7 @@ from mac.run.table import results_table
 from mac.run.train import Job, Outcome, train
 
 MAY_DIFFER = ("steps", "preset", "run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")
-MAY_DIFFER += ("eval.episodes", "eval.engine", "data.path", "data.dir", "data.rows", "data.seed")
+MAY_DIFFER += ("eval.episodes", "eval.engine", "data.path", "data.dir")
 PICTURE = "learning_curve.png"
 
 
@@ -51,7 +51,7 @@ def run(settings: Settings[Any], reason: str) -> int:
     entry = REGISTRY[settings.algo]
     engine = resolve_engine(settings.eval.engine)
     env = make(settings.env, engine)
-    algo = entry.algorithm(settings.hp, env.spec)
+    algo = entry.algorithm(settings.hp, env.spec, settings.steps)
     source, found = dataset.locate(settings.data, settings.env)
     folder = settings.out or default_folder(settings)
     sizes = plan.make_plan(algo, env.spec, settings.data.rows, settings.seeds)
@@ -139,7 +139,8 @@ def make_job(settings: Settings[Any], algo: Any, env: Any, engine: str, store: S
         run=settings.run,
         engine=engine,
         config=settings.plain(),
-        may_differ=MAY_DIFFER,
+        # A learning rate that cools down is a function of the run's length.
+        may_differ=MAY_DIFFER[settings.hp.cooldown > 0 :],
     )
 
 

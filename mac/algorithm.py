@@ -54,10 +54,18 @@ def polyak(target: Any, online: Any, rate: float) -> Any:
     return jax.tree.map(lambda t, o: (1 - rate) * t + rate * o, target, online)
 
 
+def cooling(lr: float, steps: int, share: float) -> optax.Schedule:
+    """Constant `lr`, which falls linearly to 0 over the last `share` of `steps` updates."""
+    fall = max(round(share * steps), 1)
+    return optax.linear_schedule(lr, 0.0, fall, transition_begin=steps - fall)
+
+
 class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
     """An algorithm that is one loss: one joint gradient step of Adam, then slow targets."""
 
     lr: eqx.AbstractVar[float]
+    cooldown: eqx.AbstractVar[float]
+    steps: eqx.AbstractVar[int]
     tau_ema: eqx.AbstractVar[float]
 
     @abc.abstractmethod
@@ -69,7 +77,9 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
         """The part of `nets` that has a slow copy."""
 
     @abc.abstractmethod
-    def loss(self, nets: Nets, target: Any, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, nets: Nets, target: Any, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The sum of all losses on one batch, and what to log."""
 
     def init(self, key: Key[Array, ""]) -> TrainState:
@@ -88,4 +98,4 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
         return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics
 
     def optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.lr)
+        return optax.adam(cooling(self.lr, self.steps, self.cooldown) if self.cooldown else self.lr)

@@ -14,10 +14,10 @@ the released code also trains a termination network here, on labels that are alw
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.lax import stop_gradient as sg
@@ -43,6 +43,8 @@ class Config:
     """width of each hidden layer, of every network"""
     lr: float = 3e-4
     """learning rate of Adam"""
+    cooldown: float = 0.0
+    """share of the run, at its end, over which the learning rate falls linearly to 0; in [0, 1]"""
     discount: float = 0.999
     """discount factor γ per environment step, in (0, 1)"""
     tau_ema: float = 0.005
@@ -78,6 +80,8 @@ class Config:
             raise UserError(f"--hp.lam={self.lam}: must be in [0, 1]")
         if not 0 < self.tau_ema <= 1:
             raise UserError(f"--hp.tau-ema={self.tau_ema}: must be in (0, 1]")
+        if not 0 <= self.cooldown <= 1:
+            raise UserError(f"--hp.cooldown={self.cooldown}: must be in [0, 1]")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"--hp.lr={self.lr}: must be positive and finite")
 
@@ -100,12 +104,18 @@ class MAC(AbstractLossAlgorithm[Nets]):
     env: EnvSpec = eqx.field(static=True)
     sample: SampleSpec = eqx.field(static=True)
     lr: float = eqx.field(static=True)
+    cooldown: float = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
     tau_ema: float = eqx.field(static=True)
 
-    def __init__(self, cfg: Config, env: EnvSpec):
+    def __init__(self, cfg: Config, env: EnvSpec, steps: int = 0):
+        """`steps`, the length of the run in updates, matters only if the learning rate cools down."""
+        if cfg.cooldown and steps < 1:
+            raise UserError(f"steps={steps}: --hp.cooldown={cfg.cooldown} needs the length of the run")
         self.cfg, self.env = cfg, env
         self.sample = SampleSpec(cfg.batch, cfg.chunk)
-        self.lr, self.tau_ema = cfg.lr, cfg.tau_ema
+        self.lr, self.cooldown, self.tau_ema = cfg.lr, cfg.cooldown, cfg.tau_ema
+        self.steps = steps if cfg.cooldown else 0
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         obs, chunk, hidden = self.env.obs_dim, self.cfg.chunk * self.env.action_dim, self.cfg.hidden
@@ -122,7 +132,9 @@ class MAC(AbstractLossAlgorithm[Nets]):
     def targeted(self, nets: Nets) -> MLP:
         return nets.v
 
-    def loss(self, nets: Nets, target: MLP, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, nets: Nets, target: MLP, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
         k_flow, k_distil, k_roll = jr.split(key, 3)
         cfg, discount = self.cfg, self.cfg.discount**self.cfg.chunk
         s, a = batch.obs, batch.actions.reshape(len(batch.actions), -1)
@@ -140,15 +152,13 @@ class MAC(AbstractLossAlgorithm[Nets]):
 
         # 3. Imagine, choosing each chunk by Q (eq. 4), and expand V over the rollout (eq. 10).
         frozen = sg(nets)
-        tau = imagine(
-            lambda s, k: propose(frozen, s, cfg.candidates, k), lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll
-        )
+        policy = partial(propose, frozen, n=cfg.candidates)
+        tau = imagine(policy, lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll)
         reward = scalar(frozen.reward, tau.obs, tau.action)
         # At λ = 1 only the last state's value enters, so only that one is evaluated.
         next_value = scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs)
-        ret = lambda_return(
-            reward, jnp.ones_like(reward), jnp.broadcast_to(next_value, reward.shape), discount=discount, lam=cfg.lam
-        )
+        next_value, mask = jnp.broadcast_to(next_value, reward.shape), jnp.ones_like(reward)
+        ret = lambda_return(reward, mask, next_value, discount=discount, lam=cfg.lam)
         v = scalar(nets.v, tau.obs)
         value_loss = mse(v, sg(ret))
 
@@ -164,15 +174,15 @@ class MAC(AbstractLossAlgorithm[Nets]):
             "value/loss": value_loss,
             "critic/loss": critic_loss,
         }
-        extra = {"value/v_mean": jnp.mean(v), "critic/q_mean": jnp.mean(q), "imagined/reward": jnp.mean(reward)}
-        return sum(losses.values(), jnp.zeros(())), losses | extra
+        means = {"value/v_mean": v, "critic/q_mean": q, "imagined/reward": reward}
+        return sum(losses.values(), jnp.zeros(())), losses | {k: jnp.mean(x) for k, x in means.items()}
 
     def act(self, state: TrainState, obs: Float[Array, "E D"], key: Key[Array, ""]) -> Float[Array, "E n A"]:
-        chunk = propose(state.nets, obs, self.cfg.candidates_test, key)
+        chunk = propose(state.nets, obs, key, n=self.cfg.candidates_test)
         return chunk.reshape(len(obs), self.cfg.chunk, -1)[:, : self.cfg.execute]
 
 
-def propose(nets: Nets, s: Float[Array, "B D"], n: int, key: Key[Array, ""]) -> Float[Array, "B A"]:
+def propose(nets: Nets, s: Float[Array, "B D"], key: Key[Array, ""], *, n: int) -> Float[Array, "B A"]:
     """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1]."""
     width = nets.policy.in_sizes[1]
     chunks = jnp.clip(nets.policy(s, jr.normal(key, (n, len(s), width))), -1, 1)
