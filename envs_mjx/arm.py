@@ -172,7 +172,7 @@ def flange_kinematics(
     (pos, quat), (anchors, axes) = jax.lax.scan(link, world, (*chain, joints))
     pos = pos + rotate(quat, jnp.asarray(arm.flange_pos, dtype))
     quat = quat_mul(quat, jnp.asarray(arm.flange_quat, dtype))
-    levers = jnp.cross(axes, pos - anchors)
+    levers = jnp.cross(axes, pos[None] - anchors)
     return pos, quat, jnp.concatenate([levers, axes], axis=1).T
 
 
@@ -189,7 +189,7 @@ def minimum_norm_solution(jacobian: Float[Array, "6 6"], rhs: Float[Array, " 6"]
         i, row, value = equation
         left = row
         for _ in range(2):  # once more, because one pass loses orthogonality to rounding
-            along = jnp.sum(basis * left, axis=1)
+            along = jnp.sum(basis * left[None], axis=1)
             left = left - jnp.sum(basis * along[:, None], axis=0)
         square = jnp.sum(left * left) + IK_DAMPING
         x = x + left * ((value - jnp.sum(row * x)) / square)

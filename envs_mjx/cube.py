@@ -125,7 +125,7 @@ class CubeEnv(AbstractEnv):
             placed = self._placed(state.physics, state.target)
             # A start that happens to solve the task is not reported: OGBench clears success on reset.
             success = jnp.all(placed) & (state.t > 0)
-            reward = jnp.sum(placed) - float(self.scene.cubes)
+            reward = jnp.sum(placed.astype(jnp.float32)) - self.scene.cubes
         else:
             success = jnp.all(self._placed(physics, state.target))
             reward = success.astype(jnp.float32)
@@ -236,4 +236,4 @@ class CubeEnv(AbstractEnv):
 
 
 def _scaled(pos: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
-    return (pos - jnp.asarray(CENTER)) * POSITION_SCALE
+    return (pos - jnp.broadcast_to(jnp.asarray(CENTER), pos.shape)) * POSITION_SCALE
