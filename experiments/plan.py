@@ -1,6 +1,7 @@
 """What a run will cost, before it starts: sizes, memory, time."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
 
 from mac.algorithm import AbstractAlgorithm
 from mac.data.sampler import sample
 from mac.run.flops import product_flops
 from mac.run.meter import duration
 from mac.run.record import cores
+from mac.run.segment import ALL, SEED, place, seed_mesh
 from mac.types import EnvSpec, Window
 
 # Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
@@ -72,18 +76,27 @@ def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> 
     )
 
 
+def product_chain(width: int, rows: int, mesh: Mesh) -> tuple[Callable[[], Array], int]:
+    """A call that multiplies [rows, width] by [width, width] many times on each device of `mesh`, and
+    its number of operations in all.
+    """
+    length, devices = 20, mesh.size
+    x = place(mesh, jnp.ones((devices * rows, width)), SEED)
+    w = place(mesh, jnp.full((width, width), 1.0 / width), ALL)
+    chain = jax.jit(lambda x, w: jax.lax.scan(lambda x, _: (x @ w, None), x, length=length)[0])
+    chain(x, w).block_until_ready()
+    return lambda: chain(x, w), length * 2 * x.size * width
+
+
 def product_rate(width: int = 256, seconds: float = 0.3) -> float:
     """This machine's rate of float32 matrix products, operations per second, all cores."""
-    x = jnp.ones((2048, width))
-    w = jnp.full((width, width), 1.0 / width)
-    turn = jax.jit(lambda x: jax.lax.scan(lambda x, _: (x @ w, None), x, length=20)[0])
-    turn(x).block_until_ready()
+    chain, work = product_chain(width, 2048, seed_mesh(1))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = time.perf_counter()
-        turn(x).block_until_ready()
+        chain().block_until_ready()
         best = min(best, time.perf_counter() - began)
-    return 20 * 2 * x.size * width / best
+    return work / best
 
 
 def seconds_to_train(plan: Plan, updates: int) -> float:

@@ -1,0 +1,161 @@
+"""What `bench.py` compares: our compiled segment, the usual loop, and bare matrix products.
+
+Each contender is a turn that does a known number of operations (those of matrix products), so all
+of them are timed alike and compared as operations per second.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from experiments.plan import product_chain
+from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.data.sampler import sample
+from mac.run import segment as loop
+from mac.run.flops import product_flops
+from mac.types import Batch, EnvSpec, Metrics, Window
+
+EPISODE_ROWS = 1001
+
+
+class Contender(NamedTuple):
+    """`turn` starts `work` operations and returns what to wait for; compiling it took `compile_s`."""
+
+    turn: Callable[[], Any]
+    work: float
+    compile_s: float = 0.0
+
+    def times(self, n: int) -> "Contender":
+        """A contender whose turn is `n` turns of this one, one after the other."""
+        return Contender(lambda: [self.turn() for _ in range(n)][-1], n * self.work, self.compile_s)
+
+
+class Timing(NamedTuple):
+    """Operations per second, and processor time over wall time: the cores that the machine granted."""
+
+    speed: float
+    cores: float
+
+
+def time_turn(contender: Contender) -> Timing:
+    """Runs one turn to its end."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    jax.block_until_ready(contender.turn())
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return Timing(contender.work / wall, cpu / wall)
+
+
+def take_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, list[Timing]]:
+    """Timings of each contender, `rounds` of them, taken in turns: A B C A B C ..."""
+    taken: dict[str, list[Timing]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            taken[name].append(time_turn(contender))
+    return taken
+
+
+def random_window(spec: EnvSpec, rows: int, chunk: int, seed: int = 0) -> Window:
+    """Uniform random data with the shapes of `spec`, in episodes of 1001 rows; a tenth solves the task."""
+    rng = np.random.default_rng(seed)
+    row = np.arange(rows)
+    starts = row[(row % EPISODE_ROWS < EPISODE_ROWS - chunk - 1) & (row < rows - chunk)]
+    solved = rng.random(rows) < 0.1
+    return Window(
+        obs=jnp.asarray(rng.uniform(-1, 1, (rows, spec.obs_dim)), jnp.float32),
+        action=jnp.asarray(rng.uniform(-1, 1, (rows, spec.action_dim)), jnp.float32),
+        reward=jnp.asarray(solved - 1.0, jnp.float32),
+        mask=jnp.asarray(~solved, jnp.float32),
+        starts=jnp.asarray(starts, jnp.int32),
+        n_starts=jnp.asarray(len(starts), jnp.int32),
+    )
+
+
+def update_flops(algo: AbstractAlgorithm, window: Window) -> int:
+    """Operations of all matrix products in one update of one seed."""
+
+    def update(window: Window, state: TrainState, key: Key[Array, ""]) -> Any:
+        return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
+
+    key = jax.eval_shape(lambda: jr.key(0))
+    return product_flops(update, window, jax.eval_shape(algo.init, key), key)
+
+
+def segment(algo: AbstractAlgorithm, mesh: Mesh, window: Window, seeds: int, updates: int) -> Contender:
+    """Our training: one compiled call of `updates` updates of all seeds."""
+    keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
+    steps = loop.place(mesh, np.arange(updates, dtype=np.int32), loop.ALL)
+    placed = loop.place(mesh, window, loop.ALL)
+    state = loop.init(algo, mesh, keys)
+    began = time.perf_counter()
+    run = loop.segment.lower(algo, mesh, placed, keys, steps, state).compile()
+    compile_s = time.perf_counter() - began
+
+    def turn() -> Any:
+        nonlocal state
+        state, metrics = run(placed, keys, steps, state)
+        return state, metrics
+
+    return Contender(turn, updates * seeds * update_flops(algo, window), compile_s)
+
+
+def plain_loop(algo: AbstractAlgorithm, window: Window, seeds: int, updates: int) -> Contender:
+    """The usual training: seeds in turn, batches drawn with NumPy, one jitted update per call.
+
+    The network code is the same, so the difference is the loop's: calls, transfers, and how the
+    seeds share the cores. Calls are asynchronous, so the host draws while the device computes.
+    """
+    host, batch, chunk = HostData(window), algo.sample.batch, algo.sample.chunk
+    rng = np.random.default_rng(0)
+    keys = [jr.key(seed) for seed in range(seeds)]
+    states = [jax.jit(algo.init)(key) for key in keys]
+
+    def update(
+        state: TrainState, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        return algo.update(state, batch, step, jr.fold_in(key, step))
+
+    began = time.perf_counter()
+    run = jax.jit(update).lower(states[0], host.draw(rng, batch, chunk), np.int32(0), keys[0]).compile()
+    compile_s = time.perf_counter() - began
+
+    def turn() -> Any:
+        for seed in range(seeds):
+            for step in range(updates):
+                states[seed], _ = run(states[seed], host.draw(rng, batch, chunk), np.int32(step), keys[seed])
+        return states
+
+    return Contender(turn, updates * seeds * update_flops(algo, window), compile_s)
+
+
+class HostData:
+    """A window's rows in host memory, for sampling with NumPy's fancy indexing."""
+
+    def __init__(self, window: Window):
+        self.obs, self.action, self.reward, self.mask = (
+            np.asarray(x) for x in (window.obs, window.action, window.reward, window.mask)
+        )
+        self.starts = np.asarray(window.starts)[: int(window.n_starts)]
+
+    def draw(self, rng: np.random.Generator, batch: int, chunk: int) -> Batch:
+        """A batch like `mac.data.sampler.sample`'s, as NumPy arrays."""
+        start = self.starts[rng.integers(len(self.starts), size=batch)]
+        rows = start[:, None] + np.arange(chunk)
+        return Batch(
+            obs=self.obs[start],
+            actions=self.action[rows],
+            next_obs=self.obs[start + chunk],
+            rewards=self.reward[rows],
+            masks=self.mask[rows],
+        )
+
+
+def products(width: int, rows: int, mesh: Mesh) -> Contender:
+    """Chained products of [rows, width] and [width, width] on each device of `mesh`."""
+    return Contender(*product_chain(width, rows, mesh))
