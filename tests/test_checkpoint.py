@@ -1,65 +1,24 @@
-"""Checkpoints: exact, atomic, asynchronous, and refused in one line where they do not fit."""
+"""Checkpoints: exact, atomic and written beside the training."""
 
-import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array
 
 from mac.errors import UserError
 from mac.run.checkpoint import TEMPORARY, CheckpointStore
-
-
-class Layer(eqx.Module):
-    """Part of a state: `name` is static and is not saved."""
-
-    weight: Array
-    bias: Array | None
-    name: str = eqx.field(static=True)
-
-
-class State(eqx.Module):
-    """A pytree with what training states have: modules, tuples, dicts, None, counters, seed axis."""
-
-    layers: tuple[Layer, ...]
-    extra: dict[str, Array]
-    count: Array
-
-
-def make_state(seed: int = 0, width: int = 5, seeds: int = 2) -> State:
-    k1, k2 = jax.random.split(jax.random.key(seed))
-    weight = jax.random.normal(k1, (seeds, 3, width)).at[0, 0, 0].set(-0.0).at[0, 0, 1].set(jnp.inf)
-    return State(
-        layers=(Layer(weight, None, "a"), Layer(weight[..., :1] * 1e-42, jnp.ones((seeds, 1)), "b")),
-        extra={
-            "half": jax.random.normal(k2, (seeds, 4)).astype(jnp.bfloat16),
-            "flag": jnp.array([True, False]),
-            "empty": jnp.zeros((seeds, 0)),
-            "bits": jnp.array([2**32 - 1, 0], jnp.uint32),
-        },
-        count=jnp.array(7, jnp.int32),
-    )
+from tests.small_states import State, assert_same_bits, make_state
 
 
 def template_of(state: State) -> State:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-
-
-def assert_same_bits(got: State, want: State) -> None:
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def test_restored_state_and_meta_equal_the_saved_ones_bit_for_bit(tmp_path: Path):
@@ -258,108 +217,6 @@ def test_failure_of_a_save_is_reported_by_the_next_one(tmp_path: Path):
     store.close()
 
 
-# Checkpoints that do not fit.
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    config = {"hp": {"width": 5, "sizes": (3, 4)}, "steps": 100}
-    with CheckpointStore(folder) as store:
-        store.save(8, make_state(), {"config": config})
-        store.save(9, make_state(), {"config": config})
-    return folder
-
-
-def expect(folder: Path, match: str, template: State | None = None, **kwargs: object) -> None:
-    with pytest.raises(UserError, match=match) as caught:
-        CheckpointStore(folder).restore(template or make_state(), **kwargs)  # pyright: ignore[reportArgumentType]
-    assert "\n" not in str(caught.value)
-    assert str(folder) in str(caught.value)
-
-
-def test_other_widths_are_named(saved: Path):
-    expect(
-        saved,
-        r"000000009: .* layers.0.weight is float32\[2, 3, 5\] there, float32\[2, 3, 6\] here",
-        make_state(width=6),
-    )
-
-
-def test_other_seed_counts_are_named(saved: Path):
-    expect(saved, r"float32\[2, 3, 5\] there, float32\[4, 3, 5\] here and \d+ more", make_state(seeds=4))
-
-
-def test_missing_and_additional_arrays_are_named(saved: Path):
-    state = make_state()
-    expect(saved, r"extra.more is absent there, float32\[\] here", with_extra(state, more=jnp.array(0.0)))
-    del state.extra["flag"]
-    expect(saved, r"extra.flag is bool\[2\] there, absent here", state)
-
-
-def with_extra(state: State, **more: Array) -> State:
-    return State(state.layers, state.extra | more, state.count)
-
-
-def test_configurations_are_compared_up_to_json(saved: Path):
-    store = CheckpointStore(saved)
-    same = {"hp": {"width": 5, "sizes": [3, 4]}, "steps": 100}
-    assert store.restore(make_state(), config=same).step == 9
-    longer = same | {"steps": 500}
-    assert store.restore(make_state(), config=longer, may_differ=("steps",)).step == 9
-    expect(saved, r"another configuration: steps \(100 there, 500 here\)", config=longer)
-    other = {"hp": {"width": 5, "sizes": [3, 5], "new": None}, "steps": 100}
-    expect(
-        saved, r"hp.new \(absent there, None here\), hp.sizes \(\[3, 4\] there, \[3, 5\] here\)", config=other
-    )
-
-
-def test_absent_checkpoints_are_named(tmp_path: Path, saved: Path):
-    expect(tmp_path / "none", "no checkpoint here")
-    expect(saved, "no checkpoint of step 3 here", step=3)
-
-
-@pytest.fixture
-def copy(saved: Path, tmp_path: Path) -> Path:
-    shutil.copytree(saved, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
-def test_damaged_arrays_are_named_with_the_way_out(copy: Path):
-    largest = max((p for p in (copy / "000000009" / "state").rglob("*") if p.is_file()), key=os.path.getsize)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    largest.write_bytes(bytes(data))
-    expect(copy, r"000000009: damaged checkpoint .* delete this folder to continue from step 8")
-    assert_same_bits(CheckpointStore(copy).restore(make_state(), step=8).state, make_state())
-
-
-def test_wrong_values_are_found_by_their_checksum(copy: Path):
-    """Damage that Orbax reads without complaint, here a state folder of other values."""
-    header = copy / "000000009" / "meta.json"
-    content = json.loads(header.read_text())
-    content["arrays"]["count"][2] ^= 1
-    header.write_text(json.dumps(content))
-    expect(copy, r"damaged checkpoint \(checksum of count\)")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}'])
-def test_damaged_description_is_named(copy: Path, content: str):
-    (copy / "000000009" / "meta.json").write_text(content)
-    expect(copy, "000000009: damaged checkpoint")
-
-
-def test_missing_arrays_are_named(copy: Path):
-    shutil.rmtree(copy / "000000009" / "state")
-    expect(copy, "000000009: damaged checkpoint")
-
-
-def test_other_format_versions_are_refused(copy: Path):
-    header = copy / "000000009" / "meta.json"
-    header.write_text(json.dumps(json.loads(header.read_text()) | {"format": 99}))
-    expect(copy, "checkpoint of format 99, this version reads 1")
-
-
 def test_at_least_one_checkpoint_is_kept(tmp_path: Path):
     with pytest.raises(UserError, match="keep=0"):
         CheckpointStore(tmp_path, keep=0)
@@ -368,4 +225,4 @@ def test_at_least_one_checkpoint_is_kept(tmp_path: Path):
 def test_importing_the_module_does_not_import_orbax():
     code = "import sys, mac.run.checkpoint; sys.exit('orbax.checkpoint' in sys.modules)"
     root = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=300).returncode == 0

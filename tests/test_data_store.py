@@ -1,4 +1,4 @@
-"""The flat store, the normaliser and the device window."""
+"""The flat store: equal to its source, converted once, and never half there."""
 
 import json
 import os
@@ -7,53 +7,24 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mac.data import store as store_module
-from mac.data.normalize import Normalizer, fit_minmax
 from mac.data.npz import read
-from mac.data.sampler import sample
-from mac.data.store import Split, Store, prepare, shard_files
-from mac.data.window import make_window, valid_starts
+from mac.data.store import Store, prepare, shard_files
+from mac.data.window import make_window
 from mac.errors import UserError
-from mac.types import EnvSpec, SampleSpec
-
-SPEC = EnvSpec("toy-v0", obs_dim=3, action_dim=2, goal_dim=None, tasks=(1,), max_steps=9, control_dt=0.05)
-
-
-def write(path: Path, lengths: tuple[int, ...], seed: int = 0) -> Path:
-    """An OGBench file whose first observation column is the row number."""
-    rng = np.random.default_rng(seed)
-    rows = sum(lengths)
-    terminals = np.zeros(rows, bool)
-    terminals[np.cumsum(lengths) - 1] = True
-    obs = rng.normal(size=(rows, 3)).astype(np.float32)
-    obs[:, 0] = np.arange(rows)
-    action = rng.uniform(-1, 1, size=(rows, 2)).astype(np.float32)
-    np.savez_compressed(path, observations=obs, actions=action, terminals=terminals)
-    return path
+from tests.small_files import SPEC, identity, write, write_pair
 
 
 @pytest.fixture
 def train(tmp_path: Path) -> Path:
-    """A training file of three episodes with a validation file of one beside it."""
-    write(tmp_path / "toy-val.npz", (20,), seed=1)
-    return write(tmp_path / "toy.npz", (16, 14, 19))
-
-
-def identity(dim: int = 3) -> Normalizer:
-    return Normalizer(jnp.zeros(dim), jnp.full(dim, 1 - 1e-3))
+    return write_pair(tmp_path)
 
 
 def leftovers(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if ".new-" in p.name]
-
-
-# Store.
 
 
 def test_store_holds_what_the_file_holds(tmp_path: Path, train: Path):
@@ -209,117 +180,3 @@ def test_disk_that_fills_while_writing_is_one_line(
     with pytest.raises(UserError, match="No space left on device"):
         prepare(train, tmp_path / "store", SPEC)
     assert leftovers(tmp_path) == []
-
-
-# Normaliser.
-
-
-def test_normaliser_is_minmax_with_a_floor():
-    norm = fit_minmax(np.array([[-1.0, 5.0], [1.0, 5.0], [0.5, 5.0]], np.float32))
-    # 3 / (1 + 1e-3) = 2.997003; a constant entry is divided by 1e-3 alone.
-    out = norm.apply(jnp.array([[3.0, 5.002]], jnp.float32))
-    np.testing.assert_allclose(out[0], [2.997003, 2.0], rtol=1e-3)
-    # The midpoint and half range of (-1, 3) are 1 and 2: (3 - 1) / 2.001 = 0.9995002498750625.
-    norm = fit_minmax(np.array([[-1.0], [3.0]], np.float32))
-    np.testing.assert_allclose(norm.apply(jnp.array([3.0])), [0.9995002498750625], rtol=1e-6)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_invert_undoes_apply(seed: int):
-    rng = np.random.default_rng(seed)
-    obs = (rng.normal(size=(50, 4)) * [1e-3, 1, 10, 0] + [0, 5, -3, 2]).astype(np.float32)
-    norm = fit_minmax(obs)
-    np.testing.assert_allclose(norm.invert(norm.apply(jnp.asarray(obs))), obs, rtol=1e-6, atol=1e-6)
-
-
-def test_host_and_device_normalise_alike():
-    obs = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
-    norm = fit_minmax(obs[:30])
-    np.testing.assert_allclose(
-        norm.apply_host(obs), eqx.filter_jit(norm.apply)(jnp.asarray(obs)), rtol=1e-6, atol=1e-7
-    )
-    assert norm.apply_host(obs).dtype == np.float32
-
-
-# Window.
-
-
-@pytest.mark.parametrize(("chunk", "count"), [(1, 998), (5, 994), (10, 989), (25, 974), (32, 967)])
-def test_number_of_starts_per_thousand_transitions(chunk: int, count: int):
-    first, length = np.array([0, 1001]), np.array([1001, 1001])
-    starts = valid_starts(first, length, chunk)
-    np.testing.assert_array_equal(starts, np.concatenate([np.arange(count), 1001 + np.arange(count)]))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_starts_are_the_rows_whose_chunk_and_end_meet_no_compact_terminal(seed: int):
-    """The reference knows episodes by compact flags, set on the last two rows of each."""
-    rng = np.random.default_rng(seed)
-    length = rng.integers(2, 30, size=rng.integers(1, 8))
-    first = np.cumsum(length) - length
-    chunk = int(rng.integers(1, 12))
-    rows = int(length.sum())
-    flagged = set((first + length - 1).tolist()) | set((first + length - 2).tolist())
-    want = [i for i in range(rows - chunk) if flagged.isdisjoint(range(i, i + chunk + 1))]
-    np.testing.assert_array_equal(valid_starts(first, length, chunk), want)
-
-
-def test_window_rows_are_normalised_clipped_and_relabelled(tmp_path: Path, train: Path):
-    store = prepare(train, tmp_path / "store", SPEC)
-    norm = fit_minmax(store.statistics_obs)
-    raw = store.train[0]
-
-    def relabel(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        np.testing.assert_array_equal(obs, raw.obs)  # raw, not normalised
-        return np.where(obs[:, 1] > 0, 0.0, -1.0), obs[:, 1] <= 0
-
-    window = make_window(store, norm, chunk=3, relabel=relabel)
-    np.testing.assert_allclose(window.obs, norm.apply(jnp.asarray(raw.obs)), rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(window.action, np.clip(raw.action, -0.99999, 0.99999))
-    assert window.reward is not None and window.mask is not None
-    np.testing.assert_array_equal(window.reward, np.where(raw.obs[:, 1] > 0, 0, -1))
-    np.testing.assert_array_equal(window.mask, np.where(raw.obs[:, 1] > 0, 0, 1))
-    assert {leaf.dtype for leaf in jax.tree.leaves(window)} == {jnp.dtype("float32"), jnp.dtype("int32")}
-    # Episodes of 16, 14, 19 rows: 11 + 9 + 14 starts, then padding with a valid start.
-    assert int(window.n_starts) == 34
-    assert window.starts.shape == (49,)
-    np.testing.assert_array_equal(window.starts[34:], 0)
-
-
-def test_saturated_actions_are_clipped_inside_the_unit_cube(tmp_path: Path):
-    split = Split(
-        np.zeros((9, 3), np.float32), np.full((9, 2), -1.0, np.float32), np.array([0]), np.array([9])
-    )
-    window = make_window(Store(tmp_path, "toy-v0", (split,), None, ()), identity(), chunk=2)
-    np.testing.assert_array_equal(window.action, np.float32(-0.99999))
-    assert window.reward is None and window.mask is None
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 9])
-def test_sampled_chunks_stay_in_one_episode_and_reach_every_start(tmp_path: Path, train: Path, chunk: int):
-    store = prepare(train, tmp_path / "store", SPEC)
-    window = make_window(store, identity(), chunk)
-    batch = sample(window, SampleSpec(batch=2000, chunk=chunk), jax.random.key(0))
-    row = np.rint(np.asarray(batch.obs[:, 0])).astype(int)  # column 0 is the row number
-    last = np.rint(np.asarray(batch.next_obs[:, 0]))
-    np.testing.assert_array_equal(last, row + chunk)
-    split = store.train[0]
-    episode = np.searchsorted(split.first, row, side="right") - 1
-    final = (split.first + split.length - 1)[episode]
-    assert (last <= final - 2).all()
-    assert set(row) == set(valid_starts(split.first, split.length, chunk).tolist())
-    np.testing.assert_array_equal(batch.actions[:, -1], np.asarray(window.action)[row + chunk - 1])
-
-
-def test_chunk_longer_than_every_episode_is_an_error(tmp_path: Path, train: Path):
-    store = prepare(train, tmp_path / "store", SPEC)
-    assert int(make_window(store, identity(), chunk=16).n_starts) == 1  # 18 transitions: T - 1 - 16
-    with pytest.raises(UserError, match=r"chunk=17: the longest has 18 transitions, 19 are needed"):
-        make_window(store, identity(), chunk=17)
-
-
-@pytest.mark.parametrize("chunk", [0, -3])
-def test_chunk_must_be_positive(tmp_path: Path, train: Path, chunk: int):
-    store = prepare(train, tmp_path / "store", SPEC)
-    with pytest.raises(UserError, match=f"chunk={chunk}: a chunk has at least 1 action"):
-        make_window(store, identity(), chunk)
