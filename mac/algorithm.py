@@ -92,7 +92,8 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
     ) -> tuple[TrainState, Metrics]:
         del step
         grads, metrics = jax.grad(self.loss, has_aux=True)(state.nets, state.target, batch, key)
-        updates, opt_state = self.optimiser().update(grads, state.opt_state, state.nets)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of an integer count
+            updates, opt_state = self.optimiser().update(grads, state.opt_state, state.nets)
         # The slow copy follows the weights from *before* this update, as in the paper's runs.
         target = polyak(state.target, self.targeted(state.nets), self.tau_ema)
         return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics

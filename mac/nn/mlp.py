@@ -18,11 +18,20 @@ def glorot_uniform(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, 
     return jr.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def layer_norm(x: Float[Array, "*B W"], scale: Float[Array, " W"], bias: Float[Array, " W"]) -> Float[Array, "*B W"]:
+def add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x + y` whose leading axes broadcast; spelled out, since implicit promotion hides mistakes."""
+    shape = jnp.broadcast_shapes(x.shape, y.shape)
+    return jnp.broadcast_to(x, shape) + jnp.broadcast_to(y, shape)
+
+
+def layer_norm(
+    x: Float[Array, "*B W"], scale: Float[Array, " W"], bias: Float[Array, " W"]
+) -> Float[Array, "*B W"]:
     """Normalises the last axis to mean 0 and variance 1, then scales and shifts it."""
     mean = jnp.mean(x, axis=-1, keepdims=True)
     var = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
-    return (x - mean) * jax.lax.rsqrt(jnp.maximum(var, 0.0) + LAYER_NORM_EPS) * scale + bias
+    unit = (x - mean) * jax.lax.rsqrt(jnp.maximum(var, 0.0) + LAYER_NORM_EPS)
+    return add(unit * jnp.broadcast_to(scale, x.shape), bias)
 
 
 class Dense(eqx.Module):
@@ -36,7 +45,7 @@ class Dense(eqx.Module):
         self.bias = jnp.zeros(out_size)
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        return x @ self.weight + self.bias
+        return add(x @ self.weight, self.bias)
 
 
 class MLP(eqx.Module):
@@ -74,7 +83,7 @@ class MLP(eqx.Module):
         ends = accumulate(self.in_sizes)
         x = first.bias
         for part, width, end in zip(inputs, self.in_sizes, ends, strict=True):
-            x = x + part @ first.weight[end - width : end]
+            x = add(x, part @ first.weight[end - width : end])
         for (scale, bias), dense in zip(self.norm, rest, strict=True):
             x = dense(layer_norm(jax.nn.gelu(x, approximate=True), scale, bias))
         return x

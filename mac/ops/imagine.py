@@ -19,12 +19,14 @@ class Trajectory(eqx.Module):
     next_obs: Float[Array, "T B D"]
 
 
-def imagine(policy: Policy, model: Model, obs: Float[Array, "B D"], steps: int, key: Key[Array, ""]) -> Trajectory:
+def imagine(
+    policy: Policy, model: Model, obs: Float[Array, "B D"], steps: int, key: Key[Array, ""]
+) -> Trajectory:
     """Alternates `policy(obs, key)` and `model(obs, action)` for `steps` steps, with fresh keys."""
 
     def step(obs, key):
         action = policy(obs, key)
         next_obs = model(obs, action)
-        return next_obs, Trajectory(obs, action, next_obs)
+        return next_obs, (obs, action, next_obs)
 
-    return jax.lax.scan(step, obs, jr.split(key, steps))[1]
+    return Trajectory(*jax.lax.scan(step, obs, jr.split(key, steps))[1])

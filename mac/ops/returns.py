@@ -51,7 +51,8 @@ def chunk_reward(rewards: Float[Array, "*B H"], *, discount: float, reduce: str)
     Raises:
         ValueError: if `reduce` is neither.
     """
-    weights = discount ** jnp.arange(rewards.shape[-1])
+    powers = discount ** jnp.arange(rewards.shape[-1], dtype=rewards.dtype)
+    weights = jnp.broadcast_to(powers, rewards.shape)
     if reduce == "mean":
         return jnp.mean(weights * rewards, axis=-1)
     if reduce == "sum":

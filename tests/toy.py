@@ -1,0 +1,111 @@
+"""A point in the plane that must reach a disc: an environment and its data, small enough to do by hand."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from envs_mjx.base import AbstractEnv, EnvState
+from mac.data.normalize import Normalizer
+from mac.data.window import valid_starts
+from mac.mac import MAC, Config
+from mac.types import EnvSpec, Window
+
+SPEC = EnvSpec(
+    "toy-point", obs_dim=2, action_dim=2, goal_dim=None, tasks=(1, 2), max_steps=12, control_dt=0.1
+)
+STRIDE = 0.2  # distance per step at action 1
+TARGET, RADIUS = (0.5, 0.5), 0.3
+STARTS = ((-0.5, -0.5), (0.5, -0.5))  # of tasks 1 and 2; ± 0.1 at random
+
+SMALL = Config(
+    batch=8, hidden=(8, 8), chunk=2, rollout=3, candidates=4, candidates_test=4, flow_steps=3, discount=0.9
+)
+"""Sizes at which every function of MAC compiles fast."""
+
+
+class PointEnv(AbstractEnv):
+    """The point moves by `STRIDE * action`; reward is -1 until it stands in the disc, which ends the episode."""
+
+    spec: EnvSpec = eqx.field(static=True, default=SPEC)
+
+    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> EnvState:
+        start = jnp.asarray(STARTS)[task - 1] + jr.uniform(key, (2,), minval=-0.1, maxval=0.1)
+        no, zero = jnp.zeros((), bool), jnp.zeros(())
+        return EnvState(
+            physics=start,
+            obs=start,
+            goal=None,
+            target=jnp.zeros((0, 3)),
+            reward=zero,
+            success=no,
+            done=no,
+            t=jnp.zeros((), jnp.int32),
+        )
+
+    def step(self, state: EnvState, action: Float[Array, " A"]) -> EnvState:
+        point = state.physics + STRIDE * jnp.clip(action, -1, 1)
+        solved = jnp.sum(jnp.square(point - jnp.asarray(TARGET))) < RADIUS**2
+        t = state.t + 1
+        after = dataclasses.replace(
+            state,
+            physics=point,
+            obs=point,
+            reward=jnp.where(solved, 0.0, -1.0),
+            success=solved,
+            done=solved | (t >= self.spec.max_steps),
+            t=t,
+        )
+        return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
+
+    def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+        solved = np.sum((obs - np.asarray(TARGET)) ** 2, axis=-1) < RADIUS**2
+        return solved - 1.0, 1.0 - solved
+
+
+def identity(dim: int = 2) -> Normalizer:
+    """A normaliser that changes nothing."""
+    return Normalizer(jnp.zeros(dim), jnp.full(dim, 1 - 1e-3))
+
+
+def mac(**changes: object) -> MAC:
+    """MAC for the point at the sizes of `SMALL`, with `changes` to its configuration."""
+    return MAC(dataclasses.replace(SMALL, **changes), SPEC)  # pyright: ignore[reportArgumentType]
+
+
+def window(chunk: int = 2, episodes: int = 8, length: int = 40, seed: int = 0) -> Window:
+    """Episodes of a point that wanders through the square [-1, 1]², laid end to end."""
+    rng = np.random.default_rng(seed)
+    obs = np.empty((episodes, length, 2), np.float32)
+    action = np.empty_like(obs)
+    obs[:, 0] = rng.uniform(-1, 1, (episodes, 2))
+    drift = np.zeros((episodes, 2))
+    for t in range(length):
+        drift = 0.7 * drift + rng.normal(scale=0.6, size=drift.shape)
+        action[:, t] = np.clip(drift, -1, 1)
+        if t + 1 < length:
+            obs[:, t + 1] = np.clip(obs[:, t] + STRIDE * action[:, t], -1, 1)
+            action[:, t] = (
+                obs[:, t + 1] - obs[:, t]
+            ) / STRIDE  # what moved it, at a wall less than was asked
+    return from_rows(obs.reshape(-1, 2), action.reshape(-1, 2), np.full(episodes, length), chunk)
+
+
+def from_rows(obs: np.ndarray, action: np.ndarray, lengths: np.ndarray, chunk: int) -> Window:
+    """A window over the given rows of whole episodes, with the point's rewards; starts padded to the rows."""
+    starts = valid_starts(np.cumsum(lengths) - lengths, lengths, chunk)
+    padded = np.full(len(obs), starts[0], np.int32)
+    padded[: starts.size] = starts
+    reward, mask = PointEnv().relabel(obs[:, :2], task=1)
+    return Window(
+        obs=jnp.asarray(obs),
+        action=jnp.asarray(action),
+        reward=jnp.asarray(reward, jnp.float32),
+        mask=jnp.asarray(mask, jnp.float32),
+        starts=jnp.asarray(padded),
+        n_starts=jnp.asarray(starts.size, jnp.int32),
+    )
