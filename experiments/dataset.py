@@ -1,7 +1,11 @@
 """Finding the dataset of a run, or making it, and opening it as a flat store."""
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
+
+import numpy as np
 
 from envs_mjx.registry import parse
 from experiments.settings import DataConfig
@@ -56,6 +60,21 @@ def open_store(data: DataConfig, source: Path, spec: EnvSpec) -> Store:
     return prepare(source, store_folder(data, source), spec)
 
 
+def count_rows(source: Path) -> int | None:
+    """Training rows of a dataset, from the files' headers alone; None if they cannot be read."""
+    try:
+        return sum(_header_rows(file) for file in shard_files(source))
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None  # reading the whole file will say why
+
+
+def _header_rows(file: Path) -> int:
+    with zipfile.ZipFile(file) as archive, archive.open("observations.npy") as stream:
+        if np.lib.format.read_magic(stream) == (1, 0):
+            return np.lib.format.read_array_header_1_0(stream)[0][0]
+        return np.lib.format.read_array_header_2_0(stream)[0][0]
+
+
 def check_writable(folder: Path, flag: str) -> None:
     """Finds out early that results could not be written.
 
@@ -68,4 +87,6 @@ def check_writable(folder: Path, flag: str) -> None:
         probe.write_bytes(b"x" * 4096)
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror or error}); choose another {flag}") from error
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror or error}); choose another {flag}"
+        ) from error

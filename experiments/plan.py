@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,27 +25,30 @@ EVAL_RATE = 600.0  # control steps per second and core, policy included
 TRAIN_SHARE = 0.5  # share of the measured matrix-product rate that training reaches
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of a run. Bytes are of the device, for all seeds."""
+class Plan(NamedTuple):
+    """Sizes of a run. Bytes are of the device, for all seeds.
+
+    Attributes:
+        params: numbers in each network, of one seed.
+        flops: operations of one update of one seed, matrix products only.
+        state_bytes: networks, targets and optimiser.
+        window_bytes: the dataset.
+        args: abstract arguments of `update`, the function that one update of one seed is.
+    """
 
     params: dict[str, int]
     flops: int
     state_bytes: int
     window_bytes: int
-    scratch_bytes: int
-
-    @property
-    def memory(self) -> int:
-        """Device memory at the peak, estimated."""
-        return self.state_bytes + self.window_bytes + self.scratch_bytes
+    update: Callable[..., Any]
+    args: tuple[Any, ...]
+    seeds: int
 
 
 def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> Plan:
-    """Sizes of a run, from shapes alone: nothing is computed and no data is read."""
-    f32, i32 = jnp.float32, jnp.int32
+    """Sizes of a run, from shapes alone: nothing is compiled or computed and no data is read."""
 
-    def shape(*axes: int, dtype: Any = f32) -> jax.ShapeDtypeStruct:
+    def shape(*axes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(axes, dtype)
 
     window = Window(
@@ -54,26 +56,32 @@ def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> 
         action=shape(rows, spec.action_dim),
         reward=shape(rows),
         mask=shape(rows),
-        starts=shape(rows, dtype=i32),
-        n_starts=shape(dtype=i32),
+        starts=shape(rows, dtype=jnp.int32),
+        n_starts=shape(dtype=jnp.int32),
     )
     key = jax.eval_shape(lambda: jr.key(0))
     state = jax.eval_shape(algo.init, key)
 
     def update(window: Window, state: Any, key: Any) -> Any:
-        return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), i32), key)
+        return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
 
-    memory = jax.jit(update).lower(window, state, key).compile().memory_analysis()
-    scratch = int(getattr(memory, "temp_size_in_bytes", 0))
-    # On an accelerator the seeds run together, on a CPU one after the other on each core.
-    together = seeds if jax.default_backend() != "cpu" else min(seeds, len(jax.local_devices()))
     return Plan(
         params={name: _size(net) for name, net in vars(state.nets).items()},
         flops=product_flops(update, window, state, key),
         state_bytes=seeds * _bytes(state),
         window_bytes=_bytes(window) * (len(jax.local_devices()) if seeds > 1 else 1),
-        scratch_bytes=together * scratch,
+        update=update,
+        args=(window, state, key),
+        seeds=seeds,
     )
+
+
+def scratch_bytes(plan: Plan) -> int:
+    """Device memory that the updates need beside their arguments and results; compiles one of them."""
+    memory = jax.jit(plan.update).lower(*plan.args).compile().memory_analysis()
+    # On an accelerator the seeds run together, on a CPU one after the other on each core.
+    together = plan.seeds if jax.default_backend() != "cpu" else min(plan.seeds, len(jax.local_devices()))
+    return together * int(getattr(memory, "temp_size_in_bytes", 0))
 
 
 def product_chain(width: int, rows: int, mesh: Mesh) -> tuple[Callable[[], Array], int]:
@@ -114,25 +122,24 @@ def seconds_to_evaluate(evaluations: int, episodes: int, spec: EnvSpec) -> float
     return evaluations * episodes * spec.max_steps / (EVAL_RATE * cores())
 
 
-def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> list[str]:
+def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:
     """Lines for `--dry-run`."""
-    batch = algo.sample
+    batch, scratch = algo.sample, scratch_bytes(plan)
     params = ", ".join(f"{name} {count:,}" for name, count in plan.params.items())
     return [
-        f"shapes       observation {spec.obs_dim}, action {spec.action_dim}, chunk {batch.chunk} x {spec.action_dim}, "
-        f"batch {batch.batch}, seeds {seeds}, data {rows:,} x {spec.obs_dim + spec.action_dim}",
+        f"shapes       observation {spec.obs_dim}, action {spec.action_dim}, "
+        f"chunk {batch.chunk} x {spec.action_dim}, batch {batch.batch}, seeds {plan.seeds}, data {rows:,} x {spec.obs_dim + spec.action_dim}",
         f"parameters   {sum(plan.params.values()):,} per seed ({params})",
         f"arithmetic   {plan.flops / 1e9:.3g} GFLOP per update and seed (matrix products)",
-        f"memory       {_mega(plan.memory)}: data {_mega(plan.window_bytes)}, networks and optimiser "
-        f"{_mega(plan.state_bytes)}, scratch {_mega(plan.scratch_bytes)}",
+        f"memory       {_mega(plan.state_bytes + plan.window_bytes + scratch)}: "
+        f"data {_mega(plan.window_bytes)}, networks and optimiser {_mega(plan.state_bytes)}, scratch {_mega(scratch)}",
     ]
 
 
 def describe_time(parts: dict[str, float]) -> str:
-    """One line: the total, and the parts that are not negligible."""
-    total = sum(parts.values())
+    """One line: the total, and the parts that are not negligible; compiling is left out."""
     shown = ", ".join(f"{name} {duration(s)}" for name, s in parts.items() if s >= 1)
-    return f"about {duration(total)} ({shown})"
+    return f"about {duration(sum(parts.values()))} ({shown}), and compiling" if shown else "compiling, mostly"
 
 
 def _size(tree: Any) -> int:

@@ -1,10 +1,11 @@
 """Trains an offline RL algorithm on all seeds at once: `python experiments/run.py --seeds 4`."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -12,68 +13,100 @@ from rich.console import Console
 from baselines import REGISTRY
 from envs_mjx.collect import collect
 from envs_mjx.registry import make, parse, resolve_engine
-from experiments import dataset, plan
+from experiments import arguments, dataset, plan
 from experiments.settings import Settings
-from experiments.settings import parse as parse_settings
 from mac.data.normalize import fit_minmax
 from mac.data.store import Store
 from mac.data.window import make_window
-from mac.errors import UserError
+from mac.errors import UserError, one_line
+from mac.run.checkpoint import CheckpointStore
+from mac.run.claim import claim
+from mac.run.compatible import check_config
+from mac.run.interrupt import Terminated, sigterm_raises
 from mac.run.logger import EVAL, METRICS, read_rows
 from mac.run.meter import duration
 from mac.run.plot import plot_learning_curve
 from mac.run.progress import open_progress
-from mac.run.record import cores, cpu_model, record_launch
+from mac.run.record import cores, cpu_model, read_json, record_end, record_launch
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
-from mac.run.train import Job, Outcome, train
+from mac.run.train import CHECKPOINTS, Diverged, Job, Outcome, train
 
-MAY_DIFFER = ("steps", "preset", "run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")
+CONFIG, PICTURE = "config.json", "learning_curve.png"
+MAY_DIFFER = ("run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")
 MAY_DIFFER += ("eval.episodes", "eval.engine", "data.path", "data.dir")
-PICTURE = "learning_curve.png"
+
+
+class Launch(NamedTuple):
+    """One call of the program.
+
+    Attributes:
+        source: the dataset's file or folder, `found` or still to be made.
+        reached: updates done by the run that is continued; None without a checkpoint of it.
+        finished: whether nothing is left to do.
+    """
+
+    settings: Settings[Any]
+    engine: str
+    env: Any
+    algo: Any
+    source: Path
+    found: bool
+    folder: Path
+    reached: int | None
+    finished: bool
+
+    @property
+    def title(self) -> str:
+        """What runs, for tables, pictures and the progress display."""
+        return f"{self.settings.algo} on {self.settings.env}"
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
     try:
-        settings, reason = parse_settings(argv)
-        return run(settings, reason)
+        with sigterm_raises():
+            return run(*arguments.parse(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, Diverged) else 2
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        remedy = "take fewer --seeds or a smaller --hp.batch"
+        print(f"error: out of memory ({one_line(error)}); {remedy}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signal:
         print("interrupted; nothing half-written was left behind", file=sys.stderr)
-        return 130
+        return 143 if isinstance(signal, Terminated) else 130
 
 
 def run(settings: Settings[Any], reason: str) -> int:
     """Does what the settings say; returns the exit status."""
-    entry = REGISTRY[settings.algo]
-    engine = resolve_engine(settings.eval.engine)
-    env = make(settings.env, engine)
-    algo = entry.algorithm(settings.hp, env.spec, settings.steps)
-    source, found = dataset.locate(settings.data, settings.env)
-    folder = settings.out or default_folder(settings)
-    sizes = plan.make_plan(algo, env.spec, settings.data.rows, settings.seeds)
-    announce(settings, reason, engine, source, found, folder, sizes, env.spec)
+    launch = prepare(settings)
+    announce(launch, reason)
     if settings.dry_run:
-        for line in plan.describe(sizes, algo, env.spec, settings.data.rows, settings.seeds):
-            print(line)
         return 0
-    if (folder / "config.json").exists() and not settings.resume:
-        raise UserError(f"{folder} holds a run already; add --resume to continue it, or choose another --out")
-    dataset.check_writable(folder, "--out")
-    if not found:
-        dataset.check_writable(settings.data.dir, "--data.dir")
-        generate(settings, source)
-    store = dataset.open_store(settings.data, source, env.spec)
-    for note in store.notes:
-        print(f"note: {note}")
-    job = make_job(settings, algo, env, engine, store)
-    record_launch(folder, settings.plain())
-    with open_progress(f"{settings.algo} on {settings.env}", job.steps, "updates", seeds=job.numbers) as progress:
-        outcome = train(job, folder, progress, resume=settings.resume)
-    return finish(settings, folder, outcome)
+    if launch.finished:
+        return finish(launch, Outcome(launch.reached or 0))
+    dataset.check_writable(launch.folder, "--out")
+    with claim(launch.folder):
+        return finish(launch, train_here(launch))
+
+
+def prepare(settings: Settings[Any]) -> Launch:
+    """Finds out what there is to do; writes nothing.
+
+    Raises:
+        UserError: for a folder, dataset or environment that does not fit.
+    """
+    folder = settings.out or default_folder(settings)
+    reached, finished = progress_of(settings, folder)
+    engine = resolve_engine(settings.eval.engine)
+    source, found = dataset.locate(settings.data, settings.env)
+    env = make(settings.env, engine)
+    algo = REGISTRY[settings.algo].algorithm(settings.hp, env.spec, settings.steps)
+    return Launch(settings, engine, env, algo, source, found, folder, reached, finished)
 
 
 def default_folder(settings: Settings[Any]) -> Path:
@@ -82,36 +115,82 @@ def default_folder(settings: Settings[Any]) -> Path:
     return Path("runs") / f"{settings.algo}_{settings.env}_{settings.preset}_{stamp}"
 
 
-def announce(
-    settings: Settings[Any],
-    reason: str,
-    engine: str,
-    source: Path,
-    found: bool,
-    folder: Path,
-    sizes: plan.Plan,
-    spec: Any,
-) -> None:
-    """Says in a few lines what will happen."""
-    first, last = settings.seed, settings.seed + settings.seeds - 1
+def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool]:
+    """Updates done by the run in `folder` (None without a checkpoint), and whether that is all of them.
+
+    Raises:
+        UserError: there is a run and it is not to be resumed, or it has other settings.
+    """
+    if not settings.resume:
+        if (folder / CONFIG).exists():
+            raise UserError(
+                f"{folder} holds a run already; continue it with --resume, or choose another --out"
+            )
+        return None, False
+    check_config(folder, read_json(folder / CONFIG), settings.plain(), may_differ(settings))
+    with CheckpointStore(folder / CHECKPOINTS) as store:
+        reached = store.latest()
+        finished = reached is not None and reached >= settings.steps and store.meta()["evaluated"] == reached
+    return reached, finished
+
+
+def may_differ(settings: Settings[Any]) -> tuple[str, ...]:
+    """Keys of the settings that may change when a run is resumed."""
+    # A learning rate that cools down is a function of the run's length.
+    return MAY_DIFFER if settings.hp.cooldown > 0 else (*MAY_DIFFER, "steps")
+
+
+def announce(launch: Launch, reason: str) -> None:
+    """Says in a few lines what will happen, and what it will cost."""
+    settings, spec = launch.settings, launch.env.spec
+    rows = (dataset.count_rows(launch.source) if launch.found else None) or settings.data.rows
+    sizes = plan.make_plan(launch.algo, spec, rows, settings.seeds)
     device = jax.devices()[0]
     where = f"{cpu_model()}, {cores()} cores" if device.platform == "cpu" else device.device_kind
-    evaluations = -(-settings.steps // settings.run.eval_every)
+    left = max(settings.steps - (launch.reached or 0), 0)
+    evaluations = 0 if launch.finished else -(-left // settings.run.eval_every)
     episodes = settings.seeds * settings.eval.episodes * len(spec.tasks)
     parts = {
-        "data": 0.0 if found else plan.seconds_to_collect(round(1.1 * settings.data.rows)),
-        "training": plan.seconds_to_train(sizes, settings.steps * settings.seeds),
+        "data": 0.0 if launch.found else plan.seconds_to_collect(round(1.1 * rows)),
+        "training": plan.seconds_to_train(sizes, left * settings.seeds),
         "evaluation": plan.seconds_to_evaluate(evaluations, episodes, spec),
     }
-    made = "found" if found else f"will be generated: {settings.data.rows:,} rows by OGBench's scripted expert"
+    made = f"{rows:,} rows" + ("" if launch.found else ", to be generated by OGBench's scripted expert")
+    done = "" if launch.reached is None else f", {launch.reached:,} of them done"
     print(f"algorithm    {REGISTRY[settings.algo].title}")
-    print(f"environment  {settings.env}, evaluated on engine {engine}")
+    print(f"environment  {settings.env}, evaluated on engine {launch.engine}")
     print(f"preset       {settings.preset} ({reason})")
     print(f"device       {where}")
-    print(f"seeds        {settings.seeds} ({first} to {last}), {settings.steps:,} updates each")
-    print(f"data         {source} ({made})")
-    print(f"results      {folder}")
-    print(f"time         {plan.describe_time(parts)}")
+    print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1})")
+    print(f"updates      {settings.steps:,} of each seed{done}")
+    print(f"data         {launch.source} ({made})")
+    print(f"results      {launch.folder}")
+    print(f"time         {plan.describe_time(parts)}", flush=True)
+    if settings.dry_run:
+        print("\n".join(plan.describe(sizes, launch.algo, spec, rows)))
+
+
+def train_here(launch: Launch) -> Outcome:
+    """Makes the data ready, trains, and keeps a record of it in the run's folder."""
+    settings, folder = launch.settings, launch.folder
+    began = time.perf_counter()
+    if not launch.found:
+        dataset.check_writable(settings.data.dir, "--data.dir")
+        generate(settings, launch.source)
+    job = make_job(launch, dataset.open_store(settings.data, launch.source, launch.env.spec))
+    seconds = {"data": time.perf_counter() - began}
+    record_launch(folder, settings.plain(), resumed_from=launch.reached)
+    try:
+        with open_progress(launch.title, job.steps, "updates", seeds=job.numbers) as progress:
+            outcome = train(job, folder, progress, resume=settings.resume)
+    except UserError as error:
+        with contextlib.suppress(UserError):  # a full disk may be what went wrong
+            record_end(folder, error=str(error))
+        raise
+    outcome.seconds = seconds | outcome.seconds
+    spent = {name: round(value, 2) for name, value in outcome.seconds.items()}
+    record_end(folder, step=outcome.step, signal=outcome.interrupted or None, seconds=spent)
+    return outcome
 
 
 def generate(settings: Settings[Any], path: Path) -> None:
@@ -122,42 +201,42 @@ def generate(settings: Settings[Any], path: Path) -> None:
     print(f"expert hit   {made.hits} of {made.targets} targets; wrote {path}")
 
 
-def make_job(settings: Settings[Any], algo: Any, env: Any, engine: str, store: Store) -> Job:
+def make_job(launch: Launch, store: Store) -> Job:
     """Loads the data onto the device and gathers what training needs."""
+    for note in store.notes:
+        print(f"note: {note}")
+    settings, env, algo = launch.settings, launch.env, launch.algo
     normalizer = fit_minmax(store.statistics_obs)
     task = parse(settings.env).task
-    window = make_window(store, normalizer, algo.sample.chunk, lambda obs: env.relabel(obs, task))
     return Job(
         algo=algo,
         env=env,
-        window=window,
+        window=make_window(store, normalizer, algo.sample.chunk, lambda obs: env.relabel(obs, task)),
         normalizer=normalizer,
         seed=settings.seed,
         seeds=settings.seeds,
         steps=settings.steps,
         episodes=settings.eval.episodes,
         run=settings.run,
-        engine=engine,
+        engine=launch.engine,
         config=settings.plain(),
-        # A learning rate that cools down is a function of the run's length.
-        may_differ=MAY_DIFFER[settings.hp.cooldown > 0 :],
+        may_differ=may_differ(settings),
     )
 
 
-def finish(settings: Settings[Any], folder: Path, outcome: Outcome) -> int:
+def finish(launch: Launch, outcome: Outcome) -> int:
     """Prints the table and the paths, and draws the picture; returns the exit status."""
-    console = Console()
+    folder = launch.folder
     if outcome.interrupted:
         print(f"stopped at update {outcome.step:,}; a checkpoint is written. Continue with:")
-        print(f"  python experiments/run.py --out {folder} --resume")
+        print(f"  {arguments.PROGRAM} --out {folder} --resume")
         return 128 + outcome.interrupted
     rows = list(read_rows(folder / EVAL))
-    title = f"{settings.algo} on {settings.env}"
-    console.print(results_table(learning_curve(rows), title=title))
-    plot_learning_curve(rows, folder / PICTURE, title=title)
+    Console().print(results_table(learning_curve(rows), title=launch.title))
+    plot_learning_curve(rows, folder / PICTURE, title=launch.title)
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())
     print(f"finished at update {outcome.step:,}" + (f" ({spent})" if spent else ": nothing was left to do"))
-    for name in (PICTURE, EVAL, METRICS, "config.json", "checkpoints"):
+    for name in (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS):
         print(f"  {folder / name}")
     return 0
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from mac.errors import UserError, one_line
 from mac.run.compatible import check_config, check_shapes
+from mac.run.record import write_json
 
 FORMAT = 1
 """Version of the layout above."""
@@ -79,7 +80,7 @@ class CheckpointStore:
         """Copies `state` to the host and returns; a thread writes it, then deletes the oldest.
 
         The caller may donate or delete the arrays of `state` afterwards. A step that is already
-        there is not written again. Waits for the previous save first, and reports its failure.
+        there only gets the new `meta`. Waits for the previous save first, and reports its failure.
 
         Args:
             step: updates done, so also the step to continue with.
@@ -90,7 +91,8 @@ class CheckpointStore:
         """
         self.wait()
         if step in self.steps():
-            return
+            header = self._header(step) | {"meta": dict(meta)}
+            return write_json(self._path(step) / "meta.json", header)
         # A copy, since on CPU the host's view of an array is training's own buffer, and would keep the
         # next segment from reusing it for as long as the write lasts.
         arrays = {name: np.array(leaf) for name, leaf in _named(jax.device_get(state)).items()}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mac.errors import UserError, one_line
+from mac.run.claim import lock
 from mac.types import Episodes
 
 METRICS = "metrics.jsonl"
@@ -66,7 +67,7 @@ class JsonlWriter:
             raise
 
     def _claim(self, position: int | None) -> None:
-        _lock(self._file.fileno(), self.path)
+        lock(self._file.fileno(), self.path)
         size = os.fstat(self._file.fileno()).st_size
         if position is None and size:
             raise UserError(
@@ -121,22 +122,6 @@ class JsonlWriter:
     def _failure(self, error: OSError) -> UserError:
         reason = error.strerror or one_line(error)
         return UserError(f"cannot write {self.path}: {reason}; free space or set rights, then --resume")
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Holds the file for this process, so that a job that was queued twice does not double its rows."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: run without the guard
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{path} is being written by another process: wait for it, or choose another --out"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
 
 
 class RunLog:

@@ -140,7 +140,7 @@ def record_launch(folder: Path, config: dict[str, Any], *, resumed_from: int | N
     write_json(folder / "config.json", config)
     launches.append(
         {
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "started": _now(),
             "resumed_from": resumed_from,
             "command": shlex.join([sys.executable, *sys.argv]),
             "folder": os.getcwd(),
@@ -150,3 +150,33 @@ def record_launch(folder: Path, config: dict[str, Any], *, resumed_from: int | N
         }
     )
     write_json(path, {"launches": launches})
+
+
+def record_end(folder: Path, **facts: Any) -> None:
+    """Adds to the newest launch in `run.json` when it ended, the peak memory, and `facts`.
+
+    Raises:
+        UserError: the file is gone or damaged, or cannot be written.
+    """
+    path = folder / "run.json"
+    launches = read_json(path)["launches"]
+    launches[-1] |= {"ended": _now(), **facts, "peak_memory_mb": peak_memory()}
+    write_json(path, {"launches": launches})
+
+
+def peak_memory() -> dict[str, int]:
+    """Most memory that this process ever held, in MB: on the host, and on the first accelerator."""
+    peak = {}
+    with contextlib.suppress(ImportError):  # not a POSIX system
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+        peak["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 10**6
+    device = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in device:
+        peak["device"] = device["peak_bytes_in_use"] // 10**6
+    return peak
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,6 +1,8 @@
 """The host's loop around the compiled functions: segments, evaluations, rows, checkpoints."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
@@ -23,6 +25,7 @@ from mac.run.logger import RunLog
 from mac.run.progress import Progress
 from mac.types import Episodes, Window
 
+CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
 EVAL_STREAM = 1 << 31  # folded into a seed's key for evaluations; training folds in steps below this
 
 
@@ -31,7 +34,8 @@ class RunConfig:
     """How the loop runs; nothing here changes what is learned."""
 
     segment: int = 1000
-    """updates per compiled call; metrics are averaged over it, and Ctrl-C is obeyed after it"""
+    """updates per compiled call, less if it does not divide the two intervals below; metrics are averaged
+    over it, and Ctrl-C is obeyed after it"""
     eval_every: int = 100_000
     """updates between evaluations; there is always one at the end"""
     checkpoint_every: int = 50_000
@@ -97,50 +101,47 @@ def train(job: Job, folder: Path, progress: Progress, *, resume: bool) -> Outcom
             before it stay.
         UserError: the folder cannot be written, or its checkpoint belongs to another configuration.
     """
-    with CheckpointStore(folder / "checkpoints", job.run.keep) as store, Interrupt() as interrupt:
+    with CheckpointStore(folder / CHECKPOINTS, job.run.keep) as store, Interrupt() as interrupt:
         return _Loop(job, folder, progress, store, interrupt).go(resume)
 
 
 class _Loop:
     """One call of `train`."""
 
-    def __init__(self, job: Job, folder: Path, progress: Progress, store: CheckpointStore, interrupt: Interrupt):
-        self.job, self.folder, self.progress, self.store, self.interrupt = job, folder, progress, store, interrupt
+    def __init__(self, job: Job, folder: Path, progress: Progress, store: CheckpointStore, stop: Interrupt):
+        self.job, self.folder, self.progress = job, folder, progress
+        self.store, self.interrupt = store, stop
         self.outcome = Outcome()
         self.evaluated = 0  # step of the last evaluation
-        self.pending: tuple[int, dict[str, Any]] | None = None  # metrics not yet logged: step and [K, S] arrays
+        self.pending: tuple[int, dict[str, Any]] | None = None  # not yet logged: first update, [K, S] arrays
         self.mesh = loop.seed_mesh(job.seeds)
-        self.length = gcd(job.steps, job.run.segment, *self._marks())
+        # A segment ends wherever something is due; marks that the run does not reach do not count.
+        marks = [n for n in (job.run.eval_every, job.run.checkpoint_every) if n < job.steps]
+        self.length = gcd(job.run.segment, *marks)
+        self.programs: dict[int, Any] = {}
         keys = loop.seed_keys(job.seed, job.seeds)
         self.eval_keys = jax.vmap(lambda k: jr.fold_in(k, EVAL_STREAM))(keys)
         self.keys = loop.place(self.mesh, keys, loop.SEED)
         self.window = loop.place(self.mesh, job.window, loop.ALL)
 
-    def _marks(self) -> list[int]:
-        """Intervals that a segment must divide: those that the run is long enough to reach."""
-        return [n for n in (self.job.run.eval_every, self.job.run.checkpoint_every) if n < self.job.steps]
-
     def go(self, resume: bool) -> Outcome:
         state, positions = self._start(resume)
         with RunLog(self.folder, positions) as self.log:
-            run_segment = self._compile(state)
             while True:
                 step = self.outcome.step
-                if self._due(step, self.job.run.eval_every) and self.evaluated != step and not self.interrupt.asked:
+                if self._due(self.job.run.eval_every) and self.evaluated != step and not self.interrupt.asked:
                     self._evaluate(state)
                 stop = step >= self.job.steps or self.interrupt.asked
-                if stop or self._due(step, self.job.run.checkpoint_every):
+                if stop or self._due(self.job.run.checkpoint_every):
                     self._save(state)
                 if stop:
-                    self.store.wait()
-                    self.outcome.interrupted = self.interrupt.signal
+                    with self._timed("checkpoint"):
+                        self.store.wait()
+                    # A signal that came when all was done has nothing to stop.
+                    done = step >= self.job.steps and self.evaluated == step
+                    self.outcome.interrupted = 0 if done else self.interrupt.signal
                     return self.outcome
-                steps = loop.place(self.mesh, np.arange(step, step + self.length, dtype=np.int32), loop.ALL)
-                state, metrics = run_segment(self.window, self.keys, steps, state)
-                # The segment before this one is logged while this one runs.
-                self._flush()
-                self.outcome.step += self.length
-                self.pending = (self.outcome.step, metrics)
+                state = self._segment(state)
 
     def _start(self, resume: bool) -> tuple[TrainState, dict[str, int] | None]:
         """The state to begin with, and how much of each log file it covers (None for a new run)."""
@@ -155,32 +156,40 @@ class _Loop:
         self.progress.update(found.step)
         return loop.place(self.mesh, found.state, loop.SEED), found.meta["log"]
 
-    def _compile(self, state: TrainState) -> Any:
-        """The segment, compiled for this run; None where no update is left to do."""
-        if self.outcome.step >= self.job.steps:
-            return None
-        began = time.perf_counter()
-        with self.progress.phase("compiling"):
-            steps = loop.place(self.mesh, np.zeros(self.length, np.int32), loop.ALL)
-            compiled = loop.segment.lower(
-                self.job.algo, self.mesh, self.window, self.keys, steps, state
-            ).compile()
-        self._spent("compile", began)
-        return compiled
-
-    def _due(self, step: int, every: int) -> bool:
+    def _due(self, every: int) -> bool:
+        step = self.outcome.step
         return step == self.job.steps or (step > 0 and step % every == 0)
+
+    def _segment(self, state: TrainState) -> TrainState:
+        """Updates up to the next mark; logs those of the segment before while these run."""
+        step = self.outcome.step
+        # The last segment may be shorter, and so may the first after a run that was extended.
+        count = min(self.length - step % self.length, self.job.steps - step)
+        steps = loop.place(self.mesh, np.arange(step, step + count, dtype=np.int32), loop.ALL)
+        if count not in self.programs:
+            with self._timed("compile"), self.progress.phase("compiling"):
+                self.programs[count] = loop.segment.lower(
+                    self.job.algo, self.mesh, self.window, self.keys, steps, state
+                ).compile()
+            if self.interrupt.asked:
+                return state
+        with self._timed("train"):
+            state, metrics = self.programs[count](self.window, self.keys, steps, state)
+        self._flush()
+        self.outcome.step += count
+        self.pending = (step, metrics)
+        return state
 
     def _flush(self) -> None:
         """Checks and logs the metrics of the segment before the current one."""
         if self.pending is None:
             return
-        (step, metrics), self.pending = self.pending, None
-        began = time.perf_counter()
-        values = {name: np.asarray(value) for name, value in metrics.items()}
-        self._spent("train", began)
-        self._check_finite(step - self.length, values)
+        (first, metrics), self.pending = self.pending, None
+        with self._timed("train"):
+            values = {name: np.asarray(value) for name, value in metrics.items()}
+        self._check_finite(first, values)
         means = {name: value.mean(axis=0) for name, value in values.items()}
+        step = first + len(next(iter(values.values())))
         self.log.metrics(step, self.job.numbers, means)
         self.progress.update(step, means)
 
@@ -198,18 +207,17 @@ class _Loop:
     def _diverged(self, what: str) -> Diverged:
         self.store.wait()
         last = self.store.latest()
-        kept = "no checkpoint was written before" if last is None else f"the checkpoint of update {last:,} stays"
+        kept = "there is no checkpoint before" if last is None else f"the checkpoint of update {last:,} stays"
         return Diverged(f"training stopped: {what}; {kept}; try a smaller --hp.lr, or look at the data")
 
     def _evaluate(self, state: TrainState) -> None:
         self._flush()
-        job, step, began = self.job, self.outcome.step, time.perf_counter()
-        with self.progress.phase("evaluating"):
+        job, step = self.job, self.outcome.step
+        with self._timed("evaluate"), self.progress.phase("evaluating"):
             state = jax.device_put(state, jax.local_devices()[0])
             keys = jax.vmap(lambda k: jr.fold_in(k, step))(self.eval_keys)
             result = evaluate(job.algo, job.env, job.episodes, job.normalizer, state, keys)
-            result = Episodes(*(np.asarray(x) for x in (result.success, result.episode_return, result.length)))
-        self._spent("evaluate", began)
+            result = Episodes(*map(np.asarray, (result.success, result.episode_return, result.length)))
         self.evaluated = step
         self.log.evals(step, job.numbers, job.env.spec.tasks, result, job.engine)
         self.progress.success(step, result.success.mean(axis=(1, 2)))
@@ -221,10 +229,17 @@ class _Loop:
             seed = self.job.seed + int(np.argmin(finite))
             raise self._diverged(f"a weight is not finite after update {self.outcome.step:,}, seed {seed}")
         meta = {"config": self.job.config, "evaluated": self.evaluated, "log": self.log.sync()}
-        self.store.save(self.outcome.step, state, meta)
+        with self._timed("checkpoint"):
+            self.store.save(self.outcome.step, state, meta)
 
-    def _spent(self, phase: str, began: float) -> None:
-        self.outcome.seconds[phase] = self.outcome.seconds.get(phase, 0.0) + time.perf_counter() - began
+    @contextlib.contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.outcome.seconds
+            seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
 @eqx.filter_jit

@@ -1,0 +1,127 @@
+"""`hparams.toml`: hyperparameters that differ by algorithm, environment and preset, as rows of data."""
+
+import dataclasses
+import difflib
+import fnmatch
+import tomllib
+import types
+import typing
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+from mac.errors import UserError, one_line
+
+HPARAMS = Path(__file__).with_name("hparams.toml")
+SELECTORS = ("algo", "env", "preset")
+GROUPS = ("hp", "run", "eval", "data")
+_ROW_KEYS = (*SELECTORS, *GROUPS, "source", "steps")
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a hyperparameter file.
+
+    Raises:
+        UserError: it is not TOML, or a row lacks its source, has an unknown key or a wrong type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
+    for key in content:
+        if key != "row":
+            raise unknown_name(f"{path}: key", key, ["row"])
+    rows = content.get("row", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: rows must be tables that begin with [[row]]")
+    for i, row in enumerate(rows, start=1):
+        _check_row(f"{path}, row {i}", row)
+    return rows
+
+
+def _check_row(where: str, row: dict[str, Any]) -> None:
+    for key, value in row.items():
+        if key not in _ROW_KEYS:
+            raise unknown_name(f"{where}: key", key, _ROW_KEYS)
+        wanted = dict if key in GROUPS else int if key == "steps" else str
+        if not isinstance(value, wanted):
+            kind = {dict: "a table", int: "a whole number", str: "a text"}[wanted]
+            raise UserError(f"{where}: {key} = {value!r} must be {kind}")
+    if not row.get("source"):
+        raise UserError(f"{where}: `source` is missing; say where the values come from")
+
+
+def merge_rows(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> dict[str, Any]:
+    """Values of all rows that match, later ones winning: one dictionary per group, and maybe `steps`.
+
+    Raises:
+        UserError: none matches.
+    """
+    wanted = {"algo": algo, "env": env, "preset": preset}
+    found = [r for r in rows if all(fnmatch.fnmatchcase(v, r.get(k, "*")) for k, v in wanted.items())]
+    if not found:
+        raise UserError(
+            f"{HPARAMS.name} has no row for --algo {algo} --env {env} --preset {preset}; "
+            "add one, or choose another environment or preset"
+        )
+    merged: dict[str, Any] = {group: {} for group in GROUPS}
+    for row in found:
+        for group in GROUPS:
+            merged[group] |= row.get(group, {})
+        if "steps" in row:
+            merged["steps"] = row["steps"]
+    return merged
+
+
+def build(cls: type[Any], values: dict[str, Any], where: str) -> Any:
+    """An instance of dataclass `cls` from a file's values; what they leave out keeps its default.
+
+    Args:
+        where: file and table, for messages.
+    Raises:
+        UserError: an unknown key, a value of another type than the field's, or one out of range.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise unknown_name(f"{where}: key", key, fields)
+    return cls(**{key: convert(value, fields[key], f"{where}: {key}") for key, value in values.items()})
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """A value as TOML or JSON holds it, in a field's own type: lists become tuples, texts paths.
+
+    Raises:
+        UserError: it has another type.
+    """
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            item = typing.get_args(option)[0]
+            return tuple(convert(x, item, where) for x in value)
+        if typing.get_origin(option) is Literal and value in typing.get_args(option):
+            return value
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if option is float and type(value) in (int, float):
+            return float(value)
+        if option in (int, bool, str, types.NoneType) and type(value) is option:
+            return value
+    raise UserError(f"{where} = {value!r} must be {' or '.join(map(_describe, options))}")
+
+
+def _describe(option: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+    if typing.get_origin(option) is Literal:
+        return " or ".join(map(repr, typing.get_args(option)))
+    if typing.get_origin(option) is tuple:
+        return f"a list, each entry {_describe(typing.get_args(option)[0])}"
+    return names.get(option, "absent")
+
+
+def unknown_name(what: str, name: str, known: Collection[str]) -> UserError:
+    """The error for a name that is none of `known`: with the closest one, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}"
+    return UserError(f"{what} {name!r} is not known; {hint}")
