@@ -16,8 +16,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-CONTROL_DT = 0.05
-"""Seconds per control step, and per row of a plan."""
+from envs_mjx.arm import ACTION_SCALE
+from envs_mjx.assets import ARM_BOUNDS, CONTROL_DT, OBJECT_BOUNDS
+from envs_mjx.cube import CUBE_REST_Z, Readings
 
 FIRST_P_STACK = 0.5
 """Stacking probability of an episode's first target: OGBench draws it inside the reset, before the
@@ -30,12 +31,10 @@ _P_STACK = {
     "cube-quadruple": (0.1, 0.5),
     "cube-octuple": (0.0, 0.35),
 }
-_TARGET_LOW, _TARGET_HIGH = np.array([[0.3, -0.3], [0.55, 0.3]])  # m, xy
-_ARM_LOW, _ARM_HIGH = np.array([[0.25, -0.35, 0.20], [0.6, 0.35, 0.35]])  # m
 _CUBE_SIZE = 0.04  # m, edge length
 _STACK_RADIUS = 0.02  # m, in xy: closer than this and higher means "on top of"
-_ACTION_SCALE = np.array([0.05, 0.05, 0.05, 0.3, 1.0])  # m, m, m, rad, opening: a full action
-_NOISE_STD = 0.1 * _ACTION_SCALE
+
+_NOISE_STD = 0.1 * np.asarray(ACTION_SCALE)
 _DT = 0.4  # s, the unit of the key times below
 
 # Key poses: start, above the cube, at the cube, grasped, lifted, halfway, above the target, at the
@@ -51,17 +50,6 @@ MAX_ROWS = int(np.ceil((_KEY_TIMES[-1] + _JITTER) / CONTROL_DT - 1e-9))
 _RADIUS, _SIGMA = 2, 0.5  # rows; the tails beyond 4 sigma are cut
 _TAPS = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA) ** 2)
 _TAPS /= _TAPS.sum()
-
-
-class Readings(NamedTuple):
-    """What the expert measures: effector position (m), yaw (rad) and gripper opening (0 open, 1
-    closed), and each cube's position (m) and yaw (rad)."""
-
-    effector_pos: Float[Array, " 3"]
-    effector_yaw: Float[Array, ""]
-    gripper_opening: Float[Array, ""]
-    cube_pos: Float[Array, "cubes 3"]
-    cube_yaw: Float[Array, " cubes"]
 
 
 class Target(NamedTuple):
@@ -141,7 +129,7 @@ def target_from_draws(
     others = top & (jnp.arange(top.size) != cube)
     base = cube_pos[_pick(draws.base, others)]
     stacked = base + jnp.array([0.0, 0.0, _CUBE_SIZE])
-    floor = jnp.append(_between(draws.xy, _TARGET_LOW, _TARGET_HIGH), _CUBE_SIZE / 2)
+    floor = jnp.append(_between(draws.xy, *np.asarray(OBJECT_BOUNDS)), CUBE_REST_Z)
     stack = others.any() & (draws.stack < p_stack)
     return Target(cube, jnp.where(stack, stacked, floor), 2 * jnp.pi * draws.yaw)
 
@@ -188,7 +176,7 @@ def act(plan: Plan, readings: Readings) -> tuple[Float[Array, " 5"], Plan, Bool[
     here = jnp.concatenate(
         [readings.effector_pos, jnp.stack([readings.effector_yaw, readings.gripper_opening])]
     )
-    action = jnp.clip((goal - here) / _ACTION_SCALE, -1.0, 1.0)
+    action = jnp.clip((goal - here) / np.asarray(ACTION_SCALE), -1.0, 1.0)
     return action, plan._replace(index=plan.index + 1), plan.index >= plan.length - 1
 
 
@@ -207,7 +195,7 @@ def _key_poses(draws: PlanDraws, readings: Readings, target: Target) -> Float[Ar
     above_cube = cube.at[2].add(_LIFT * (1 + draws.lift[0]))
     above_goal = goal.at[2].add(_LIFT * (1 + draws.lift[1]))
     start = readings.effector_pos
-    end = _between(draws.end_pos, _ARM_LOW, _ARM_HIGH)
+    end = _between(draws.end_pos, *np.asarray(ARM_BOUNDS))
     # A cube looks the same after a quarter turn, so the arm turns by an eighth at most.
     quarter = jnp.pi / 2
     turn_in = _wrap(readings.cube_yaw[target.cube] - readings.effector_yaw, quarter)
@@ -260,7 +248,8 @@ def _pick(uniform: Float[Array, ""], mask: Bool[Array, " n"]) -> Int[Array, ""]:
 
 def _between(fraction: Array, low: Array | np.ndarray | float, high: Array | np.ndarray | float) -> Array:
     """The point `fraction` of the way from `low` to `high`."""
-    return low + fraction * (high - low)
+    start = jnp.asarray(low, fraction.dtype)
+    return start + fraction * (jnp.asarray(high, fraction.dtype) - start)
 
 
 def _wrap(angle: Float[Array, ""], period: float = 2 * jnp.pi) -> Float[Array, ""]:

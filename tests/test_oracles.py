@@ -1,7 +1,6 @@
 """The scripted cube expert against OGBench's own, and facts about its plans and targets."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import gymnasium
 import jax
@@ -13,6 +12,7 @@ import pytest
 from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 
 from envs_mjx import oracles
+from envs_mjx.cube import Readings
 
 PLANS = 40
 CUBES = 4
@@ -38,16 +38,21 @@ class Tape:
         return items[int(float(next(self.values)) * len(items))]
 
 
-def random_readings(seed: int, cubes: int = CUBES) -> oracles.Readings:
+def f32(x: object) -> jax.Array:
+    return jnp.asarray(x, jnp.float32)
+
+
+def random_readings(seed: int, cubes: int = CUBES) -> Readings:
     rng = np.random.default_rng(seed)
-    f32 = lambda x: jnp.asarray(x, jnp.float32)
-    return oracles.Readings(
+    return Readings(
         effector_pos=f32(rng.uniform([0.25, -0.35, 0.02], [0.6, 0.35, 0.35])),
         effector_yaw=f32(rng.uniform(-np.pi, np.pi)),
         gripper_opening=f32(rng.uniform()),
+        gripper_contact=f32(0.0),
         cube_pos=f32(
             np.column_stack([rng.uniform([0.3, -0.3], [0.55, 0.3], (cubes, 2)), np.full(cubes, 0.02)])
         ),
+        cube_quat=jnp.zeros((cubes, 4)),  # the expert goes by yaw alone
         cube_yaw=f32(rng.uniform(-np.pi, np.pi, cubes)),
     )
 
@@ -55,20 +60,18 @@ def random_readings(seed: int, cubes: int = CUBES) -> oracles.Readings:
 def random_draws(seed: int) -> oracles.PlanDraws:
     rng = np.random.default_rng(1000 + seed)
     shapes = oracles.PlanDraws(3, (), 2, 3, 10, None)
-    draws = {
-        k: jnp.asarray(rng.uniform(size=v), jnp.float32) for k, v in shapes._asdict().items() if k != "noise"
-    }
-    return oracles.PlanDraws(**draws, noise=jnp.asarray(rng.normal(size=(oracles.MAX_ROWS, 5)), jnp.float32))
+    draws = {k: f32(rng.uniform(size=v)) for k, v in shapes._asdict().items() if k != "noise"}
+    return oracles.PlanDraws(**draws, noise=f32(rng.normal(size=(oracles.MAX_ROWS, 5))))
 
 
 def random_target(seed: int) -> oracles.Target:
     rng = np.random.default_rng(2000 + seed)
     pos = np.append(rng.uniform([0.3, -0.3], [0.55, 0.3]), 0.02)
-    yaw = jnp.asarray(rng.uniform(0, 2 * np.pi), jnp.float32)
-    return oracles.Target(jnp.asarray(rng.integers(CUBES)), jnp.asarray(pos, jnp.float32), yaw)
+    yaw = f32(rng.uniform(0, 2 * np.pi))
+    return oracles.Target(jnp.asarray(rng.integers(CUBES)), f32(pos), yaw)
 
 
-def info_of(readings: oracles.Readings, target: oracles.Target, time: float) -> dict:
+def info_of(readings: Readings, target: oracles.Target, time: float) -> dict:
     """The same facts as OGBench's step info."""
     info = {
         "time": np.array([time]),
@@ -153,10 +156,8 @@ def test_targets_equal_the_packages(package_env) -> None:
             cube_pos[child] = cube_pos[parent] + [shift, 0.0, 0.04]
         for i, pos in enumerate(cube_pos):
             raw._data.joint(f"object_joint_{i}").qpos[:3] = pos
-        draws = oracles.TargetDraws(
-            *(jnp.asarray(rng.uniform(size=n), jnp.float32) for n in [(), (), (), 2, ()])
-        )
-        ours = target_from_draws(draws, jnp.asarray(cube_pos, jnp.float32), 0.4)
+        draws = oracles.TargetDraws(*(f32(rng.uniform(size=n)) for n in [(), (), (), 2, ()]))
+        ours = target_from_draws(draws, f32(cube_pos), 0.4)
         stack = bool(draws.stack < 0.4)
         raw._np_random = Tape([draws.cube, draws.stack, draws.base if stack else draws.xy, draws.yaw])
         _, theirs = raw.set_new_target(p_stack=0.4)
