@@ -61,7 +61,8 @@ class Args:
     quick: bool = False
     """tiny batches and rollouts, to see that everything runs: the figures mean nothing"""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises UserError for values that make no sense; not `__post_init__`, whose errors tyro rewords."""
         for name in ("seeds", "widths"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: give at least one number, each at least 1")
@@ -119,6 +120,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         one, flags = ONE in argv, [flag for flag in argv if flag != ONE]
         args = tyro.cli(Args, args=flags, prog="python experiments/bench.py")
+        args.check()
         if one:
             print(json.dumps(dataclasses.asdict(measure(args, args.widths[0], args.seeds[0]))))
             return 0
@@ -184,10 +186,10 @@ def measure(args: Args, width: int, seeds: int) -> Row:
         updates=updates,
         rate=_median(ours) / flop,
         plain_rate=_median(usual) / flop,
-        ratio=_median_ratio(ours, usual),
+        ratio=median_ratio(ours, usual),
         gflop=flop / 1e9,
         product_gflops=_median(product) / 1e9,
-        share=_median_ratio(ours, product),
+        share=median_ratio(ours, product),
         compile_s=segment.compile_s,
         plain_compile_s=plain.compile_s,
         peak_mb=peak / 1e6,
@@ -201,7 +203,8 @@ def _median(turns: list[Timing]) -> float:
     return statistics.median(t.speed for t in turns)
 
 
-def _median_ratio(turns: list[Timing], others: list[Timing]) -> float:
+def median_ratio(turns: list[Timing], others: list[Timing]) -> float:
+    """Median over rounds of the ratio of speeds within a round, which saw the same noise."""
     return statistics.median(a.speed / b.speed for a, b in zip(turns, others, strict=True))
 
 

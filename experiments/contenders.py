@@ -144,16 +144,13 @@ class HostData:
         self.starts = np.asarray(window.starts)[: int(window.n_starts)]
 
     def draw(self, rng: np.random.Generator, batch: int, chunk: int) -> Batch:
-        """A batch like `mac.data.sampler.sample`'s, as NumPy arrays."""
+        """A batch like `mac.data.sampler.sample`'s, drawn on the host and sent to the device."""
         start = self.starts[rng.integers(len(self.starts), size=batch)]
         rows = start[:, None] + np.arange(chunk)
-        return Batch(
-            obs=self.obs[start],
-            actions=self.action[rows],
-            next_obs=self.obs[start + chunk],
-            rewards=self.reward[rows],
-            masks=self.mask[rows],
-        )
+        drawn = (
+            self.obs[start], self.action[rows], self.obs[start + chunk], self.reward[rows], self.mask[rows],
+        )  # fmt: skip
+        return Batch(*jax.device_put(drawn))
 
 
 def products(width: int, rows: int, mesh: Mesh) -> Contender:

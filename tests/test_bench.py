@@ -1,0 +1,129 @@
+"""The benchmark compares equal work, in turns, and writes what it measured where it says."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import bench, contenders
+from experiments.contenders import Contender, HostData
+from experiments.plan import product_chain
+from mac.mac import MAC, Config
+from mac.run import segment as loop
+from mac.run.flops import product_flops
+
+CHUNK = 3
+TINY = Config(batch=4, hidden=(8, 8), chunk=CHUNK, candidates=2, rollout=2, flow_steps=2)
+ROW = bench.Row(
+    width=256, seeds=4, batch=256, devices=2, updates=3, rate=5.25, plain_rate=4.0, ratio=1.3125, gflop=25.0,
+    product_gflops=180.0, share=0.72, compile_s=9.5, plain_compile_s=8.0, peak_mb=900.0, cores=1.98,
+    plain_cores=1.9, product_cores=2.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def window():
+    return contenders.random_window(bench.SPEC, 2 * contenders.EPISODE_ROWS, CHUNK)
+
+
+def test_random_chunks_stay_in_one_episode(window):
+    starts = np.asarray(window.starts)[: int(window.n_starts)]
+    assert len(starts) > 1900
+    last = starts + CHUNK
+    assert last.max() < len(window.obs)
+    assert (starts // contenders.EPISODE_ROWS == last // contenders.EPISODE_ROWS).all()
+
+
+def test_host_batches_are_the_windows_rows(window):
+    drawn = HostData(window).draw(np.random.default_rng(0), batch=5, chunk=CHUNK)
+    batch = jax.tree.map(np.asarray, drawn)
+    obs = np.asarray(window.obs)
+    for i in range(5):
+        (start,) = np.flatnonzero((obs == batch.obs[i]).all(axis=1))
+        assert start in HostData(window).starts
+        np.testing.assert_array_equal(batch.next_obs[i], obs[start + CHUNK])
+        for step in range(CHUNK):
+            np.testing.assert_array_equal(batch.actions[i, step], window.action[start + step])
+            assert batch.rewards[i, step] == window.reward[start + step]
+            assert batch.masks[i, step] == window.mask[start + step]
+
+
+def test_a_segment_does_the_work_that_it_is_credited_with(window):
+    algo, mesh, steps = MAC(TINY, bench.SPEC), loop.seed_mesh(1), jnp.arange(3)
+    keys = loop.seed_keys(0, 2)
+    state = jax.eval_shape(lambda k: jax.vmap(algo.init)(k), keys)
+    counted = product_flops(lambda *args: loop.segment(algo, mesh, *args), window, keys, steps, state)
+    assert counted == 3 * 2 * contenders.update_flops(algo, window)
+
+
+def test_products_are_counted_and_done():
+    chain, work = product_chain(4, 6, loop.seed_mesh(1))
+    np.testing.assert_allclose(
+        chain(), np.ones((6, 4)), rtol=1e-6
+    )  # rows of ones, times columns that sum to 1
+    assert work == 20 * 6 * 4 * (2 * 4)  # 20 products of 24 entries, each a dot product of length 4
+
+
+def test_contenders_take_turns():
+    order: list[str] = []
+    named = {name: Contender(lambda name=name: order.append(name), 1.0).times(2) for name in "ab"}
+    taken = contenders.take_turns(named, rounds=3)
+    assert "".join(order) == "aabb" * 3
+    assert {name: len(turns) for name, turns in taken.items()} == {"a": 3, "b": 3}
+
+
+def test_speed_is_work_over_wall_time(monkeypatch):
+    wall, cpu = iter([10.0, 12.0]), iter([1.0, 4.0])
+    monkeypatch.setattr(contenders.time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(contenders.time, "process_time", lambda: next(cpu))
+    timing = contenders.time_turn(Contender(lambda: None, 5.0).times(2))
+    assert timing == (10.0 / 2.0, 3.0 / 2.0)
+
+
+def test_ratios_are_taken_turn_by_turn():
+    # A machine that slows down tenfold from turn to turn: the ratio is 2 in every one.
+    ours = [contenders.Timing(s, 1.0) for s in (200.0, 20.0, 2.0)]
+    usual = [contenders.Timing(s, 1.0) for s in (100.0, 10.0, 1.0)]
+    assert bench.median_ratio(ours, usual) == 2.0
+
+
+def test_file_holds_the_rows_and_their_origin(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "in_process", lambda args, width, seeds: dataclasses.replace(ROW, width=width))
+    out = tmp_path / "new" / "bench.csv"
+    assert bench.main(["--widths", "256", "512", "--seeds", "4", "--out", str(out)]) == 0
+    lines = out.read_text().splitlines()
+    notes = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    assert notes["command"].startswith("python experiments/bench.py --widths 256 512")
+    assert {"date", "commit", "hardware", "jax"} < set(notes)
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    assert [row["width"] for row in rows] == ["256", "512"]
+    assert {name: float(value) for name, value in rows[0].items()} == pytest.approx(vars(ROW), rel=1e-3)
+    shown = capsys.readouterr().out
+    assert "1.31" in shown and "72%" in shown
+
+
+@pytest.mark.parametrize(
+    "flags", [["--seeds", "0"], ["--widths", "-8"], ["--rows", "10"], ["--seconds", "nan"], ["--rounds", "0"]]
+)
+def test_a_senseless_flag_is_one_line(flags: list[str], capsys):
+    assert bench.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and flags[0] in error and flags[1] in error
+
+
+@pytest.mark.slow
+def test_every_configuration_is_measured(tmp_path: Path):
+    out = tmp_path / "bench.csv"
+    flags = ["--quick", "--seeds", "1", "2", "--widths", "16", "--seconds", "0.2", "--rounds", "2"]
+    command = [sys.executable, bench.__file__, *flags, "--rows", "3000", "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = list(csv.DictReader(line for line in out.read_text().splitlines() if not line.startswith("#")))
+    assert [(row["width"], row["seeds"]) for row in rows] == [("16", "1"), ("16", "2")]
+    for row in rows:
+        assert all(float(value) > 0 for value in row.values())
