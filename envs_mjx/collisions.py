@@ -11,15 +11,12 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterable
-from typing import Literal
 
 import mujoco
 import numpy as np
 from mujoco import mjx
 
 from mac.errors import UserError
-
-Level = Literal["lite", "finger"]
 
 CONTACT_CAPS = {1: 24, 2: 32, 3: 40, 4: 44, 8: 90}
 """Contact slots by number of cubes: 1.3 times the most that C MuJoCo was seen to use."""
@@ -36,10 +33,7 @@ _LITE_PAIRS = (
 )
 _PAIRS = {"lite": _LITE_PAIRS, "finger": (*_LITE_PAIRS, ("cube", "finger"))}
 
-_MESH_FIELDS = (
-    "tex_data mesh_vert mesh_normal mesh_face mesh_graph mesh_texcoord "
-    "mesh_facenormal mesh_facetexcoord mesh_polynormal mesh_polyvert mesh_polymap"
-).split()
+_UNUSED = ("tex_data", "mesh_vert", "mesh_normal", "mesh_face", "mesh_graph", "mesh_texcoord")
 
 
 def contact_cap(cubes: int) -> int:
@@ -47,12 +41,14 @@ def contact_cap(cubes: int) -> int:
     return next((cap for n, cap in sorted(CONTACT_CAPS.items()) if n >= cubes), 12 * cubes)
 
 
-def collision_model(model: mujoco.MjModel, level: Level = "lite") -> mujoco.MjModel:
+def collision_model(model: mujoco.MjModel, level: str = "lite") -> mujoco.MjModel:
     """A copy of a compiled cube scene that collides only the classes of geom that matter.
 
-    `lite` keeps cubes, floor, walls and finger pads; `finger` adds the collision meshes of the
-    gripper against cubes, as their bounding boxes. Every other geom becomes visual. Each pair of
-    classes that may touch owns one bit, set in the contype of one and the conaffinity of the other.
+    `lite` keeps cubes, floor, walls and finger pads; `finger` adds the gripper's palm and links
+    against cubes, as the bounding boxes of their meshes. The followers, which carry the pads, stay
+    out: their boxes stick out beside the pads and would push a cube about in every grasp (0.04 rad
+    of the fingers within one control step). Every other geom becomes visual. Each pair of classes
+    that may touch owns one bit, set in the contype of one and the conaffinity of the other.
 
     Raises:
         UserError: if `level` is unknown or the model has no cube.
@@ -90,7 +86,7 @@ def put_collision_model(model: mujoco.MjModel, max_contacts: int) -> mjx.Model:
     if max_contacts < 1:
         raise UserError(f"max_contacts={max_contacts} must be at least 1")
     full = mjx.put_model(model, impl="jax")
-    empty = {f: getattr(full, f)[:0] for f in _MESH_FIELDS if isinstance(getattr(full, f, None), np.ndarray)}
+    empty = {f: getattr(full, f)[:0] for f in _UNUSED if hasattr(full, f)}
     keep = np.flatnonzero(np.asarray(model.geom_contype | model.geom_conaffinity))
     return _limit_contacts(_keep_geoms(full.replace(**empty), keep), max_contacts)
 
@@ -109,7 +105,7 @@ def _geom_class(model: mujoco.MjModel, geom: int) -> str:
     if pad := re.search(r"(left|right)_pad\d$", name):
         return f"{pad[1]} pad"
     is_mesh = model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH
-    return "finger" if is_mesh and "/robotiq/" in body else ""
+    return "finger" if is_mesh and re.search(r"/robotiq/.*(?<!_follower)$", body) else ""
 
 
 def _members(classes: list[str], name: str) -> list[int]:

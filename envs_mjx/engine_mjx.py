@@ -33,7 +33,7 @@ class MjxEngine(AbstractEngine):
         self,
         scene: Scene,
         *,
-        level: collisions.Level = "lite",
+        level: str = "lite",
         max_contacts: int | None = None,
         iterations: int = 10,
         ls_iterations: int = 20,

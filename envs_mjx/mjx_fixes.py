@@ -25,6 +25,7 @@ from mujoco import mjx
 from mujoco.mjx._src import forward as mjx_forward
 from mujoco.mjx._src import scan, support
 
+from envs_mjx import mjx_solver
 from mac.errors import UserError
 
 MJX_VERSION = "3.17.0"
@@ -82,7 +83,7 @@ def step(model: mjx.Model, data: mjx.Data, on: Corrections = ALL) -> mjx.Data:
     data = forward(model, data, on)
     match model.opt.integrator:
         case mujoco.mjtIntegrator.mjINT_IMPLICITFAST:
-            return _implicitfast(model, data, on)
+            return implicitfast(model, data, on)
         case mujoco.mjtIntegrator.mjINT_EULER:
             return mjx.euler(model, data)
     raise NotImplementedError(f"integrator {model.opt.integrator!r}")
@@ -99,20 +100,20 @@ def forward(model: mjx.Model, data: mjx.Data, on: Corrections = ALL) -> mjx.Data
         data = mjx.fwd_acceleration(model, data)
         if data._impl.efc_J.size == 0:
             return data.replace(qacc=data.qacc_smooth)
-        return mjx.solve(model, data)
+        return (mjx_solver if mjx_solver.supports(model, data) else mjx).solve(model, data)
 
 
 def _forward_position(model: mjx.Model, data: mjx.Data, on: Corrections) -> mjx.Data:
-    before = (mjx.kinematics, mjx.com_pos, mjx.tendon, mjx.crb, mjx.tendon_armature, mjx.factor_m, mjx.collision)
-    for stage in before:
+    inertia = (mjx.kinematics, mjx.com_pos, mjx.tendon, mjx.crb, mjx.tendon_armature, mjx.factor_m)
+    for stage in (*inertia, mjx.collision):
         data = stage(model, data)
     if on.capsule_frames:
         data = align_capsule_frames(model, data)
     return mjx.transmission(model, mjx.make_constraint(model, data))
 
 
-def _implicitfast(model: mjx.Model, data: mjx.Data, on: Corrections) -> mjx.Data:
-    """Velocity update with (M - h dF/dv) qacc = F, then positions with the new velocity."""
+def implicitfast(model: mjx.Model, data: mjx.Data, on: Corrections) -> mjx.Data:
+    """Velocity update by (M - h dF/dv) qacc = F after `forward`, then positions with the new velocity."""
     derivative = velocity_derivative(model, data, on)
     mass = mjx.full_m(model, data) - model.opt.timestep * derivative
     factor = jax.scipy.linalg.cho_factor(mass)
@@ -120,9 +121,7 @@ def _implicitfast(model: mjx.Model, data: mjx.Data, on: Corrections) -> mjx.Data
     return mjx_forward._advance(model, data, data.act_dot, qacc)
 
 
-def velocity_derivative(
-    model: mjx.Model, data: mjx.Data, on: Corrections = ALL
-) -> Float[Array, "nv nv"]:
+def velocity_derivative(model: mjx.Model, data: mjx.Data, on: Corrections = ALL) -> Float[Array, "nv nv"]:
     """d(actuator and passive force)/d(qvel) as C's implicitfast keeps it."""
     if on.saturated_actuators:
         low, high = model.actuator_forcerange.T
@@ -168,13 +167,14 @@ def _anchor_drift(model: mjx.Model, data: mjx.Data, eq: int) -> Float[Array, " 3
         else:
             body = int(obj)
             point = data.xmat[body] @ model.eq_data[eq, 3 * k : 3 * k + 3] + data.xpos[body]
-        ends.append(data.qvel @ support.jac_dot(model, data, point, body)[0])
+        drift, _ = support.jac_dot(model, data, point, jnp.asarray(body))
+        ends.append(data.qvel @ drift)
     return ends[0] - ends[1]
 
 
 def align_capsule_frames(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     """Turns the tangents of plane-capsule contacts along the capsule, as `mjc_PlaneCapsule` does."""
-    plane, capsule = mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_CAPSULE
+    plane, capsule = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_CAPSULE)
     if data._impl.ncon == 0 or not {plane, capsule} <= set(np.unique(model.geom_type)):
         return data
     contact = data._impl.contact
