@@ -53,12 +53,16 @@ class Config:
     """actions per chunk, n"""
     rollout: int = 10
     """imagined chunks per rollout, H"""
+    rollout_batch: int = 1024
+    """rollouts per update, from the first states of the batch; at most `batch` of them exist"""
     candidates: int = 8
     """chunks sampled per choice while training, N"""
     candidates_test: int = 32
     """chunks sampled per choice while acting, N"""
     flow_steps: int = 10
     """Euler steps of the flow policy that the one-step policy imitates, F"""
+    flow_steps_test: int = 0
+    """Euler steps of the flow policy while acting; 0 acts with the one-step policy, as the paper does"""
     lam: float = 1.0
     """λ of the imagined returns, in [0, 1]"""
     chunk_reward: Literal["mean", "sum"] = "mean"
@@ -67,23 +71,21 @@ class Config:
     """actions of a chunk executed before planning anew, 1 to `chunk`"""
 
     def __post_init__(self):
-        for name in ("batch", "chunk", "rollout", "candidates", "candidates_test", "flow_steps", "execute"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
-        if not self.hidden or min(self.hidden) < 1:
-            raise UserError(f"--hp.hidden={self.hidden}: give at least one width, each at least 1")
-        if self.execute > self.chunk:
-            raise UserError(f"--hp.execute={self.execute}: a chunk has only --hp.chunk={self.chunk} actions")
-        if not 0 < self.discount < 1:
-            raise UserError(f"--hp.discount={self.discount}: must be in (0, 1)")
-        if not 0 <= self.lam <= 1:
-            raise UserError(f"--hp.lam={self.lam}: must be in [0, 1]")
-        if not 0 < self.tau_ema <= 1:
-            raise UserError(f"--hp.tau-ema={self.tau_ema}: must be in (0, 1]")
-        if not 0 <= self.cooldown <= 1:
-            raise UserError(f"--hp.cooldown={self.cooldown}: must be in [0, 1]")
-        if not 0 < self.lr < float("inf"):
-            raise UserError(f"--hp.lr={self.lr}: must be positive and finite")
+        whole = ("batch", "chunk", "rollout", "rollout_batch", "candidates", "candidates_test", "flow_steps")
+        for name in whole:
+            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        self._require("flow_steps_test", self.flow_steps_test >= 0, "must be at least 0")
+        self._require("hidden", min(self.hidden, default=0) >= 1, "give at least one width, each at least 1")
+        self._require("execute", 1 <= self.execute <= self.chunk, f"must be 1 to --hp.chunk={self.chunk}")
+        self._require("discount", 0 < self.discount < 1, "must be in (0, 1)")
+        self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
+        self._require("tau_ema", 0 < self.tau_ema <= 1, "must be in (0, 1]")
+        self._require("cooldown", 0 <= self.cooldown <= 1, "must be in [0, 1]")
+        self._require("lr", 0 < self.lr < float("inf"), "must be positive and finite")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: {rule}")
 
 
 class Nets(eqx.Module):
@@ -147,11 +149,11 @@ class MAC(AbstractLossAlgorithm[Nets]):
         # 2. Clone the behaviour, and distil it to one step (eq. 7, 8).
         flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, x, t), a, k_flow)
         noise = jr.normal(k_distil, a.shape)
-        teacher = jnp.clip(euler(lambda x, t: sg(nets).flow(s, x, t), noise, cfg.flow_steps), -1, 1)
+        teacher = jnp.clip(integrate(sg(nets.flow), s, noise, cfg.flow_steps), -1, 1)
         distil_loss = mse(nets.policy(s, noise), teacher)
 
         # 3. Imagine, choosing each chunk by Q (eq. 4), and expand V over the rollout (eq. 10).
-        frozen = sg(nets)
+        frozen, s = sg(nets), s[: cfg.rollout_batch]
         policy = partial(propose, frozen, n=cfg.candidates)
         tau = imagine(policy, lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll)
         reward = scalar(frozen.reward, tau.obs, tau.action)
@@ -178,15 +180,28 @@ class MAC(AbstractLossAlgorithm[Nets]):
         return sum(losses.values(), jnp.zeros(())), losses | {k: jnp.mean(x) for k, x in means.items()}
 
     def act(self, state: TrainState, obs: Float[Array, "E D"], key: Key[Array, ""]) -> Float[Array, "E n A"]:
-        chunk = propose(state.nets, obs, key, n=self.cfg.candidates_test)
+        chunk = propose(state.nets, obs, key, n=self.cfg.candidates_test, flow_steps=self.cfg.flow_steps_test)
         return chunk.reshape(len(obs), self.cfg.chunk, -1)[:, : self.cfg.execute]
 
 
-def propose(nets: Nets, s: Float[Array, "B D"], key: Key[Array, ""], *, n: int) -> Float[Array, "B A"]:
-    """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1]."""
-    width = nets.policy.in_sizes[1]
-    chunks = jnp.clip(nets.policy(s, jr.normal(key, (n, len(s), width))), -1, 1)
+def propose(
+    nets: Nets, s: Float[Array, "B D"], key: Key[Array, ""], *, n: int, flow_steps: int = 0
+) -> Float[Array, "B A"]:
+    """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1].
+
+    The chunks come from the one-step policy, or, with `flow_steps`, from its teacher.
+    """
+    noise = jr.normal(key, (n, len(s), nets.policy.in_sizes[1]))
+    raw = integrate(nets.flow, s, noise, flow_steps) if flow_steps else nets.policy(s, noise)
+    chunks = jnp.clip(raw, -1, 1)
     return best_of_n(chunks, scalar(nets.q, s, chunks))
+
+
+def integrate(
+    flow: MLP, s: Float[Array, "B D"], noise: Float[Array, "*N B A"], steps: int
+) -> Float[Array, "*N B A"]:
+    """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
+    return euler(lambda x, t: flow(s, x, t), noise, steps)
 
 
 def mse(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
