@@ -1,5 +1,6 @@
 """Every algorithm by the name that `--algo` takes: its hyperparameters' class and its own."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mac.algorithm import AbstractAlgorithm
@@ -11,7 +12,7 @@ class Entry(NamedTuple):
     """One algorithm: `algorithm(config(...), env_spec, steps)` builds it for a run of so many updates."""
 
     config: type[Any]
-    algorithm: type[AbstractAlgorithm]
+    algorithm: Callable[..., AbstractAlgorithm]
     title: str
 
 

@@ -123,6 +123,7 @@ def _start_jax(seeds: int, for_help: bool) -> str:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mac-jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:
         return jax.default_backend()

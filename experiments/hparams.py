@@ -86,7 +86,11 @@ def build(cls: type[Any], values: dict[str, Any], where: str) -> Any:
     for key in values:
         if key not in fields:
             raise unknown_name(f"{where}: key", key, fields)
-    return cls(**{key: convert(value, fields[key], f"{where}: {key}") for key, value in values.items()})
+    typed = {key: convert(value, fields[key], f"{where}: {key}") for key, value in values.items()}
+    try:
+        return cls(**typed)
+    except UserError as error:  # it names a flag, but this value came from the file
+        raise UserError(f"{where}: {error}") from error
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:

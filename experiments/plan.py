@@ -48,30 +48,31 @@ class Plan(NamedTuple):
 def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> Plan:
     """Sizes of a run, from shapes alone: nothing is compiled or computed and no data is read."""
 
-    def shape(*axes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(axes, dtype)
+    def window() -> Window:
+        return Window(
+            obs=jnp.zeros((rows, spec.obs_dim)),
+            action=jnp.zeros((rows, spec.action_dim)),
+            reward=jnp.zeros(rows),
+            mask=jnp.zeros(rows),
+            starts=jnp.zeros(rows, jnp.int32),
+            n_starts=jnp.zeros((), jnp.int32),
+        )
 
-    window = Window(
-        obs=shape(rows, spec.obs_dim),
-        action=shape(rows, spec.action_dim),
-        reward=shape(rows),
-        mask=shape(rows),
-        starts=shape(rows, dtype=jnp.int32),
-        n_starts=shape(dtype=jnp.int32),
-    )
     key = jax.eval_shape(lambda: jr.key(0))
     state = jax.eval_shape(algo.init, key)
+
+    data = jax.eval_shape(window)
 
     def update(window: Window, state: Any, key: Any) -> Any:
         return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
 
     return Plan(
         params={name: _size(net) for name, net in vars(state.nets).items()},
-        flops=product_flops(update, window, state, key),
+        flops=product_flops(update, data, state, key),
         state_bytes=seeds * _bytes(state),
-        window_bytes=_bytes(window) * (len(jax.local_devices()) if seeds > 1 else 1),
+        window_bytes=_bytes(data) * (len(jax.local_devices()) if seeds > 1 else 1),
         update=update,
-        args=(window, state, key),
+        args=(data, state, key),
         seeds=seeds,
     )
 
@@ -128,11 +129,13 @@ def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> l
     params = ", ".join(f"{name} {count:,}" for name, count in plan.params.items())
     return [
         f"shapes       observation {spec.obs_dim}, action {spec.action_dim}, "
-        f"chunk {batch.chunk} x {spec.action_dim}, batch {batch.batch}, seeds {plan.seeds}, data {rows:,} x {spec.obs_dim + spec.action_dim}",
+        f"chunk {batch.chunk} x {spec.action_dim}, batch {batch.batch}, seeds {plan.seeds}, "
+        f"data {rows:,} x {spec.obs_dim + spec.action_dim}",
         f"parameters   {sum(plan.params.values()):,} per seed ({params})",
         f"arithmetic   {plan.flops / 1e9:.3g} GFLOP per update and seed (matrix products)",
         f"memory       {_mega(plan.state_bytes + plan.window_bytes + scratch)}: "
-        f"data {_mega(plan.window_bytes)}, networks and optimiser {_mega(plan.state_bytes)}, scratch {_mega(scratch)}",
+        f"data {_mega(plan.window_bytes)}, networks and optimiser {_mega(plan.state_bytes)}, "
+        f"scratch {_mega(scratch)}",
     ]
 
 

@@ -59,12 +59,12 @@ class Settings(Generic[HP]):
     eval: EvalConfig
     data: DataConfig
     algo: str = "mac"
-    """algorithm"""
+    """algorithm to train, a name in `baselines.REGISTRY`"""
     env: str = "cube-single-play-singletask-task2-v0"
     """OGBench dataset name: environment, data and task"""
     preset: Preset = "auto"
-    """defaults: `paper` the paper's, `laptop` ones that learn on two CPU cores; auto = paper on an accelerator,
-    else laptop"""
+    """defaults: the paper's, or ones that learn on two CPU cores; auto = paper on an accelerator, else
+    laptop"""
     seeds: int = 4
     """number of seeds, trained together"""
     seed: int = 0

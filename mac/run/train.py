@@ -23,7 +23,7 @@ from mac.run.evaluate import evaluate
 from mac.run.interrupt import Interrupt
 from mac.run.logger import RunLog
 from mac.run.progress import Progress
-from mac.types import Episodes, Window
+from mac.types import Window
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
 EVAL_STREAM = 1 << 31  # folded into a seed's key for evaluations; training folds in steps below this
@@ -216,8 +216,7 @@ class _Loop:
         with self._timed("evaluate"), self.progress.phase("evaluating"):
             state = jax.device_put(state, jax.local_devices()[0])
             keys = jax.vmap(lambda k: jr.fold_in(k, step))(self.eval_keys)
-            result = evaluate(job.algo, job.env, job.episodes, job.normalizer, state, keys)
-            result = Episodes(*map(np.asarray, (result.success, result.episode_return, result.length)))
+            result = jax.device_get(evaluate(job.algo, job.env, job.episodes, job.normalizer, state, keys))
         self.evaluated = step
         self.log.evals(step, job.numbers, job.env.spec.tasks, result, job.engine)
         self.progress.success(step, result.success.mean(axis=(1, 2)))
