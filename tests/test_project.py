@@ -1,11 +1,13 @@
 """The project's own habits: short files, declared dependencies, documented commands that CI runs."""
 
 import ast
+import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -46,10 +48,16 @@ def test_module_says_what_it_is(path: Path):
     assert not text or ast.get_docstring(ast.parse(text)), "a module begins with a docstring"
 
 
+@functools.cache
+def distributions() -> Mapping[str, list[str]]:
+    """Names of the installed distributions that provide each top-level module."""
+    return importlib.metadata.packages_distributions()
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_are_declared_dependencies(package: str):
     declared = {distribution(requirement) for requirement in PROJECT["dependencies"]}
-    owners = importlib.metadata.packages_distributions()
+    owners = distributions()
     for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
