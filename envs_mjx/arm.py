@@ -6,6 +6,7 @@ joint servos track those for the whole control step. Metres, radians, world fram
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,9 @@ class Arm:
     pinch_to_flange_quat: np.ndarray
 
 
+@functools.lru_cache(maxsize=None)
 def build_arm(scene: Scene) -> Arm:
-    """Reads the chain from the compiled model. The gripper's base is bolted to the flange, so the
+    """Reads the chain from the compiled model, once per scene. The gripper's base is bolted to the flange, so the
     transform between the two tracked sites is a constant, taken at the model's reference pose.
     """
     model = scene.model

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import gymnasium
+import jax
 import mujoco
 import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
@@ -38,7 +39,7 @@ def play(env, engine: CEngine, *, seed: int, steps: int, noise: float | None, op
     The environment is not reset when it reports the end of an episode.
     """
     rng = np.random.default_rng(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # the expert's own noise
     ob, info = env.reset(seed=seed, options=options)
     info = info | _target_info(env)
     expert = CubePlanOracle(env=env, noise=0.1)
@@ -52,13 +53,13 @@ def play(env, engine: CEngine, *, seed: int, steps: int, noise: float | None, op
             if expert.done:
                 expert.reset(ob, info)
         action = action.astype(np.float32)
-        before = engine.read(env._data)
+        before = jax.tree.map(np.asarray, engine.read(env._data))
         ob, reward, terminated, _, info = env.step(action)
         info = info | _target_info(env)
         data = env._data
         rows.append(
             (before, action, ob, reward, info["success"], terminated)
-            + (data.ctrl.copy(), data.qpos.copy(), _robot_touches(env._model, data))
+            + (data.ctrl.copy(), data.qpos.copy(), _touches(env._model, data))
         )
     columns = list(zip(*rows, strict=True))
     return Run(list(columns[0]), *(np.asarray(c) for c in columns[1:]), target=_targets(env))
@@ -80,8 +81,7 @@ def _target_info(env) -> dict:
     }
 
 
-def _robot_touches(model: mujoco.MjModel, data: mujoco.MjData) -> bool:
-    """Whether a part of the robot is in contact with anything that is not the robot."""
-    robot = np.asarray([model.body(b).name.startswith("ur5e/") for b in model.geom_bodyid])
-    pairs = data.contact.geom
-    return bool((robot[pairs[:, 0]] != robot[pairs[:, 1]]).any()) if len(pairs) else False
+def _touches(model: mujoco.MjModel, data: mujoco.MjData) -> bool:
+    """Whether anything is in contact, except cubes with the floor."""
+    names = [sorted(model.geom(int(geom)).name for geom in pair) for pair in data.contact.geom]
+    return any(not (a == "floor" and b.startswith("object_")) for a, b in names)

@@ -1,0 +1,293 @@
+"""The cube environments on engine `c` against the real ogbench, and the facts of a reset."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ogbench.relabel_utils import add_oracle_reps, relabel_dataset
+
+from envs_mjx import arm as arms
+from envs_mjx.base import EnvState
+from envs_mjx.registry import make
+from mac.errors import UserError
+from tests.ogbench_runs import Run, official, play
+
+TASKS = (1, 2, 3, 4, 5)
+SEEDS = (0, 1, 2)
+STEPS = 200
+NOISE = {0: 0.0, 1: 0.1, 2: None}  # the expert, the expert disturbed, random actions
+CONTACT = 18  # place of the contact force in an observation
+
+
+def stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *trees)
+
+
+def states_of(env, run: Run, times, goal=None) -> EnvState:
+    """Our states of ogbench's run before its actions at `times`, the physics bit for bit; stacked."""
+    blank = EnvState(
+        physics=run.before[0],
+        obs=jnp.zeros(env.spec.obs_dim),
+        goal=goal,
+        target=jnp.asarray(run.target, jnp.float32),
+        reward=jnp.zeros(()),
+        success=jnp.asarray(False),
+        done=jnp.asarray(False),
+        t=jnp.asarray(0),
+    )
+    at = [dataclasses.replace(blank, physics=run.before[t], t=jnp.asarray(t)) for t in times]
+    return stack(at)
+
+
+def assert_same_observations(ours, theirs):
+    """Within 1e-4; the contact force, which a solver's last bits reach, within 1e-2.
+
+    A cube that has tumbled onto its side has no yaw (its axis is level): OGBench reports the angle of
+    two numbers near zero, which float32 cannot tell from one another, so those are left out.
+    """
+    error = np.abs(np.asarray(ours) - theirs)
+    assert error[..., CONTACT].max(initial=0) <= 1e-2
+    error[..., CONTACT] = 0.0
+    cubes = error[..., 19:].reshape(*error.shape[:-1], -1, 9)
+    w, x, y, z = np.moveaxis(theirs[..., 19:].reshape(cubes.shape)[..., 3:7], -1, 0)
+    cubes[np.hypot(w * z + x * y, 0.5 - y * y - z * z) < 2e-3, 7:] = 0.0
+    assert max(error[..., :19].max(), cubes.max()) <= 1e-4
+
+
+def compare_steps(env, run: Run, after: EnvState, limit: int):
+    assert_same_observations(after.obs, run.obs)
+    np.testing.assert_array_equal(after.reward, run.reward)
+    np.testing.assert_array_equal(after.success, run.success)
+    steps = np.arange(len(run.obs))
+    np.testing.assert_array_equal(after.done, run.terminated | (steps + 1 >= limit))
+
+
+@pytest.fixture(scope="module")
+def env():
+    return make("cube-single-play-singletask-task2-v0")
+
+
+@pytest.fixture(scope="module")
+def runs(env) -> dict[tuple[int, int], Run]:
+    """ogbench's runs by (task, seed)."""
+    played = {}
+    for task in TASKS:
+        theirs = official(f"cube-single-singletask-task{task}-v0")
+        for seed in SEEDS:
+            played[task, seed] = play(theirs, env.engine, seed=10 * task + seed, steps=STEPS, noise=NOISE[seed])
+    return played
+
+
+@pytest.fixture(scope="module")
+def resets(env) -> EnvState:
+    """64 resets of task 2."""
+    keys = jax.random.split(jax.random.key(0), 64)
+    return jax.jit(jax.vmap(env.reset))(keys, jnp.full(64, 2))
+
+
+def test_the_runs_are_worth_comparing(runs):
+    """They touch, lift, succeed and fail; otherwise the tests below say little."""
+    assert sum(run.success.any() for run in runs.values()) >= 5
+    assert sum(run.touched.any() for run in runs.values()) >= 10
+    assert max(run.qpos[:, 16].max() for run in runs.values()) > 0.06
+
+
+def test_every_step_from_ogbenchs_state_is_ogbenchs_step(env, runs):
+    step = jax.jit(jax.vmap(env.step))
+    worst = 0.0
+    for run in runs.values():
+        after = step(states_of(env, run, range(STEPS)), jnp.asarray(run.action))
+        compare_steps(env, run, after, env.spec.max_steps)
+        worst = max(worst, float(np.abs(np.asarray(after.physics.qpos) - run.qpos).max()))
+    assert worst < 1e-4
+
+
+def test_free_runs_stay_with_ogbench_up_to_the_first_contact(env, runs):
+    """Same start, same actions, no correction: the same rewards and successes throughout.
+
+    Compared are the arm and the cube. The gripper's passive links rattle in their joints, chaotically
+    and without a contact: they are nothing that the observation shows.
+    """
+
+    def episode(state, actions):
+        # Episodes run on after success here, as the recorded ones do.
+        def body(state, action):
+            after = env.step(state, action)
+            return going_on(after), after
+
+        return jax.lax.scan(body, state, actions)[1]
+
+    start = jax.tree.map(lambda *x: jnp.concatenate(x), *(states_of(env, run, [0]) for run in runs.values()))
+    actions = jnp.stack([run.action for run in runs.values()])
+    after = jax.jit(jax.vmap(episode))(start, actions)
+    for i, run in enumerate(runs.values()):
+        np.testing.assert_array_equal(after.reward[i], run.reward)
+        np.testing.assert_array_equal(after.success[i], run.success)
+        free = np.argmax(run.touched) if run.touched.any() else STEPS
+        seen = np.r_[0:6, 14:21]
+        np.testing.assert_allclose(after.physics.qpos[i, :free, seen], run.qpos[:free, seen].T, atol=1e-3)
+        np.testing.assert_allclose(after.obs[i, :free, 12:15] / 10, run.obs[:free, 12:15] / 10, atol=1e-3)
+
+
+def going_on(state: EnvState) -> EnvState:
+    return dataclasses.replace(state, done=jnp.zeros_like(state.done))
+
+
+@pytest.mark.parametrize("mode", ["play", "play-oraclerep"])
+def test_goal_conditioned_steps_are_ogbenchs(mode):
+    ours = make(f"cube-double-{mode}-v0")
+    theirs = official("cube-double-v0", use_oracle_rep=mode == "play-oraclerep")
+    run = play(theirs, ours.engine, seed=3, steps=120, noise=0.1, options={"task_id": 2})
+    goal = jnp.asarray(theirs._cur_goal_ob, jnp.float32)
+    assert goal.shape == (ours.spec.goal_dim,)
+    after = jax.jit(jax.vmap(ours.step))(states_of(ours, run, range(120), goal), jnp.asarray(run.action))
+    compare_steps(ours, run, after, ours.spec.max_steps)
+
+
+def test_servo_targets_are_the_official_controllers(env, runs):
+    control = jax.jit(jax.vmap(functools.partial(arms.control, env.arm, env.scene)))
+    for run in runs.values():
+        ctrl = np.asarray(control(stack(run.before), jnp.asarray(run.action)))
+        np.testing.assert_allclose(ctrl[:, :6], run.ctrl[:, :6], atol=5e-6)
+        np.testing.assert_allclose(ctrl[:, 6], run.ctrl[:, 6], atol=1e-3)
+
+
+def test_starting_poses_are_the_official_controllers(env):
+    """From the home pose to random ones, over many more iterations than a control step takes."""
+    theirs = official("cube-single-v0")
+    theirs.reset()
+    rng = np.random.default_rng(0)
+    low, high = theirs._arm_sampling_bounds
+    pos, yaw = rng.uniform(low, high, (48, 3)), rng.uniform(-np.pi, np.pi, 48)
+    solve = jax.jit(jax.vmap(lambda p, y: arms.joints_for(env.arm, p, y, jnp.asarray(arms.HOME, jnp.float32))))
+    ours = np.asarray(solve(jnp.asarray(pos, jnp.float32), jnp.asarray(yaw, jnp.float32)))
+    for i in range(48):
+        np.testing.assert_allclose(ours[i], official_pose(theirs, pos[i], yaw[i]), atol=2e-5)
+
+
+def official_pose(env, pos, yaw):
+    from ogbench.manipspace import lie
+
+    turn = lie.SO3.from_z_radians(yaw) @ env._effector_down_rotation
+    flange = lie.SE3.from_rotation_and_translation(turn, pos) @ env._T_pa
+    return env._ik.solve(flange.translation(), flange.rotation().wxyz, env._home_qpos)
+
+
+def test_a_reset_is_observed_as_ogbench_observes_it(env):
+    theirs = official("cube-single-singletask-task2-v0")
+    look = jax.jit(lambda qpos: env.observe(env.engine.load(qpos, jnp.zeros(env.scene.model.nv))))
+    for seed in range(3):
+        ob, _ = theirs.reset(seed=seed)
+        assert_same_observations(look(jnp.asarray(theirs._data.qpos, jnp.float32)), ob)
+
+
+def test_a_single_task_starts_at_its_place_with_noise_and_any_yaw(env, resets):
+    seen = jax.vmap(env.readings)(resets.physics)
+    offset = np.asarray(seen.cube_pos[:, 0]) - [0.35, 0.0, 0.02]
+    assert np.abs(offset[:, :2]).max() <= 0.01 and np.abs(offset[:, :2]).max() > 0.008
+    assert np.abs(offset[:, 2]).max() < 1e-6
+    np.testing.assert_allclose(resets.target, np.tile([0.5, 0.0, 0.02], (64, 1, 1)), atol=1e-7)
+    quarters = np.histogram(np.asarray(seen.cube_yaw[:, 0]), bins=4, range=(-np.pi, np.pi))[0]
+    assert quarters.min() >= 6  # 64 draws, 16 expected in each
+    assert not resets.physics.qvel.any() and not resets.physics.touch.any()
+    assert not resets.done.any() and not resets.success.any() and not resets.t.any()
+
+
+def test_the_arm_starts_anywhere_in_its_box_pointing_down(env, resets):
+    seen = jax.vmap(env.readings)(resets.physics)
+    low, high = np.asarray([[0.25, -0.35, 0.20], [0.6, 0.35, 0.35]])
+    pos = np.asarray(seen.effector_pos)
+    assert (pos > low - 2e-4).all() and (pos < high + 2e-4).all()
+    assert (np.ptp(pos, axis=0) > 0.85 * (high - low)).all()
+    quarters = np.histogram(np.asarray(seen.effector_yaw), bins=4, range=(-np.pi, np.pi))[0]
+    assert quarters.min() >= 6
+    np.testing.assert_allclose(resets.physics.site_mat[:, 0, 2, 2], -1.0, atol=1e-5)
+
+
+def test_goal_conditioned_resets_shuffle_cubes_and_show_a_settled_goal():
+    env = make("cube-double-play-oraclerep-v0")
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 32), jnp.full(32, 2))
+    start = np.asarray(jax.vmap(env.readings)(state.physics).cube_pos)
+    table = np.asarray([[0.35, -0.1, 0.02], [0.50, -0.1, 0.02]])
+    swapped = np.abs(start[:, 0] - table[1]).max(axis=1) < 0.011
+    straight = np.abs(start[:, 0] - table[0]).max(axis=1) < 0.011
+    assert (swapped | straight).all() and 6 <= swapped.sum() <= 26
+    # Each cube's target moves with it: here, 0.2 m along y.
+    np.testing.assert_allclose(state.target - np.round(start, 2), np.tile([0.0, 0.2, 0.0], (32, 2, 1)), atol=0.011)
+    # The goal shows the cubes at their targets, settled for two steps.
+    goal = np.asarray(state.goal).reshape(32, 2, 3) / 10 + [0.425, 0.0, 0.0]
+    np.testing.assert_allclose(goal, state.target, atol=2e-3)
+
+
+def test_single_task_success_is_reported_one_step_late_and_not_at_the_start(env, resets):
+    """Judged before the action: the step that ends an episode is the one after the cube got there."""
+    state = jax.tree.map(lambda x: x[0], resets)
+    here = jax.vmap(env.readings)(resets.physics).cube_pos[0]
+    state = dataclasses.replace(state, target=here)
+    step = jax.jit(env.step)
+    first = step(state, jnp.zeros(5))
+    assert (float(first.reward), bool(first.success), bool(first.done)) == (0.0, False, False)
+    second = step(first, jnp.zeros(5))
+    assert (float(second.reward), bool(second.success), bool(second.done)) == (0.0, True, True)
+    third = step(second, jnp.ones(5))
+    for a, b in zip(jax.tree.leaves(second), jax.tree.leaves(third), strict=True):
+        np.testing.assert_array_equal(a, b)  # an ended episode stands still
+    late = dataclasses.replace(state, target=here + 1.0, t=jnp.asarray(env.spec.max_steps - 1))
+    last = step(late, jnp.zeros(5))
+    assert (float(last.reward), bool(last.success), bool(last.done)) == (-1.0, False, True)
+
+
+def test_actions_are_clipped(env, resets):
+    states = jax.tree.map(lambda x: x[:64], resets)
+    step = jax.jit(jax.vmap(env.step))
+    a, b = step(states, jnp.full((64, 5), 7.0)), step(states, jnp.ones((64, 5)))
+    np.testing.assert_array_equal(a.obs, b.obs)
+
+
+def test_the_same_key_gives_the_same_bits(env, resets):
+    keys = jax.random.split(jax.random.key(0), 64)
+    again = jax.jit(jax.vmap(env.reset))(keys, jnp.full(64, 2))
+    for a, b in zip(jax.tree.leaves(resets), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_collection_starts_are_anywhere_on_the_table():
+    env = make("cube-double-play-v0")
+    physics = jax.jit(jax.vmap(env.reset_collect))(jax.random.split(jax.random.key(2), 64))
+    pos = np.asarray(jax.vmap(env.readings)(physics).cube_pos).reshape(-1, 3)
+    low, high = np.asarray([[0.3, -0.3], [0.55, 0.3]])
+    assert (pos[:, :2] >= low - 1e-6).all() and (pos[:, :2] <= high + 1e-6).all()
+    assert (np.ptp(pos[:, :2], axis=0) > 0.9 * (high - low)).all()
+    np.testing.assert_allclose(pos[:, 2], 0.02, atol=1e-7)
+
+
+def test_relabelled_rewards_are_ogbenchs(env, runs):
+    qpos = np.concatenate([run.qpos for run in runs.values()]).astype(np.float32)
+    obs = np.concatenate([run.obs for run in runs.values()]).astype(np.float32)
+    for task in TASKS:
+        theirs, dataset = official(f"cube-single-singletask-task{task}-v0"), {"qpos": qpos}
+        relabel_dataset("cube-single-v0", theirs, dataset)
+        reward, mask = env.relabel(obs, task)
+        np.testing.assert_array_equal(reward, dataset["rewards"])
+        np.testing.assert_array_equal(mask, dataset["masks"])
+        assert 0 < mask.mean() < 1
+
+
+def test_goal_representations_are_ogbenchs(runs):
+    env = make("cube-single-play-oraclerep-v0")
+    dataset = {"qpos": np.stack([run.qpos[-1] for run in runs.values()])}
+    add_oracle_reps("cube-single-v0", official("cube-single-v0"), dataset)
+    last = stack([run.before[-1] for run in runs.values()])
+    look = jax.vmap(lambda physics, qpos: env.goal_of(dataclasses.replace(physics, qpos=qpos)))
+    goals = look(last, jnp.asarray(dataset["qpos"], jnp.float32))
+    np.testing.assert_allclose(goals, dataset["oracle_reps"], atol=1e-5)
+
+
+def test_wrong_observations_or_tasks_are_mistakes(env):
+    with pytest.raises(UserError, match=r"\(N, 28\)"):
+        env.relabel(np.zeros((3, 37), np.float32), 1)
+    with pytest.raises(UserError, match="task 6"):
+        env.relabel(np.zeros((3, 28), np.float32), 6)

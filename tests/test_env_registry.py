@@ -1,0 +1,64 @@
+"""Names are OGBench's, and lead to the right kind of environment."""
+
+import jax
+import pytest
+
+from envs_mjx.registry import EnvName, make, names, parse, resolve_engine
+from mac.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cube-single-play-v0", EnvName("cube-single", "cube-single-play-v0", "goal", None)),
+        ("cube-octuple-play-oraclerep-v0", EnvName("cube-octuple", "cube-octuple-play-v0", "oracle", None)),
+        ("cube-double-play-singletask-v0", EnvName("cube-double", "cube-double-play-v0", "single", 2)),
+        ("cube-triple-play-singletask-task5-v0", EnvName("cube-triple", "cube-triple-play-v0", "single", 5)),
+    ],
+)
+def test_names_are_taken_apart(name, expected):
+    assert parse(name) == expected
+    assert name in names()
+
+
+@pytest.mark.parametrize(
+    ("name", "obs", "goal", "tasks", "limit"),
+    [
+        ("cube-single-play-singletask-task4-v0", 28, None, (4,), 200),
+        ("cube-double-play-oraclerep-v0", 37, 6, (1, 2, 3, 4, 5), 500),
+        ("cube-triple-play-v0", 46, 46, (1, 2, 3, 4, 5), 1000),
+        ("cube-quadruple-play-singletask-v0", 55, None, (2,), 1000),
+        ("cube-octuple-play-oraclerep-v0", 91, 24, (1, 2, 3, 4, 5), 1500),
+    ],
+)
+def test_spec_and_shapes_of_every_family(name, obs, goal, tasks, limit):
+    env = make(name)
+    assert env.spec[1:] == (obs, 5, goal, tasks, limit, 0.05)
+    state = jax.eval_shape(env.reset, jax.random.key(0), 1)
+    assert state.obs.shape == (obs,)
+    assert (state.goal.shape if goal else state.goal) == ((goal,) if goal else None)
+    after = jax.eval_shape(env.step, state, jax.ShapeDtypeStruct((5,), "float32"))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+def test_environments_of_one_name_share_compiled_programs():
+    """Equal and leafless, so either may be a static argument or be closed over."""
+    a, b = (make("cube-single-play-singletask-task2-v0") for _ in range(2))
+    assert a == b and hash(a) == hash(b) and not jax.tree.leaves(a)
+
+
+def test_an_unknown_name_suggests_the_closest():
+    with pytest.raises(UserError, match="did you mean cube-single-play-singletask-task2-v0"):
+        make("cube-single-play-singletask-task22-v0")
+    with pytest.raises(UserError, match="unknown environment"):
+        make("zzz")
+
+
+def test_an_unknown_engine_is_a_mistake():
+    with pytest.raises(UserError, match=r"'bullet'.*choose auto, c, mjx"):
+        make("cube-single-play-v0", "bullet")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the default device is an accelerator")
+def test_auto_is_c_on_cpu():
+    assert resolve_engine("auto") == "c"
