@@ -55,10 +55,12 @@ class Arm:
     pinch_to_flange_quat: np.ndarray
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def build_arm(scene: Scene) -> Arm:
-    """Reads the chain from the compiled model, once per scene. The gripper's base is bolted to the flange, so the
-    transform between the two tracked sites is a constant, taken at the model's reference pose.
+    """Reads the chain from the compiled model, once per scene.
+
+    The gripper's base is bolted to the flange, so the transform between the two tracked sites is a
+    constant, taken at the model's reference pose.
     """
     model = scene.model
     data = mujoco.MjData(model)
@@ -118,7 +120,7 @@ def gripper_opening(scene: Scene, qpos: Float[Array, " nq"]) -> Float[Array, ""]
 def joints_for(
     arm: Arm, pos: Float[Array, " 3"], yaw: Float[Array, ""], start: Float[Array, " 6"]
 ) -> Float[Array, " 6"]:
-    """Joint angles that bring the pinch site to `pos` (m), pointing down at `yaw` (rad), seen from `start`."""
+    """Joint angles that bring the pinch site to `pos` (m), pointing down at `yaw` (rad), from `start`."""
     pinch_quat = quat_mul(quat_about_z(yaw), jnp.asarray(_DOWN))
     flange_pos = pos + rotate(pinch_quat, jnp.asarray(arm.pinch_to_flange_pos, pos.dtype))
     flange_quat = quat_mul(pinch_quat, jnp.asarray(arm.pinch_to_flange_quat, pos.dtype))

@@ -73,7 +73,7 @@ class Scene:
     cube_geom: np.ndarray
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def build_scene(family: str) -> Scene:
     """The scene of `family` ("cube-single" ... "cube-octuple"); compiled once per process (about 1 s).
 
@@ -98,7 +98,9 @@ def _descriptions() -> Path:
         if (folder / "floor_wall.xml").is_file():
             return folder
     where = f"its folder {places[0]} holds no manipspace/descriptions" if places else "it is not installed"
-    raise UserError(f"the robot models come from the ogbench package, but {where}; pip install 'ogbench>=1.2,<1.3'")
+    raise UserError(
+        f"the robot models come from the ogbench package, but {where}; pip install 'ogbench>=1.2,<1.3'"
+    )
 
 
 def _compose(folder: Path, cubes: int) -> mujoco.MjSpec:

@@ -2,8 +2,8 @@
 
 Layout of an observation (D = 19 + 9 * cubes): arm joint angles (6, rad), their velocities (6,
 rad/s), pinch position ((xyz - centre) * 10), cos and sin of its yaw, gripper opening * 3 (0 is
-open), finger contact in [0, 1]; then for each cube its position ((xyz - centre) * 10), quaternion wxyz, cos and
-sin of its yaw. Actions are normalised: see `arm.ACTION_SCALE`.
+open), finger contact in [0, 1]; then for each cube its position ((xyz - centre) * 10), quaternion
+wxyz, cos and sin of its yaw. Actions are normalised: see `arm.ACTION_SCALE`.
 
 Source: Park et al. 2025, "OGBench", and the behaviour of ogbench 1.2.
 """
@@ -71,7 +71,13 @@ class CubeEnv(AbstractEnv):
     oracle_goal: bool = eqx.field(static=True)
 
     def __init__(
-        self, name: str, scene: Scene, engine: AbstractEngine, *, task: int | None = None, oracle_goal: bool = True
+        self,
+        name: str,
+        scene: Scene,
+        engine: AbstractEngine,
+        *,
+        task: int | None = None,
+        oracle_goal: bool = True,
     ):
         """An environment on `scene`.
 
@@ -95,7 +101,7 @@ class CubeEnv(AbstractEnv):
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> EnvState:
         """Starts an episode of `task`: arm at a random pose, cubes at the task's start +-1 cm, random yaw."""
         keys = dict(zip(("arm", "noise", "yaw", "order", "goal"), jr.split(key, 5), strict=True))
-        starts, targets = (jnp.asarray(table, jnp.float32)[task - 1] for table in cube_tasks(self.scene.family))
+        starts, targets = (jnp.asarray(t, jnp.float32)[task - 1] for t in cube_tasks(self.scene.family))
         goal = touch = None
         if self.spec.goal_dim is not None:
             order = jr.permutation(keys["order"], self.scene.cubes)
@@ -149,7 +155,8 @@ class CubeEnv(AbstractEnv):
         """
         if obs.ndim != 2 or obs.shape[1] != self.spec.obs_dim:
             raise UserError(
-                f"observations of shape {obs.shape} do not belong to {self.spec.name}: expected (N, {self.spec.obs_dim})"
+                f"observations of shape {obs.shape} are not those of {self.spec.name}: "
+                f"expected (N, {self.spec.obs_dim})"
             )
         _, goals = cube_tasks(self.scene.family)
         if not 1 <= task <= len(goals):
@@ -206,12 +213,18 @@ class CubeEnv(AbstractEnv):
         """The goal representation of a scene: scaled cube positions, or the whole observation."""
         return _scaled(self.readings(physics).cube_pos).ravel() if self.oracle_goal else self.observe(physics)
 
-    def _goal(self, key: Key[Array, ""], targets: Float[Array, "cubes 3"]) -> tuple[Float[Array, " G"], Float[Array, " 6"]]:
+    def _goal(
+        self, key: Key[Array, ""], targets: Float[Array, "cubes 3"]
+    ) -> tuple[Float[Array, " G"], Float[Array, " 6"]]:
         """Goal representation and finger contact after two random steps from the solved scene."""
         key_arm, key_action = jr.split(key)
         physics = self._place(self._random_arm(key_arm), targets, jnp.zeros(self.scene.cubes))
         actions = jr.uniform(key_action, (GOAL_STEPS, self.spec.action_dim), minval=-1.0, maxval=1.0)
-        physics, _ = jax.lax.scan(lambda p, a: (self.advance(p, a, jnp.asarray(True)), None), physics, actions)
+
+        def move(physics: Physics, action: Float[Array, " A"]) -> tuple[Physics, None]:
+            return self.advance(physics, action, jnp.asarray(True)), None
+
+        physics, _ = jax.lax.scan(move, physics, actions)
         return self.goal_of(physics), physics.touch
 
     def _random_arm(self, key: Key[Array, ""]) -> Float[Array, " 6"]:

@@ -48,8 +48,8 @@ def parse(name: str) -> EnvName:
     """
     table = _table()
     if name not in table:
-        close = difflib.get_close_matches(name, table, n=3, cutoff=0.4)
-        raise UserError(f"unknown environment {name!r}; did you mean {' or '.join(close) or next(iter(table))}?")
+        close = difflib.get_close_matches(name, table, n=3, cutoff=0.4) or list(table)[:1]
+        raise UserError(f"unknown environment {name!r}; did you mean {' or '.join(close)}?")
     return table[name]
 
 
@@ -83,7 +83,7 @@ def resolve_engine(engine: str) -> str:
     return engine
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _engine(family: str, engine: str) -> AbstractEngine:
     """One engine per scene, so that environments of a family share threads and compiled programs."""
     scene = build_scene(family)
@@ -96,7 +96,7 @@ def _engine(family: str, engine: str) -> AbstractEngine:
     return CEngine(scene)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _table() -> dict[str, EnvName]:
     table = {}
     for family in CUBE_COUNTS:

@@ -112,7 +112,13 @@ _TASKS = {
     "cube-quadruple": _QUADRUPLE,
     "cube-octuple": _OCTUPLE,
 }
-MAX_STEPS = {"cube-single": 200, "cube-double": 500, "cube-triple": 1000, "cube-quadruple": 1000, "cube-octuple": 1500}
+MAX_STEPS = {
+    "cube-single": 200,
+    "cube-double": 500,
+    "cube-triple": 1000,
+    "cube-quadruple": 1000,
+    "cube-octuple": 1500,
+}
 """Episode limit of each family, in control steps."""
 
 

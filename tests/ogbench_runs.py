@@ -33,7 +33,9 @@ def official(name: str, **options):
     return gymnasium.make(name, **options).unwrapped
 
 
-def play(env, engine: CEngine, *, seed: int, steps: int, noise: float | None, options: dict | None = None) -> Run:
+def play(
+    env, engine: CEngine, *, seed: int, steps: int, noise: float | None, options: dict | None = None
+) -> Run:
     """Plays `steps` control steps: the scripted expert with `noise`, or random actions if None.
 
     The environment is not reset when it reports the end of an episode.
@@ -58,8 +60,10 @@ def play(env, engine: CEngine, *, seed: int, steps: int, noise: float | None, op
         info = info | _target_info(env)
         data = env._data
         rows.append(
-            (before, action, ob, reward, info["success"], terminated)
-            + (data.ctrl.copy(), data.qpos.copy(), _touches(env._model, data))
+            (
+                *(before, action, ob, reward, info["success"], terminated),
+                *(data.ctrl.copy(), data.qpos.copy(), _touches(env._model, data)),
+            )
         )
     columns = list(zip(*rows, strict=True))
     return Run(list(columns[0]), *(np.asarray(c) for c in columns[1:]), target=_targets(env))

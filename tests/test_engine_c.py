@@ -113,7 +113,9 @@ def test_the_number_of_threads_does_not_matter(scene, engine, rollout, start, ct
 def test_any_number_of_batch_axes(engine, rollout, start, ctrl):
     physics, after = rollout(start, ctrl, jnp.ones(BATCH, bool))
     physics = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), physics)
-    nested = jax.jit(jax.vmap(jax.vmap(engine.step)))(physics, ctrl[0].reshape(2, 3, -1), jnp.ones((2, 3), bool))
+    nested = jax.jit(jax.vmap(jax.vmap(engine.step)))(
+        physics, ctrl[0].reshape(2, 3, -1), jnp.ones((2, 3), bool)
+    )
     np.testing.assert_array_equal(nested.raw.reshape(BATCH, -1), after.raw[0])
     one = engine.step(jax.tree.map(lambda x: x[1, 2], physics), jnp.asarray(ctrl[0, 5]), jnp.asarray(True))
     np.testing.assert_array_equal(one.raw, after.raw[0, 5])

@@ -77,7 +77,9 @@ def runs(env) -> dict[tuple[int, int], Run]:
     for task in TASKS:
         theirs = official(f"cube-single-singletask-task{task}-v0")
         for seed in SEEDS:
-            played[task, seed] = play(theirs, env.engine, seed=10 * task + seed, steps=STEPS, noise=NOISE[seed])
+            played[task, seed] = play(
+                theirs, env.engine, seed=10 * task + seed, steps=STEPS, noise=NOISE[seed]
+            )
     return played
 
 
@@ -162,7 +164,9 @@ def test_starting_poses_are_the_official_controllers(env):
     rng = np.random.default_rng(0)
     low, high = theirs._arm_sampling_bounds
     pos, yaw = rng.uniform(low, high, (48, 3)), rng.uniform(-np.pi, np.pi, 48)
-    solve = jax.jit(jax.vmap(lambda p, y: arms.joints_for(env.arm, p, y, jnp.asarray(arms.HOME, jnp.float32))))
+    solve = jax.jit(
+        jax.vmap(lambda p, y: arms.joints_for(env.arm, p, y, jnp.asarray(arms.HOME, jnp.float32)))
+    )
     ours = np.asarray(solve(jnp.asarray(pos, jnp.float32), jnp.asarray(yaw, jnp.float32)))
     for i in range(48):
         np.testing.assert_allclose(ours[i], official_pose(theirs, pos[i], yaw[i]), atol=2e-5)
@@ -216,7 +220,9 @@ def test_goal_conditioned_resets_shuffle_cubes_and_show_a_settled_goal():
     straight = np.abs(start[:, 0] - table[0]).max(axis=1) < 0.011
     assert (swapped | straight).all() and 6 <= swapped.sum() <= 26
     # Each cube's target moves with it: here, 0.2 m along y.
-    np.testing.assert_allclose(state.target - np.round(start, 2), np.tile([0.0, 0.2, 0.0], (32, 2, 1)), atol=0.011)
+    np.testing.assert_allclose(
+        state.target - np.round(start, 2), np.tile([0.0, 0.2, 0.0], (32, 2, 1)), atol=0.011
+    )
     # The goal shows the cubes at their targets, settled for two steps.
     goal = np.asarray(state.goal).reshape(32, 2, 3) / 10 + [0.425, 0.0, 0.0]
     np.testing.assert_allclose(goal, state.target, atol=2e-3)

@@ -17,7 +17,8 @@ FAMILIES = tuple(CUBE_COUNTS)
 # Addresses into the names and asset paths, which differ because dm_control invents names for unnamed
 # elements and renames files; sizes that count those characters; and colours, which ogbench paints
 # at every reset.
-_NOT_PHYSICS = {"names_map", "nnames", "nnames_map", "npaths", "nbuffer", "mesh_pathadr", "geom_rgba", "signature"}
+_NAMES = {"names_map", "nnames", "nnames_map", "npaths", "nbuffer", "mesh_pathadr", "signature"}
+_COLOURS = {"geom_rgba"}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -37,7 +38,7 @@ def test_compiled_models_are_equal_array_by_array(pair):
             value = getattr(b, field)
             if field.startswith("_") or not isinstance(value, np.ndarray | int | float):
                 continue
-            if field in _NOT_PHYSICS or field.startswith("name_"):
+            if field in _NAMES | _COLOURS or field.startswith("name_"):
                 continue
             np.testing.assert_array_equal(np.asarray(getattr(a, field)), np.asarray(value), err_msg=field)
             compared += 1
@@ -46,9 +47,8 @@ def test_compiled_models_are_equal_array_by_array(pair):
 
 def test_named_elements_are_equal(pair):
     scene, env = pair
-    for kind in (mujoco.mjtObj.mjOBJ_BODY, mujoco.mjtObj.mjOBJ_JOINT, mujoco.mjtObj.mjOBJ_GEOM,
-                 mujoco.mjtObj.mjOBJ_SITE, mujoco.mjtObj.mjOBJ_ACTUATOR, mujoco.mjtObj.mjOBJ_TENDON):  # fmt: skip
-        ids = range(1000)
+    for name in ("BODY", "JOINT", "GEOM", "SITE", "ACTUATOR", "TENDON"):
+        kind, ids = getattr(mujoco.mjtObj, f"mjOBJ_{name}"), range(1000)
         ours = [mujoco.mj_id2name(scene.model, kind, i) for i in ids]
         theirs = [mujoco.mj_id2name(env._model, kind, i) for i in ids]
         assert ours == [None if name and "unnamed" in name else name for name in theirs]
