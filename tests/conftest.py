@@ -20,6 +20,9 @@ import jax
 import jax.random as jr
 import pytest
 
+# Several seeds train on several devices; a CPU counts as two, however many cores it has.
+jax.config.update("jax_num_cpu_devices", 2)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:

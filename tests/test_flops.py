@@ -1,5 +1,7 @@
 """Counts of floating-point operations against sums done by hand."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -64,7 +66,7 @@ def test_gradient_costs_two_products_for_each_forward_one():
 
 
 def products(rows: int, *sizes: int) -> int:
-    return 2 * rows * sum(m * n for m, n in zip(sizes, sizes[1:], strict=False))
+    return 2 * rows * sum(m * n for m, n in pairwise(sizes))
 
 
 def test_network_counts_the_shared_state_once():

@@ -1,5 +1,6 @@
 """The network against closed forms and an obvious NumPy version."""
 
+from itertools import pairwise
 from math import sqrt, tanh
 
 import jax
@@ -42,7 +43,7 @@ def count(tree: object) -> int:
 
 def formula(*sizes: int) -> int:
     """Parameters of an MLP: weights, biases, and a scale and shift per hidden unit."""
-    return sum(m * n + n for m, n in zip(sizes, sizes[1:], strict=False)) + 2 * sum(sizes[1:-1])
+    return sum(m * n + n for m, n in pairwise(sizes)) + 2 * sum(sizes[1:-1])
 
 
 # Building blocks.

@@ -29,7 +29,7 @@ SMALL = Config(
 
 
 class PointEnv(AbstractEnv):
-    """The point moves by `STRIDE * action`; reward is -1 until it stands in the disc, which ends the episode."""
+    """The point moves by `STRIDE * action`; reward is -1 until the disc, where the episode ends."""
 
     spec: EnvSpec = eqx.field(static=True, default=SPEC)
 

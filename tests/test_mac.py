@@ -1,0 +1,382 @@
+"""MAC's loss and update against Algorithm 1 written out in NumPy, and what its pieces must not touch."""
+
+import dataclasses
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from mac.algorithm import TrainState, polyak
+from mac.data.sampler import sample
+from mac.errors import UserError
+from mac.mac import MAC, Config, Nets, propose
+from mac.nn.mlp import MLP
+from mac.types import Batch
+from tests.toy import SPEC, mac, window
+
+OWN_LOSS = {
+    "model": "model/dynamics_loss",
+    "reward": "model/reward_loss",
+    "flow": "policy/flow_loss",
+    "policy": "policy/distil_loss",
+    "v": "value/loss",
+    "q": "critic/loss",
+}
+"""The one loss that trains each network."""
+
+LR, TAU = 1e-2, 0.1
+leaves = jax.tree.leaves
+
+
+# Algorithm 1 in NumPy, in float64.
+
+
+def run(mlp: MLP, *inputs: np.ndarray) -> np.ndarray:
+    """The network on the concatenation of its inputs, `mlp` holding float64 NumPy arrays."""
+    lead = np.broadcast_shapes(*(x.shape[:-1] for x in inputs))
+    x = np.concatenate([np.broadcast_to(x, (*lead, x.shape[-1])) for x in inputs], -1)
+    for dense, (scale, shift) in zip(mlp.dense, mlp.norm, strict=False):
+        x = x @ dense.weight + dense.bias
+        x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + shift
+    return x @ mlp.dense[-1].weight + mlp.dense[-1].bias
+
+
+def draws(cfg: Config, size: tuple[int, int], key: jax.Array) -> dict[str, np.ndarray]:
+    """The random numbers of one loss: every one from a key of its own."""
+    flow, distil, roll = jr.split(key, 3)
+    noise, time = jr.split(flow)
+    candidates = jax.vmap(lambda k: jr.normal(k, (cfg.candidates, *size)))(jr.split(roll, cfg.rollout))
+    return {
+        "noise": np.asarray(jr.normal(noise, size)),
+        "time": np.asarray(jr.uniform(time, (size[0], 1))),
+        "z": np.asarray(jr.normal(distil, size)),
+        "candidates": np.asarray(candidates),
+    }
+
+
+def choose(nets: Nets, s: np.ndarray, noises: np.ndarray) -> np.ndarray:
+    """Best candidate of each state, one state and one candidate at a time."""
+    best = []
+    for b in range(len(s)):
+        chunks = [np.clip(run(nets.policy, s[b], noise[b]), -1, 1) for noise in noises]
+        scores = [run(nets.q, s[b], chunk)[0] for chunk in chunks]
+        best.append(chunks[int(np.argmax(scores))])
+    return np.stack(best)
+
+
+def algorithm_1(
+    nets: Nets, frozen: Nets, target: MLP, batch: Batch, cfg: Config, draw: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """Each network's own loss; `frozen` are the same weights where no gradient may pass."""
+    s, a = np.asarray(batch.obs), np.asarray(batch.actions)
+    size, n = a.shape[:2]
+    a = np.stack([np.concatenate(list(chunk)) for chunk in a])
+    gamma_n = cfg.discount**n
+    r = np.asarray([sum(cfg.discount**j * x for j, x in enumerate(row)) for row in np.asarray(batch.rewards)])
+    r = r / n if cfg.chunk_reward == "mean" else r
+
+    time, z = draw["time"], draw["z"]
+    x = (1 - time) * draw["noise"] + time * a
+    teacher = z.copy()
+    for i in range(cfg.flow_steps):
+        teacher = (
+            teacher + run(frozen.flow, s, teacher, np.full((size, 1), i / cfg.flow_steps)) / cfg.flow_steps
+        )
+
+    states, chunks, rewards = [s], [], []
+    for k in range(cfg.rollout):
+        chunks.append(choose(frozen, states[k], draw["candidates"][k]))
+        rewards.append(run(frozen.reward, states[k], chunks[k])[:, 0])
+        states.append(states[k] + run(frozen.model, states[k], chunks[k]))
+    slow = [run(target, state)[:, 0] for state in states]
+    adv, value_errors = np.zeros(size), []
+    for k in reversed(range(cfg.rollout)):
+        delta = rewards[k] + gamma_n * slow[k + 1] - slow[k]
+        adv = delta + gamma_n * cfg.lam * adv
+        value_errors.append(run(nets.v, states[k])[:, 0] - (slow[k] + adv))
+    backup = rewards[0] + gamma_n * run(frozen.v, states[1])[:, 0]
+
+    errors = {
+        "model": s + run(nets.model, s, a) - np.asarray(batch.next_obs),
+        "reward": run(nets.reward, s, a)[:, 0] - r,
+        "flow": run(nets.flow, s, x, time) - (a - draw["noise"]),
+        "policy": run(nets.policy, s, z) - np.clip(teacher, -1, 1),
+        "v": np.stack(value_errors),
+        "q": run(nets.q, s, chunks[0])[:, 0] - backup,
+    }
+    return {name: float(np.mean(error**2)) for name, error in errors.items()}
+
+
+jit_loss = jax.jit(MAC.loss, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def slopes(algo: MAC, nets: Nets, target: MLP, batch: Batch, key: jax.Array) -> dict[str, Nets]:
+    """Gradient of each network's own loss with respect to all networks."""
+
+    def own(nets: Nets) -> dict[str, jax.Array]:
+        metrics = algo.loss(nets, target, batch, key)[1]
+        return {net: metrics[metric] for net, metric in OWN_LOSS.items()}
+
+    return jax.jacrev(own)(nets)
+
+
+# One case: weights away from their start, so that no bias, scale or slow copy is trivial.
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    algo: MAC
+    nets: Nets
+    target: MLP
+    batch: Batch
+    key: jax.Array
+
+    def loss(self) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return jit_loss(self.algo, self.nets, self.target, self.batch, self.key)
+
+    def by_hand(self, nets: Nets) -> dict[str, float]:
+        size = (self.algo.cfg.batch, self.algo.cfg.chunk * SPEC.action_dim)
+        with jax.numpy_rank_promotion("allow"):
+            draw = draws(self.algo.cfg, size, self.key)
+        return algorithm_1(nets, double(self.nets), double(self.target), self.batch, self.algo.cfg, draw)
+
+
+def double(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def perturb(tree: Any, seed: int, scale: float = 0.2) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(np.float32(x + scale * rng.normal(size=x.shape))), tree)
+
+
+@cache
+def fresh(algo: MAC) -> TrainState:
+    return jax.jit(algo.init)(jr.key(0))
+
+
+def draw_batch(algo: MAC, key: jax.Array) -> Batch:
+    return jax.jit(sample, static_argnums=1)(window(algo.cfg.chunk), algo.sample, key)
+
+
+def make_case(**changes: Any) -> Case:
+    algo = mac(**changes)
+    nets = perturb(fresh(algo).nets, seed=1)
+    batch = draw_batch(algo, jr.key(2))
+    # Rewards other than the point's -1 and 0, so that their order within a chunk counts.
+    rewards = jnp.asarray(np.random.default_rng(3).normal(size=batch.actions.shape[:2]), jnp.float32)
+    return Case(algo, nets, perturb(nets.v, seed=4), dataclasses.replace(batch, rewards=rewards), jr.key(5))
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return make_case()
+
+
+@pytest.fixture(scope="module")
+def gradients(case: Case) -> dict[str, Nets]:
+    return slopes(case.algo, case.nets, case.target, case.batch, case.key)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"chunk_reward": "sum", "chunk": 3, "rollout": 2}, {"lam": 0.7, "candidates": 1}],
+    ids=["paper", "sum", "lambda"],
+)
+def test_losses_are_those_of_algorithm_1(changes: dict[str, Any]):
+    case = make_case(**changes)
+    total, metrics = case.loss()
+    got = {net: float(metrics[metric]) for net, metric in OWN_LOSS.items()}
+    assert got == pytest.approx(case.by_hand(double(case.nets)), rel=1e-4)
+    assert float(total) == pytest.approx(sum(got.values()), rel=1e-6)
+
+
+@pytest.mark.parametrize("net", OWN_LOSS)
+def test_gradient_of_each_loss_is_the_slope_of_algorithm_1(case: Case, gradients: dict[str, Nets], net: str):
+    """Central differences of the NumPy loss along random directions of the network that it trains."""
+    nets, step = double(case.nets), 1e-5
+    own = getattr(nets, net)
+    for seed in range(3):
+        direction = perturb(jax.tree.map(np.zeros_like, own), seed, scale=1.0)
+        ends = []
+        for move in (step, -step):
+            moved = jax.tree.map(lambda x, d, move=move: x + move * np.asarray(d), own, direction)
+            ends.append(case.by_hand(dataclasses.replace(nets, **{net: moved}))[net])
+        pairs = zip(leaves(getattr(gradients[net], net)), leaves(direction), strict=True)
+        got = sum(float(np.sum(np.asarray(g) * np.asarray(d))) for g, d in pairs)
+        assert got == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
+
+
+def test_no_loss_reaches_another_network(gradients: dict[str, Nets]):
+    for loss, by_net in gradients.items():
+        touched = {net for net in OWN_LOSS if any(np.any(leaf) for leaf in leaves(getattr(by_net, net)))}
+        assert touched == {loss}
+
+
+def test_masks_of_the_data_do_not_matter(case: Case):
+    assert case.batch.masks is not None and np.any(case.batch.masks)
+    solved = dataclasses.replace(case.batch, masks=jnp.zeros_like(case.batch.masks))
+    got, want = (dataclasses.replace(case, batch=batch).loss()[1] for batch in (solved, case.batch))
+    assert {k: float(v) for k, v in got.items()} == {k: float(v) for k, v in want.items()}
+
+
+def test_critic_and_value_never_see_the_actions_of_the_data(case: Case):
+    batch = dataclasses.replace(case.batch, actions=-0.5 * case.batch.actions)
+    got, want = dataclasses.replace(case, batch=batch).loss()[1], case.loss()[1]
+    for name in ("critic/loss", "value/loss", "critic/q_mean"):
+        assert float(got[name]) == pytest.approx(float(want[name]), rel=1e-6)
+    assert float(got["policy/flow_loss"]) != pytest.approx(float(want["policy/flow_loss"]), rel=1e-3)
+
+
+# Choosing chunks.
+
+jit_propose = jax.jit(propose, static_argnames="n")
+
+
+def test_proposals_are_clipped_before_the_critic_scores_them():
+    nets = double(fresh(mac()).nets)
+    wild = dataclasses.replace(nets, policy=jax.tree.map(lambda x: 30 * x, nets.policy))
+    wild = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), wild)
+    s = jnp.asarray(np.random.default_rng(0).normal(size=(16, 2)), jnp.float32)
+    got = np.asarray(jit_propose(wild, s, jr.key(1), n=8))
+    noise = np.asarray(jr.normal(jr.key(1), (8, 16, 4)))
+    raw = run(double(wild).policy, np.asarray(s), noise)
+    assert np.abs(raw).max() > 1.5
+    np.testing.assert_allclose(got, choose(double(wild), np.asarray(s), noise), rtol=1e-4, atol=1e-5)
+    unclipped = np.argmax(run(double(wild).q, np.asarray(s), raw)[..., 0], axis=0)
+    late = np.clip(raw[unclipped, np.arange(16)], -1, 1)
+    assert not np.allclose(got, late)  # the order matters for these weights
+
+
+def test_one_candidate_is_a_plain_sample():
+    nets = fresh(mac()).nets
+    got = jit_propose(nets, jnp.zeros((3, 2)), jr.key(1), n=1)
+    want = run(double(nets).policy, np.zeros((3, 2)), np.asarray(jr.normal(jr.key(1), (1, 3, 4)))[0])
+    np.testing.assert_allclose(got, np.clip(want, -1, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("execute", [1, 2, 3])
+def test_act_returns_the_chunks_first_actions_in_order(execute: int):
+    algo = mac(chunk=3, execute=execute, candidates_test=5)
+    nets = fresh(mac(chunk=3)).nets
+    obs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
+    got = jax.jit(algo.act)(TrainState(nets, nets.v, ()), obs, jr.key(1))
+    assert got.shape == (4, execute, 2)
+    chunk = np.asarray(jit_propose(nets, obs, jr.key(1), n=5)).reshape(4, 3, 2)
+    np.testing.assert_allclose(got, chunk[:, :execute], rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(got)).max() <= 1
+
+
+# The update.
+
+
+@pytest.fixture(scope="module")
+def three_updates(case: Case) -> tuple[list[TrainState], list[Any]]:
+    """States before and after three updates, and the gradients that made them."""
+    update = jax.jit(mac(lr=LR, tau_ema=TAU).update)
+    states, grads = [fresh(case.algo)], []
+    for step in range(3):
+        batch, state = draw_batch(case.algo, jr.key(step)), states[-1]
+        rows = slopes(case.algo, state.nets, state.target, batch, jr.key(step)).values()
+        grads.append([sum(double(list(same))) for same in zip(*map(leaves, rows), strict=True)])
+        states.append(update(state, batch, jnp.asarray(step), jr.key(step))[0])
+    return states, grads
+
+
+def assert_close(got: Any, want: Any, **tolerance: float) -> None:
+    for x, y in zip(leaves(got), leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance)
+
+
+def test_slow_values_lag_one_update_behind(three_updates: Any):
+    states, _ = three_updates
+    first = states[0].target
+    assert_close(first, states[0].nets.v, rtol=0)  # a copy at the start
+    assert_close(states[1].target, first, rtol=1e-6)  # unmoved: it followed weights not yet trained
+    want = jax.tree.map(lambda v, t: TAU * v + (1 - TAU) * t, states[1].nets.v, first)
+    assert_close(states[2].target, want, rtol=1e-5, atol=1e-7)
+
+
+def test_update_is_adam_on_the_whole_loss(three_updates: Any):
+    """Kingma and Ba 2015, Algorithm 1: decay rates 0.9 and 0.999, epsilon 1e-8, no weight decay."""
+    states, grads = three_updates
+    params = double(leaves(states[0].nets))
+    m = [np.zeros_like(p) for p in params]
+    v = [np.zeros_like(p) for p in params]
+    for t, grad in enumerate(grads, start=1):
+        for i, g in enumerate(grad):
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g**2
+            params[i] = params[i] - LR * (m[i] / (1 - 0.9**t)) / (np.sqrt(v[i] / (1 - 0.999**t)) + 1e-8)
+    # A gradient near 0 has a step of either sign, so single entries may differ by a part of a step.
+    for got, want in zip(leaves(states[3].nets), params, strict=True):
+        assert np.mean(np.abs(got - want) < 1e-5) > 0.99
+        assert np.max(np.abs(got - want)) < 3 * LR
+
+
+def test_state_holds_arrays_only(three_updates: Any):
+    states, _ = three_updates
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves(states[-1]))
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[-1])
+    assert [x.aval for x in leaves(states[0])] == [x.aval for x in leaves(states[-1])]
+
+
+def test_algorithm_is_hashable_and_holds_no_array():
+    assert leaves(mac()) == []
+    assert mac() == mac() and hash(mac()) == hash(mac())
+    assert mac() != mac(lr=1e-3)
+
+
+def test_polyak_moves_by_its_rate():
+    got = polyak({"a": jnp.ones(2)}, {"a": jnp.full(2, 3.0)}, 0.25)
+    np.testing.assert_allclose(got["a"], [1.5, 1.5])
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch", 0),
+        ("chunk", -1),
+        ("rollout", 0),
+        ("candidates", 0),
+        ("candidates_test", 0),
+        ("flow_steps", 0),
+        ("execute", 0),
+        ("execute", 3),
+        ("hidden", ()),
+        ("hidden", (8, 0)),
+        ("discount", 1.0),
+        ("discount", 0.0),
+        ("lam", -0.1),
+        ("tau_ema", 0.0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+    ],
+)
+def test_impossible_hyperparameter_is_named_in_one_line(field: str, value: Any):
+    with pytest.raises(UserError, match=f"^--hp.{field.replace('_', '-')}=.*") as caught:
+        mac(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_are_the_papers():
+    """Tables 6 to 8, single-task reward data."""
+    cfg = Config()
+    assert (cfg.batch, cfg.hidden, cfg.lr, cfg.discount, cfg.tau_ema) == (256, (512,) * 4, 3e-4, 0.999, 0.005)
+    assert (cfg.chunk, cfg.rollout, cfg.candidates, cfg.candidates_test, cfg.flow_steps) == (
+        10,
+        10,
+        8,
+        32,
+        10,
+    )
+    assert (cfg.lam, cfg.chunk_reward, cfg.execute) == (1.0, "mean", 1)
