@@ -6,13 +6,13 @@ from jaxtyping import Array, Float
 
 
 def lambda_return(
-    reward: Float[Array, "T *B"],
-    mask: Float[Array, "T *B"],
-    next_value: Float[Array, "T *B"],
+    reward: Float[Array, " T *B"],
+    mask: Float[Array, " T *B"],
+    next_value: Float[Array, " T *B"],
     *,
     discount: float,
     lam: float,
-) -> Float[Array, "T *B"]:
+) -> Float[Array, " T *B"]:
     """λ-return of every step of imagined trajectories, computed backwards.
 
     `R_k = r_k + m_k γ ((1 - λ) v_{k+1} + λ R_{k+1})`, with `R_T = v_T`: the same numbers as
