@@ -2,8 +2,10 @@
 
 Writes the pair of files that `ogbench.make_env_and_datasets(name, dataset_path=...)` reads: episodes
 of 1001 rows, each row the state before its action. Episodes are simulated in groups, one compiled
-call per stretch of control steps; every random number of an episode comes from the seed and the
-episode's index, so neither the size of a group nor the number of threads changes the data.
+call per stretch of control steps. Every random number of an episode comes from the seed and the
+episode's index, and groups always have the same size, because XLA rounds a batch of another size
+differently and contacts amplify that: so episode i of a seed is the same bit for bit, whatever the
+number of threads and of episodes.
 """
 
 import os
@@ -31,7 +33,7 @@ EPISODE_ROWS = 1001
 """Rows of an episode: 1000 transitions and the final state, whose action means nothing."""
 
 _STRETCH = 50  # control steps per compiled call; divides EPISODE_ROWS - 1
-_GROUP = 64  # episodes simulated together, at most
+_GROUP = 64  # episodes simulated together; places left over in the last group cost no physics
 
 
 class Collected(NamedTuple):
@@ -71,7 +73,6 @@ def collect(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
-    group: int = _GROUP,
 ) -> Collected:
     """Makes `path` (training rows) and `<stem>-val.npz` beside it (a tenth as many episodes, at least 1).
 
@@ -84,8 +85,7 @@ def collect(
         path: file to write, ending in `.npz`; its folder is created.
         seed: same seed, same data.
         progress: called with rows simulated so far and rows in total, both files together.
-        threads: host threads for the physics; every available core if None.
-        group: episodes simulated together. Neither this nor `threads` changes the data.
+        threads: host threads for the physics, every available core if None; it does not change the data.
     Raises:
         UserError: for a bad name, size or path, a file that exists, a folder that cannot be written,
             or a disk without room.
@@ -99,7 +99,7 @@ def collect(
     env = CubeEnv(dataset, scene, CEngine(scene, threads))
     _check_target(path, bytes_needed=4 * sum(_widths(env).values()) * episodes * EPISODE_ROWS)
     record = _Recorder(env, episodes, progress)
-    targets, hits = _simulate(env, family, seed, record, group)
+    targets, hits = _simulate(env, family, seed, record)
     _write_pair(path, _schema(record.data, slice(0, train)), _schema(record.data, slice(train, episodes)))
     return Collected(train * EPISODE_ROWS, (episodes - train) * EPISODE_ROWS, targets, hits)
 
@@ -125,10 +125,13 @@ def start(env: CubeEnv, family: str, key: Key[Array, ""]) -> Actor:
     )
 
 
-def advance(env: CubeEnv, actor: Actor, key: Key[Array, ""]) -> tuple[Actor, Rows]:
-    """One control step, and the row it adds; after a plan's last step the expert gets a new target."""
+def advance(env: CubeEnv, actor: Actor, key: Key[Array, ""], active: Bool[Array, ""]) -> tuple[Actor, Rows]:
+    """One control step, and the row it adds; after a plan's last step the expert gets a new target.
+
+    Where not `active` the physics stands still, and the rows mean nothing.
+    """
     row, plan, done = decide(env, actor)
-    physics = env.advance(actor.physics, row.actions, jnp.asarray(True))
+    physics = env.advance(actor.physics, row.actions, active)
     readings = env.readings(physics)
     new_target, new_plan = jr.split(key)
     target = oracles.choose_target(new_target, readings, actor.p_stack)
@@ -153,15 +156,17 @@ def _begin(env: CubeEnv, family: str, keys: Key[Array, " E"]) -> Actor:
 
 @eqx.filter_jit
 def _stretch(
-    env: CubeEnv, actors: Actor, keys: Key[Array, " E"], begin: Int[Array, ""], steps: int
+    env: CubeEnv, actors: Actor, keys: Key[Array, " E"], active: Bool[Array, " E"], begin: Int[Array, ""]
 ) -> tuple[Actor, Rows]:
-    """`steps` control steps of every episode, the first of them number `begin`."""
+    """`_STRETCH` control steps of every episode, the first of them number `begin`."""
 
     def body(actors: Actor, t: Int[Array, ""]) -> tuple[Actor, Rows]:
-        return jax.vmap(lambda actor, key: advance(env, actor, jr.fold_in(key, t)))(actors, keys)
+        return jax.vmap(lambda *one: advance(env, one[0], jr.fold_in(one[1], t), one[2]))(
+            actors, keys, active
+        )
 
     # Number 0 of each episode's keys began it.
-    return jax.lax.scan(body, actors, 1 + begin + jnp.arange(steps))
+    return jax.lax.scan(body, actors, 1 + begin + jnp.arange(_STRETCH))
 
 
 @eqx.filter_jit
@@ -187,33 +192,31 @@ class _Recorder:
         self._progress = progress
         self._done = 0
 
-    def add(self, rows: Rows, episodes: slice, new: slice, begin: int) -> None:
-        """Stores rows that begin at time `begin`, of the group's episodes `new`, as `episodes`."""
+    def add(self, rows: Rows, episodes: slice, begin: int) -> None:
+        """Stores rows `[time, group, ...]` of `episodes` that begin at time `begin`."""
+        count, steps = episodes.stop - episodes.start, len(rows.actions)
         for name, part in rows._asdict().items():
-            self.data[name][episodes, begin : begin + len(part)] = np.swapaxes(np.asarray(part), 0, 1)[new]
-        self._done += (episodes.stop - episodes.start) * len(rows.actions)
+            self.data[name][episodes, begin : begin + steps] = np.swapaxes(np.asarray(part), 0, 1)[:count]
+        self._done += count * steps
         if self._progress is not None:
             self._progress(self._done, self.episodes * EPISODE_ROWS)
 
 
-def _simulate(env: CubeEnv, family: str, seed: int, record: _Recorder, group: int) -> tuple[int, int]:
+def _simulate(env: CubeEnv, family: str, seed: int, record: _Recorder) -> tuple[int, int]:
     """Fills `record`; returns how many targets the expert was given and how many it hit."""
-    episodes = record.episodes
-    keys = jax.vmap(lambda i: jr.fold_in(jr.key(seed), i))(jnp.arange(episodes))
-    size = -(-episodes // -(-episodes // group))
     targets = hits = 0
-    for first in range(0, episodes, size):
-        # The last group is shifted back to the common size, so that one program serves all of them.
-        begin = min(first, episodes - size)
-        into, new = slice(first, begin + size), slice(first - begin, None)
-        group_keys = keys[begin : begin + size]
-        actors = _begin(env, family, group_keys)
+    for first in range(0, record.episodes, _GROUP):
+        index = jnp.arange(first, first + _GROUP)
+        keys = jax.vmap(lambda i: jr.fold_in(jr.key(seed), i))(index)
+        active = index < record.episodes
+        episodes = slice(first, min(first + _GROUP, record.episodes))
+        actors = _begin(env, family, keys)
         for t in range(0, EPISODE_ROWS - 1, _STRETCH):
-            actors, rows = _stretch(env, actors, group_keys, jnp.asarray(t), _STRETCH)
-            record.add(rows, into, new, t)
-        record.add(_last_row(env, actors), into, new, EPISODE_ROWS - 1)
-        targets += int(actors.targets[new].sum())
-        hits += int(actors.hits[new].sum())
+            actors, rows = _stretch(env, actors, keys, active, jnp.asarray(t))
+            record.add(rows, episodes, t)
+        record.add(_last_row(env, actors), episodes, EPISODE_ROWS - 1)
+        targets += int(actors.targets[active].sum())
+        hits += int(actors.hits[active].sum())
     return targets, hits
 
 

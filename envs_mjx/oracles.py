@@ -114,9 +114,9 @@ def stack_probability(key: Key[Array, ""], family: str) -> Float[Array, ""]:
 
 def choose_target(key: Key[Array, ""], readings: Readings, p_stack: Float[Array, ""] | float) -> Target:
     """Draws the next target: any cube with nothing on it, to a free place or onto another such cube."""
-    cube, stack, base, xy, yaw = jr.split(key, 5)
-    uniform = jr.uniform
-    draws = TargetDraws(uniform(cube), uniform(stack), uniform(base), uniform(xy, (2,)), uniform(yaw))
+    # One call for all of them: each call of the generator takes half a second to compile.
+    u = jr.uniform(key, (6,))
+    draws = TargetDraws(cube=u[0], stack=u[1], base=u[2], xy=u[3:5], yaw=u[5])
     return target_from_draws(draws, readings.cube_pos, p_stack)
 
 
@@ -136,15 +136,9 @@ def target_from_draws(
 
 def build_plan(key: Key[Array, ""], readings: Readings, target: Target) -> Plan:
     """Draws a plan that moves the target cube from where it is read to be to where it shall be."""
-    end_pos, end_yaw, lift, clear, jitter, noise = jr.split(key, 6)
-    draws = PlanDraws(
-        end_pos=jr.uniform(end_pos, (3,)),
-        end_yaw=jr.uniform(end_yaw),
-        lift=jr.uniform(lift, (2,)),
-        clear=jr.uniform(clear, (3,)),
-        jitter=jr.uniform(jitter, (len(_KEY_TIMES) - 1,)),
-        noise=jr.normal(noise, (MAX_ROWS, 5)),
-    )
+    uniform, normal = jr.split(key)
+    u, noise = jr.uniform(uniform, (19,)), jr.normal(normal, (MAX_ROWS, 5))
+    draws = PlanDraws(end_pos=u[:3], end_yaw=u[3], lift=u[4:6], clear=u[6:9], jitter=u[9:], noise=noise)
     return plan_from_draws(draws, readings, target)
 
 
