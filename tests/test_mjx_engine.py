@@ -1,6 +1,5 @@
 """Engine `mjx` against MuJoCo C: recorded control steps of OGBench's expert, and closed loops."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -106,7 +105,7 @@ class Stepped(NamedTuple):
 def stepped(engine: MjxEngine, some: Moments) -> Stepped:
     """One control step from each moment; every eighth scene is inactive."""
     qpos, qvel, warmstart, ctrl = (jnp.asarray(x, jnp.float32).reshape(*BATCH, -1) for x in some[:4])
-    start = dataclasses.replace(load(engine, qpos, qvel), raw=warmstart)
+    start = eqx.tree_at(lambda p: p.raw, load(engine, qpos, qvel), warmstart)
     active = np.arange(ROWS) % 8 != 0
     after = step(engine, start, ctrl, jnp.asarray(active).reshape(BATCH))
     start, after = (
@@ -207,7 +206,7 @@ def test_in_float64_a_control_step_without_contact_of_the_fingers_equals_c(
     free = np.flatnonzero(np.abs(moments.next_touch).max(1) == 0)[4:64:6]  # the cube lies on the floor
     rows = [jnp.asarray(x[free]) for x in moments[:4]]
     start = eqx.filter_jit(lambda e: jax.vmap(e.load)(rows[0], rows[1]))(engine)
-    start = dataclasses.replace(start, raw=rows[2])
+    start = eqx.tree_at(lambda p: p.raw, start, rows[2])
     after = eqx.filter_jit(lambda e, p: jax.vmap(e.step)(p, rows[3], jnp.ones(len(free), bool)))(
         engine, start
     )
