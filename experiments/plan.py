@@ -20,9 +20,9 @@ from mac.run.segment import ALL, SEED, place, seed_mesh
 from mac.types import EnvSpec, Window
 
 # Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
-COLLECT_RATE = 500.0  # rows per second and core of the scripted expert
-EVAL_RATE = 600.0  # control steps per second and core, policy included
-TRAIN_SHARE = 0.5  # share of the measured matrix-product rate that training reaches
+COLLECT_RATE = 800.0  # rows per second and core of the scripted expert
+EVAL_RATE = 800.0  # control steps per second and core, policy included
+TRAIN_SHARE = 0.65  # share of the measured matrix-product rate that training reaches
 
 
 class Plan(NamedTuple):

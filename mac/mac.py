@@ -137,6 +137,8 @@ class MAC(AbstractLossAlgorithm[Nets]):
     def loss(
         self, nets: Nets, target: MLP, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
+        if batch.rewards is None:
+            raise TypeError("MAC in reward mode needs a window with rewards: pass `relabel` to `make_window`")
         k_flow, k_distil, k_roll = jr.split(key, 3)
         cfg, discount = self.cfg, self.cfg.discount**self.cfg.chunk
         s, a = batch.obs, batch.actions.reshape(len(batch.actions), -1)
