@@ -37,6 +37,25 @@ class Contender(NamedTuple):
         return Contender(lambda: [self.turn() for _ in range(n)][-1], n * self.work, self.compile_s)
 
 
+class Work(NamedTuple):
+    """What both ways to train do in one turn: `updates` updates of each of `seeds` seeds.
+
+    Attributes:
+        flop: operations of one update of one seed (`update_flops`).
+    """
+
+    algo: AbstractAlgorithm
+    window: Window
+    seeds: int
+    updates: int
+    flop: int
+
+    @property
+    def total(self) -> int:
+        """Operations of a turn."""
+        return self.updates * self.seeds * self.flop
+
+
 class Timing(NamedTuple):
     """Operations per second, and processor time over wall time: the cores that the machine granted."""
 
@@ -87,33 +106,33 @@ def update_flops(algo: AbstractAlgorithm, window: Window) -> int:
     return product_flops(update, window, jax.eval_shape(algo.init, key), key)
 
 
-def segment(algo: AbstractAlgorithm, mesh: Mesh, window: Window, seeds: int, updates: int) -> Contender:
-    """Our training: one compiled call of `updates` updates of all seeds."""
-    keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
-    steps = loop.place(mesh, np.arange(updates, dtype=np.int32), loop.ALL)
-    placed = loop.place(mesh, window, loop.ALL)
-    state = loop.init(algo, mesh, keys)
+def segment(work: Work, mesh: Mesh) -> Contender:
+    """Our training: one compiled call for all updates of all seeds."""
+    keys = loop.place(mesh, loop.seed_keys(0, work.seeds), loop.SEED)
+    steps = loop.place(mesh, np.arange(work.updates, dtype=np.int32), loop.ALL)
+    window = loop.place(mesh, work.window, loop.ALL)
+    state = loop.init(work.algo, mesh, keys)
     began = time.perf_counter()
-    run = loop.segment.lower(algo, mesh, placed, keys, steps, state).compile()
+    run = loop.segment.lower(work.algo, mesh, window, keys, steps, state).compile()
     compile_s = time.perf_counter() - began
 
     def turn() -> Any:
         nonlocal state
-        state, metrics = run(placed, keys, steps, state)
+        state, metrics = run(window, keys, steps, state)
         return state, metrics
 
-    return Contender(turn, updates * seeds * update_flops(algo, window), compile_s)
+    return Contender(turn, work.total, compile_s)
 
 
-def plain_loop(algo: AbstractAlgorithm, window: Window, seeds: int, updates: int) -> Contender:
+def plain_loop(work: Work) -> Contender:
     """The usual training: seeds in turn, batches drawn with NumPy, one jitted update per call.
 
     The network code is the same, so the difference is the loop's: calls, transfers, and how the
     seeds share the cores. Calls are asynchronous, so the host draws while the device computes.
     """
-    host, batch, chunk = HostData(window), algo.sample.batch, algo.sample.chunk
-    rng = np.random.default_rng(0)
-    keys = [jr.key(seed) for seed in range(seeds)]
+    algo, host, rng = work.algo, HostData(work.window), np.random.default_rng(0)
+    size, chunk = algo.sample
+    keys = [jr.key(seed) for seed in range(work.seeds)]
     states = [jax.jit(algo.init)(key) for key in keys]
 
     def update(
@@ -122,16 +141,16 @@ def plain_loop(algo: AbstractAlgorithm, window: Window, seeds: int, updates: int
         return algo.update(state, batch, step, jr.fold_in(key, step))
 
     began = time.perf_counter()
-    run = jax.jit(update).lower(states[0], host.draw(rng, batch, chunk), np.int32(0), keys[0]).compile()
+    run = jax.jit(update).lower(states[0], host.draw(rng, size, chunk), np.int32(0), keys[0]).compile()
     compile_s = time.perf_counter() - began
 
     def turn() -> Any:
-        for seed in range(seeds):
-            for step in range(updates):
-                states[seed], _ = run(states[seed], host.draw(rng, batch, chunk), np.int32(step), keys[seed])
+        for seed in range(work.seeds):
+            for step in range(work.updates):
+                states[seed], _ = run(states[seed], host.draw(rng, size, chunk), np.int32(step), keys[seed])
         return states
 
-    return Contender(turn, updates * seeds * update_flops(algo, window), compile_s)
+    return Contender(turn, work.total, compile_s)
 
 
 class HostData:

@@ -1,7 +1,7 @@
 """The benchmark compares equal work, in turns, and writes what it measured where it says."""
 
 import csv
-import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench, contenders
+from experiments import bench, bench_train, contenders
+from experiments.bench_eval import measure_evaluation
 from experiments.contenders import Contender, HostData
 from experiments.plan import product_chain
 from mac.mac import MAC, Config
@@ -20,7 +21,7 @@ from mac.run.flops import product_flops
 
 CHUNK = 3
 TINY = Config(batch=4, hidden=(8, 8), chunk=CHUNK, candidates=2, rollout=2, flow_steps=2)
-ROW = bench.Row(
+ROW = bench_train.TrainRow(
     width=256, seeds=4, batch=256, devices=2, updates=3, rate=5.25, plain_rate=4.0, ratio=1.3125, gflop=25.0,
     product_gflops=180.0, share=0.72, compile_s=9.5, plain_compile_s=8.0, peak_mb=900.0, cores=1.98,
     plain_cores=1.9, product_cores=2.0,
@@ -29,7 +30,7 @@ ROW = bench.Row(
 
 @pytest.fixture(scope="module")
 def window():
-    return contenders.random_window(bench.SPEC, 2 * contenders.EPISODE_ROWS, CHUNK)
+    return contenders.random_window(bench_train.SPEC, 2 * contenders.EPISODE_ROWS, CHUNK)
 
 
 def test_random_chunks_stay_in_one_episode(window):
@@ -55,7 +56,7 @@ def test_host_batches_are_the_windows_rows(window):
 
 
 def test_a_segment_does_the_work_that_it_is_credited_with(window):
-    algo, mesh, steps = MAC(TINY, bench.SPEC), loop.seed_mesh(1), jnp.arange(3)
+    algo, mesh, steps = MAC(TINY, bench_train.SPEC), loop.seed_mesh(1), jnp.arange(3)
     keys = loop.seed_keys(0, 2)
     state = jax.eval_shape(lambda k: jax.vmap(algo.init)(k), keys)
     counted = product_flops(lambda *args: loop.segment(algo, mesh, *args), window, keys, steps, state)
@@ -86,15 +87,33 @@ def test_speed_is_work_over_wall_time(monkeypatch):
     assert timing == (10.0 / 2.0, 3.0 / 2.0)
 
 
+def test_each_configuration_gets_a_process(monkeypatch, capsys):
+    asked = []
+
+    def run(command, **_):
+        asked.append(command[2:])
+        return subprocess.CompletedProcess(command, 0, stdout="a warning\n" + json.dumps(vars(ROW)))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert bench.main(["--widths", "8", "16", "--seeds", "1", "2", "--batch", "32"]) == 0
+    assert [c[0] for c in asked] == ["--one-train"] * 4
+    sizes = [(c[c.index("--widths") + 1], c[c.index("--seeds") + 1]) for c in asked]
+    assert sizes == [("8", "1"), ("8", "2"), ("16", "1"), ("16", "2")]
+    assert all(c[c.index("--batch") + 1] == "32" for c in asked)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    assert bench.main(["--widths", "8", "--seeds", "3"]) == 2
+    assert "width 8, seeds 3" in capsys.readouterr().err
+
+
 def test_ratios_are_taken_turn_by_turn():
     # A machine that slows down tenfold from turn to turn: the ratio is 2 in every one.
     ours = [contenders.Timing(s, 1.0) for s in (200.0, 20.0, 2.0)]
     usual = [contenders.Timing(s, 1.0) for s in (100.0, 10.0, 1.0)]
-    assert bench.median_ratio(ours, usual) == 2.0
+    assert bench_train.median_ratio(ours, usual) == 2.0
 
 
 def test_file_holds_the_rows_and_their_origin(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "in_process", lambda args, width, seeds: dataclasses.replace(ROW, width=width))
+    monkeypatch.setattr(bench, "in_process", lambda kind, args: vars(ROW) | {"width": args.widths[0]})
     out = tmp_path / "new" / "bench.csv"
     assert bench.main(["--widths", "256", "512", "--seeds", "4", "--out", str(out)]) == 0
     lines = out.read_text().splitlines()
@@ -127,3 +146,12 @@ def test_every_configuration_is_measured(tmp_path: Path):
     assert [(row["width"], row["seeds"]) for row in rows] == [("16", "1"), ("16", "2")]
     for row in rows:
         assert all(float(value) > 0 for value in row.values())
+
+
+@pytest.mark.slow
+def test_evaluations_are_measured():
+    row = measure_evaluation(TINY, envs=2, engine="c")
+    assert (row.width, row.envs, row.engine) == (8, 2, "c")
+    assert min(row.total_s, row.policy_s, row.physics_s) > 0
+    # An untrained policy goes to the time limit of 200 control steps.
+    assert row.env_steps * row.total_s == pytest.approx(2 * 200)
