@@ -99,7 +99,9 @@ def collect(
     env = CubeEnv(dataset, scene, CEngine(scene, threads))
     _check_target(path, bytes_needed=4 * sum(_widths(env).values()) * episodes * EPISODE_ROWS)
     record = _Recorder(env, episodes, progress)
-    targets, hits = _simulate(env, family, seed, record)
+    # On the CPU even where there is an accelerator: the physics is there, and so are the same bits.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        targets, hits = _simulate(env, family, seed, record)
     _write_pair(path, _schema(record.data, slice(0, train)), _schema(record.data, slice(train, episodes)))
     return Collected(train * EPISODE_ROWS, (episodes - train) * EPISODE_ROWS, targets, hits)
 
