@@ -127,11 +127,16 @@ def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool
                 f"{folder} holds a run already; continue it with --resume, or choose another --out"
             )
         return None, False
-    check_config(folder, read_json(folder / CONFIG), settings.plain(), may_differ(settings))
+    saved = read_json(folder / CONFIG)
+    if settings.hp.cooldown > 0 and saved.get("steps") != settings.steps:
+        raise UserError(
+            f"--steps={settings.steps}: the learning rate of {folder} cools down towards its end at "
+            f"update {saved.get('steps')}; keep --steps, or choose another --out"
+        )
+    check_config(folder, saved, settings.plain(), may_differ(settings))
     with CheckpointStore(folder / CHECKPOINTS) as store:
         reached = store.latest()
-        finished = reached is not None and reached >= settings.steps and store.meta()["evaluated"] == reached
-    return reached, finished
+        return reached, reached is not None and settings.steps <= reached == store.meta()["evaluated"]
 
 
 def may_differ(settings: Settings[Any]) -> tuple[str, ...]:
