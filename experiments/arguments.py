@@ -127,7 +127,7 @@ def _start_jax(seeds: int, for_help: bool) -> str:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:
         return jax.default_backend()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter where the plugin is not installed at all
         if for_help:
             return "cpu"
         wanted = os.environ.get("JAX_PLATFORMS", "")
