@@ -79,9 +79,9 @@ def test_proposal_counts_policy_and_critic_for_every_candidate():
     algo, envs = mac(), 9
     nets = jax.eval_shape(algo.nets, jr.key(0))
     obs = jax.ShapeDtypeStruct((envs, SPEC.obs_dim), jnp.float32)
-    # Two hidden layers of 8; 2 observations, chunks of 2 x 2 numbers; 4 candidates.
-    policy = products(envs, 2, 8) + products(4 * envs, 4, 8, 8, 4)
-    critic = products(envs, 2, 8) + products(4 * envs, 4, 8, 8, 1)
+    # One hidden layer of 8; 2 observations, chunks of 2 x 2 numbers; 4 candidates.
+    policy = products(envs, 2, 8) + products(4 * envs, 4, 8, 4)
+    critic = products(envs, 2, 8) + products(4 * envs, 4, 8, 1)
     got = product_flops(lambda n, s, k: propose(n, s, k, n=4), nets, obs, jr.key(0))
     assert got == policy + critic
 

@@ -1,7 +1,12 @@
 """The compiled training loop: what it computes, how often it is traced, and what may run beside it."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,6 +15,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.extend import core
+from jax.sharding import Mesh
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
@@ -19,6 +26,7 @@ from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 from tests.toy import SMALL, SPEC, mac, window
 
 SEEDS = 4
+ROOT = Path(__file__).parents[1]
 
 
 def steps(first: int, last: int) -> np.ndarray:
@@ -29,15 +37,25 @@ def run(
     algo: AbstractAlgorithm, seed: int, seeds: int, *spans: tuple[int, int]
 ) -> tuple[TrainState, list[dict]]:
     """Segments from a fresh state, one for each span of steps."""
-    mesh = loop.seed_mesh(seeds)
-    keys = loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)
-    rows = loop.place(mesh, window(algo.sample.chunk), loop.ALL)
-    state, logs = loop.init(algo, mesh, keys), []
+    mesh, state, logs = loop.seed_mesh(seeds), start(algo, seed, seeds), []
     for span in spans:
-        numbers = loop.place(mesh, steps(*span), loop.ALL)
-        state, metrics = loop.segment(algo, mesh, rows, keys, numbers, state)
+        state, metrics = loop.segment(algo, *placed(mesh, seed, seeds, span, state))
         logs.append(jax.device_get(metrics))
     return jax.device_get(state), logs
+
+
+@cache
+def start(algo: AbstractAlgorithm, seed: int, seeds: int) -> TrainState:
+    """Fresh states, on the host."""
+    mesh = loop.seed_mesh(seeds)
+    return jax.device_get(loop.init(algo, mesh, loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)))
+
+
+def placed(mesh: Mesh, seed: int, seeds: int, span: tuple[int, int], state: TrainState) -> tuple[Any, ...]:
+    """Arguments of a segment after the algorithm, all where the devices expect them."""
+    keys = loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)
+    rows, numbers = loop.place(mesh, window(), loop.ALL), loop.place(mesh, steps(*span), loop.ALL)
+    return mesh, rows, keys, numbers, loop.place(mesh, state, loop.SEED)
 
 
 def pick(tree: Any, seed: int) -> Any:
@@ -110,11 +128,16 @@ def test_metrics_have_one_row_per_step_and_a_column_per_seed():
     assert {value.shape for value in log.values()} == {(3, SEEDS)}
 
 
+def untraced_segment(algo: AbstractAlgorithm, mesh: Mesh) -> Callable[..., Any]:
+    """A segment that shares no trace with another, so that the way to map seeds is chosen anew."""
+    return lambda *arguments: loop.segment.__wrapped__(algo, mesh, *arguments)
+
+
 def primitives(jaxpr: Any) -> list[str]:
     names = []
     for eqn in jaxpr.eqns:
         names.append(eqn.primitive.name)
-        for sub in jax.core.jaxprs_in_params(eqn.params):
+        for sub in core.jaxprs_in_params(eqn.params):
             names += primitives(sub)
     return names
 
@@ -125,10 +148,8 @@ def test_branch_on_the_step_computes_one_side_only(platform: str, monkeypatch: p
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     mesh, keys = loop.seed_mesh(1), loop.seed_keys(0, 2)
     state = jax.eval_shape(jax.vmap(Probe().init), keys)
-    jaxpr = jax.make_jaxpr(loop.segment.__wrapped__, static_argnums=(0, 1))(
-        Probe(), mesh, window(), keys, steps(0, 2), state
-    )
-    names = primitives(jaxpr.jaxpr)
+    traced = jax.make_jaxpr(untraced_segment(Probe(), mesh))(window(), keys, steps(0, 2), state)
+    names = primitives(traced.jaxpr)
     assert "cond" in names
     assert names.count("scan") == (2 if platform == "cpu" else 1)  # steps, and on CPU seeds
 
@@ -143,31 +164,26 @@ def test_devices_take_equal_numbers_of_seeds(seeds: int, most: int, share: int):
 
 def test_seeds_are_spread_over_the_devices():
     mesh = loop.seed_mesh(SEEDS)
-    assert mesh.devices.size == 2
+    share = SEEDS // mesh.devices.size
+    assert share == SEEDS / loop._even_share(SEEDS, jax.local_device_count())
     state = loop.init(Probe(), mesh, loop.place(mesh, loop.seed_keys(0, SEEDS), loop.SEED))
     shards = state.nets.addressable_shards
-    assert [(shard.device, shard.data.shape) for shard in shards] == [(d, (2,)) for d in mesh.devices]
+    assert [(shard.device, shard.data.shape) for shard in shards] == [(d, (share,)) for d in mesh.devices]
 
 
-def mapped(platform: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    algo, rows = mac(), window()
-
-    def one(state: TrainState, key: jax.Array) -> tuple[TrainState, Metrics]:
-        k_sample, k_update = jr.split(key)
-        return algo.update(state, sample(rows, algo.sample, k_sample), jnp.zeros((), jnp.int32), k_update)
-
-    return jax.jit(lambda state, keys: loop.map_seeds(one, state, keys))
-
-
-def test_both_ways_to_map_seeds_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch):
-    """Products of several seeds are summed in another order, no more."""
-    keys = loop.seed_keys(0, 2)
-    state = jax.jit(jax.vmap(mac().init))(keys)
-    (one, one_log), (two, two_log) = (mapped(p, monkeypatch)(state, keys) for p in ("cpu", "gpu"))
-    assert_close(one_log, two_log, rtol=1e-4, atol=1e-5)
-    # Adam's first step is the sign of the gradient, of either sign where it vanishes; its moments are not.
-    assert_close(one.opt_state, two.opt_state, rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize(("cores", "seeds", "devices"), [(4, 6, 3), (2, 3, 1)])
+def test_cpu_counts_as_one_device_per_core_that_gets_seeds(cores: int, seeds: int, devices: int):
+    """In a process of its own, since JAX counts its devices once."""
+    script = f"""
+import os
+os.sched_getaffinity = lambda pid: set(range({cores}))
+from mac.run.segment import seed_mesh, use_cpu_devices
+use_cpu_devices({seeds})
+assert seed_mesh({seeds}).devices.size == {devices}
+"""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 # MAC in the loop.
@@ -201,8 +217,9 @@ def test_three_segments_are_traced_once(whole: Any):
 def test_training_is_finite_and_moves_every_weight(whole: Any):
     state, log = whole
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((state, log)))
-    start, _ = run(COUNTING, 0, SEEDS)
-    for before, after in zip(jax.tree.leaves(start.nets), jax.tree.leaves(state.nets), strict=True):
+    for before, after in zip(
+        jax.tree.leaves(start(COUNTING, 0, SEEDS).nets), jax.tree.leaves(state.nets), strict=True
+    ):
         assert not np.array_equal(before, after)
 
 
@@ -215,7 +232,7 @@ def test_loop_equals_updates_called_one_by_one(whole: Any):
         k_sample, k_update = jr.split(jr.fold_in(key, step))
         return algo.update(state, sample(rows, algo.sample, k_sample), step, k_update)
 
-    alone = jax.jit(algo.init)(key)
+    alone = pick(start(COUNTING, 0, SEEDS), 1)
     for step in range(6):
         alone, metrics = one(alone, jnp.asarray(step, jnp.int32))
         assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
@@ -228,42 +245,42 @@ def test_seed_in_a_group_equals_the_seed_alone(whole: Any):
     """Start and batches exactly; trained numbers to rounding."""
     state, log = whole
     alone, (alone_log,) = run(COUNTING, 2, 1, (0, 6))
-    assert_same(pick(run(COUNTING, 0, SEEDS)[0], 2), pick(run(COUNTING, 2, 1)[0], 0))
+    assert_same(pick(start(COUNTING, 0, SEEDS), 2), pick(start(COUNTING, 2, 1), 0))
     for name, value in log.items():
         np.testing.assert_allclose(value[:, 2], alone_log[name][:, 0], rtol=1e-5, atol=1e-6)
     assert_close(pick(state, 2), pick(alone, 0), rtol=1e-4, atol=1e-6)
 
 
+def test_both_ways_to_map_seeds_give_the_same_numbers(whole: Any, monkeypatch: pytest.MonkeyPatch):
+    """As on an accelerator: products of several seeds at once, summed in another order and no more."""
+    _, log = whole
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    mesh, *arguments = placed(loop.seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
+    _, metrics = jax.jit(untraced_segment(mac(), mesh))(*arguments)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, log[name][:2], rtol=1e-4, atol=1e-5)
+
+
 def test_stopped_and_continued_run_ends_with_the_same_bits(whole: Any):
     state, _ = whole
-    mesh = loop.seed_mesh(SEEDS)
-    keys = loop.place(mesh, loop.seed_keys(0, SEEDS), loop.SEED)
-    rows = loop.place(mesh, window(), loop.ALL)
     half, _ = run(COUNTING, 0, SEEDS, (0, 2), (2, 4))  # comes back to the host, as from a checkpoint
-    numbers = loop.place(mesh, steps(4, 6), loop.ALL)
-    end, _ = loop.segment(COUNTING, mesh, rows, keys, numbers, loop.place(mesh, half, loop.SEED))
+    end, _ = loop.segment(COUNTING, *placed(loop.seed_mesh(SEEDS), 0, SEEDS, (4, 6), half))
     assert_same(jax.device_get(end), state)
 
 
 def test_nothing_is_transferred_while_a_segment_runs(whole: Any):
-    mesh = loop.seed_mesh(SEEDS)
-    keys = loop.place(mesh, loop.seed_keys(0, SEEDS), loop.SEED)
-    rows, numbers = loop.place(mesh, window(), loop.ALL), loop.place(mesh, steps(0, 2), loop.ALL)
-    state = loop.init(COUNTING, mesh, keys)
+    arguments = placed(loop.seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
+    double = jax.jit(lambda x: 2 * x)
+    double(np.ones(2, np.float32))
     with jax.transfer_guard("disallow"):
-        state, metrics = loop.segment(COUNTING, mesh, rows, keys, numbers, state)
-        jax.block_until_ready(metrics)
-        # The guard is on: the same call with steps still on the host is refused.
-        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            loop.segment(COUNTING, mesh, rows, keys, steps(2, 4), state)
+        jax.block_until_ready(loop.segment(COUNTING, *arguments))
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):  # the guard is on
+            double(np.ones(2, np.float32))
 
 
 def test_old_state_is_given_up_to_the_new_one(whole: Any):
-    mesh = loop.seed_mesh(SEEDS)
-    keys = loop.place(mesh, loop.seed_keys(0, SEEDS), loop.SEED)
-    rows, numbers = loop.place(mesh, window(), loop.ALL), loop.place(mesh, steps(0, 2), loop.ALL)
-    old = loop.init(COUNTING, mesh, keys)
-    new, _ = loop.segment(COUNTING, mesh, rows, keys, numbers, old)
-    jax.block_until_ready(new)
+    arguments = placed(loop.seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
+    _, rows, keys, _, old = arguments
+    jax.block_until_ready(loop.segment(COUNTING, *arguments))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     assert not rows.obs.is_deleted() and not keys.is_deleted()

@@ -23,7 +23,7 @@ TARGET, RADIUS = (0.5, 0.5), 0.3
 STARTS = ((-0.5, -0.5), (0.5, -0.5))  # of tasks 1 and 2; ± 0.1 at random
 
 SMALL = Config(
-    batch=8, hidden=(8, 8), chunk=2, rollout=3, candidates=4, candidates_test=4, flow_steps=3, discount=0.9
+    batch=8, hidden=(8,), chunk=2, rollout=3, candidates=4, candidates_test=4, flow_steps=3, discount=0.9
 )
 """Sizes at which every function of MAC compiles fast."""
 
