@@ -208,7 +208,8 @@ def generate(settings: Settings[Any], path: Path) -> None:
 
 def make_job(launch: Launch, store: Store) -> Job:
     """Loads the data onto the device and gathers what training needs."""
-    for note in store.notes:
+    shards = len(store.train)
+    for note in (*store.notes, *([f"only the first of {shards} shards is trained on"] if shards > 1 else [])):
         print(f"note: {note}")
     settings, env, algo = launch.settings, launch.env, launch.algo
     normalizer = fit_minmax(store.statistics_obs)

@@ -163,6 +163,7 @@ def test_full_disk_is_noticed_before_the_work(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_disk_that_fills_up_keeps_the_last_checkpoint(
     copied: Path, quiet: None, capsys: pytest.CaptureFixture[str]
 ):
@@ -199,22 +200,32 @@ def test_memory_that_runs_out_is_one_line(
     assert "fewer --seeds" in error_of(capsys, ["--out", str(copied), "--resume", "--steps", "20"])
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
-def test_interrupted_generation_leaves_no_dataset(
-    error: type[BaseException],
-    status: int,
-    tmp_path: Path,
-    quiet: None,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-):
-    def stop(*_: Any) -> None:
+def interrupted(
+    tmp_path: Path, error: type[BaseException], where: str, monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """Exit status of a launch without a dataset that is interrupted when it calls `where`."""
+
+    def stop(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setenv("HOME", str(tmp_path))  # where ogbench's downloads would be found
-    monkeypatch.setattr("mac.run.progress.Progress.count", stop)  # at the first rows
-    argv = [*SIZES, "--data.dir", str(tmp_path / "d"), "--data.rows", "1001", "--out", str(tmp_path / "o")]
-    assert main(argv) == status
+    monkeypatch.setattr(where, stop)
+    data = ["--data.dir", str(tmp_path / "d"), "--data.rows", "1001"]
+    return main([*SIZES, *data, "--out", str(tmp_path / "o")])
+
+
+def test_interrupted_generation_leaves_no_dataset(
+    tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """At the first rows that the expert has made."""
+    assert interrupted(tmp_path, KeyboardInterrupt, "mac.run.progress.Progress.count", monkeypatch) == 130
     printed = capsys.readouterr()
     assert len(printed.err.splitlines()) == 1 and "interrupted" in printed.err
     assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_interruption_tells_its_signal(
+    error: type[BaseException], status: int, tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch
+):
+    assert interrupted(tmp_path, error, "experiments.run.collect", monkeypatch) == status

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -241,12 +242,23 @@ class CheckpointStore:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Orbax logs with a traceback what it then raises; the user gets one line, ours."""
-    logger = logging.getLogger("absl")
+    """Orbax logs with a traceback what it then raises; the user gets one line, ours.
+
+    After a failed write, its other writes report to an event loop that is gone, from threads that
+    Python can only complain about: those complaints are dropped, now and later.
+    """
+    logger, complain = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
+
+    def complain_of_others(args: "sys.UnraisableHookArgs") -> None:
+        if str(args.exc_value) != "Event loop is closed":
+            complain(args)
+
     logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = complain_of_others
     try:
         yield
+        sys.unraisablehook = complain
     finally:
         logger.setLevel(level)
 
