@@ -52,7 +52,7 @@ class Args:
     rows: int = 200_000
     """rows of the random dataset"""
     seconds: float = 3.0
-    """seconds that each contender is measured for, per configuration"""
+    """seconds that each contender is measured for, per configuration; large sizes take longer"""
     rounds: int = 5
     """turns that these seconds are cut into; figures are medians over them"""
     envs: tuple[int, ...] = ()

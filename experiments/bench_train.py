@@ -15,6 +15,7 @@ from mac.types import EnvSpec
 
 SPEC = EnvSpec("shapes of cube-single", 28, 5, None, (1,), 200, 0.05)
 EXPECTED_SHARE = 0.6  # of the matrix-product rate; only sizes the turns
+LEAST_UPDATES = 4  # per seed and turn: a call's own costs, such as getting memory, are spread over many in a run
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def measure_training(cfg: Config, seeds: int, *, rows: int, seconds: float, roun
 
     Args:
         rows: rows of the random dataset.
-        seconds: time that each contender is measured for, about.
+        seconds: time that each contender is measured for, about; at least `LEAST_UPDATES` updates a turn.
         rounds: turns that this time is cut into.
     """
     algo, mesh = MAC(cfg, SPEC), loop.seed_mesh(seeds)
@@ -67,7 +68,7 @@ def measure_training(cfg: Config, seeds: int, *, rows: int, seconds: float, roun
     chains = machine_products(cfg, seeds)
     turn_s, speed = seconds / rounds, max(contenders.time_turn(c).speed for c in chains)
 
-    updates = max(1, round(turn_s * EXPECTED_SHARE * speed / (flop * seeds)))
+    updates = max(LEAST_UPDATES, round(turn_s * EXPECTED_SHARE * speed / (flop * seeds)))
     work = contenders.Work(algo, window, seeds, updates, flop)
     segment = contenders.segment(work, mesh)
     contenders.time_turn(segment)

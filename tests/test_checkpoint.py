@@ -74,11 +74,13 @@ def test_last_k_are_kept_and_the_newest_is_restored(tmp_path: Path):
         np.testing.assert_array_equal(store.restore(template, step=900).state["x"], 900)
 
 
-def test_saved_step_is_not_written_again(tmp_path: Path):
+def test_saved_step_keeps_its_arrays_and_gets_the_new_meta(tmp_path: Path):
     with CheckpointStore(tmp_path) as store:
         store.save(5, {"x": jnp.zeros(2)}, {"first": True})
         store.save(5, {"x": jnp.ones(2)}, {"first": False})
-    assert CheckpointStore(tmp_path).meta()["first"]
+        found = store.restore({"x": jnp.zeros(2)})
+    assert found.meta == {"first": False}
+    np.testing.assert_array_equal(found.state["x"], np.zeros(2))
 
 
 def test_meta_is_taken_when_save_is_called(tmp_path: Path):

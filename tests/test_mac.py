@@ -1,7 +1,7 @@
 """MAC's loss and update against Algorithm 1 written out in NumPy, and what its pieces must not touch."""
 
 import dataclasses
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,12 +10,13 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.algorithm import TrainState, polyak
+from mac.algorithm import TrainState, cooling, polyak
 from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.mac import MAC, Config, Nets, propose
 from mac.nn.mlp import MLP
 from mac.types import Batch
+from tests.algorithm_1 import algorithm_1, choose, double, draws, follow, fresh, perturb, run
 from tests.toy import SPEC, mac, window
 
 OWN_LOSS = {
@@ -30,86 +31,6 @@ OWN_LOSS = {
 
 LR, TAU = 1e-2, 0.1
 leaves = jax.tree.leaves
-
-
-# Algorithm 1 in NumPy, in float64.
-
-
-def run(mlp: MLP, *inputs: np.ndarray) -> np.ndarray:
-    """The network on the concatenation of its inputs, `mlp` holding float64 NumPy arrays."""
-    lead = np.broadcast_shapes(*(x.shape[:-1] for x in inputs))
-    x = np.concatenate([np.broadcast_to(x, (*lead, x.shape[-1])) for x in inputs], -1)
-    for dense, (scale, shift) in zip(mlp.dense, mlp.norm, strict=False):
-        x = x @ dense.weight + dense.bias
-        x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + shift
-    return x @ mlp.dense[-1].weight + mlp.dense[-1].bias
-
-
-def draws(cfg: Config, size: tuple[int, int], key: jax.Array) -> dict[str, np.ndarray]:
-    """The random numbers of one loss: every one from a key of its own."""
-    flow, distil, roll = jr.split(key, 3)
-    noise, time = jr.split(flow)
-    candidates = jax.vmap(lambda k: jr.normal(k, (cfg.candidates, *size)))(jr.split(roll, cfg.rollout))
-    return {
-        "noise": np.asarray(jr.normal(noise, size)),
-        "time": np.asarray(jr.uniform(time, (size[0], 1))),
-        "z": np.asarray(jr.normal(distil, size)),
-        "candidates": np.asarray(candidates),
-    }
-
-
-def choose(nets: Nets, s: np.ndarray, noises: np.ndarray) -> np.ndarray:
-    """Best candidate of each state, one state and one candidate at a time."""
-    best = []
-    for b in range(len(s)):
-        chunks = [np.clip(run(nets.policy, s[b], noise[b]), -1, 1) for noise in noises]
-        scores = [run(nets.q, s[b], chunk)[0] for chunk in chunks]
-        best.append(chunks[int(np.argmax(scores))])
-    return np.stack(best)
-
-
-def algorithm_1(
-    nets: Nets, frozen: Nets, target: MLP, batch: Batch, cfg: Config, draw: dict[str, np.ndarray]
-) -> dict[str, float]:
-    """Each network's own loss; `frozen` are the same weights where no gradient may pass."""
-    s, a = np.asarray(batch.obs), np.asarray(batch.actions)
-    size, n = a.shape[:2]
-    a = np.stack([np.concatenate(list(chunk)) for chunk in a])
-    gamma_n = cfg.discount**n
-    r = np.asarray([sum(cfg.discount**j * x for j, x in enumerate(row)) for row in np.asarray(batch.rewards)])
-    r = r / n if cfg.chunk_reward == "mean" else r
-
-    time, z = draw["time"], draw["z"]
-    x = (1 - time) * draw["noise"] + time * a
-    teacher = z.copy()
-    for i in range(cfg.flow_steps):
-        teacher = (
-            teacher + run(frozen.flow, s, teacher, np.full((size, 1), i / cfg.flow_steps)) / cfg.flow_steps
-        )
-
-    states, chunks, rewards = [s], [], []
-    for k in range(cfg.rollout):
-        chunks.append(choose(frozen, states[k], draw["candidates"][k]))
-        rewards.append(run(frozen.reward, states[k], chunks[k])[:, 0])
-        states.append(states[k] + run(frozen.model, states[k], chunks[k]))
-    slow = [run(target, state)[:, 0] for state in states]
-    adv, value_errors = np.zeros(size), []
-    for k in reversed(range(cfg.rollout)):
-        delta = rewards[k] + gamma_n * slow[k + 1] - slow[k]
-        adv = delta + gamma_n * cfg.lam * adv
-        value_errors.append(run(nets.v, states[k])[:, 0] - (slow[k] + adv))
-    backup = rewards[0] + gamma_n * run(frozen.v, states[1])[:, 0]
-
-    errors = {
-        "model": s + run(nets.model, s, a) - np.asarray(batch.next_obs),
-        "reward": run(nets.reward, s, a)[:, 0] - r,
-        "flow": run(nets.flow, s, x, time) - (a - draw["noise"]),
-        "policy": run(nets.policy, s, z) - np.clip(teacher, -1, 1),
-        "v": np.stack(value_errors),
-        "q": run(nets.q, s, chunks[0])[:, 0] - backup,
-    }
-    return {name: float(np.mean(error**2)) for name, error in errors.items()}
 
 
 jit_loss = jax.jit(MAC.loss, static_argnums=0)
@@ -147,20 +68,6 @@ class Case:
         return algorithm_1(nets, double(self.nets), double(self.target), self.batch, self.algo.cfg, draw)
 
 
-def double(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
-def perturb(tree: Any, seed: int, scale: float = 0.2) -> Any:
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(np.float32(x + scale * rng.normal(size=x.shape))), tree)
-
-
-@cache
-def fresh(algo: MAC) -> TrainState:
-    return jax.jit(algo.init)(jr.key(0))
-
-
 def draw_batch(algo: MAC, key: jax.Array) -> Batch:
     return jax.jit(sample, static_argnums=1)(window(algo.cfg.chunk), algo.sample, key)
 
@@ -186,8 +93,13 @@ def gradients(case: Case) -> dict[str, Nets]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"chunk_reward": "sum", "chunk": 3, "rollout": 2}, {"lam": 0.7, "candidates": 1}],
-    ids=["paper", "sum", "lambda"],
+    [
+        {},
+        {"chunk_reward": "sum", "chunk": 3, "rollout": 2},
+        {"lam": 0.7, "candidates": 1},
+        {"rollout_batch": 2, "flow_steps": 3},
+    ],
+    ids=["paper", "sum", "lambda", "part of the batch"],
 )
 def test_losses_are_those_of_algorithm_1(changes: dict[str, Any]):
     case = make_case(**changes)
@@ -273,6 +185,18 @@ def test_act_returns_the_chunks_first_actions_in_order(execute: int):
     assert np.abs(np.asarray(got)).max() <= 1
 
 
+def test_acting_with_the_flow_chooses_among_its_own_chunks():
+    algo = mac(candidates_test=4, flow_steps_test=3)
+    nets = fresh(mac()).nets
+    obs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32)
+    got = jax.jit(algo.act)(TrainState(nets, nets.v, ()), obs, jr.key(1))
+    wide, s = double(nets), np.asarray(obs, np.float64)
+    noise = np.asarray(jr.normal(jr.key(1), (4, 5, 4)), np.float64)
+    chunks = np.clip(follow(wide.flow, np.broadcast_to(s, (4, 5, 2)), noise, 3), -1, 1)
+    best = np.argmax(run(wide.q, s, chunks)[..., 0], axis=0)
+    np.testing.assert_allclose(got[:, 0], chunks[best, np.arange(5)][:, :2], rtol=1e-4, atol=1e-5)
+
+
 # The update.
 
 
@@ -333,50 +257,17 @@ def test_algorithm_is_hashable_and_holds_no_array():
     assert mac() != mac(lr=1e-3)
 
 
+def test_learning_rate_cools_down_over_the_last_share_of_the_run():
+    rate = cooling(1e-3, steps=100, share=0.25)
+    got = [float(rate(step)) for step in (0, 75, 80, 99, 100, 200)]
+    np.testing.assert_allclose(got, [1e-3, 1e-3, 8e-4, 4e-5, 0, 0], rtol=1e-5, atol=1e-10)
+
+
+def test_cooling_down_needs_the_length_of_the_run():
+    with pytest.raises(UserError, match="needs the length of the run"):
+        MAC(Config(cooldown=0.5), SPEC)
+
+
 def test_polyak_moves_by_its_rate():
     got = polyak({"a": jnp.ones(2)}, {"a": jnp.full(2, 3.0)}, 0.25)
     np.testing.assert_allclose(got["a"], [1.5, 1.5])
-
-
-# Configuration.
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("batch", 0),
-        ("chunk", -1),
-        ("rollout", 0),
-        ("candidates", 0),
-        ("candidates_test", 0),
-        ("flow_steps", 0),
-        ("execute", 0),
-        ("execute", 3),
-        ("hidden", ()),
-        ("hidden", (8, 0)),
-        ("discount", 1.0),
-        ("discount", 0.0),
-        ("lam", -0.1),
-        ("tau_ema", 0.0),
-        ("lr", 0.0),
-        ("lr", float("nan")),
-    ],
-)
-def test_impossible_hyperparameter_is_named_in_one_line(field: str, value: Any):
-    with pytest.raises(UserError, match=f"^--hp.{field.replace('_', '-')}=.*") as caught:
-        mac(**{field: value})
-    assert "\n" not in str(caught.value)
-
-
-def test_defaults_are_the_papers():
-    """Tables 6 to 8, single-task reward data."""
-    cfg = Config()
-    assert (cfg.batch, cfg.hidden, cfg.lr, cfg.discount, cfg.tau_ema) == (256, (512,) * 4, 3e-4, 0.999, 0.005)
-    assert (cfg.chunk, cfg.rollout, cfg.candidates, cfg.candidates_test, cfg.flow_steps) == (
-        10,
-        10,
-        8,
-        32,
-        10,
-    )
-    assert (cfg.lam, cfg.chunk_reward, cfg.execute) == (1.0, "mean", 1)

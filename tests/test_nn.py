@@ -118,7 +118,8 @@ def test_shared_state_is_multiplied_once():
     q = value_net((3, 2), (8,), key=jr.key(1))
     jaxpr = jax.make_jaxpr(lambda s, a: scalar(q, s, a))(jnp.ones((5, 3)), jnp.ones((4, 5, 2)))
     products = [e.outvars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "dot_general"]
-    assert products == [(5, 8), (4, 5, 8), (4, 5, 1)]
+    # After the first layer the leading axes are one.
+    assert products == [(5, 8), (4, 5, 8), (4 * 5, 1)]
 
 
 def test_inputs_in_the_wrong_order_are_refused():

@@ -84,9 +84,11 @@ class MLP(eqx.Module):
         x = first.bias
         for part, width, end in zip(inputs, self.in_sizes, ends, strict=True):
             x = add(x, part @ first.weight[end - width : end])
+        # XLA's CPU products, and above all their gradients, are faster with a single leading axis.
+        leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         for (scale, bias), dense in zip(self.norm, rest, strict=True):
             x = dense(layer_norm(jax.nn.gelu(x, approximate=True), scale, bias))
-        return x
+        return x.reshape(*leading, x.shape[-1])
 
 
 def value_net(in_sizes: Sequence[int], hidden: Sequence[int], *, key: Key[Array, ""]) -> MLP:
