@@ -15,7 +15,7 @@ from mac.types import EnvSpec
 
 SPEC = EnvSpec("shapes of cube-single", 28, 5, None, (1,), 200, 0.05)
 EXPECTED_SHARE = 0.6  # of the matrix-product rate; only sizes the turns
-LEAST_UPDATES = 4  # per seed and turn: a call's own costs, such as getting memory, are spread over many in a run
+LEAST_UPDATES = 4  # per seed and turn: in a run, what a call itself costs is spread over many
 
 
 @dataclass(frozen=True)
