@@ -241,11 +241,16 @@ def usual_ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("usual_ctrl_c")
 def test_second_signal_acts_as_usual():
-    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interrupt.asked and interrupt.signal == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the second signal was ignored")
+    # Set here, because a shell that starts a job in the background lets it ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupt.asked and interrupt.signal == signal.SIGINT
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second signal was ignored")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_handlers_are_put_back():
