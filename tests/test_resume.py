@@ -8,18 +8,20 @@ from pathlib import Path
 import pytest
 
 from mac.run.logger import METRICS
-from tests.walk import make_job, result, run
+from tests.walk import SEEDS, SPARSE, make_job, result, run
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_kill_at_five_random_moments_changes_nothing(tmp_path: Path, seed: int):
-    steps = 200
-    run(make_job(steps), tmp_path / "straight")
+    steps = 96
+    run(make_job(steps, run=SPARSE), tmp_path / "straight")
     script = [sys.executable, "-m", "tests.walk", str(tmp_path / "killed"), str(steps), "5", str(seed)]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert result(tmp_path / "killed") == result(tmp_path / "straight")
     rows = [json.loads(line) for line in (tmp_path / "killed" / METRICS).read_text().splitlines()]
-    assert [(row["step"], row["seed"]) for row in rows] == [(k, s) for k in range(2, 201, 2) for s in (3, 4)]
+    assert [(row["step"], row["seed"]) for row in rows] == [
+        (k, s) for k in range(2, steps + 1, 2) for s in (3, 4)
+    ]

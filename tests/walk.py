@@ -27,6 +27,7 @@ from tests import toy
 
 SEEDS = (3, 4)
 RUN = RunConfig(segment=2, eval_every=8, checkpoint_every=4, keep=2)
+SPARSE = RunConfig(segment=2, eval_every=24, checkpoint_every=8, keep=2)  # writing one takes half a second
 POISON_STEP = {"": -1, "metric": 6, "weight": 7}  # a weight of update 7 shows in no metric before the save
 POISON_SEED = 4
 
@@ -130,12 +131,12 @@ def survive(folder: Path, steps: int, kills: int, seed: int) -> None:
     for attempt, target in enumerate([*targets, None]):
         child = os.fork()
         if child == 0:
-            run(make_job(steps), folder, resume=attempt > 0, delay=0.02)
+            run(make_job(steps, run=SPARSE), folder, resume=attempt > 0, delay=0.05)
             os._exit(0)
         if target is not None:
             while reached(folder) < target:
                 time.sleep(0.005)
-            time.sleep(rng.uniform(0, 0.05))  # anywhere within two segments
+            time.sleep(rng.uniform(0, 0.1))  # anywhere within two segments
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if status != (0 if target is None else signal.SIGKILL):
