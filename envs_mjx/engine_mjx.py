@@ -79,10 +79,15 @@ class MjxEngine(AbstractEngine):
         """
         data = self._data(physics.qpos, physics.qvel)
         data = data.replace(qacc_warmstart=physics.raw, ctrl=ctrl.astype(data.ctrl.dtype))
-        data, _ = jax.lax.scan(lambda d, _: (mjx_fixes.step(self.model, d), None), data, length=self.substeps)
+        data, _ = jax.lax.scan(lambda d, _: (self._substep(d), None), data, length=self.substeps)
         with mjx_fixes.barriers():
             after = self._physics(mjx.rne_postconstraint(self.model, data))
         return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, physics)
+
+    def _substep(self, data: mjx.Data) -> mjx.Data:
+        new = mjx_fixes.step(self.model, data)
+        # Under `jax.enable_x64` MJX turns some int32 fields of its data into int64.
+        return jax.tree.map(lambda n, old: n.astype(old.dtype), new, data)
 
     def _data(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> mjx.Data:
         data = mjx.make_data(self.model)
