@@ -14,9 +14,9 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Float
 
-from envs_mjx.assets import Scene
 from envs_mjx.engine import Physics
 from envs_mjx.rotations import quat_about_z, quat_conj, quat_mul, rotate, rotation_vector, yaw_of_mat
+from envs_mjx.scenes import Scene
 
 ACTION_DIM = 5
 ACTION_SCALE = (0.05, 0.05, 0.05, 0.3, 1.0)

@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx import oracles
-from envs_mjx.assets import build_scene
 from envs_mjx.cube import SUCCESS_RADIUS, CubeEnv
 from envs_mjx.engine import Physics
 from envs_mjx.engine_c import CEngine
 from envs_mjx.registry import parse
+from envs_mjx.scenes import build_scene
 from mac.errors import UserError
 
 EPISODE_ROWS = 1001

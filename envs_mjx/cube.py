@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx import arm as arms
-from envs_mjx.assets import ARM_BOUNDS, CONTROL_DT, OBJECT_BOUNDS, Scene
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.engine import AbstractEngine, Physics
 from envs_mjx.rotations import quat_about_z, yaw_of_mat, yaw_of_quat
+from envs_mjx.scenes import CONTROL_DT, Scene
 from envs_mjx.tasks import MAX_STEPS, cube_tasks
 from mac.errors import UserError
 from mac.types import EnvSpec
@@ -171,7 +171,7 @@ class CubeEnv(AbstractEnv):
     def reset_collect(self, key: Key[Array, ""]) -> Physics:
         """A random scene: arm anywhere in its box, cubes flat on the table, anywhere, at any yaw."""
         key_arm, key_xy, key_yaw = jr.split(key, 3)
-        low, high = jnp.asarray(OBJECT_BOUNDS)
+        low, high = jnp.asarray(self.scene.object_bounds)
         xy = jr.uniform(key_xy, (self.scene.cubes, 2), minval=low, maxval=high)
         pos = jnp.concatenate([xy, jnp.full((self.scene.cubes, 1), CUBE_REST_Z)], axis=1)
         yaw = jr.uniform(key_yaw, (self.scene.cubes,), maxval=2 * jnp.pi)
@@ -229,7 +229,7 @@ class CubeEnv(AbstractEnv):
 
     def _random_arm(self, key: Key[Array, ""]) -> Float[Array, " 6"]:
         key_pos, key_yaw = jr.split(key)
-        low, high = jnp.asarray(ARM_BOUNDS)
+        low, high = jnp.asarray(self.scene.arm_bounds)
         pos = jr.uniform(key_pos, (3,), minval=low, maxval=high)
         yaw = jr.uniform(key_yaw, minval=-jnp.pi, maxval=jnp.pi)
         return arms.joints_for(self.arm, pos, yaw, jnp.asarray(arms.HOME, jnp.float32))

@@ -15,7 +15,8 @@ class Physics(eqx.Module):
     """State of one simulated scene after a control step, as C MuJoCo would leave it.
 
     Site poses are those of the *last substep's start* (2 ms older than `qpos`), because
-    `mj_step` integrates after computing them and OGBench reads them so.
+    `mj_step` integrates after computing them and OGBench reads them so. Where `Scene.fresh` they are
+    those of `qpos`, because there OGBench calls `mj_forward` after each control step.
 
     Attributes:
         qpos, qvel: joint positions (m, rad) and velocities, float32.
@@ -23,6 +24,8 @@ class Physics(eqx.Module):
         site_mat: their rotation matrices.
         touch: `cfrc_ext` of the right finger pad (torque, force; N m and N), after
             `mj_rnePostConstraint`.
+        locked: which slides of the scene are locked: their joint damping is 1e6 instead of 2 N s / m
+            from the next step on. The task logic sets it.
         raw: whatever else the engine must carry for an exact continuation.
     """
 
@@ -31,6 +34,7 @@ class Physics(eqx.Module):
     site_pos: Float[Array, "sites 3"]
     site_mat: Float[Array, "sites 3 3"]
     touch: Float[Array, " 6"]
+    locked: Bool[Array, " slides"]
     raw: Any
 
 
@@ -41,7 +45,8 @@ class AbstractEngine(eqx.Module):
 
     @abc.abstractmethod
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        """A scene put into the given state at time 0, all derived quantities fresh (`mj_forward`)."""
+        """A scene put into the given state at time 0, nothing locked, and all derived
+        quantities fresh (`mj_forward`)."""
 
     @abc.abstractmethod
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:

@@ -8,6 +8,7 @@ and the order; rounding positions to float32 between steps would diverge within 
 
 import collections
 import concurrent.futures
+import copy
 import os
 import threading
 
@@ -18,8 +19,8 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
-from envs_mjx.assets import Scene
 from envs_mjx.engine import AbstractEngine, Physics
+from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 from mac.errors import UserError
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -57,10 +58,12 @@ class CEngine(AbstractEngine):
         self.host = _Host(scene, threads or available_cores())
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        return self._unpack(*self._call(self.host.load, qpos, qvel))
+        free = jnp.zeros(self.host.scene.slides, bool)
+        return self._unpack(*self._call(self.host.load, qpos, qvel), free)
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
-        new = self._unpack(*self._call(self.host.step, physics.raw, ctrl, active))
+        results = self._call(self.host.step, physics.raw, ctrl, active, physics.locked)
+        new = self._unpack(*results, physics.locked)
         return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, physics)
 
     def read(self, data: mujoco.MjData) -> Physics:
@@ -68,7 +71,8 @@ class CEngine(AbstractEngine):
         worker = _Worker(self.host.scene, data)
         raw, row = self.host.empty_rows(1)
         worker.save(raw[0], row[0])
-        return self._unpack(jnp.asarray(raw[0].view(np.uint32)), jnp.asarray(row[0]))
+        locked = data.model.dof_damping[self.host.scene.slide_dof] == LOCKED_DAMPING
+        return self._unpack(jnp.asarray(raw[0].view(np.uint32)), jnp.asarray(row[0]), jnp.asarray(locked))
 
     def _call(self, function, *args):
         raw, row = self.host.empty_rows(1)
@@ -78,10 +82,12 @@ class CEngine(AbstractEngine):
         )
         return jax.pure_callback(function, shapes, *args, vmap_method="broadcast_all")
 
-    def _unpack(self, raw: UInt32[Array, " words"], row: Float[Array, " readings"]) -> Physics:
+    def _unpack(
+        self, raw: UInt32[Array, " words"], row: Float[Array, " readings"], locked: Bool[Array, " slides"]
+    ) -> Physics:
         nq, nv, sites = self.host.nq, self.host.nv, len(self.host.scene.sites)
         qpos, qvel, pos, mat, touch = jnp.split(row, np.cumsum([nq, nv, 3 * sites, 9 * sites]))
-        return Physics(qpos, qvel, pos.reshape(sites, 3), mat.reshape(sites, 3, 3), touch, raw)
+        return Physics(qpos, qvel, pos.reshape(sites, 3), mat.reshape(sites, 3, 3), touch, locked, raw)
 
 
 class _Host:
@@ -105,16 +111,17 @@ class _Host:
     def empty_rows(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((n, self.state_size)), np.zeros((n, self.row_size), np.float32)
 
-    def step(self, raw, ctrl, active):
+    def step(self, raw, ctrl, active, locked):
         """Advances every active environment by one control step; rows of the others are zero."""
         raw, ctrl, active = np.asarray(raw), np.asarray(ctrl), np.asarray(active)
         batch = active.shape
         old = np.ascontiguousarray(raw).view(np.float64).reshape(-1, self.state_size)
         ctrl = ctrl.reshape(-1, ctrl.shape[-1])
+        locked = np.asarray(locked).reshape(len(old), self.scene.slides)
         new, rows = self.empty_rows(len(old))
 
         def one(worker: _Worker, i: int) -> None:
-            worker.step(old[i], ctrl[i])
+            worker.step(old[i], ctrl[i], locked[i])
             worker.save(new[i], rows[i])
 
         self._each(one, np.flatnonzero(active).tolist())
@@ -157,7 +164,9 @@ class _Host:
         try:
             return self._idle.pop()
         except IndexError:
-            return _Worker(self.scene, mujoco.MjData(self.scene.model))
+            # Damping is a field of the model, so where it differs between scenes each worker has its own.
+            model = copy.copy(self.scene.model) if self.scene.slides else self.scene.model
+            return _Worker(self.scene, mujoco.MjData(model))
 
     def _executor(self) -> concurrent.futures.ThreadPoolExecutor:
         with self._pool_lock:
@@ -170,17 +179,22 @@ class _Worker:
     """One `MjData`, with views of the fields that are read after each step."""
 
     def __init__(self, scene: Scene, data: mujoco.MjData):
-        self.model, self.data, self.substeps = scene.model, data, scene.substeps
+        self.data, self.substeps, self.fresh = data, scene.substeps, scene.fresh
+        self.model, self.slides = data.model, scene.slide_dof
         self.sites, self.pad = scene.sites, scene.pad_body
         sizes = [scene.model.nq, scene.model.nv, 3 * len(scene.sites), 9 * len(scene.sites), 6]
         ends = np.cumsum(sizes).tolist()
         self.slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
-    def step(self, state: np.ndarray, ctrl: np.ndarray) -> None:
+    def step(self, state: np.ndarray, ctrl: np.ndarray, locked: np.ndarray) -> None:
+        if self.slides.size:
+            self.model.dof_damping[self.slides] = np.where(locked, LOCKED_DAMPING, FREE_DAMPING)
         mujoco.mj_setState(self.model, self.data, state, _STATE)
         self.data.ctrl[:] = ctrl
         mujoco.mj_step(self.model, self.data, self.substeps)  # releases the GIL
         mujoco.mj_rnePostConstraint(self.model, self.data)
+        if self.fresh:
+            mujoco.mj_kinematics(self.model, self.data)
 
     def load(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
         mujoco.mj_resetData(self.model, self.data)

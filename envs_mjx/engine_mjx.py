@@ -7,8 +7,8 @@ from jaxtyping import Array, Bool, Float
 from mujoco import mjx
 
 from envs_mjx import collisions, mjx_fixes
-from envs_mjx.assets import Scene
 from envs_mjx.engine import AbstractEngine, Physics
+from envs_mjx.scenes import Scene
 from mac.errors import UserError
 
 
@@ -71,7 +71,8 @@ class MjxEngine(AbstractEngine):
         and the contact force are zero, and the site poses are those of `qpos`.
         """
         with mjx_fixes.barriers():
-            return self._physics(mjx.kinematics(self.model, self._data(qpos, qvel)))
+            free = jnp.zeros(0, bool)
+            return self._physics(mjx.kinematics(self.model, self._data(qpos, qvel)), free)
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
         """One control step under constant `ctrl`; `physics` itself where not `active` (the work is done
@@ -81,7 +82,7 @@ class MjxEngine(AbstractEngine):
         data = data.replace(qacc_warmstart=physics.raw, ctrl=ctrl.astype(data.ctrl.dtype))
         data, _ = jax.lax.scan(lambda d, _: (self._substep(d), None), data, length=self.substeps)
         with mjx_fixes.barriers():
-            after = self._physics(mjx.rne_postconstraint(self.model, data))
+            after = self._physics(mjx.rne_postconstraint(self.model, data), physics.locked)
         return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, physics)
 
     def _substep(self, data: mjx.Data) -> mjx.Data:
@@ -93,7 +94,7 @@ class MjxEngine(AbstractEngine):
         data = mjx.make_data(self.model)
         return data.replace(qpos=qpos.astype(data.qpos.dtype), qvel=qvel.astype(data.qvel.dtype))
 
-    def _physics(self, data: mjx.Data) -> Physics:
+    def _physics(self, data: mjx.Data, locked: Bool[Array, " slides"]) -> Physics:
         sites = jnp.array(self.sites)
         return Physics(
             qpos=data.qpos,
@@ -101,5 +102,6 @@ class MjxEngine(AbstractEngine):
             site_pos=data.site_xpos[sites],
             site_mat=data.site_xmat[sites],
             touch=data._impl.cfrc_ext[self.pad_body],
+            locked=locked,
             raw=data.qacc_warmstart,
         )

@@ -17,8 +17,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.arm import ACTION_SCALE
-from envs_mjx.assets import ARM_BOUNDS, CONTROL_DT, OBJECT_BOUNDS
 from envs_mjx.cube import CUBE_REST_Z, Readings
+from envs_mjx.scenes import CONTROL_DT, FAMILIES
+
+OBJECT_BOUNDS, ARM_BOUNDS = FAMILIES["cube-single"].object_bounds, FAMILIES["cube-single"].arm_bounds
 
 FIRST_P_STACK = 0.5
 """Stacking probability of an episode's first target: OGBench draws it inside the reset, before the

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 
-from envs_mjx.assets import CUBE_COUNTS, build_scene
 from envs_mjx.base import AbstractEnv
 from envs_mjx.cube import CubeEnv
 from envs_mjx.engine import AbstractEngine
+from envs_mjx.scenes import FAMILIES, build_scene
 from mac.errors import UserError
 
 DEFAULT_TASK = 2
@@ -99,7 +99,7 @@ def _engine(family: str, engine: str) -> AbstractEngine:
 @functools.cache
 def _table() -> dict[str, EnvName]:
     table = {}
-    for family in CUBE_COUNTS:
+    for family in (f for f in FAMILIES if f.startswith("cube")):
         dataset = f"{family}-play-v0"
         table[dataset] = EnvName(family, dataset, "goal", None)
         table[f"{family}-play-oraclerep-v0"] = EnvName(family, dataset, "oracle", None)

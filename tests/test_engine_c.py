@@ -6,8 +6,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_mjx.assets import build_scene
 from envs_mjx.engine_c import CEngine
+from envs_mjx.scenes import build_scene
 from mac.errors import UserError
 
 STEPS = 12
@@ -105,7 +105,7 @@ def test_the_number_of_threads_does_not_matter(scene, engine, rollout, start, ct
     raw = np.asarray(physics.raw)
     for threads in (1, 2, 5):
         other = CEngine(scene, threads=threads)
-        new, row = other.host.step(raw, ctrl[0], np.ones(BATCH, bool))
+        new, row = other.host.step(raw, ctrl[0], np.ones(BATCH, bool), np.zeros((BATCH, 0), bool))
         np.testing.assert_array_equal(new, after.raw[0])
         np.testing.assert_array_equal(row[:, : scene.model.nq], after.qpos[0])
 

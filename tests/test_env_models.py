@@ -8,12 +8,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_mjx.assets import CUBE_COUNTS, build_scene
+from envs_mjx.scenes import FAMILIES, build_scene
 from envs_mjx.tasks import MAX_STEPS, cube_tasks
 from mac.errors import UserError
 from tests.ogbench_runs import official
 
-FAMILIES = tuple(CUBE_COUNTS)
+CUBES = tuple(f for f in FAMILIES if f.startswith("cube"))
 # Addresses into the names and asset paths, which differ because dm_control invents names for unnamed
 # elements and renames files; sizes that count those characters; and colours, which ogbench paints
 # at every reset.
@@ -21,7 +21,7 @@ _NAMES = {"names_map", "nnames", "nnames_map", "npaths", "nbuffer", "mesh_pathad
 _COLOURS = {"geom_rgba"}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=CUBES)
 def pair(request):
     env = official(f"{request.param}-v0")
     env.reset()

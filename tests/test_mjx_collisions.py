@@ -6,8 +6,8 @@ import pytest
 from mujoco import mjx
 from mujoco.mjx._src.collision_driver import geom_pairs
 
-from envs_mjx.assets import build_scene
 from envs_mjx.collisions import collision_model, contact_cap, put_collision_model
+from envs_mjx.scenes import build_scene
 from mac.errors import UserError
 
 

@@ -14,12 +14,12 @@ import pytest
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx import mjx_fixes, oracles
-from envs_mjx.assets import Scene, build_scene
 from envs_mjx.collisions import collision_model
 from envs_mjx.cube import CubeEnv
 from envs_mjx.engine import Physics
 from envs_mjx.engine_mjx import MjxEngine
 from envs_mjx.registry import make
+from envs_mjx.scenes import Scene, build_scene
 from mac.errors import UserError
 
 BATCH = (2, 16)
