@@ -22,6 +22,7 @@ class EnvState(eqx.Module):
         success: whether the last `step` reported success (False after a reset).
         done: whether the episode has ended, by success or by the time limit.
         t: control steps taken since the reset.
+        dropped: contacts that the physics engine left out in this episode (`Physics.dropped`).
     """
 
     physics: Any
@@ -32,6 +33,7 @@ class EnvState(eqx.Module):
     success: Bool[Array, ""]
     done: Bool[Array, ""]
     t: Int[Array, ""]
+    dropped: Int[Array, ""]
 
 
 class AbstractEnv(eqx.Module):

@@ -122,6 +122,7 @@ class CubeEnv(AbstractEnv):
             success=jnp.asarray(False),
             done=jnp.asarray(False),
             t=jnp.asarray(0),
+            dropped=physics.dropped,
         )
 
     def step(self, state: EnvState, action: Float[Array, " A"]) -> EnvState:
@@ -144,6 +145,7 @@ class CubeEnv(AbstractEnv):
             success=success,
             done=success | (t >= self.spec.max_steps),
             t=t,
+            dropped=physics.dropped,
         )
         return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
 

@@ -8,7 +8,7 @@ import abc
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Physics(eqx.Module):
@@ -26,6 +26,8 @@ class Physics(eqx.Module):
             `mj_rnePostConstraint`.
         locked: which slides of the scene are locked: their joint damping is 1e6 instead of 2 N s / m
             from the next step on. The task logic sets it.
+        dropped: contacts left out for want of a slot since the scene was loaded, summed over
+            substeps; always 0 on engine `c`, which has no limit. Not 0 means that results are doubtful.
         raw: whatever else the engine must carry for an exact continuation.
     """
 
@@ -35,6 +37,7 @@ class Physics(eqx.Module):
     site_mat: Float[Array, "sites 3 3"]
     touch: Float[Array, " 6"]
     locked: Bool[Array, " slides"]
+    dropped: Int[Array, ""]
     raw: Any
 
 

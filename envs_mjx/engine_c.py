@@ -87,7 +87,7 @@ class CEngine(AbstractEngine):
     ) -> Physics:
         nq, nv, sites = self.host.nq, self.host.nv, len(self.host.scene.sites)
         qpos, qvel, pos, mat, touch = jnp.split(row, np.cumsum([nq, nv, 3 * sites, 9 * sites]))
-        return Physics(qpos, qvel, pos.reshape(sites, 3), mat.reshape(sites, 3, 3), touch, locked, raw)
+        return Physics(qpos, qvel, pos.reshape(sites, 3), mat.reshape(sites, 3, 3), touch, locked, jnp.zeros((), jnp.int32), raw)
 
 
 class _Host:

@@ -103,5 +103,6 @@ class MjxEngine(AbstractEngine):
             site_mat=data.site_xmat[sites],
             touch=data._impl.cfrc_ext[self.pad_body],
             locked=locked,
+            dropped=jnp.zeros((), jnp.int32),
             raw=data.qacc_warmstart,
         )
