@@ -1,7 +1,6 @@
 """The environment interface: pure functions of one environment, vmapped by the caller."""
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -13,11 +12,11 @@ from mac.types import EnvSpec
 class EnvState(eqx.Module):
     """State of one environment: arrays only, so it may be carried by `lax.scan` and checkpointed.
 
+    Environments add what they need: physics, targets, random keys.
+
     Attributes:
-        physics: what the engine carries and what the task logic reads of it (`engine.Physics`).
         obs: observation of the current state, in the dataset's units (not normalised).
         goal: goal representation of a goal-conditioned environment, None for a single task.
-        target: where the task wants each cube, metres, world frame.
         reward: reward of the last `step` (0 after a reset).
         success: whether the last `step` reported success (False after a reset).
         done: whether the episode has ended, by success or by the time limit.
@@ -25,10 +24,8 @@ class EnvState(eqx.Module):
         dropped: contacts that the physics engine left out in this episode (`Physics.dropped`).
     """
 
-    physics: Any
     obs: Float[Array, " D"]
     goal: Float[Array, " G"] | None
-    target: Float[Array, "cubes 3"]
     reward: Float[Array, ""]
     success: Bool[Array, ""]
     done: Bool[Array, ""]

@@ -23,7 +23,7 @@ from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.engine import AbstractEngine, Physics
 from envs_mjx.rotations import quat_about_z, yaw_of_mat, yaw_of_quat
 from envs_mjx.scenes import CONTROL_DT, Scene
-from envs_mjx.tasks import MAX_STEPS, cube_tasks
+from envs_mjx.tasks import MAX_STEPS, task_table
 from mac.errors import UserError
 from mac.types import EnvSpec
 
@@ -54,6 +54,16 @@ class Readings(NamedTuple):
     cube_pos: Float[Array, "cubes 3"]
     cube_quat: Float[Array, "cubes 4"]
     cube_yaw: Float[Array, " cubes"]
+
+
+class CubeState(EnvState):
+    physics: Physics
+    target: Array
+
+
+def cube_tasks(family):
+    start, goal = task_table(family)
+    return start.cubes, goal.cubes
 
 
 class CubeEnv(AbstractEnv):
@@ -113,7 +123,7 @@ class CubeEnv(AbstractEnv):
         if touch is not None:
             # OGBench does not clear contact forces between showing the goal and the start.
             physics = dataclasses.replace(physics, touch=touch)
-        return EnvState(
+        return CubeState(
             physics=physics,
             obs=self.observe(physics),
             goal=goal,
@@ -136,7 +146,7 @@ class CubeEnv(AbstractEnv):
         else:
             success = jnp.all(self._placed(physics, state.target))
             reward = success.astype(jnp.float32)
-        new = EnvState(
+        new = CubeState(
             physics=physics,
             obs=self.observe(physics),
             goal=state.goal,

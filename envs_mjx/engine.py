@@ -5,9 +5,12 @@ whose methods are written for one environment and may be vmapped and jitted.
 """
 
 import abc
+import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -54,3 +57,15 @@ class AbstractEngine(eqx.Module):
     @abc.abstractmethod
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
         """One control step (all substeps under constant `ctrl`); unchanged where not `active`."""
+
+    def place(
+        self, physics: Physics, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], active: Bool[Array, ""]
+    ) -> Physics:
+        """A running scene put into another state where `active`; contact force and locks are kept."""
+        return keep(self.load(qpos, qvel), physics, active)
+
+
+def keep(loaded: Physics, physics: Physics, active: Bool[Array, ""]) -> Physics:
+    """`physics`, or where `active` what was just loaded, with the contact force and locks of `physics`."""
+    loaded = dataclasses.replace(loaded, touch=physics.touch, locked=physics.locked, dropped=physics.dropped)
+    return jax.tree.map(lambda a, b: jnp.where(active, a, b), loaded, physics)

@@ -19,7 +19,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
-from envs_mjx.engine import AbstractEngine, Physics
+from envs_mjx.engine import AbstractEngine, Physics, keep
 from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 from mac.errors import UserError
 
@@ -59,7 +59,13 @@ class CEngine(AbstractEngine):
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
         free = jnp.zeros(self.host.scene.slides, bool)
-        return self._unpack(*self._call(self.host.load, qpos, qvel), free)
+        return self._unpack(*self._call(self.host.load, qpos, qvel, jnp.asarray(True)), free)
+
+    def place(
+        self, physics: Physics, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], active: Bool[Array, ""]
+    ) -> Physics:
+        results = self._call(self.host.load, qpos, qvel, active)
+        return keep(self._unpack(*results, physics.locked), physics, active)
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
         results = self._call(self.host.step, physics.raw, ctrl, active, physics.locked)
@@ -87,7 +93,16 @@ class CEngine(AbstractEngine):
     ) -> Physics:
         nq, nv, sites = self.host.nq, self.host.nv, len(self.host.scene.sites)
         qpos, qvel, pos, mat, touch = jnp.split(row, np.cumsum([nq, nv, 3 * sites, 9 * sites]))
-        return Physics(qpos, qvel, pos.reshape(sites, 3), mat.reshape(sites, 3, 3), touch, locked, jnp.zeros((), jnp.int32), raw)
+        return Physics(
+            qpos,
+            qvel,
+            pos.reshape(sites, 3),
+            mat.reshape(sites, 3, 3),
+            touch,
+            locked,
+            jnp.zeros((), jnp.int32),
+            raw,
+        )
 
 
 class _Host:
@@ -127,9 +142,9 @@ class _Host:
         self._each(one, np.flatnonzero(active).tolist())
         return self._results(new, rows, batch)
 
-    def load(self, qpos, qvel):
-        """Puts every environment into a given state at time 0 and computes what follows from it."""
-        qpos, qvel = np.asarray(qpos), np.asarray(qvel)
+    def load(self, qpos, qvel, active):
+        """Puts every active environment into a given state at time 0 and computes what follows from it."""
+        qpos, qvel, active = np.asarray(qpos), np.asarray(qvel), np.asarray(active)
         batch = qpos.shape[:-1]
         qpos, qvel = qpos.reshape(-1, self.nq), qvel.reshape(-1, self.nv)
         new, rows = self.empty_rows(len(qpos))
@@ -138,7 +153,7 @@ class _Host:
             worker.load(qpos[i], qvel[i])
             worker.save(new[i], rows[i])
 
-        self._each(one, range(len(qpos)))
+        self._each(one, np.flatnonzero(active).tolist())
         return self._results(new, rows, batch)
 
     def _results(self, new, rows, batch):

@@ -7,13 +7,12 @@ from typing import NamedTuple
 import jax
 
 from envs_mjx.base import AbstractEnv
-from envs_mjx.cube import CubeEnv
 from envs_mjx.engine import AbstractEngine
+from envs_mjx.manip import ManipEnv
 from envs_mjx.scenes import FAMILIES, build_scene
+from envs_mjx.tasks import TASKS, default_task
 from mac.errors import UserError
 
-DEFAULT_TASK = 2
-"""Task of `...-singletask-v0` names without a task number, as in OGBench's cube environments."""
 ENGINES = ("auto", "c", "mjx")
 _MODES = ("goal", "oracle", "single")
 
@@ -61,7 +60,7 @@ def make(name: str, engine: str = "c") -> AbstractEnv:
         UserError: for an unknown name or engine, or if ogbench's files are missing.
     """
     parsed = parse(name)
-    return CubeEnv(
+    return ManipEnv(
         name,
         build_scene(parsed.family),
         _engine(parsed.family, resolve_engine(engine)),
@@ -99,11 +98,13 @@ def _engine(family: str, engine: str) -> AbstractEngine:
 @functools.cache
 def _table() -> dict[str, EnvName]:
     table = {}
-    for family in (f for f in FAMILIES if f.startswith("cube")):
-        dataset = f"{family}-play-v0"
-        table[dataset] = EnvName(family, dataset, "goal", None)
-        table[f"{family}-play-oraclerep-v0"] = EnvName(family, dataset, "oracle", None)
-        table[f"{family}-play-singletask-v0"] = EnvName(family, dataset, "single", DEFAULT_TASK)
-        for task in range(1, 6):
-            table[f"{family}-play-singletask-task{task}-v0"] = EnvName(family, dataset, "single", task)
+    for family in FAMILIES:
+        for style in ("play", "noisy"):
+            stem = f"{family}-{style}"
+            dataset = f"{stem}-v0"
+            table[dataset] = EnvName(family, dataset, "goal", None)
+            table[f"{stem}-oraclerep-v0"] = EnvName(family, dataset, "oracle", None)
+            table[f"{stem}-singletask-v0"] = EnvName(family, dataset, "single", default_task(family))
+            for task in range(1, TASKS + 1):
+                table[f"{stem}-singletask-task{task}-v0"] = EnvName(family, dataset, "single", task)
     return table

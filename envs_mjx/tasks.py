@@ -1,13 +1,35 @@
-"""The five evaluation tasks of each cube scene: where cubes start and where they must go.
+"""The five evaluation tasks of each scene: where objects start and where they must go.
 
-The tables are OGBench 1.2's, in its cube order. An entry is (x, y) in metres for a cube on the
-table, or (x, y, level) for one stacked on `level` others.
+The tables are OGBench 1.2's, in its order of objects.
 """
+
+import functools
 
 import numpy as np
 
+from envs_mjx.readings import Objects
+from mac.errors import UserError
+
 CUBE_SIZE = 0.04
+MAX_STEPS = {
+    "cube-single": 200,
+    "cube-double": 500,
+    "cube-triple": 1000,
+    "cube-quadruple": 1000,
+    "cube-octuple": 1500,
+    "scene": 750,
+    "puzzle-3x3": 500,
+    "puzzle-4x4": 500,
+    "puzzle-4x5": 1000,
+    "puzzle-4x6": 1000,
+}
+"""Episode limit of each family, in control steps."""
+
+TASKS = 5
+_DEFAULT_TASK = {"puzzle-3x3": 4, "puzzle-4x4": 4}
+
 _Place = tuple[float, float] | tuple[float, float, int]
+"""(x, y) in metres for a cube on the table, or (x, y, level) for one stacked on `level` others."""
 _Task = tuple[tuple[_Place, ...], tuple[_Place, ...]]
 
 _SINGLE: tuple[_Task, ...] = (
@@ -105,27 +127,89 @@ _OCTUPLE: tuple[_Task, ...] = (
         ),
     ),
 )
-_TASKS = {
+_CUBES = {
     "cube-single": _SINGLE,
     "cube-double": _DOUBLE,
     "cube-triple": _TRIPLE,
     "cube-quadruple": _QUADRUPLE,
     "cube-octuple": _OCTUPLE,
 }
-MAX_STEPS = {
-    "cube-single": 200,
-    "cube-double": 500,
-    "cube-triple": 1000,
-    "cube-quadruple": 1000,
-    "cube-octuple": 1500,
+
+_IN_DRAWER = (0.33, -0.356, 0.065986)
+# Cube position, button states, positions of drawer and window: at the start, and as wanted.
+_SCENE = (
+    (((0.35, 0.05, 0.02), (1, 1), (0.0, 0.0)), ((0.35, 0.05, 0.02), (1, 1), (-0.16, 0.2))),
+    (((0.35, -0.05, 0.02), (0, 0), (-0.16, 0.2)), ((0.35, -0.05, 0.02), (0, 0), (0.0, 0.0))),
+    (((0.4, -0.05, 0.02), (1, 0), (0.0, 0.2)), ((0.4, 0.15, 0.02), (1, 1), (-0.16, 0.0))),
+    (((0.35, 0.05, 0.02), (0, 0), (0.0, 0.0)), (_IN_DRAWER, (1, 0), (0.0, 0.0))),
+    (((0.35, 0.15, 0.02), (0, 0), (0.0, 0.0)), (_IN_DRAWER, (0, 0), (0.0, 0.2))),
+)
+
+# Button states at the start, and as wanted; rows of the grid from the robot outwards.
+_PUZZLES = {
+    "puzzle-3x3": (
+        ("000 000 000", "110 101 011"),
+        ("111 111 111", "011 111 111"),
+        ("010 111 010", "101 010 101"),
+        ("010 101 010", "111 111 111"),
+        ("111 111 111", "101 101 101"),
+    ),
+    "puzzle-4x4": (
+        ("0000 0000 0000 0000", "1111 1111 1111 1111"),
+        ("1111 1111 1111 1111", "1111 1001 1001 1111"),
+        ("1000 0000 0000 0001", "0101 1010 0101 1010"),
+        ("1001 1001 1001 1001", "0000 0000 0000 0000"),
+        ("0101 0010 0001 1000", "0000 0000 0000 0000"),
+    ),
+    "puzzle-4x5": (
+        ("11011 01010 01010 11011", "00000 00000 00000 00000"),
+        ("00000 00000 00000 00000", "11111 11111 11111 11111"),
+        ("00000 00100 00100 00000", "11111 10001 10001 11111"),
+        ("00000 00000 00000 00000", "00000 00100 00100 00000"),
+        ("00000 00000 00000 00000", "10001 01110 01110 10001"),
+    ),
+    "puzzle-4x6": (
+        ("110111 001010 010100 111011", "000000 000000 000000 000000"),
+        ("111111 111111 111111 111111", "000000 000000 000000 000000"),
+        ("000000 000000 000000 000000", "111110 110101 101011 011111"),
+        ("010101 101010 010101 101010", "100001 000000 000000 100001"),
+        ("000000 000000 000000 000000", "100001 011110 011110 100001"),
+    ),
 }
-"""Episode limit of each family, in control steps."""
 
 
-def cube_tasks(family: str) -> tuple[np.ndarray, np.ndarray]:
-    """Start and goal positions, each float64[5 tasks, cubes, 3] metres; task `i` is row `i - 1`."""
-    table = np.asarray([[[_position(*place) for place in side] for side in task] for task in _TASKS[family]])
-    return table[:, 0], table[:, 1]
+def default_task(family: str) -> int:
+    """Task of `...-singletask-v0` names without a task number, as in OGBench."""
+    return _DEFAULT_TASK.get(family, 2)
+
+
+@functools.cache
+def task_table(family: str) -> tuple[Objects, Objects]:
+    """Start and goal configurations; task `i` is row `i - 1` of every array. Treat them as read-only.
+
+    Raises:
+        UserError: for an unknown family.
+    """
+    if family in _CUBES:
+        sides = zip(*_CUBES[family], strict=True)
+        return _pair([([_position(*place) for place in row], (), ()) for row in side] for side in sides)
+    if family == "scene":
+        sides = zip(*_SCENE, strict=True)
+        return _pair([([cube], buttons, slides) for cube, buttons, slides in side] for side in sides)
+    if family in _PUZZLES:
+        sides = zip(*_PUZZLES[family], strict=True)
+        empty = np.zeros((0, 3))
+        return _pair([(empty, [int(x) for x in row if x != " "], ()) for row in side] for side in sides)
+    raise UserError(f"there are no tasks for scene family {family!r}; known: {', '.join(MAX_STEPS)}")
+
+
+def _pair(sides) -> tuple[Objects, Objects]:
+    start, goal = (zip(*side, strict=True) for side in sides)
+    return _objects(*start), _objects(*goal)
+
+
+def _objects(cubes, buttons, slides) -> Objects:
+    return Objects(np.asarray(cubes, float), np.asarray(buttons, bool), np.asarray(slides, float))
 
 
 def _position(x: float, y: float, level: int = 0) -> tuple[float, float, float]:
