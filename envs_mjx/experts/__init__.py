@@ -1,0 +1,11 @@
+"""OGBench's scripted experts as pure functions: `play` (plans) and `noisy` (reactions).
+
+An episode: `expert = begin(...)`; then each control step `action, expert, done = act(...)`, apply the
+action, and where `done` the expert becomes `retarget(...)` of the readings after it. `achieved` says
+whether a target was hit, `healthy` whether OGBench would keep an episode with such a state.
+"""
+
+from envs_mjx.experts.expert import STYLES, Expert, act, begin, retarget
+from envs_mjx.experts.targets import Target, achieved, healthy
+
+__all__ = ["STYLES", "Expert", "Target", "achieved", "act", "begin", "healthy", "retarget"]

@@ -1,0 +1,175 @@
+"""Timed key poses of the `play` experts: how each kind of target is brought about.
+
+Each kind has its own list of keys, at most eleven; shorter lists are padded with their last pose, so
+that all kinds share one table. Metres, radians, seconds, world frame; written for one environment.
+
+Source: OGBench (Park et al. 2025), section on manipulation data; numbers agree with the plan oracles
+of ogbench 1.2.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from envs_mjx.experts.geometry import between, raised, toward, wrap
+from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target, kinds
+from envs_mjx.readings import Readings, handle_pos
+from envs_mjx.scenes import Scene
+
+KEYS = 11
+"""Keys of the longest list, the cube's."""
+
+_DT = 0.4  # s, the unit of the key times below
+
+# Start, above the cube, at the cube, grasped, lifted, halfway, above the target, at the target,
+# released, retreated, end.
+_CUBE_TIMES = _DT * np.cumsum([0, 1, 1.5, 1, 1, 1, 1, 1.5, 1, 1, 1])
+_CUBE_GRIP = (0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0)
+_CUBE_JITTER = 0.2 * _DT  # s, largest shift of a key time
+_LIFT = 0.1  # m, height above a cube: between this and twice this
+_CLEAR = np.array([[-0.1, -0.1, 0.0], [0.1, 0.1, 0.2]])  # m, shift of the halfway pose
+
+# Start, above the button, pressed, above the button, end; the way to the first takes longer the
+# farther it is.
+_BUTTON_TIMES = _DT * np.cumsum([0, 0.5, 0.8, 0.8, 1.25])
+_BUTTON_PACE = 4 * _DT  # s / m
+_BUTTON_GRIP = {"scene": (0, 1, 1, 1, 0)}  # puzzles: closed throughout
+_JITTER = 0.1 * _DT  # s
+_BEFORE_PRESS, _PRESS = 0.06, -0.025  # m, heights above the button's top
+
+# Start, above the handle, at the handle, grasped, moved, released, above the handle, end.
+_SLIDE_TIMES = _DT * np.cumsum([0, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 1])
+_SLIDE_GRIP = (0, 0, 0, 1, 1, 0, 0, 0)
+_HANDLE_CLEARANCE = {DRAWER: 0.12, WINDOW: 0.06}  # m, height above the handle
+
+_FARTHEST = 1.0  # m: no button is farther from any place that the arm can reach
+
+
+class PlanDraws(NamedTuple):
+    """The random numbers of one plan: uniform in [0, 1), except `noise`, standard normal.
+
+    Kinds with fewer keys use the first of the jitters; `lift` and `clear` are for cubes.
+    """
+
+    end_pos: Float[Array, " 3"]
+    end_yaw: Float[Array, ""]
+    lift: Float[Array, " 2"]
+    clear: Float[Array, " 3"]
+    jitter: Float[Array, " 10"]
+    noise: Float[Array, "rows 5"]
+
+
+class Keys(NamedTuple):
+    """Key poses and when they are reached.
+
+    Attributes:
+        times: s from the plan's start.
+        poses: xyz, yaw and grip (0 open, 1 closed) at those times. Yaw is unwrapped, so that the
+            straight line between two keys is the shorter arc.
+        end: s, when the last key that is no padding is reached.
+    """
+
+    times: Float[Array, " 11"]
+    poses: Float[Array, "11 5"]
+    end: Float[Array, ""]
+
+
+def longest(scene: Scene) -> float:
+    """Upper bound (s) of the end of any plan in a scene."""
+    bounds = {
+        CUBE: _CUBE_TIMES[-1] + _CUBE_JITTER,
+        BUTTON: _BUTTON_TIMES[-1] + _BUTTON_PACE * _FARTHEST + _JITTER,
+        DRAWER: _SLIDE_TIMES[-1] + _JITTER,
+        WINDOW: _SLIDE_TIMES[-1] + _JITTER,
+    }
+    return float(max(bounds[kind] for kind in kinds(scene)))
+
+
+def key_poses(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keys:
+    """The key poses that given random numbers lead to."""
+    makers = {
+        CUBE: lambda: _cube_keys(draws, scene, readings, target),
+        BUTTON: lambda: _button_keys(draws, scene, readings, target),
+        DRAWER: lambda: _slide_keys(DRAWER, draws, scene, readings, target),
+        WINDOW: lambda: _slide_keys(WINDOW, draws, scene, readings, target),
+    }
+    there = [makers[kind] for kind in kinds(scene)]
+    return there[0]() if len(there) == 1 else jax.lax.switch(target.kind, there)
+
+
+def _cube_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keys:
+    cube, goal, start = readings.cube_pos[target.index], target.pos, readings.effector_pos
+    above_cube = raised(cube, _LIFT * (1 + draws.lift[0]))
+    above_goal = raised(goal, _LIFT * (1 + draws.lift[1]))
+    # A cube looks the same after a quarter turn, so the arm turns by an eighth at most.
+    yaw_cube = toward(readings.effector_yaw, readings.cube_yaw[target.index], jnp.pi / 2)
+    turn = wrap(target.yaw - yaw_cube, jnp.pi / 2)
+    yaw_goal = yaw_cube + turn
+    halfway = jnp.append(_screw_midpoint(above_cube[:2], above_goal[:2], turn), start[2])
+    halfway = halfway + between(draws.clear, *_CLEAR)
+    end, yaw_end = _end(draws, scene, yaw_goal)
+    xyz = [start, above_cube, cube, cube, above_cube, halfway, above_goal, goal, goal, above_goal, end]
+    yaw = [readings.effector_yaw, *[yaw_cube] * 4, yaw_cube + turn / 2, *[yaw_goal] * 4, yaw_end]
+    return _table(_jittered(_CUBE_TIMES, draws, _CUBE_JITTER), xyz, yaw, _CUBE_GRIP)
+
+
+def _button_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keys:
+    start = readings.effector_pos
+    above, pressed = raised(target.pos, _BEFORE_PRESS), raised(target.pos, _PRESS)
+    # OGBench passes the button's x coordinate for its yaw; the arm does turn to that angle.
+    yaw = toward(readings.effector_yaw, target.pos[0])
+    end, yaw_end = _end(draws, scene, yaw)
+    times = _jittered(_BUTTON_TIMES, draws, _JITTER)
+    times = times.at[1:].add(_BUTTON_PACE * jnp.linalg.norm(above - start))
+    grip = _BUTTON_GRIP.get(scene.family, (1,) * len(_BUTTON_TIMES))
+    return _table(
+        times, [start, above, pressed, above, end], [readings.effector_yaw, yaw, yaw, yaw, yaw_end], grip
+    )
+
+
+def _slide_keys(kind: int, draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keys:
+    start, goal = readings.effector_pos, target.pos
+    handle = handle_pos(scene, readings.slide_pos)[kind - DRAWER]
+    above, above_goal = (raised(pos, _HANDLE_CLEARANCE[kind]) for pos in (handle, goal))
+    # A handle looks the same after half a turn.
+    yaw = toward(readings.effector_yaw, target.yaw, jnp.pi)
+    end, yaw_end = _end(draws, scene, yaw)
+    xyz = [start, above, handle, handle, goal, goal, above_goal, end]
+    times = _jittered(_SLIDE_TIMES, draws, _JITTER)
+    return _table(times, xyz, [readings.effector_yaw, *[yaw] * 6, yaw_end], _SLIDE_GRIP)
+
+
+def _end(draws: PlanDraws, scene: Scene, yaw: Float[Array, ""]) -> tuple[Float[Array, " 3"], Array]:
+    """The random pose at which a plan ends, turned to from `yaw`."""
+    pos = between(draws.end_pos, *np.asarray(scene.arm_bounds))
+    return pos, toward(yaw, between(draws.end_yaw, -jnp.pi, jnp.pi))
+
+
+def _jittered(times: np.ndarray, draws: PlanDraws, jitter: float) -> Float[Array, " keys"]:
+    """Key times, each but the first shifted on its own by up to `jitter` seconds."""
+    shift = between(draws.jitter[: len(times) - 1], -jitter, jitter)
+    return jnp.asarray(times, shift.dtype).at[1:].add(shift)
+
+
+def _table(times: Float[Array, " keys"], xyz: list[Array], yaw: list[Array], grip: tuple[int, ...]) -> Keys:
+    """Keys padded to `KEYS`, the last pose being held."""
+    poses = jnp.column_stack([jnp.stack(xyz), jnp.stack(yaw), jnp.asarray(grip, times.dtype)])
+    missing = KEYS - len(times)
+    later = times[-1] + 1 + jnp.arange(missing, dtype=times.dtype)
+    held = jnp.repeat(poses[-1:], missing, axis=0)
+    return Keys(jnp.concatenate([times, later]), jnp.concatenate([poses, held]), times[-1])
+
+
+def _screw_midpoint(
+    a: Float[Array, " 2"], b: Float[Array, " 2"], turn: Float[Array, ""]
+) -> Float[Array, " 2"]:
+    """Where a body is halfway along the screw motion from `a` to `b` that turns it by `turn`.
+
+    The path is an arc, so the midpoint lies off the chord. In the complex plane, exp(log(g)/2)
+    moves by d / (1 + exp(i turn / 2)) = d (1 - i tan(turn / 4)) / 2 with d = b - a.
+    """
+    d = b - a
+    return a + 0.5 * (d - jnp.tan(turn / 4) * jnp.stack([-d[1], d[0]]))
