@@ -1,68 +1,81 @@
-"""Makes an OGBench `play` dataset: the scripted expert in our cube environment, on engine `c`.
+"""Makes datasets of any size in OGBench's schema, with OGBench's scripted experts in our environments.
 
-Writes the pair of files that `ogbench.make_env_and_datasets(name, dataset_path=...)` reads: episodes
-of 1001 rows, each row the state before its action. Episodes are simulated in groups, one compiled
-call per stretch of control steps. Every random number of an episode comes from the seed and the
-episode's index, and groups always have the same size, because XLA rounds a batch of another size
-differently and contacts amplify that: so episode i of a seed is the same bit for bit, whatever the
-number of threads and of episodes.
+The files are those that `ogbench.make_env_and_datasets(name, dataset_path=...)` reads: episodes of 1001
+rows, each row the state before its action. Episodes are simulated in waves of equal size; those that
+fail OGBench's health check are thrown away and redone. Episode i of a seed is the same bit for bit,
+whatever the number of threads, of shards and of interruptions.
 """
 
+import concurrent.futures
+import contextlib
+import importlib.metadata
+import json
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
 
-from envs_mjx import oracles
-from envs_mjx.cube import SUCCESS_RADIUS, CubeEnv
-from envs_mjx.engine import Physics
-from envs_mjx.engine_c import CEngine
-from envs_mjx.registry import parse
-from envs_mjx.scenes import build_scene
+from envs_mjx.engine import AbstractEngine
+from envs_mjx.engine_c import CEngine, available_cores
+from envs_mjx.episodes import EPISODE_ROWS, Job, Simulator, Wave, widths
+from envs_mjx.experts import STYLES
+from envs_mjx.registry import make, parse
+from envs_mjx.scenes import Scene, build_scene
+from envs_mjx.shards import TRAIN, VAL, columns, make_shards, write_whole, writing
+from envs_mjx.workshop import Note, Workshop, check_settings
 from mac.errors import UserError
 
-EPISODE_ROWS = 1001
-"""Rows of an episode: 1000 transitions and the final state, whose action means nothing."""
+LANES = {"c": 64, "mjx": 1024}
+"""Episodes simulated together on each engine. On `c` they are enough to keep the JAX part cheap, on the
+others enough to fill an accelerator."""
+_CORES_PER_WAVE = 4  # so many threads can share the physics of a wave before its JAX part limits them
+_POLL = 0.2  # s between two looks at the waves under way
 
-_STRETCH = 50  # control steps per compiled call; divides EPISODE_ROWS - 1
-_GROUP = 64  # episodes simulated together; places left over in the last group cost no physics
+Progress = Callable[[int, int], None]
+"""Called with rows simulated so far and rows in total, all files together."""
+
+
+class Request(NamedTuple):
+    """What to make.
+
+    Attributes:
+        dataset: name such as `puzzle-4x5-play-v0`.
+        episodes: training episodes; there are a tenth as many for validation.
+        per_shard: training episodes in each pair of files.
+        seed: same seed, same episodes.
+        engine: `c`, or another engine of `registry.ENGINES`.
+        lanes: episodes simulated together; part of the data's identity, as XLA's rounding depends on it.
+    """
+
+    dataset: str
+    episodes: int
+    per_shard: int
+    seed: int = 0
+    engine: str = "c"
+    lanes: int = LANES["c"]
 
 
 class Collected(NamedTuple):
-    """What `collect` made: rows of the two files, targets the expert was given, and targets it hit."""
+    """What was made.
+
+    Attributes:
+        train_rows, val_rows: rows of all files.
+        targets, hits: targets that the expert was through with, and those of them that it hit.
+        thrown: episodes that failed the health check and were redone.
+        dropped: contacts that the engine left out; not 0 means that the physics is doubtful.
+    """
 
     train_rows: int
     val_rows: int
     targets: int
     hits: int
-
-
-class Rows(NamedTuple):
-    """What a dataset holds of each state; leading axes, if any, are time and episodes."""
-
-    observations: Float[Array, "*batch D"]
-    actions: Float[Array, "*batch A"]
-    qpos: Float[Array, "*batch nq"]
-    qvel: Float[Array, "*batch nv"]
-
-
-class Actor(NamedTuple):
-    """One episode under way: the environment, the expert's intent, and its score so far."""
-
-    physics: Physics
-    target: oracles.Target
-    plan: oracles.Plan
-    p_stack: Float[Array, ""]
-    targets: Int[Array, ""]
-    hits: Int[Array, ""]
+    thrown: int
+    dropped: int
 
 
 def collect(
@@ -71,39 +84,32 @@ def collect(
     path: Path,
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     threads: int | None = None,
 ) -> Collected:
-    """Makes `path` (training rows) and `<stem>-val.npz` beside it (a tenth as many episodes, at least 1).
+    """Makes `path` (training rows) and `<stem>-val.npz` beside it, on engine `c`, in one go.
 
-    Both appear complete or not at all, the validation file first. Memory: all rows in float32 (300 B a
-    row for one cube).
+    Both appear complete or not at all; nothing is left of an attempt that is interrupted.
 
     Args:
         dataset: name such as `cube-single-play-v0`.
         rows: training rows wanted, rounded up to whole episodes of 1001.
         path: file to write, ending in `.npz`; its folder is created.
-        seed: same seed, same data.
-        progress: called with rows simulated so far and rows in total, both files together.
-        threads: host threads for the physics, every available core if None; it does not change the data.
+        seed, progress, threads: see `generate`.
     Raises:
         UserError: for a bad name, size or path, a file that exists, a folder that cannot be written,
             or a disk without room.
     """
     if rows < 1:
         raise UserError(f"rows={rows}: a dataset needs at least one row; ask for 1001 or more")
-    family = parse(dataset).family
-    train = -(-rows // EPISODE_ROWS)
-    episodes = train + max(train // 10, 1)
-    scene = build_scene(family)
-    env = CubeEnv(dataset, scene, CEngine(scene, threads))
-    _check_target(path, bytes_needed=4 * sum(_widths(env).values()) * episodes * EPISODE_ROWS)
-    record = _Recorder(env, episodes, progress)
-    # On the CPU even where there is an accelerator: the physics is there, and so are the same bits.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        targets, hits = _simulate(env, family, seed, record)
-    _write_pair(path, _schema(record.data, slice(0, train)), _schema(record.data, slice(train, episodes)))
-    return Collected(train * EPISODE_ROWS, (episodes - train) * EPISODE_ROWS, targets, hits)
+    if path.suffix != ".npz":
+        raise UserError(f"{path}: a dataset file must end in .npz")
+    if path.exists():
+        raise UserError(f"{path} exists; delete it to make the data anew, or choose another file")
+    episodes = -(-rows // EPISODE_ROWS)
+    with _temporary(path) as work:
+        request = Request(dataset, episodes, episodes, seed)
+        return generate(request, path.parent, stem=path.stem, work=work, threads=threads, progress=progress)
 
 
 def val_path(path: Path) -> Path:
@@ -111,168 +117,155 @@ def val_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".npz") + "-val.npz")
 
 
-def start(env: CubeEnv, family: str, key: Key[Array, ""]) -> Actor:
-    """Begins an episode: scene, first target, first plan, and how fond the episode is of stacking."""
-    scene, stack, target, plan = jr.split(key, 4)
-    physics = env.reset_collect(scene)
-    readings = env.readings(physics)
-    first = oracles.choose_target(target, readings, oracles.FIRST_P_STACK)
-    return Actor(
-        physics=physics,
-        target=first,
-        plan=oracles.build_plan(plan, readings, first),
-        p_stack=oracles.stack_probability(stack, family),
-        targets=jnp.zeros((), jnp.int32),
-        hits=jnp.zeros((), jnp.int32),
+def work_folder(folder: Path, stem: str) -> Path:
+    """Where files `<stem>*.npz` of `folder` are while they are under way."""
+    return folder / f".{stem}.collect"
+
+
+def metadata_path(folder: Path, stem: str) -> Path:
+    """The small file that says how files `<stem>*.npz` were made; written when all of them are there."""
+    return folder / f"{stem}.json"
+
+
+def generate(
+    request: Request,
+    folder: Path,
+    *,
+    stem: str | None = None,
+    work: Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Collected:
+    """Makes a dataset, or what is missing of it: an earlier attempt, however it ended, is continued.
+
+    Only one process may work on a folder at a time; the caller sees to that. Memory: the rows of the
+    waves under way (64 episodes each on engine `c`, 20 to 70 MB), however large the dataset.
+
+    Args:
+        folder: where the files go; created as needed.
+        stem: what file names begin with; the dataset's name if None.
+        work: working folder; `work_folder` if None. It is removed at the end.
+        threads: host threads for the physics, every available core if None; it does not change the data.
+        progress: called with rows simulated so far and rows in total, both splits together.
+    Raises:
+        UserError: for a bad request, a folder that holds other data or cannot be written, or a disk
+            without room.
+    """
+    family, style = _checked(request)
+    scene = build_scene(family)
+    stem = stem or request.dataset
+    settings = request._asdict() | {"versions": _versions()}
+    done = metadata_path(folder, stem)
+    shards = make_shards(stem, request.episodes, request.per_shard)
+    shop = Workshop(folder, work or work_folder(folder, stem), shards, columns(widths(scene)))
+    if done.exists() and all(shop.finished(shard) for shard in shards):
+        check_settings(done, request._asdict(), f"delete the dataset {stem} in it")
+        return Collected(**json.loads(done.read_bytes())["collected"])
+    shop.open(settings)
+    shop.check_room()
+    engine = _engine(scene, request, threads)
+    simulator = Simulator(style, scene, engine, seed=request.seed, lanes=request.lanes)
+    at_once = max(1, (threads or available_cores()) // _CORES_PER_WAVE) if request.engine == "c" else 1
+    _simulate(simulator, shop, at_once, progress or (lambda rows, total: None))
+    made = _sum_up(shop)
+    with writing(folder):
+        write_whole(done, json.dumps(_metadata(settings, made), indent=2).encode() + b"\n")
+    shop.close()
+    return made
+
+
+def notes_of(wave: Wave) -> list[Note]:
+    """What the journal shall say of a wave's episodes."""
+    targets, hits = (np.asarray(x).sum(axis=1).tolist() for x in wave.events)
+    each = zip(wave.jobs, wave.healthy.tolist(), targets, hits, wave.dropped.tolist(), strict=True)
+    return [Note(*job, *rest) for job, *rest in each]
+
+
+def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Progress) -> None:
+    """Simulates what is missing, `at_once` waves at a time, and puts it on disk."""
+    todo, stop = deque(shop.missing()), threading.Event()
+    running: dict[concurrent.futures.Future[Wave], list[int]] = {}  # rows that each has so far
+    with concurrent.futures.ThreadPoolExecutor(at_once, "wave") as pool:
+        try:
+            while todo or running:
+                while todo and len(running) < at_once:
+                    jobs = [todo.popleft() for _ in range(min(simulator.lanes, len(todo)))]
+                    rows: list[int] = []
+                    running[pool.submit(simulator.run, jobs, rows.append, stop)] = rows
+                # A look now and then, because waiting without end would not notice Ctrl-C everywhere.
+                concurrent.futures.wait(running, _POLL, concurrent.futures.FIRST_COMPLETED)
+                for future in [future for future in running if future.done()]:
+                    wave, _ = future.result(), running.pop(future)
+                    notes = notes_of(wave)
+                    shop.add(wave.rows, notes)
+                    todo.extendleft(Job(n.split, n.index, n.attempt + 1) for n in notes if not n.kept)
+                progress(shop.rows_kept + sum(map(sum, running.values())), shop.rows)
+        finally:
+            stop.set()  # nothing runs any more, or else it ends within a stretch
+
+
+def _checked(request: Request) -> tuple[str, str]:
+    """Family and style of a request that can be met.
+
+    Raises:
+        UserError: it cannot.
+    """
+    family = parse(request.dataset).family
+    style = request.dataset.removeprefix(f"{family}-").removesuffix("-v0")
+    if style not in STYLES:
+        raise UserError(
+            f"{request.dataset!r} is not the name of a dataset; try {parse(request.dataset).dataset}"
+        )
+    if request.engine not in LANES:
+        raise UserError(f"unknown physics engine {request.engine!r}; choose {' or '.join(LANES)}")
+    for name in ("episodes", "per_shard", "lanes"):
+        if getattr(request, name) < 1:
+            raise UserError(f"{name}={getattr(request, name)}: must be at least 1")
+    if not 0 <= request.seed < 2**31:
+        raise UserError(f"seed={request.seed}: must be in [0, 2**31)")
+    return family, style
+
+
+def _engine(scene: Scene, request: Request, threads: int | None) -> AbstractEngine:
+    if request.engine == "c":
+        return CEngine(scene, threads)
+    return make(request.dataset, request.engine).engine
+
+
+def _sum_up(shop: Workshop) -> Collected:
+    rows = [sum(shard[split].episodes for shard in shop.shards) * EPISODE_ROWS for split in (TRAIN, VAL)]
+    notes = shop.notes.values()
+    return Collected(
+        *rows,
+        targets=sum(note.targets for note in notes),
+        hits=sum(note.hits for note in notes),
+        thrown=len(shop.thrown),
+        dropped=sum(note.dropped for note in notes),
     )
 
 
-def advance(env: CubeEnv, actor: Actor, key: Key[Array, ""], active: Bool[Array, ""]) -> tuple[Actor, Rows]:
-    """One control step, and the row it adds; after a plan's last step the expert gets a new target.
-
-    Where not `active` the physics stands still, and the rows mean nothing.
-    """
-    row, plan, done = decide(env, actor)
-    physics = env.advance(actor.physics, row.actions, active)
-    readings = env.readings(physics)
-    new_target, new_plan = jr.split(key)
-    target = oracles.choose_target(new_target, readings, actor.p_stack)
-    fresh = (target, oracles.build_plan(new_plan, readings, target))
-    target, plan = jax.tree.map(lambda a, b: jnp.where(done, a, b), fresh, (actor.target, plan))
-    hit = done & (jnp.linalg.norm(readings.cube_pos[actor.target.cube] - actor.target.pos) <= SUCCESS_RADIUS)
-    score = actor.targets + done.astype(jnp.int32), actor.hits + hit.astype(jnp.int32)
-    return Actor(physics, target, plan, actor.p_stack, *score), row
+def _metadata(settings: dict[str, Any], made: Collected) -> dict[str, Any]:
+    """Where a dataset comes from, for whoever finds the files."""
+    return {
+        "source": "made by mac-jax with OGBench's scripted expert; not the files that OGBench hosts",
+        **settings,
+        "hit_rate": round(made.hits / max(made.targets, 1), 4),
+        "collected": made._asdict(),
+    }
 
 
-def decide(env: CubeEnv, actor: Actor) -> tuple[Rows, oracles.Plan, Bool[Array, ""]]:
-    """The row of the current state and the expert's action in it; the plan after it; whether it ends."""
-    physics = actor.physics
-    action, plan, done = oracles.act(actor.plan, env.readings(physics))
-    return Rows(env.observe(physics), action, physics.qpos, physics.qvel), plan, done
+def _versions() -> dict[str, str]:
+    """What the bits of an episode may depend on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "mujoco")}
 
 
-@eqx.filter_jit
-def _begin(env: CubeEnv, family: str, keys: Key[Array, " E"]) -> Actor:
-    return jax.vmap(lambda key: start(env, family, key))(jax.vmap(lambda k: jr.fold_in(k, 0))(keys))
-
-
-@eqx.filter_jit
-def _stretch(
-    env: CubeEnv, actors: Actor, keys: Key[Array, " E"], active: Bool[Array, " E"], begin: Int[Array, ""]
-) -> tuple[Actor, Rows]:
-    """`_STRETCH` control steps of every episode, the first of them number `begin`."""
-
-    def body(actors: Actor, t: Int[Array, ""]) -> tuple[Actor, Rows]:
-        return jax.vmap(lambda *one: advance(env, one[0], jr.fold_in(one[1], t), one[2]))(
-            actors, keys, active
-        )
-
-    # Number 0 of each episode's keys began it.
-    return jax.lax.scan(body, actors, 1 + begin + jnp.arange(_STRETCH))
-
-
-@eqx.filter_jit
-def _last_row(env: CubeEnv, actors: Actor) -> Rows:
-    """The row of each episode's final state, on a time axis of length 1; it needs no physics."""
-    return jax.tree.map(lambda x: x[None], jax.vmap(lambda actor: decide(env, actor)[0])(actors))
-
-
-def _widths(env: CubeEnv) -> dict[str, int]:
-    """Numbers per row of each field of `Rows`."""
-    model = env.scene.model
-    sizes = env.spec.obs_dim, env.spec.action_dim, int(model.nq), int(model.nv)
-    return dict(zip(Rows._fields, sizes, strict=True))
-
-
-class _Recorder:
-    """The rows of all episodes, filled in group by group, and how many there are so far."""
-
-    def __init__(self, env: CubeEnv, episodes: int, progress: Callable[[int, int], None] | None):
-        shapes = {name: (episodes, EPISODE_ROWS, width) for name, width in _widths(env).items()}
-        self.data = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-        self.episodes = episodes
-        self._progress = progress
-        self._done = 0
-
-    def add(self, rows: Rows, episodes: slice, begin: int) -> None:
-        """Stores rows `[time, group, ...]` of `episodes` that begin at time `begin`."""
-        count, steps = episodes.stop - episodes.start, len(rows.actions)
-        for name, part in rows._asdict().items():
-            self.data[name][episodes, begin : begin + steps] = np.swapaxes(np.asarray(part), 0, 1)[:count]
-        self._done += count * steps
-        if self._progress is not None:
-            self._progress(self._done, self.episodes * EPISODE_ROWS)
-
-
-def _simulate(env: CubeEnv, family: str, seed: int, record: _Recorder) -> tuple[int, int]:
-    """Fills `record`; returns how many targets the expert was given and how many it hit."""
-    targets = hits = 0
-    for first in range(0, record.episodes, _GROUP):
-        index = jnp.arange(first, first + _GROUP)
-        keys = jax.vmap(lambda i: jr.fold_in(jr.key(seed), i))(index)
-        active = index < record.episodes
-        episodes = slice(first, min(first + _GROUP, record.episodes))
-        actors = _begin(env, family, keys)
-        for t in range(0, EPISODE_ROWS - 1, _STRETCH):
-            actors, rows = _stretch(env, actors, keys, active, jnp.asarray(t))
-            record.add(rows, episodes, t)
-        record.add(_last_row(env, actors), episodes, EPISODE_ROWS - 1)
-        targets += int(actors.targets[active].sum())
-        hits += int(actors.hits[active].sum())
-    return targets, hits
-
-
-def _schema(data: dict[str, np.ndarray], episodes: slice) -> dict[str, np.ndarray]:
-    """OGBench's arrays: rows of all episodes end to end; `terminals` marks the last row of each."""
-    part = {name: x[episodes].reshape(-1, x.shape[-1]) for name, x in data.items()}
-    terminals = np.arange(len(part["actions"])) % EPISODE_ROWS == EPISODE_ROWS - 1
-    return {**part, "terminals": terminals}
-
-
-def _check_target(path: Path, bytes_needed: int) -> None:
-    """Finds out before an hour of simulation, not after, that the files cannot be written."""
-    if path.suffix != ".npz":
-        raise UserError(f"{path}: a dataset file must end in .npz")
-    if path.exists():
-        raise UserError(f"{path} exists; delete it to make the data anew, or choose another file")
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A working folder of this process alone, of which nothing is left if it is interrupted."""
+    work = work_folder(path.parent, f"{path.stem}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = _part(path)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write into {path.parent}: {error.strerror}; choose another folder"
-        ) from error
-    free = shutil.disk_usage(path.parent).free
-    if free < 1.05 * bytes_needed:
-        raise UserError(
-            f"{path.parent} has {free / 1e6:.0f} MB free, the dataset takes {bytes_needed / 1e6:.0f} MB; "
-            "free some space or ask for fewer rows"
-        )
-
-
-def _write_pair(path: Path, train: dict[str, np.ndarray], val: dict[str, np.ndarray]) -> None:
-    """Both files, each complete on disk before either gets its name; the training file is last."""
-    parts = {}
-    try:
-        for final, arrays in ((val_path(path), val), (path, train)):
-            parts[_part(final)] = final
-            with open(_part(final), "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-        for part, final in parts.items():
-            os.replace(part, final)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another folder"
-        ) from error
+        yield work
     finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    """Where `path` is written until it is complete; one name per process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+        shutil.rmtree(work, ignore_errors=True)
+        if not path.exists():
+            val_path(path).unlink(missing_ok=True)

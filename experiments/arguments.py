@@ -22,9 +22,9 @@ import tyro
 from baselines import REGISTRY
 from envs_mjx.registry import parse as parse_env
 from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, unknown_name
+from experiments.saved import CONFIG, read_config
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.errors import UserError, one_line
-from mac.run.record import read_json
 from mac.run.segment import use_cpu_devices
 
 PROGRAM = "python experiments/run.py"
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
     parse_env(chosen["env"])
     if chosen["preset"] not in PRESETS:
         raise unknown_name("--preset", chosen["preset"], PRESETS)
-    backend = _start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
+    backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
     preset, reason = _choose_preset(chosen["preset"], backend)
     if saved:
         values, where, reason = saved, str(first.out), "of the run that is continued"
@@ -91,7 +91,7 @@ def _first_stage(argv: Sequence[str]) -> _First:
 
 
 def _newest_run() -> Path:
-    runs = sorted(Path("runs").glob("*/config.json"), key=lambda p: p.stat().st_mtime)
+    runs = sorted(Path("runs").glob(f"*/{CONFIG}"), key=lambda p: p.stat().st_mtime)
     if not runs:
         raise UserError("--resume: there is no run in runs/; name its folder with --out")
     return runs[-1].parent
@@ -99,14 +99,7 @@ def _newest_run() -> Path:
 
 def _saved(first: _First) -> dict[str, Any]:
     """The settings that the run to be resumed was started with."""
-    path = (first.out or Path()) / "config.json"
-    if not path.exists():
-        raise UserError(
-            f"--resume: {first.out} holds no run (no config.json); check --out, or leave --resume out"
-        )
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no settings; restore it, or choose another --out")
+    values = read_config(first.out or Path())
     for name in SELECTORS:
         wanted = getattr(first, name)
         if wanted not in (None, "auto", values.get(name)):
@@ -116,7 +109,7 @@ def _saved(first: _First) -> dict[str, Any]:
     return values
 
 
-def _start_jax(seeds: int, for_help: bool) -> str:
+def start_jax(seeds: int, for_help: bool = False) -> str:
     """Sets up devices and the compile cache, and starts JAX; returns the backend's name."""
     with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices
         use_cpu_devices(seeds)
@@ -147,15 +140,25 @@ def _choose_preset(preset: str, backend: str) -> tuple[str, str]:
 
 def _second_stage(argv: Sequence[str], config: type[Any], default: Settings[Any]) -> Settings[Any]:
     """All flags, over `default`."""
+    return read_flags(Settings[config], argv, default, PROGRAM)
+
+
+def read_flags(cls: Any, argv: Sequence[str], default: Any, program: str) -> Any:
+    """A command line as an instance of dataclass `cls`, over the values of `default`.
+
+    Raises:
+        UserError: an unknown flag, or a value that does not fit, in one line.
+        SystemExit: after printing the help.
+    """
     _check_flags(argv, default)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                Settings[config],
+                cls,
                 args=list(argv),
                 default=default,
-                prog=PROGRAM,
+                prog=program,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
@@ -164,7 +167,7 @@ def _second_stage(argv: Sequence[str], config: type[Any], default: Settings[Any]
         raise _reason(stop, said.getvalue()) from None
 
 
-def _check_flags(argv: Sequence[str], default: Settings[Any]) -> None:
+def _check_flags(argv: Sequence[str], default: Any) -> None:
     """Finds misspelt flags by our own message, of one line, where the parser prints a page.
 
     Raises:

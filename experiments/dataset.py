@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from envs_mjx.episodes import EPISODE_ROWS
 from envs_mjx.registry import parse
 from experiments.settings import DataConfig
 from mac.data.store import Store, prepare, shard_files
 from mac.errors import UserError
 from mac.types import EnvSpec
-
-EPISODE_ROWS = 1001
 
 
 def ogbench_folder() -> Path:
@@ -31,7 +30,7 @@ def locate(data: DataConfig, env: str) -> tuple[Path, bool]:
     """The dataset's file or folder of shards, and whether it exists.
 
     Looks at `--data.path`, then for OGBench's file name in `--data.dir` and in ogbench's own folder,
-    then for what an earlier run generated.
+    then for what an earlier run or `collect.py` generated.
 
     Raises:
         UserError: `--data.path` is given and there is no dataset.
@@ -41,6 +40,9 @@ def locate(data: DataConfig, env: str) -> tuple[Path, bool]:
         shard_files(data.path)
         return data.path, True
     generated = generated_file(data, dataset)
+    shards = generated.with_suffix("")  # where `collect.py` puts several files
+    if (shards / f"{dataset}.json").exists():  # all of them are there
+        return shards, True
     places = [data.dir / f"{dataset}.npz", ogbench_folder() / f"{dataset}.npz", generated]
     return next(((p, True) for p in places if p.exists()), (generated, False))
 
