@@ -8,15 +8,12 @@ whatever its target, so it may be carried by `lax.scan` and picked by `jnp.where
 Source: OGBench (Park et al. 2025) and its script that makes manipulation data.
 """
 
-from typing import NamedTuple
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from envs_mjx.experts.markov import MAX_STEPS, Rest, react, rest_from_draws
+from envs_mjx.experts.markov import MAX_STEPS, Pursuit, Rest, react, rest_from_draws
 from envs_mjx.experts.plan import Plan, build_plan, follow
 from envs_mjx.experts.targets import (
     FIRST_P_STACK,
@@ -36,25 +33,6 @@ _MAX_XI = 0.1
 """Largest standard deviation of an episode's action noise along x, y and z, as a share of full scale."""
 _XI_SCALE = (1.0, 1.0, 1.0, 3.0, 10.0)
 _P_RANDOM, _P_RANDOM_PUZZLE = 0.1, 0.2
-
-
-class Pursuit(NamedTuple):
-    """State of a `noisy` expert.
-
-    Attributes:
-        xi: noise level of the episode.
-        rest: where the effector goes once the target is achieved.
-        steps: reactions to the target so far; random actions do not count.
-        seen: the target that the next reaction is to. OGBench hands the first reaction after a new
-            target the readings of the step before, with the target before that was of the same kind.
-        latest: the latest target of each kind, on an axis of length 4.
-    """
-
-    xi: Float[Array, ""]
-    rest: Rest
-    steps: Int[Array, ""]
-    seen: Target
-    latest: Target
 
 
 class Expert(eqx.Module):
@@ -84,15 +62,10 @@ def begin(style: str, scene: Scene, key: Key[Array, ""], readings: Readings) -> 
     p_stack = stack_probability(stack_key, scene)
     if style == "play":
         return Expert(target, p_stack, build_plan(intent_key, scene, readings, target))
-    dtype = readings.effector_pos.dtype
-    pursuit = Pursuit(
-        xi=jr.uniform(xi_key, (), dtype, maxval=_MAX_XI),
-        rest=_draw_rest(intent_key, scene, readings, target),
-        steps=jnp.zeros((), jnp.int32),
-        seen=target,
-        latest=_remembered(unset_targets(scene, readings), target),
-    )
-    return Expert(target, p_stack, pursuit)
+    rest = _draw_rest(intent_key, scene, readings, target)
+    xi = jr.uniform(xi_key, (), readings.effector_pos.dtype, maxval=_MAX_XI)
+    unset = unset_targets(scene, readings)
+    return Expert(target, p_stack, Pursuit.of(xi, unset, target, rest))
 
 
 def act(
@@ -128,19 +101,9 @@ def retarget(style: str, scene: Scene, expert: Expert, readings: Readings, key: 
     target = choose_target(target_key, scene, readings, expert.p_stack)
     if isinstance(expert.intent, Plan):
         return Expert(target, expert.p_stack, build_plan(intent_key, scene, readings, target))
-    pursuit = expert.intent._replace(
-        rest=_draw_rest(intent_key, scene, readings, target),
-        steps=jnp.zeros((), jnp.int32),
-        seen=jax.tree.map(lambda x: x[target.kind], expert.intent.latest),
-        latest=_remembered(expert.intent.latest, target),
-    )
-    return Expert(target, expert.p_stack, pursuit)
+    rest = _draw_rest(intent_key, scene, readings, target)
+    return Expert(target, expert.p_stack, expert.intent.renew(target, rest))
 
 
 def _draw_rest(key: Key[Array, ""], scene: Scene, readings: Readings, target: Target) -> Rest:
     return rest_from_draws(jr.uniform(key, (4,), readings.effector_pos.dtype), scene, target.kind)
-
-
-def _remembered(latest: Target, target: Target) -> Target:
-    """`latest` with `target` in the place of its kind."""
-    return jax.tree.map(lambda all, one: all.at[target.kind].set(one), latest, target)

@@ -45,6 +45,40 @@ class Rest(NamedTuple):
     yaw: Float[Array, ""]
 
 
+class Pursuit(NamedTuple):
+    """State of a `noisy` expert.
+
+    Attributes:
+        xi: noise level of the episode.
+        rest: where the effector goes once the target is achieved.
+        steps: reactions to the target so far; random actions do not count.
+        seen: the target that the next reaction is to. OGBench hands the first reaction after a new
+            target the readings of the step before, with the target before that was of the same kind.
+        latest: the latest target of each kind, on an axis of length 4.
+    """
+
+    xi: Float[Array, ""]
+    rest: Rest
+    steps: Int[Array, ""]
+    seen: Target
+    latest: Target
+
+    @classmethod
+    def of(cls, xi: Float[Array, ""], unset: Target, target: Target, rest: Rest) -> "Pursuit":
+        """The state at the begin of an episode whose first target is `target`, which is seen at once."""
+        begun = cls(xi, rest, jnp.zeros((), jnp.int32), target, unset)
+        return begun._replace(latest=begun.renew(target, rest).latest)
+
+    def renew(self, target: Target, rest: Rest) -> "Pursuit":
+        """The state after a new target."""
+        return self._replace(
+            rest=rest,
+            steps=jnp.zeros_like(self.steps),
+            seen=jax.tree.map(lambda x: x[target.kind], self.latest),
+            latest=jax.tree.map(lambda all, one: all.at[target.kind].set(one), self.latest, target),
+        )
+
+
 class Reaction(NamedTuple):
     """What to do next.
 

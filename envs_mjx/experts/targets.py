@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from envs_mjx.experts.geometry import between
 from envs_mjx.readings import SUCCESS_RADIUS, Readings, handle_pos
 from envs_mjx.scenes import Scene
+from envs_mjx.world import CUBE_REST_Z, SLIDE_RANGE
 
 CUBE, BUTTON, DRAWER, WINDOW = range(4)
 """Kinds of targets; an index into slides is `kind - DRAWER`."""
@@ -34,7 +35,6 @@ _P_STACK = {
 }
 _DEFAULT_P_STACK = (0.5, 0.5)  # of families that have nothing to stack
 _CUBE_SIZE = 0.04  # m, edge length
-_CUBE_REST_Z = 0.02  # m, height of the centre of a cube that lies on the table
 _STACK_RADIUS = 0.02  # m, in xy: closer than this and higher means "on top of"
 
 _LOCKED_WEIGHT = 0.25  # of a drawer or window that is locked; everything else has weight 1
@@ -42,7 +42,6 @@ _PUT_IN_DRAWER = 0.3  # probability, where the drawer is open
 _DRAWER_IS_OPEN = -0.12  # m, joint position below which a cube may go in
 _DRAWER_SPOT = np.array([[0.325, -0.245, 0.066], [0.335, -0.235, 0.066]])  # m, where it is put down
 _IN_DRAWER = np.array([[0.21, -0.27, 0.0], [0.45, -0.07, 0.15]])  # m; y relative to the handle's
-_SLIDE_ENDS = np.array([[-0.16, 0.0], [0.0, 0.2]])  # m, joint positions of drawer and window
 _HANDLE_LIFT = 1e-4  # m, by which OGBench's target handle lies above the handle
 
 # Before anything was a target of its kind: what a fresh ogbench process holds.
@@ -122,8 +121,8 @@ def target_from_draws(
 def unset_targets(scene: Scene, readings: Readings) -> Target:
     """What stands for the target of each kind before there was one, stacked on an axis of length 4.
 
-    The numbers are those of a fresh ogbench process. Later episodes of such a process begin with what
-    the episode before left behind; here episodes do not depend on each other.
+    The numbers are those of a fresh ogbench process. Its later episodes begin with what the one before
+    left behind (but for the cube's); here episodes do not depend on each other.
     """
     dtype = readings.effector_pos.dtype
     zero = jnp.zeros((), dtype)
@@ -150,8 +149,8 @@ def achieved(scene: Scene, target: Target, readings: Readings) -> Bool[Array, ""
 def healthy(scene: Scene, readings: Readings) -> Bool[Array, ""]:
     """Whether OGBench keeps an episode that passes through this state.
 
-    In `scene` the cube must stay in view: not beyond the table's edge on the left of the drawer
-    (y >= 0.29 m) and, on the drawer's side (y <= -0.3 m), nowhere but in the drawer.
+    In `scene` the cube must stay in view: never at y >= 0.29 m, and at y <= -0.3 m nowhere but in the
+    drawer (z from 0.06 to 0.08 m). Every state of other families is healthy.
     """
     if not scene.slides:
         return jnp.ones((), bool)
@@ -175,7 +174,7 @@ def _target(
         index = _pick(draws.index, jnp.ones(scene.buttons, bool))
         top = jnp.asarray(scene.button_top, zero.dtype)[index]
         return _of(BUTTON, index, top, zero, 1 - readings.button_state[index].astype(zero.dtype))
-    ends = _SLIDE_ENDS[kind - DRAWER]
+    ends = SLIDE_RANGE[kind - DRAWER]
     pos = readings.slide_pos[kind - DRAWER]
     # In the middle the drawer counts as closed (at 0) and so does the window (at 0).
     low = pos > ends.mean() if kind == WINDOW else pos >= ends.mean()
@@ -194,7 +193,7 @@ def _cube(draws: TargetDraws, scene: Scene, readings: Readings, p_stack: Float[A
     cube = _pick(draws.index, top)
     others = top & (jnp.arange(top.size) != cube)
     base = cube_pos[_pick(draws.base, others)]
-    pos = jnp.append(between(draws.xy, *np.asarray(scene.object_bounds)), _CUBE_REST_Z)
+    pos = jnp.append(between(draws.xy, *np.asarray(scene.object_bounds)), CUBE_REST_Z)
     stack = others.any() & (draws.stack < p_stack)
     pos = jnp.where(stack, base.at[2].add(_CUBE_SIZE), pos)
     if scene.slides:
