@@ -99,7 +99,7 @@ def _newest_run() -> Path:
 
 def _saved(first: _First) -> dict[str, Any]:
     """The settings that the run to be resumed was started with."""
-    values = read_config(first.out or Path())
+    values = read_config(first.out or Path(), "--resume: ")
     for name in SELECTORS:
         wanted = getattr(first, name)
         if wanted not in (None, "auto", values.get(name)):

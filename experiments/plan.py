@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from envs_mjx.base import AbstractEnv
 from mac.algorithm import AbstractAlgorithm
 from mac.data.sampler import sample
 from mac.run.flops import product_flops
@@ -121,6 +122,21 @@ def seconds_to_collect(rows: int) -> float:
 def seconds_to_evaluate(evaluations: int, episodes: int, spec: EnvSpec) -> float:
     """Estimate for evaluations of `episodes` episodes each, all of them going to the time limit."""
     return evaluations * episodes * spec.max_steps / (EVAL_RATE * cores())
+
+
+def environment_bytes(env: AbstractEnv) -> int:
+    """Bytes that one environment of an evaluation carries from step to step; nothing is computed."""
+    state = jax.eval_shape(env.reset, jax.eval_shape(lambda: jr.key(0)), jnp.asarray(env.spec.tasks[0]))
+    return _bytes(state)
+
+
+def describe_evaluation(env: AbstractEnv, episodes: int, batch: int) -> str:
+    """A line for `--dry-run`: `episodes` of all seeds and tasks, at most `batch` (0: all) at a time."""
+    together, size = min(batch or episodes, episodes), environment_bytes(env)
+    return (
+        f"evaluation   {episodes:,} episodes, {together:,} at a time (--eval.batch), "
+        f"each {size / 1e3:,.1f} kB between steps: {_mega(together * size)}"
+    )
 
 
 def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:

@@ -13,7 +13,8 @@ from rich.console import Console
 from baselines import REGISTRY
 from envs_mjx.collect import collect
 from envs_mjx.registry import make, parse, resolve_engine
-from experiments import arguments, dataset, plan
+from experiments import arguments, dataset, plan, saved
+from experiments.saved import CONFIG
 from experiments.settings import Settings
 from mac.data.normalize import fit_minmax
 from mac.data.store import Store
@@ -27,14 +28,14 @@ from mac.run.logger import EVAL, METRICS, read_rows
 from mac.run.meter import duration
 from mac.run.plot import plot_learning_curve
 from mac.run.progress import open_progress
-from mac.run.record import cores, cpu_model, read_json, record_end, record_launch
+from mac.run.record import cores, cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
 from mac.run.train import CHECKPOINTS, Diverged, Job, Outcome, train
 
-CONFIG, PICTURE = "config.json", "learning_curve.png"
+PICTURE = "learning_curve.png"
 MAY_DIFFER = ("run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")
-MAY_DIFFER += ("eval.episodes", "eval.engine", "data.path", "data.dir")
+MAY_DIFFER += ("eval.episodes", "eval.engine", "eval.batch", "data.path", "data.dir")
 
 
 class Launch(NamedTuple):
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        remedy = "take fewer --seeds or a smaller --hp.batch"
+        remedy = "take fewer --seeds, a smaller --hp.batch, or evaluate in parts with --eval.batch"
         print(f"error: out of memory ({one_line(error)}); {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as signal:
@@ -122,18 +123,18 @@ def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool
         UserError: there is a run and it is not to be resumed, or it has other settings.
     """
     if not settings.resume:
-        if (folder / CONFIG).exists():
+        if saved.is_run(folder):
             raise UserError(
                 f"{folder} holds a run already; continue it with --resume, or choose another --out"
             )
         return None, False
-    saved = read_json(folder / CONFIG)
-    if settings.hp.cooldown > 0 and saved.get("steps") != settings.steps:
+    before = saved.read_config(folder)
+    if settings.hp.cooldown > 0 and before.get("steps") != settings.steps:
         raise UserError(
             f"--steps={settings.steps}: the learning rate of {folder} cools down towards its end at "
-            f"update {saved.get('steps')}; keep --steps, or choose another --out"
+            f"update {before.get('steps')}; keep --steps, or choose another --out"
         )
-    check_config(folder, saved, settings.plain(), may_differ(settings))
+    check_config(folder, before, settings.plain(), may_differ(settings))
     with CheckpointStore(folder / CHECKPOINTS) as store:
         reached = store.latest()
         return reached, reached is not None and settings.steps <= reached == store.meta()["evaluated"]
@@ -173,6 +174,7 @@ def announce(launch: Launch, reason: str) -> None:
     print(f"time         {plan.describe_time(parts)}", flush=True)
     if settings.dry_run:
         print("\n".join(plan.describe(sizes, launch.algo, spec, rows)))
+        print(plan.describe_evaluation(launch.env, episodes, settings.eval.batch))
 
 
 def train_here(launch: Launch) -> Outcome:
@@ -185,6 +187,7 @@ def train_here(launch: Launch) -> Outcome:
     job = make_job(launch, dataset.open_store(settings.data, launch.source, launch.env.spec))
     seconds = {"data": time.perf_counter() - began}
     record_launch(folder, settings.plain(), resumed_from=launch.reached)
+    saved.save_normalizer(folder, job.normalizer)
     try:
         with open_progress(launch.title, job.steps, "updates", seeds=job.numbers) as progress:
             outcome = train(job, folder, progress, resume=settings.resume)
@@ -227,6 +230,7 @@ def make_job(launch: Launch, store: Store) -> Job:
         engine=launch.engine,
         config=settings.plain(),
         may_differ=may_differ(settings),
+        batch=settings.eval.batch,
     )
 
 

@@ -13,6 +13,7 @@ from mac.run.train import RunConfig
 HP = TypeVar("HP")
 Preset = Literal["auto", "paper", "laptop"]
 PRESETS: tuple[str, ...] = typing.get_args(Preset)
+Engine = Literal["auto", "c", "mjx", "warp"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,16 @@ class EvalConfig:
 
     episodes: int = 15
     """episodes per task and seed in each evaluation"""
-    engine: Literal["auto", "mjx", "c"] = "auto"
-    """physics: `mjx` in JAX, `c` MuJoCo C on host threads; auto = mjx on an accelerator, else c"""
+    engine: Engine = "auto"
+    """physics: `c` MuJoCo C on host threads, `mjx` in JAX, `warp` MuJoCo Warp; auto = the best one here"""
+    batch: int = 0
+    """most environments simulated at a time, where memory is short; 0 = all; results do not depend on it"""
 
     def __post_init__(self):
         if self.episodes < 1:
             raise UserError(f"--eval.episodes={self.episodes}: must be at least 1")
+        if self.batch < 0:
+            raise UserError(f"--eval.batch={self.batch}: must be at least 0")
 
 
 @dataclass(frozen=True)

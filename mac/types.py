@@ -68,8 +68,13 @@ class Batch(eqx.Module):
 
 
 class Episodes(eqx.Module):
-    """Results of one evaluation call, axes seeds, tasks, episodes."""
+    """Results of one evaluation call, axes seeds, tasks, episodes.
+
+    `length` is in control steps; `dropped` counts the contacts that the physics engine left out in the
+    whole episode for want of a slot: where it is not 0, the episode is doubtful.
+    """
 
     success: Bool[Array, "S tasks E"]
     episode_return: Float[Array, "S tasks E"]
     length: Int[Array, "S tasks E"]
+    dropped: Int[Array, "S tasks E"]

@@ -6,6 +6,7 @@ Nothing of ours is imported here: pytest installs the type-checking import hook
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,3 +46,36 @@ def getkey() -> Callable[[], jax.Array]:
     """A function whose every call returns a new key; the sequence is the same in each test."""
     counter = itertools.count()
     return lambda: jr.key(next(counter))
+
+
+# The command line's tests share a tiny dataset and a tiny run.
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of the command line that name a small dataset."""
+    from tests.cli import write_data
+
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 10 updates; not to be changed."""
+    from tests.cli import finished_run
+
+    return finished_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the command line's estimates, which take a second."""
+    from experiments import run as program
+
+    monkeypatch.setattr(program, "announce", lambda *_: None)

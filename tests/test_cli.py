@@ -3,42 +3,15 @@
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments import run as program
 from experiments.run import main
 from mac.run.claim import claim
 from mac.run.logger import EVAL, METRICS, read_rows
 from mac.run.train import CHECKPOINTS
-from tests.cli import SIZES, content, error_of, finished_run, params, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags that name a small dataset."""
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 10 updates; not to be changed."""
-    return finished_run(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of that folder."""
-    return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the estimates, which take a second."""
-    monkeypatch.setattr(program, "announce", lambda *_: None)
-
+from tests.cli import SIZES, content, error_of, params
 
 # A run.
 
@@ -64,7 +37,7 @@ def test_run_leaves_everything_that_it_announces(
         (10, 0, 2, 1, "c"),
         (10, 1, 2, 1, "c"),
     ]
-    assert all(0 <= r["success"] <= 1 for r in evals)
+    assert all(0 <= r["success"] <= 1 and r["dropped"] == 0 for r in evals)
 
 
 def test_record_tells_settings_versions_hardware_and_times(finished: Path):
@@ -125,6 +98,7 @@ def test_dry_run_prints_the_sizes_and_writes_nothing(
         assert f"{name} {count:,}" in said
     assert f"{sum(counts.values()):,} per seed" in said
     assert "data 120 x 33" in said and "GFLOP" in said and re.search(r"memory .* MB", said)
+    assert re.search(r"evaluation   2 episodes, 2 at a time .* kB between steps", said)
     assert list(tmp_path.iterdir()) == []
 
 

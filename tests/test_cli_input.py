@@ -3,7 +3,6 @@
 import contextlib
 import json
 import resource
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,32 +15,7 @@ from experiments import run as program
 from experiments.run import main
 from mac.run.interrupt import Terminated
 from mac.run.train import Diverged
-from tests.cli import SIZES, arrays, content, error_of, finished_run, params, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags that name a small dataset."""
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 10 updates; not to be changed."""
-    return finished_run(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of that folder."""
-    return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the estimates, which take a second."""
-    monkeypatch.setattr(program, "announce", lambda *_: None)
-
+from tests.cli import SIZES, arrays, content, error_of, params
 
 # Bad data.
 

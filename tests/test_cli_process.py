@@ -16,15 +16,9 @@ from experiments.run import main
 from mac.run.checkpoint import CheckpointStore
 from mac.run.logger import EVAL, METRICS
 from mac.run.train import CHECKPOINTS
-from tests.cli import SIZES, content, params, write_data
+from tests.cli import SIZES, content, params
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags that name a small dataset."""
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 # Other processes.

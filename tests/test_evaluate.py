@@ -1,6 +1,7 @@
 """Evaluation against episodes played one step at a time, and learning on a problem solved in seconds."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.extend import core
 
 from envs_mjx.base import AbstractEnv, EnvState
 from mac.algorithm import AbstractAlgorithm, TrainState
@@ -26,7 +28,10 @@ WEIGHTS = np.asarray([1.0, 0.3, -2.0, 0.7, 5.0, -0.1, 0.9], np.float32)
 
 
 class Recorder(AbstractEnv):
-    """Observes (step, task); pays `WEIGHTS[step] * action`; task k is solved, and over, at step 2 k + 1."""
+    """Observes (step, task); pays `WEIGHTS[step] * action`; task k is solved, and over, at step 2 k + 1.
+
+    Every step of task 9 drops a contact.
+    """
 
     spec: EnvSpec = eqx.field(
         static=True,
@@ -36,7 +41,7 @@ class Recorder(AbstractEnv):
     def reset(self, key: jax.Array, task: jax.Array) -> EnvState:
         no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         obs = jnp.stack([jnp.zeros(()), task.astype(jnp.float32)])
-        return EnvState(jr.uniform(key), obs, None, jnp.zeros((0, 3)), jnp.zeros(()), no, no, zero)
+        return EnvState(obs, None, jnp.zeros(()), no, no, zero, zero)
 
     def step(self, state: EnvState, action: jax.Array) -> EnvState:
         t = state.t + 1
@@ -48,6 +53,7 @@ class Recorder(AbstractEnv):
             success=solved,
             done=solved | (t >= LIMIT),
             t=t,
+            dropped=state.dropped + (state.obs[1] == 9).astype(jnp.int32),
         )
         return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
 
@@ -94,11 +100,30 @@ class Steering(Scripted):
         return jnp.clip(state.nets * way / STRIDE, -1, 1)[:, None, :]
 
 
-def play(algo: AbstractAlgorithm, env: Any, episodes: int, numbers: list[float], key: int = 0) -> Episodes:
+class Wandering(Scripted):
+    """Heads for the point's target, at the seed's speed, with noise."""
+
+    def act(self, state: TrainState, obs: jax.Array, key: jax.Array) -> jax.Array:
+        way = jnp.broadcast_to(jnp.asarray(TARGET), obs.shape) - obs
+        noise = 0.5 * jr.normal(key, (len(obs), 3, 2))
+        return jnp.clip(jnp.broadcast_to((state.nets * way / STRIDE)[:, None], noise.shape) + noise, -1, 1)
+
+
+def inner(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program, those of its loops and calls included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for sub in core.jaxprs_in_params(eqn.params):
+            yield from inner(sub)
+
+
+def play(
+    algo: AbstractAlgorithm, env: Any, episodes: int, numbers: list[float], key: int = 0, **how: Any
+) -> Episodes:
     """Results as NumPy arrays, one seed per number."""
     state = TrainState(jnp.asarray(numbers), (), ())
     keys = loop.seed_keys(key, len(numbers))
-    return jax.device_get(evaluate(algo, env, episodes, identity(), state, keys))
+    return jax.device_get(evaluate(algo, env, episodes, identity(), state, keys, **how))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
@@ -119,12 +144,12 @@ def test_chunks_are_executed_in_order_and_planned_anew_when_used_up(chunk: int):
 def test_every_decision_and_seed_draws_its_own_noise():
     got = play(Noisy(chunk=2), Recorder(), 1, [0.0, 0.0], key=4)
     for s in range(2):
-        k_act = jr.split(jr.key(4 + s))[1]
-        noise = [jr.normal(jr.fold_in(k_act, d), (4, 2, 1)) for d in range(4)]
-        actions = np.concatenate([np.asarray(x)[..., 0] for x in noise], axis=1)[:, :LIMIT]
-        for task, length in enumerate([3, 5, 7, 7]):
-            want = np.sum((WEIGHTS * actions[task])[:length])
-            assert got.episode_return[s, task, 0] == pytest.approx(float(want), rel=1e-4, abs=1e-5)
+        for column, (task, length) in enumerate({1: 3, 2: 5, 3: 7, 9: 7}.items()):
+            k_act = jr.split(jr.fold_in(jr.fold_in(jr.key(4 + s), task), 0))[1]
+            noise = [jr.normal(jr.fold_in(k_act, d), (1, 2, 1)) for d in range(4)]
+            actions = np.concatenate([np.asarray(x)[0, :, 0] for x in noise])[:LIMIT]
+            want = np.sum((WEIGHTS * actions)[:length])
+            assert got.episode_return[s, column, 0] == pytest.approx(float(want), rel=1e-4, abs=1e-5)
 
 
 def test_policy_sees_normalised_observations():
@@ -150,10 +175,10 @@ def test_success_return_and_length_of_each_seed_task_and_episode():
     speeds = [0.0, 0.1, 0.3]
     got = play(Steering(), PointEnv(), 3, speeds)
     for s, speed in enumerate(speeds):
-        keys = jr.split(jr.split(jr.key(s))[0], 6)
         for i in range(6):
             task, episode = divmod(i, 3)
-            offset = np.asarray(jr.uniform(keys[i], (2,), minval=-0.1, maxval=0.1))
+            key = jr.split(jr.fold_in(jr.fold_in(jr.key(s), task + 1), episode))[0]
+            offset = np.asarray(jr.uniform(key, (2,), minval=-0.1, maxval=0.1))
             want = by_hand(np.asarray(STARTS[task]) + offset, speed)
             at = (s, task, episode)
             assert (got.success[at], got.episode_return[at], got.length[at]) == want
@@ -165,6 +190,40 @@ def test_seed_in_a_group_plays_as_the_seed_alone():
     np.testing.assert_array_equal(group.episode_return[2], alone.episode_return[0])
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 23, 24, 99])
+def test_results_do_not_depend_on_the_batch(batch: int):
+    """Three seeds, two tasks and four episodes; numbers that divide evenly and that do not."""
+    whole = play(Wandering(), PointEnv(), 4, [0.1, 0.2, 0.3])
+    split = play(Wandering(), PointEnv(), 4, [0.1, 0.2, 0.3], batch=batch)
+    for got, want in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert len(np.unique(whole.length)) > 3
+
+
+@pytest.mark.parametrize(("batch", "most"), [(0, 24), (24, 24), (9, 9), (5, 3), (2, 2), (1, 1)])
+def test_no_more_environments_are_simulated_at_a_time_than_asked_for(batch: int, most: int):
+    """Three seeds of eight episodes: 9 = 3 x 3; 5 leaves room for one column of 3."""
+    state = TrainState(jnp.ones(3), (), ())
+    program = jax.make_jaxpr(
+        lambda keys: evaluate(Wandering(), PointEnv(), 4, identity(), state, keys, batch=batch)
+    )(loop.seed_keys(0, 3))
+    (play_all,) = [eqn for eqn in inner(program.jaxpr) if eqn.primitive.name == "while"]
+    (points,) = {v.aval.shape for v in play_all.outvars if len(v.aval.shape) == 3}  # seeds, episodes, xy
+    assert points[0] * points[1] == most
+
+
+def test_episodes_of_a_task_do_not_depend_on_what_else_is_played():
+    whole = play(Wandering(), PointEnv(), 4, [0.1, 0.2])
+    part = play(Wandering(), PointEnv(), 3, [0.1, 0.2], tasks=(2,))
+    np.testing.assert_array_equal(part.length[:, 0], whole.length[:, 1, :3])
+    np.testing.assert_array_equal(part.episode_return[:, 0], whole.episode_return[:, 1, :3])
+
+
+def test_contacts_left_out_are_counted_by_episode():
+    got = play(Counting(), Recorder(), 2, [1.0])
+    np.testing.assert_array_equal(got.dropped, [[[0, 0], [0, 0], [0, 0], [LIMIT, LIMIT]]])
+
+
 def test_second_evaluation_is_not_traced_again():
     traces = []
 
@@ -173,9 +232,9 @@ def test_second_evaluation_is_not_traced_again():
             traces.append(1)
             return super().act(state, obs, key)
 
-    play(Watched(), Recorder(), 1, [1.0], key=0)
+    play(Watched(), Recorder(), 3, [1.0], key=0, batch=2)
     first = len(traces)
-    play(Watched(), Recorder(), 1, [2.0], key=1)
+    play(Watched(), Recorder(), 3, [2.0], key=1, batch=2)
     assert len(traces) == first > 0
 
 

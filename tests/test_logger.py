@@ -12,13 +12,22 @@ import pytest
 
 from mac.errors import UserError
 from mac.run import record
-from mac.run.logger import EVAL, METRICS, JsonlWriter, RunLog, eval_rows, read_rows
+from mac.run.logger import (
+    EVAL,
+    METRICS,
+    JsonlWriter,
+    RunLog,
+    eval_rows,
+    overflow_warning,
+    read_rows,
+)
 from mac.types import Episodes
 
 EPISODES = Episodes(
     success=jnp.array([[[True, False, True, True]], [[False, False, False, False]]]),
     episode_return=jnp.array([[[-10.0, -200.0, -20.0, -30.0]], [[-200.0] * 4]]),
     length=jnp.array([[[10, 200, 20, 30]], [[200] * 4]]),
+    dropped=jnp.array([[[0, 3, 0, 1]], [[0] * 4]]),
 )
 
 
@@ -48,15 +57,27 @@ def test_eval_rows_are_means_over_episodes():
     rows = eval_rows(500, (0, 1), (2,), EPISODES, "c")
     assert rows[0] == {
         "step": 500, "seed": 0, "task": 2, "success": 0.75, "return": -65.0, "length": 65.0,
-        "episodes": 4, "engine": "c",
+        "episodes": 4, "engine": "c", "dropped": 4,
     }  # fmt: skip
     assert rows[1]["seed"] == 1 and rows[1]["success"] == 0.0 and rows[1]["return"] == -200.0
+
+
+def test_contacts_left_out_are_one_line_that_names_tasks_and_remedy():
+    dropped = jnp.asarray([[[0, 0], [1, 2], [0, 1000]], [[0, 0], [4, 0], [0, 0]]])
+    none = jnp.zeros(dropped.shape)
+    result = Episodes(none > 0, none, dropped, dropped)
+    said = overflow_warning(eval_rows(500, (0, 1), (1, 4, 5), result, "mjx"), "--eval.engine")
+    assert said and "\n" not in said and said.startswith("warning: engine mjx")
+    assert "1,007 contacts (task 4: 7, task 5: 1,000)" in said and "--eval.engine c or warp" in said
+    clean = eval_rows(500, (0, 1), (1, 4, 5), Episodes(none > 0, none, dropped, 0 * dropped), "mjx")
+    assert overflow_warning(clean, "--eval.engine") is None
 
 
 def test_eval_rows_name_each_seed_and_task():
     shape = (2, 3, 1)
     success = jnp.arange(6).reshape(shape) % 2 == 0
-    result = Episodes(success, jnp.arange(6.0).reshape(shape), jnp.ones(shape, jnp.int32))
+    ones = jnp.ones(shape, jnp.int32)
+    result = Episodes(success, jnp.arange(6.0).reshape(shape), ones, ones)
     rows = eval_rows(0, (7, 8), (1, 4, 5), result, "mjx")
     assert [(r["seed"], r["task"], r["return"]) for r in rows] == [
         (7, 1, 0.0), (7, 4, 1.0), (7, 5, 2.0), (8, 1, 3.0), (8, 4, 4.0), (8, 5, 5.0),

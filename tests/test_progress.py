@@ -105,11 +105,13 @@ def test_evaluations_are_always_printed():
     with open_progress("MAC", 100, "updates", seeds=(0, 1), file=out, clock=Clock()) as progress:
         progress.update(10)
         progress.success(10, [0.25, 0.75])
-        progress.success(20, [1.0, 1.0])
+        progress.success(20, [1.0, 1.0], {2: 1.0})
+        progress.success(30, [0.25, 0.75], {1: 0.125, 5: 0.875})
         progress.note("saved")
     assert out.getvalue().splitlines()[1:] == [
         "MAC: success 0.50 at 10 updates (seeds: 0.25 0.75)",
         "MAC: success 1.00 at 20 updates (seeds: 1.00 1.00)",
+        "MAC: success 0.50 at 30 updates (seeds: 0.25 0.75; tasks: 1 0.12, 5 0.88)",
         "saved",
     ]
 
@@ -121,11 +123,19 @@ def test_terminal_shows_metrics_and_success_of_the_seeds(monkeypatch: pytest.Mon
     out = Terminal()
     with open_progress("MAC", 200, "updates", seeds=range(seeds), file=out) as progress:
         progress.update(100, {"critic/loss": np.linspace(0.5, 1.5, seeds)})
-        progress.success(100, np.full(seeds, 0.5))
+        progress.success(100, np.full(seeds, 0.5), {1: 0.4, 2: 0.6})
         with progress.phase("evaluating"):
             progress.note("a line that stays")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
-    for part in ("MAC", "100/200 updates", "success at 100", "50%", "critic/loss", "a line that stays"):
+    for part in (
+        "MAC",
+        "100/200 updates",
+        "success at 100",
+        "50%",
+        "success by task: 1 40%, 2 60%",
+        "critic/loss",
+        "a line that stays",
+    ):
         assert part in text
     assert ("seed 0" in text) == (seeds <= 8) and ("max" in text) == (seeds > 8)
 

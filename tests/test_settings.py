@@ -88,7 +88,7 @@ def test_help_needs_no_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 BAD_FLAGS = {
     ("--sed", "3"): ("--sed", "--seed"),
     ("--step", "5"): ("--step;", "--steps"),
-    ("--hp.btch", "3"): ("--hp.btch", "did you mean --hp.batch?"),
+    ("--hp.btch", "3"): ("--hp.btch", "did you mean --hp.batch"),
     ("--lr", "1"): ("--lr", "did you mean --hp.lr?"),
     ("--zzz",): ("--zzz", "--help"),
     ("word",): ("word", "--help"),
@@ -119,7 +119,8 @@ BAD_FLAGS = {
     ("--run.segment", "0"): ("--run.segment=0", "at least 1"),
     ("--run.eval-every", "0"): ("--run.eval-every=0", "at least 1"),
     ("--eval.episodes", "0"): ("--eval.episodes=0", "at least 1"),
-    ("--eval.engine", "warp"): ("--eval.engine", "'warp'", "'mjx'"),
+    ("--eval.engine", "bullet"): ("--eval.engine", "'bullet'", "'mjx'"),
+    ("--eval.batch", "-1"): ("--eval.batch=-1", "at least 0"),
     ("--data.rows", "0"): ("--data.rows=0", "at least 1"),
     ("--data.seed", "-1"): ("--data.seed=-1", "[0, 2**31)"),
 }
@@ -164,7 +165,7 @@ BAD_FILES = {
     "[[row]]\nsource = 'x'\nhp = {hidden = [8, 'a']}": "hidden = 'a' must be a whole number",
     "[[row]]\nsource = 'x'\nhp = {lr = true}": "lr = True must be a number",
     "[[row]]\nsource = 'x'\nhp = {batch = 0}": "batch=0: must be at least 1",
-    "[[row]]\nsource = 'x'\neval = {engine = 'x'}": "engine = 'x' must be 'auto' or 'mjx' or 'c'",
+    "[[row]]\nsource = 'x'\neval = {engine = 'x'}": "engine = 'x' must be 'auto' or 'c' or 'mjx'",
 }
 
 

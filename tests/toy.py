@@ -37,23 +37,21 @@ class PointEnv(AbstractEnv):
         start = jnp.asarray(STARTS)[task - 1] + jr.uniform(key, (2,), minval=-0.1, maxval=0.1)
         no, zero = jnp.zeros((), bool), jnp.zeros(())
         return EnvState(
-            physics=start,
             obs=start,
             goal=None,
-            target=jnp.zeros((0, 3)),
             reward=zero,
             success=no,
             done=no,
             t=jnp.zeros((), jnp.int32),
+            dropped=jnp.zeros((), jnp.int32),
         )
 
     def step(self, state: EnvState, action: Float[Array, " A"]) -> EnvState:
-        point = state.physics + STRIDE * jnp.clip(action, -1, 1)
+        point = state.obs + STRIDE * jnp.clip(action, -1, 1)
         solved = jnp.sum(jnp.square(point - jnp.asarray(TARGET))) < RADIUS**2
         t = state.t + 1
         after = dataclasses.replace(
             state,
-            physics=point,
             obs=point,
             reward=jnp.where(solved, 0.0, -1.0),
             success=solved,

@@ -1,5 +1,6 @@
 """The third compiled function: every seed, task and episode of an evaluation in one call."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,63 @@ from mac.data.normalize import Normalizer
 from mac.run.segment import map_seeds
 from mac.types import Episodes
 
+EVAL_STREAM = 1 << 31  # folded into a seed's key for evaluations; training folds in steps below this
+
+
+def evaluation_keys(seeds: Int[Array, " S"], step: int, draw: int = 0) -> Key[Array, " S"]:
+    """Keys of the evaluation after update `step` of the seeds with the numbers `seeds`.
+
+    `draw` 0 is the evaluation that training makes; any other number stands for other episodes.
+    """
+
+    def one(seed: Int[Array, ""]) -> Key[Array, ""]:
+        key = jr.fold_in(jr.fold_in(jr.key(seed), EVAL_STREAM), step)
+        return jr.fold_in(key, draw) if draw else key
+
+    return jax.vmap(one)(seeds)
+
+
+def episode_keys(
+    keys: Key[Array, " S"], task: Int[Array, " E"], episode: Int[Array, " E"]
+) -> tuple[Key[Array, "S E"], Key[Array, "S E"]]:
+    """Keys of the start state and of the policy's noise, of each of E episodes of each seed.
+
+    They depend on the seed's key, the task and the episode's number only: what else is played, and
+    how many at a time, changes no episode.
+    """
+
+    def one(key: Key[Array, ""], task: Int[Array, ""], episode: Int[Array, ""]) -> Key[Array, " 2"]:
+        return jr.split(jr.fold_in(jr.fold_in(key, task), episode))
+
+    both = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0)), in_axes=(0, None, None))(keys, task, episode)
+    return both[..., 0], both[..., 1]
+
+
+def choose(
+    algo: AbstractAlgorithm,
+    normalizer: Normalizer,
+    state: TrainState,
+    obs: Float[Array, "S E D"],
+    keys: Key[Array, "S E"],
+    decision: Int[Array, ""],
+) -> Float[Array, "S E n A"]:
+    """The next `n` actions of every episode, to be executed open loop.
+
+    Args:
+        state: leading axis S.
+        obs: in the environment's units.
+        keys: of each episode's policy, as `episode_keys` gives them.
+        decision: how many chunks each episode has executed.
+    """
+
+    def one(state: TrainState, obs: Float[Array, " D"], key: Key[Array, ""]) -> Float[Array, "n A"]:
+        return algo.act(state, obs[None], jr.fold_in(key, decision))[0]
+
+    return map_seeds(jax.vmap(one, in_axes=(None, 0, 0)), state, normalizer.apply(obs), keys)
+
 
 class _Rollout(eqx.Module):
-    """What an evaluation carries; leading axes seeds, then tasks x episodes."""
+    """What a batch of episodes carries; leading axes seeds, then episodes."""
 
     env: Any
     total: Float[Array, "S E"]
@@ -31,41 +86,75 @@ def evaluate(
     normalizer: Normalizer,
     state: TrainState,
     keys: Key[Array, " S"],
+    *,
+    batch: int = 0,
+    tasks: tuple[int, ...] = (),
 ) -> Episodes:
     """Runs `episodes` episodes of each of the environment's tasks for every seed.
 
     The policy sees normalised observations and returns chunks, executed open loop; an episode
-    that has ended stands still while the others go on, and the call ends with the last one.
+    that has ended stands still while the others go on, and a batch ends with its last one.
 
     Args:
         env: an `envs_mjx.base.AbstractEnv`.
         state: leading axis S.
-        keys: one per seed; they decide start states and the policy's noise.
+        keys: one per seed (`evaluation_keys`); they decide start states and the policy's noise.
+        batch: most environments simulated at a time; batches follow one another within the call,
+            and take memory for one of them. 0 simulates all at once. It does not change the results.
+        tasks: ids of the tasks to play; empty for all of the environment's.
     """
-    tasks = env.spec.tasks
-    count = len(tasks) * episodes
-    task = jnp.repeat(jnp.asarray(tasks), episodes)
+    tasks = tasks or env.spec.tasks
+    task, episode = jnp.repeat(jnp.asarray(tasks), episodes), jnp.tile(jnp.arange(episodes), len(tasks))
 
-    def reset(key):
-        return jax.vmap(env.reset)(jr.split(key, count), task)
+    def play(rows: Int[Array, " s"], columns: Int[Array, " e"]) -> tuple[Array, ...]:
+        """Those seeds times those episodes; numbers beyond the last stand for nothing."""
+        wanted = (rows < len(keys))[:, None] & (columns < len(task))[None]
+        rows, columns = jnp.minimum(rows, len(keys) - 1), jnp.minimum(columns, len(task) - 1)
+        k_reset, k_act = episode_keys(keys[rows], task[columns], episode[columns])
+        start = jax.vmap(jax.vmap(env.reset), in_axes=(0, None))(k_reset, task[columns])
+        start = eqx.tree_at(lambda s: s.done, start, start.done | ~wanted)
+        policies = jax.tree.map(lambda x: x[rows], state)
+        end = _play(env, start, partial(choose, algo, normalizer, policies, keys=k_act))
+        return end.env.success, end.total, end.env.t, end.env.dropped
 
-    k_reset, k_act = jax.vmap(partial(jr.split, num=2))(keys).T
-    start = _Rollout(jax.vmap(reset)(k_reset), jnp.zeros((len(keys), count)), jnp.zeros((), jnp.int32))
+    # A batch takes all seeds if it can, so that no policy is asked twice as often for half as much.
+    group = _even_share(len(keys), batch or len(keys))
+    width = _even_share(len(task), batch // group or len(task))
+    row_chunks, column_chunks = _chunks(len(keys), group), _chunks(len(task), width)
+    results = jax.lax.map(
+        lambda rows: jax.lax.map(lambda columns: play(rows, columns), column_chunks), row_chunks
+    )
 
-    def running(c: _Rollout):
-        return ~jnp.all(c.env.done)
+    def arrange(x: Array) -> Array:
+        """[row chunks, column chunks, rows, columns] to [S, tasks, E]."""
+        table = jnp.moveaxis(x, 2, 1).reshape(row_chunks.size, column_chunks.size)
+        return table[: len(keys), : len(task)].reshape(len(keys), len(tasks), episodes)
 
-    def step(c: _Rollout, action: Float[Array, "S E A"]):
-        was_done = c.env.done
+    return Episodes(*map(arrange, results))
+
+
+def _play(env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]]) -> _Rollout:
+    """Plays from the states `start` until all are done; `policy(obs=, decision=)` gives chunks."""
+
+    def step(c: _Rollout, action: Float[Array, "S E A"]) -> tuple[_Rollout, None]:
         after = jax.vmap(jax.vmap(env.step))(c.env, action)
-        return _Rollout(after, c.total + jnp.where(was_done, 0, after.reward), c.decision), None
+        return _Rollout(after, c.total + jnp.where(c.env.done, 0, after.reward), c.decision), None
 
-    def decide(c: _Rollout):
-        k = jax.vmap(jr.fold_in, in_axes=(0, None))(k_act, c.decision)
-        actions = map_seeds(algo.act, state, normalizer.apply(c.env.obs), k)
+    def decide(c: _Rollout) -> _Rollout:
+        actions = policy(obs=c.env.obs, decision=c.decision)
         c, _ = jax.lax.scan(step, c, jnp.moveaxis(actions, 2, 0))
         return _Rollout(c.env, c.total, c.decision + 1)
 
-    end = jax.lax.while_loop(running, decide, start)
-    shape = (len(keys), len(tasks), episodes)
-    return Episodes(end.env.success.reshape(shape), end.total.reshape(shape), end.env.t.reshape(shape))
+    fresh = _Rollout(start, jnp.zeros(start.done.shape), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(lambda c: ~jnp.all(c.env.done), decide, fresh)
+
+
+def _even_share(count: int, most: int) -> int:
+    """Size of the chunks of at most `most`, as even as can be, that cover `count`."""
+    return -(-count // -(-count // min(most, count)))
+
+
+def _chunks(count: int, size: int) -> Int[Array, "chunks size"]:
+    """0, 1, ... in rows of `size`, the last of which may run over `count`."""
+    rows = -(-count // size)
+    return jnp.arange(rows * size).reshape(rows, size)

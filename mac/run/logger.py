@@ -156,9 +156,11 @@ class RunLog:
 
     def evals(
         self, step: int, seeds: Sequence[int], tasks: Sequence[int], result: Episodes, engine: str
-    ) -> None:
-        """Writes one row per seed and task, means over the episodes of `result`."""
-        self._writers[EVAL].write(eval_rows(step, seeds, tasks, result, engine))
+    ) -> list[dict[str, Any]]:
+        """Writes one row per seed and task, as `eval_rows` makes them, and returns the rows."""
+        rows = eval_rows(step, seeds, tasks, result, engine)
+        self._writers[EVAL].write(rows)
+        return rows
 
     def sync(self) -> dict[str, int]:
         """Forces all rows to the disk; returns the byte position of each file, for the checkpoint."""
@@ -179,11 +181,13 @@ def eval_rows(
     step: int, seeds: Sequence[int], tasks: Sequence[int], result: Episodes, engine: str
 ) -> list[dict[str, Any]]:
     """Rows of `eval.jsonl`: `step`, `seed`, `task`, `success` in [0, 1], `return` (undiscounted, mean
-    over episodes), `length` (control steps, mean), `episodes`, `engine`.
+    over episodes), `length` (control steps, mean), `episodes`, `engine`, `dropped` (contacts that the
+    engine left out, sum over episodes).
     """
     success, returns, length = (
         np.asarray(x, np.float64) for x in (result.success, result.episode_return, result.length)
     )
+    dropped = np.asarray(result.dropped, np.int64)
     return [
         {
             "step": step,
@@ -194,10 +198,32 @@ def eval_rows(
             "length": length[i, j].mean(),
             "episodes": success.shape[2],
             "engine": engine,
+            "dropped": dropped[i, j].sum(),
         }
         for i, seed in enumerate(seeds)
         for j, task in enumerate(tasks)
     ]
+
+
+def overflow_warning(rows: Iterable[Mapping[str, Any]], flag: str) -> str | None:
+    """One line if an engine left out contacts in the evaluation that `rows` describe, else None.
+
+    Args:
+        rows: as `eval_rows` makes them.
+        flag: of the command line, that chooses the engine.
+    """
+    by_task: dict[int, int] = {}
+    engine = ""
+    for row in rows:
+        engine = row["engine"]
+        by_task[row["task"]] = by_task.get(row["task"], 0) + int(row["dropped"])
+    if not any(by_task.values()):
+        return None
+    each = ", ".join(f"task {task}: {count:,}" for task, count in by_task.items() if count)
+    return (
+        f"warning: engine {engine} had no room for {sum(by_task.values()):,} contacts ({each}), so success "
+        f"there may be wrong; use {flag} c or warp, which keep every contact"
+    )
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

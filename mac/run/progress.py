@@ -46,6 +46,7 @@ class Progress(abc.ABC):
         self.meter = Meter(total, clock)
         self.metrics: dict[str, np.ndarray] = {}
         self.scores: tuple[int, np.ndarray] | None = None
+        self.tasks: dict[int, float] = {}
         self.doing = ""
 
     def update(self, done: int, metrics: Mapping[str, Any] | None = None) -> None:
@@ -64,9 +65,12 @@ class Progress(abc.ABC):
         self.meter.total = total
         self.update(done)
 
-    def success(self, step: int, scores: Sequence[float] | np.ndarray) -> None:
-        """The evaluation at `step` gave each seed this success rate, in [0, 1]."""
+    def success(
+        self, step: int, scores: Sequence[float] | np.ndarray, tasks: Mapping[int, float] | None = None
+    ) -> None:
+        """The evaluation at `step` gave each seed, and each task, these success rates, in [0, 1]."""
         self.scores = (step, np.asarray(scores))
+        self.tasks = dict(tasks or {})
         self._changed(important=True)
 
     @contextlib.contextmanager
@@ -92,6 +96,10 @@ class Progress(abc.ABC):
 
     @abc.abstractmethod
     def __exit__(self, *_: object) -> None: ...
+
+    def by_task(self, form: str) -> str:
+        """Success of each task, such as `1 0.50, 2 0.75`."""
+        return ", ".join(f"{task} {float(rate):{form}}" for task, rate in self.tasks.items())
 
     def line(self) -> str:
         """Counts, rate and remaining time in one line."""
@@ -130,7 +138,9 @@ class _Plain(Progress):
         if important and self.scores:
             step, scores = self.scores
             each = " ".join(f"{x:.2f}" for x in scores[:MAX_COLUMNS])
-            self.note(f"{self.title}: success {scores.mean():.2f} at {step:,} {self.unit} (seeds: {each})")
+            tasks = f"; tasks: {self.by_task('.2f')}" if len(self.tasks) > 1 else ""
+            line = f"success {scores.mean():.2f} at {step:,} {self.unit} (seeds: {each}{tasks})"
+            self.note(f"{self.title}: {line}")
             return
         values = "  ".join(f"{name} {value.mean():.3g}" for name, value in self.metrics.items())
         self.note(f"{self.title}: {self.line()}" + (f"  {values}" if values else ""))
@@ -154,6 +164,8 @@ class _Live(Progress):
         head = Table.grid(padding=(0, 1))
         head.add_row(Text(self.title, style="bold"), bar)
         parts = [head, Text(self.line())]
+        if len(self.tasks) > 1:
+            parts.append(Text(f"success by task: {self.by_task('.0%')}"))
         return Group(*parts, self._table()) if self.scores or self.metrics else Group(*parts)
 
     def _table(self) -> Table:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
 from mac.algorithm import AbstractAlgorithm, TrainState
@@ -19,14 +18,13 @@ from mac.data.normalize import Normalizer
 from mac.errors import UserError
 from mac.run import segment as loop
 from mac.run.checkpoint import CheckpointStore
-from mac.run.evaluate import evaluate
+from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.interrupt import Interrupt
-from mac.run.logger import RunLog
+from mac.run.logger import RunLog, overflow_warning
 from mac.run.progress import Progress
 from mac.types import Window
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
-EVAL_STREAM = 1 << 31  # folded into a seed's key for evaluations; training folds in steps below this
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class Job(NamedTuple):
         config: what a checkpoint must agree with to be resumed, as plain data.
         may_differ: keys of `config` that may change at a resume.
         episodes: per task and seed in each evaluation.
+        batch: most environments that an evaluation simulates at a time; 0 is all of them.
     """
 
     algo: AbstractAlgorithm
@@ -70,6 +69,7 @@ class Job(NamedTuple):
     engine: str
     config: dict[str, Any]
     may_differ: tuple[str, ...] = ()
+    batch: int = 0
 
     @property
     def numbers(self) -> list[int]:
@@ -120,7 +120,6 @@ class _Loop:
         self.length = gcd(job.run.segment, *marks)
         self.programs: dict[int, Any] = {}
         keys = loop.seed_keys(job.seed, job.seeds)
-        self.eval_keys = jax.vmap(lambda k: jr.fold_in(k, EVAL_STREAM))(keys)
         self.keys = loop.place(self.mesh, keys, loop.SEED)
         self.window = loop.place(self.mesh, job.window, loop.ALL)
 
@@ -215,11 +214,15 @@ class _Loop:
         job, step = self.job, self.outcome.step
         with self._timed("evaluate"), self.progress.phase("evaluating"):
             state = jax.device_put(state, jax.local_devices()[0])
-            keys = jax.vmap(lambda k: jr.fold_in(k, step))(self.eval_keys)
-            result = jax.device_get(evaluate(job.algo, job.env, job.episodes, job.normalizer, state, keys))
+            keys = evaluation_keys(jnp.asarray(job.numbers), step)
+            policies = (job.normalizer, state, keys)
+            result = jax.device_get(evaluate(job.algo, job.env, job.episodes, *policies, batch=job.batch))
         self.evaluated = step
-        self.log.evals(step, job.numbers, job.env.spec.tasks, result, job.engine)
-        self.progress.success(step, result.success.mean(axis=(1, 2)))
+        rows = self.log.evals(step, job.numbers, job.env.spec.tasks, result, job.engine)
+        if warning := overflow_warning(rows, "--eval.engine"):
+            self.progress.note(warning)
+        tasks = dict(zip(job.env.spec.tasks, result.success.mean(axis=(0, 2)), strict=True))
+        self.progress.success(step, result.success.mean(axis=(1, 2)), tasks)
 
     def _save(self, state: TrainState) -> None:
         self._flush()

@@ -1,0 +1,188 @@
+"""A run's folder, read again: its settings, its normaliser, and the policies of a checkpoint."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baselines import REGISTRY
+from envs_mjx.base import AbstractEnv
+from envs_mjx.registry import make, parse
+from envs_mjx.tasks import TASKS
+from experiments import dataset
+from experiments.hparams import unknown_name
+from experiments.settings import DataConfig, Settings, from_plain
+from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.data.normalize import Normalizer, fit_minmax
+from mac.errors import UserError
+from mac.run.checkpoint import Checkpoint, CheckpointStore
+from mac.run.record import read_json, write_json
+from mac.run.segment import seed_keys
+from mac.run.train import CHECKPOINTS
+from mac.types import EnvSpec
+
+CONFIG, NORMALIZER = "config.json", "normalizer.json"
+
+
+class SavedRun(NamedTuple):
+    """The policies of one checkpoint, and all that is needed to act with them.
+
+    Attributes:
+        step: updates that the checkpoint has seen.
+        state: leading axis S, the run's seeds.
+    """
+
+    folder: Path
+    settings: Settings[Any]
+    algo: AbstractAlgorithm
+    normalizer: Normalizer
+    step: int
+    state: TrainState
+
+    @property
+    def numbers(self) -> list[int]:
+        """The seeds' numbers."""
+        return list(range(self.settings.seed, self.settings.seed + self.settings.seeds))
+
+    @property
+    def title(self) -> str:
+        """What was trained, for tables and pictures."""
+        return f"{self.settings.algo} on {self.settings.env}"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was started in `folder`."""
+    return (folder / CONFIG).exists()
+
+
+def read_config(folder: Path, asked_by: str = "") -> dict[str, Any]:
+    """The settings that the run in `folder` was last started with, as plain data.
+
+    Args:
+        asked_by: what an error's line begins with, such as a flag.
+    Raises:
+        UserError: there is no run, or its settings cannot be read.
+    """
+    if not is_run(folder):
+        raise UserError(f"{asked_by}{folder} holds no run (no {CONFIG} in it); name a run's folder")
+    values = read_json(folder / CONFIG)
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / CONFIG} holds no settings; restore it, or choose another folder")
+    return values
+
+
+def read_settings(folder: Path) -> Settings[Any]:
+    """The settings of the run in `folder`.
+
+    Raises:
+        UserError: there is no run, or its settings are not those of this version.
+    """
+    values = read_config(folder)
+    entry = REGISTRY.get(values.get("algo", Settings.algo))
+    if entry is None:
+        raise unknown_name(f"{folder / CONFIG}: algo", values["algo"], REGISTRY)
+    return from_plain(values, entry.config, str(folder / CONFIG))
+
+
+def open_run(folder: Path, step: int | None = None) -> SavedRun:
+    """The policies of a run's checkpoint, the newest or that of update `step`; writes nothing.
+
+    Raises:
+        UserError: no run, no such checkpoint, or a damaged file.
+    """
+    settings = read_settings(folder)
+    spec = make(settings.env, "c").spec
+    algo = REGISTRY[settings.algo].algorithm(settings.hp, spec, settings.steps)
+    keys = seed_keys(settings.seed, settings.seeds)
+    template = jax.eval_shape(jax.vmap(algo.init), keys)
+    found = _restore(folder, template, step)
+    return SavedRun(folder, settings, algo, load_normalizer(folder, settings, spec), found.step, found.state)
+
+
+def _restore(folder: Path, template: Any, step: int | None) -> Checkpoint:
+    with CheckpointStore(folder / CHECKPOINTS) as store:
+        there = store.steps()
+        if not there:
+            raise UserError(f"{folder} has no checkpoint yet; wait for the first one, or continue the run")
+        if step is not None and step not in there:
+            known = ", ".join(f"{s:,}" for s in there)
+            raise UserError(f"--step={step}: {folder} has checkpoints of updates {known}")
+        try:
+            return store.restore(template, step)
+        except UserError:
+            # The run may go on meanwhile, and delete its oldest checkpoint while that is being read.
+            if step is not None or there[-1] in store.steps():
+                raise
+            return store.restore(template)
+
+
+def save_normalizer(folder: Path, normalizer: Normalizer) -> None:
+    """Writes `normalizer.json`, so that the policies can act without the dataset; exact to the bit.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    values = {
+        f.name: np.asarray(getattr(normalizer, f.name)).tolist() for f in dataclasses.fields(normalizer)
+    }
+    write_json(folder / NORMALIZER, values)
+
+
+def load_normalizer(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Normalizer:
+    """The normaliser of the run in `folder`; for a run that left none, that of its dataset.
+
+    Raises:
+        UserError: the file is damaged, or there is neither it nor the dataset.
+    """
+    path = folder / NORMALIZER
+    if not path.exists():
+        return fit_minmax(_open_dataset(folder, settings, spec).statistics_obs)
+    values = read_json(path)
+    try:
+        parts = {f.name: np.asarray(values[f.name], np.float32) for f in dataclasses.fields(Normalizer)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} holds no normaliser ({error}); restore it, or delete it") from error
+    if any(part.shape != (spec.obs_dim,) for part in parts.values()):
+        raise UserError(f"{path} does not fit {spec.name}: expected {spec.obs_dim} numbers each; delete it")
+    return Normalizer(**{name: jnp.asarray(part) for name, part in parts.items()})
+
+
+def _open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Any:
+    """The store of the run's dataset; paths are relative to where the run was started, or to here."""
+    launches = read_json(folder / "run.json")["launches"] if (folder / "run.json").exists() else []
+    for place in (Path(), *(Path(launch["folder"]) for launch in reversed(launches))):
+        there = settings.data.path and place / settings.data.path
+        data = dataclasses.replace(settings.data, path=there, dir=place / settings.data.dir)
+        if there is None or there.exists():
+            source, found = dataset.locate(data, settings.env)
+            if found:
+                return dataset.open_store(data, source, spec)
+    wanted = settings.data.path or dataset.generated_file(DataConfig(), settings.env)
+    raise UserError(
+        f"{folder} has no {NORMALIZER}, and its dataset ({wanted}) is not there to make it from; "
+        "call from the folder where the run was started"
+    )
+
+
+def environments(name: str, tasks: tuple[int, ...], engine: str, flag: str) -> list[AbstractEnv]:
+    """Environments that hold `tasks` (empty: those of `name` itself) of the scene of `name`.
+
+    A goal-conditioned one holds them all; of single-task ones there is one for each.
+
+    Raises:
+        UserError: an unknown task, named with `flag`, or an engine that is not installed.
+    """
+    for task in tasks:
+        if not 1 <= task <= TASKS:
+            raise UserError(f"{flag} {task}: {parse(name).family} has tasks 1 to {TASKS}")
+    names = [name] if parse(name).task is None or not tasks else [_with_task(name, task) for task in tasks]
+    return [make(each, engine) for each in names]
+
+
+def _with_task(name: str, task: int) -> str:
+    """The single-task environment `name` with another task."""
+    here = parse(name)
+    return name if here.task == task else f"{here.dataset.removesuffix('-v0')}-singletask-task{task}-v0"
