@@ -7,6 +7,7 @@ joint servos track those for the whole control step. Metres, radians, world fram
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Float
 
-from envs_mjx.engine import Physics
 from envs_mjx.rotations import quat_about_z, quat_conj, quat_mul, rotate, rotation_vector, yaw_of_mat
 from envs_mjx.scenes import Scene
 
@@ -97,18 +97,31 @@ def _compose(pos_a, quat_a, pos_b, quat_b) -> tuple[np.ndarray, np.ndarray]:
     return pos + pos_a, quat
 
 
-def control(arm: Arm, scene: Scene, physics: Physics, action: Float[Array, " 5"]) -> Float[Array, " nu"]:
+class Pinch(NamedTuple):
+    """Pose of the point between the finger tips: position (m) and rotation matrix, world frame."""
+
+    pos: Float[Array, " 3"]
+    mat: Float[Array, "3 3"]
+
+
+def control(
+    arm: Arm, scene: Scene, pinch: Pinch, qpos: Float[Array, " nq"], action: Float[Array, " 5"]
+) -> Float[Array, " nu"]:
     """Servo targets for an action in [-1, 1]^5: joint angles (rad), gripper 0 (open) to 255 (closed).
 
-    The pose that the action is added to is the observed one (`Physics.site_pos`, one substep old).
+    The pose that the action is added to is the observed one, which may be one substep older than
+    `qpos`. All arithmetic is in the precision of `qpos`, but for the position of each action in its
+    interval, which OGBench rounds to the action's precision.
     """
-    move = action * jnp.asarray(ACTION_SCALE)
-    low, high = jnp.asarray(WORKSPACE)
-    pos = jnp.clip(physics.site_pos[0] + move[:3], low, high)
-    yaw = yaw_of_mat(physics.site_mat[0]) + move[3]
-    joints = joints_for(arm, pos, yaw, physics.qpos[scene.arm_qpos])
-    opening = jnp.clip(gripper_opening(scene, physics.qpos) + move[4], 0.0, 1.0)
-    ctrl = jnp.zeros(scene.model.nu)
+    dtype = qpos.dtype
+    scale = jnp.asarray(ACTION_SCALE, dtype)
+    move = (0.5 * (action + 1)).astype(dtype) * (2 * scale) - scale
+    low, high = jnp.asarray(WORKSPACE, dtype)
+    pos = jnp.clip(pinch.pos + move[:3], low, high)
+    yaw = yaw_of_mat(pinch.mat) + move[3]
+    joints = joints_for(arm, pos, yaw, qpos[scene.arm_qpos])
+    opening = jnp.clip(gripper_opening(scene, qpos) + move[4], 0.0, 1.0)
+    ctrl = jnp.zeros(scene.model.nu, dtype)
     return ctrl.at[scene.arm_ctrl].set(joints).at[scene.gripper_ctrl].set(GRIPPER_CTRL_MAX * opening)
 
 
@@ -148,7 +161,7 @@ def inverse_kinematics(
         count, joints, _ = carry
         shift, turn, jacobian = errors(joints)
         done = (jnp.sum(shift**2) <= IK_TOLERANCE**2) & (jnp.sum(turn**2) <= IK_TOLERANCE**2)
-        step = minimum_norm_solution(jacobian, jnp.concatenate([shift, turn]))
+        step = damped_least_squares(jacobian, jnp.concatenate([shift, turn]))
         step *= jnp.minimum(1.0, IK_MAX_STEP / jnp.maximum(jnp.max(jnp.abs(step)), 1e-12))
         return count + 1, jnp.where(done, joints, joints + step), done
 
@@ -180,12 +193,13 @@ def flange_kinematics(
     return pos, quat, jnp.concatenate([levers, axes], axis=1).T
 
 
-def minimum_norm_solution(jacobian: Float[Array, "6 6"], rhs: Float[Array, " 6"]) -> Float[Array, " 6"]:
-    """The least x with `jacobian @ x = rhs`, by Gram-Schmidt on the rows.
+def damped_least_squares(jacobian: Float[Array, "6 6"], rhs: Float[Array, " 6"]) -> Float[Array, " 6"]:
+    """The damped least squares solution `J.T @ inv(J @ J.T + damping) @ rhs`, by Gram-Schmidt.
 
-    Algebraically `J.T @ inv(J @ J.T + damping) @ rhs`, without squaring the condition number, which
-    float32 could not afford. Written out so that a batch is a handful of fused loops rather than
-    calls of a linear algebra library, one per environment.
+    It is the first half of the shortest x with `[J, sqrt(damping) I] @ x = rhs`; finding that one row
+    after the other does not square the condition number, which float32 could not afford. Written out
+    so that a batch is a handful of fused loops rather than calls of a linear algebra library, one per
+    environment.
     """
 
     def add_row(carry, equation):
@@ -195,9 +209,10 @@ def minimum_norm_solution(jacobian: Float[Array, "6 6"], rhs: Float[Array, " 6"]
         for _ in range(2):  # once more, because one pass loses orthogonality to rounding
             along = jnp.sum(basis * left[None], axis=1)
             left = left - jnp.sum(basis * along[:, None], axis=0)
-        square = jnp.sum(left * left) + IK_DAMPING
+        square = jnp.sum(left * left)
         x = x + left * ((value - jnp.sum(row * x)) / square)
         return (basis.at[i].set(left / jnp.sqrt(square)), x), None
 
-    empty = jnp.zeros_like(jacobian), jnp.zeros_like(rhs)
-    return jax.lax.scan(add_row, empty, (jnp.arange(6), jacobian, rhs))[0][1]
+    rows = jnp.concatenate([jacobian, np.sqrt(IK_DAMPING) * jnp.eye(6, dtype=rhs.dtype)], axis=1)
+    empty = jnp.zeros_like(rows), jnp.zeros_like(rows[0])
+    return jax.lax.scan(add_row, empty, (jnp.arange(6), rows, rhs))[0][1][:6]

@@ -191,7 +191,7 @@ class CubeEnv(AbstractEnv):
 
     def advance(self, physics: Physics, action: Float[Array, " A"], active: Bool[Array, ""]) -> Physics:
         """The scene one control step later, whatever the task; unchanged where not `active`."""
-        ctrl = arms.control(self.arm, self.scene, physics, jnp.clip(action, -1.0, 1.0))
+        ctrl = self.engine.control(self.arm, self.scene, physics, jnp.clip(action, -1.0, 1.0))
         return self.engine.step(physics, ctrl, active)
 
     def readings(self, physics: Physics) -> Readings:

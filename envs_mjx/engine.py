@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from envs_mjx import arm as arms
+from envs_mjx.scenes import Scene
+
 
 class Physics(eqx.Module):
     """State of one simulated scene after a control step, as C MuJoCo would leave it.
@@ -54,8 +57,13 @@ class AbstractEngine(eqx.Module):
         """A scene put into the given state at time 0, nothing locked, and all derived
         quantities fresh (`mj_forward`)."""
 
+    def control(self, arm: arms.Arm, scene: Scene, physics: Physics, action: Float[Array, " 5"]) -> Array:
+        """Servo targets for an action in [-1, 1]^5, in the form that `step` takes (`arm.control`)."""
+        pinch = arms.Pinch(physics.site_pos[0], physics.site_mat[0])
+        return arms.control(arm, scene, pinch, physics.qpos, action)
+
     @abc.abstractmethod
-    def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
+    def step(self, physics: Physics, ctrl: Array, active: Bool[Array, ""]) -> Physics:
         """One control step (all substeps under constant `ctrl`); unchanged where not `active`."""
 
     def place(

@@ -3,7 +3,9 @@
 The whole simulator state travels through JAX as an opaque array: the bits of the doubles of
 MuJoCo's `mjSTATE_INTEGRATION` vector (positions, velocities, warm start, mocap poses, time ...). A step is
 therefore a function of its arguments alone, bitwise reproducible whatever the batch, the threads
-and the order; rounding positions to float32 between steps would diverge within a few contacts.
+and the order; rounding positions to float32 between steps would diverge within a few contacts. For the
+same reason servo targets are computed in float64, in JAX, and travel as bits too: a target that is off
+by one rounding of float32 moves a button or a finger in contact by up to a centimetre in one step.
 """
 
 import collections
@@ -19,6 +21,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
+from envs_mjx import arm as arms
 from envs_mjx.engine import AbstractEngine, Physics, keep
 from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 from mac.errors import UserError
@@ -40,7 +43,8 @@ class CEngine(AbstractEngine):
     environments that are not `active` are skipped and cost nothing. On an accelerator the state
     crosses the bus at every control step.
 
-    `Physics.raw` is uint32[2 * n], the n doubles of the integration state.
+    `Physics.raw` is uint32[2 * n]: the bits of the doubles of the integration state, and of position
+    and rotation matrix of the pinch point as observed.
     """
 
     name: str = eqx.field(static=True)
@@ -67,7 +71,19 @@ class CEngine(AbstractEngine):
         results = self._call(self.host.load, qpos, qvel, active)
         return keep(self._unpack(*results, physics.locked), physics, active)
 
-    def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
+    def control(
+        self, arm: arms.Arm, scene: Scene, physics: Physics, action: Float[Array, " 5"]
+    ) -> UInt32[Array, " words"]:
+        """`arm.control` in float64, as bits."""
+        with jax.enable_x64(True):
+            state = jax.lax.bitcast_convert_type(physics.raw.reshape(-1, 2), jnp.float64)
+            qpos = jax.lax.slice_in_dim(state, self.host.qpos_at, self.host.qpos_at + self.host.nq)
+            pinch = arms.Pinch(state[-12:-9], state[-9:].reshape(3, 3))
+            ctrl = arms.control(arm, scene, pinch, qpos, action)
+            return jax.lax.bitcast_convert_type(ctrl, jnp.uint32).reshape(-1)
+
+    def step(self, physics: Physics, ctrl: Array, active: Bool[Array, ""]) -> Physics:
+        """As in `AbstractEngine`; `ctrl` are the bits that `control` gives, or float32[nu]."""
         results = self._call(self.host.step, physics.raw, ctrl, active, physics.locked)
         new = self._unpack(*results, physics.locked)
         return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, physics)
@@ -117,7 +133,8 @@ class _Host:
         self.scene = scene
         self.threads = threads
         self.nq, self.nv = int(scene.model.nq), int(scene.model.nv)
-        self.state_size = mujoco.mj_stateSize(scene.model, _STATE)
+        self.state_size = mujoco.mj_stateSize(scene.model, _STATE) + 12  # the pinch point's pose
+        self.qpos_at = mujoco.mj_stateSize(scene.model, mujoco.mjtState.mjSTATE_TIME)
         self.row_size = self.nq + self.nv + 12 * len(scene.sites) + 6
         self._idle: collections.deque[_Worker] = collections.deque()
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
@@ -128,10 +145,11 @@ class _Host:
 
     def step(self, raw, ctrl, active, locked):
         """Advances every active environment by one control step; rows of the others are zero."""
-        raw, ctrl, active = np.asarray(raw), np.asarray(ctrl), np.asarray(active)
+        raw, ctrl, active = np.asarray(raw), np.ascontiguousarray(ctrl), np.asarray(active)
         batch = active.shape
         old = np.ascontiguousarray(raw).view(np.float64).reshape(-1, self.state_size)
-        ctrl = ctrl.reshape(-1, ctrl.shape[-1])
+        ctrl = ctrl.view(np.float64) if ctrl.dtype == np.uint32 else ctrl
+        ctrl = ctrl.reshape(len(old), -1)
         locked = np.asarray(locked).reshape(len(old), self.scene.slides)
         new, rows = self.empty_rows(len(old))
 
@@ -204,7 +222,7 @@ class _Worker:
     def step(self, state: np.ndarray, ctrl: np.ndarray, locked: np.ndarray) -> None:
         if self.slides.size:
             self.model.dof_damping[self.slides] = np.where(locked, LOCKED_DAMPING, FREE_DAMPING)
-        mujoco.mj_setState(self.model, self.data, state, _STATE)
+        mujoco.mj_setState(self.model, self.data, state[:-12], _STATE)
         self.data.ctrl[:] = ctrl
         mujoco.mj_step(self.model, self.data, self.substeps)  # releases the GIL
         mujoco.mj_rnePostConstraint(self.model, self.data)
@@ -220,7 +238,9 @@ class _Worker:
     def save(self, state: np.ndarray, row: np.ndarray) -> None:
         """Writes the integration state and the readings of the current `MjData`."""
         data = self.data
-        mujoco.mj_getState(self.model, data, state, _STATE)
+        mujoco.mj_getState(self.model, data, state[:-12], _STATE)
+        state[-12:-9] = data.site_xpos[self.sites[0]]
+        state[-9:] = data.site_xmat[self.sites[0]]
         qpos, qvel, pos, mat, touch = self.slices
         row[qpos] = data.qpos
         row[qvel] = data.qvel

@@ -49,7 +49,7 @@ class ManipState(EnvState):
         return self.world.physics
 
     @property
-    def buttons(self) -> Bool[Array, " buttons"]:
+    def buttons(self) -> Bool[Array, "*batch buttons"]:
         return self.world.buttons
 
 
@@ -122,7 +122,7 @@ class ManipEnv(Tabletop, AbstractEnv):
             reward=jnp.zeros(()),
             success=jnp.asarray(False),
             done=jnp.asarray(False),
-            t=jnp.asarray(0),
+            t=jnp.zeros((), jnp.int32),
             dropped=world.physics.dropped,
             key=keys["episode"],
         )

@@ -136,7 +136,7 @@ def _set_servo_gains(model: mujoco.MjModel) -> None:
 
 def _arm_actuators(model: mujoco.MjModel) -> np.ndarray:
     names = ("shoulder_pan", "shoulder_lift", "elbow", "wrist_1", "wrist_2", "wrist_3")
-    return np.asarray([model.actuator(ARM + name).id for name in names])
+    return np.asarray([model.actuator(ARM + name).id for name in names], np.int32)
 
 
 def _index(family: str, model: mujoco.MjModel, contents: Contents) -> Scene:
@@ -169,11 +169,13 @@ def _index(family: str, model: mujoco.MjModel, contents: Contents) -> Scene:
         arm_ctrl=arm,
         gripper_ctrl=model.actuator(ARM + GRIPPER + "fingers_actuator").id,
         driver_qpos=int(model.joint(ARM + GRIPPER + "right_driver_joint").qposadr[0]),
-        sites=np.asarray([model.site(ARM + GRIPPER + "pinch").id, model.site(ARM + "attachment_site").id]),
+        sites=np.asarray(
+            [model.site(ARM + name).id for name in (GRIPPER + "pinch", "attachment_site")], np.int32
+        ),
         pad_body=model.body(ARM + GRIPPER + "right_pad").id,
         cube_qpos=model.jnt_qposadr[free].copy(),
         cube_dof=model.jnt_dofadr[free].copy(),
-        cube_geom=np.asarray([model.geom(f"object_{i}").id for i in range(contents.cubes)], int),
+        cube_geom=np.asarray([model.geom(f"object_{i}").id for i in range(contents.cubes)], np.int32),
         button_qpos=model.jnt_qposadr[pushed].copy(),
         button_dof=model.jnt_dofadr[pushed].copy(),
         button_top=data.site_xpos[tops].copy(),
@@ -186,4 +188,4 @@ def _index(family: str, model: mujoco.MjModel, contents: Contents) -> Scene:
 
 
 def _joints(model: mujoco.MjModel, names: list[str]) -> np.ndarray:
-    return np.asarray([model.joint(name).id for name in names], int)
+    return np.asarray([model.joint(name).id for name in names], np.int32)

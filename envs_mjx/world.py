@@ -65,7 +65,7 @@ class Tabletop(eqx.Module):
 
     def move(self, world: World, action: Float[Array, " A"], active: Bool[Array, ""]) -> World:
         """`advance` before buttons react."""
-        ctrl = arms.control(self.arm, self.scene, world.physics, jnp.clip(action, -1.0, 1.0))
+        ctrl = self.engine.control(self.arm, self.scene, world.physics, jnp.clip(action, -1.0, 1.0))
         return World(self.engine.step(world.physics, ctrl, active), world.buttons)
 
     def press(self, before: World, after: World) -> World:

@@ -14,6 +14,10 @@ from mac.errors import UserError
         ("cube-octuple-play-oraclerep-v0", EnvName("cube-octuple", "cube-octuple-play-v0", "oracle", None)),
         ("cube-double-play-singletask-v0", EnvName("cube-double", "cube-double-play-v0", "single", 2)),
         ("cube-triple-play-singletask-task5-v0", EnvName("cube-triple", "cube-triple-play-v0", "single", 5)),
+        ("cube-quadruple-noisy-v0", EnvName("cube-quadruple", "cube-quadruple-noisy-v0", "goal", None)),
+        ("scene-play-singletask-v0", EnvName("scene", "scene-play-v0", "single", 2)),
+        ("puzzle-4x4-play-singletask-v0", EnvName("puzzle-4x4", "puzzle-4x4-play-v0", "single", 4)),
+        ("puzzle-4x6-noisy-oraclerep-v0", EnvName("puzzle-4x6", "puzzle-4x6-noisy-v0", "oracle", None)),
     ],
 )
 def test_names_are_taken_apart(name, expected):
@@ -29,6 +33,11 @@ def test_names_are_taken_apart(name, expected):
         ("cube-triple-play-v0", 46, 46, (1, 2, 3, 4, 5), 1000),
         ("cube-quadruple-play-singletask-v0", 55, None, (2,), 1000),
         ("cube-octuple-play-oraclerep-v0", 91, 24, (1, 2, 3, 4, 5), 1500),
+        ("scene-play-oraclerep-v0", 40, 7, (1, 2, 3, 4, 5), 750),
+        ("puzzle-3x3-play-singletask-v0", 55, None, (4,), 500),
+        ("puzzle-4x4-noisy-oraclerep-v0", 83, 16, (1, 2, 3, 4, 5), 500),
+        ("puzzle-4x5-play-oraclerep-v0", 99, 20, (1, 2, 3, 4, 5), 1000),
+        ("puzzle-4x6-play-v0", 115, 115, (1, 2, 3, 4, 5), 1000),
     ],
 )
 def test_spec_and_shapes_of_every_family(name, obs, goal, tasks, limit):
