@@ -7,15 +7,12 @@
 Every configuration runs in a process of its own, so that its peak memory is its own and the CPU may
 count as another number of devices. Within it the contenders (`contenders.py`) take turns: machines
 are noisy, and what is compared must see the same noise. All train the paper's MAC, on random data
-of cube-single's shapes. With `--envs`, evaluations are timed too (`bench_eval.py`).
+of cube-single's shapes. With `--envs`, evaluations are timed too (`bench_eval.py`). The physics of all
+environments has a benchmark of its own, `python experiments/bench.py envs` (`bench_envs.py`).
 """
 
-import csv
-import datetime
-import io
 import itertools
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,13 +25,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments import bench_envs
 from experiments.bench_eval import EvalRow, measure_evaluation
 from experiments.bench_train import TrainRow, measure_training
 from experiments.contenders import EPISODE_ROWS
+from experiments.measured import write_csv
 from mac.errors import UserError
 from mac.mac import Config
 from mac.run import segment as loop
-from mac.run.record import cores, cpu_model, git_state, replace_file
 
 ONE = "--one-"  # first flag, with `train` or `eval`: measure one configuration here, and print JSON
 
@@ -84,6 +82,8 @@ class Args:
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
+    if argv[:1] == ["envs"]:
+        return bench_envs.main(argv[1:])
     try:
         kind = argv[0].removeprefix(ONE) if argv and argv[0].startswith(ONE) else None
         args = tyro.cli(Args, args=list(argv[kind is not None :]), prog="python experiments/bench.py")
@@ -106,11 +106,11 @@ def every(args: Args, argv: Sequence[str]) -> None:
     evals = [EvalRow(**in_process("eval", replace(widest, envs=(n,)))) for n in args.envs]
     Console().print(table(rows), *([eval_table(evals)] if evals else []))
     if args.out is not None:
-        write_csv(args.out, rows, argv)
+        write_csv(args.out, rows, ["experiments/bench.py", *argv])
         print(args.out)
         if evals:
             path = args.out.with_name(f"{args.out.stem}_eval.csv")
-            write_csv(path, evals, argv)
+            write_csv(path, evals, ["experiments/bench.py", *argv])
             print(path)
 
 
@@ -178,29 +178,6 @@ def eval_table(rows: Sequence[EvalRow]) -> Table:
         figures = (f"{r.total_s:.3g}", f"{r.policy_s:.3g}", f"{r.physics_s:.3g}", f"{r.env_steps:,.0f}")
         shown.add_row(str(r.envs), r.engine, *figures, f"{r.compile_s:.1f}")
     return shown
-
-
-def write_csv(path: Path, rows: Sequence[TrainRow] | Sequence[EvalRow], argv: Sequence[str]) -> None:
-    """Writes the rows below comment lines that say when, where and how they were measured.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    git = git_state(Path(__file__).parent) or {"commit": "unknown", "changed": False}
-    text = io.StringIO()
-    for name, value in {
-        "command": shlex.join(["python", "experiments/bench.py", *argv]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git["commit"] + (" with changes" if git["changed"] else ""),
-        "hardware": f"{cpu_model()}, {cores()} cores; {jax.devices()[0].device_kind}",
-        "jax": jax.__version__,
-    }.items():
-        text.write(f"# {name}: {value}\n")
-    writer = csv.DictWriter(text, list(vars(rows[0])), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in vars(row).items()})
-    replace_file(path, lambda file: file.write(text.getvalue().encode()))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_an_unknown_name_suggests_the_closest():
 
 
 def test_an_unknown_engine_is_a_mistake():
-    with pytest.raises(UserError, match=r"'bullet'.*choose auto, c, mjx"):
+    with pytest.raises(UserError, match=r"'bullet'.*choose auto, c, mjx, warp"):
         make("cube-single-play-v0", "bullet")
 
 
