@@ -140,26 +140,27 @@ def _choose_preset(preset: str, backend: str) -> tuple[str, str]:
 
 def _second_stage(argv: Sequence[str], config: type[Any], default: Settings[Any]) -> Settings[Any]:
     """All flags, over `default`."""
-    return read_flags(Settings[config], argv, default, PROGRAM)
+    return read_flags(Settings[config], argv, PROGRAM, default)
 
 
-def read_flags(cls: Any, argv: Sequence[str], default: Any, program: str) -> Any:
-    """A command line as an instance of dataclass `cls`, over the values of `default`.
+def read_flags(cls: Any, argv: Sequence[str], program: str, default: Any = None) -> Any:
+    """A command line as an instance of dataclass `cls`, over the values of `default` if given.
 
     Raises:
         UserError: an unknown flag, or a value that does not fit, in one line.
         SystemExit: after printing the help.
     """
-    _check_flags(argv, default)
+    _check_flags(argv, cls if default is None else default)
+    over = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 cls,
                 args=list(argv),
-                default=default,
                 prog=program,
                 config=(tyro.conf.FlagCreatePairsOff,),
+                **over,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -185,8 +186,10 @@ def _check_flags(argv: Sequence[str], default: Any) -> None:
 
 
 def flags(default: Any, prefix: str = "--") -> Iterator[str]:
-    """The names of all flags, such as `--hp.lr`."""
+    """The names of all flags, such as `--hp.lr`, of a dataclass; what has no default has no flag."""
     for field in dataclasses.fields(default):
+        if not hasattr(default, field.name):
+            continue
         value, name = getattr(default, field.name), prefix + field.name.replace("_", "-")
         yield from flags(value, f"{name}.") if dataclasses.is_dataclass(value) else (name,)
 

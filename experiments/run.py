@@ -14,16 +14,16 @@ from baselines import REGISTRY
 from envs_mjx.collect import collect
 from envs_mjx.registry import make, parse, resolve_engine
 from experiments import arguments, dataset, plan, saved
+from experiments.program import exit_status
 from experiments.saved import CONFIG
 from experiments.settings import Settings
 from mac.data.normalize import fit_minmax
 from mac.data.store import Store
 from mac.data.window import make_window
-from mac.errors import UserError, one_line
+from mac.errors import UserError
 from mac.run.checkpoint import CheckpointStore
 from mac.run.claim import claim
 from mac.run.compatible import check_config
-from mac.run.interrupt import Terminated, sigterm_raises
 from mac.run.logger import EVAL, METRICS, read_rows
 from mac.run.meter import duration
 from mac.run.plot import plot_learning_curve
@@ -31,7 +31,7 @@ from mac.run.progress import open_progress
 from mac.run.record import cores, cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
-from mac.run.train import CHECKPOINTS, Diverged, Job, Outcome, train
+from mac.run.train import CHECKPOINTS, Job, Outcome, train
 
 PICTURE = "learning_curve.png"
 MAY_DIFFER = ("run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")
@@ -65,21 +65,11 @@ class Launch(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
-    try:
-        with sigterm_raises():
-            return run(*arguments.parse(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Diverged) else 2
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        remedy = "take fewer --seeds, a smaller --hp.batch, or evaluate in parts with --eval.batch"
-        print(f"error: out of memory ({one_line(error)}); {remedy}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as signal:
-        print("interrupted; nothing half-written was left behind", file=sys.stderr)
-        return 143 if isinstance(signal, Terminated) else 130
+    return exit_status(
+        lambda: run(*arguments.parse(argv)),
+        short_of_memory="take fewer --seeds, a smaller --hp.batch, or evaluate in parts with --eval.batch",
+        interrupted="nothing half-written was left behind",
+    )
 
 
 def run(settings: Settings[Any], reason: str) -> int:

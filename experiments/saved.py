@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from baselines import REGISTRY
-from envs_mjx.base import AbstractEnv
 from envs_mjx.registry import make, parse
 from envs_mjx.tasks import TASKS
 from experiments import dataset
@@ -167,22 +166,23 @@ def _open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Any:
     )
 
 
-def environments(name: str, tasks: tuple[int, ...], engine: str, flag: str) -> list[AbstractEnv]:
-    """Environments that hold `tasks` (empty: those of `name` itself) of the scene of `name`.
+def by_environment(name: str, tasks: tuple[int, ...], flag: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Names of environments that hold `tasks` of the scene of `name`, each with those that it holds.
 
-    A goal-conditioned one holds them all; of single-task ones there is one for each.
+    A goal-conditioned environment holds all five tasks; a single-task one has a sibling for each.
 
+    Args:
+        tasks: empty for those of `name` itself.
+        flag: what an error's line begins with.
     Raises:
-        UserError: an unknown task, named with `flag`, or an engine that is not installed.
+        UserError: a task that does not exist, or one that is asked for twice.
     """
-    for task in tasks:
-        if not 1 <= task <= TASKS:
-            raise UserError(f"{flag} {task}: {parse(name).family} has tasks 1 to {TASKS}")
-    names = [name] if parse(name).task is None or not tasks else [_with_task(name, task) for task in tasks]
-    return [make(each, engine) for each in names]
-
-
-def _with_task(name: str, task: int) -> str:
-    """The single-task environment `name` with another task."""
     here = parse(name)
-    return name if here.task == task else f"{here.dataset.removesuffix('-v0')}-singletask-task{task}-v0"
+    for task in tasks:
+        if not 1 <= task <= TASKS or tasks.count(task) > 1:
+            raise UserError(f"{flag} {task}: {here.family} has tasks 1 to {TASKS}; name each once")
+    if here.task is None:
+        return [(name, tasks or tuple(range(1, TASKS + 1)))]
+    stem = here.dataset.removesuffix("-v0")
+    names = {task: f"{stem}-singletask-task{task}-v0" for task in tasks or (here.task,)} | {here.task: name}
+    return [(names[task], (task,)) for task in tasks or (here.task,)]

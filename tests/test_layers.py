@@ -83,7 +83,9 @@ def test_module_imports_only_lower_layers(path: Path):
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_module_imports_no_reference_package(path: Path):
-    assert not {target.split(".")[0] for target in imports(path)} & FOREIGN
+    found = {target.split(".")[0] for target in imports(path)} & FOREIGN
+    # A process of its own, for those who ask for the original environment.
+    assert found == ({"ogbench"} if name_of(path) == "experiments.ogbench_worker" else set())
 
 
 def jits(path: Path) -> list[int]:

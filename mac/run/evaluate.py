@@ -53,7 +53,7 @@ def choose(
     state: TrainState,
     obs: Float[Array, "S E D"],
     keys: Key[Array, "S E"],
-    decision: Int[Array, ""],
+    decision: Int[Array, "S E"],
 ) -> Float[Array, "S E n A"]:
     """The next `n` actions of every episode, to be executed open loop.
 
@@ -65,9 +65,10 @@ def choose(
     """
 
     def one(state: TrainState, obs: Float[Array, " D"], key: Key[Array, ""]) -> Float[Array, "n A"]:
-        return algo.act(state, obs[None], jr.fold_in(key, decision))[0]
+        return algo.act(state, obs[None], key)[0]
 
-    return map_seeds(jax.vmap(one, in_axes=(None, 0, 0)), state, normalizer.apply(obs), keys)
+    noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)
+    return map_seeds(jax.vmap(one, in_axes=(None, 0, 0)), state, normalizer.apply(obs), noise)
 
 
 class _Rollout(eqx.Module):
@@ -141,7 +142,7 @@ def _play(env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]]) 
         return _Rollout(after, c.total + jnp.where(c.env.done, 0, after.reward), c.decision), None
 
     def decide(c: _Rollout) -> _Rollout:
-        actions = policy(obs=c.env.obs, decision=c.decision)
+        actions = policy(obs=c.env.obs, decision=jnp.broadcast_to(c.decision, c.env.done.shape))
         c, _ = jax.lax.scan(step, c, jnp.moveaxis(actions, 2, 0))
         return _Rollout(c.env, c.total, c.decision + 1)
 

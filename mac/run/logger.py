@@ -27,6 +27,10 @@ def _plain(value: Any) -> Any:
     """A JSON value: float32 in its shortest decimal form, null for NaN and infinity, which JSON lacks."""
     if isinstance(value, str | bool | int) or value is None:
         return value
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     number = np.asarray(value)
     if number.dtype.kind != "f":
         return number.item()
@@ -122,6 +126,20 @@ class JsonlWriter:
     def _failure(self, error: OSError) -> UserError:
         reason = error.strerror or one_line(error)
         return UserError(f"cannot write {self.path}: {reason}; free space or set rights, then --resume")
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row to a file to which many programs write, one after the other; whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written, or another process is writing it.
+    """
+    position = None
+    with contextlib.suppress(FileNotFoundError):
+        position = path.read_bytes().rfind(b"\n") + 1  # without what is left of a write cut short
+    with contextlib.closing(JsonlWriter(path, position)) as writer:
+        writer.write([row])
+        writer.sync()
 
 
 class RunLog:

@@ -20,7 +20,7 @@ from mac.errors import UserError, one_line
 
 PACKAGES = (
     "mac-jax", "jax", "jaxlib", "numpy", "equinox", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx",
-    "ogbench",
+    "warp-lang", "ogbench", "gymnasium", "dm-control",
 )  # fmt: skip
 
 
@@ -138,18 +138,20 @@ def record_launch(folder: Path, config: dict[str, Any], *, resumed_from: int | N
     path = folder / "run.json"
     launches = read_json(path)["launches"] if path.exists() else []
     write_json(folder / "config.json", config)
-    launches.append(
-        {
-            "started": _now(),
-            "resumed_from": resumed_from,
-            "command": shlex.join([sys.executable, *sys.argv]),
-            "folder": os.getcwd(),
-            "git": git_state(Path(__file__).parent),
-            "versions": versions(),
-            "hardware": hardware(),
-        }
-    )
+    launches.append({"resumed_from": resumed_from} | provenance())
     write_json(path, {"launches": launches})
+
+
+def provenance() -> dict[str, Any]:
+    """What a number cannot be reproduced without: time, command, folder, git, versions, hardware."""
+    return {
+        "started": _now(),
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "folder": os.getcwd(),
+        "git": git_state(Path(__file__).parent),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
 
 
 def record_end(folder: Path, **facts: Any) -> None:

@@ -1,0 +1,132 @@
+"""Evaluates a saved run again, on any engine: `python experiments/evaluate.py RUN --engine ogbench`."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+from envs_mjx.registry import make, resolve_engine
+from experiments.arguments import read_flags, start_jax
+from experiments.official import play_official
+from experiments.program import exit_status
+from experiments.saved import SavedRun, by_environment, open_run, read_settings
+from mac.errors import UserError
+from mac.run.evaluate import evaluate, evaluation_keys
+from mac.run.logger import EVAL, append_row, eval_rows, overflow_warning, read_rows
+from mac.run.meter import duration
+from mac.run.progress import open_progress
+from mac.run.record import provenance
+from mac.run.stats import learning_curve
+from mac.run.table import results_table
+from mac.types import Episodes
+
+PROGRAM = "python experiments/evaluate.py"
+EVALUATIONS = "evaluations.jsonl"
+Engine = Literal["auto", "c", "mjx", "warp", "ogbench"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Evaluates the policies of a run again: on a physics engine, or in the real ogbench environment."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """folder of the run; a line is added to its evaluations.jsonl and nothing else changes"""
+    engine: Engine = "auto"
+    """physics: `c`, `mjx` or `warp` as in training (auto = the best one here), or the original `ogbench`"""
+    episodes: int | None = None
+    """episodes per task and seed; None = as many as in the run's own evaluations"""
+    tasks: tuple[int, ...] = ()
+    """tasks to play, 1 to 5; none = those of the run's environment"""
+    step: int | None = None
+    """update whose checkpoint is evaluated; None = the newest"""
+    batch: int = 0
+    """most environments simulated at a time; 0 = all (of ogbench's: a few per core)"""
+    seed: int = 0
+    """which episodes are played: 0 = those of the run's own evaluation after that update, else others"""
+
+    def __post_init__(self):
+        low = {"episodes": 1, "step": 0, "batch": 0, "seed": 0}
+        for name, least in low.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < 2**31:
+                raise UserError(f"--{name}={value}: must be at least {least}, and below 2**31")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: evaluate_again(read_flags(Ask, argv, PROGRAM)),
+        short_of_memory="simulate fewer environments at a time with --batch",
+        interrupted="the run is as it was",
+    )
+
+
+def evaluate_again(ask: Ask) -> int:
+    """Does what the flags say; returns the exit status."""
+    settings = read_settings(ask.run)
+    games = by_environment(settings.env, ask.tasks, "--tasks")
+    start_jax(1)
+    engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
+    run = open_run(ask.run, ask.step)
+    episodes = ask.episodes or settings.eval.episodes
+    tasks = [task for _, each in games for task in each]
+    print(f"policies     {run.title}: {len(run.numbers)} seeds after {run.step:,} updates, from {ask.run}")
+    print(
+        f"environment  engine {engine}, {'tasks' if len(tasks) > 1 else 'task'} {', '.join(map(str, tasks))}"
+    )
+    print(
+        f"episodes     {episodes} per task and seed, {episodes * len(tasks) * len(run.numbers):,} in all",
+        flush=True,
+    )
+    began, facts = time.perf_counter(), provenance()
+    rows: list[dict[str, Any]] = []
+    for name, each in games:
+        result = play(run, name, each, engine, episodes, ask)
+        rows += eval_rows(run.step, run.numbers, each, result, engine)
+    seconds = time.perf_counter() - began
+    show(run, rows, engine, seconds)
+    asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}
+    more = {"seed": ask.seed, "batch": ask.batch, "seconds": round(seconds, 2)}
+    append_row(ask.run / EVALUATIONS, asked | more | facts | {"rows": rows})
+    print(f"  {ask.run / EVALUATIONS}")
+    return 0
+
+
+def play(run: SavedRun, name: str, tasks: tuple[int, ...], engine: str, episodes: int, ask: Ask) -> Episodes:
+    """Evaluates the run's policies in the environment called `name`."""
+    keys = evaluation_keys(jnp.asarray(run.numbers), run.step, ask.seed)
+    if engine == "ogbench":
+        total = len(run.numbers) * len(tasks) * episodes
+        with open_progress(f"ogbench {name}", total, "episodes") as progress:
+            return play_official(run, name, tasks, episodes, keys, batch=ask.batch, report=progress.update)
+    env = make(name, engine)
+    result = evaluate(run.algo, env, episodes, run.normalizer, run.state, keys, batch=ask.batch, tasks=tasks)
+    return jax.device_get(result)
+
+
+def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float) -> None:
+    """Prints the table, and what the run's own evaluation after the same update said."""
+    if warning := overflow_warning(rows, "--engine"):
+        print(warning)
+    Console().print(results_table(learning_curve(rows), title=f"{run.title}, engine {engine}"))
+    path = run.folder / EVAL
+    before = {}
+    for row in read_rows(path) if path.exists() else ():
+        if row["step"] == run.step and row["task"] in {row["task"] for row in rows}:
+            before[row["seed"], row["task"]] = row
+    if before:
+        mean = sum(row["success"] for row in before.values()) / len(before)
+        how = sorted({f"engine {row['engine']}, {row['episodes']} episodes" for row in before.values()})
+        print(f"in training  {mean:.1%} after the same update ({'; '.join(how)})")
+    print(f"finished     in {duration(seconds)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""Evaluation in the real `ogbench` environments, on all cores; the policies act here, in batches."""
+
+import importlib.util
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Key
+
+from experiments.ogbench_worker import Played, Start
+from experiments.saved import SavedRun
+from mac.errors import UserError, one_line
+from mac.run.evaluate import choose, episode_keys
+from mac.run.record import cores
+from mac.types import Episodes
+
+WORKER = Path(__file__).with_name("ogbench_worker.py")
+NEEDED = ("ogbench", "gymnasium", "dm_control")
+PER_CORE = 4  # environments per process, unless told otherwise: each takes a second or two to compile
+
+decide = eqx.filter_jit(choose)
+
+
+class Fleet:
+    """`count` real environments, shared out to one process per core; a context manager.
+
+    Raises:
+        UserError: a package is missing, or a process fails; in one line.
+    """
+
+    def __init__(self, name: str, count: int, *, film: bool = False):
+        """Starts the processes; `film` asks for the scene after each step."""
+        missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UserError(
+                f"engine ogbench needs the package {', '.join(missing)}; pip install 'ogbench>=1.2,<1.3'"
+            )
+        self._share = min(cores(), count)
+        sizes = [len(range(i, count, self._share)) for i in range(self._share)]
+        self._workers = [_Worker(name, size, film) for size in sizes]
+
+    def obey(self, orders: Sequence[tuple[int, Start | np.ndarray]]) -> list[Played]:
+        """What came of each order: an environment's number, and what it is to do. All work at once."""
+        shares: list[list[tuple[int, Any]]] = [[] for _ in self._workers]
+        for slot, order in orders:
+            shares[slot % self._share].append((slot // self._share, order))
+        busy = [i for i, share in enumerate(shares) if share]
+        for i in busy:
+            self._workers[i].send(shares[i])
+        replies = {i: iter(self._workers[i].receive()) for i in busy}
+        return [next(replies[slot % self._share]) for slot, _ in orders]
+
+    def __enter__(self) -> "Fleet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+
+class _Worker:
+    """One process and the two pipes to it."""
+
+    def __init__(self, name: str, count: int, film: bool):
+        # -P: the folder of the script must not stand in for packages of the same names.
+        command = [sys.executable, "-P", str(WORKER), name, str(count), "film" if film else ""]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def send(self, orders: list[tuple[int, Any]]) -> None:
+        assert self._process.stdin
+        try:
+            pickle.dump(orders, self._process.stdin)
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._ended(error) from error
+
+    def receive(self) -> list[Played]:
+        assert self._process.stdout
+        try:
+            reply = pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            raise self._ended(error) from error
+        if isinstance(reply, str):
+            raise UserError(f"engine ogbench failed: {one_line(RuntimeError(reply))}")
+        return reply
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _ended(self, error: Exception) -> UserError:
+        return UserError(f"a process of engine ogbench has ended ({one_line(error)}); try a smaller --batch")
+
+
+def start_seed(key: Key[Array, ""]) -> int:
+    """The seed of a real environment's episode, from the key that would start ours."""
+    return int(jr.bits(key, dtype=jnp.uint32))
+
+
+def play_official(
+    run: SavedRun,
+    name: str,
+    tasks: tuple[int, ...],
+    episodes: int,
+    keys: Key[Array, " S"],
+    *,
+    batch: int = 0,
+    report: Callable[[int], None] = lambda ended: None,
+) -> Episodes:
+    """As `mac.run.evaluate.evaluate`, in the real environment called `name`.
+
+    Start states are drawn by `ogbench`, from seeds that the episodes' keys give; the policies' noise is
+    that of every other engine. An environment whose episode has ended takes up the next one of the
+    same policy at the next decision.
+
+    Args:
+        batch: most environments, of which each seed has at least one; 0 takes a few per core.
+        report: called with the number of episodes that have ended.
+    Raises:
+        UserError: `ogbench` is missing or fails.
+    """
+    seeds, count = len(run.numbers), len(tasks) * episodes
+    width = min(max((batch or PER_CORE * cores()) // seeds, 1), count)
+    task, episode = np.repeat(tasks, episodes), np.tile(np.arange(episodes), len(tasks))
+    with Fleet(name, seeds * width) as fleet:
+        match = _Match(
+            run, fleet, (seeds, width), task, *episode_keys(keys, jnp.asarray(task), jnp.asarray(episode))
+        )
+        while match.start():
+            match.move()
+            report(match.ended)
+    dropped = np.zeros_like(match.length)  # MuJoCo C has room for every contact
+    results = (match.success, match.total, match.length, dropped)
+    return Episodes(*(jnp.asarray(x.reshape(seeds, len(tasks), episodes)) for x in results))
+
+
+class _Match:
+    """Episodes under way. Axes: seeds and their environments, or seeds and their episodes.
+
+    Attributes:
+        playing: number of the episode in each environment; -1 is none.
+        success, total, length: results by episode.
+    """
+
+    def __init__(
+        self,
+        run: SavedRun,
+        fleet: Fleet,
+        shape: tuple[int, int],
+        task: np.ndarray,
+        k_reset: Key[Array, "S E"],
+        k_act: Key[Array, "S E"],
+    ):
+        self.run, self.fleet, self.task, self.k_reset, self.k_act = run, fleet, task, k_reset, k_act
+        self.playing = np.full(shape, -1)
+        self.obs = np.zeros((*shape, run.algo.env.obs_dim), np.float32)
+        self.decision = np.zeros(shape, np.int32)
+        self.waiting = [iter(range(len(task))) for _ in range(shape[0])]
+        self.success = np.zeros(k_reset.shape, bool)
+        self.total, self.length = np.zeros(k_reset.shape, np.float32), np.zeros(k_reset.shape, np.int32)
+
+    @property
+    def ended(self) -> int:
+        """How many episodes are over."""
+        return int(np.count_nonzero(self.length) - np.count_nonzero(self.playing >= 0))
+
+    def start(self) -> bool:
+        """Begins the next episodes where one has ended; False when none is left."""
+        starts = []
+        for s, w in np.argwhere(self.playing < 0).tolist():
+            if (i := next(self.waiting[s], None)) is not None:
+                self.playing[s, w], self.decision[s, w] = i, 0
+                starts.append(((s, w), Start(start_seed(self.k_reset[s, i]), int(self.task[i]))))
+        for at, played in self._obey(starts):
+            self.obs[at] = played.obs
+        return bool(np.any(self.playing >= 0))
+
+    def move(self) -> None:
+        """Executes one chunk in each environment that plays."""
+        rows = np.arange(len(self.playing))[:, None]
+        noise = self.k_act[rows, np.maximum(self.playing, 0)]
+        run = self.run
+        actions = np.asarray(decide(run.algo, run.normalizer, run.state, self.obs, noise, self.decision))
+        self.decision += 1
+        places = [(s, w) for s, w in np.argwhere(self.playing >= 0).tolist()]
+        for at, played in self._obey([(at, actions[at]) for at in places]):
+            episode = at[0], self.playing[at]
+            self.obs[at] = played.obs
+            self.total[episode] += played.reward
+            self.length[episode] += played.steps
+            if played.done:
+                self.success[episode], self.playing[at] = played.success, -1
+
+    def _obey(self, orders: list[tuple[tuple[int, int], Any]]) -> list[tuple[tuple[int, int], Played]]:
+        """`Fleet.obey` by seed and column."""
+        width = self.playing.shape[1]
+        done = self.fleet.obey([(s * width + w, order) for (s, w), order in orders])
+        return [(at, played) for (at, _), played in zip(orders, done, strict=True)]

@@ -1,0 +1,33 @@
+"""What every program of this folder does around its work: errors in one line, and exit statuses."""
+
+import sys
+from collections.abc import Callable
+
+import jax
+
+from mac.errors import UserError, one_line
+from mac.run.interrupt import Terminated, sigterm_raises
+from mac.run.train import Diverged
+
+
+def exit_status(work: Callable[[], int], *, short_of_memory: str, interrupted: str) -> int:
+    """Calls `work` and returns its exit status: its own, or 1 diverged, 2 bad input, 128 + a signal's number.
+
+    Args:
+        short_of_memory: what to do when memory runs out.
+        interrupted: what Ctrl-C leaves behind.
+    """
+    try:
+        with sigterm_raises():
+            return work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, Diverged) else 2
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: out of memory ({one_line(error)}); {short_of_memory}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as signal:
+        print(f"interrupted; {interrupted}", file=sys.stderr)
+        return 143 if isinstance(signal, Terminated) else 130
