@@ -24,6 +24,7 @@ from envs_mjx.engine import AbstractEngine
 from envs_mjx.engine_c import CEngine, available_cores
 from envs_mjx.episodes import EPISODE_ROWS, Job, Simulator, Wave, widths
 from envs_mjx.experts import STYLES
+from envs_mjx.manip import ManipEnv
 from envs_mjx.registry import make, parse
 from envs_mjx.scenes import Scene, build_scene
 from envs_mjx.shards import TRAIN, VAL, columns, make_shards, write_whole, writing
@@ -227,9 +228,11 @@ def _checked(request: Request) -> tuple[str, str]:
 
 
 def _engine(scene: Scene, request: Request, threads: int | None) -> AbstractEngine:
-    if request.engine == "c":
+    if threads is not None and request.engine == "c":
         return CEngine(scene, threads)
-    return make(request.dataset, request.engine).engine
+    env = make(request.dataset, request.engine)
+    assert isinstance(env, ManipEnv)
+    return env.engine
 
 
 def _sum_up(shop: Workshop) -> Collected:

@@ -46,18 +46,18 @@ class Job(NamedTuple):
 class Rows(NamedTuple):
     """What a dataset holds of each state; leading axes, if any, are episodes and time."""
 
-    observations: Float[Array, "*batch D"]
-    actions: Float[Array, "*batch A"]
-    qpos: Float[Array, "*batch nq"]
-    qvel: Float[Array, "*batch nv"]
-    button_states: Bool[Array, "*batch buttons"]
+    observations: Float[Array | np.ndarray, "*batch D"]
+    actions: Float[Array | np.ndarray, "*batch A"]
+    qpos: Float[Array | np.ndarray, "*batch nq"]
+    qvel: Float[Array | np.ndarray, "*batch nv"]
+    button_states: Bool[Array | np.ndarray, "*batch buttons"]
 
 
 class Events(NamedTuple):
     """What happened in a control step: whether the expert was through with a target, and had hit it."""
 
-    done: Bool[Array, "*batch"]
-    hit: Bool[Array, "*batch"]
+    done: Bool[Array | np.ndarray, "*batch"]
+    hit: Bool[Array | np.ndarray, "*batch"]
 
 
 class Lane(eqx.Module):
@@ -123,9 +123,8 @@ class Simulator:
         record = _Record(widths(table.scene), count)
         with jax.default_device(self.device):
             padded = np.asarray([*jobs, *[Job(0, 0)] * (self.lanes - count)], np.int32)
-            lanes = _begin(
-                table, style, jnp.asarray(self.seed), jnp.asarray(padded), np.arange(self.lanes) < count
-            )
+            seed, filled = jnp.asarray(self.seed), jnp.arange(self.lanes) < count
+            lanes = _begin(table, style, seed, jnp.asarray(padded), filled)
             for t in range(0, EPISODE_ROWS - 1, STRETCH):
                 if stop is not None and stop.is_set():
                     raise Stopped
@@ -159,11 +158,9 @@ class _Record:
 
     def add(self, rows: Rows, events: Events | None, begin: int) -> None:
         """Stores `[time, lane, ...]` from time `begin` on."""
-        given = [
-            *zip(self.rows, rows, strict=True),
-            *zip(self.events, events or (), strict=events is not None),
-        ]
-        for mine, part in given:
+        pairs = [*zip(self.rows, rows, strict=True)]
+        pairs += zip(self.events, events, strict=True) if events is not None else []
+        for mine, part in pairs:
             steps = len(part)
             mine[:, begin : begin + steps] = np.swapaxes(np.asarray(part), 0, 1)[: self.count]
 
@@ -229,7 +226,7 @@ def advance(table: Tabletop, style: str, lane: Lane, t: Int[Array, ""]) -> tuple
     """Control step `t` of a lane: its row, the physics, and a new target where the old one is done with."""
     act, retarget = jr.split(jr.fold_in(lane.key, t))
     row, lane, done = decide(table, style, lane, act)
-    world = table.advance(lane.world, row.actions, lane.active)
+    world = table.advance(lane.world, jnp.asarray(row.actions), lane.active)
     seen = table.readings(world)
     hit = done & experts.achieved(table.scene, lane.expert.target, seen)
     fresh = experts.retarget(style, table.scene, lane.expert, seen, retarget)
