@@ -35,6 +35,7 @@ LANES = {"c": 64, "mjx": 1024}
 """Episodes simulated together on each engine. On `c` they are enough to keep the JAX part cheap, on the
 others enough to fill an accelerator."""
 _CORES_PER_WAVE = 4  # so many threads can share the physics of a wave before its JAX part limits them
+_MAX_SHARDS = 10_000  # ten times what the largest dataset of OGBench has
 _POLL = 0.2  # s between two looks at the waves under way
 
 Progress = Callable[[int, int], None]
@@ -222,6 +223,11 @@ def _checked(request: Request) -> tuple[str, str]:
     for name in ("episodes", "per_shard", "lanes"):
         if getattr(request, name) < 1:
             raise UserError(f"{name}={getattr(request, name)}: must be at least 1")
+    if request.episodes / request.per_shard > _MAX_SHARDS or request.episodes >= 2**31:
+        raise UserError(
+            f"{request.episodes:,} episodes, {request.per_shard:,} in each file, are too many files; "
+            "ask for fewer rows or larger shards"
+        )
     if not 0 <= request.seed < 2**31:
         raise UserError(f"seed={request.seed}: must be in [0, 2**31)")
     return family, style

@@ -49,7 +49,7 @@ def episodes_of(text: str, flag: str) -> int:
     Raises:
         UserError: for anything else than a positive number such as 200_200, 100k, 1.5M or 1B.
     """
-    match = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)([kmbg]?)", text.strip().lower())
+    match = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)([kmbg]?)", text.strip().lower(), re.ASCII)
     if match is None:
         raise UserError(f"{flag}={text}: not a number of rows; write it as 1M, 100k or 200_200")
     number, unit = match[1].replace("_", "").replace(",", ""), match[2]

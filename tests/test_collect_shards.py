@@ -268,6 +268,8 @@ def test_bad_requests_are_one_line(tmp_path: Path) -> None:
         ({"dataset": "puzzle-3x3-play-singletask-v0"}, "not the name of a dataset"),
         ({"engine": "bullet"}, "unknown physics engine"),
         ({"episodes": 0}, "episodes=0"),
+        ({"episodes": 10**9, "per_shard": 1}, "too many files"),
+        ({"episodes": 10**12, "per_shard": 10**12}, "too many files"),
         ({"seed": -1}, "seed=-1"),
     ):
         with pytest.raises(UserError, match=message):

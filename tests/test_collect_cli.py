@@ -1,0 +1,181 @@
+"""`experiments/collect.py`: how much it makes, where, what it says, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs_mjx import episodes
+from envs_mjx.collect import Request
+from experiments import collect, dataset
+from experiments.collect import dataset_name, default_folder, episodes_of, main
+from experiments.settings import DataConfig
+from mac.errors import UserError
+from tests.fake_expert import instant  # noqa: F401
+
+ROOT = Path(__file__).parent.parent
+ROWS = episodes.EPISODE_ROWS
+
+
+def test_rows_are_rounded_up_to_episodes() -> None:
+    # A unit counts transitions, 1000 per episode, as in OGBench's names; a plain number rows, 1001.
+    expected = {"1M": 1000, "100k": 100, "1m": 1000, "100M": 100_000, "1B": 10**6, "1.5M": 1500, "0.5k": 1}
+    expected |= {"200_200": 200, "200200": 200, "200,201": 201, "1": 1, "1001": 1, "1002": 2, "1000000": 1000}
+    assert {text: episodes_of(text, "--rows") for text in expected} == expected
+
+
+@pytest.mark.parametrize("text", ["1Q", "", "M", "-5", "0", "0k", "1e6", "2.5", "ten", "1 M M", "inf", "٣"])
+def test_other_numbers_of_rows_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"--rows={text}: .*number"):
+        episodes_of(text, "--rows")
+
+
+def test_environment_and_style_make_a_dataset_name() -> None:
+    assert dataset_name("puzzle-4x5", None) == "puzzle-4x5-play-v0"
+    assert dataset_name("scene", "noisy") == "scene-noisy-v0"
+    assert dataset_name("cube-triple-noisy-v0", None) == "cube-triple-noisy-v0"
+    assert dataset_name("cube-triple-noisy-singletask-v0", "noisy") == "cube-triple-noisy-v0"
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_pair_of_files_is_found_by_run_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--env", "cube-single", "--rows", "2002", "--seed", "7"]) == 0
+    data = DataConfig(rows=2002, seed=7)
+    path, found = dataset.locate(data, "cube-single-play-singletask-task2-v0")
+    assert found and path == dataset.generated_file(data, "cube-single-play-v0")
+    assert dataset.count_rows(path) == 2002
+
+
+@pytest.mark.usefixtures("instant")
+def test_shards_are_found_by_run_py_when_all_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--env", "cube-single", "--rows", "3003", "--shard-rows", "1001"]) == 0
+    path, found = dataset.locate(DataConfig(rows=3003), "cube-single-play-v0")
+    assert found and path == default_folder(Request("cube-single-play-v0", 3, 1))
+    assert dataset.count_rows(path) == 3003
+    (path / "cube-single-play-v0.json").unlink()
+    assert dataset.locate(DataConfig(rows=3003), "cube-single-play-v0")[1] is False
+
+
+@pytest.mark.usefixtures("instant")
+def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--env", "cube-single", "--rows", "12012", "--out", str(tmp_path / "d"), "--engine", "c"]
+    for _ in range(2):  # the second time there is nothing to do
+        assert main(argv) == 0
+        out = capsys.readouterr().out
+        assert "12 for training, 1 for validation" in out and "3 of 4" not in out
+        assert "39 of 52 targets" in out and "3 episodes that failed" in out
+        assert "wrote        12,012 + 1,001 rows" in out
+
+
+def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    good = {"--env": "puzzle-3x3", "--rows": "1k", "--out": str(tmp_path / "d")}
+    for change, message in (
+        ({"--env": "puzzle-5x5"}, "no such environment; choose puzzle-"),
+        ({"--env": "hopper"}, "no such environment"),
+        ({"--env": "cube-single-play-v0", "--style": "noisy"}, "contradicts"),
+        ({"--style": "lazy"}, "'lazy'"),
+        ({"--rows": "1Q"}, "--rows=1Q"),
+        ({"--shard-rows": "0"}, "--shard-rows=0"),
+        ({"--seed": "-1"}, "--seed=-1"),
+        ({"--seed": "x"}, "'x'"),
+        ({"--threads": "0"}, "--threads=0"),
+        ({"--engine": "bullet"}, "'bullet'"),
+        ({"--out": str(tmp_path / "file" / "d")}, "choose another --out"),
+        ({"--out": "/proc/d"}, "choose another --out"),
+        ({"--colour": "red"}, "--colour"),
+    ):
+        argv = [word for pair in (good | change).items() for word in pair]
+        assert message in error_of(argv, capsys)
+    assert "--rows" in error_of(["--env", "scene"], capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_folder_with_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--env", "cube-single", "--rows", "1k", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert "seed=0, asked is seed=1" in error_of([*argv, "--seed", "1"], capsys)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_in_use_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["--env", "cube-single", "--rows", "1k", "--out", str(tmp_path)]
+
+    def meanwhile(*args: object, **named: object) -> None:
+        assert "another process" in error_of(argv, capsys)
+        raise UserError("the other")
+
+    monkeypatch.setattr(collect, "generate", meanwhile)
+    assert "the other" in error_of(argv, capsys)
+
+
+COMMAND = """
+import sys, time
+from envs_mjx.episodes import Simulator
+from experiments.collect import main
+from tests import fake_expert
+
+def slow(self, jobs, tick, stop):
+    print("simulating", flush=True)
+    time.sleep(0.3)
+    return fake_expert.run(self, jobs, tick, stop)
+
+Simulator.run = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_stops_it_and_says_how_to_continue(number: signal.Signals, tmp_path: Path) -> None:
+    argv = [
+        "--env",
+        "cube-single",
+        "--rows",
+        "300300",
+        "--shard-rows",
+        "100100",
+        "--out",
+        str(tmp_path / "a b"),
+    ]
+
+    def start() -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", COMMAND, *argv]
+        return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ)
+
+    process = start()
+    assert process.stdout
+    for _ in filter(lambda line: line == "simulating\n", process.stdout):
+        if (tmp_path / "a b" / ".cube-single-play-v0.collect" / "journal.jsonl").exists():
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, (out, err)
+    assert "Traceback" not in err and f"collect.py {' '.join(argv[:-1])} '{argv[-1]}'" in err
+    out, err = start().communicate(timeout=120)
+    assert "continuing" in out and "130,130 + 12,012 rows" in out, err
+    meta = json.loads((tmp_path / "a b" / "cube-single-play-v0.json").read_text())
+    assert meta["collected"]["targets"] == 4 * 142
+    with np.load(tmp_path / "a b" / "cube-single-play-v0-001.npz") as file:
+        assert file["terminals"].sum() == 65
