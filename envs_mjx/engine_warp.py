@@ -1,11 +1,15 @@
-"""Engine `warp`: MJX-Warp on the unmodified models, for NVIDIA GPUs; on CPU it runs for tests.
+"""Engine `warp`: MuJoCo Warp, through MJX, on OGBench's models as they are. For NVIDIA GPUs; on a CPU it
+gives the same numbers, slowly.
 
-The only module that needs the package `warp` (extra `warp`). MJX imports it on its own when it is installed.
+Nothing is left out of the models and nothing corrected: every pair of geoms collides as in C, and all that
+differs from C is float32. One control step costs as many kernel launches whatever the batch, so a
+GPU wants large batches.
+
+What a user should know: the first control step of each family compiles kernels for minutes; they are
+kept in warp's own cache (`~/.cache/warp`, or the folder named by WARP_CACHE_PATH), not in JAX's. Kernels
+add up floats in the order in which GPU threads arrive, so two runs agree to rounding, not bitwise.
 """
 
-import functools
-import importlib.metadata
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +18,34 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
+from mujoco.mjx.warp import mjwp_types
 
 from envs_mjx.engine import AbstractEngine, Physics
+from envs_mjx.engine_warp_setup import require_warp
 from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 from mac.errors import UserError
 
 
-def available() -> bool:
-    """Whether the package `warp` is installed. It is looked for, not imported."""
-    return importlib.util.find_spec("warp") is not None
+def contact_slots(scene: Scene) -> int:
+    """Contacts that there is room for per scene of a batch; one scene may use what others leave.
+
+    1.4 times what C needs at most, under experts and random actions alike: cubes alone 20, 24, 31 and 48
+    (for 1, 2, 4 and 8 of them), `scene` 30, puzzles 41. On average it is about 9.
+    """
+    return 24 + 8 * scene.cubes + (40 if scene.buttons else 0)
 
 
 class WarpEngine(AbstractEngine):
+    """MuJoCo Warp as a JAX program: any number of `vmap`s around `step` makes one batch of scenes.
+
+    Numbers are float32, also under `jax.enable_x64`. Arrays of model and data are leaves of the module, so
+    they enter a compiled function as arguments when the engine does; the engine itself cannot be
+    vmapped. `Physics.raw` is the solver's warm start.
+
+    Contact slots are shared by the scenes of a batch, and warp does not say whose contacts found none:
+    they are counted in `Physics.dropped` of every scene of the batch.
+    """
+
     name: str = eqx.field(static=True)
     model: mjx.Model
     blank: mjx.Data
@@ -37,72 +57,104 @@ class WarpEngine(AbstractEngine):
     max_contacts: int = eqx.field(static=True)
 
     def __init__(self, scene: Scene, *, max_contacts: int | None = None, max_rows: int | None = None):
-        max_contacts = max_contacts or 64
-        max_rows = max_rows or 160
-        model = mjx.put_model(scene.model, impl="warp")
+        """Puts a scene's model on the default device.
+
+        Args:
+            scene: compiled model and ids.
+            max_contacts: contact slots per scene of a batch, None for `contact_slots`.
+            max_rows: rows of constraints of each scene: three per contact, one per active joint limit,
+                friction and coupling. None has room for all contact slots in one scene.
+        Raises:
+            UserError: if warp is missing or does not load, or an argument is less than 1.
+        """
+        require_warp()
+        slots = contact_slots(scene) if max_contacts is None else max_contacts
+        rows = 3 * slots + int(scene.model.nv) if max_rows is None else max_rows
+        if slots < 1 or rows < 1:
+            raise UserError(f"max_contacts={max_contacts} and max_rows={max_rows} must be at least 1")
+        device = jnp.zeros(()).device
+        model = mjx.put_model(scene.model, device=device, impl="warp")
+        # Overflows are counted below; warp would print several lines at each of them.
         self.model = model.tree_replace({"opt._impl.warn_overflow": 0})
-        self.blank = mjx.make_data(scene.model, impl="warp", naconmax=1, njmax=max_rows)
+        self.blank = mjx.make_data(scene.model, device=device, impl="warp", naconmax=1, njmax=rows)
         self.name = "warp"
         self.sites = tuple(int(s) for s in scene.sites)
         self.slide_dof = tuple(int(s) for s in scene.slide_dof)
         self.pad_body = int(scene.pad_body)
         self.substeps = int(scene.substeps)
         self.fresh = scene.fresh
-        self.max_contacts = max_contacts
+        self.max_contacts = slots
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        return _over_worlds(_load, self, qpos, qvel)
+        """A scene in the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start
+        and the contact force are zero, and the site poses are those of `qpos`.
+        """
+        return _over_scenes(_load, self, qpos, qvel)
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
-        after = _over_worlds(_step, self, physics, ctrl)
+        """One control step under constant `ctrl`; `physics` itself where not `active` (the work is done
+        all the same: a batch advances in lockstep).
+        """
+        after = _over_scenes(_advance, self, physics, ctrl)
         return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, physics)
 
-    def data(self, worlds: int) -> mjx.Data:
-        """One world's data with room for the contacts of all of `worlds`."""
-        impl = self.blank._impl
-        rows = worlds * self.max_contacts
-        contacts = {
-            f"_impl.{field}": jnp.broadcast_to(old[:1], (rows, *old.shape[1:]))
-            for field, old in vars(impl).items()
-            if field.startswith("contact__") and old.size
-        }
-        return self.blank.tree_replace({**contacts, "_impl.naconmax": rows, "_impl.naccdmax": rows})
 
-
-def _load(engine: WarpEngine, worlds: int, qpos, qvel) -> Physics:
-    data = engine.data(worlds).replace(qpos=qpos, qvel=qvel)
-    data = mjx.kinematics(engine.model, data)
+def _load(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
+    data = mjx.kinematics(engine.model, _data(engine, scenes, qpos, qvel))
     free = jnp.zeros(len(engine.slide_dof), bool)
-    return _physics(engine, data, data, free, jnp.zeros((), jnp.int32))
+    return _physics(engine, data, free, jnp.zeros((), jnp.int32))
 
 
-def _step(engine: WarpEngine, worlds: int, physics: Physics, ctrl) -> Physics:
-    damping = jnp.where(physics.locked, LOCKED_DAMPING, FREE_DAMPING)
-    model = engine.model
-    if engine.slide_dof:
-        model = model.replace(dof_damping=model.dof_damping.at[jnp.array(engine.slide_dof)].set(damping))
-    data = engine.data(worlds).replace(
-        qpos=physics.qpos, qvel=physics.qvel, qacc_warmstart=physics.raw, ctrl=ctrl
-    )
+def _advance(engine: WarpEngine, scenes: int, physics: Physics, ctrl: Float[Array, " nu"]) -> Physics:
+    model = _locked(engine, physics.locked)
+    data = _data(engine, scenes, physics.qpos, physics.qvel)
+    data = data.replace(qacc_warmstart=physics.raw, ctrl=ctrl.astype(jnp.float32))
 
-    def substep(model, data):
+    def substep(data, model):
         data = mjx.step(model, data)
-        impl = data._impl
-        return data, jnp.maximum(jnp.maximum(impl.nacon[0], impl.ncollision[0]) - impl.naconmax, 0)
+        return data, _missing_slots(data)
 
-    data, dropped = jax.lax.scan(lambda d, _: substep(model, d), data, length=engine.substeps - 1)
-    data, last = substep(model.tree_replace({"opt._impl.run_rne_postconstraint": True}), data)
-    posed = mjx.kinematics(model, data) if engine.fresh else data
-    return _physics(engine, data, posed, physics.locked, physics.dropped + dropped.sum() + last)
+    # Forces on bodies are wanted after the last substep only; they cost a quarter of a substep.
+    data, missing = jax.lax.scan(lambda d, _: substep(d, model), data, length=engine.substeps - 1)
+    data, last = substep(data, model.tree_replace({"opt._impl.run_rne_postconstraint": True}))
+    missing = jnp.maximum(missing.sum() + last, _overflowed(data))
+    if engine.fresh:
+        data = mjx.kinematics(model, data)
+    return _physics(engine, data, physics.locked, physics.dropped + missing)
 
 
-def _physics(engine, data, posed, locked, dropped) -> Physics:
+def _locked(engine: WarpEngine, locked: Bool[Array, " slides"]) -> mjx.Model:
+    """The model with the damping of the slides in one scene: under `vmap` a field with a leading axis,
+    which warp's kernels index by scene.
+    """
+    if not engine.slide_dof:
+        return engine.model
+    damping = jnp.where(locked, jnp.float32(LOCKED_DAMPING), jnp.float32(FREE_DAMPING))
+    old = engine.model.dof_damping
+    return engine.model.replace(dof_damping=old.at[jnp.array(engine.slide_dof)].set(damping))
+
+
+def _data(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> mjx.Data:
+    """Data of one scene, with contact slots for all `scenes` of its batch: those belong to no scene."""
+    slots = scenes * engine.max_contacts
+    contacts = {
+        f"_impl.{field}": jnp.broadcast_to(value[:1], (slots, *value.shape[1:]))
+        for field, value in vars(engine.blank._impl).items()
+        if field.startswith("contact__") and value.size
+    }
+    data = engine.blank.tree_replace({**contacts, "_impl.naconmax": slots, "_impl.naccdmax": slots})
+    return data.replace(qpos=qpos.astype(jnp.float32), qvel=qvel.astype(jnp.float32))
+
+
+def _physics(
+    engine: WarpEngine, data: mjx.Data, locked: Bool[Array, " slides"], dropped: Int[Array, ""]
+) -> Physics:
     sites = jnp.array(engine.sites)
     return Physics(
         qpos=data.qpos,
         qvel=data.qvel,
-        site_pos=posed.site_xpos[sites],
-        site_mat=posed.site_xmat[sites],
+        site_pos=data.site_xpos[sites],
+        site_mat=data.site_xmat[sites],
         touch=data._impl.cfrc_ext[engine.pad_body],
         locked=locked,
         dropped=dropped,
@@ -110,27 +162,46 @@ def _physics(engine, data, posed, locked, dropped) -> Physics:
     )
 
 
-def _over_worlds(function: Callable[..., Any], engine: WarpEngine, *args):
+def _missing_slots(data: mjx.Data) -> Int[Array, ""]:
+    """Contacts left out in the last substep: of the whole batch for want of a slot (also of one for a pair
+    of geoms that may touch), and of this scene for want of rows.
+    """
+    impl: Any = data._impl
+    slots = impl.naconmax
+    contacts = jnp.maximum(impl.nacon[0] - slots, 0) + jnp.maximum(impl.ncollision[0] - slots, 0)
+    rows = jnp.maximum(impl.nefc - impl.njmax, 0)
+    return (contacts + (rows + 2) // 3).astype(jnp.int32)
+
+
+def _overflowed(data: mjx.Data) -> Int[Array, ""]:
+    """1 if any substep left out a contact for want of room, also of kinds that have no counter."""
+    kinds = mjwp_types.OverflowType
+    lost = kinds.NEFC | kinds.NJMAX_NNZ | kinds.BROADPHASE | kinds.NARROWPHASE | kinds.CCD | kinds.EPA_HORIZON
+    return ((data._impl.overflow & int(lost)) != 0).astype(jnp.int32)
+
+
+def _over_scenes(function: Callable[..., Any], engine: WarpEngine, *args: Any) -> Any:
+    """`function(engine, scenes, *args)`, where `scenes` is how many scenes all `vmap`s around it make.
+
+    Contact slots are allotted for a whole batch, so the batch must be known where its data is made.
+    """
     arrays, static = eqx.partition(engine, eqx.is_array)
 
     @jax.custom_batching.custom_vmap
     def batch(arrays, args):
         whole = eqx.combine(arrays, static)
-        worlds = len(jax.tree.leaves(args)[0])
-        return jax.vmap(lambda a: function(whole, worlds, *a))(args)
+        scenes = len(jax.tree.leaves(args)[0])
+        return jax.vmap(lambda row: function(whole, scenes, *row))(args)
 
     @batch.def_vmap
-    def merge(size, batched, arrays, args):
-        assert not any(jax.tree.leaves(batched[0])), "an engine cannot be vmapped"
-        wide = jax.tree.map(
-            lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), args, batched[1]
-        )
+    def merge(size: int, batched: list, arrays, args):
+        if any(jax.tree.leaves(batched[0])):
+            raise NotImplementedError("an engine's arrays cannot be vmapped; vmap its methods")
+        wide = jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), args, batched[1])
         flat = jax.tree.map(lambda x: x.reshape(size * x.shape[1], *x.shape[2:]), wide)
         out = batch(arrays, flat)
-        return (
-            jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), out),
-            jax.tree.map(lambda _: True, out),
-        )
+        out = jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
 
     out = batch(arrays, jax.tree.map(lambda x: x[None], args))
     return jax.tree.map(lambda x: x[0], out)
