@@ -68,7 +68,7 @@ def taped(values: list) -> Iterator[None]:
 
 @functools.cache
 def package_env(family: str) -> gymnasium.Env:
-    """The real environment, as its data is collected, reset once."""
+    """The real environment, as its data is collected; shared by tests."""
     env = gymnasium.make(f"{family}-v0", terminate_at_goal=False, mode="data_collection")
     env.reset(seed=0)
     return env
@@ -197,9 +197,9 @@ def readings_of(scene: Scene, info: dict) -> Readings:
     )
 
 
-def target_of(scene: Scene, info: dict) -> Target:
-    """Our form of the target in OGBench's step information."""
-    name = info["privileged/target_task"]
+def target_of(scene: Scene, info: dict, name: str | None = None) -> Target:
+    """Our form of the target in OGBench's step information, or of the last one of kind `name`."""
+    name = name or info["privileged/target_task"]
     kind, index, yaw, value = KIND_NAMES.index(name), 0, 0.0, 0.0
     if kind == CUBE:
         index, pos = info["privileged/target_block"], info["privileged/target_block_pos"]

@@ -10,11 +10,12 @@ import pytest
 
 from envs_mjx import experts
 from envs_mjx.experts.markov import MAX_STEPS, Pursuit, Rest, react, rest_from_draws
-from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target, unset_targets
+from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target
 from envs_mjx.readings import Readings
 from envs_mjx.scenes import Scene, build_scene
 from tests.expert_cases import (
     CASES,
+    KIND_NAMES,
     MARKOV_ORACLES,
     f32,
     info_of,
@@ -94,13 +95,11 @@ def test_limits_and_resting_places_equal_the_packages(family: str, kind: int) ->
 def test_whole_episode_of_the_packages_loop_gives_the_same_actions() -> None:
     """OGBench's loop without noise and random actions; ours is told its targets and resting places."""
     scene, env = build_scene("scene"), package_env("scene").unwrapped
-    agents = dict(zip(("cube", "button", "drawer", "window"), MARKOV_ORACLES, strict=True))
-    agents = {name: make(env=env) for name, make in agents.items()}
+    agents = dict(zip(KIND_NAMES, (make(env=env) for make in MARKOV_ORACLES), strict=True))
     np.random.seed(0)
-    env._target_drawer_pos = env._target_window_pos = env._target_button = 0  # as in a fresh process
-    env._target_button_states[:] = 0
-    for site in ("drawer_handle_center_target", "window_handle_center_target"):
-        env._model.site(site).pos[:2] = 0
+    env.reset(seed=2)
+    for _ in range(40):  # which leaves behind a target of each kind
+        env.set_new_target(return_info=False)
     info = env.reset(seed=3)[1]
     step = jax.jit(functools.partial(_noiseless_step, scene))
     renew = jax.jit(Pursuit.renew)
@@ -111,7 +110,7 @@ def test_whole_episode_of_the_packages_loop_gives_the_same_actions() -> None:
         return agent, target_of(scene, info), Rest(f32(agent._final_pos), f32(agent._final_yaw))
 
     agent, target, rest = take_up(info)
-    unset = jax.jit(functools.partial(unset_targets, scene))(readings_of(scene, info))
+    unset = stack([target_of(scene, info, name) for name in KIND_NAMES])
     pursuit = jax.jit(Pursuit.of)(f32(0.0), unset, target, rest)
     stale = 0
     for _ in range(500):

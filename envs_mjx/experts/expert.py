@@ -57,15 +57,15 @@ def begin(style: str, scene: Scene, key: Key[Array, ""], readings: Readings) -> 
     """
     if style not in STYLES:
         raise UserError(f"unknown style of expert {style!r}; known: {', '.join(STYLES)}")
-    stack_key, xi_key, target_key, intent_key = jr.split(key, 4)
+    stack_key, noisy_key, target_key, intent_key = jr.split(key, 4)
     target = choose_target(target_key, scene, readings, FIRST_P_STACK)
     p_stack = stack_probability(stack_key, scene)
     if style == "play":
         return Expert(target, p_stack, build_plan(intent_key, scene, readings, target))
     rest = _draw_rest(intent_key, scene, readings, target)
-    xi = jr.uniform(xi_key, (), readings.effector_pos.dtype, maxval=_MAX_XI)
-    unset = unset_targets(scene, readings)
-    return Expert(target, p_stack, Pursuit.of(xi, unset, target, rest))
+    uniform = jr.uniform(noisy_key, (5,), readings.effector_pos.dtype)
+    unset = unset_targets(uniform[1:], scene)
+    return Expert(target, p_stack, Pursuit.of(_MAX_XI * uniform[0], unset, target, rest))
 
 
 def act(

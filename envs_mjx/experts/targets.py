@@ -43,9 +43,7 @@ _DRAWER_IS_OPEN = -0.12  # m, joint position below which a cube may go in
 _DRAWER_SPOT = np.array([[0.325, -0.245, 0.066], [0.335, -0.235, 0.066]])  # m, where it is put down
 _IN_DRAWER = np.array([[0.21, -0.27, 0.0], [0.45, -0.07, 0.15]])  # m; y relative to the handle's
 _HANDLE_LIFT = 1e-4  # m, by which OGBench's target handle lies above the handle
-
-# Before anything was a target of its kind: what a fresh ogbench process holds.
-_UNSET_CUBE = (0.45, 0.0, 0.02)
+_UNSET_CUBE = (0.45, 0.0, 0.02)  # m; where a reset puts the target before there is one
 
 
 class Target(NamedTuple):
@@ -118,18 +116,23 @@ def target_from_draws(
     return jax.tree.map(lambda *leaves: jnp.stack(leaves)[choice], *choices)
 
 
-def unset_targets(scene: Scene, readings: Readings) -> Target:
+def unset_targets(uniform: Float[Array, " 4"], scene: Scene) -> Target:
     """What stands for the target of each kind before there was one, stacked on an axis of length 4.
 
-    The numbers are those of a fresh ogbench process. Its later episodes begin with what the one before
-    left behind (but for the cube's); here episodes do not depend on each other.
+    In ogbench it is what the episode before left behind, but for the cube's. Episodes here do not
+    depend on each other: any button, in any state, and either end of drawer and window, from four
+    numbers in [0, 1).
     """
-    dtype = readings.effector_pos.dtype
-    zero = jnp.zeros((), dtype)
-    cube = _of(CUBE, 0, jnp.asarray(_UNSET_CUBE, dtype), zero, zero)
-    button = _of(BUTTON, 0, jnp.asarray(scene.button_top[0], dtype), zero, zero) if scene.buttons else cube
-    slides = [_slide(kind, scene, zero) for kind in (DRAWER, WINDOW)] if scene.slides else [cube, cube]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), cube, button, *slides)
+    zero = jnp.zeros_like(uniform[0])
+    cube = _of(CUBE, 0, jnp.asarray(_UNSET_CUBE, zero.dtype), zero, zero)
+    unset = [cube] * 4
+    if scene.buttons:
+        index = _pick(uniform[0], jnp.ones(scene.buttons, bool))
+        unset[BUTTON] = _button(index, scene, jnp.round(uniform[1]))
+    for kind in (DRAWER, WINDOW) if scene.slides else ():
+        ends = jnp.asarray(SLIDE_RANGE[kind - DRAWER], zero.dtype)
+        unset[kind] = _slide(kind, scene, jnp.where(uniform[kind] < 0.5, *ends))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *unset)
 
 
 def achieved(scene: Scene, target: Target, readings: Readings) -> Bool[Array, ""]:
@@ -167,18 +170,22 @@ def _target(
     kind: int, draws: TargetDraws, scene: Scene, readings: Readings, p_stack: Float[Array, ""] | float
 ) -> Target:
     """The target of one kind that given random numbers lead to."""
-    zero = jnp.zeros_like(draws.yaw)
+    dtype = draws.yaw.dtype
     if kind == CUBE:
         return _cube(draws, scene, readings, p_stack)
     if kind == BUTTON:
         index = _pick(draws.index, jnp.ones(scene.buttons, bool))
-        top = jnp.asarray(scene.button_top, zero.dtype)[index]
-        return _of(BUTTON, index, top, zero, 1 - readings.button_state[index].astype(zero.dtype))
+        return _button(index, scene, 1 - readings.button_state[index].astype(dtype))
     ends = SLIDE_RANGE[kind - DRAWER]
     pos = readings.slide_pos[kind - DRAWER]
     # In the middle the drawer counts as closed (at 0) and so does the window (at 0).
     low = pos > ends.mean() if kind == WINDOW else pos >= ends.mean()
-    return _slide(kind, scene, jnp.where(low, *jnp.asarray(ends, zero.dtype)))
+    return _slide(kind, scene, jnp.where(low, *jnp.asarray(ends, dtype)))
+
+
+def _button(index: Int[Array, ""], scene: Scene, value: Float[Array, ""]) -> Target:
+    top = jnp.asarray(scene.button_top, value.dtype)[index]
+    return _of(BUTTON, index, top, jnp.zeros_like(value), value)
 
 
 def _slide(kind: int, scene: Scene, value: Float[Array, ""]) -> Target:
