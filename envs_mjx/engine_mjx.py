@@ -1,108 +1,149 @@
-"""Engine `mjx`: MJX-JAX with corrected physics on a reduced collision model, for accelerators."""
+"""Engine `mjx`: MuJoCo's physics as a JAX program for batches, on CPUs and accelerators."""
+
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
-from mujoco import mjx
 
-from envs_mjx import collisions, mjx_fixes
+from envs_mjx import collisions, mjx_contacts, mjx_model, mjx_step
 from envs_mjx.engine import AbstractEngine, Physics
+from envs_mjx.mjx_contacts import Slots
+from envs_mjx.mjx_solver import Limits
+from envs_mjx.mjx_step import Machine, State
 from envs_mjx.scenes import Scene
 from mac.errors import UserError
+
+SLOTS = {
+    "cube-single": Slots(40, 8, 24),
+    "cube-double": Slots(40, 8, 32),
+    "cube-triple": Slots(40, 8, 40),
+    "cube-quadruple": Slots(40, 8, 48),
+    "cube-octuple": Slots(64, 8, 72),
+    "scene": Slots(40, 8, 48),
+    "puzzle-3x3": Slots(32, 8, 40),
+    "puzzle-4x4": Slots(32, 8, 40),
+    "puzzle-4x5": Slots(32, 8, 48),
+    "puzzle-4x6": Slots(32, 8, 48),
+}
+"""Slots by family."""
 
 
 class MjxEngine(AbstractEngine):
     """MuJoCo's physics as a JAX program: runs, batches and compiles wherever JAX does.
 
-    The physics is that of C within solver and float precision, except that contacts come from the
-    reduced collision model of `collisions.py` and that a pair of boxes makes at most 4 contact points
-    (C: 8). Numbers are float32, or float64 if the engine is built and used under `jax.enable_x64`.
+    The physics is that of C within solver and float precision, on the collision model of
+    `collisions.py`. Numbers are float32, or float64 if the engine is used under `jax.enable_x64` on
+    float64 states. Any number of `vmap`s around `step` becomes one program over one batch axis.
 
-    The model's arrays are leaves of the module, so they enter a compiled function as arguments when
-    the engine does; the compiled program depends on the scene but not on them.
+    `Physics.raw` is the acceleration of the last substep, from which the solver starts the next.
     """
 
     name: str = eqx.field(static=True)
-    model: mjx.Model
-    sites: tuple[int, ...] = eqx.field(static=True)
-    pad_body: int = eqx.field(static=True)
-    substeps: int = eqx.field(static=True)
+    machine: Machine = eqx.field(static=True)
 
     def __init__(
         self,
         scene: Scene,
         *,
-        level: str = "lite",
-        max_contacts: int | None = None,
-        iterations: int = 10,
+        slots: Slots | None = None,
+        iterations: int = 20,
         ls_iterations: int = 20,
     ):
-        """Puts a scene's model on the default device.
+        """Reads a scene.
 
         Args:
             scene: compiled model and ids.
-            level: collision level, see `collisions.collision_model`.
-            max_contacts: contact slots; None takes `collisions.contact_cap`, half as many again for
-                level `finger`.
-            iterations: most Newton iterations per substep. C needs 1 or 2 on average and 14 at most;
-                4 make the physics explode during a grasp, 10 equal 100 to float32 precision.
+            slots: room for pairs and contacts; None takes `collisions.SLOTS`.
+            iterations: most Newton iterations per substep. C needs 1 or 2 on average and 16 at most;
+                4 make the physics explode during a grasp.
             ls_iterations: line-search iterations per Newton iteration.
         Raises:
-            UserError: if another mujoco-mjx than the one corrected is installed, or an argument is
-                out of range.
+            UserError: if a number is less than 1.
         """
-        mjx_fixes.require_version()
-        if iterations < 1 or ls_iterations < 1:
-            raise UserError(f"iterations={iterations} and ls_iterations={ls_iterations} must be at least 1")
-        if max_contacts is None:
-            cap = collisions.contact_cap(scene.cubes)
-            max_contacts = cap if level == "lite" else cap * 3 // 2
-        model = collisions.put_collision_model(collisions.collision_model(scene.model, level), max_contacts)
-        option = model.opt.replace(iterations=iterations, ls_iterations=ls_iterations)
+        slots = default_slots(scene) if slots is None else slots
+        if min(iterations, ls_iterations, *slots) < 1:
+            raise UserError(
+                f"iterations={iterations}, ls_iterations={ls_iterations}, {slots}: each must be at least 1"
+            )
+        constants = mjx_model.read(scene)
+        model = collisions.collision_model(scene, constants)
         self.name = "mjx"
-        self.model = model.replace(opt=option)
-        self.sites = tuple(int(s) for s in scene.sites)
-        self.pad_body = int(scene.pad_body)
-        self.substeps = int(scene.substeps)
+        self.machine = Machine(
+            constants=constants,
+            collisions=model,
+            table=mjx_contacts.pair_table(model, constants.timestep),
+            slots=slots,
+            limits=Limits(iterations, ls_iterations, constants.tolerance, constants.ls_tolerance),
+            substeps=int(scene.substeps),
+            slides=scene.slides,
+            fresh=scene.fresh,
+        )
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
         """A scene in the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start
         and the contact force are zero, and the site poses are those of `qpos`.
         """
-        with mjx_fixes.barriers():
-            free = jnp.zeros(0, bool)
-            return self._physics(mjx.kinematics(self.model, self._data(qpos, qvel)), free)
+        c = self.machine.constants
+        sites = over_batches(lambda q: tuple(mjx_step.sites_of(c, q)))
+        pos, mat = sites(qpos)
+        zero = jnp.zeros((), jnp.int32)
+        free = jnp.zeros(self.machine.slides, bool)
+        return Physics(qpos, qvel, pos, mat, jnp.zeros(6, qpos.dtype), free, zero, jnp.zeros_like(qvel))
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
         """One control step under constant `ctrl`; `physics` itself where not `active` (the work is done
         all the same: a batch advances in lockstep).
         """
-        data = self._data(physics.qpos, physics.qvel)
-        data = data.replace(qacc_warmstart=physics.raw, ctrl=ctrl.astype(data.ctrl.dtype))
-        data, _ = jax.lax.scan(lambda d, _: (self._substep(d), None), data, length=self.substeps)
-        with mjx_fixes.barriers():
-            after = self._physics(mjx.rne_postconstraint(self.model, data), physics.locked)
+
+        def batch(qpos: Array, qvel: Array, warm: Array, dropped: Array, ctrl: Array, locked: Array):
+            state = State(qpos, qvel, warm, dropped)
+            state, seen = mjx_step.control_step(self.machine, state, ctrl, locked)
+            return (*state, *seen)
+
+        p = physics
+        results = over_batches(batch)(p.qpos, p.qvel, p.raw, p.dropped, ctrl.astype(p.qpos.dtype), p.locked)
+        qpos, qvel, warm, dropped, site_pos, site_mat, touch = results
+        after = Physics(qpos, qvel, site_pos, site_mat, touch, p.locked, dropped, warm)
         return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, physics)
 
-    def _substep(self, data: mjx.Data) -> mjx.Data:
-        new = mjx_fixes.step(self.model, data)
-        # Under `jax.enable_x64` MJX turns some int32 fields of its data into int64.
-        return jax.tree.map(lambda n, old: n.astype(old.dtype), new, data)
 
-    def _data(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> mjx.Data:
-        data = mjx.make_data(self.model)
-        return data.replace(qpos=qpos.astype(data.qpos.dtype), qvel=qvel.astype(data.qvel.dtype))
+def default_slots(scene: Scene) -> Slots:
+    """Room for the pairs and contacts of a scene."""
+    return SLOTS[scene.family]
 
-    def _physics(self, data: mjx.Data, locked: Bool[Array, " slides"]) -> Physics:
-        sites = jnp.array(self.sites)
-        return Physics(
-            qpos=data.qpos,
-            qvel=data.qvel,
-            site_pos=data.site_xpos[sites],
-            site_mat=data.site_xmat[sites],
-            touch=data._impl.cfrc_ext[self.pad_body],
-            locked=locked,
-            dropped=jnp.zeros((), jnp.int32),
-            raw=data.qacc_warmstart,
-        )
+
+def over_batches(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    """A function of single examples that calls `function` once, on arrays that end with a batch axis.
+
+    All `vmap`s around a call, however many, become the one batch axis.
+    """
+
+    @custom_vmap
+    def rows(*args: Array) -> tuple[Array, ...]:
+        """The batch axis first."""
+        results = function(*(jnp.moveaxis(x, 0, -1) for x in args))
+        return tuple(jnp.moveaxis(x, -1, 0) for x in results)
+
+    def stacked(size: int, batched: list[bool], args: tuple[Array, ...]) -> list[Array]:
+        pairs = zip(args, batched, strict=True)
+        return [x if is_batched else jnp.broadcast_to(x, (size, *x.shape)) for x, is_batched in pairs]
+
+    @rows.def_vmap
+    def _more(size: int, batched: list[bool], *args: Array):
+        flat = [x.reshape(-1, *x.shape[2:]) for x in stacked(size, batched, args)]
+        results = rows(*flat)
+        return tuple(x.reshape(size, -1, *x.shape[1:]) for x in results), (True,) * len(results)
+
+    @custom_vmap
+    def single(*args: Array) -> tuple[Array, ...]:
+        return tuple(x[0] for x in rows(*(x[None] for x in args)))
+
+    @single.def_vmap
+    def _first(size: int, batched: list[bool], *args: Array):
+        results = rows(*stacked(size, batched, args))
+        return results, (True,) * len(results)
+
+    return single

@@ -1,61 +1,108 @@
-"""Newton's method for MuJoCo's constraint problem, written for batches.
+"""Newton's method for MuJoCo's constraint problem, for a batch of scenes at once.
 
 The problem is MuJoCo's: find the acceleration that minimises the Gauss cost plus the penalties of
-equalities, limits and contacts (Todorov 2014; "Computation" chapter of MuJoCo's documentation). It
-is strictly convex, so any solver that converges finds the acceleration that MJX's own solver finds.
-What differs is the cost in a batch. Where MJX builds a dense matrix over constraint rows with one
-scatter per contact, here the cones' 3x3 Hessians stay blocks; the line search is one safeguarded
-Newton iteration on the derivative instead of three candidates per round; and it stops as soon as
-every scene of the batch has, where MJX's runs all its rounds.
+equalities, limits, friction losses and contacts (Todorov 2014; "Computation" chapter of MuJoCo's
+documentation). It is strictly convex, so any solver that converges finds the same acceleration.
+
+Made for batches: arrays end with the batch axis B, so that every operation is one vectorised loop over
+scenes. Equalities are part of the quadratic and cost nothing per iteration; limits and friction losses
+concern one dof each and are no rows of a matrix; the Hessians of cones stay 3x3 blocks. Dofs that meet each
+other only through the first `core` ones (buttons: a press couples one to the arm) are eliminated from
+the linear system one by one. The line search is one safeguarded Newton iteration on the derivative.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import mujoco
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from mujoco import mjx
+
+from envs_mjx.mjx_stage import stage
 
 _NOISE = 8.0
 """Derivatives below this many roundings of their terms count as zero."""
 
 
-class Problem(NamedTuple):
-    """Minimise over a: (M a - f) . (a - M^-1 f) / 2 + penalty(J a - aref).
+class Ties(eqx.Module):
+    """Equalities, penalised by `weight x^2 / 2` at x = jacobian acc - aref; they move the first h dofs."""
 
-    The first `equalities` rows are always penalised, `weight * x^2 / 2`; the following ones, where
-    x < 0; the last three of every contact, by the elliptic cone with normal row first.
+    jacobian: Float[Array, "e h B"]
+    aref: Float[Array, "e B"]
+    weight: Float[Array, "e B"]
 
-    Attributes:
-        mass, force, free: M, the smooth force f, and M^-1 f.
-        jacobian, aref, weight: rows of J, reference acceleration, inverse regulariser.
-        mu: regularised friction coefficient of each cone, the tangential one / sqrt(impratio).
-        friction: coefficients of the two tangents of each cone.
-        equalities: number of leading equality rows.
+
+class Ends(eqx.Module):
+    """Limits, penalised like equalities where x = side acc[dof] - aref is negative."""
+
+    dof: tuple[int, ...] = eqx.field(static=True)
+    side: Float[Array, "l B"]
+    aref: Float[Array, "l B"]
+    weight: Float[Array, "l B"]
+
+
+class Losses(eqx.Module):
+    """Friction losses, penalised like equalities up to a force of `bound`, then linearly."""
+
+    dof: tuple[int, ...] = eqx.field(static=True)
+    aref: Float[Array, "f B"]
+    weight: Float[Array, "f B"]
+    bound: Float[Array, "f 1"]
+
+
+class Cones(eqx.Module):
+    """Contacts with elliptic cones; row 0 is the normal, 1 and 2 are tangents with the same friction.
+
+    `mu` is friction / sqrt(impratio), `weight` that of the normal row; the tangents' is `impratio` times it.
     """
 
-    mass: Float[Array, "nv nv"]
-    force: Float[Array, " nv"]
-    free: Float[Array, " nv"]
-    jacobian: Float[Array, "rows nv"]
-    aref: Float[Array, " rows"]
-    weight: Float[Array, " rows"]
-    mu: Float[Array, " cones"]
-    friction: Float[Array, "cones 2"]
-    equalities: int
+    jacobian: Float[Array, "3 k nv B"]
+    aref: Float[Array, "3 k B"]
+    weight: Float[Array, "k B"]
+    mu: Float[Array, "k B"]
+    friction: Float[Array, "k B"]
+
+
+class Problem(eqx.Module):
+    """Minimise over a: a M a / 2 - f a + penalties.
+
+    Attributes:
+        mass: M of the first `core` dofs.
+        rim_mass: diagonal of M for the others, which are coupled to none.
+        force: f.
+        impratio: ratio of the tangents' weights to the normal's.
+    """
+
+    mass: Float[Array, "core core B"]
+    rim_mass: Float[Array, "rim 1"]
+    force: Float[Array, "nv B"]
+    ties: Ties
+    ends: Ends
+    losses: Losses
+    cones: Cones
+    impratio: float = eqx.field(static=True)
+
+
+class Rows(NamedTuple):
+    """One number per constraint row: residuals J a - aref, or J v."""
+
+    ties: Float[Array, "e B"]
+    ends: Float[Array, "l B"]
+    losses: Float[Array, "f B"]
+    cones: Float[Array, "3 k B"]
 
 
 class Iterate(NamedTuple):
-    """A point `acc` of the search, its constraint residual J a - aref and forces, and progress."""
+    """A point `acc` of the search, its residuals and gradient, and progress of every scene."""
 
-    acc: Float[Array, " nv"]
-    residual: Float[Array, " rows"]
-    efc_force: Float[Array, " rows"]
-    gradient: Float[Array, " nv"]
-    improvement: Float[Array, ""]
-    niter: Int[Array, ""]
+    acc: Float[Array, "nv B"]
+    rows: Rows
+    gradient: Float[Array, "nv B"]
+    noise: Float[Array, " B"]
+    improvement: Float[Array, " B"]
+    niter: Int[Array, " B"]
 
 
 class Limits(NamedTuple):
@@ -63,225 +110,371 @@ class Limits(NamedTuple):
 
     iterations: int
     ls_iterations: int
-    tolerance: float | Float[Array, ""]
-    ls_tolerance: float | Float[Array, ""]
+    tolerance: float
+    ls_tolerance: float
 
 
-def supports(model: mjx.Model, data: mjx.Data) -> bool:
-    """Whether `solve` covers the model: no friction loss; a pyramidal cone, or contacts of dimension 3."""
-    pyramidal = model.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL
-    return data._impl.nf == 0 and (pyramidal or bool(np.all(data._impl.contact.dim == 3)))
+def total(parts: list[Array] | Array) -> Array:
+    """Sum along the first axis, written out: XLA on CPU does not vectorise such a reduction over scenes."""
+    return functools.reduce(operator.add, [parts[i] for i in range(len(parts))])
 
 
-def solve(model: mjx.Model, data: mjx.Data) -> mjx.Data:
-    """`data` with `qacc` and the constraint forces, from the better of warm start and `qacc_smooth`."""
-    problem = _problem(model, data)
-    option = model.opt
-    limits = Limits(option.iterations, option.ls_iterations, option.tolerance, option.ls_tolerance)
-    cold = option.disableflags & mujoco.mjtDisableBit.mjDSBL_WARMSTART
-    last = newton(problem, data.qacc_smooth if cold else data.qacc_warmstart, limits)
-    return data.tree_replace(
-        {
-            "qacc": last.acc,
-            "qfrc_constraint": last.efc_force @ problem.jacobian,
-            "_impl.efc_force": last.efc_force,
-            "_impl.solver_niter": last.niter,
-        }
-    )
+def product(matrix: Float[Array, "*m n B"], v: Float[Array, "n B"]) -> Float[Array, "*m B"]:
+    """`matrix @ v` of every scene."""
+    return total([matrix[..., i, :] * v[i] for i in range(v.shape[0])])
 
 
-def _problem(model: mjx.Model, data: mjx.Data) -> Problem:
-    impl = data._impl
-    cones = 0 if model.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL else impl.contact.dim.size
-    friction = impl.contact.friction[:cones]
-    return Problem(
-        mass=mjx.full_m(model, data),
-        force=data.qfrc_smooth,
-        free=data.qacc_smooth,
-        jacobian=impl.efc_J,
-        aref=impl.efc_aref,
-        weight=impl.efc_D,
-        mu=friction[:, 0] / jnp.sqrt(model.opt.impratio),
-        friction=friction[:, :2],
-        equalities=int(impl.ne),
-    )
+def newton(p: Problem, start: Float[Array, "nv B"], limits: Limits) -> Iterate:
+    """Minimises the problem from `start`; scenes that are done wait for the others."""
+    scale = 1 / (total([p.mass[i, i] for i in range(p.mass.shape[0])]) + jnp.sum(p.rim_mass))
+    quadratic = _with_ties(p)
 
-
-def newton(p: Problem, warmstart: Float[Array, " nv"], limits: Limits) -> Iterate:
-    """Minimises the problem from the better of `warmstart` and the unconstrained acceleration."""
-    scale = 1 / jnp.trace(p.mass)
-
-    def alive(it: Iterate) -> Bool[Array, ""]:
-        more = it.niter < limits.iterations
-        more &= scale * it.improvement >= limits.tolerance
-        return more & (scale * jnp.linalg.norm(it.gradient) >= limits.tolerance)
+    @stage
+    def alive(it: Iterate) -> Bool[Array, " B"]:
+        more = (it.niter < limits.iterations) & (scale * it.improvement >= limits.tolerance)
+        return more & (_norm(it.gradient) >= jnp.maximum(limits.tolerance / scale, it.noise))
 
     def advance(it: Iterate) -> Iterate:
-        factor = jax.scipy.linalg.cho_factor(p.mass + _hessian(p, it.residual), lower=True)
-        search = -jax.scipy.linalg.cho_solve(factor, it.gradient)
-        size, improvement = _line_search(p, it, search, limits, alive(it))
-        acc = it.acc + size * search
-        new = _iterate(p, acc, it.residual + size * (p.jacobian @ search))
-        return new._replace(improvement=improvement, niter=it.niter + 1)
+        going = alive(it)
+        search = -_solve(p, quadratic, it)
+        ahead = _rows(p, search)
+        size, improvement = _line_search(p, it, search, ahead, limits, going)
+        acc, rows = _moved(it, search, ahead, jnp.where(going, size, 0))
+        gradient, noise = _gradient(p, acc, rows)
+        improvement = jnp.where(going, improvement, it.improvement)
+        return Iterate(acc, rows, gradient, noise, improvement, it.niter + going)
 
-    starts = jnp.stack([warmstart, p.free])
-    costs = jax.vmap(lambda acc: _cost(p, acc))(starts)
-    acc = jnp.where(costs[0] < costs[1], starts[0], starts[1])
-    return jax.lax.while_loop(alive, advance, _iterate(p, acc, p.jacobian @ acc - p.aref))
-
-
-def _iterate(p: Problem, acc: Float[Array, " nv"], residual: Float[Array, " rows"]) -> Iterate:
-    _, efc_force = _penalty(p, residual)
-    gradient = p.mass @ acc - p.force - efc_force @ p.jacobian
-    return Iterate(acc, residual, efc_force, gradient, jnp.asarray(jnp.inf, acc.dtype), jnp.int32(0))
+    rows = _residuals(p, start)
+    gradient, noise = _gradient(p, start, rows)
+    endless, never = jnp.full_like(scale, jnp.inf), jnp.zeros_like(scale, jnp.int32)
+    first = Iterate(start, rows, gradient, noise, endless, never)
+    return jax.lax.while_loop(lambda it: jnp.any(alive(it)), advance, first)
 
 
-def _cost(p: Problem, acc: Float[Array, " nv"]) -> Float[Array, ""]:
-    gauss = 0.5 * jnp.dot(p.mass @ acc - p.force, acc - p.free)
-    return gauss + _penalty(p, p.jacobian @ acc - p.aref)[0]
+@stage
+def _moved(
+    it: Iterate, search: Float[Array, "nv B"], ahead: Rows, step: Float[Array, " B"]
+) -> tuple[Float[Array, "nv B"], Rows]:
+    rows = Rows(*(x + step * v for x, v in zip(it.rows, ahead, strict=True)))
+    return it.acc + step * search, rows
 
 
-class Cones(NamedTuple):
-    """Contact residuals in the coordinates that make each cone round, and which piece they lie in.
+@stage
+def pushed(p: Problem, solution: Iterate) -> Float[Array, "nv B"]:
+    """All forces on the dofs, those of the constraints included."""
+    return _mass_times(p, solution.acc) - solution.gradient
+
+
+@stage
+def cone_forces(p: Problem, solution: Iterate) -> Float[Array, "3 k B"]:
+    """Contact forces along the rows of the cones."""
+    return _forces(p, solution.rows).cones
+
+
+def _norm(x: Float[Array, "n B"]) -> Float[Array, " B"]:
+    return jnp.sqrt(total(x * x))
+
+
+@stage
+def _rows(p: Problem, a: Float[Array, "nv B"]) -> Rows:
+    """J a."""
+    return Rows(
+        product(p.ties.jacobian, a[: p.ties.jacobian.shape[1]]),
+        p.ends.side * _at(a, p.ends.dof),
+        _at(a, p.losses.dof),
+        product(p.cones.jacobian, a),
+    )
+
+
+def _at(a: Float[Array, "nv B"], dofs: tuple[int, ...]) -> Float[Array, "n B"]:
+    """`a[dofs]` of fixed dofs."""
+    return jnp.stack([a[d] for d in dofs]) if len(dofs) else a[:0]
+
+
+def _residuals(p: Problem, a: Float[Array, "nv B"]) -> Rows:
+    arefs = (p.ties.aref, p.ends.aref, p.losses.aref, p.cones.aref)
+    return Rows(*(x - aref for x, aref in zip(_rows(p, a), arefs, strict=True)))
+
+
+def _mass_times(p: Problem, a: Float[Array, "nv B"]) -> Float[Array, "nv B"]:
+    core = p.mass.shape[0]
+    return jnp.concatenate([product(p.mass, a[:core]), p.rim_mass * a[core:]])
+
+
+def _spread(p: Problem, dofs: tuple[int, ...], values: Float[Array, "n B"]) -> Float[Array, "nv B"]:
+    """Sums values by dof."""
+    zero = jnp.zeros_like(p.force[0])
+    of = [[i for i, at in enumerate(dofs) if at == d] for d in range(p.force.shape[0])]
+    return jnp.stack([total([values[i] for i in rows]) if rows else zero for rows in of])
+
+
+@stage
+def _gradient(
+    p: Problem, a: Float[Array, "nv B"], rows: Rows
+) -> tuple[Float[Array, "nv B"], Float[Array, " B"]]:
+    """Gradient of the cost, and the norm below which it is rounding error."""
+    forces = _forces(p, rows)
+    inertial = _mass_times(p, a) - p.force
+    tied = total(p.ties.jacobian * forces.ties[:, None])
+    pad = jnp.zeros((p.force.shape[0] - tied.shape[0], tied.shape[1]), tied.dtype)
+    tied = jnp.concatenate([tied, pad])
+    at_joints = _spread(p, p.ends.dof, forces.ends * p.ends.side)
+    at_joints += _spread(p, p.losses.dof, forces.losses)
+    touching = total([total(p.cones.jacobian[r] * forces.cones[r][:, None]) for r in range(3)])
+    size = _norm(inertial) + _norm(tied) + _norm(touching) + _norm(at_joints)
+    return inertial - tied - at_joints - touching, _NOISE * jnp.finfo(a.dtype).eps * size
+
+
+def _forces(p: Problem, rows: Rows) -> Rows:
+    """Constraint forces: minus the derivative of each row's penalty."""
+    c = _cone_state(p, rows.cones)
+    weight = p.cones.weight
+    slide = c.gap * c.stiff * c.middle
+    normal = -weight * c.bottom * rows.cones[0] - slide * p.cones.mu
+    tangents = [
+        -p.impratio * weight * c.bottom * rows.cones[r]
+        + slide * p.cones.mu * p.cones.friction * c.unit[r - 1]
+        for r in (1, 2)
+    ]
+    losses = jnp.clip(-p.losses.weight * rows.losses, -p.losses.bound, p.losses.bound)
+    return Rows(
+        -p.ties.weight * rows.ties,
+        -p.ends.weight * jnp.minimum(rows.ends, 0),
+        losses,
+        jnp.stack([normal, *tangents]),
+    )
+
+
+class _ConeState(NamedTuple):
+    """Where residuals lie relative to their cones, in the coordinates N = mu x0, T = friction |x12|.
 
     Attributes:
-        scale: factors from residual to round coordinates, normal first.
-        normal, radius: normal coordinate N and length T of the tangential ones.
-        unit: direction of the tangential coordinates.
-        stiff: regularised inverse mass of the cone's surface, D / (mu^2 (1 + mu^2)).
+        radius, unit: T, and the direction of (x1, x2).
+        gap: N - mu T.
+        stiff: D / (mu^2 (1 + mu^2)).
         bottom: full contact, penalised row by row.
-        middle: slipping, penalised by the distance N - mu T from the cone. Elsewhere: no force.
+        middle: slipping, penalised by the distance `gap` from the cone. Elsewhere: no force.
     """
 
-    scale: Float[Array, "cones 3"]
-    normal: Float[Array, " cones"]
-    radius: Float[Array, " cones"]
-    unit: Float[Array, "cones 2"]
-    stiff: Float[Array, " cones"]
-    bottom: Bool[Array, " cones"]
-    middle: Bool[Array, " cones"]
+    radius: Float[Array, "k B"]
+    unit: tuple[Float[Array, "k B"], Float[Array, "k B"]]
+    gap: Float[Array, "k B"]
+    stiff: Float[Array, "k B"]
+    bottom: Bool[Array, "k B"]
+    middle: Bool[Array, "k B"]
 
 
-def _split(p: Problem, rows: Float[Array, " rows"]) -> tuple[Array, Array]:
-    """Rows of equalities and limits, and those of cones as [cones, 3]."""
-    plain = rows.size - 3 * p.mu.size
-    return rows[:plain], rows[plain:].reshape(-1, 3)
-
-
-def _cones(p: Problem, residual: Float[Array, " rows"]) -> Cones:
-    _, x = _split(p, residual)
-    scale = jnp.concatenate([p.mu[:, None], p.friction], axis=1)
-    normal, tangent = x[:, 0] * scale[:, 0], x[:, 1:] * scale[:, 1:]
-    radius = jnp.sqrt(jnp.sum(tangent**2, axis=1))
+def _cone_state(p: Problem, x: Float[Array, "3 k B"]) -> _ConeState:
+    mu, friction = p.cones.mu, p.cones.friction
+    normal, first, second = mu * x[0], friction * x[1], friction * x[2]
+    radius = jnp.sqrt(first**2 + second**2)
     slips = radius > 0
-    unit = tangent / jnp.where(slips, radius, 1)[:, None]
-    stiff = _split(p, p.weight)[1][:, 0] / jnp.maximum(p.mu**2 * (1 + p.mu**2), mujoco.mjMINVAL)
-    bottom = jnp.where(slips, p.mu * normal + radius <= 0, normal < 0)
-    middle = slips & ~bottom & (normal < p.mu * radius)
-    return Cones(scale, normal, radius, unit, stiff, bottom, middle)
-
-
-def _active(p: Problem, plain: Float[Array, " plain"]) -> Bool[Array, " plain"]:
-    return (plain < 0) | (jnp.arange(plain.size) < p.equalities)
-
-
-def _surface_normal(p: Problem, cones: Cones) -> Float[Array, "cones 3"]:
-    """Derivative of N - mu T with respect to the residual."""
-    one = jnp.ones_like(p.mu)[:, None]
-    return jnp.concatenate([one, -p.mu[:, None] * cones.unit], axis=1) * cones.scale
-
-
-def _penalty(p: Problem, residual: Float[Array, " rows"]) -> tuple[Float[Array, ""], Float[Array, " rows"]]:
-    """Cost of the constraints and minus its derivative, the constraint force."""
-    plain, x = _split(p, residual)
-    weight, weight3 = _split(p, p.weight)
-    cones = _cones(p, residual)
-    weight = weight * _active(p, plain)
-    weight3 = weight3 * cones.bottom[:, None]
-    gap = (cones.normal - p.mu * cones.radius) * cones.middle
-    cost = jnp.sum(weight * plain**2) + jnp.sum(weight3 * x**2) + jnp.sum(cones.stiff * gap**2)
-    force3 = -weight3 * x - (cones.stiff * gap)[:, None] * _surface_normal(p, cones)
-    return 0.5 * cost, jnp.concatenate([-weight * plain, force3.ravel()])
-
-
-def _hessian(p: Problem, residual: Float[Array, " rows"]) -> Float[Array, "nv nv"]:
-    """Second derivative of the penalty with respect to the acceleration, J^T C J."""
-    plain, _ = _split(p, residual)
-    weight, weight3 = _split(p, p.weight)
-    cones = _cones(p, residual)
-    out = _surface_normal(p, cones)
-    curl = jnp.stack([jnp.zeros_like(p.mu), -cones.unit[:, 1], cones.unit[:, 0]], axis=1) * cones.scale
-    gap = cones.normal - p.mu * cones.radius
-    bend = -p.mu * gap / jnp.where(cones.middle, cones.radius, 1)
-    surface = out[:, :, None] * out[:, None] + bend[:, None, None] * curl[:, :, None] * curl[:, None]
-    blocks = jnp.where(cones.middle[:, None, None], cones.stiff[:, None, None] * surface, 0)
-    blocks += (weight3 * cones.bottom[:, None])[:, :, None] * jnp.eye(3, dtype=weight3.dtype)
-    j, j3 = p.jacobian[: plain.size], p.jacobian[plain.size :].reshape(-1, 3, p.mass.shape[0])
-    weighted = jnp.concatenate(
-        [(weight * _active(p, plain))[:, None] * j, (blocks @ j3).reshape(-1, j.shape[1])]
+    inverse = 1 / jnp.where(slips, radius, 1)
+    bottom = jnp.where(slips, mu * normal + radius <= 0, normal < 0)
+    middle = slips & ~bottom & (normal < mu * radius)
+    stiff = p.cones.weight / (mu**2 * (1 + mu**2))
+    return _ConeState(
+        radius, (first * inverse, second * inverse), normal - mu * radius, stiff, bottom, middle
     )
-    return p.jacobian.T @ weighted
+
+
+class _Quadratic(NamedTuple):
+    """Mass matrix and equalities: the part of the Hessian that does not change."""
+
+    core: Float[Array, "core core B"]
+
+
+@stage
+def _with_ties(p: Problem) -> _Quadratic:
+    j, core = p.ties.jacobian, p.mass.shape[0]
+    tied = total([(p.ties.weight[e] * j[e])[:, None] * j[e][None] for e in range(j.shape[0])])
+    rest = core - tied.shape[0]
+    return _Quadratic(p.mass + jnp.pad(tied, ((0, rest), (0, rest), (0, 0))))
+
+
+@stage
+def _curvatures(p: Problem, rows: Rows) -> Float[Array, "3 3 k B"]:
+    """Hessian of every cone's penalty by its rows."""
+    c = _cone_state(p, rows.cones)
+    mu, friction = p.cones.mu, p.cones.friction
+    stiff = jnp.where(c.middle, c.stiff, 0)
+    full = jnp.where(c.bottom, p.cones.weight, 0)
+    out = [mu, -mu * friction * c.unit[0], -mu * friction * c.unit[1]]
+    turn = [-friction * c.unit[1], friction * c.unit[0]]
+    bend = -mu * c.gap / jnp.where(c.middle, c.radius, 1)
+
+    def entry(i: int, j: int) -> Float[Array, "k B"]:
+        value = out[i] * out[j]
+        if i and j:
+            value += bend * turn[i - 1] * turn[j - 1]
+        value = stiff * value
+        return value + full * (p.impratio if i else 1) if i == j else value
+
+    return jnp.stack([jnp.stack([entry(i, j) for j in range(3)]) for i in range(3)])
+
+
+def _solve(p: Problem, quadratic: _Quadratic, it: Iterate) -> Float[Array, "nv B"]:
+    """The Hessian's inverse times the gradient."""
+    core = p.mass.shape[0]
+    weighted = _weighted(p, it.rows)
+    hessian = _joint_curvature(p, quadratic, it.rows)
+    slots = p.cones.jacobian.shape[1]
+    for k in range(0, slots, _CHUNK):
+        few = slice(k, min(k + _CHUNK, slots))
+        hessian = _plus_outer(hessian, p.cones.jacobian[:, few, :core], weighted[:, few, :core])
+    return cholesky_solve(hessian, it.gradient)
+
+
+@stage
+def _weighted_rows(blocks: Float[Array, "3 3 k B"], j: Float[Array, "3 k nv B"]) -> Float[Array, "3 k nv B"]:
+    return jnp.stack([total([blocks[r, s][:, None] * j[s] for s in range(3)]) for r in range(3)])
+
+
+def _weighted(p: Problem, rows: Rows) -> Float[Array, "3 k nv B"]:
+    """Hessians of the cones times their Jacobians."""
+    return _weighted_rows(_curvatures(p, rows), p.cones.jacobian)
+
+
+@stage
+def _joint_curvature(p: Problem, quadratic: _Quadratic, rows: Rows) -> Float[Array, "core core B"]:
+    core = p.mass.shape[0]
+    slopes = p.ends.weight * (rows.ends < 0)
+    held = jnp.abs(p.losses.weight * rows.losses) < p.losses.bound
+    diagonal = _spread(p, p.ends.dof, slopes) + _spread(p, p.losses.dof, p.losses.weight * held)
+    return quadratic.core + jnp.eye(core, dtype=diagonal.dtype)[..., None] * diagonal[:core]
+
+
+@stage
+def _plus_outer(
+    hessian: Float[Array, "n n B"], left: Float[Array, "3 c n B"], right: Float[Array, "3 c n B"]
+) -> Float[Array, "n n B"]:
+    pairs = [(r, c) for r in range(3) for c in range(left.shape[1])]
+    return hessian + total([left[r, c][:, None] * right[r, c][None] for r, c in pairs])
+
+
+_CHUNK = 4
+
+
+def cholesky_solve(a: Float[Array, "n n B"], b: Float[Array, "n B"]) -> Float[Array, "n B"]:
+    """Solution of a x = b for symmetric positive definite matrices: Cholesky's, column by column.
+
+    The right side rides along as one more row, which is the forward substitution.
+    """
+    n = b.shape[0]
+    rest = jnp.concatenate([a, b[None]])  # rows j.. of the trailing matrix, and the right side
+    columns: list[Array] = []
+    for _ in range(n):
+        column, rest = _eliminated(rest)
+        columns.append(column)
+    solution: list[Array] = []
+    for j in reversed(range(n)):
+        solution.insert(0, _substituted(columns[j], solution))
+    return jnp.stack(solution)
+
+
+@stage
+def _eliminated(rest: Float[Array, "m1 m B"]) -> tuple[Float[Array, "m1 B"], Float[Array, "m m-1 B"]]:
+    """First column of the factor, and what is left without its row and column."""
+    least = jnp.finfo(rest.dtype).tiny
+    column = rest[:, 0] / jnp.sqrt(jnp.maximum(rest[0, 0], least))
+    return column, rest[1:, 1:] - column[1:, None] * column[None, 1:-1]
+
+
+@stage
+def _substituted(column: Float[Array, "m1 B"], known: list[Array]) -> Float[Array, " B"]:
+    return total([column[-1], *(-column[1 + i] * x for i, x in enumerate(known))]) / column[0]
 
 
 class _Bracket(NamedTuple):
-    size: Float[Array, ""]
-    slope: Float[Array, ""]
-    curvature: Float[Array, ""]
-    low: Float[Array, ""]
-    high: Float[Array, ""]
-    niter: Int[Array, ""]
+    size: Float[Array, " B"]
+    slope: Float[Array, " B"]
+    curvature: Float[Array, " B"]
+    low: Float[Array, " B"]
+    high: Float[Array, " B"]
+    niter: Int[Array, " B"]
 
 
 def _line_search(
-    p: Problem, it: Iterate, search: Float[Array, " nv"], limits: Limits, alive: Bool[Array, ""]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    p: Problem,
+    it: Iterate,
+    search: Float[Array, "nv B"],
+    ahead: Rows,
+    limits: Limits,
+    alive: Bool[Array, " B"],
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Step size along `search` at which the cost's derivative vanishes, and the decrease it brings.
 
     The decrease is that of a parabola with the same end slopes: unlike a difference of costs it keeps
     its precision near the minimum, in float32 too.
     """
-    direction = p.jacobian @ search
-    drift, bend = jnp.dot(search, p.mass @ it.acc - p.force), jnp.dot(search, p.mass @ search)
+    drift, bend, start, enough = _along_start(p, it, search, ahead, limits)
 
-    def slopes(size: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        first, second = _along(p, it.residual + size * direction, direction)
+    def slopes(size: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+        rows = Rows(*(x + size * v for x, v in zip(it.rows, ahead, strict=True)))
+        first, second = _along(p, rows, ahead)
         return drift + size * bend + first, bend + second
 
-    start = jnp.dot(search, it.gradient)
-    terms = jnp.abs(drift) + jnp.sum(jnp.abs(it.efc_force * direction))
-    enough = limits.tolerance * limits.ls_tolerance * jnp.linalg.norm(search) * jnp.trace(p.mass)
-    enough = jnp.maximum(enough, _NOISE * jnp.finfo(terms.dtype).eps * terms)
-
-    def more(b: _Bracket) -> Bool[Array, ""]:
+    def more(b: _Bracket) -> Bool[Array, " B"]:
         return alive & (jnp.abs(b.slope) > enough) & (b.niter < limits.ls_iterations)
 
+    @stage
     def narrow(b: _Bracket) -> _Bracket:
         low, high = jnp.where(b.slope < 0, b.size, b.low), jnp.where(b.slope < 0, b.high, b.size)
         step = b.size - b.slope / b.curvature
         halfway = jnp.where(jnp.isinf(high), 2 * b.size, 0.5 * (low + high))
         size = jnp.where((low < step) & (step < high), step, halfway)
-        return _Bracket(size, *slopes(size), low, high, b.niter + 1)
+        new = _Bracket(size, *slopes(size), low, high, b.niter + 1)
+        return _Bracket(*(jnp.where(more(b), x, y) for x, y in zip(new, b, strict=True)))
 
     one, zero = jnp.ones_like(start), jnp.zeros_like(start)
-    found = jax.lax.while_loop(more, narrow, _Bracket(one, *slopes(one), zero, one * jnp.inf, jnp.int32(1)))
+    first = _Bracket(one, *stage(slopes)(one), zero, one * jnp.inf, jnp.ones_like(it.niter))
+    found = jax.lax.while_loop(lambda b: jnp.any(more(b)), narrow, first)
     size = jnp.where(jnp.abs(found.slope) <= enough, found.size, found.low)
     slope = jnp.where(size == found.size, found.slope, 0)
     return size, -0.5 * size * (start + slope)
 
 
-def _along(
-    p: Problem, residual: Float[Array, " rows"], direction: Float[Array, " rows"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """First and second derivative of the penalty at `residual` in `direction`."""
-    (plain, x), (v, v3) = _split(p, residual), _split(p, direction)
-    weight, weight3 = _split(p, p.weight)
-    cones = _cones(p, residual)
-    weight, weight3 = weight * _active(p, plain), weight3 * cones.bottom[:, None]
-    turn = v3 * cones.scale
-    widen = jnp.sum(cones.unit * turn[:, 1:], axis=1)
-    around = (jnp.sum(turn[:, 1:] ** 2, axis=1) - widen**2) / jnp.where(cones.middle, cones.radius, 1)
-    gap, closing = cones.normal - p.mu * cones.radius, turn[:, 0] - p.mu * widen
-    stiff = cones.stiff * cones.middle
-    first = jnp.sum(weight * plain * v) + jnp.sum(weight3 * x * v3) + jnp.sum(stiff * gap * closing)
-    second = jnp.sum(weight * v**2) + jnp.sum(weight3 * v3**2)
-    return first, second + jnp.sum(stiff * (closing**2 - gap * p.mu * around))
+@functools.partial(stage, static=(4,))
+def _along_start(
+    p: Problem, it: Iterate, search: Float[Array, "nv B"], ahead: Rows, limits: Limits
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """Slope and curvature of the Gauss cost along `search`, slope of all at its start, and what is 0."""
+    drift = total(search * (_mass_times(p, it.acc) - p.force))
+    bend = total(search * _mass_times(p, search))
+    forces = _forces(p, it.rows)
+    pairs = zip(forces, ahead, strict=True)
+    terms = [total(jnp.abs(f * v).reshape(-1, v.shape[-1])) for f, v in pairs if f.shape[0]]
+    terms = total([jnp.abs(drift), *terms])
+    trace = total([p.mass[i, i] for i in range(p.mass.shape[0])]) + jnp.sum(p.rim_mass)
+    enough = limits.tolerance * limits.ls_tolerance * _norm(search) * trace
+    enough = jnp.maximum(enough, _NOISE * jnp.finfo(terms.dtype).eps * terms)
+    return drift, bend, total(search * it.gradient), enough
+
+
+def _along(p: Problem, rows: Rows, v: Rows) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """First and second derivative of the penalties at `rows` in the direction `v`."""
+    c = _cone_state(p, rows.cones)
+    mu, friction, weight = p.cones.mu, p.cones.friction, p.cones.weight * c.bottom
+    turn = friction * v.cones[1], friction * v.cones[2]
+    widen = c.unit[0] * turn[0] + c.unit[1] * turn[1]
+    around = (turn[0] ** 2 + turn[1] ** 2 - widen**2) / jnp.where(c.middle, c.radius, 1)
+    closing = mu * v.cones[0] - mu * widen
+    stiff = c.stiff * c.middle
+    x, y = rows.cones, v.cones
+    ratio = p.impratio
+    first = weight * (x[0] * y[0] + ratio * (x[1] * y[1] + x[2] * y[2])) + stiff * c.gap * closing
+    second = weight * (y[0] ** 2 + ratio * (y[1] ** 2 + y[2] ** 2))
+    second += stiff * (closing**2 - c.gap * mu * around)
+    slope, bend = [total(first)], [total(second)]
+    pulls = p.losses.weight * rows.losses
+    held = jnp.abs(pulls) < p.losses.bound
+    touching = p.ends.weight * (rows.ends < 0)
+    for weights, clipped, y in (
+        (p.ties.weight, p.ties.weight * rows.ties, v.ties),
+        (touching, touching * rows.ends, v.ends),
+        (p.losses.weight * held, jnp.clip(pulls, -p.losses.bound, p.losses.bound), v.losses),
+    ):
+        if y.shape[0]:
+            slope.append(total(clipped * y))
+            bend.append(total(weights * y * y))
+    return total(slope), total(bend)
