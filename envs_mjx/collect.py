@@ -276,5 +276,6 @@ def _temporary(path: Path) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        if not path.exists():
-            val_path(path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if not path.exists():
+                val_path(path).unlink(missing_ok=True)

@@ -187,8 +187,7 @@ def compare(dataset: str, ours: Episodes, theirs: Episodes) -> Iterator[Row]:
         (a, b), (da, db) = (
             [f(x) for x in pair] for f in (np.mean, lambda x: x.std(ddof=1) / np.sqrt(len(x)))
         )
-        distance = abs(a - b)
-        z = distance / np.hypot(da, db) if distance > 1e-9 else 0.0
+        z = abs(a - b) / max(np.hypot(da, db), 1e-9)
         yield Row(dataset, name, *(round(float(v), 5) for v in (a, da, b, db)), round(float(z), 2))
 
 

@@ -7,16 +7,17 @@ from types import SimpleNamespace
 
 import equinox as eqx
 import gymnasium
+import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import ogbench
 import pytest
 
-from envs_mjx import experts, shards
+from envs_mjx import episodes as simulation
+from envs_mjx import shards
 from envs_mjx.collect import Request, collect, generate, val_path
 from envs_mjx.engine_c import CEngine
-from envs_mjx.episodes import Job, Lane, Simulator, decide
+from envs_mjx.episodes import Job, Simulator
 from envs_mjx.manip import ManipEnv
 from envs_mjx.registry import make
 from envs_mjx.scenes import build_scene
@@ -163,13 +164,19 @@ def test_health_is_judged_in_every_row(scenes: SimpleNamespace) -> None:
 
 
 def test_an_unhealthy_episode_goes_no_further(scenes: SimpleNamespace) -> None:
-    table = scenes.simulator.table
-    world = table.reset_collect(jr.key(0))
-    expert = experts.begin("play", table.scene, jr.key(1), table.readings(world))
-    step = eqx.filter_jit(lambda lane: decide(table, "play", lane, jr.key(2))[1].active)
-    for y, active in ((0.1, True), (0.3, False), (-0.31, False)):
-        moved = eqx.tree_at(lambda w: w.physics.qpos, world, world.physics.qpos.at[15].set(y))
-        assert step(Lane(moved, expert, jr.key(3), jnp.asarray(True))) == active
+    table, style = scenes.simulator.table, scenes.simulator.style
+    jobs = jnp.zeros((LANES, 3), jnp.int32).at[:, 1].set(jnp.arange(LANES))
+    goes_on = [True, False, False, True] + [False] * (LANES - 4)  # the last ones are empty
+    with jax.default_device(scenes.simulator.device):  # else all would be compiled again
+        lanes = simulation._begin(table, style, jnp.asarray(5), jobs, jnp.arange(LANES) < 4)
+        qpos = lanes.world.physics.qpos.at[:3, 15].set(jnp.asarray([0.1, 0.3, -0.31]))  # y of the cube
+        lanes = eqx.tree_at(lambda lanes: lanes.world.physics.qpos, lanes, qpos)
+        np.testing.assert_array_equal(simulation._last_row(table, style, lanes)[1], goes_on)
+        after, (rows, events) = simulation._stretch(table, style, lanes, jnp.asarray(0))
+    np.testing.assert_array_equal(after.active, goes_on)
+    moved = (np.asarray(rows.qpos[-1]) != np.asarray(qpos)).any(axis=1)
+    np.testing.assert_array_equal(moved, goes_on)
+    assert not np.asarray(events.done)[:, ~moved].any()
 
 
 @pytest.mark.usefixtures("instant")

@@ -152,9 +152,9 @@ def test_a_signal_stops_it_and_says_how_to_continue(number: signal.Signals, tmp_
         "--env",
         "cube-single",
         "--rows",
-        "300300",
+        "130130",
         "--shard-rows",
-        "100100",
+        "65065",
         "--out",
         str(tmp_path / "a b"),
     ]

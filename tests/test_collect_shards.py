@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from envs_mjx import collect
 from envs_mjx import shards as files
 from envs_mjx.collect import LANES, Collected, Request, generate, metadata_path, work_folder
 from envs_mjx.episodes import EPISODE_ROWS as ROWS
@@ -146,6 +147,12 @@ def test_work_is_continued_wherever_it_was_killed(
             assert path.read_bytes() == (straight / path.name).read_bytes(), "half-written"
         generate(REQUEST, folder)
         assert content(folder) == content(straight)
+
+
+def test_waves_may_run_at_once(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "_CORES_PER_WAVE", 1)
+    generate(REQUEST, tmp_path / "at once", threads=3)
+    assert content(tmp_path / "at once") == content(straight)
 
 
 def test_no_episode_is_simulated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
