@@ -1,11 +1,15 @@
-"""An instant stand-in for the simulation of a scripted expert, for tests of files."""
+"""An instant stand-in for the simulation of a scripted expert, and other helpers for tests of files."""
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from envs_mjx.collect import Request, generate, work_folder
 from envs_mjx.episodes import EPISODE_ROWS, Events, Job, Rows, Simulator, Wave, widths
 
 
@@ -47,3 +51,44 @@ def run(
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces the simulation, so that only files are made."""
     monkeypatch.setattr(Simulator, "run", run)
+
+
+NAME = "puzzle-3x3-play-v0"
+REQUEST = Request(NAME, episodes=25, per_shard=10, lanes=4)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+def calls_until(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int) -> None:
+    """Lets the process 'die' in call number `count` of a function, before it does anything."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = itertools.count()
+
+    def wrapped(*args: Any, **named: Any) -> Any:
+        if next(calls) == count:
+            raise Killed
+        return original(*args, **named)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.fixture(name="straight")
+def straight_fixture(instant: None, tmp_path: Path) -> Path:
+    """The folder of a dataset that was made in one go."""
+    generate(REQUEST, tmp_path / "straight")
+    return tmp_path / "straight"
+
+
+def begin(folder: Path, monkeypatch: pytest.MonkeyPatch, waves: int = 3) -> Path:
+    """Leaves a dataset half made; returns its working folder."""
+    with monkeypatch.context() as patch:
+        calls_until(patch, Simulator, "run", waves)
+        with pytest.raises(Killed):
+            generate(REQUEST, folder)
+    return work_folder(folder, NAME)
