@@ -8,7 +8,6 @@ whatever the number of threads, of shards and of interruptions.
 
 import concurrent.futures
 import contextlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -23,43 +22,19 @@ import numpy as np
 from envs_mjx.engine import AbstractEngine
 from envs_mjx.engine_c import CEngine, available_cores
 from envs_mjx.episodes import EPISODE_ROWS, Job, Simulator, Wave, widths
-from envs_mjx.experts import STYLES
 from envs_mjx.manip import ManipEnv
-from envs_mjx.registry import make, parse
+from envs_mjx.registry import make
+from envs_mjx.request import Request, family_and_style, versions
 from envs_mjx.scenes import Scene, build_scene
 from envs_mjx.shards import TRAIN, VAL, columns, make_shards, write_whole, writing
 from envs_mjx.workshop import Note, Workshop, check_settings
 from mac.errors import UserError
 
-LANES = {"c": 64, "mjx": 1024}
-"""Episodes simulated together on each engine. On `c` they are enough to keep the JAX part cheap, on the
-others enough to fill an accelerator."""
 _CORES_PER_WAVE = 4  # so many threads can share the physics of a wave before its JAX part limits them
-_MAX_SHARDS = 10_000  # ten times what the largest dataset of OGBench has
 _POLL = 0.2  # s between two looks at the waves under way
 
 Progress = Callable[[int, int], None]
 """Called with rows simulated so far and rows in total, all files together."""
-
-
-class Request(NamedTuple):
-    """What to make.
-
-    Attributes:
-        dataset: name such as `puzzle-4x5-play-v0`.
-        episodes: training episodes; there are a tenth as many for validation.
-        per_shard: training episodes in each pair of files.
-        seed: same seed, same episodes.
-        engine: `c`, or another engine of `registry.ENGINES`.
-        lanes: episodes simulated together; part of the data's identity, as XLA's rounding depends on it.
-    """
-
-    dataset: str
-    episodes: int
-    per_shard: int
-    seed: int = 0
-    engine: str = "c"
-    lanes: int = LANES["c"]
 
 
 class Collected(NamedTuple):
@@ -153,23 +128,29 @@ def generate(
         UserError: for a bad request, a folder that holds other data or cannot be written, or a disk
             without room.
     """
-    family, style = _checked(request)
+    family, style = family_and_style(request)
     scene = build_scene(family)
     stem = stem or request.dataset
-    settings = request._asdict() | {"versions": _versions()}
+    settings = request._asdict() | {"versions": versions()}
     done = metadata_path(folder, stem)
     shards = make_shards(stem, request.episodes, request.per_shard)
     shop = Workshop(folder, work or work_folder(folder, stem), shards, columns(widths(scene)))
-    if done.exists() and all(shop.finished(shard) for shard in shards):
+    earlier = None
+    if done.exists():  # finished once: what was made is known, though some files may have been removed
         check_settings(done, request._asdict(), f"delete the dataset {stem} in it")
-        return Collected(**json.loads(done.read_bytes())["collected"])
+        earlier = Collected(**json.loads(done.read_bytes())["collected"])
+        if all(shop.finished(shard) for shard in shards):
+            return earlier
+        check_settings(done, settings, f"delete the dataset {stem} in it")
+    else:
+        shop.check_names()
     shop.open(settings)
     shop.check_room()
     engine = _engine(scene, request, threads)
     simulator = Simulator(style, scene, engine, seed=request.seed, lanes=request.lanes)
     at_once = max(1, (threads or available_cores()) // _CORES_PER_WAVE) if request.engine == "c" else 1
     _simulate(simulator, shop, at_once, progress or (lambda rows, total: None))
-    made = _sum_up(shop)
+    made = earlier or _sum_up(shop)
     with writing(folder):
         write_whole(done, json.dumps(_metadata(settings, made), indent=2).encode() + b"\n")
     shop.close()
@@ -206,33 +187,6 @@ def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Prog
             stop.set()  # nothing runs any more, or else it ends within a stretch
 
 
-def _checked(request: Request) -> tuple[str, str]:
-    """Family and style of a request that can be met.
-
-    Raises:
-        UserError: it cannot.
-    """
-    family = parse(request.dataset).family
-    style = request.dataset.removeprefix(f"{family}-").removesuffix("-v0")
-    if style not in STYLES:
-        raise UserError(
-            f"{request.dataset!r} is not the name of a dataset; try {parse(request.dataset).dataset}"
-        )
-    if request.engine not in LANES:
-        raise UserError(f"unknown physics engine {request.engine!r}; choose {' or '.join(LANES)}")
-    for name in ("episodes", "per_shard", "lanes"):
-        if getattr(request, name) < 1:
-            raise UserError(f"{name}={getattr(request, name)}: must be at least 1")
-    if request.episodes / request.per_shard > _MAX_SHARDS or request.episodes >= 2**31:
-        raise UserError(
-            f"{request.episodes:,} episodes, {request.per_shard:,} in each file, are too many files; "
-            "ask for fewer rows or larger shards"
-        )
-    if not 0 <= request.seed < 2**31:
-        raise UserError(f"seed={request.seed}: must be in [0, 2**31)")
-    return family, style
-
-
 def _engine(scene: Scene, request: Request, threads: int | None) -> AbstractEngine:
     if threads is not None and request.engine == "c":
         return CEngine(scene, threads)
@@ -261,11 +215,6 @@ def _metadata(settings: dict[str, Any], made: Collected) -> dict[str, Any]:
         "hit_rate": round(made.hits / max(made.targets, 1), 4),
         "collected": made._asdict(),
     }
-
-
-def _versions() -> dict[str, str]:
-    """What the bits of an episode may depend on."""
-    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "mujoco")}
 
 
 @contextlib.contextmanager

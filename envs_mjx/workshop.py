@@ -78,6 +78,20 @@ class Workshop:
         """Whether both files of a shard are there."""
         return all(self.final(part).exists() for part in shard)
 
+    def check_names(self) -> None:
+        """Makes sure that no file of someone else's passes for one of ours.
+
+        Raises:
+            UserError: there is a file of such a name, and no work that it could come from.
+        """
+        if not (self.work / SETTINGS).exists():
+            for path in (self.final(part) for shard in self.shards for part in shard):
+                if path.exists():
+                    raise UserError(
+                        f"{path} exists and does not come from this program; move it away, or choose "
+                        "another folder"
+                    )
+
     def check_room(self) -> None:
         """Finds out before hours of simulation, not after, that the disk is too small.
 

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from envs_mjx.collect import LANES, Collected, Request, generate, metadata_path, work_folder
+from envs_mjx.collect import Collected, generate, metadata_path, work_folder
 from envs_mjx.engine_c import available_cores
 from envs_mjx.episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
 from envs_mjx.registry import names, parse, resolve_engine
+from envs_mjx.request import LANES, Request
 from envs_mjx.scenes import FAMILIES
 from envs_mjx.shards import make_shards
 from experiments import arguments, dataset

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs_mjx.collect import Request, generate, work_folder
+from envs_mjx.collect import generate, work_folder
 from envs_mjx.episodes import EPISODE_ROWS, Events, Job, Rows, Simulator, Wave, widths
+from envs_mjx.request import Request
 
 
 def number(split: int, index: int, attempt: int) -> int:

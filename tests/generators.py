@@ -22,10 +22,10 @@ import ogbench  # noqa: F401  (registers the environments)
 from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
 from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
 
-from envs_mjx.collect import LANES
 from envs_mjx.engine_c import CEngine
 from envs_mjx.episodes import EPISODE_ROWS, STRETCH, Job, Simulator, Stopped
 from envs_mjx.registry import make, parse
+from envs_mjx.request import LANES
 from envs_mjx.scenes import FAMILIES, build_scene
 
 COMPARED = (
@@ -218,7 +218,7 @@ def speed(dataset: str, rounds: int = 2) -> Speed:
     return Speed(dataset, round(ours), round(theirs), round(ours / theirs, 2))
 
 
-def _rate(simulator: Simulator, stretches: int = 8) -> float:
+def _rate(simulator: Simulator, stretches: int = 2) -> float:
     """Control steps per second of a full wave, after its first stretch."""
     stop, times = threading.Event(), []
 

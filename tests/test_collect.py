@@ -15,11 +15,12 @@ import pytest
 
 from envs_mjx import episodes as simulation
 from envs_mjx import shards
-from envs_mjx.collect import Request, collect, generate, val_path
+from envs_mjx.collect import collect, generate, val_path
 from envs_mjx.engine_c import CEngine
 from envs_mjx.episodes import Job, Simulator
 from envs_mjx.manip import ManipEnv
 from envs_mjx.registry import make
+from envs_mjx.request import Request
 from envs_mjx.scenes import build_scene
 from mac.errors import UserError
 from tests.fake_expert import instant  # noqa: F401

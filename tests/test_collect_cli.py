@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from envs_mjx import episodes
-from envs_mjx.collect import Request
+from envs_mjx.request import Request
 from experiments import collect, dataset
 from experiments.collect import dataset_name, default_folder, episodes_of, main
 from experiments.settings import DataConfig
@@ -132,6 +132,7 @@ def test_a_folder_in_use_is_refused(
 
 COMMAND = """
 import sys, time
+from envs_mjx.request import Request
 from envs_mjx.episodes import Simulator
 from experiments.collect import main
 from tests import fake_expert

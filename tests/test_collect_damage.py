@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from envs_mjx.collect import LANES, generate
+from envs_mjx.collect import generate
 from envs_mjx.episodes import EPISODE_ROWS as ROWS
 from envs_mjx.episodes import Simulator
+from envs_mjx.request import LANES
 from mac.errors import UserError
 from tests.fake_expert import NAME, REQUEST, begin, content, instant, straight_fixture  # noqa: F401
 
@@ -47,6 +48,20 @@ def test_other_settings_are_not_mixed_in(
         with pytest.raises(UserError, match=f"{name}=.*choose another folder, or delete"):
             generate(REQUEST._replace(**change), tmp_path / folder)
         assert content(tmp_path / folder) == before
+
+
+def test_other_settings_are_not_mixed_into_what_is_left_of_a_dataset(straight: Path) -> None:
+    (straight / f"{NAME}-001.npz").unlink()
+    with pytest.raises(UserError, match="seed=0, asked is seed=1"):
+        generate(REQUEST._replace(seed=1), straight)
+
+
+def test_files_of_someone_else_do_not_pass_for_ours(tmp_path: Path) -> None:
+    path = tmp_path / f"{NAME}-001-val.npz"
+    path.write_bytes(b"precious")
+    with pytest.raises(UserError, match="exists and does not come from this program"):
+        generate(REQUEST, tmp_path)
+    assert content(tmp_path) == {path.name: b"precious"}
 
 
 @pytest.mark.parametrize("name", ["settings.json", "journal.jsonl"])

@@ -1,0 +1,65 @@
+"""What a generated dataset shall be: everything that its content depends on."""
+
+import importlib.metadata
+from typing import NamedTuple
+
+from envs_mjx.experts import STYLES
+from envs_mjx.registry import parse
+from mac.errors import UserError
+
+LANES = {"c": 64, "mjx": 1024, "warp": 1024}
+"""Episodes simulated together on each engine. On `c` they are enough to keep the JAX part cheap, on the
+others enough to fill an accelerator."""
+_MAX_SHARDS = 10_000  # ten times what the largest dataset of OGBench has
+
+
+class Request(NamedTuple):
+    """What to make.
+
+    Attributes:
+        dataset: name such as `puzzle-4x5-play-v0`.
+        episodes: training episodes; there are a tenth as many for validation.
+        per_shard: training episodes in each pair of files.
+        seed: same seed, same episodes.
+        engine: `c`, or another engine of `registry.ENGINES`.
+        lanes: episodes simulated together; part of the data's identity, as XLA's rounding depends on it.
+    """
+
+    dataset: str
+    episodes: int
+    per_shard: int
+    seed: int = 0
+    engine: str = "c"
+    lanes: int = LANES["c"]
+
+
+def family_and_style(request: Request) -> tuple[str, str]:
+    """Family and style of a request, if it can be met.
+
+    Raises:
+        UserError: it cannot.
+    """
+    family = parse(request.dataset).family
+    style = request.dataset.removeprefix(f"{family}-").removesuffix("-v0")
+    if style not in STYLES:
+        raise UserError(
+            f"{request.dataset!r} is not the name of a dataset; try {parse(request.dataset).dataset}"
+        )
+    if request.engine not in LANES:
+        raise UserError(f"unknown physics engine {request.engine!r}; choose {' or '.join(LANES)}")
+    for name in ("episodes", "per_shard", "lanes"):
+        if getattr(request, name) < 1:
+            raise UserError(f"{name}={getattr(request, name)}: must be at least 1")
+    if request.episodes / request.per_shard > _MAX_SHARDS or request.episodes >= 2**31:
+        raise UserError(
+            f"{request.episodes:,} episodes, {request.per_shard:,} in each file, are too many files; "
+            "ask for fewer rows or larger shards"
+        )
+    if not 0 <= request.seed < 2**31:
+        raise UserError(f"seed={request.seed}: must be in [0, 2**31)")
+    return family, style
+
+
+def versions() -> dict[str, str]:
+    """What the bits of an episode may depend on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "mujoco")}
