@@ -6,7 +6,7 @@
 import pytest
 
 from envs_mjx.scenes import FAMILIES
-from tests.generators import COMPARED, compare, ours, speed, theirs
+from tests.generators import COMPARED, compare, speed
 
 pytestmark = [pytest.mark.slow, pytest.mark.promotion]
 
@@ -16,7 +16,7 @@ def test_experts_do_the_same_as_ogbenchs(dataset: str) -> None:
     """Ten statistics of 50 episodes each. For all 60 together, 4 standard errors are exceeded by chance
     once in 250 times; a small number of distinct episodes has somewhat heavier tails.
     """
-    far = [row for row in compare(dataset, ours(dataset, 50), theirs(dataset, 50)) if row.z > 4]
+    far = [row for row in compare(dataset, 50) if row.z > 4]
     assert not far
 
 
