@@ -16,6 +16,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import mujoco
 from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
 from mujoco.mjx.warp import mjwp_types
@@ -74,8 +75,11 @@ class WarpEngine(AbstractEngine):
             raise UserError(f"max_contacts={max_contacts} and max_rows={max_rows} must be at least 1")
         device = jnp.zeros(()).device
         model = mjx.put_model(scene.model, device=device, impl="warp")
+        # Under this flag warp finds the contacts of two boxes as C does with or without it, and does all
+        # else as before. Else some grasps have other contact points, and the fingers are 1e-3 rad off.
+        flags = int(model.opt.disableflags) | int(mujoco.mjtDisableBit.mjDSBL_NATIVECCD)
         # Overflows are counted below; warp would print several lines at each of them.
-        self.model = model.tree_replace({"opt._impl.warn_overflow": 0})
+        self.model = model.tree_replace({"opt.disableflags": flags, "opt._impl.warn_overflow": 0})
         self.blank = mjx.make_data(scene.model, device=device, impl="warp", naconmax=1, njmax=rows)
         self.name = "warp"
         self.sites = tuple(int(s) for s in scene.sites)

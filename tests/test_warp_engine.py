@@ -131,13 +131,14 @@ def stepped(family: str) -> Stepped:
 @needs_warp
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_control_step_stays_near_c(family: str):
-    """Medians are float32 noise; the tails are grasps and presses."""
+    """All of it is float32 noise, grasps and presses too."""
     scene, (_, after, active, moments) = build_scene(family), stepped(family)
     error = np.abs(after.qpos - moments.next_qpos)[active]
-    arm, gripper = error[:, scene.arm_qpos].max(1), error[:, 6:14].max(1)
-    assert np.median(arm) < 2e-6 and np.percentile(arm, 95) < 1e-5  # rad
-    assert np.median(gripper) < 1e-5 and np.percentile(gripper, 95) < 5e-3  # rad
-    assert error[:, 14:].max() < 5e-3  # cubes, buttons, drawer and window: m and quaternions
+    arm, rest = error[:, scene.arm_qpos].max(1), error[:, 6:].max(1)
+    assert np.median(arm) < 1e-6 and np.percentile(arm, 95) < 1e-5  # rad
+    # Fingers (rad), cubes, buttons, drawer and window (m and quaternions). Fails by 1e-3 where contacts of
+    # boxes are not those of C.
+    assert np.median(rest) < 5e-6 and rest.max() < 2e-4
     assert after.dropped.max() == 0
     sites = np.concatenate([after.site_pos, after.site_mat.reshape(ROWS, -1, 9)], axis=2)
     wrong = np.abs(sites - moments.next_sites)[active].max((1, 2))
@@ -147,13 +148,12 @@ def test_one_control_step_stays_near_c(family: str):
 @needs_warp
 @pytest.mark.parametrize("family", FAMILIES[:4])
 def test_the_pads_contact_force_is_that_of_c(family: str):
-    """Forces come to 200 N; friction between closed fingers is the least certain part."""
+    """In N m and N. Forces come to 200 N; touching fingers and a gripped cube are stiff springs."""
     _, after, active, moments = stepped(family)
     touched = active & (np.abs(moments.next_touch).max(1) > 1)
     assert touched.sum() >= 4
-    error = np.abs(after.touch - moments.next_touch).max(1)
-    relative = error[touched] / np.abs(moments.next_touch[touched]).max(1)
-    assert np.median(relative) < 2e-2 and np.percentile(relative, 90) < 5e-2
+    error = np.abs(after.touch - moments.next_touch)[touched].max(1)
+    assert np.median(error) < 0.05 and error.max() < 0.5
     assert not after.touch[active & ~moments.next_touch.any(1)].any()
 
 
