@@ -19,6 +19,8 @@ from envs_mjx import mjx_boxes, mjx_capsules
 from envs_mjx.collisions import CollisionModel, Solids, product_pairs
 from envs_mjx.mjx_boxes import Solid, Touch
 from envs_mjx.mjx_smooth import Motions, Poses, attach, const, cross
+from envs_mjx.mjx_solver import total
+from envs_mjx.mjx_stage import stage
 
 
 class Slots(NamedTuple):
@@ -224,7 +226,7 @@ def stiffness_damping(
     return 1 / (top * time * ratio) ** 2, 2 / (top * time)
 
 
-def impedance(solimp: Float[Array, "n 5 #B"], gap: Float[Array, "n #B"]) -> Float[Array, "n #B"]:
+def impedance(solimp: Float[Array, "n 5 #B"], gap: Float[Array, " n #B"]) -> Float[Array, " n #B"]:
     """d(r) of MuJoCo's documentation ("Solver parameters"), for a power of 2, which all models have."""
     low, high, width, middle = (solimp[:, k] for k in range(4))
     x = jnp.minimum(jnp.abs(gap) / width, 1)
@@ -247,17 +249,37 @@ def cones(
     )
     used = (contacts.dist < 0).astype(qvel.dtype)
     frame = _frame(contacts.normal)
-    arm = contacts.pos[:, None] - motions.origin[None]
-    moved = motions.linear[None] + cross(jnp.broadcast_to(motions.angular[None], arm.shape), arm)
     signs = signs * used[:, None]
-    jacobian = jnp.stack([signs * sum(f[:, None, r] * moved[:, :, r] for r in range(3)) for f in frame])
-    speed = jnp.sum(jacobian * qvel[None, None], axis=2)
+    moved = _moved(contacts.pos, motions)
+    jacobian = _along(frame, moved, signs)
+    speed = total([jacobian[:, :, i] * qvel[i] for i in range(qvel.shape[0])])
     d = impedance(solimp, contacts.dist)
     weight = used / jnp.maximum(invweight * (1 - d) / d, 1e-15)
     push = jnp.stack([stiffness * d * contacts.dist * used, jnp.zeros_like(d), jnp.zeros_like(d)])
     return Cones(jnp.stack(frame), jacobian, -damping * speed - push, weight, friction, felt)
 
 
+@stage
+def _moved(pos: Float[Array, "k 3 B"], motions: Motions) -> list[Float[Array, "k nv B"]]:
+    """How every dof moves every contact point: x, y and z components."""
+    arm = [pos[:, None, r] - motions.origin[None, :, r] for r in range(3)]
+    turn = [motions.angular[None, :, r] for r in range(3)]
+    slide = [motions.linear[None, :, r] for r in range(3)]
+    return [
+        slide[r] + turn[(r + 1) % 3] * arm[(r + 2) % 3] - turn[(r + 2) % 3] * arm[(r + 1) % 3]
+        for r in range(3)
+    ]
+
+
+@stage
+def _along(
+    frame: list[Float[Array, "k 3 B"]], moved: list[Float[Array, "k nv B"]], signs: Float[Array, "k nv B"]
+) -> Float[Array, "3 k nv B"]:
+    """Components of the relative motion along the contacts' frames."""
+    return jnp.stack([signs * total([f[:, None, r] * moved[r] for r in range(3)]) for f in frame])
+
+
+@stage
 def _frame(normal: Float[Array, "k 3 B"]) -> list[Float[Array, "k 3 B"]]:
     """Normal and two tangents, the first along y, or along z where the normal is."""
     steep = jnp.abs(normal[:, 1]) >= 0.5

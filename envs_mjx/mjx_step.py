@@ -96,7 +96,7 @@ def substep(
     solution = mjx_solver.newton(problem, state.warm, machine.limits)
     acc = _implicit_acceleration(c, smooth, mjx_solver.pushed(problem, solution))
     qvel = state.qvel + c.timestep * acc
-    touch = felt_force(problem, solution, contacts, cones, smooth)
+    touch = felt_force(solution, contacts, cones, smooth)
     new = State(_moved(c, state.qpos, qvel), qvel, solution.acc, state.dropped + contacts.dropped)
     return new, Readings(*mjx_smooth.attach(c.sites, at), touch)
 
@@ -253,14 +253,13 @@ def _turned(quat: Float[Array, "4 B"], rotation: Float[Array, "3 B"]) -> Float[A
 
 
 def felt_force(
-    problem: Problem,
     solution: mjx_solver.Iterate,
     contacts: mjx_contacts.Contacts,
     cones: mjx_contacts.Cones,
     smooth: Smooth,
 ) -> Float[Array, "6 B"]:
     """Contact torque and force on the sensing pad, about the centre of mass of the arm and gripper."""
-    force = mjx_solver.cone_forces(problem, solution)
+    force = solution.forces.cones
     world = mjx_solver.total([force[r][:, None] * cones.frame[r] for r in range(3)]) * cones.felt[:, None]
     torque = cross(contacts.pos - smooth.center[None], world)
     return jnp.concatenate([mjx_solver.total(torque), mjx_solver.total(world)])

@@ -36,7 +36,10 @@ def record(
     engine = CEngine(scene, threads=1)
     run = play(single(scene.family, task), engine, seed=seed, steps=steps, noise=noise)
     return Moments(
-        *map(np.array, zip(*(_repeat(scene, *row) for row in zip(run.before, run.ctrl)), strict=True))
+        *map(
+            np.array,
+            zip(*(_repeat(scene, *row) for row in zip(run.before, run.ctrl, strict=True)), strict=True),
+        )
     )
 
 
