@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import jax
+
 from envs_mjx.collect import Collected, generate, metadata_path, work_folder
 from envs_mjx.engine_c import available_cores
 from envs_mjx.episodes import EPISODE_ROWS
@@ -23,7 +25,7 @@ from envs_mjx.request import LANES, Request
 from envs_mjx.scenes import FAMILIES
 from envs_mjx.shards import make_shards
 from experiments import arguments, dataset
-from mac.errors import UserError
+from mac.errors import UserError, one_line
 from mac.run.claim import claim
 from mac.run.interrupt import Terminated, sigterm_raises
 from mac.run.progress import open_progress
@@ -116,6 +118,9 @@ def read_command(argv: Sequence[str]) -> Command:
         type=int,
         help="host threads of engine c (default: every core); the data do not depend on it",
     )
+    add(
+        "--lanes", type=int, help="episodes simulated together (default 64 on c, else 1024); changes the data"
+    )
     given = parser.parse_args(list(argv))
     episodes, per_shard = episodes_of(given.rows, "--rows"), episodes_of(given.shard_rows, "--shard-rows")
     name = dataset_name(given.env, given.style)
@@ -123,9 +128,11 @@ def read_command(argv: Sequence[str]) -> Command:
         raise UserError(f"--seed={given.seed}: must be in [0, 2**31)")
     if given.threads is not None and given.threads < 1:
         raise UserError(f"--threads={given.threads}: must be at least 1")
+    if given.lanes is not None and given.lanes < 1:
+        raise UserError(f"--lanes={given.lanes}: must be at least 1")
     arguments.start_jax(1, for_help=False)
     engine = resolve_engine(given.engine)
-    request = Request(name, episodes, per_shard, given.seed, engine, LANES[engine])
+    request = Request(name, episodes, per_shard, given.seed, engine, given.lanes or LANES[engine])
     return Command(request, given.out or default_folder(request), given.threads)
 
 
@@ -184,6 +191,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: out of memory ({one_line(error)}); take fewer --lanes, or --engine c", file=sys.stderr)
         return 2
     except KeyboardInterrupt as signal:
         print("stopped; the episodes that were finished are kept. Continue with:", file=sys.stderr)

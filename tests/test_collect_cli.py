@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from envs_mjx import episodes
+from envs_mjx.episodes import Simulator
 from envs_mjx.request import Request
 from experiments import collect, dataset
 from experiments.collect import dataset_name, default_folder, episodes_of, main
@@ -97,6 +99,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ({"--seed": "-1"}, "--seed=-1"),
         ({"--seed": "x"}, "'x'"),
         ({"--threads": "0"}, "--threads=0"),
+        ({"--lanes": "0"}, "--lanes=0"),
         ({"--engine": "bullet"}, "'bullet'"),
         ({"--out": str(tmp_path / "file" / "d")}, "choose another --out"),
         ({"--out": "/proc/d"}, "choose another --out"),
@@ -128,6 +131,17 @@ def test_a_folder_in_use_is_refused(
 
     monkeypatch.setattr(collect, "generate", meanwhile)
     assert "the other" in error_of(argv, capsys)
+
+
+def test_too_many_lanes_for_the_memory_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*args: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    monkeypatch.setattr(Simulator, "run", exhausted)
+    argv = ["--env", "cube-single", "--rows", "1k", "--out", str(tmp_path), "--lanes", "9"]
+    assert "fewer --lanes" in error_of(argv, capsys)
 
 
 COMMAND = """
