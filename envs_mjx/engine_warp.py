@@ -121,7 +121,7 @@ def _advance(engine: WarpEngine, scenes: int, physics: Physics, ctrl: Float[Arra
     # Forces on bodies are wanted after the last substep only; they cost a quarter of a substep.
     data, missing = jax.lax.scan(lambda d, _: substep(d, model), data, length=engine.substeps - 1)
     data, last = substep(data, model.tree_replace({"opt._impl.run_rne_postconstraint": True}))
-    missing = jnp.maximum(missing.sum() + last, _overflowed(data))
+    missing = jnp.maximum(missing.sum(dtype=jnp.int32) + last, _overflowed(data))
     if engine.fresh:
         data = mjx.kinematics(model, data)
     return _physics(engine, data, physics.locked, physics.dropped + missing)
@@ -139,14 +139,19 @@ def _locked(engine: WarpEngine, locked: Bool[Array, " slides"]) -> mjx.Model:
 
 
 def _data(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> mjx.Data:
-    """Data of one scene, with contact slots for all `scenes` of its batch: those belong to no scene."""
+    """Data of one scene, with contact slots for all `scenes` of its batch: those belong to no scene.
+
+    Half as many may at any time be meshes or cylinders that penetrate something; each of these takes
+    18 kB of working memory.
+    """
     slots = scenes * engine.max_contacts
+    sizes = {"_impl.naconmax": slots, "_impl.naccdmax": (slots + 1) // 2}
     contacts = {
         f"_impl.{field}": jnp.broadcast_to(value[:1], (slots, *value.shape[1:]))
         for field, value in vars(engine.blank._impl).items()
         if field.startswith("contact__") and value.size
     }
-    data = engine.blank.tree_replace({**contacts, "_impl.naconmax": slots, "_impl.naccdmax": slots})
+    data = engine.blank.tree_replace(contacts | sizes)
     return data.replace(qpos=qpos.astype(jnp.float32), qvel=qvel.astype(jnp.float32))
 
 

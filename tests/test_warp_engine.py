@@ -214,8 +214,8 @@ def test_contacts_left_out_are_counted(sizes: dict[str, int]):
     scene = build_scene("cube-single")
     engine = WarpEngine(scene, **sizes)
     first, second = dropped_in_two_steps(engine, jnp.asarray(scene.model.qpos0, jnp.float32))
-    # In the very first substep the cube may not touch yet.
-    assert first >= scene.substeps - 1 and second >= first + scene.substeps
+    few = scene.substeps // 2  # half the contacts gone, the cube tilts, and does not touch in every substep
+    assert first >= few and second >= first + few
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch):
