@@ -204,8 +204,11 @@ def _reason(stop: SystemExit, box: str) -> UserError:
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip(" │|╭╮╰╯+") for line in text.splitlines()]
     body = [line for line in lines[1:] if line]
-    rule = next((i for i, line in enumerate(body) if set(line) <= set("─━-")), len(body))
-    said = " ".join(body[:rule]).removeprefix("Error parsing ").rstrip(".")
+    rules = [i for i, line in enumerate(body) if set(line) <= set("─━-")]
+    # Where the terminal has no box characters, a rule follows the title too.
+    first = 1 if rules[:1] == [0] else 0
+    last = next((i for i in rules if i >= first), len(body))
+    said = " ".join(body[first:last]).removeprefix("Error parsing ").rstrip(".")
     said = said.replace("Unrecognized options:", "unexpected argument")
     said = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", said)
     said = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", said)

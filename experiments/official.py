@@ -186,8 +186,8 @@ class _Match:
         """Executes one chunk in each environment that plays."""
         rows = np.arange(len(self.playing))[:, None]
         noise = self.k_act[rows, np.maximum(self.playing, 0)]
-        run = self.run
-        actions = np.asarray(decide(run.algo, run.normalizer, run.state, self.obs, noise, self.decision))
+        run, obs, decision = self.run, jnp.asarray(self.obs), jnp.asarray(self.decision)
+        actions = np.asarray(decide(run.algo, run.normalizer, run.state, obs, noise, decision))
         self.decision += 1
         places = [(s, w) for s, w in np.argwhere(self.playing >= 0).tolist()]
         for at, played in self._obey([(at, actions[at]) for at in places]):

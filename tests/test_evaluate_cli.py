@@ -86,7 +86,10 @@ def test_other_tasks_of_a_single_task_run_may_be_played(copied: Path):
 def test_tasks_are_found_in_the_environments_that_hold_them():
     assert by_environment(ENV, (), "--tasks") == [(ENV, (2,))]
     default = "scene-noisy-singletask-v0"
-    assert by_environment(default, (5, 2), "-") == [("scene-noisy-singletask-task5-v0", (5,)), (default, (2,))]
+    assert by_environment(default, (5, 2), "-") == [
+        ("scene-noisy-singletask-task5-v0", (5,)),
+        (default, (2,)),
+    ]
     assert by_environment("puzzle-3x3-play-v0", (), "-") == [("puzzle-3x3-play-v0", (1, 2, 3, 4, 5))]
     assert by_environment("cube-double-play-oraclerep-v0", (3, 1), "-") == [
         ("cube-double-play-oraclerep-v0", (3, 1))
@@ -95,7 +98,9 @@ def test_tasks_are_found_in_the_environments_that_hold_them():
 
 def test_draws_are_other_episodes_and_draw_0_is_that_of_training():
     seeds = jnp.arange(2)
-    keys = [jr.key_data(evaluation_keys(seeds, step, draw)) for step, draw in ((7, 0), (7, 1), (8, 0), (7, 2))]
+    keys = [
+        jr.key_data(evaluation_keys(seeds, step, draw)) for step, draw in ((7, 0), (7, 1), (8, 0), (7, 2))
+    ]
     assert len({np.asarray(k).tobytes() for k in keys}) == 4
     np.testing.assert_array_equal(keys[0][1], jr.key_data(evaluation_keys(seeds[1:], 7))[0])
 
@@ -237,7 +242,7 @@ def test_missing_package_and_failing_process_are_one_line(
 ):
     with (
         official.Fleet("cube-septuple-play-v0", 1) as fleet,
-        pytest.raises(UserError, match="engine ogbench failed: .*cube-septuple") as caught,
+        pytest.raises(UserError, match=r"engine ogbench failed: .*cube-septuple") as caught,
     ):
         fleet.obey([(0, Start(0, 1))])
     assert "\n" not in str(caught.value)

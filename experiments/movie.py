@@ -1,0 +1,101 @@
+"""Pictures into a file that plays: GIF by Pillow, MP4 by ffmpeg."""
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mac.errors import UserError, one_line
+from mac.run.record import replace_file
+
+KINDS = (".gif", ".mp4")
+HOLD = 1.5  # seconds that the last picture stays
+
+
+def check_file(path: Path) -> None:
+    """Finds out early that no film could be written.
+
+    Raises:
+        UserError: another ending than .gif or .mp4, or ffmpeg is missing.
+    """
+    if path.suffix.lower() not in KINDS:
+        raise UserError(f"--out={path}: the file must end in {' or '.join(KINDS)}")
+    if path.suffix.lower() == ".mp4" and ffmpeg() is None:
+        raise UserError(
+            f"--out={path}: needs ffmpeg (pip install imageio-ffmpeg, or the system's); or take .gif"
+        )
+
+
+def ffmpeg() -> str | None:
+    """The program, from the package imageio-ffmpeg or of the system; None if there is none."""
+    if importlib.util.find_spec("imageio_ffmpeg") is not None:
+        import imageio_ffmpeg  # pyright: ignore[reportMissingImports]
+
+        try:
+            return imageio_ffmpeg.get_ffmpeg_exe()
+        except RuntimeError:
+            pass
+    return shutil.which("ffmpeg")
+
+
+def write_film(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> None:
+    """Writes uint8[height, width, 3] pictures that show for `seconds` each; whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written, or ffmpeg fails.
+    """
+    write_mp4(path, pictures, seconds) if path.suffix.lower() == ".mp4" else write_gif(
+        path, pictures, seconds
+    )
+
+
+def write_gif(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> None:
+    """All pictures share one palette, of the first, the middle and the last, so that no colour flickers."""
+    frames = [Image.fromarray(picture) for picture in pictures]
+    chosen = [np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]
+    palette = Image.fromarray(np.concatenate(chosen)).quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    times = [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * max(HOLD, seconds))]
+    replace_file(
+        path,
+        lambda file: frames[0].save(
+            file,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=times,
+            loop=0,
+            optimize=False,
+        ),
+    )
+
+
+def write_mp4(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> None:
+    program = ffmpeg()
+    assert program, "check_file comes first"
+    first = next(pictures)
+    height, width = (size - size % 2 for size in first.shape[:2])  # the codec wants even sizes
+    part = path.with_name(f".{path.stem}.part.mp4")
+    command = [program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", f"{1 / seconds:g}", "-i", "-", "-pix_fmt", "yuv420p"]
+    command += ["-movflags", "+faststart", str(part)]
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdin
+        last = first
+        for last in (first, *pictures):
+            process.stdin.write(last[:height, :width].tobytes())
+        process.stdin.write(last[:height, :width].tobytes() * round(HOLD / seconds))
+        said = process.communicate()[1].decode(errors="replace")
+        if process.returncode:
+            raise UserError(f"ffmpeg could not write {path}: {one_line(RuntimeError(said))}; take .gif")
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}); choose another --out") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""A film of a saved run, all seeds side by side: `python experiments/view.py RUN --task 3`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from envs_mjx.manip import ManipEnv
+from envs_mjx.registry import make, parse, resolve_engine
+from envs_mjx.scenes import CONTROL_DT, build_scene
+from experiments import movie
+from experiments.arguments import read_flags, start_jax
+from experiments.drawing import draw
+from experiments.evaluate import Engine
+from experiments.film import Film, film_official, film_ours
+from experiments.program import exit_status
+from experiments.rendering import platform, render
+from experiments.saved import SavedRun, by_environment, open_run, read_settings
+from mac.errors import UserError
+
+PROGRAM = "python experiments/view.py"
+PICTURES = 200  # of one film, unless told otherwise
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Plays one episode of each policy of a run, and makes a film of them side by side."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """folder of the run"""
+    task: int | None = None
+    """task to play, 1 to 5; None = the first of the run's environment"""
+    engine: Engine = "auto"
+    """physics: `c`, `mjx` or `warp` as in training (auto = the best one here), or the original `ogbench`"""
+    out: Path | None = None
+    """the film, .gif or .mp4; None = view-taskT-ENGINE.gif in the run's folder"""
+    renderer: Literal["auto", "mujoco", "drawing"] = "auto"
+    """`mujoco` needs EGL or OSMesa; `drawing`, from above and from the side, needs nothing"""
+    step: int | None = None
+    """update whose checkpoint is played; None = the newest"""
+    seed: int = 0
+    """which episode: 0 = the first of the run's own evaluation after that update, other numbers = others"""
+    every: int | None = None
+    """control steps (0.05 s) per picture; None = so that there are at most 200 pictures"""
+
+    def __post_init__(self):
+        for name, least in {"task": 1, "step": 0, "seed": 0, "every": 1}.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < 2**31:
+                raise UserError(f"--{name}={value}: must be at least {least}, and below 2**31")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: view(read_flags(Ask, argv, PROGRAM)),
+        short_of_memory="take a larger --every, or engine c",
+        interrupted="no film was written",
+    )
+
+
+def view(ask: Ask) -> int:
+    """Does what the flags say; returns the exit status."""
+    settings = read_settings(ask.run)
+    ((name, (task, *_)),) = by_environment(settings.env, () if ask.task is None else (ask.task,), "--task")
+    start_jax(1)
+    engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
+    out = ask.out or ask.run / f"view-task{task}-{engine}.gif"
+    movie.check_file(out)
+    run = open_run(ask.run, ask.step)
+    painter = choose_renderer(ask.renderer)
+    if parse(settings.env).task not in (None, task):
+        print(f"note: the run was trained on task {parse(settings.env).task}, not on task {task}")
+    seeds = len(run.numbers)
+    print(
+        f"playing      task {task} on engine {engine}: {seeds} seeds, after {run.step:,} updates", flush=True
+    )
+    film = record(run, name, task, engine, ask.seed)
+    won = int(film.success[-1].sum())
+    frames = pick_frames(len(film.t), ask.every)
+    print(f"success      {won} of {seeds} seeds; {len(frames)} pictures by {painter}", flush=True)
+    title = f"{run.title}   task {task}, engine {engine}, {run.step:,} updates"
+    paint = render if painter == "mujoco" else draw
+    scene = build_scene(parse(name).family)
+    movie.write_film(out, paint(scene, film, run.numbers, title, frames), CONTROL_DT)
+    print(f"  {out}")
+    return 0
+
+
+def choose_renderer(wanted: str) -> str:
+    """`mujoco` or `drawing`; auto takes MuJoCo's where the system can draw without a screen."""
+    if wanted == "auto":
+        return "mujoco" if platform() else "drawing"
+    return wanted
+
+
+def record(run: SavedRun, name: str, task: int, engine: str, draw_number: int) -> Film:
+    """Plays `task` in the environment `name`, one episode of each seed."""
+    if engine == "ogbench":
+        return film_official(run, name, task, draw_number)
+    env = make(name, engine)
+    assert isinstance(env, ManipEnv)
+    return film_ours(run, env, task, draw_number)
+
+
+def pick_frames(steps: int, every: int | None) -> list[int]:
+    """Every `every`-th of `steps` moments, and always the last."""
+    stride = every or -(-steps // PICTURES)
+    return [*range(0, steps - 1, stride), steps - 1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,291 @@
+"""Films of a run: what is recorded, what the pictures show, and the files they go into."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from envs_mjx.readings import Objects
+from envs_mjx.registry import make
+from envs_mjx.scenes import Scene, build_scene
+from experiments import drawing, film, movie, outlines, rendering
+from experiments.film import Film, film_official, film_ours, reached
+from experiments.ogbench_worker import Played, Snapshot, Start
+from experiments.saved import SavedRun, open_run
+from experiments.view import main, pick_frames
+from mac.errors import UserError
+from mac.run.evaluate import evaluate, evaluation_keys
+from tests.cli import content
+
+ENV = "cube-single-play-singletask-task2-v0"
+
+
+def still(family: str, steps: int = 2, buttons: int = 0, seeds: int = 1) -> tuple[Scene, Film]:
+    """A scene at its model's own pose, the arm out of sight; its first `buttons` buttons are on."""
+    scene = build_scene(family)
+    qpos = scene.model.qpos0.copy()
+    qpos[scene.arm_qpos] = (0, -np.pi / 2, 0, 0, 0, 0)  # upright
+    on = np.arange(scene.buttons) < buttons
+    target = Objects(
+        np.tile([[[0.5, 0.1, 0.02]]], (seeds, scene.cubes, 1)),
+        np.zeros((seeds, scene.buttons), bool),
+        np.zeros((seeds, scene.slides)),
+    )
+    t = np.tile(np.arange(steps)[:, None], (1, seeds))
+    done = t == steps - 1
+    shape = (steps, seeds, 1)
+    return scene, Film(np.tile(qpos, shape), np.tile(on, shape), t, done, done, target)
+
+
+def count(picture: np.ndarray, color: str) -> int:
+    """Pixels of just this colour, up to rounding."""
+    return int(np.sum(np.all(np.abs(picture - 255 * np.asarray(to_rgb(color))) <= 2, axis=-1)))
+
+
+# What is recorded.
+
+
+@pytest.fixture(scope="module")
+def saved(finished: Path) -> SavedRun:
+    return open_run(finished)
+
+
+def test_film_shows_the_first_episode_of_the_evaluation(saved: SavedRun):
+    env: Any = make(ENV, "c")
+    got = film_ours(saved, env, 2, draw=3)
+    keys = evaluation_keys(jnp.asarray(saved.numbers), saved.step, 3)
+    want = evaluate(saved.algo, env, 2, saved.normalizer, saved.state, keys)
+    np.testing.assert_array_equal(got.t[-1], want.length[:, 0, 0])
+    np.testing.assert_array_equal(got.success[-1], want.success[:, 0, 0])
+    steps = len(got.t)
+    assert got.qpos.shape == (steps, 2, 21) and got.buttons.shape == (steps, 2, 0)
+    assert got.done[-1].all() and not got.done[:-1].all(axis=1).any() and not got.t[0].any()
+    np.testing.assert_allclose(got.target.cubes, [[[0.5, 0.0, 0.02]]] * 2, rtol=1e-6)
+
+
+class Short:
+    """Stands for a fleet: seed 0's episode ends after 3 steps with success, seed 1's after 12 without."""
+
+    def __init__(self, name: str, count: int, *, film: bool):
+        assert film
+        self.t = [0] * count
+
+    def __enter__(self) -> "Short":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def obey(self, orders: list[tuple[int, Any]]) -> list[Played]:
+        return [self.one(slot, order) for slot, order in orders]
+
+    def one(self, slot: int, order: Any) -> Played:
+        target = (np.full((1, 3), float(slot)), np.zeros(0, bool), np.zeros(0))
+        first = isinstance(order, Start)
+        end = min(self.t[slot] + (0 if first else len(order)), 3 if slot == 0 else 12)
+        times = [0] if first else range(self.t[slot] + 1, end + 1)
+        shots = [Snapshot(np.full(21, float(10 * slot + t)), np.zeros(0, bool), target) for t in times]
+        self.t[slot] = end
+        done = end == (3 if slot == 0 else 12)
+        return Played(np.zeros(28, np.float32), 0.0, len(shots), done and slot == 0, done, shots)
+
+
+def test_film_of_the_original_environment_lets_ended_scenes_stand(
+    saved: SavedRun, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(film, "Fleet", Short)
+    got = film_official(saved, ENV, 2, 0)
+    np.testing.assert_array_equal(got.t[:, 0], [0, 1, 2] + [3] * 10)
+    np.testing.assert_array_equal(got.t[:, 1], np.arange(13))
+    np.testing.assert_array_equal(got.qpos[:, :, 0], np.add(got.t, [0, 10]))
+    np.testing.assert_array_equal(got.success[:, 0], [False] * 3 + [True] * 10)
+    assert not got.success[:, 1].any() and got.done[-1].all() and not got.done[11, 1]
+    np.testing.assert_array_equal(got.target.cubes[:, 0, 0], [0.0, 1.0])
+
+
+def test_subgoals_are_counted_as_the_task_counts_them():
+    scene = build_scene("scene")
+    qpos = scene.model.qpos0.copy()
+    qpos[scene.cube_qpos[0] : scene.cube_qpos[0] + 3] = (0.4, 0.1, 0.02)
+    qpos[scene.slide_qpos] = (-0.1, 0.15)
+    buttons = np.array([True, False])
+    target = Objects(np.array([[0.4, 0.1, 0.055]]), np.array([True, True]), np.array([-0.16, 0.18]))
+    np.testing.assert_array_equal(reached(scene, qpos, buttons, target), [True, True, False, False, True])
+
+
+# What the pictures show.
+
+
+def test_outline_is_the_convex_hull():
+    inside = np.random.default_rng(0).uniform(0.1, 0.9, (20, 2))
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    got = outlines.outline(np.concatenate([inside, corners, [[0.5, 0.0]]]))
+    np.testing.assert_array_equal(got, corners)
+
+
+def test_drawn_cube_is_where_the_scene_has_it():
+    """Its centre, moved by 0.1 m along x and y, moves by the same share of the picture."""
+    scene, made = still("cube-single", steps=2)
+    at = scene.cube_qpos[0]
+    made.qpos[0, 0, at : at + 3], made.qpos[1, 0, at : at + 3] = (0.3, 0.1, 0.02), (0.4, 0.0, 0.12)
+    pictures = list(drawing.draw(scene, made, [7], "title", [0, 1]))
+    centres = []
+    top, side = outlines.looks(scene)
+    for picture in pictures:
+        near = np.all(np.abs(picture - 255 * np.asarray(to_rgb(drawing.CUBES[0]))) <= 14, axis=-1)
+        upper = np.argwhere(near[:330])  # rows, columns
+        centres.append(upper.mean(axis=0))
+    moved = (centres[1] - centres[0]) * (top.right[1] - top.right[0]) / 270  # 2.7 inches of 100 pixels
+    np.testing.assert_allclose(moved, [0.1, 0.1], atol=0.005)
+    assert side.axes == (0, 2) and pictures[0].dtype == np.uint8
+
+
+def test_drawn_buttons_have_the_colours_of_their_states():
+    areas = []
+    for on in (0, 4, 9):
+        scene, made = still("puzzle-3x3", steps=1, buttons=on)
+        (picture,) = drawing.draw(scene, made, [0], "title", [0])
+        areas.append(count(picture, drawing.BUTTONS[1]))
+    assert areas[0] == 0 and areas[1] > 100
+    assert areas[1] / areas[2] == pytest.approx(4 / 9, rel=0.35)
+
+
+@pytest.mark.parametrize(("seeds", "rows"), [(1, 1), (4, 1), (5, 2)])
+def test_every_seed_has_its_place(seeds: int, rows: int):
+    scene, made = still("cube-single", steps=1, seeds=seeds)
+    (one,) = drawing.draw(scene, made, list(range(seeds)), "title", [0])
+    assert one.shape[0] > 450 * rows and one.shape[1] > 270 * min(seeds, 4)
+    cube = count(one, "#333333")  # outlines: as many as seeds
+    assert cube > 0
+
+
+def test_caption_tells_time_goals_and_outcome():
+    scene, made = still("scene", steps=41)
+    assert drawing.caption(scene, made, 20, 0).split() == ["1.00", "s", "4/5", "goals"]
+    assert drawing.caption(scene, made, 40, 0).split()[-1] == "success"
+    failed = made._replace(success=np.zeros_like(made.success))
+    assert drawing.caption(scene, failed, 40, 0).split()[-1] == "failed"
+
+
+def test_renderer_shows_the_cube_or_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+    scene, made = still("cube-single", steps=1)
+    if rendering.platform():
+        (picture,) = rendering.render(scene, made, [0], "title", [0])
+        red = (picture[..., 0] > 120) & (picture[..., 1] < 60)
+        assert picture.shape == (34 + 326 + 22, 640, 3) and 50 < red.sum() < 5000
+    monkeypatch.setattr(rendering, "platform", lambda: None)
+    with pytest.raises(UserError, match=r"libosmesa6.*--renderer drawing"):
+        next(rendering.render(scene, made, [0], "title", [0]))
+
+
+def test_pictures_are_spread_over_the_film_and_end_with_its_end():
+    assert pick_frames(5, None) == [0, 1, 2, 3, 4]
+    assert pick_frames(201, None) == [*range(0, 200, 2), 200]
+    assert len(pick_frames(1501, None)) <= 201
+    assert pick_frames(10, 4) == [0, 4, 8, 9]
+    assert pick_frames(1, 3) == [0]
+
+
+# Files.
+
+
+def stripes(pictures: int) -> list[np.ndarray]:
+    """Pictures of 41 x 30 pixels; each has one more white row than the one before."""
+    made = [np.zeros((30, 41, 3), np.uint8) for _ in range(pictures)]
+    for i, picture in enumerate(made):
+        picture[:i], picture[-3:, :, 1] = 255, 200
+    return made
+
+
+def test_gif_holds_every_picture_at_its_speed(tmp_path: Path):
+    movie.write_film(tmp_path / "a.gif", iter(stripes(5)), 0.05)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert (gif.size, getattr(gif, "n_frames", 1)) == ((41, 30), 5)
+        times = []
+        for i in range(5):
+            gif.seek(i)
+            times.append(gif.info["duration"])
+            assert np.array_equal(np.asarray(gif.convert("RGB")), stripes(5)[i])
+    assert times == [50] * 4 + [1500]
+
+
+def test_mp4_gets_every_picture_and_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A program that copies what it is given stands for ffmpeg; the odd column is cut off."""
+    tool = tmp_path / "ffmpeg"
+    tool.write_text(
+        f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1], 'wb').write(sys.stdin.buffer.read())\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setattr(movie, "ffmpeg", lambda: str(tool))
+    movie.write_film(tmp_path / "a.mp4", iter(stripes(3)), 0.5)
+    raw = np.frombuffer((tmp_path / "a.mp4").read_bytes(), np.uint8).reshape(-1, 30, 40, 3)
+    np.testing.assert_array_equal(raw[:3], [p[:, :40] for p in stripes(3)])
+    assert len(raw) == 3 + 3, "and the last one stays for 1.5 s"
+    tool.write_text(f"#!{sys.executable}\nimport sys\nsys.stdin.buffer.read()\nsys.exit('no codec')\n")
+    with pytest.raises(UserError, match="no codec"):
+        movie.write_film(tmp_path / "b.mp4", iter(stripes(3)), 0.5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "ffmpeg"]
+
+
+# The command.
+
+
+def test_command_writes_a_film_and_nothing_else(copied: Path, capsys: pytest.CaptureFixture[str]):
+    before = content(copied)
+    flags = ["--engine", "c", "--renderer", "drawing", "--every", "80"]
+    assert main([str(copied), "--task", "3", *flags]) == 0
+    said = capsys.readouterr().out
+    out = copied / "view-task3-c.gif"
+    for part in (
+        "task 3 on engine c: 2 seeds, after 10 updates",
+        "trained on task 2",
+        "of 2 seeds",
+        str(out),
+    ):
+        assert part in said
+    with Image.open(out) as gif:
+        assert getattr(gif, "n_frames", 1) == len(pick_frames(201, 80))
+    after = content(copied)
+    assert after.pop(out.name) and after == before
+
+
+BAD = {
+    ("--task", "9"): ("--task 9", "tasks 1 to 5"),
+    ("--out", "film.avi"): ("film.avi", ".gif or .mp4"),
+    ("--out", "film.mp4"): ("film.mp4", "imageio-ffmpeg"),
+    ("--every", "0"): ("--every=0", "at least 1"),
+    ("--engine", "bullet"): ("'bullet'", "'ogbench'"),
+    ("--step", "7"): ("--step=7", "updates 10"),
+    ("--renderer", "paint"): ("'paint'", "'drawing'"),
+    ("--frames", "3"): ("--frames", "--help"),
+}
+
+
+@pytest.mark.parametrize("flags", BAD, ids=" ".join)
+def test_bad_flag_is_one_line_with_the_remedy(
+    finished: Path,
+    flags: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(movie, "ffmpeg", lambda: None)
+    capsys.readouterr()
+    assert main([str(finished), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and all(part in line for part in BAD[flags])
+
+
+def test_scene_of_the_package_has_what_is_drawn():
+    """Bodies that the drawing names exist in every family that has them."""
+    for family in ("cube-octuple", "scene", "puzzle-4x6"):
+        model = build_scene(family).model
+        for name in drawing.LINKS:
+            assert model.body("ur5e/" + name).id > 0
+    model = build_scene("scene").model
+    assert all(outlines.pieces(model, body) for body in ("drawer_base", "drawer_link", "window", "windowb_b"))
+    assert mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, rendering.CAMERA) >= 0
