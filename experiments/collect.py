@@ -21,7 +21,7 @@ from envs_mjx.engine_c import available_cores
 from envs_mjx.episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
 from envs_mjx.registry import names, parse, resolve_engine
-from envs_mjx.request import LANES, Request
+from envs_mjx.request import LANES, Request, family_and_style
 from envs_mjx.scenes import FAMILIES
 from envs_mjx.shards import make_shards
 from experiments import arguments, dataset
@@ -86,6 +86,28 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM, description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add, whole = parser.add_argument, {"type": int, "metavar": "N"}
+    add("--env", required=True, metavar="ENV", help=f"environment: {', '.join(FAMILIES)}")
+    add("--rows", required=True, help="training rows; 1M is 1000 episodes, 200_200 is 200 (1001 rows each)")
+    add("--style", choices=STYLES, help="play: follows plans (default); noisy: reacts, with noise")
+    add("--seed", default=0, help="same seed, same data", **whole)
+    add("--out", type=Path, help="folder of the files; default: data/generated-..., where run.py looks")
+    add("--shard-rows", default="1M", help="training rows in each pair of files (default 1M)")
+    add(
+        "--engine",
+        choices=("auto", *LANES),
+        default="auto",
+        help="physics; auto: c, unless on an accelerator",
+    )
+    add("--threads", help="host threads of engine c (default: every core); no matter for the data", **whole)
+    add("--lanes", help="episodes simulated together (default 64 on c, else 1024); matters a bit", **whole)
+    return parser
+
+
 def read_command(argv: Sequence[str]) -> Command:
     """Reads the command line and starts JAX.
 
@@ -93,46 +115,16 @@ def read_command(argv: Sequence[str]) -> Command:
         UserError: in one line, for whatever is wrong with it.
         SystemExit: after printing the help.
     """
-    parser = _Parser(
-        prog=PROGRAM, description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add = parser.add_argument
-    add("--env", required=True, metavar="ENV", help=f"environment: {', '.join(FAMILIES)}")
-    add("--rows", required=True, help="training rows; 1M is 1000 episodes, 200_200 is 200 (1001 rows each)")
-    add("--style", choices=STYLES, help="play: follows plans (default); noisy: reacts, with noise")
-    add("--seed", type=int, default=0, help="same seed, same data")
-    add(
-        "--out",
-        type=Path,
-        help="folder of the files; default: data/generated-ROWS-seedSEED, where run.py looks",
-    )
-    add("--shard-rows", default="1M", help="training rows in each pair of files (default 1M)")
-    add(
-        "--engine",
-        choices=("auto", *LANES),
-        default="auto",
-        help="physics; auto = c, or mjx on an accelerator",
-    )
-    add(
-        "--threads",
-        type=int,
-        help="host threads of engine c (default: every core); the data do not depend on it",
-    )
-    add(
-        "--lanes", type=int, help="episodes simulated together (default 64 on c, else 1024); changes the data"
-    )
-    given = parser.parse_args(list(argv))
+    given = _parser().parse_args(list(argv))
     episodes, per_shard = episodes_of(given.rows, "--rows"), episodes_of(given.shard_rows, "--shard-rows")
     name = dataset_name(given.env, given.style)
-    if not 0 <= given.seed < 2**31:
-        raise UserError(f"--seed={given.seed}: must be in [0, 2**31)")
-    if given.threads is not None and given.threads < 1:
-        raise UserError(f"--threads={given.threads}: must be at least 1")
-    if given.lanes is not None and given.lanes < 1:
-        raise UserError(f"--lanes={given.lanes}: must be at least 1")
+    for flag in ("threads", "lanes"):
+        if getattr(given, flag) is not None and getattr(given, flag) < 1:
+            raise UserError(f"--{flag}={getattr(given, flag)}: must be at least 1")
     arguments.start_jax(1, for_help=False)
     engine = resolve_engine(given.engine)
     request = Request(name, episodes, per_shard, given.seed, engine, given.lanes or LANES[engine])
+    family_and_style(request)
     return Command(request, given.out or default_folder(request), given.threads)
 
 
