@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         help="physics; auto: c, unless on an accelerator",
     )
     add("--threads", help="host threads of engine c (default: every core); no matter for the data", **whole)
-    add("--lanes", help="episodes simulated together (default 64 on c, else 1024); matters a bit", **whole)
+    add("--lanes", help="episodes simulated together (default 64 on c, else 1024); changes the data", **whole)
     return parser
 
 
