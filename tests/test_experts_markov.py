@@ -59,7 +59,7 @@ def situation(scene: Scene, kind: int, seed: int) -> tuple[Readings, Target, Res
         here.slide_pos[target.index] = near if rng.random() < 0.5 else here.slide_pos[target.index]
         at = scene.handle[target.index] + here.slide_pos[target.index] * scene.handle_axis[target.index]
     hand = (nearby(at, 0.04), nearby(at, 0.015), nearby(rest.pos, 0.03), here.effector_pos)[rng.integers(4)]
-    contact = f32(rng.choice([0.0, 0.3, 0.8]))
+    contact = f32(rng.choice([0.0, 0.09, 0.11, 0.49, 0.51, 0.8]))
     return here._replace(effector_pos=hand, gripper_contact=contact), target, rest
 
 
