@@ -13,6 +13,7 @@ from mac.errors import UserError, one_line
 from mac.run.record import replace_file
 
 KINDS = (".gif", ".mp4")
+EXACT = 128  # colours of a GIF that are kept as they are
 HOLD = 1.5  # seconds that the last picture stays
 
 
@@ -26,7 +27,7 @@ def check_file(path: Path) -> None:
         raise UserError(f"--out={path}: the file must end in {' or '.join(KINDS)}")
     if path.suffix.lower() == ".mp4" and ffmpeg() is None:
         raise UserError(
-            f"--out={path}: needs ffmpeg (pip install imageio-ffmpeg, or the system's); or take .gif"
+            f"--out={path}: needs ffmpeg (pip install -e '.[video]', or the system's); or take .gif"
         )
 
 
@@ -55,23 +56,49 @@ def write_film(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> No
 
 def write_gif(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> None:
     """All pictures share one palette, of the first, the middle and the last, so that no colour flickers."""
-    frames = [Image.fromarray(picture) for picture in pictures]
-    chosen = [np.asarray(frames[i]) for i in (0, len(frames) // 2, -1)]
-    palette = Image.fromarray(np.concatenate(chosen)).quantize(256, method=Image.Quantize.MAXCOVERAGE)
-    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    made = list(pictures)
+    palette = Palette([made[i] for i in (0, len(made) // 2, -1)])
+    frames = [palette.image(picture) for picture in made]
     times = [round(1000 * seconds)] * (len(frames) - 1) + [round(1000 * max(HOLD, seconds))]
-    replace_file(
-        path,
-        lambda file: frames[0].save(
-            file,
-            format="GIF",
-            save_all=True,
-            append_images=frames[1:],
-            duration=times,
-            loop=0,
-            optimize=False,
-        ),
-    )
+    how = dict(save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=False)
+    replace_file(path, lambda file: frames[0].save(file, format="GIF", **how))
+
+
+class Palette:
+    """256 colours of `pictures`: the most frequent ones exactly, for surfaces, and the rest spread over
+    all others. Pillow's own search for the nearest colour rounds, which would tint white.
+    """
+
+    def __init__(self, pictures: list[np.ndarray]):
+        codes, counts = np.unique(np.concatenate([_codes(p).ravel() for p in pictures]), return_counts=True)
+        colors = _colors(codes[np.argsort(-counts, kind="stable")])
+        others = colors[None, EXACT:]
+        spread: list[int] = []
+        if others.size:
+            reduced = Image.fromarray(others).quantize(256 - EXACT, method=Image.Quantize.MEDIANCUT)
+            spread = (reduced.getpalette() or [])[: 3 * (256 - EXACT)]
+        self.colors = np.concatenate([colors[:EXACT], np.reshape(spread, (-1, 3))]).astype(np.uint8)
+        self._place = np.full(1 << 24, -1, np.int16)  # of each colour that was looked up
+
+    def image(self, picture: np.ndarray) -> Image.Image:
+        """The picture in these colours."""
+        codes = _codes(picture)
+        new = np.unique(codes[self._place[codes] < 0])
+        for part in np.array_split(new, len(new) // 10_000 + 1):
+            away = _colors(part)[:, None].astype(int) - self.colors.astype(int)
+            self._place[part] = np.argmin(np.sum(away**2, axis=-1), axis=1)
+        made = Image.fromarray(self._place[codes].astype(np.uint8))
+        made.putpalette(self.colors.tobytes())
+        return made
+
+
+def _codes(picture: np.ndarray) -> np.ndarray:
+    """Each pixel's colour as one number."""
+    return picture.astype(np.uint32) @ np.uint32([1 << 16, 1 << 8, 1])
+
+
+def _colors(codes: np.ndarray) -> np.ndarray:
+    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
 
 
 def write_mp4(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> None:
