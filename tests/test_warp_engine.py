@@ -247,7 +247,7 @@ def test_nothing_is_printed_to_standard_output():
 @needs_warp
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["cube-single", "scene", "puzzle-3x3"])
-def test_the_scripted_expert_succeeds_as_often_as_in_c(family: str):
+def test_the_scripted_expert_succeeds_where_it_does_in_c(family: str):
     scene, lanes, limit = build_scene(family), 8, 100
 
     def episode(table: Tabletop, key: Array) -> Bool[Array, ""]:
@@ -267,7 +267,8 @@ def test_the_scripted_expert_succeeds_as_often_as_in_c(family: str):
 
     run = eqx.filter_jit(lambda table, keys: jax.vmap(lambda key: episode(table, key))(keys))
     hits = {
-        engine.name: int(run(Tabletop(engine, scene, build_arm(scene)), jr.split(jr.key(0), lanes)).sum())
+        engine.name: np.asarray(run(Tabletop(engine, scene, build_arm(scene)), jr.split(jr.key(0), lanes)))
         for engine in (CEngine(scene), engine_of(family))
     }
-    assert hits["c"] >= lanes - 1 and hits["warp"] >= hits["c"] - 1
+    assert hits["c"].sum() >= lanes // 2  # a locked drawer, say, does not move
+    assert (hits["warp"] != hits["c"]).sum() <= 1
