@@ -123,7 +123,9 @@ def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float)
             before[row["seed"], row["task"]] = row
     if before:
         mean = sum(row["success"] for row in before.values()) / len(before)
-        how = sorted({f"engine {row['engine']}, {row['episodes']} episodes" for row in before.values()})
+        how = sorted(
+            {f"engine {row['engine']}, {row['episodes']} per task and seed" for row in before.values()}
+        )
         print(f"in training  {mean:.1%} after the same update ({'; '.join(how)})")
     print(f"finished     in {duration(seconds)}")
 

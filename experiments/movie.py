@@ -94,7 +94,7 @@ class Palette:
 
 def _codes(picture: np.ndarray) -> np.ndarray:
     """Each pixel's colour as one number."""
-    return picture.astype(np.uint32) @ np.uint32([1 << 16, 1 << 8, 1])
+    return picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
 
 
 def _colors(codes: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from experiments.saved import by_environment, open_run
 from mac.errors import UserError
 from mac.run.evaluate import evaluation_keys
 from mac.run.logger import EVAL, read_rows
+from mac.types import Episodes
 from tests.cli import content
 
 ENV = "cube-single-play-singletask-task2-v0"
@@ -53,18 +54,30 @@ def test_evaluation_again_gives_the_rows_of_training_and_touches_nothing_else(
     for part in ("2 seeds after 10 updates", "engine c, task 2", "1 per task and seed, 2 in all"):
         assert part in said
     assert "95% interval" in said and "at 10 updates" in said and str(copied / EVALUATIONS) in said
-    assert "after the same update (engine c, 1 episodes)" in said
+    assert "after the same update (engine c, 1 per task and seed)" in said
     after = content(copied)
     assert after.pop(EVALUATIONS) and after == before
 
 
-def test_line_tells_how_it_was_made(copied: Path):
+def test_line_tells_how_it_was_made(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, Any] = {}
+
+    def fake(
+        algo: Any, env: Any, episodes: int, normalizer: Any, state: Any, keys: Any, **how: Any
+    ) -> Episodes:
+        asked.update(how, env=env.spec.name, engine=env.engine.name, keys=keys)
+        zero = jnp.zeros((2, 1, episodes), jnp.int32)
+        return Episodes(zero > 0, zero.astype(float), zero, zero)
+
+    monkeypatch.setattr(program, "evaluate", fake)
     line = again(copied, "--episodes", "2", "--batch", "3", "--seed", "5")
     wanted = {"engine": "c", "env": ENV, "tasks": [2], "step": 10, "episodes": 2, "seed": 5, "batch": 3}
     assert {name: line[name] for name in wanted} == wanted
     assert {"mujoco", "jax", "ogbench"} <= set(line["versions"]) and line["hardware"]["cores"] >= 1
     assert line["seconds"] > 0 and line["started"] and line["command"]
     assert [(row["seed"], row["task"], row["episodes"]) for row in line["rows"]] == [(0, 2, 2), (1, 2, 2)]
+    np.testing.assert_array_equal(asked.pop("keys"), jr.key_data(evaluation_keys(jnp.arange(2), 10, 5)))
+    assert asked == {"batch": 3, "tasks": (2,), "env": ENV, "engine": "c"}
 
 
 def test_lines_add_up_and_a_torn_one_is_cut(copied: Path):
