@@ -62,10 +62,8 @@ def test_evaluation_again_gives_the_rows_of_training_and_touches_nothing_else(
 def test_line_tells_how_it_was_made(copied: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, Any] = {}
 
-    def fake(
-        algo: Any, env: Any, episodes: int, normalizer: Any, state: Any, keys: Any, **how: Any
-    ) -> Episodes:
-        asked.update(how, env=env.spec.name, engine=env.engine.name, keys=keys)
+    def fake(_: Any, env: Any, episodes: int, *policies: Any, **how: Any) -> Episodes:
+        asked.update(how, env=env.spec.name, engine=env.engine.name, keys=jr.key_data(policies[-1]))
         zero = jnp.zeros((2, 1, episodes), jnp.int32)
         return Episodes(zero > 0, zero.astype(float), zero, zero)
 
