@@ -135,9 +135,12 @@ def over_batches(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tu
 
     @rows.def_vmap
     def _more(size: int, batched: list[bool], *args: Array):
-        flat = [x.reshape(-1, *x.shape[2:]) for x in stacked(size, batched, args)]
+        # not -1: an array may be empty
+        flat = [x.reshape(size * x.shape[1], *x.shape[2:]) for x in stacked(size, batched, args)]
         results = rows(*flat)
-        return tuple(x.reshape(size, -1, *x.shape[1:]) for x in results), (True,) * len(results)
+        return tuple(x.reshape(size, x.shape[0] // size, *x.shape[1:]) for x in results), (True,) * len(
+            results
+        )
 
     @custom_vmap
     def single(*args: Array) -> tuple[Array, ...]:

@@ -9,8 +9,9 @@ contact: up to 8, as in C. Where two edges are closest there is one contact.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from envs_mjx.mjx_clip import SIGNS, Points, Vec, clip
 from envs_mjx.mjx_stage import stage
 
 FAR = 1.0
@@ -20,8 +21,6 @@ PREFER_FACE = 0.95
 """An edge must penetrate less than this part of what the best face does, as in C."""
 
 _PARALLEL = 1e-3  # sine of the angle under which two edges count as parallel
-
-Vec = tuple[Array, ...]
 
 
 class Solid(NamedTuple):
@@ -76,7 +75,7 @@ def sign(x: Array) -> Array:
 def floor_box(box: Solid) -> Touch:
     """Contacts of the floor, z = 0, with boxes: of each two opposite corners the lower one, if below."""
     dist, points = [], []
-    for s1, s2 in _SIGNS:
+    for s1, s2 in SIGNS:
         offset = out(box.mat, (box.half[0] * s1, box.half[1] * s2, box.half[2]))
         lower = -sign(offset[2])
         corner = [box.pos[r] + lower * offset[r] for r in range(3)]
@@ -201,7 +200,7 @@ def _face_contacts(
     of_b, axis = which >= 3, jnp.where(which >= 3, which - 3, which)
     rows, at, limit, top = _face_frame(a.half, b.half, turn, seen_a, seen_b, of_b, axis)
     outward, middle, e1, e2 = _facing_side(rows, at, limit, top)
-    points = _clip(middle, e1, e2, limit[0], limit[1])
+    points = clip(middle, e1, e2, limit[0], limit[1])
     columns, origin = _world_frame(a, b, of_b, axis)
     return _to_world(points, outward, limit[2], columns, origin, of_b)
 
@@ -263,18 +262,9 @@ def _world_frame(a: Solid, b: Solid, of_b: Array, axis: Array) -> tuple[list[Vec
     return [tuple(pick(axis, tuple(mat[r][p] for p in row)) for r in range(3)) for row in PERMUTED], origin
 
 
-class _Points(NamedTuple):
-    """Candidates in a face's frame: in the face, height above it, and whether they are corners at all."""
-
-    u: Float[Array, "p K B"]
-    v: Float[Array, "p K B"]
-    w: Float[Array, "p K B"]
-    inside: Bool[Array, "p K B"]
-
-
 @stage
 def _to_world(
-    points: _Points, outward: Array, height: Array, columns: list[Vec], origin: Vec, of_b: Array
+    points: Points, outward: Array, height: Array, columns: list[Vec], origin: Vec, of_b: Array
 ) -> Touch:
     """Points below the face as contacts, each midway between the two surfaces."""
     middle = outward * (height + 0.5 * points.w)
@@ -286,59 +276,3 @@ def _to_world(
     normal = jnp.stack([towards * columns[2][r] for r in range(3)])
     dist = jnp.where(points.inside & (points.w < 0), points.w, FAR)
     return Touch(dist, jnp.stack(pos, axis=1), normal[None])
-
-
-_SIGNS = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-
-
-def _clip(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> _Points:
-    """Corners of the parallelogram m +- e1 +- e2 within |u| <= a, |v| <= b: 12 candidates, at most 8 inside.
-
-    On each of its sides the stretch inside the rectangle gives its beginning, and its end unless that is
-    the next side's beginning; then the corners of the rectangle that lie under the parallelogram.
-    """
-    corners, sides = _outline(m, e1, e2)
-    t0, t1 = stretch(corners[:2], sides[:2], (a, b))
-    ends, under = _ends(corners, sides, t0, t1), _under(m, e1, e2, a, b)
-    return _Points(*(jnp.concatenate(x) for x in zip(ends, under, strict=True)))
-
-
-@stage
-def _outline(m: Vec, e1: Vec, e2: Vec) -> tuple[Vec, Vec]:
-    """The four corners, and the sides that begin there."""
-    corners = [jnp.stack([m[k] + s1 * e1[k] + s2 * e2[k] for s1, s2 in _SIGNS]) for k in range(3)]
-    sides = [jnp.stack([2 * e1[k], 2 * e2[k], -2 * e1[k], -2 * e2[k]]) for k in range(3)]
-    return tuple(corners), tuple(sides)
-
-
-@stage
-def stretch(start: Vec, along: Vec, bounds: Vec) -> tuple[Array, Array]:
-    """The part t0 to t1 of [0, 1] where |start + t along| <= bounds in every coordinate; none if t0 > t1."""
-    t0, t1 = jnp.zeros_like(start[0]), jnp.ones_like(start[0])
-    for x, v, bound in zip(start, along, bounds, strict=True):
-        flat = jnp.abs(v) < 1e-9
-        inverse = 1 / jnp.where(flat, 1, v)
-        near, far = (-bound - x) * inverse, (bound - x) * inverse
-        t0 = jnp.where(flat, jnp.where(jnp.abs(x) > bound, 2, t0), jnp.maximum(t0, jnp.minimum(near, far)))
-        t1 = jnp.where(flat, t1, jnp.minimum(t1, jnp.maximum(near, far)))
-    return t0, t1
-
-
-@stage
-def _ends(corners: Vec, sides: Vec, t0: Array, t1: Array) -> _Points:
-    meets = t0 <= t1
-    points = [jnp.concatenate([c + t0 * s, c + t1 * s]) for c, s in zip(corners, sides, strict=True)]
-    return _Points(*points, inside=jnp.concatenate([meets, meets & (t1 < 1)]))
-
-
-@stage
-def _under(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> _Points:
-    """Corners of the rectangle, inside if the parallelogram is over them."""
-    area = e1[0] * e2[1] - e1[1] * e2[0]
-    flat = jnp.abs(area) < 1e-12
-    inverse = 1 / jnp.where(flat, 1, area)
-    u, v = (jnp.stack([s[k] * bound for s in _SIGNS]) for k, bound in ((0, a), (1, b)))
-    x = ((u - m[0]) * e2[1] - (v - m[1]) * e2[0]) * inverse
-    y = ((v - m[1]) * e1[0] - (u - m[0]) * e1[1]) * inverse
-    inside = (jnp.abs(x) < 1) & (jnp.abs(y) < 1) & ~flat
-    return _Points(u, v, m[2] + x * e1[2] + y * e2[2], inside)

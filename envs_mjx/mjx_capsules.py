@@ -7,7 +7,8 @@ its axis that runs beside the box: a finger lies against a handle at two points,
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from envs_mjx.mjx_boxes import FAR, Solid, Touch, Vec, inner, into, out, pick, sign
+from envs_mjx.mjx_boxes import FAR, Solid, Touch, inner, into, out, pick, sign
+from envs_mjx.mjx_clip import Vec
 from envs_mjx.mjx_stage import stage
 
 _APART = 1e-3  # of the capsule's half length; contacts nearer to each other are one

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from envs_mjx import mjx_boxes, mjx_capsules
-from envs_mjx.collisions import CollisionModel, Solids, product_pairs
+from envs_mjx.collision_pairs import Solids, product_pairs
+from envs_mjx.collisions import CollisionModel
 from envs_mjx.mjx_boxes import Solid, Touch
+from envs_mjx.mjx_linear import total
 from envs_mjx.mjx_smooth import Motions, Poses, attach, const, cross
-from envs_mjx.mjx_solver import total
 from envs_mjx.mjx_stage import stage
 
 

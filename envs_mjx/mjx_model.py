@@ -12,10 +12,9 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
+from envs_mjx.mjx_frames import WORLD, Attached, attach, cross_mat, frames_of, pose_of, welded_inertia
 from envs_mjx.scenes import Scene
 from mac.errors import UserError
-
-_WORLD = -1
 
 
 class Hinges(NamedTuple):
@@ -54,14 +53,6 @@ class Slides(NamedTuple):
     pos: np.ndarray
     mat: np.ndarray
     axis: np.ndarray
-
-
-class Attached(NamedTuple):
-    """Frames fixed to moving bodies: `body` counts hinges, then cubes, then slides, then the world."""
-
-    body: np.ndarray
-    pos: np.ndarray
-    mat: np.ndarray
 
 
 class Linkage(NamedTuple):
@@ -143,8 +134,8 @@ def read(scene: Scene) -> Constants:
     hinge, free, slide = (np.flatnonzero(m.jnt_type == kind) for kind in (3, 0, 2))
     jointed = np.concatenate([hinge, free, slide])
     bodies = m.jnt_bodyid[jointed]
-    body_of, frame = _frames(m, bodies)
-    mass, com, inertia = _welded_inertia(m, bodies, body_of, frame)
+    body_of, frame = frames_of(m, bodies)
+    mass, com, inertia = welded_inertia(m, bodies, body_of, frame)
     n, f = len(hinge), len(free)
     joints = np.concatenate([hinge, slide])
     dof, cube_dof = m.jnt_dofadr[joints], m.jnt_dofadr[free]
@@ -160,7 +151,7 @@ def read(scene: Scene) -> Constants:
     at = m.jnt_qposadr[joints]
     limited = m.jnt_limited[joints].astype(bool)[:, None]
     start = data.xpos[m.jnt_bodyid[slide]]
-    still = (body_of == _WORLD) & (m.body_rootid == m.body_rootid[m.jnt_bodyid[hinge[0]]])
+    still = (body_of == WORLD) & (m.body_rootid == m.body_rootid[m.jnt_bodyid[hinge[0]]])
     return Constants(
         nq=m.nq,
         nv=m.nv,
@@ -172,7 +163,7 @@ def read(scene: Scene) -> Constants:
         hinges=_hinges(m, data, hinge, mass[:n], com[:n], inertia[:n]),
         slides=Slides(start.copy(), data.xmat[m.jnt_bodyid[slide]].reshape(-1, 3, 3).copy(), axis.copy()),
         linkage=_linkage(m, body_of, frame),
-        sites=_attach(m.site_bodyid[scene.sites], m.site_pos[scene.sites], m.site_quat[scene.sites], frame),
+        sites=attach(m.site_bodyid[scene.sites], m.site_pos[scene.sites], m.site_quat[scene.sites], frame),
         still_mass=float(m.body_mass[still].sum()),
         still_moment=m.body_mass[still] @ data.xipos[still],
         body_of=body_of,
@@ -211,54 +202,10 @@ def _require_known_parts(m: mujoco.MjModel) -> None:
         raise UserError("engine mjx runs OGBench's tabletop scenes only; use engine c for this model")
 
 
-def _pose(m: mujoco.MjModel, body: int | np.integer) -> tuple[np.ndarray, np.ndarray]:
-    return m.body_pos[body], quat_mat(m.body_quat[body])
-
-
-def _frames(m: mujoco.MjModel, moving: np.ndarray) -> tuple[np.ndarray, Attached]:
-    """Moving body that carries each body (-1: none), and the body's pose in it (-1: in the world)."""
-    index = {int(b): i for i, b in enumerate(moving)}
-    body = np.full(m.nbody, _WORLD)
-    pos, mat = np.zeros((m.nbody, 3)), np.tile(np.eye(3), (m.nbody, 1, 1))
-    for b in range(1, m.nbody):
-        if b in index:
-            body[b] = index[b]
-        else:
-            up = m.body_parentid[b]
-            shift, turn = _pose(m, b)
-            body[b], pos[b], mat[b] = body[up], pos[up] + mat[up] @ shift, mat[up] @ turn
-    return body, Attached(body, pos, mat)
-
-
-def _attach(bodies: np.ndarray, pos: np.ndarray, quat: np.ndarray, frame: Attached) -> Attached:
-    """Frames given in model bodies, as frames in moving bodies."""
-    mat = np.array([quat_mat(q) for q in quat]).reshape(-1, 3, 3)
-    shift = np.einsum("nij,nj->ni", frame.mat[bodies], pos)
-    return Attached(frame.body[bodies], frame.pos[bodies] + shift, frame.mat[bodies] @ mat)
-
-
 def attach_geoms(m: mujoco.MjModel, geoms: np.ndarray, constants: Constants) -> Attached:
     """Frames of geoms in their moving bodies; in the world for standing geoms."""
     bodies = m.geom_bodyid[geoms]
-    return _attach(bodies, m.geom_pos[geoms], m.geom_quat[geoms], constants.frame_of)
-
-
-def _welded_inertia(
-    m: mujoco.MjModel, moving: np.ndarray, body_of: np.ndarray, frame: Attached
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mass, centre of mass and inertia about it of every moving body with all that is welded to it."""
-    mass, com, inertia = np.zeros(len(moving)), np.zeros((len(moving), 3)), np.zeros((len(moving), 3, 3))
-    for i in range(len(moving)):
-        parts = np.flatnonzero((body_of == i) & (m.body_mass > 0))
-        centers = frame.pos[parts] + np.einsum("nij,nj->ni", frame.mat[parts], m.body_ipos[parts])
-        mass[i] = m.body_mass[parts].sum()
-        com[i] = m.body_mass[parts] @ centers / mass[i]
-        for b, center in zip(parts, centers, strict=True):
-            turn = frame.mat[b] @ quat_mat(m.body_iquat[b])
-            r = center - com[i]
-            inertia[i] += turn @ np.diag(m.body_inertia[b]) @ turn.T
-            inertia[i] += m.body_mass[b] * (r @ r * np.eye(3) - np.outer(r, r))
-    return mass, com, inertia
+    return attach(bodies, m.geom_pos[geoms], m.geom_quat[geoms], constants.frame_of)
 
 
 def _hinges(
@@ -271,14 +218,14 @@ def _hinges(
 ) -> Hinges:
     bodies = m.jnt_bodyid[hinge]
     index = {int(b): i for i, b in enumerate(bodies)}
-    parent, depth = np.full(len(hinge), _WORLD), np.zeros(len(hinge), int)
+    parent, depth = np.full(len(hinge), WORLD), np.zeros(len(hinge), int)
     turn, offset = np.zeros((len(hinge), 3, 3, 3)), np.zeros((len(hinge), 3))
     ancestors = np.eye(len(hinge), dtype=bool)
     base = m.body_parentid[bodies[0]]
     for i, b in enumerate(bodies):
-        shift, turned, up = *_pose(m, b), m.body_parentid[b]
+        shift, turned, up = *pose_of(m, b), m.body_parentid[b]
         while up != base and up not in index:
-            pos, mat = _pose(m, up)
+            pos, mat = pose_of(m, up)
             shift, turned, up = pos + mat @ shift, mat @ turned, m.body_parentid[up]
         if up in index:
             parent[i] = index[up]
@@ -343,15 +290,3 @@ def _actuators(m: mujoco.MjModel) -> dict[str, np.ndarray]:
         "ctrl_range": np.where(ctrl, m.actuator_ctrlrange, unlimited(free)),
         "force_range": np.where(force, m.actuator_forcerange, unlimited(free)),
     }
-
-
-def quat_mat(quat: np.ndarray) -> np.ndarray:
-    """Rotation matrix of a unit quaternion (wxyz)."""
-    mat = np.empty(9)
-    mujoco.mju_quat2Mat(mat, np.asarray(quat, float))
-    return mat.reshape(3, 3)
-
-
-def cross_mat(v: np.ndarray) -> np.ndarray:
-    """The matrix K with K x = v cross x."""
-    return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from envs_mjx.mjx_model import Attached, Constants, Hinges
+from envs_mjx.mjx_frames import Attached
+from envs_mjx.mjx_model import Constants, Hinges
 
 
 class Poses(NamedTuple):

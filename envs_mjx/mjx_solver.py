@@ -1,18 +1,11 @@
 """Newton's method for MuJoCo's constraint problem, for a batch of scenes at once.
 
-The problem is MuJoCo's: find the acceleration that minimises the Gauss cost plus the penalties of
-equalities, limits, friction losses and contacts (Todorov 2014; "Computation" chapter of MuJoCo's
-documentation). It is strictly convex, so any solver that converges finds the same acceleration.
-
-Made for batches: arrays end with the batch axis B, so that every operation is one vectorised loop over
-scenes. Equalities are part of the quadratic and cost nothing per iteration; limits and friction losses
-concern one dof each and are no rows of a matrix; the Hessians of cones stay 3x3 blocks. Dofs that meet each
-other only through the first `core` ones (buttons: a press couples one to the arm) are eliminated from
-the linear system one by one. The line search is one safeguarded Newton iteration on the derivative.
+The problem (`mjx_problem`) is strictly convex, so any solver that converges finds the same acceleration.
+Made for batches: every operation is one vectorised loop over scenes; the line search is one safeguarded
+Newton iteration on the derivative; and scenes that are done are left behind.
 """
 
 import functools
-import operator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -20,81 +13,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from envs_mjx.mjx_hessian import Quadratic, newton_step, with_ties
+from envs_mjx.mjx_linear import total
+from envs_mjx.mjx_problem import (
+    NOISE,
+    Problem,
+    Rows,
+    along,
+    forces_of,
+    gradient_of,
+    mass_times,
+    norm,
+    residuals,
+    rows_of,
+    trace,
+)
 from envs_mjx.mjx_stage import stage
-
-_NOISE = 8.0
-"""Derivatives below this many roundings of their terms count as zero."""
-
-_MARGIN = 100.0
-"""How much larger the gain may be than its estimate; 1 to 100 give the same iterations as C takes."""
-
-
-class Ties(eqx.Module):
-    """Equalities, penalised by `weight x^2 / 2` at x = jacobian acc - aref; they move the first h dofs."""
-
-    jacobian: Float[Array, "e h B"]
-    aref: Float[Array, "e B"]
-    weight: Float[Array, "e B"]
-
-
-class Ends(eqx.Module):
-    """Limits, penalised like equalities where x = side acc[dof] - aref is negative."""
-
-    dof: tuple[int, ...] = eqx.field(static=True)
-    side: Float[Array, "l B"]
-    aref: Float[Array, "l B"]
-    weight: Float[Array, "l B"]
-
-
-class Losses(eqx.Module):
-    """Friction losses, penalised like equalities up to a force of `bound`, then linearly."""
-
-    dof: tuple[int, ...] = eqx.field(static=True)
-    aref: Float[Array, "f B"]
-    weight: Float[Array, "f B"]
-    bound: Float[Array, " f #B"]
-
-
-class Cones(eqx.Module):
-    """Contacts with elliptic cones; row 0 is the normal, 1 and 2 are tangents with the same friction.
-
-    `mu` is friction / sqrt(impratio), `weight` that of the normal row; the tangents' is `impratio` times it.
-    """
-
-    jacobian: Float[Array, "3 k nv B"]
-    aref: Float[Array, "3 k B"]
-    weight: Float[Array, "k B"]
-    mu: Float[Array, "k B"]
-    friction: Float[Array, "k B"]
-
-
-class Problem(eqx.Module):
-    """Minimise over a: a M a / 2 - f a + penalties.
-
-    Attributes:
-        mass: M of the first `core` dofs.
-        rim_mass: diagonal of M for the others, which are coupled to none.
-        force: f.
-        impratio: ratio of the tangents' weights to the normal's.
-    """
-
-    mass: Float[Array, "core core B"]
-    rim_mass: Float[Array, "rim 1"]
-    force: Float[Array, "nv B"]
-    ties: Ties
-    ends: Ends
-    losses: Losses
-    cones: Cones
-    impratio: float = eqx.field(static=True)
-
-
-class Rows(NamedTuple):
-    """One number per constraint row: residuals J a - aref, or J v."""
-
-    ties: Float[Array, "e B"]
-    ends: Float[Array, "l B"]
-    losses: Float[Array, "f B"]
-    cones: Float[Array, "3 k B"]
 
 
 class Iterate(NamedTuple):
@@ -121,16 +55,6 @@ class Limits(NamedTuple):
     ls_iterations: int
     tolerance: float
     ls_tolerance: float
-
-
-def total(parts: list[Array] | Array) -> Array:
-    """Sum along the first axis, written out: XLA on CPU does not vectorise such a reduction over scenes."""
-    return functools.reduce(operator.add, [parts[i] for i in range(len(parts))])
-
-
-def product(matrix: Float[Array, "*m n B"], v: Float[Array, "n B"]) -> Float[Array, "*m B"]:
-    """`matrix @ v` of every scene."""
-    return total([matrix[..., i, :] * v[i] for i in range(v.shape[0])])
 
 
 def newton(p: Problem, start: Float[Array, "nv B"], limits: Limits) -> Iterate:
@@ -163,23 +87,18 @@ class _Whole(eqx.Module):
     """A problem with what does not change between iterations."""
 
     problem: Problem
-    quadratic: "_Quadratic"
+    quadratic: Quadratic
     scale: Float[Array, " B"]
 
 
 def _begin(p: Problem, start: Float[Array, "nv B"]) -> tuple[_Whole, Iterate]:
-    trace = _trace(p)
-    rows = _residuals(p, start)
-    forces = _forces(p, rows)
-    gradient, noise, promise = _gradient(p, start, forces)
-    endless, never = jnp.full_like(trace, jnp.inf), jnp.zeros_like(trace, jnp.int32)
+    weight = trace(p)
+    rows = residuals(p, start)
+    forces = forces_of(p, rows)
+    gradient, noise, promise = gradient_of(p, start, forces)
+    endless, never = jnp.full_like(weight, jnp.inf), jnp.zeros_like(weight, jnp.int32)
     first = Iterate(start, rows, forces, gradient, noise, promise, endless, never)
-    return _Whole(p, _with_ties(p), 1 / trace), first
-
-
-@stage
-def _trace(p: Problem) -> Float[Array, " B"]:
-    return total([p.mass[i, i] for i in range(p.mass.shape[0])]) + jnp.sum(p.rim_mass)
+    return _Whole(p, with_ties(p), 1 / weight), first
 
 
 @functools.partial(stage, static=(2,))
@@ -196,7 +115,7 @@ def _scattered(it: Iterate, rest: Iterate, lanes: Int[Array, " b"]) -> Iterate:
 def _alive(w: _Whole, it: Iterate, limits: Limits) -> Bool[Array, " B"]:
     more = (it.niter < limits.iterations) & (w.scale * it.improvement >= limits.tolerance)
     more &= w.scale * it.promise >= limits.tolerance
-    return more & (_norm(it.gradient) >= jnp.maximum(limits.tolerance / w.scale, it.noise))
+    return more & (norm(it.gradient) >= jnp.maximum(limits.tolerance / w.scale, it.noise))
 
 
 def _iterate(w: _Whole, it: Iterate, limits: Limits, enough: int) -> Iterate:
@@ -205,12 +124,12 @@ def _iterate(w: _Whole, it: Iterate, limits: Limits, enough: int) -> Iterate:
 
     def advance(it: Iterate) -> Iterate:
         going = _alive(w, it, limits)
-        search = -_solve(p, w.quadratic, it)
-        ahead = _rows(p, search)
+        search = -newton_step(p, w.quadratic, it.rows, it.gradient)
+        ahead = rows_of(p, search)
         size, improvement = _line_search(p, it, search, ahead, limits, going)
         acc, rows = _moved(it, search, ahead, jnp.where(going, size, 0))
-        forces = _forces(p, rows)
-        gradient, noise, promise = _gradient(p, acc, forces)
+        forces = forces_of(p, rows)
+        gradient, noise, promise = gradient_of(p, acc, forces)
         improvement = jnp.where(going, improvement, it.improvement)
         return Iterate(acc, rows, forces, gradient, noise, promise, improvement, it.niter + going)
 
@@ -231,230 +150,7 @@ def _moved(
 @stage
 def pushed(p: Problem, solution: Iterate) -> Float[Array, "nv B"]:
     """All forces on the dofs, those of the constraints included."""
-    return _mass_times(p, solution.acc) - solution.gradient
-
-
-def _norm(x: Float[Array, "n B"]) -> Float[Array, " B"]:
-    return jnp.sqrt(total(x * x))
-
-
-@stage
-def _rows(p: Problem, a: Float[Array, "nv B"]) -> Rows:
-    """J a."""
-    return Rows(
-        product(p.ties.jacobian, a[: p.ties.jacobian.shape[1]]),
-        p.ends.side * _at(a, p.ends.dof),
-        _at(a, p.losses.dof),
-        product(p.cones.jacobian, a),
-    )
-
-
-def _at(a: Float[Array, "nv B"], dofs: tuple[int, ...]) -> Float[Array, "n B"]:
-    """`a[dofs]` of fixed dofs."""
-    return jnp.stack([a[d] for d in dofs]) if len(dofs) else a[:0]
-
-
-@stage
-def _residuals(p: Problem, a: Float[Array, "nv B"]) -> Rows:
-    arefs = (p.ties.aref, p.ends.aref, p.losses.aref, p.cones.aref)
-    return Rows(*(x - aref for x, aref in zip(_rows(p, a), arefs, strict=True)))
-
-
-def _mass_times(p: Problem, a: Float[Array, "nv B"]) -> Float[Array, "nv B"]:
-    core = p.mass.shape[0]
-    return jnp.concatenate([product(p.mass, a[:core]), p.rim_mass * a[core:]])
-
-
-def _spread(p: Problem, dofs: tuple[int, ...], values: Float[Array, "n B"]) -> Float[Array, "nv B"]:
-    """Sums values by dof."""
-    zero = jnp.zeros_like(p.force[0])
-    of = [[i for i, at in enumerate(dofs) if at == d] for d in range(p.force.shape[0])]
-    return jnp.stack([total([values[i] for i in rows]) if rows else zero for rows in of])
-
-
-@stage
-def _gradient(
-    p: Problem, a: Float[Array, "nv B"], forces: Rows
-) -> tuple[Float[Array, "nv B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Gradient of the cost, the norm below which it is rounding error, and what might still be gained.
-
-    The last is g D^-1 g / 2 with D the diagonal of M, times a margin for D^-1 not being the Hessian's
-    inverse, which is smaller but for what couples the arm's joints.
-    """
-    inertial = _mass_times(p, a) - p.force
-    tied = total(p.ties.jacobian * forces.ties[:, None])
-    pad = jnp.zeros((p.force.shape[0] - tied.shape[0], tied.shape[1]), tied.dtype)
-    tied = jnp.concatenate([tied, pad])
-    at_joints = _spread(p, p.ends.dof, forces.ends * p.ends.side)
-    at_joints += _spread(p, p.losses.dof, forces.losses)
-    touching = total([total(p.cones.jacobian[r] * forces.cones[r][:, None]) for r in range(3)])
-    size = _norm(inertial) + _norm(tied) + _norm(touching) + _norm(at_joints)
-    gradient = inertial - tied - at_joints - touching
-    core = p.mass.shape[0]
-    masses = jnp.stack([p.mass[i, i] for i in range(core)])
-    promise = total(gradient[:core] ** 2 / masses)
-    return gradient, _NOISE * jnp.finfo(a.dtype).eps * size, 0.5 * _MARGIN * promise
-
-
-@stage
-def _forces(p: Problem, rows: Rows) -> Rows:
-    """Constraint forces: minus the derivative of each row's penalty."""
-    c = _cone_state(p, rows.cones)
-    weight = p.cones.weight
-    slide = c.gap * c.stiff * c.middle
-    normal = -weight * c.bottom * rows.cones[0] - slide * p.cones.mu
-    tangents = [
-        -p.impratio * weight * c.bottom * rows.cones[r]
-        + slide * p.cones.mu * p.cones.friction * c.unit[r - 1]
-        for r in (1, 2)
-    ]
-    losses = jnp.clip(-p.losses.weight * rows.losses, -p.losses.bound, p.losses.bound)
-    return Rows(
-        -p.ties.weight * rows.ties,
-        -p.ends.weight * jnp.minimum(rows.ends, 0),
-        losses,
-        jnp.stack([normal, *tangents]),
-    )
-
-
-class _ConeState(NamedTuple):
-    """Where residuals lie relative to their cones, in the coordinates N = mu x0, T = friction |x12|.
-
-    Attributes:
-        radius, unit: T, and the direction of (x1, x2).
-        gap: N - mu T.
-        stiff: D / (mu^2 (1 + mu^2)).
-        bottom: full contact, penalised row by row.
-        middle: slipping, penalised by the distance `gap` from the cone. Elsewhere: no force.
-    """
-
-    radius: Float[Array, "k B"]
-    unit: tuple[Float[Array, "k B"], Float[Array, "k B"]]
-    gap: Float[Array, "k B"]
-    stiff: Float[Array, "k B"]
-    bottom: Bool[Array, "k B"]
-    middle: Bool[Array, "k B"]
-
-
-def _cone_state(p: Problem, x: Float[Array, "3 k B"]) -> _ConeState:
-    mu, friction = p.cones.mu, p.cones.friction
-    normal, first, second = mu * x[0], friction * x[1], friction * x[2]
-    radius = jnp.sqrt(first**2 + second**2)
-    slips = radius > 0
-    inverse = 1 / jnp.where(slips, radius, 1)
-    bottom = jnp.where(slips, mu * normal + radius <= 0, normal < 0)
-    middle = slips & ~bottom & (normal < mu * radius)
-    stiff = p.cones.weight / (mu**2 * (1 + mu**2))
-    return _ConeState(
-        radius, (first * inverse, second * inverse), normal - mu * radius, stiff, bottom, middle
-    )
-
-
-class _Quadratic(NamedTuple):
-    """Mass matrix and equalities: the part of the Hessian that does not change."""
-
-    core: Float[Array, "core core B"]
-
-
-@stage
-def _with_ties(p: Problem) -> _Quadratic:
-    j, core = p.ties.jacobian, p.mass.shape[0]
-    tied = total([(p.ties.weight[e] * j[e])[:, None] * j[e][None] for e in range(j.shape[0])])
-    rest = core - tied.shape[0]
-    return _Quadratic(p.mass + jnp.pad(tied, ((0, rest), (0, rest), (0, 0))))
-
-
-@stage
-def _curvatures(p: Problem, rows: Rows) -> Float[Array, "3 3 k B"]:
-    """Hessian of every cone's penalty by its rows."""
-    c = _cone_state(p, rows.cones)
-    mu, friction = p.cones.mu, p.cones.friction
-    stiff = jnp.where(c.middle, c.stiff, 0)
-    full = jnp.where(c.bottom, p.cones.weight, 0)
-    out = [mu, -mu * friction * c.unit[0], -mu * friction * c.unit[1]]
-    turn = [-friction * c.unit[1], friction * c.unit[0]]
-    bend = -mu * c.gap / jnp.where(c.middle, c.radius, 1)
-
-    def entry(i: int, j: int) -> Float[Array, "k B"]:
-        value = out[i] * out[j]
-        if i and j:
-            value += bend * turn[i - 1] * turn[j - 1]
-        value = stiff * value
-        return value + full * (p.impratio if i else 1) if i == j else value
-
-    return jnp.stack([jnp.stack([entry(i, j) for j in range(3)]) for i in range(3)])
-
-
-def _solve(p: Problem, quadratic: _Quadratic, it: Iterate) -> Float[Array, "nv B"]:
-    """The Hessian's inverse times the gradient."""
-    core = p.mass.shape[0]
-    weighted = _weighted(p, it.rows)
-    hessian = _joint_curvature(p, quadratic, it.rows)
-    slots = p.cones.jacobian.shape[1]
-    for k in range(0, slots, _CHUNK):
-        few = slice(k, min(k + _CHUNK, slots))
-        hessian = _plus_outer(hessian, p.cones.jacobian[:, few, :core], weighted[:, few, :core])
-    return cholesky_solve(hessian, it.gradient)
-
-
-@stage
-def _weighted_rows(blocks: Float[Array, "3 3 k B"], j: Float[Array, "3 k nv B"]) -> Float[Array, "3 k nv B"]:
-    return jnp.stack([total([blocks[r, s][:, None] * j[s] for s in range(3)]) for r in range(3)])
-
-
-def _weighted(p: Problem, rows: Rows) -> Float[Array, "3 k nv B"]:
-    """Hessians of the cones times their Jacobians."""
-    return _weighted_rows(_curvatures(p, rows), p.cones.jacobian)
-
-
-@stage
-def _joint_curvature(p: Problem, quadratic: _Quadratic, rows: Rows) -> Float[Array, "core core B"]:
-    core = p.mass.shape[0]
-    slopes = p.ends.weight * (rows.ends < 0)
-    held = jnp.abs(p.losses.weight * rows.losses) < p.losses.bound
-    diagonal = _spread(p, p.ends.dof, slopes) + _spread(p, p.losses.dof, p.losses.weight * held)
-    return quadratic.core + jnp.eye(core, dtype=diagonal.dtype)[..., None] * diagonal[:core]
-
-
-@stage
-def _plus_outer(
-    hessian: Float[Array, "n n B"], left: Float[Array, "3 c n B"], right: Float[Array, "3 c n B"]
-) -> Float[Array, "n n B"]:
-    pairs = [(r, c) for r in range(3) for c in range(left.shape[1])]
-    return hessian + total([left[r, c][:, None] * right[r, c][None] for r, c in pairs])
-
-
-_CHUNK = 4
-
-
-def cholesky_solve(a: Float[Array, "n n B"], b: Float[Array, "n B"]) -> Float[Array, "n B"]:
-    """Solution of a x = b for symmetric positive definite matrices: Cholesky's, column by column.
-
-    The right side rides along as one more row, which is the forward substitution.
-    """
-    n = b.shape[0]
-    rest = jnp.concatenate([a, b[None]])  # rows j.. of the trailing matrix, and the right side
-    columns: list[Array] = []
-    for _ in range(n):
-        column, rest = _eliminated(rest)
-        columns.append(column)
-    solution: list[Array] = []
-    for j in reversed(range(n)):
-        solution.insert(0, _substituted(columns[j], solution))
-    return jnp.stack(solution)
-
-
-@stage
-def _eliminated(rest: Float[Array, "m1 m B"]) -> tuple[Float[Array, "m1 B"], Float[Array, "m m-1 B"]]:
-    """First column of the factor, and what is left without its row and column."""
-    least = jnp.finfo(rest.dtype).tiny
-    column = rest[:, 0] / jnp.sqrt(jnp.maximum(rest[0, 0], least))
-    return column, rest[1:, 1:] - column[1:, None] * column[None, 1:-1]
-
-
-@stage
-def _substituted(column: Float[Array, "m1 B"], known: list[Array]) -> Float[Array, " B"]:
-    return total([column[-1], *(-column[1 + i] * x for i, x in enumerate(known))]) / column[0]
+    return mass_times(p, solution.acc) - solution.gradient
 
 
 class _Bracket(NamedTuple):
@@ -464,6 +160,21 @@ class _Bracket(NamedTuple):
     low: Float[Array, " B"]
     high: Float[Array, " B"]
     niter: Int[Array, " B"]
+
+
+@functools.partial(stage, static=(4,))
+def _along_start(
+    p: Problem, it: Iterate, search: Float[Array, "nv B"], ahead: Rows, limits: Limits
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """Slope and curvature of the Gauss cost along `search`, slope of all at its start, and what is 0."""
+    drift = total(search * (mass_times(p, it.acc) - p.force))
+    bend = total(search * mass_times(p, search))
+    pairs = zip(it.forces, ahead, strict=True)
+    terms = [total(jnp.abs(f * v).reshape(-1, v.shape[-1])) for f, v in pairs if f.shape[0]]
+    terms = total([jnp.abs(drift), *terms])
+    enough = limits.tolerance * limits.ls_tolerance * norm(search) * trace(p)
+    enough = jnp.maximum(enough, NOISE * jnp.finfo(terms.dtype).eps * terms)
+    return drift, bend, total(search * it.gradient), enough
 
 
 def _line_search(
@@ -483,7 +194,7 @@ def _line_search(
 
     def slopes(size: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
         rows = Rows(*(x + size * v for x, v in zip(it.rows, ahead, strict=True)))
-        first, second = _along(p, rows, ahead)
+        first, second = along(p, rows, ahead)
         return drift + size * bend + first, bend + second
 
     def more(b: _Bracket) -> Bool[Array, " B"]:
@@ -504,47 +215,3 @@ def _line_search(
     size = jnp.where(jnp.abs(found.slope) <= enough, found.size, found.low)
     slope = jnp.where(size == found.size, found.slope, 0)
     return size, -0.5 * size * (start + slope)
-
-
-@functools.partial(stage, static=(4,))
-def _along_start(
-    p: Problem, it: Iterate, search: Float[Array, "nv B"], ahead: Rows, limits: Limits
-) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Slope and curvature of the Gauss cost along `search`, slope of all at its start, and what is 0."""
-    drift = total(search * (_mass_times(p, it.acc) - p.force))
-    bend = total(search * _mass_times(p, search))
-    pairs = zip(it.forces, ahead, strict=True)
-    terms = [total(jnp.abs(f * v).reshape(-1, v.shape[-1])) for f, v in pairs if f.shape[0]]
-    terms = total([jnp.abs(drift), *terms])
-    enough = limits.tolerance * limits.ls_tolerance * _norm(search) * _trace(p)
-    enough = jnp.maximum(enough, _NOISE * jnp.finfo(terms.dtype).eps * terms)
-    return drift, bend, total(search * it.gradient), enough
-
-
-def _along(p: Problem, rows: Rows, v: Rows) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """First and second derivative of the penalties at `rows` in the direction `v`."""
-    c = _cone_state(p, rows.cones)
-    mu, friction, weight = p.cones.mu, p.cones.friction, p.cones.weight * c.bottom
-    turn = friction * v.cones[1], friction * v.cones[2]
-    widen = c.unit[0] * turn[0] + c.unit[1] * turn[1]
-    around = (turn[0] ** 2 + turn[1] ** 2 - widen**2) / jnp.where(c.middle, c.radius, 1)
-    closing = mu * v.cones[0] - mu * widen
-    stiff = c.stiff * c.middle
-    x, y = rows.cones, v.cones
-    ratio = p.impratio
-    first = weight * (x[0] * y[0] + ratio * (x[1] * y[1] + x[2] * y[2])) + stiff * c.gap * closing
-    second = weight * (y[0] ** 2 + ratio * (y[1] ** 2 + y[2] ** 2))
-    second += stiff * (closing**2 - c.gap * mu * around)
-    slope, bend = [total(first)], [total(second)]
-    pulls = p.losses.weight * rows.losses
-    held = jnp.abs(pulls) < p.losses.bound
-    touching = p.ends.weight * (rows.ends < 0)
-    for weights, clipped, y in (
-        (p.ties.weight, p.ties.weight * rows.ties, v.ties),
-        (touching, touching * rows.ends, v.ends),
-        (p.losses.weight * held, jnp.clip(pulls, -p.losses.bound, p.losses.bound), v.losses),
-    ):
-        if y.shape[0]:
-            slope.append(total(clipped * y))
-            bend.append(total(weights * y * y))
-    return total(slope), total(bend)

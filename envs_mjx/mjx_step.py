@@ -11,9 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 from envs_mjx import mjx_contacts, mjx_smooth, mjx_solver
 from envs_mjx.collisions import CollisionModel
 from envs_mjx.mjx_contacts import PairTable, Slots, impedance, stiffness_damping
+from envs_mjx.mjx_linear import cholesky_solve, product, total
 from envs_mjx.mjx_model import Constants
+from envs_mjx.mjx_problem import Cones, Ends, Losses, Problem, Ties
 from envs_mjx.mjx_smooth import Poses, Smooth, const, cross, mat_vec
-from envs_mjx.mjx_solver import Cones, Ends, Limits, Losses, Problem, Ties
+from envs_mjx.mjx_solver import Iterate, Limits
 from envs_mjx.scenes import LOCKED_DAMPING
 
 
@@ -107,7 +109,8 @@ def constraint_problem(
     """All constraints of a scene at its state."""
     c = machine.constants
     hinges = len(c.hinges.parent)
-    rim = 0
+    # Buttons touch the arm only, unless there are cubes to lie on them.
+    rim = 0 if len(c.cube_dof) else len(c.slide_dof)
     core = c.nv - rim
     fixed = const(np.diag(c.fixed_mass[:core] * (np.arange(core) >= hinges)), state.qvel)
     mass = jnp.pad(smooth.hinge_mass, ((0, core - hinges), (0, core - hinges), (0, 0))) + fixed
@@ -155,7 +158,7 @@ def _ties(c: Constants, at: Poses, smooth: Smooth, state: State) -> Ties:
     of = np.concatenate([np.repeat(np.arange(pairs), 3), np.arange(pairs, len(link.invweight))])
     d = impedance(const(link.solimp[of], qpos), size)
     weight = 1 / jnp.maximum(const(link.invweight[of], qpos) * (1 - d) / d, 1e-15)
-    speed = mjx_solver.product(jacobian, qvel)
+    speed = product(jacobian, qvel)
     aref = -const(damping[of], qpos) * speed - const(stiffness[of], qpos) * d * gap - drift
     return Ties(jacobian, aref, weight)
 
@@ -219,7 +222,7 @@ def _implicit_acceleration(
     n = len(c.hinges.parent)
     slope = c.timestep * smooth.slope
     eye = const(np.eye(n), pushed)
-    arm = mjx_solver.cholesky_solve(smooth.hinge_mass + eye * slope[:n], pushed[:n])
+    arm = cholesky_solve(smooth.hinge_mass + eye * slope[:n], pushed[:n])
     return jnp.concatenate([arm, pushed[n:] / (const(c.fixed_mass[n:], pushed) + slope[n:])])
 
 
@@ -236,7 +239,7 @@ def _moved(c: Constants, qpos: Float[Array, "nq B"], qvel: Float[Array, "nv B"])
 
 def _turned(quat: Float[Array, "4 B"], rotation: Float[Array, "3 B"]) -> Float[Array, "4 B"]:
     """A quaternion turned by a rotation vector in its own frame."""
-    angle = jnp.sqrt(mjx_solver.total(rotation * rotation))
+    angle = jnp.sqrt(total(rotation * rotation))
     half = 0.5 * angle
     small = angle < 1e-4  # there sin(x) / x is 1 - x^2 / 6 to the last bit
     share = jnp.where(small, 0.5 - angle**2 / 48, jnp.sin(half) / jnp.where(small, 1, angle))
@@ -248,18 +251,18 @@ def _turned(quat: Float[Array, "4 B"], rotation: Float[Array, "3 B"]) -> Float[A
         qw * y - qx * z + qy * c + qz * x,
         qw * z + qx * y - qy * x + qz * c,
     ]
-    length = jnp.sqrt(mjx_solver.total([q * q for q in new]))
+    length = jnp.sqrt(total([q * q for q in new]))
     return jnp.stack([q / length for q in new])
 
 
 def felt_force(
-    solution: mjx_solver.Iterate,
+    solution: Iterate,
     contacts: mjx_contacts.Contacts,
     cones: mjx_contacts.Cones,
     smooth: Smooth,
 ) -> Float[Array, "6 B"]:
     """Contact torque and force on the sensing pad, about the centre of mass of the arm and gripper."""
     force = solution.forces.cones
-    world = mjx_solver.total([force[r][:, None] * cones.frame[r] for r in range(3)]) * cones.felt[:, None]
+    world = total([force[r][:, None] * cones.frame[r] for r in range(3)]) * cones.felt[:, None]
     torque = cross(contacts.pos - smooth.center[None], world)
-    return jnp.concatenate([mjx_solver.total(torque), mjx_solver.total(world)])
+    return jnp.concatenate([total(torque), total(world)])

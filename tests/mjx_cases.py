@@ -16,7 +16,10 @@ from tests.ogbench_runs import play, single
 
 
 class Moments(NamedTuple):
-    """One control step a row: state, warm start, control and locks before; state and readings after."""
+    """One control step a row: state, warm start, control and locks before; state and readings after.
+
+    `links`: whether in C a mesh of the gripper touched something, which engine `mjx` has boxes for.
+    """
 
     qpos: np.ndarray
     qvel: np.ndarray
@@ -27,6 +30,7 @@ class Moments(NamedTuple):
     next_qvel: np.ndarray
     next_site: np.ndarray
     next_touch: np.ndarray
+    links: np.ndarray
 
 
 def record(
@@ -53,12 +57,16 @@ def _repeat(scene: Scene, before, ctrl: np.ndarray) -> tuple[np.ndarray, ...]:
     free = m.dof_damping.copy()
     m.dof_damping[scene.slide_dof] = np.where(locked, LOCKED_DAMPING, free[scene.slide_dof])
     start = d.qpos.copy(), d.qvel.copy(), d.qacc_warmstart.copy(), ctrl, locked
-    mujoco.mj_step(m, d, scene.substeps)
+    links = False
+    for _ in range(scene.substeps):
+        mujoco.mj_step(m, d)
+        links |= bool(np.any(m.geom_type[d.contact.geom] == mujoco.mjtGeom.mjGEOM_MESH))
     mujoco.mj_rnePostConstraint(m, d)
     if scene.fresh:
         mujoco.mj_kinematics(m, d)
     m.dof_damping[:] = free
-    return *start, d.qpos.copy(), d.qvel.copy(), d.site_xpos[scene.sites], d.cfrc_ext[scene.pad_body].copy()
+    after = d.qpos.copy(), d.qvel.copy(), d.site_xpos[scene.sites], d.cfrc_ext[scene.pad_body].copy()
+    return *start, *after, np.asarray(links)
 
 
 def chosen(moments: Moments, rows: np.ndarray) -> Moments:

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("ogbench")
 
 from envs_mjx.engine import Physics
-from envs_mjx.engine_mjx import SLOTS, MjxEngine
+from envs_mjx.engine_mjx import SLOTS, MjxEngine, over_batches
 from envs_mjx.mjx_contacts import Slots
 from envs_mjx.scenes import FAMILIES, build_scene
 from mac.errors import UserError
@@ -61,20 +61,54 @@ def test_one_control_step_equals_that_of_c(
     scene, engine, some = build_scene(family), engines(family), moments(family)
     assert (np.abs(some.next_touch).max(1) > 1).any()
     start = physics_of(engine, some)
-    active = jnp.arange(BATCH) % 8 != 0
-    after = step(engine, start, jnp.asarray(some.ctrl, jnp.float32), active)
+    active = np.arange(BATCH) % 8 != 0
+    after = step(engine, start, jnp.asarray(some.ctrl, jnp.float32), jnp.asarray(active))
     for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(start), strict=True):
         np.testing.assert_array_equal(np.asarray(new)[~active], np.asarray(old)[~active])  # bit for bit
-    on = np.flatnonzero(active)
+    assert not np.asarray(after.dropped).any()
+    on = np.flatnonzero(active & ~some.links)
+    assert len(on) >= BATCH / 2
     errors = errors_of(scene, jax.tree.map(lambda x: x[on], after), chosen(some, on))
     assert np.median(errors.arm) < 2e-6 and np.percentile(errors.arm, 90) < 1e-5  # rad
     assert np.median(errors.gripper) < 2e-6 and np.percentile(errors.gripper, 90) < 1e-3  # rad
     assert np.median(errors.objects) < 1e-6 and errors.objects.max() < 1e-3  # m and quaternion
     assert np.median(errors.pinch) < 1e-6 and np.percentile(errors.pinch, 90) < 1e-5  # m
     assert np.median(errors.contact) < 1e-4 and np.percentile(errors.contact, 90) < 0.02
-    assert not np.asarray(after.dropped).any()
 
 
+def test_links_that_touch_move_about_as_in_c(
+    engines: Callable[[str], MjxEngine], moments: Callable[[str], Moments]
+):
+    """The expert's gripper scrapes along the drawer."""
+    scene, some = build_scene("scene"), moments("scene")
+    start = physics_of(engines("scene"), some)
+    after = step(engines("scene"), start, jnp.asarray(some.ctrl, jnp.float32), jnp.ones(BATCH, bool))
+    on = np.flatnonzero(some.links)
+    assert len(on) >= 3
+    errors = errors_of(scene, jax.tree.map(lambda x: x[on], after), chosen(some, on))
+    assert np.median(errors.arm) < 5e-3 and errors.arm.max() < 5e-2  # rad
+    assert errors.objects.max() < 1e-3  # m
+
+
+def test_a_function_of_batches_is_called_once_whatever_the_vmaps():
+    calls = []
+
+    def function(x: jax.Array, y: jax.Array, empty: jax.Array) -> tuple[jax.Array, jax.Array]:
+        calls.append(x.shape)
+        return x * y, empty
+
+    single = over_batches(function)
+    x, y, empty = jnp.arange(24.0).reshape(2, 4, 3), jnp.arange(4.0).reshape(4, 1), jnp.zeros((2, 4, 0))
+    nested = jax.vmap(jax.vmap(single), in_axes=(0, None, 0))
+    product, nothing = jax.jit(nested)(x, y, empty)
+    np.testing.assert_array_equal(product, x * y)
+    assert nothing.shape == (2, 4, 0) and calls == [(3, 8)]
+    np.testing.assert_array_equal(single(x[0, 1], y[1], empty[0, 1])[0], x[0, 1] * y[1])
+    shared = jax.vmap(single, in_axes=(None, 0, 0))(x[0, 1], y, empty[0])[0]
+    np.testing.assert_array_equal(shared, x[0, 1] * y)
+
+
+@pytest.mark.slow
 def test_any_nesting_of_vmaps_and_none_give_the_same_step(
     engines: Callable[[str], MjxEngine], moments: Callable[[str], Moments]
 ):
@@ -93,13 +127,15 @@ def test_any_nesting_of_vmaps_and_none_give_the_same_step(
 
 def test_a_locked_drawer_stays_where_a_free_one_moves(engines: Callable[[str], MjxEngine]):
     engine, scene = engines("scene"), build_scene("scene")
-    qvel = jnp.zeros((2, scene.model.nv)).at[:, scene.slide_dof[0]].set(-0.2)
-    qpos = jnp.tile(jnp.asarray(scene.model.qpos0, jnp.float32), (2, 1)).at[:, scene.slide_qpos[0]].set(-0.05)
+    qvel = jnp.zeros((BATCH, scene.model.nv)).at[:, scene.slide_dof[0]].set(-0.2)
+    qpos = jnp.tile(jnp.asarray(scene.model.qpos0, jnp.float32), (BATCH, 1))
+    qpos = qpos.at[:, scene.slide_qpos[0]].set(-0.05)
     start = jax.vmap(engine.load)(qpos, qvel)
-    start = eqx.tree_at(lambda p: p.locked, start, jnp.array([[True, False], [False, False]]))
-    after = step(engine, start, jnp.zeros((2, scene.model.nu)), jnp.ones(2, bool))
+    locked = jnp.zeros((BATCH, 2), bool).at[0, 0].set(True)
+    start = eqx.tree_at(lambda p: p.locked, start, locked)
+    after = step(engine, start, jnp.zeros((BATCH, scene.model.nu)), jnp.ones(BATCH, bool))
     moved = np.asarray(after.qpos - qpos)[:, scene.slide_qpos[0]]
-    assert abs(moved[0]) < 1e-6 and moved[1] < -1e-3  # m
+    assert abs(moved[0]) < 1e-5 and moved[1:].max() < -1e-3  # m
 
 
 def test_a_loaded_scene_has_the_poses_of_its_positions_and_nothing_else(
@@ -119,7 +155,8 @@ def test_a_loaded_scene_has_the_poses_of_its_positions_and_nothing_else(
     assert not np.asarray(start.touch).any() and not np.asarray(start.dropped).any()
 
 
-def test_contacts_without_a_slot_are_counted(engines: Callable[[str], MjxEngine]):
+@pytest.mark.slow
+def test_contacts_without_a_slot_are_counted():
     scene = build_scene("cube-single")
     engine = MjxEngine(scene, slots=Slots(40, 8, 3))  # a cube lies on 4 corners
     qpos = jnp.asarray(scene.model.qpos0, jnp.float32)[None].at[0, scene.cube_qpos[0] + 2].set(0.0199)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from envs_mjx.mjx_solver import Cones, Ends, Limits, Losses, Problem, Ties, cholesky_solve, newton
+from envs_mjx.mjx_linear import cholesky_solve
+from envs_mjx.mjx_problem import Cones, Ends, Losses, Problem, Ties
+from envs_mjx.mjx_solver import Limits, newton
 
 EXACT = Limits(iterations=100, ls_iterations=50, tolerance=1e-15, ls_tolerance=1e-2)
 NV, TIES, ENDS, CONES, IMPRATIO = 6, 2, 3, 4, 10.0
@@ -131,6 +133,25 @@ def test_the_gradient_is_the_derivative_of_the_obvious_cost():
             np.asarray(start[:, i]), lambda a, i=i: obvious_cost(lane(p, i), a), 1e-6
         )
         np.testing.assert_allclose(gradient[:, i], slope, rtol=1e-4, atol=1e-2)
+
+
+def test_dofs_that_meet_through_the_core_only_may_be_eliminated():
+    """Two dofs, each touched by two cones of its own, as rim and as part of the core."""
+    p = problem(range(8))
+    coupled = jnp.asarray((np.arange(NV) < 4)[:, None] == (np.arange(NV) < 4)) & (
+        jnp.eye(NV, dtype=bool) | jnp.asarray(np.arange(NV) < 4)[:, None]
+    )
+    mass = jnp.where(coupled[..., None], p.mass, 0)
+    mass = jnp.where((jnp.arange(NV) >= 4)[:, None, None] & jnp.eye(NV, dtype=bool)[..., None], 0.5, mass)
+    touched = np.ones((CONES, NV), bool)
+    touched[:2, 5] = touched[2:, 4] = False
+    cones = Cones(
+        jnp.where(jnp.asarray(touched)[None, ..., None], p.cones.jacobian, 0), *jax.tree.leaves(p.cones)[1:]
+    )
+    whole = Problem(mass, p.rim_mass, p.force, p.ties, p.ends, p.losses, cones, IMPRATIO)
+    parted = Problem(mass[:4, :4], jnp.full((2, 1), 0.5), p.force, p.ties, p.ends, p.losses, cones, IMPRATIO)
+    solve = jax.jit(lambda p: newton(p, jnp.zeros((NV, 8)), EXACT).acc)
+    np.testing.assert_allclose(solve(parted), solve(whole), rtol=1e-6, atol=1e-8)
 
 
 def test_linear_systems_are_solved_lane_by_lane():

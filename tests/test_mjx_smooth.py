@@ -1,0 +1,175 @@
+"""Kinematics, inertia, forces and contact rows of engine `mjx` against MuJoCo C, in float64."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from envs_mjx import collisions, mjx_contacts, mjx_model, mjx_smooth
+from envs_mjx.mjx_contacts import Slots
+from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
+from mac.errors import UserError
+
+FAMILIES = ("cube-double", "scene")
+LANES = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+class Case(NamedTuple):
+    """Random states of a scene, one a lane: `MjData` of C after `mj_forward`, and ours."""
+
+    scene: Scene
+    constants: mjx_model.Constants
+    datas: list[mujoco.MjData]
+    at: mjx_smooth.Poses
+    smooth: mjx_smooth.Smooth
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request: pytest.FixtureRequest) -> Case:
+    scene, rng = build_scene(request.param), np.random.default_rng(0)
+    m, c = scene.model, mjx_model.read(scene)
+    damping = m.dof_damping.copy()
+    damping[scene.slide_dof] = [LOCKED_DAMPING, FREE_DAMPING][: scene.slides]
+    datas = []
+    for _ in range(LANES):
+        d = mujoco.MjData(m)
+        d.qpos[:] = m.qpos0
+        d.qpos[scene.arm_qpos] = rng.uniform(-2, 2, 6)
+        d.qpos[6:14] += rng.uniform(0, 0.3, 8)
+        for k in scene.cube_qpos:
+            d.qpos[k : k + 7] += rng.normal(size=7) * 0.3
+        d.qpos[scene.button_qpos] -= rng.uniform(0, 0.02, scene.buttons)
+        d.qvel[:] = rng.normal(size=m.nv)
+        d.ctrl[:] = rng.uniform(-1, 1, m.nu) * 3
+        d.ctrl[-1] = rng.uniform(0, 255)
+        m.dof_damping[:], old = damping, m.dof_damping.copy()
+        mujoco.mj_forward(m, d)
+        m.dof_damping[:] = old
+        datas.append(d)
+    qpos, qvel, ctrl = (
+        jnp.asarray(np.stack([getattr(d, f) for d in datas], -1)) for f in ("qpos", "qvel", "ctrl")
+    )
+    at = jax.jit(lambda q: mjx_smooth.poses(c, q))(qpos)
+    lanes = jnp.asarray(np.tile(damping[:, None], LANES))
+    return Case(
+        scene, c, datas, at, jax.jit(lambda *x: mjx_smooth.smooth(c, *x))(at, qpos, qvel, ctrl, lanes)
+    )
+
+
+def test_sites_are_where_they_are_in_c(case: Case):
+    found = mjx_smooth.attach(case.constants.sites, case.at)
+    for i, d in enumerate(case.datas):
+        np.testing.assert_allclose(found.pos[..., i], d.site_xpos[case.scene.sites], atol=1e-12)
+        mats = d.site_xmat[case.scene.sites].reshape(-1, 3, 3)
+        np.testing.assert_allclose(found.mat[..., i], mats, atol=1e-12)
+
+
+def test_the_mass_matrix_and_all_forces_without_constraints_are_those_of_c(case: Case):
+    hinges = len(case.constants.hinges.parent)
+    for i, d in enumerate(case.datas):
+        dense = np.empty((case.constants.nv, case.constants.nv))
+        mujoco.mj_fullM(case.scene.model, d, dense)
+        ours = np.diag(case.constants.fixed_mass)
+        ours[:hinges, :hinges] = case.smooth.hinge_mass[..., i]
+        np.testing.assert_allclose(ours, dense, atol=1e-12)
+        np.testing.assert_allclose(case.smooth.force[:, i], d.qfrc_smooth, rtol=1e-10, atol=1e-9)
+
+
+def test_derivatives_by_velocity_are_those_that_c_keeps(case: Case):
+    """A saturated actuator has none; neither does the pair of drivers, which one tendon pulls."""
+    m = case.scene.model
+    saturated = []
+    for i, d in enumerate(case.datas):
+        expected = np.full(m.nv, 0.0)
+        for u in range(m.nu):
+            low, high = m.actuator_forcerange[u]
+            inside = low < d.actuator_force[u] < high
+            saturated.append(not inside)
+            moment = np.zeros(m.nv)
+            mujoco.mju_sparse2dense(
+                moment[None],
+                d.actuator_moment,
+                d.moment_rownnz[u : u + 1],
+                d.moment_rowadr[u : u + 1],
+                d.moment_colind,
+            )
+            expected -= inside * m.actuator_biasprm[u, 2] * moment**2
+        ours = np.asarray(case.smooth.slope[:, i])
+        damping = m.dof_damping.copy()
+        damping[case.scene.slide_dof] = [LOCKED_DAMPING, FREE_DAMPING][: case.scene.slides]
+        np.testing.assert_allclose(ours, expected + damping, rtol=1e-12)
+    assert {True, False} <= set(saturated)
+
+
+def test_contacts_have_the_rows_of_c(case: Case):
+    """Contacts of plain boxes and planes: Jacobian, reference acceleration and weight, row by row."""
+    m, scene = case.scene.model, case.scene
+    model = collisions.collision_model(scene, case.constants)
+    table = mjx_contacts.pair_table(model, m.opt.timestep)
+    contacts = mjx_contacts.find(model, Slots(64, 16, 100), case.at)
+    qvel = jnp.asarray(np.stack([d.qvel for d in case.datas], -1))
+    rows = mjx_contacts.cones(table, contacts, case.smooth.motions, qvel)
+    compared = 0
+    for i, d in enumerate(case.datas):
+        assert not mujoco.mj_isSparse(m)
+        dense = d.efc_J.reshape(d.nefc, m.nv)
+        for con in d.contact:
+            off = np.abs(np.asarray(contacts.pos[..., i]) - con.pos).max(1)
+            off += np.abs(np.asarray(contacts.normal[..., i]) - con.frame[:3]).max(1)
+            off += np.abs(np.asarray(rows.friction[:, i]) - con.friction[0])  # the two pads share an edge
+            off += np.asarray(contacts.dist[:, i] >= 0)
+            k = int(np.argmin(off))
+            if off[k] > 1e-7:
+                continue  # one that a link or the arm has in C
+            at = slice(con.efc_address, con.efc_address + 3)
+            np.testing.assert_allclose(rows.jacobian[:, k, :, i], dense[at], atol=1e-9)
+            np.testing.assert_allclose(rows.aref[:, k, i], d.efc_aref[at], rtol=1e-7, atol=1e-6)
+            np.testing.assert_allclose(rows.weight[k, i], d.efc_D[con.efc_address], rtol=1e-7)
+            compared += 1
+    assert compared >= 1
+
+
+def test_the_broad_phase_misses_no_contact(case: Case):
+    """Narrow phases of the nearest 40 pairs and of three times as many find the same contacts."""
+    model = collisions.collision_model(case.scene, case.constants)
+    some, more = (mjx_contacts.find(model, Slots(k, k // 2, 200), case.at) for k in (40, 120))
+    assert not np.asarray(some.dropped).any()
+    np.testing.assert_allclose(*(np.sort(np.minimum(x.dist, 0), axis=0)[:60] for x in (some, more)))
+
+
+def test_points_and_pairs_without_a_slot_are_counted(case: Case):
+    model = collisions.collision_model(case.scene, case.constants)
+    every = mjx_contacts.find(model, Slots(40, 20, 200), case.at)
+    used = np.asarray(every.dist < 0).sum(axis=0)
+    few = mjx_contacts.find(model, Slots(40, 20, 2), case.at)
+    np.testing.assert_array_equal(few.dropped, np.maximum(used - 2, 0))
+    assert used.max() > 2
+
+
+def test_slides_stop_where_furniture_meets():
+    scene = build_scene("scene")
+    stops = collisions.collision_model(scene, mjx_model.read(scene)).stops
+    ends = {(int(s), int(e)): (float(a), int(n)) for s, e, a, n in zip(*stops[:4], strict=True)}
+    # buttons 0 and 1: the cap comes down on four boxes with four points each
+    assert ends[0, 1] == (pytest.approx(-0.0272, abs=1e-4), 16) and ends[1, 1][1] == 16
+    assert ends[2, -1][0] == pytest.approx(0.004, abs=1e-4)  # the drawer's back
+
+
+def test_other_models_are_refused():
+    scene = build_scene("cube-single")
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><body><joint type='ball'/><geom size='1'/></body></worldbody></mujoco>"
+    )
+    with pytest.raises(UserError, match="engine c"):
+        mjx_model.read(dataclasses.replace(scene, model=model))
