@@ -13,7 +13,7 @@ from envs_mjx.registry import make, parse
 from envs_mjx.tasks import TASKS
 from experiments import dataset
 from experiments.hparams import unknown_name
-from experiments.settings import DataConfig, Settings, from_plain
+from experiments.settings import Settings, from_plain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer, fit_minmax
 from mac.errors import UserError
@@ -159,7 +159,7 @@ def _open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Any:
             source, found = dataset.locate(data, settings.env)
             if found:
                 return dataset.open_store(data, source, spec)
-    wanted = settings.data.path or dataset.generated_file(DataConfig(), settings.env)
+    wanted = settings.data.path or dataset.locate(settings.data, settings.env)[0]
     raise UserError(
         f"{folder} has no {NORMALIZER}, and its dataset ({wanted}) is not there to make it from; "
         "call from the folder where the run was started"
