@@ -2,13 +2,13 @@
 
 import difflib
 import functools
-import importlib.util
 from typing import NamedTuple
 
 import jax
 
 from envs_mjx.base import AbstractEnv
 from envs_mjx.engine import AbstractEngine
+from envs_mjx.engine_warp_setup import available as warp_available
 from envs_mjx.manip import ManipEnv
 from envs_mjx.scenes import FAMILIES, build_scene
 from envs_mjx.tasks import TASKS, default_task
@@ -84,7 +84,7 @@ def resolve_engine(engine: str) -> str:
         return engine
     if jax.default_backend() == "cpu":
         return "c"
-    return "warp" if jax.default_backend() == "gpu" and importlib.util.find_spec("warp") else "mjx"
+    return "warp" if jax.default_backend() == "gpu" and warp_available() else "mjx"
 
 
 @functools.cache
