@@ -2,9 +2,9 @@
 
 Arrays end with the batch axis B. A scene has hundreds of pairs of solids that may touch and a handful that
 do. The broad phase computes for every pair the largest gap between its world-aligned bounding boxes along
-the world's axes; solids whose gap is positive cannot touch. The `box_slots` and `capsule_slots` pairs with
-the smallest gaps go to the narrow phase, and the deepest of their contact points fill `contact_slots`. What
-finds no slot is counted, not lost silently: pairs whose bounding boxes overlap, and points that penetrate.
+the world's axes; solids whose gap is positive cannot touch. As many pairs with the smallest gaps as `Slots`
+has room for go to the narrow phase, and the deepest of their contact points become contacts. What finds
+no slot is counted, not lost silently: pairs whose bounding boxes overlap, and points that penetrate.
 """
 
 import dataclasses

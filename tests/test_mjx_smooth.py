@@ -33,6 +33,14 @@ class Case(NamedTuple):
     datas: list[mujoco.MjData]
     at: mjx_smooth.Poses
     smooth: mjx_smooth.Smooth
+    model: collisions.CollisionModel
+    contacts: mjx_contacts.Contacts
+
+
+def contacts_of(
+    model: collisions.CollisionModel, slots: Slots, at: mjx_smooth.Poses
+) -> mjx_contacts.Contacts:
+    return jax.jit(lambda at: mjx_contacts.find(model, slots, at))(at)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -62,9 +70,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     )
     at = jax.jit(lambda q: mjx_smooth.poses(c, q))(qpos)
     lanes = jnp.asarray(np.tile(damping[:, None], LANES))
-    return Case(
-        scene, c, datas, at, jax.jit(lambda *x: mjx_smooth.smooth(c, *x))(at, qpos, qvel, ctrl, lanes)
-    )
+    smooth = jax.jit(lambda *x: mjx_smooth.smooth(c, *x))(at, qpos, qvel, ctrl, lanes)
+    model = collisions.collision_model(scene, c)
+    return Case(scene, c, datas, at, smooth, model, contacts_of(model, Slots(40, 20, 200), at))
 
 
 def test_sites_are_where_they_are_in_c(case: Case):
@@ -114,10 +122,8 @@ def test_derivatives_by_velocity_are_those_that_c_keeps(case: Case):
 
 def test_contacts_have_the_rows_of_c(case: Case):
     """Contacts of plain boxes and planes: Jacobian, reference acceleration and weight, row by row."""
-    m, scene = case.scene.model, case.scene
-    model = collisions.collision_model(scene, case.constants)
-    table = mjx_contacts.pair_table(model, m.opt.timestep)
-    contacts = mjx_contacts.find(model, Slots(64, 16, 100), case.at)
+    m, contacts = case.scene.model, case.contacts
+    table = mjx_contacts.pair_table(case.model, m.opt.timestep)
     qvel = jnp.asarray(np.stack([d.qvel for d in case.datas], -1))
     rows = mjx_contacts.cones(table, contacts, case.smooth.motions, qvel)
     compared = 0
@@ -142,17 +148,15 @@ def test_contacts_have_the_rows_of_c(case: Case):
 
 def test_the_broad_phase_misses_no_contact(case: Case):
     """Narrow phases of the nearest 40 pairs and of three times as many find the same contacts."""
-    model = collisions.collision_model(case.scene, case.constants)
-    some, more = (mjx_contacts.find(model, Slots(k, k // 2, 200), case.at) for k in (40, 120))
-    assert not np.asarray(some.dropped).any()
-    np.testing.assert_allclose(*(np.sort(np.minimum(x.dist, 0), axis=0)[:60] for x in (some, more)))
+    more = contacts_of(case.model, Slots(120, 60, 200), case.at)
+    assert not np.asarray(case.contacts.dropped).any()
+    depths = (np.sort(np.minimum(x.dist, 0), axis=0)[:60] for x in (case.contacts, more))
+    np.testing.assert_allclose(*depths, atol=1e-12)
 
 
-def test_points_and_pairs_without_a_slot_are_counted(case: Case):
-    model = collisions.collision_model(case.scene, case.constants)
-    every = mjx_contacts.find(model, Slots(40, 20, 200), case.at)
-    used = np.asarray(every.dist < 0).sum(axis=0)
-    few = mjx_contacts.find(model, Slots(40, 20, 2), case.at)
+def test_points_without_a_slot_are_counted(case: Case):
+    used = np.asarray(case.contacts.dist < 0).sum(axis=0)
+    few = contacts_of(case.model, Slots(40, 20, 2), case.at)
     np.testing.assert_array_equal(few.dropped, np.maximum(used - 2, 0))
     assert used.max() > 2
 
