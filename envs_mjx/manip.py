@@ -128,6 +128,19 @@ class ManipEnv(Tabletop, AbstractEnv):
         )
 
     def step(self, state: ManipState, action: Float[Array, " A"]) -> ManipState:
+        """As in `AbstractEnv`. An action with an entry that is not finite counts as no motion, and the
+        step's reward is NaN.
+
+        Raises:
+            UserError: if the action has another shape.
+        """
+        if action.shape != (self.spec.action_dim,):
+            raise UserError(
+                f"an action of shape {action.shape} is none of {self.spec.name}: expected "
+                f"({self.spec.action_dim},); vmap `step` over a batch"
+            )
+        finite = jnp.all(jnp.isfinite(action))
+        action = jnp.where(finite, action, 0.0)
         world = self._recover(self.move(state.world, action, ~state.done), state)
         world = self.press(state.world, world)
         t = state.t + 1
@@ -144,7 +157,7 @@ class ManipEnv(Tabletop, AbstractEnv):
             obs=self.observe(world),
             goal=state.goal,
             target=state.target,
-            reward=reward,
+            reward=jnp.where(finite, reward, jnp.nan),
             success=success,
             done=success | (t >= self.spec.max_steps),
             t=t,

@@ -70,6 +70,22 @@ def test_actions_are_clipped(env):
     np.testing.assert_array_equal(step(state, jnp.full(5, 7.0)).obs, step(state, jnp.ones(5)).obs)
 
 
+def test_an_action_of_another_shape_is_a_mistake(env):
+    state = jax.eval_shape(env.reset, jax.random.key(0), 2)
+    for shape in ((4,), (8, 5), ()):
+        with pytest.raises(UserError, match=r"action of shape .*expected \(5,\)"):
+            jax.eval_shape(env.step, state, jax.ShapeDtypeStruct(shape, "float32"))
+
+
+def test_an_action_that_is_not_finite_moves_nothing_and_shows_in_the_reward(env):
+    state = jax.jit(env.reset)(jax.random.key(0), 2)
+    step = jax.jit(env.step)
+    for bad in (jnp.nan, jnp.inf):
+        after = step(state, jnp.ones(5).at[2].set(bad))
+        assert np.isnan(after.reward)
+        np.testing.assert_array_equal(after.obs, step(state, jnp.zeros(5)).obs)
+
+
 @pytest.mark.parametrize("family", ["cube-single", "scene", "puzzle-3x3"])
 def test_a_cube_thrown_out_of_the_scene_comes_back_to_the_table(family):
     """As in OGBench: only where there are a drawer and a window, and at rest."""

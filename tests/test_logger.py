@@ -53,6 +53,13 @@ def test_every_float32_is_read_back_exactly(tmp_path: Path):
     assert np.isnan(back[~finite]).all() and "NaN" not in (tmp_path / METRICS).read_text()
 
 
+def test_returns_that_are_not_finite_name_seed_and_task():
+    returns, none = jnp.zeros((2, 3, 4)).at[1, 2, 3].set(jnp.nan), jnp.zeros((2, 3, 4), jnp.int32)
+    result = Episodes(returns > 0, returns, none, none)
+    with pytest.raises(UserError, match="update 500: the policy of seed 7 .* not finite in task 5"):
+        eval_rows(500, (6, 7), (1, 4, 5), result, "c")
+
+
 def test_eval_rows_are_means_over_episodes():
     rows = eval_rows(500, (0, 1), (2,), EPISODES, "c")
     assert rows[0] == {
@@ -68,7 +75,7 @@ def test_contacts_left_out_are_one_line_that_names_tasks_and_remedy():
     result = Episodes(none > 0, none, dropped, dropped)
     said = overflow_warning(eval_rows(500, (0, 1), (1, 4, 5), result, "mjx"), "--eval.engine")
     assert said and "\n" not in said and said.startswith("warning: engine mjx")
-    assert "1,007 contacts (task 4: 7, task 5: 1,000)" in said and "--eval.engine c or warp" in said
+    assert "1,007 contacts (task 4: 7, task 5: 1,000)" in said and "--eval.engine c" in said
     clean = eval_rows(500, (0, 1), (1, 4, 5), Episodes(none > 0, none, dropped, 0 * dropped), "mjx")
     assert overflow_warning(clean, "--eval.engine") is None
 

@@ -201,11 +201,19 @@ def eval_rows(
     """Rows of `eval.jsonl`: `step`, `seed`, `task`, `success` in [0, 1], `return` (undiscounted, mean
     over episodes), `length` (control steps, mean), `episodes`, `engine`, `dropped` (contacts that the
     engine left out, sum over episodes).
+
+    Raises:
+        UserError: a return is not finite, because the policy's actions were not.
     """
     success, returns, length = (
         np.asarray(x, np.float64) for x in (result.success, result.episode_return, result.length)
     )
     dropped = np.asarray(result.dropped, np.int64)
+    for i, j, _ in np.argwhere(~np.isfinite(returns))[:1]:
+        raise UserError(
+            f"evaluation after update {step}: the policy of seed {seeds[i]} gave actions that are not finite "
+            f"in task {tasks[j]}; look for the update where its losses grow in metrics.jsonl"
+        )
     return [
         {
             "step": step,
@@ -240,7 +248,7 @@ def overflow_warning(rows: Iterable[Mapping[str, Any]], flag: str) -> str | None
     each = ", ".join(f"task {task}: {count:,}" for task, count in by_task.items() if count)
     return (
         f"warning: engine {engine} had no room for {sum(by_task.values()):,} contacts ({each}), so success "
-        f"there may be wrong; use {flag} c or warp, which keep every contact"
+        f"there may be wrong; use {flag} c, which keeps every contact"
     )
 
 
