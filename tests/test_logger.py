@@ -56,7 +56,7 @@ def test_every_float32_is_read_back_exactly(tmp_path: Path):
 def test_returns_that_are_not_finite_name_seed_and_task():
     returns, none = jnp.zeros((2, 3, 4)).at[1, 2, 3].set(jnp.nan), jnp.zeros((2, 3, 4), jnp.int32)
     result = Episodes(returns > 0, returns, none, none)
-    with pytest.raises(UserError, match="update 500: the policy of seed 7 .* not finite in task 5"):
+    with pytest.raises(UserError, match=r"update 500: the policy of seed 7 .* not finite in task 5"):
         eval_rows(500, (6, 7), (1, 4, 5), result, "c")
 
 
