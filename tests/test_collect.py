@@ -137,6 +137,7 @@ def scenes() -> SimpleNamespace:
     return SimpleNamespace(simulator=simulator, jobs=jobs, wave=simulator.run(jobs))
 
 
+@pytest.mark.slow
 def test_an_episode_depends_on_neither_its_lane_nor_its_companions(scenes: SimpleNamespace) -> None:
     again = scenes.simulator.run([Job(1, 7), *scenes.jobs[::-1]])
     for old, new in zip([*scenes.wave.rows, *scenes.wave.events], [*again.rows, *again.events], strict=True):
