@@ -96,7 +96,7 @@ class CEngine(AbstractEngine):
         locked = data.model.dof_damping[self.host.scene.slide_dof] == LOCKED_DAMPING
         return self._unpack(jnp.asarray(raw[0].view(np.uint32)), jnp.asarray(row[0]), jnp.asarray(locked))
 
-    def _call(self, function, *args):
+    def _call(self, function, *args) -> tuple[Array, Array]:
         raw, row = self.host.empty_rows(1)
         shapes = (
             jax.ShapeDtypeStruct((2 * raw.shape[1],), jnp.uint32),

@@ -197,7 +197,7 @@ class ManipEnv(Tabletop, AbstractEnv):
             axis=1,
         )
         reward = reached.sum(axis=1) - float(reached.shape[1])
-        return reward.astype(np.float32), 1 - reached.all(axis=1).astype(np.float32)
+        return np.asarray(reward, np.float32), np.asarray(~reached.all(axis=1), np.float32)
 
     def goal_of(self, world: World) -> Float[Array, " G"]:
         """The goal representation of a scene: its objects only, or the whole observation."""

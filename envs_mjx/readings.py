@@ -9,7 +9,7 @@ for drawer and window joint position * 18 and * 15, joint velocity.
 Source: Park et al. 2025, "OGBench", and the behaviour of ogbench 1.2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,11 +114,17 @@ def goal_dim(scene: Scene) -> int:
 
 
 class Objects(NamedTuple):
-    """Configurations of a scene's objects, n of them: m, and button states 0 or 1."""
+    """Where a scene's objects are, or should be: arrays of JAX or, in tables of tasks, of NumPy.
 
-    cubes: np.ndarray
-    buttons: np.ndarray
-    slides: np.ndarray
+    Attributes:
+        cubes: positions, m, [..., cubes, 3].
+        buttons: states, bool[..., buttons].
+        slides: joint positions of drawer and window, m, [..., slides].
+    """
+
+    cubes: Any
+    buttons: Any
+    slides: Any
 
 
 def objects_of(scene: Scene, obs: np.ndarray) -> Objects:

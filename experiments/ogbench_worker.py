@@ -63,7 +63,7 @@ class Slots:
         env = self.envs[slot]
         if isinstance(order, Start):
             obs, _ = env.reset(seed=order.seed, options={"task_id": order.task})
-            return Played(np.float32(obs), 0.0, 0, False, False, self._look(env))
+            return Played(np.asarray(obs, np.float32), 0.0, 0, False, False, self._look(env))
         total, steps, done, info, film = 0.0, 0, False, {}, []
         obs = np.empty(0)
         for action in order:
@@ -72,7 +72,7 @@ class Slots:
             film += self._look(env)
             if done:
                 break
-        return Played(np.float32(obs), total, steps, bool(info["success"]), done, film)
+        return Played(np.asarray(obs, np.float32), total, steps, bool(info["success"]), done, film)
 
     def _look(self, env: Any) -> list[Snapshot]:
         if not self.film:
