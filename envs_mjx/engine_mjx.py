@@ -23,7 +23,7 @@ SLOTS = {
     "cube-quadruple": Slots(24, 1, 40),
     "cube-octuple": Slots(26, 1, 64),
     "scene": Slots(30, 16, 48),
-    "puzzle-3x3": Slots(16, 1, 20),
+    "puzzle-3x3": Slots(24, 1, 30),
     "puzzle-4x4": Slots(24, 1, 30),
     "puzzle-4x5": Slots(24, 1, 30),
     "puzzle-4x6": Slots(24, 1, 34),
