@@ -22,8 +22,7 @@ import numpy as np
 from envs_mjx.engine import AbstractEngine
 from envs_mjx.engine_c import CEngine, available_cores
 from envs_mjx.episodes import EPISODE_ROWS, Job, Simulator, Wave, widths
-from envs_mjx.manip import ManipEnv
-from envs_mjx.registry import make
+from envs_mjx.registry import engine_for
 from envs_mjx.request import Request, family_and_style, versions
 from envs_mjx.scenes import Scene, build_scene
 from envs_mjx.shards import TRAIN, VAL, columns, make_shards, write_whole, writing
@@ -190,9 +189,7 @@ def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Prog
 def _engine(scene: Scene, request: Request, threads: int | None) -> AbstractEngine:
     if threads is not None and request.engine == "c":
         return CEngine(scene, threads)
-    env = make(request.dataset, request.engine)
-    assert isinstance(env, ManipEnv)
-    return env.engine
+    return engine_for(scene.family, request.engine)
 
 
 def _sum_up(shop: Workshop) -> Collected:

@@ -76,4 +76,9 @@ class AbstractEngine(eqx.Module):
 def keep(loaded: Physics, physics: Physics, active: Bool[Array, ""]) -> Physics:
     """`physics`, or where `active` what was just loaded, with the contact force and locks of `physics`."""
     loaded = dataclasses.replace(loaded, touch=physics.touch, locked=physics.locked, dropped=physics.dropped)
-    return jax.tree.map(lambda a, b: jnp.where(active, a, b), loaded, physics)
+    return only_where(active, loaded, physics)
+
+
+def only_where(active: Bool[Array, ""], new: Physics, old: Physics) -> Physics:
+    """`new` where `active`, else `old`."""
+    return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
 from envs_mjx import arm as arms
-from envs_mjx.engine import AbstractEngine, Physics, keep
+from envs_mjx.engine import AbstractEngine, Physics, keep, only_where
 from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 from mac.errors import UserError
 
@@ -86,7 +86,7 @@ class CEngine(AbstractEngine):
         """As in `AbstractEngine`; `ctrl` are the bits that `control` gives, or float32[nu]."""
         results = self._call(self.host.step, physics.raw, ctrl, active, physics.locked)
         new = self._unpack(*results, physics.locked)
-        return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, physics)
+        return only_where(active, new, physics)
 
     def read(self, data: mujoco.MjData) -> Physics:
         """`Physics` of an `MjData` of this engine's model, exactly as it stands (host side, no forward)."""

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx import collisions, mjx_contacts, mjx_model, mjx_step
-from envs_mjx.engine import AbstractEngine, Physics
+from envs_mjx.engine import AbstractEngine, Physics, only_where
 from envs_mjx.mjx_contacts import Slots
 from envs_mjx.mjx_solver import Limits
 from envs_mjx.mjx_step import Machine, State
@@ -58,14 +57,14 @@ class MjxEngine(AbstractEngine):
 
         Args:
             scene: compiled model and ids.
-            slots: room for pairs and contacts; None takes `collisions.SLOTS`.
+            slots: room for pairs and contacts; None takes `SLOTS`.
             iterations: most Newton iterations per substep. C needs 1 or 2 on average and 16 at most;
                 4 make the physics explode during a grasp.
             ls_iterations: line-search iterations per Newton iteration.
         Raises:
             UserError: if a number is less than 1.
         """
-        slots = default_slots(scene) if slots is None else slots
+        slots = SLOTS[scene.family] if slots is None else slots
         if min(iterations, ls_iterations, *slots) < 1:
             raise UserError(
                 f"iterations={iterations}, ls_iterations={ls_iterations}, {slots}: each must be at least 1"
@@ -109,12 +108,7 @@ class MjxEngine(AbstractEngine):
         results = over_batches(batch)(p.qpos, p.qvel, p.raw, p.dropped, ctrl.astype(p.qpos.dtype), p.locked)
         qpos, qvel, warm, dropped, site_pos, site_mat, touch = results
         after = Physics(qpos, qvel, site_pos, site_mat, touch, p.locked, dropped, warm)
-        return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, physics)
-
-
-def default_slots(scene: Scene) -> Slots:
-    """Room for the pairs and contacts of a scene."""
-    return SLOTS[scene.family]
+        return only_where(active, after, physics)
 
 
 def over_batches(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
 from mujoco.mjx.warp import mjwp_types
 
-from envs_mjx.engine import AbstractEngine, Physics
+from envs_mjx.engine import AbstractEngine, Physics, only_where
 from envs_mjx.engine_warp_setup import require_warp
 from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 from mac.errors import UserError
@@ -100,7 +100,7 @@ class WarpEngine(AbstractEngine):
         all the same: a batch advances in lockstep).
         """
         after = _over_scenes(_advance, self, physics, ctrl)
-        return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, physics)
+        return only_where(active, after, physics)
 
 
 def _load(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:

@@ -65,7 +65,7 @@ def make(name: str, engine: str = "c") -> AbstractEnv:
     return ManipEnv(
         name,
         build_scene(parsed.family),
-        _engine(parsed.family, resolve_engine(engine)),
+        engine_for(parsed.family, resolve_engine(engine)),
         task=parsed.task,
         oracle_goal=parsed.mode == "oracle",
     )
@@ -88,11 +88,11 @@ def resolve_engine(engine: str) -> str:
 
 
 @functools.cache
-def _engine(family: str, engine: str) -> AbstractEngine:
+def engine_for(family: str, engine: str) -> AbstractEngine:
     """One engine per scene, so that environments of a family share threads and compiled programs."""
     scene = build_scene(family)
     if engine == "mjx":
-        from envs_mjx.engine_mjx import MjxEngine  # imports MJX, which is slow and not always needed
+        from envs_mjx.engine_mjx import MjxEngine
 
         return MjxEngine(scene)
     if engine == "warp":
