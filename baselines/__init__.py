@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mac.algorithm import AbstractAlgorithm
+from mac.config import Config as MACConfig
 from mac.mac import MAC
-from mac.mac import Config as MACConfig
 
 
 class Entry(NamedTuple):

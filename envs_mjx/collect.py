@@ -25,9 +25,10 @@ from envs_mjx.episodes import EPISODE_ROWS, Job, Simulator, Wave, widths
 from envs_mjx.registry import engine_for
 from envs_mjx.request import Request, family_and_style, versions
 from envs_mjx.scenes import Scene, build_scene
-from envs_mjx.shards import TRAIN, VAL, columns, make_shards, write_whole, writing
+from envs_mjx.shards import TRAIN, VAL, columns, make_shards
 from envs_mjx.workshop import Note, Workshop, check_settings
 from mac.errors import UserError
+from mac.files import write_json
 
 _CORES_PER_WAVE = 4  # so many threads can share the physics of a wave before its JAX part limits them
 _POLL = 0.2  # s between two looks at the waves under way
@@ -150,8 +151,7 @@ def generate(
     at_once = max(1, (threads or available_cores()) // _CORES_PER_WAVE) if request.engine == "c" else 1
     _simulate(simulator, shop, at_once, progress or (lambda rows, total: None))
     made = earlier or _sum_up(shop)
-    with writing(folder):
-        write_whole(done, json.dumps(_metadata(settings, made), indent=2).encode() + b"\n")
+    write_json(done, _metadata(settings, made), part=shop.draft(done.name))
     shop.close()
     return made
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from envs_mjx import arm as arms
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.engine import AbstractEngine, Physics
-from envs_mjx.readings import SUCCESS_RADIUS, Objects, goal_dim, objects_of, obs_dim, oracle_goal
+from envs_mjx.readings import SUCCESS_RADIUS, Objects, goal_columns, objects_of, obs_dim, oracle_goal
 from envs_mjx.scenes import CONTROL_DT, Scene
 from envs_mjx.tasks import MAX_STEPS, TASKS, task_table
 from envs_mjx.world import SLIDE_RANGE, Tabletop, World
@@ -81,15 +81,16 @@ class ManipEnv(Tabletop, AbstractEnv):
         """
         self.scene, self.engine, self.arm = scene, engine, arms.build_arm(scene)
         self.oracle_goal = oracle_goal
-        width = goal_dim(scene) if oracle_goal else obs_dim(scene)
+        columns = goal_columns(scene) if oracle_goal else tuple(range(obs_dim(scene)))
         self.spec = EnvSpec(
             name=name,
             obs_dim=obs_dim(scene),
             action_dim=arms.ACTION_DIM,
-            goal_dim=width if task is None else None,
+            goal_dim=len(columns) if task is None else None,
             tasks=tuple(range(1, TASKS + 1)) if task is None else (task,),
             max_steps=MAX_STEPS[scene.family],
             control_dt=CONTROL_DT,
+            goal_columns=columns if task is None else (),
         )
 
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> ManipState:

@@ -108,9 +108,13 @@ def obs_dim(scene: Scene) -> int:
     return ROBOT_DIM + CUBE_DIM * scene.cubes + BUTTON_DIM * scene.buttons + SLIDE_DIM * scene.slides
 
 
-def goal_dim(scene: Scene) -> int:
-    """Width of `oracle_goal`."""
-    return 3 * scene.cubes + scene.buttons + scene.slides
+def goal_columns(scene: Scene) -> tuple[int, ...]:
+    """Entries of an observation that are, in this order, the `oracle_goal` of its scene."""
+    cubes = [ROBOT_DIM + CUBE_DIM * i + axis for i in range(scene.cubes) for axis in range(3)]
+    after = ROBOT_DIM + CUBE_DIM * scene.cubes
+    buttons = [after + BUTTON_DIM * i + 1 for i in range(scene.buttons)]
+    after += BUTTON_DIM * scene.buttons
+    return (*cubes, *buttons, *(after + SLIDE_DIM * i for i in range(scene.slides)))
 
 
 class Objects(NamedTuple):

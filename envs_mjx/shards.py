@@ -6,18 +6,17 @@ which episodes are written as they arrive, in any order. So memory is bounded wh
 go straight to their places on disk, and the `.npz` is put together by copying.
 """
 
-import contextlib
 import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from envs_mjx.episodes import EPISODE_ROWS, Rows
-from mac.errors import UserError, one_line
+from mac.files import replace_file, settle
 
 TRAIN, VAL = 0, 1
 _DISK_TYPES = {"button_states": np.dtype(np.int64)}  # of the other columns: float32
@@ -83,29 +82,10 @@ def row_bytes(layout: Mapping[str, Column]) -> int:
     return sum(column.width * column.dtype.itemsize for column in layout.values()) + 1
 
 
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns what the system says about a disk into a `UserError` of one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(
-            f"cannot write into {folder}: {reason}; free some space or choose another folder"
-        ) from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A small file that appears complete or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        _settle(file)
-    os.replace(part, path)
-
-
 class Bench:
-    """The files under way of one dataset, in a working folder; errors of the disk are `OSError`s."""
+    """The files under way of one dataset, in a working folder. Errors of the disk are `OSError`s, and
+    `UserError`s where a file is put in its place.
+    """
 
     def __init__(self, work: Path, layout: Mapping[str, Column]):
         self.work, self.layout = work, layout
@@ -130,25 +110,11 @@ class Bench:
         """Returns when all that was put into a file is on the disk."""
         for name in self.layout:
             with open(self._array(part, name), "r+b") as file:
-                _settle(file)
+                settle(file)
 
     def assemble(self, part: Part, final: Path) -> None:
         """Makes the `.npz` of a file that is full."""
-        rows = part.episodes * EPISODE_ROWS
-        beside = self.work / f"{part.stem}.npz.part"
-        with open(beside, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name in self.layout:
-                    with (
-                        open(self._array(part, name), "rb") as source,
-                        archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as target,
-                    ):
-                        shutil.copyfileobj(source, target, _BLOCK)
-                with archive.open(zipfile.ZipInfo(f"{_TERMINALS}.npy"), "w", force_zip64=True) as target:
-                    last = np.arange(rows) % EPISODE_ROWS == EPISODE_ROWS - 1
-                    np.lib.format.write_array(target, last, allow_pickle=False)
-            _settle(file)
-        os.replace(beside, final)
+        replace_file(final, lambda file: self._pack(part, file), part=self.work / f"{part.stem}.npz.part")
 
     def drop(self, part: Part) -> None:
         """Removes what was under way of a file."""
@@ -159,20 +125,28 @@ class Bench:
 
     def _reserve(self, path: Path, part: Part, column: Column) -> None:
         """An array of the right size, so that a full disk is noticed before the work and not after it."""
-        path.parent.mkdir(exist_ok=True)
         shape = part.episodes * EPISODE_ROWS, column.width
         size = shape[0] * shape[1] * column.dtype.itemsize
-        beside = self.work / f"{part.stem}.{path.name}.part"
-        with open(beside, "wb") as file:
+
+        def reserve(file: IO[bytes]) -> None:
             header = {"descr": column.dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), file.tell(), size)
             else:
                 file.truncate(file.tell() + size)
-        os.replace(beside, path)
 
+        replace_file(path, reserve, part=self.work / f"{part.stem}.{path.name}.part")
 
-def _settle(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    def _pack(self, part: Part, file: IO[bytes]) -> None:
+        """Writes the `.npz`: the arrays as they are, and `terminals`."""
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name in self.layout:
+                with (
+                    open(self._array(part, name), "rb") as source,
+                    archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as target,
+                ):
+                    shutil.copyfileobj(source, target, _BLOCK)
+            with archive.open(zipfile.ZipInfo(f"{_TERMINALS}.npy"), "w", force_zip64=True) as target:
+                row = np.arange(part.episodes * EPISODE_ROWS) % EPISODE_ROWS
+                np.lib.format.write_array(target, row == EPISODE_ROWS - 1, allow_pickle=False)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs_mjx.episodes import EPISODE_ROWS, Job, Rows
-from envs_mjx.shards import Bench, Column, Part, Shard, row_bytes, write_whole, writing
+from envs_mjx.shards import Bench, Column, Part, Shard, row_bytes
 from mac.errors import UserError, one_line
+from mac.files import settle, write_json, writing
 
 SETTINGS, JOURNAL = "settings.json", "journal.jsonl"
 
@@ -74,6 +75,10 @@ class Workshop:
         """Where a file is when it is finished."""
         return self.folder / f"{part.stem}.npz"
 
+    def draft(self, name: str) -> Path:
+        """Where a file called `name` is while it is written; a leftover of a kill is removed by `open`."""
+        return self.work / f"{name}.part"
+
     def finished(self, shard: Shard) -> bool:
         """Whether both files of a shard are there."""
         return all(self.final(part).exists() for part in shard)
@@ -120,7 +125,7 @@ class Workshop:
             if (self.work / SETTINGS).exists():
                 check_settings(self.work / SETTINGS, settings, f"delete {self.work}")
             else:
-                write_whole(self.work / SETTINGS, json.dumps(settings, indent=2).encode())
+                write_json(self.work / SETTINGS, settings, part=self.draft(SETTINGS))
             for stale in self.work.glob("*.part"):
                 stale.unlink()
             self._replay()
@@ -161,8 +166,7 @@ class Workshop:
                 self._bench.settle(part)
             with open(self.work / JOURNAL, "ab") as file:
                 file.write(json.dumps(notes).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+                settle(file)
         for note in notes:
             self._remember(note)
             self._left[self._shard(note)] -= note.kept

@@ -30,8 +30,8 @@ from experiments.bench_eval import EvalRow, measure_evaluation
 from experiments.bench_train import TrainRow, measure_training
 from experiments.contenders import EPISODE_ROWS
 from experiments.measured import write_csv
+from mac.config import Config
 from mac.errors import UserError
-from mac.mac import Config
 from mac.run import segment as loop
 
 ONE = "--one-"  # first flag, with `train` or `eval`: measure one configuration here, and print JSON

@@ -15,8 +15,9 @@ from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.registry import make
 from experiments.contenders import Contender, time_turn
 from mac.algorithm import TrainState
+from mac.config import Config
 from mac.data.normalize import Normalizer
-from mac.mac import MAC, Config
+from mac.mac import MAC
 from mac.run import segment as loop
 from mac.run.evaluate import evaluate
 from mac.types import Episodes
@@ -85,7 +86,7 @@ def policy_turn(algo: MAC, state: TrainState, envs: int) -> Contender:
 
     @eqx.filter_jit
     def decide(state: TrainState, obs: Float[Array, "E D"], keys: Key[Array, " n"]) -> Any:
-        return jax.lax.map(lambda key: algo.act(state, obs, key), keys)
+        return jax.lax.map(lambda key: algo.act(state, obs, None, key), keys)
 
     return Contender(lambda: decide(first_seed, obs, jr.split(jr.key(1), STEPS)), STEPS)
 

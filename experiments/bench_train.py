@@ -9,7 +9,8 @@ import jax
 
 from experiments import contenders
 from experiments.contenders import Contender, Timing
-from mac.mac import MAC, Config
+from mac.config import Config
+from mac.mac import MAC
 from mac.run import segment as loop
 from mac.types import EnvSpec
 

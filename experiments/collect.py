@@ -5,16 +5,16 @@
 Run the same command again after an interruption, and it continues.
 """
 
-import argparse
 import difflib
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Annotated, Literal, NamedTuple
 
-import jax
+import tyro
 
 from envs_mjx.collect import Collected, generate, metadata_path, work_folder
 from envs_mjx.engine_c import available_cores
@@ -25,14 +25,47 @@ from envs_mjx.request import LANES, Request, family_and_style
 from envs_mjx.scenes import FAMILIES
 from envs_mjx.shards import make_shards
 from experiments import arguments, dataset
-from mac.errors import UserError, one_line
+from experiments.program import exit_status
+from mac.errors import UserError
 from mac.run.claim import claim
-from mac.run.interrupt import Terminated, sigterm_raises
 from mac.run.progress import open_progress
 
 PROGRAM = "python experiments/collect.py"
 DATA = Path("data")
+REQUIRED = tyro.MISSING
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Makes a dataset of any size with OGBench's scripted experts.
+
+    Run the same command again after an interruption, and it continues.
+    """
+
+    env: Annotated[str, tyro.conf.arg(metavar="ENV", help=f"environment: {', '.join(FAMILIES)}")] = REQUIRED
+    rows: Annotated[str, tyro.conf.arg(metavar="ROWS")] = REQUIRED
+    """training rows; 1M is 1000 episodes of 1000 transitions, 200_200 is 200 episodes (1001 rows each)"""
+    style: Literal["play", "noisy"] | None = None
+    """expert: `play` follows plans, `noisy` reacts, with noise; None = that of --env, else play"""
+    seed: int = 0
+    """same seed, same data"""
+    out: Path | None = None
+    """folder of the files; None = data/generated-..., where run.py looks"""
+    shard_rows: Annotated[str, tyro.conf.arg(metavar="ROWS")] = "1M"
+    """training rows in each pair of files"""
+    engine: Literal["auto", "c", "mjx", "warp"] = "auto"
+    """physics; auto = c, unless on an accelerator"""
+    threads: int | None = None
+    """host threads of engine c; None = every core; no matter for the data"""
+    lanes: int | None = None
+    """episodes simulated together; None = 64 on c, else 1024; changes the data"""
+
+    def __post_init__(self):
+        for name in ("threads", "lanes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name}={value}: must be at least 1")
 
 
 class Command(NamedTuple):
@@ -79,35 +112,6 @@ def dataset_name(env: str, style: str | None) -> str:
     return name
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises what argparse would print over several lines."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=PROGRAM, description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
-    add, whole = parser.add_argument, {"type": int, "metavar": "N"}
-    add("--env", required=True, metavar="ENV", help=f"environment: {', '.join(FAMILIES)}")
-    add("--rows", required=True, help="training rows; 1M is 1000 episodes, 200_200 is 200 (1001 rows each)")
-    add("--style", choices=STYLES, help="play: follows plans (default); noisy: reacts, with noise")
-    add("--seed", default=0, help="same seed, same data", **whole)
-    add("--out", type=Path, help="folder of the files; default: data/generated-..., where run.py looks")
-    add("--shard-rows", default="1M", help="training rows in each pair of files (default 1M)")
-    add(
-        "--engine",
-        choices=("auto", *LANES),
-        default="auto",
-        help="physics; auto: c, unless on an accelerator",
-    )
-    add("--threads", help="host threads of engine c (default: every core); no matter for the data", **whole)
-    add("--lanes", help="episodes simulated together (default 64 on c, else 1024); changes the data", **whole)
-    return parser
-
-
 def read_command(argv: Sequence[str]) -> Command:
     """Reads the command line and starts JAX.
 
@@ -115,17 +119,14 @@ def read_command(argv: Sequence[str]) -> Command:
         UserError: in one line, for whatever is wrong with it.
         SystemExit: after printing the help.
     """
-    given = _parser().parse_args(list(argv))
-    episodes, per_shard = episodes_of(given.rows, "--rows"), episodes_of(given.shard_rows, "--shard-rows")
-    name = dataset_name(given.env, given.style)
-    for flag in ("threads", "lanes"):
-        if getattr(given, flag) is not None and getattr(given, flag) < 1:
-            raise UserError(f"--{flag}={getattr(given, flag)}: must be at least 1")
-    arguments.start_jax(1, for_help=False)
-    engine = resolve_engine(given.engine)
-    request = Request(name, episodes, per_shard, given.seed, engine, given.lanes or LANES[engine])
+    ask: Ask = arguments.read_flags(Ask, argv, PROGRAM)
+    episodes, per_shard = episodes_of(ask.rows, "--rows"), episodes_of(ask.shard_rows, "--shard-rows")
+    name = dataset_name(ask.env, ask.style)
+    arguments.start_jax(1)
+    engine = resolve_engine(ask.engine)
+    request = Request(name, episodes, per_shard, ask.seed, engine, ask.lanes or LANES[engine])
     family_and_style(request)
-    return Command(request, given.out or default_folder(request), given.threads)
+    return Command(request, ask.out or default_folder(request), ask.threads)
 
 
 def default_folder(request: Request) -> Path:
@@ -164,8 +165,8 @@ def report(command: Command, made: Collected) -> None:
     print(f"  {metadata_path(command.out, command.request.dataset)} says how they were made")
 
 
-def run(command: Command) -> None:
-    """Makes the dataset, or what is missing of it."""
+def run(command: Command) -> int:
+    """Makes the dataset, or what is missing of it; returns the exit status."""
     announce(command)
     request, out = command.request, command.out
     dataset.check_writable(out, "--out")
@@ -173,26 +174,16 @@ def run(command: Command) -> None:
     with claim(out), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
         made = generate(request, out, threads=command.threads, progress=progress.count)
     report(command, made)
+    return 0
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
-    try:
-        with sigterm_raises():
-            run(read_command(argv))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(f"error: out of memory ({one_line(error)}); take fewer --lanes, or --engine c", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as signal:
-        print("stopped; the episodes that were finished are kept. Continue with:", file=sys.stderr)
-        print(f"  {PROGRAM} {shlex.join(argv)}", file=sys.stderr)
-        return 143 if isinstance(signal, Terminated) else 130
+    return exit_status(
+        lambda: run(read_command(argv)),
+        short_of_memory="take fewer --lanes, or --engine c",
+        interrupted=f"finished episodes are kept; continue with\n  {PROGRAM} {shlex.join(argv)}",
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int, Key
 from experiments.plan import product_chain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
+from mac.data.window import index_episodes, make_column
 from mac.run import segment as loop
 from mac.run.flops import product_flops
 from mac.types import Batch, EnvSpec, Metrics, Window
@@ -83,16 +84,15 @@ def take_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, list[
 def random_window(spec: EnvSpec, rows: int, chunk: int, seed: int = 0) -> Window:
     """Uniform random data with the shapes of `spec`, in episodes of 1001 rows; a tenth solves the task."""
     rng = np.random.default_rng(seed)
-    row = np.arange(rows)
-    starts = row[(row % EPISODE_ROWS < EPISODE_ROWS - chunk - 1) & (row < rows - chunk)]
+    first = np.arange(0, rows, EPISODE_ROWS)
+    length = np.minimum(EPISODE_ROWS, rows - first)
     solved = rng.random(rows) < 0.1
     return Window(
-        obs=jnp.asarray(rng.uniform(-1, 1, (rows, spec.obs_dim)), jnp.float32),
-        action=jnp.asarray(rng.uniform(-1, 1, (rows, spec.action_dim)), jnp.float32),
+        obs=make_column(rng.uniform(-1, 1, (rows, spec.obs_dim)).astype(np.float32)),
+        action=make_column(rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32)),
         reward=jnp.asarray(solved - 1.0, jnp.float32),
         mask=jnp.asarray(~solved, jnp.float32),
-        starts=jnp.asarray(starts, jnp.int32),
-        n_starts=jnp.asarray(len(starts), jnp.int32),
+        episodes=index_episodes(first, length, chunk),
     )
 
 
@@ -131,7 +131,7 @@ def plain_loop(work: Work) -> Contender:
     seeds share the cores. Calls are asynchronous, so the host draws while the device computes.
     """
     algo, host, rng = work.algo, HostData(work.window), np.random.default_rng(0)
-    size, chunk = algo.sample
+    size, chunk = algo.sample.batch, algo.sample.chunk
     keys = [jr.key(seed) for seed in range(work.seeds)]
     states = [jax.jit(algo.init)(key) for key in keys]
 
@@ -158,9 +158,12 @@ class HostData:
 
     def __init__(self, window: Window):
         self.obs, self.action, self.reward, self.mask = (
-            np.asarray(x) for x in (window.obs, window.action, window.reward, window.mask)
+            np.asarray(x) for x in (window.obs[:], window.action[:], window.reward, window.mask)
         )
-        self.starts = np.asarray(window.starts)[: int(window.n_starts)]
+        index = jax.tree.map(np.asarray, window.episodes)
+        ends = np.append(index.starts_before[1:], index.n_starts)
+        count = ends - index.starts_before
+        self.starts = np.arange(index.n_starts) + np.repeat(index.first - index.starts_before, count)
 
     def draw(self, rng: np.random.Generator, batch: int, chunk: int) -> Batch:
         """A batch like `mac.data.sampler.sample`'s, drawn on the host and sent to the device."""

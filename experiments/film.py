@@ -60,9 +60,10 @@ def film_ours(run: SavedRun, env: ManipEnv, task: int, draw: int) -> Film:
     k_reset, k_act = episode_keys(keys, jnp.asarray([task]), jnp.asarray([0]))
     state = _reset(env, k_reset[:, 0], jnp.asarray(task))
     shots, decision = [jax.tree.map(lambda x: x[None], _look(state))], 0
+    goal = None if state.goal is None else state.goal[:, None]
     while not np.all(shots[-1][4][-1]):
         asked = jnp.full(k_act.shape, decision)
-        actions = decide(run.algo, run.normalizer, run.state, state.obs[:, None], k_act, asked)
+        actions = decide(run.algo, run.normalizer, run.state, state.obs[:, None], goal, k_act, asked)
         state, seen = _move(env, state, actions[:, 0])
         shots.append(jax.device_get(seen))
         decision += 1
@@ -100,11 +101,13 @@ def film_official(run: SavedRun, name: str, task: int, draw: int) -> Film:
     reels: list[list[Played]] = []
     with Fleet(name, seeds, film=True) as fleet:
         played = fleet.obey([(s, Start(start_seed(k_reset[s, 0]), task)) for s in range(seeds)])
+        goals = [p.goal for p in played if p.goal is not None and run.algo.env.goal_dim]
+        goal = jnp.asarray(np.stack(goals)[:, None]) if goals else None
         reels = [[p] for p in played]
         while active := [s for s in range(seeds) if not reels[s][-1].done]:
             obs = jnp.asarray(np.stack([reel[-1].obs for reel in reels])[:, None])
             asked = jnp.full(k_act.shape, max(len(reel) for reel in reels) - 1)
-            actions = np.asarray(decide(run.algo, run.normalizer, run.state, obs, k_act, asked))
+            actions = np.asarray(decide(run.algo, run.normalizer, run.state, obs, goal, k_act, asked))
             for s, new in zip(active, fleet.obey([(s, actions[s, 0]) for s in active]), strict=True):
                 reels[s].append(new)
     shots = [[shot for played in reel for shot in played.film] for reel in reels]

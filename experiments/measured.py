@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from mac.run.record import cores, cpu_model, git_state, replace_file
+from mac.files import replace_file
+from mac.run.record import cores, cpu_model, git_state
 
 
 def write_csv(path: Path, rows: Sequence[Any], command: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mac.errors import UserError, one_line
-from mac.run.record import replace_file
+from mac.files import replace_file
 
 KINDS = (".gif", ".mp4")
 EXACT = 128  # colours of a GIF that are kept as they are

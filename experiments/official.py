@@ -161,6 +161,8 @@ class _Match:
         self.run, self.fleet, self.task, self.k_reset, self.k_act = run, fleet, task, k_reset, k_act
         self.playing = np.full(shape, -1)
         self.obs = np.zeros((*shape, run.algo.env.obs_dim), np.float32)
+        width = run.algo.env.goal_dim
+        self.goal = None if width is None else np.zeros((*shape, width), np.float32)
         self.decision = np.zeros(shape, np.int32)
         self.waiting = [iter(range(len(task))) for _ in range(shape[0])]
         self.success = np.zeros(k_reset.shape, bool)
@@ -180,6 +182,8 @@ class _Match:
                 starts.append(((s, w), Start(start_seed(self.k_reset[s, i]), int(self.task[i]))))
         for at, played in self._obey(starts):
             self.obs[at] = played.obs
+            if self.goal is not None:
+                self.goal[at] = played.goal
         return bool(np.any(self.playing >= 0))
 
     def move(self) -> None:
@@ -187,7 +191,8 @@ class _Match:
         rows = np.arange(len(self.playing))[:, None]
         noise = self.k_act[rows, np.maximum(self.playing, 0)]
         run, obs, decision = self.run, jnp.asarray(self.obs), jnp.asarray(self.decision)
-        actions = np.asarray(decide(run.algo, run.normalizer, run.state, obs, noise, decision))
+        goal = None if self.goal is None else jnp.asarray(self.goal)
+        actions = np.asarray(decide(run.algo, run.normalizer, run.state, obs, goal, noise, decision))
         self.decision += 1
         places = [(s, w) for s, w in np.argwhere(self.playing >= 0).tolist()]
         for at, played in self._obey([(at, actions[at]) for at in places]):

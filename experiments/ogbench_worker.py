@@ -37,6 +37,7 @@ class Played(NamedTuple):
         reward: sum over the steps taken; `steps` is their number.
         success, done: as after the last step; False after a start.
         film: the scene after each step (or the start), if asked for.
+        goal: after a start, the goal's representation in the environment's units; else None.
     """
 
     obs: np.ndarray
@@ -45,6 +46,7 @@ class Played(NamedTuple):
     success: bool
     done: bool
     film: list[Snapshot]
+    goal: np.ndarray | None = None
 
 
 class Slots:
@@ -62,8 +64,9 @@ class Slots:
         """Starts an episode, or executes actions until they are used up or the episode ends."""
         env = self.envs[slot]
         if isinstance(order, Start):
-            obs, _ = env.reset(seed=order.seed, options={"task_id": order.task})
-            return Played(np.asarray(obs, np.float32), 0.0, 0, False, False, self._look(env))
+            obs, info = env.reset(seed=order.seed, options={"task_id": order.task})
+            goal = np.asarray(info["goal"], np.float32) if "goal" in info else None
+            return Played(np.asarray(obs, np.float32), 0.0, 0, False, False, self._look(env), goal)
         total, steps, done, info, film = 0.0, 0, False, {}, []
         obs = np.empty(0)
         for action in order:

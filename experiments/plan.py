@@ -12,13 +12,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from envs_mjx.base import AbstractEnv
+from envs_mjx.episodes import EPISODE_ROWS
 from mac.algorithm import AbstractAlgorithm
 from mac.data.sampler import sample
 from mac.run.flops import product_flops
 from mac.run.meter import duration
 from mac.run.record import cores
 from mac.run.segment import ALL, SEED, place, seed_mesh
-from mac.types import EnvSpec, Window
+from mac.types import Column, EnvSpec, EpisodeIndex, Window
 
 # Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
 COLLECT_RATE = 800.0  # rows per second and core of the scripted expert
@@ -50,13 +51,16 @@ def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> 
     """Sizes of a run, from shapes alone: nothing is compiled or computed and no data is read."""
 
     def window() -> Window:
+        reward = jnp.zeros(rows) if spec.goal_dim is None else None
+        table, one = jnp.zeros(-(-rows // EPISODE_ROWS), jnp.int32), jnp.zeros((), jnp.int32)
         return Window(
-            obs=jnp.zeros((rows, spec.obs_dim)),
-            action=jnp.zeros((rows, spec.action_dim)),
-            reward=jnp.zeros(rows),
-            mask=jnp.zeros(rows),
-            starts=jnp.zeros(rows, jnp.int32),
-            n_starts=jnp.zeros((), jnp.int32),
+            obs=Column(jnp.zeros((rows, spec.obs_dim)), jnp.zeros(spec.obs_dim), jnp.ones(spec.obs_dim)),
+            action=Column(
+                jnp.zeros((rows, spec.action_dim)), jnp.zeros(spec.action_dim), jnp.ones(spec.action_dim)
+            ),
+            reward=reward,
+            mask=reward,
+            episodes=EpisodeIndex(table, table, table, table, one, one),
         )
 
     key = jax.eval_shape(lambda: jr.key(0))
@@ -68,7 +72,7 @@ def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> 
         return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
 
     return Plan(
-        params={name: _size(net) for name, net in vars(state.nets).items()},
+        params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},
         flops=product_flops(update, data, state, key),
         state_bytes=seeds * _bytes(state),
         window_bytes=_bytes(data) * (len(jax.local_devices()) if seeds > 1 else 1),

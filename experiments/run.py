@@ -207,10 +207,11 @@ def make_job(launch: Launch, store: Store) -> Job:
     settings, env, algo = launch.settings, launch.env, launch.algo
     normalizer = fit_minmax(store.statistics_obs)
     task = parse(settings.env).task
+    relabel = None if task is None else lambda obs: env.relabel(obs, task)
     return Job(
         algo=algo,
         env=env,
-        window=make_window(store, normalizer, algo.sample.chunk, lambda obs: env.relabel(obs, task)),
+        window=make_window(store, normalizer, algo.sample.chunk, relabel),
         normalizer=normalizer,
         seed=settings.seed,
         seeds=settings.seeds,

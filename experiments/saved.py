@@ -17,8 +17,8 @@ from experiments.settings import Settings, from_plain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer, fit_minmax
 from mac.errors import UserError
+from mac.files import read_json, write_json
 from mac.run.checkpoint import Checkpoint, CheckpointStore
-from mac.run.record import read_json, write_json
 from mac.run.segment import seed_keys
 from mac.run.train import CHECKPOINTS
 from mac.types import EnvSpec

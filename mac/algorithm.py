@@ -45,8 +45,17 @@ class AbstractAlgorithm(eqx.Module):
         """One gradient step on one batch. `step` counts updates from 0 and is owned by the loop."""
 
     @abc.abstractmethod
-    def act(self, state: TrainState, obs: Float[Array, "E D"], key: Key[Array, ""]) -> Float[Array, "E n A"]:
-        """Actions in [-1, 1] for normalised observations, to be executed open loop, `n` per call."""
+    def act(
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, "E n A"]:
+        """Actions in [-1, 1] for normalised observations, to be executed open loop, `n` per call.
+
+        `goal`, normalised too, is None in environments without goals.
+        """
 
 
 def polyak(target: Any, online: Any, rate: float) -> Any:

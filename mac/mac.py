@@ -1,102 +1,59 @@
-"""MAC: model-based RL with action chunks (Park et al. 2025, arXiv 2512.08108), reward mode.
+"""MAC: model-based RL with action chunks (Park et al. 2025, arXiv 2512.08108).
 
 From offline chunks of n actions, all at once and from scratch:
 
-1. a dynamics model s, a[n] -> s', and a model of the chunk's reward;
+1. a dynamics model s, a[n] -> s', and a model of the chunk's outcome: its reward, or, for data with
+   goals g instead of rewards, whether the goal is reached within it;
 2. a flow-matching policy over whole chunks, distilled to a sampler of one step;
 3. V from imagined rollouts of H chunks, each the best of N samples under Q;
 4. Q, for that selection.
 
+In an environment with goals every network but the dynamics model reads the goal too; a chunk's reward
+is then -1, or 0 if the goal is reached within it, where the return ends.
+
 Where the paper and the runs behind its tables differ, the defaults follow the runs: the chunk's
 reward is the *mean* of its discounted rewards (`chunk_reward`), and only the first action of a
-chunk is executed before planning anew (`execute`). Rollouts do not terminate, as the paper says;
-the released code also trains a termination network here, on labels that are always "no".
+chunk is executed before planning anew (`execute`). Rollouts of single tasks do not terminate, as the
+paper says; the released code also trains a termination network there, on labels that are always "no".
 """
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.config import Config
 from mac.errors import UserError
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.imagine import imagine
+from mac.ops.imagine import Trajectory, imagine
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.select import best_of_n
-from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+from mac.types import Batch, EnvSpec, GoalSpec, Metrics, SampleSpec
 
-
-@dataclass(frozen=True)
-class Config:
-    """Hyperparameters of MAC; the defaults are the paper's for single-task reward data."""
-
-    batch: int = 256
-    """chunks per update"""
-    hidden: tuple[int, ...] = (512, 512, 512, 512)
-    """width of each hidden layer, of every network"""
-    lr: float = 3e-4
-    """learning rate of Adam"""
-    cooldown: float = 0.0
-    """share of the run, at its end, over which the learning rate falls linearly to 0; in [0, 1]"""
-    discount: float = 0.999
-    """discount factor γ per environment step, in (0, 1)"""
-    tau_ema: float = 0.005
-    """rate at which the slow copy of V follows V, per update, in (0, 1]"""
-    chunk: int = 10
-    """actions per chunk, n"""
-    rollout: int = 10
-    """imagined chunks per rollout, H"""
-    rollout_batch: int = 1024
-    """rollouts per update, from the first states of the batch; at most `batch` of them exist"""
-    candidates: int = 8
-    """chunks sampled per choice while training, N"""
-    candidates_test: int = 32
-    """chunks sampled per choice while acting, N"""
-    flow_steps: int = 10
-    """Euler steps of the flow policy that the one-step policy imitates, F"""
-    flow_steps_test: int = 0
-    """Euler steps of the flow policy while acting; 0 acts with the one-step policy, as the paper does"""
-    lam: float = 1.0
-    """λ of the imagined returns, in [0, 1]"""
-    chunk_reward: Literal["mean", "sum"] = "mean"
-    """a chunk's reward: discounted mean of its rewards (the paper's runs) or sum (its eq. 6)"""
-    execute: int = 1
-    """actions of a chunk executed before planning anew, 1 to `chunk`"""
-
-    def __post_init__(self):
-        whole = ("batch", "chunk", "rollout", "rollout_batch", "candidates", "candidates_test", "flow_steps")
-        for name in whole:
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
-        self._require("flow_steps_test", self.flow_steps_test >= 0, "must be at least 0")
-        self._require("hidden", min(self.hidden, default=0) >= 1, "give at least one width, each at least 1")
-        self._require("execute", 1 <= self.execute <= self.chunk, f"must be 1 to --hp.chunk={self.chunk}")
-        self._require("discount", 0 < self.discount < 1, "must be in (0, 1)")
-        self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
-        self._require("tau_ema", 0 < self.tau_ema <= 1, "must be in (0, 1]")
-        self._require("cooldown", 0 <= self.cooldown <= 1, "must be in [0, 1]")
-        self._require("lr", 0 < self.lr < float("inf"), "must be positive and finite")
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: {rule}")
+Goal = Float[Array, "B G"] | None
+Losses = dict[str, Float[Array, ""]]
 
 
 class Nets(eqx.Module):
-    """MAC's networks; `a` is a whole chunk, flattened in time order."""
+    """MAC's networks; `a` is a whole chunk, flattened in time order, `g` a goal, where there are any.
+
+    A network that a setting does not have is None.
+    """
 
     model: MLP  # s, a -> change of s over the chunk
-    reward: MLP  # s, a -> reward of the chunk
-    flow: MLP  # s, x, time -> velocity of x
-    policy: MLP  # s, noise -> a, in one step
-    v: MLP  # s -> value
-    q: MLP  # s, a -> value
+    reward: MLP | None  # s, a -> reward of the chunk
+    success: MLP | None  # s, g, a -> logit of reaching g within the chunk
+    flow: Any  # s, g, x, time -> velocity of x
+    policy: Any  # s, g, noise -> a, in one step
+    v: MLP  # s, g -> value
+    q: MLP  # s, g, a -> value
 
 
 class MAC(AbstractLossAlgorithm[Nets]):
@@ -111,24 +68,40 @@ class MAC(AbstractLossAlgorithm[Nets]):
     tau_ema: float = eqx.field(static=True)
 
     def __init__(self, cfg: Config, env: EnvSpec, steps: int = 0):
-        """`steps`, the length of the run in updates, matters only if the learning rate cools down."""
+        """`steps`, the length of the run in updates, matters only if the learning rate cools down.
+
+        Raises:
+            UserError: the hyperparameters do not fit the environment.
+        """
         if cfg.cooldown and steps < 1:
             raise UserError(f"steps={steps}: --hp.cooldown={cfg.cooldown} needs the length of the run")
+        if cfg.value == "bce" and env.goal_dim is None:
+            raise UserError(f"--hp.value=bce: {env.name} has no goals; take squared, or an oraclerep task")
         self.cfg, self.env = cfg, env
-        self.sample = SampleSpec(cfg.batch, cfg.chunk)
+        goals = GoalSpec(env.goal_columns, cfg.law("value"), cfg.law("actor"))
+        self.sample = SampleSpec(cfg.batch, cfg.chunk, None if env.goal_dim is None else goals)
         self.lr, self.cooldown, self.tau_ema = cfg.lr, cfg.cooldown, cfg.tau_ema
         self.steps = steps if cfg.cooldown else 0
 
+    @property
+    def discount(self) -> float:
+        """Factor per chunk."""
+        return self.cfg.discount**self.cfg.chunk
+
     def nets(self, key: Key[Array, ""]) -> Nets:
-        obs, chunk, hidden = self.env.obs_dim, self.cfg.chunk * self.env.action_dim, self.cfg.hidden
-        k = jr.split(key, 6)
+        obs, goal, hidden = self.env.obs_dim, self.env.goal_dim, self.cfg.hidden
+        chunk = self.cfg.chunk * self.env.action_dim
+        k = jr.split(key, 5)
+        outcome = value_net((obs, goal, chunk), hidden, key=k[1])
+        flow, policy = self.policy_nets((obs, goal, chunk), k[2])
         return Nets(
             model=MLP((obs, chunk), hidden, obs, key=k[0]),
-            reward=value_net((obs, chunk), hidden, key=k[1]),
-            flow=MLP((obs, chunk, 1), hidden, chunk, key=k[2]),
-            policy=MLP((obs, chunk), hidden, chunk, key=k[3]),
-            v=value_net((obs,), hidden, key=k[4]),
-            q=value_net((obs, chunk), hidden, key=k[5]),
+            reward=outcome if goal is None else None,
+            success=None if goal is None else outcome,
+            flow=flow,
+            policy=policy,
+            v=value_net((obs, goal), hidden, key=k[3]),
+            q=value_net((obs, goal, chunk), hidden, key=k[4]),
         )
 
     def targeted(self, nets: Nets) -> MLP:
@@ -137,75 +110,149 @@ class MAC(AbstractLossAlgorithm[Nets]):
     def loss(
         self, nets: Nets, target: MLP, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
-        if batch.rewards is None:
-            raise TypeError("MAC in reward mode needs a window with rewards: pass `relabel` to `make_window`")
-        k_flow, k_distil, k_roll = jr.split(key, 3)
-        cfg, discount = self.cfg, self.cfg.discount**self.cfg.chunk
+        k_policy, k_roll, k_improve = jr.split(key, 3)
+        cfg, frozen = self.cfg, sg(nets)
         s, a = batch.obs, batch.actions.reshape(len(batch.actions), -1)
+        g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
 
         # 1. Fit the models to the data (eq. 5, 6).
-        model_loss = mse(s + nets.model(s, a), batch.next_obs)
-        r = chunk_reward(batch.rewards, discount=cfg.discount, reduce=cfg.chunk_reward)
-        reward_loss = mse(scalar(nets.reward, s, a), r)
+        losses = {"model/dynamics_loss": mse(s + nets.model(s, a), batch.next_obs)}
+        losses |= self.outcome_loss(nets, batch, s, g, a)
 
         # 2. Clone the behaviour, and distil it to one step (eq. 7, 8).
-        flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, x, t), a, k_flow)
-        noise = jr.normal(k_distil, a.shape)
-        teacher = jnp.clip(integrate(sg(nets.flow), s, noise, cfg.flow_steps), -1, 1)
-        distil_loss = mse(nets.policy(s, noise), teacher)
+        losses |= self.clone(nets, s, g_actor, a, k_policy)
 
         # 3. Imagine, choosing each chunk by Q (eq. 4), and expand V over the rollout (eq. 10).
-        frozen, s = sg(nets), s[: cfg.rollout_batch]
-        policy = partial(propose, frozen, n=cfg.candidates)
-        tau = imagine(policy, lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll)
-        reward = scalar(frozen.reward, tau.obs, tau.action)
+        s, g = s[: cfg.rollout_batch], None if g is None else g[: cfg.rollout_batch]
+        tau = imagine(
+            lambda s, key: self.propose(frozen, s, g, key, cfg.candidates),
+            lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll,
+        )  # fmt: skip
+        reward, mask = self.outcome(frozen, tau.obs, g, tau.action)
         # At λ = 1 only the last state's value enters, so only that one is evaluated.
-        next_value = scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs)
-        next_value, mask = jnp.broadcast_to(next_value, reward.shape), jnp.ones_like(reward)
-        ret = lambda_return(reward, mask, next_value, discount=discount, lam=cfg.lam)
-        v = scalar(nets.v, tau.obs)
-        value_loss = mse(v, sg(ret))
+        next_value = self.worth(scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs, g))
+        next_value = jnp.broadcast_to(next_value, reward.shape)
+        ret = lambda_return(reward, mask, next_value, discount=self.value_discount, lam=cfg.lam)
+        v = scalar(nets.v, tau.obs, g)
+        losses["value/loss"] = self.fit(v, ret)
 
         # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
-        q = scalar(nets.q, s, tau.action[0])
-        critic_loss = mse(q, sg(reward[0] + discount * scalar(nets.v, tau.next_obs[0])))
+        q, after = scalar(nets.q, s, g, tau.action[0]), scalar(nets.v, tau.next_obs[0], g)
+        after = after if cfg.release_bce else self.worth(after)
+        losses["critic/loss"] = self.fit(q, reward[0] + self.discount * mask[0] * after)
 
-        losses = {
-            "model/dynamics_loss": model_loss,
-            "model/reward_loss": reward_loss,
-            "policy/flow_loss": flow_loss,
-            "policy/distil_loss": distil_loss,
-            "value/loss": value_loss,
-            "critic/loss": critic_loss,
-        }
+        losses |= self.improve(nets, tau, g, k_improve)
         means = {"value/v_mean": v, "critic/q_mean": q, "imagined/reward": reward}
         return sum(losses.values(), jnp.zeros(())), losses | {k: jnp.mean(x) for k, x in means.items()}
 
-    def act(self, state: TrainState, obs: Float[Array, "E D"], key: Key[Array, ""]) -> Float[Array, "E n A"]:
-        chunk = propose(state.nets, obs, key, n=self.cfg.candidates_test, flow_steps=self.cfg.flow_steps_test)
+    def outcome_loss(self, nets: Nets, batch: Batch, s: Array, g: Goal, a: Array) -> Losses:
+        """Loss of the model of a chunk's reward, or of its success."""
+        if nets.success is not None and batch.goals is not None:
+            logit = scalar(nets.success, s, g, a)
+            return {"model/success_loss": cross_entropy(logit, batch.goals.reached)}
+        if nets.reward is None or batch.rewards is None:
+            raise TypeError("MAC needs a window with rewards (pass `relabel` to `make_window`) or goals")
+        r = chunk_reward(batch.rewards, discount=self.cfg.discount, reduce=self.cfg.chunk_reward)
+        return {"model/reward_loss": mse(scalar(nets.reward, s, g, a), r)}
+
+    def outcome(self, nets: Nets, s: Array, g: Goal, a: Array) -> tuple[Array, Array]:
+        """Predicted reward of chunks, and 0 where they end the task, else 1."""
+        if nets.success is None:
+            assert nets.reward is not None
+            reward = scalar(nets.reward, s, g, a)
+            return reward, jnp.ones_like(reward)
+        reached = (scalar(nets.success, s, g, a) > 0).astype(s.dtype)
+        return reached - (self.cfg.value == "squared"), 1 - reached
+
+    def worth(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The value that an output of V or Q stands for."""
+        return jax.nn.sigmoid(v) if self.cfg.value == "bce" else v
+
+    def fit(self, v: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
+        """Loss of outputs of V or Q; no gradient passes to the target."""
+        if self.cfg.value == "bce":
+            return cross_entropy(v, jnp.clip(sg(target), 0, 1))
+        return mse(v, sg(target))
+
+    # What the ablations change.
+
+    @property
+    def value_discount(self) -> float:
+        """Factor per chunk in the returns that V learns."""
+        return self.discount
+
+    def policy_nets(self, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[Any, Any]:
+        """Fresh networks `flow` and `policy`; `sizes` are those of s, g and a."""
+        k_flow, k_policy = jr.split(key)
+        flow = MLP((*sizes, 1), self.cfg.hidden, sizes[-1], key=k_flow)
+        return flow, MLP(sizes, self.cfg.hidden, sizes[-1], key=k_policy)
+
+    def clone(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
+        """Losses of the policy on chunks of the data."""
+        k_flow, k_distil = jr.split(key)
+        flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
+        noise = jr.normal(k_distil, a.shape)
+        teacher = jnp.clip(integrate(sg(nets.flow), s, g, noise, self.cfg.flow_steps), -1, 1)
+        return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
+
+    def improve(self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
+        """Losses of the policy on imagined states: none, since it improves by the choice among samples."""
+        del nets, tau, g, key
+        return {}
+
+    def chunks(
+        self,
+        nets: Nets,
+        s: Float[Array, "B D"],
+        g: Goal,
+        key: Key[Array, ""],
+        n: int,
+        *,
+        acting: bool = False,
+    ) -> Float[Array, "n B A"]:
+        """`n` samples of the policy, not clipped: of the one-step policy, or, `acting`, maybe its teacher."""
+        noise = jr.normal(key, (n, len(s), self.cfg.chunk * self.env.action_dim))
+        if acting and self.cfg.flow_steps_test:
+            return integrate(nets.flow, s, g, noise, self.cfg.flow_steps_test)
+        return nets.policy(s, g, noise)
+
+    def propose(
+        self,
+        nets: Nets,
+        s: Float[Array, "B D"],
+        g: Goal,
+        key: Key[Array, ""],
+        n: int,
+        *,
+        acting: bool = False,
+    ) -> Float[Array, "B A"]:
+        """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1]."""
+        chunks = jnp.clip(self.chunks(nets, s, g, key, n, acting=acting), -1, 1)
+        return best_of_n(chunks, scalar(nets.q, s, g, chunks))
+
+    def act(
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, "E n A"]:
+        chunk = self.propose(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
         return chunk.reshape(len(obs), self.cfg.chunk, -1)[:, : self.cfg.execute]
 
 
-def propose(
-    nets: Nets, s: Float[Array, "B D"], key: Key[Array, ""], *, n: int, flow_steps: int = 0
-) -> Float[Array, "B A"]:
-    """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1].
-
-    The chunks come from the one-step policy, or, with `flow_steps`, from its teacher.
-    """
-    noise = jr.normal(key, (n, len(s), nets.policy.in_sizes[1]))
-    raw = integrate(nets.flow, s, noise, flow_steps) if flow_steps else nets.policy(s, noise)
-    chunks = jnp.clip(raw, -1, 1)
-    return best_of_n(chunks, scalar(nets.q, s, chunks))
-
-
 def integrate(
-    flow: MLP, s: Float[Array, "B D"], noise: Float[Array, "*N B A"], steps: int
+    flow: MLP, s: Float[Array, "B D"], g: Goal, noise: Float[Array, "*N B A"], steps: int
 ) -> Float[Array, "*N B A"]:
     """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
-    return euler(lambda x, t: flow(s, x, t), noise, steps)
+    return euler(lambda x, t: flow(s, g, x, t), noise, steps)
 
 
 def mse(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
     """Mean squared error over batch and dimensions."""
     return jnp.mean(jnp.square(x - y))
+
+
+def cross_entropy(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
+    """Mean binary cross-entropy of `logit` with a target in [0, 1]."""
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, target))

@@ -4,10 +4,11 @@ Axis letters used everywhere: S seeds, K steps per segment, B batch, H actions p
 T imagined chunks, D observation, A action, G goal, N rows, E episodes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
 
 Metrics = dict[str, Float[Array, ""]]
 """Scalars of one update, named `group/name`, for instance `critic/q_mean`."""
@@ -16,7 +17,8 @@ Metrics = dict[str, Float[Array, ""]]
 class EnvSpec(NamedTuple):
     """Static facts about an environment; hashable, so it may be a static argument.
 
-    `goal_dim` is None for a single-task environment, else the width of the goal representation.
+    `goal_dim` is None for a single-task environment, else the width of the goal representation, and
+    `goal_columns` are the entries of an observation that make up the goal which that state reaches.
     `tasks` lists the 1-based ids of the tasks that an evaluation runs.
     `max_steps` is the episode limit in control steps; `control_dt` is seconds per control step.
     """
@@ -28,30 +30,117 @@ class EnvSpec(NamedTuple):
     tasks: tuple[int, ...]
     max_steps: int
     control_dt: float
+    goal_columns: tuple[int, ...] = ()
+
+
+class GoalLaw(NamedTuple):
+    """How goals are drawn for a state of the data: one of three sources, by these probabilities.
+
+    Attributes:
+        current: the state itself.
+        trajectory: a later state of its episode.
+        random: any state of the data.
+        geometric: whether a later state is the `Geometric(1 - discount)`-th (1, 2, ...) after it, or the
+            episode's last if that is sooner; otherwise it is uniform over those that are left.
+        discount: factor per environment step, in (0, 1); read if `geometric`.
+    """
+
+    current: float
+    trajectory: float
+    random: float
+    geometric: bool
+    discount: float
+
+
+class GoalSpec(NamedTuple):
+    """The goals that go with each chunk: two independent draws, for values and for policies.
+
+    `columns` are the entries of an observation that make up a goal (`EnvSpec.goal_columns`).
+    """
+
+    columns: tuple[int, ...]
+    value: GoalLaw
+    actor: GoalLaw
 
 
 class SampleSpec(NamedTuple):
-    """What an algorithm asks of the sampler: `batch` chunks of `chunk` actions each."""
+    """What an algorithm asks of the sampler: `batch` chunks of `chunk` actions each, maybe with goals."""
 
     batch: int
     chunk: int
+    goals: GoalSpec | None = None
+
+
+class Column(eqx.Module):
+    """Rows as they are stored, and the map to what networks read: `(stored - center) / width`.
+
+    `stored` is float32 in the dataset's units or uint16 codes; indexing gives float32 in normalised
+    units. Normalised or decoded copies of all rows are never made, so that memory holds the data once.
+    """
+
+    stored: Num[Array, "N D"]
+    center: Float[Array, " D"]
+    width: Float[Array, " D"]
+
+    def __getitem__(self, rows: Any) -> Float[Array, "*B D"]:
+        raw = self.stored[rows].astype(jnp.float32)
+        return (raw - jnp.broadcast_to(self.center, raw.shape)) / jnp.broadcast_to(self.width, raw.shape)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+
+class EpisodeIndex(eqx.Module):
+    """Which rows of a window are which episode; tables of E episodes, some of which may be padding.
+
+    An episode of T transitions has T + 1 rows. Padding stands at the end, has `steps` 0, and its counts
+    `before` are the totals, so that no row number leads to it.
+
+    Attributes:
+        first: row of each episode's first state.
+        steps: transitions of each episode, T.
+        starts_before: how many rows of earlier episodes a chunk may start at.
+        steps_before: transitions of earlier episodes.
+        n_starts: rows at which a chunk may start, in all.
+        n_steps: transitions in all.
+    """
+
+    first: Int[Array, " E"]
+    steps: Int[Array, " E"]
+    starts_before: Int[Array, " E"]
+    steps_before: Int[Array, " E"]
+    n_starts: Int[Array, ""]
+    n_steps: Int[Array, ""]
 
 
 class Window(eqx.Module):
     """Device-resident rows from which chunks are drawn; an argument of the training segment.
 
     Rows are whole episodes laid end to end; the last row of an episode is its final state and
-    its action means nothing. `starts[:n_starts]` are the rows at which a chunk may begin, padded
-    so that windows of equal row counts share one compiled program. `obs` is already normalised;
-    `reward` and `mask` (0 where the task is solved) describe the row's own state, before acting.
+    its action means nothing. `reward` and `mask` (0 where the task is solved) describe the row's own
+    state, before acting. Windows of equal shapes share one compiled program.
     """
 
-    obs: Float[Array, "N D"]
-    action: Float[Array, "N A"]
+    obs: Column
+    action: Column
     reward: Float[Array, " N"] | None
     mask: Float[Array, " N"] | None
-    starts: Int[Array, " M"]
-    n_starts: Int[Array, ""]
+    episodes: EpisodeIndex
+
+
+class Goals(eqx.Module):
+    """Goals of B chunks, normalised as observations are.
+
+    Attributes:
+        value: goal for models, values and critics.
+        actor: goal for the policy.
+        reached: 1 where the row that `value` was taken from is one of the H states that begin the chunk's
+            actions, else 0: labels go by row, so an equal state elsewhere does not count.
+    """
+
+    value: Float[Array, "B G"]
+    actor: Float[Array, "B G"]
+    reached: Float[Array, " B"]
 
 
 class Batch(eqx.Module):
@@ -65,6 +154,7 @@ class Batch(eqx.Module):
     next_obs: Float[Array, "B D"]
     rewards: Float[Array, "B H"] | None
     masks: Float[Array, "B H"] | None
+    goals: Goals | None = None
 
 
 class Episodes(eqx.Module):

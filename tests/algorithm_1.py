@@ -9,7 +9,8 @@ import jax.random as jr
 import numpy as np
 
 from mac.algorithm import TrainState
-from mac.mac import MAC, Config, Nets
+from mac.config import Config
+from mac.mac import MAC, Nets
 from mac.nn.mlp import MLP
 from mac.types import Batch
 
@@ -27,7 +28,8 @@ def run(mlp: MLP, *inputs: np.ndarray) -> np.ndarray:
 
 def draws(cfg: Config, size: tuple[int, int], key: jax.Array) -> dict[str, np.ndarray]:
     """The random numbers of one loss: every one from a key of its own."""
-    flow, distil, roll = jr.split(key, 3)
+    policy, roll, _ = jr.split(key, 3)
+    flow, distil = jr.split(policy)
     noise, time = jr.split(flow)
     rolled = (cfg.candidates, min(size[0], cfg.rollout_batch), size[1])
     candidates = jax.vmap(lambda k: jr.normal(k, rolled))(jr.split(roll, cfg.rollout))

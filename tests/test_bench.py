@@ -15,7 +15,8 @@ from experiments import bench, bench_train, contenders
 from experiments.bench_eval import measure_evaluation
 from experiments.contenders import Contender, HostData
 from experiments.plan import product_chain
-from mac.mac import MAC, Config
+from mac.config import Config
+from mac.mac import MAC
 from mac.run import segment as loop
 from mac.run.flops import product_flops
 
@@ -34,7 +35,7 @@ def window():
 
 
 def test_random_chunks_stay_in_one_episode(window):
-    starts = np.asarray(window.starts)[: int(window.n_starts)]
+    starts = HostData(window).starts
     assert len(starts) > 1900
     last = starts + CHUNK
     assert last.max() < len(window.obs)

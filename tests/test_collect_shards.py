@@ -134,7 +134,6 @@ def test_no_episode_is_simulated_twice(tmp_path: Path, monkeypatch: pytest.Monke
     for count in (3, 2, 1, 100):  # waves of four episodes until each kill
         with monkeypatch.context() as patch:
             patch.setattr(Simulator, "run", counting)
-            calls_until(patch, files, "write_whole", 1)
             calls_until(patch, Simulator, "run", count)
             try:
                 generate(REQUEST, tmp_path)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from mac.data.normalize import fit_minmax
 from mac.data.sampler import sample
 from mac.data.store import Split, Store, prepare
-from mac.data.window import make_window, valid_starts
+from mac.data.window import make_window, start_counts
 from mac.errors import UserError
 from mac.types import SampleSpec
 from tests.small_files import SPEC, identity, write_pair
@@ -43,13 +42,16 @@ def test_invert_undoes_apply(seed: int):
     np.testing.assert_allclose(norm.invert(norm.apply(jnp.asarray(obs))), obs, rtol=1e-6, atol=1e-6)
 
 
-def test_host_and_device_normalise_alike():
+def test_some_entries_are_normalised_as_they_are_among_all():
     obs = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
     norm = fit_minmax(obs[:30])
-    np.testing.assert_allclose(
-        norm.apply_host(obs), eqx.filter_jit(norm.apply)(jnp.asarray(obs)), rtol=1e-6, atol=1e-7
-    )
-    assert norm.apply_host(obs).dtype == np.float32
+    part = norm.part((2, 0)).apply(jnp.asarray(obs[:, [2, 0]]))
+    np.testing.assert_array_equal(part, norm.apply(jnp.asarray(obs))[:, jnp.asarray([2, 0])])
+
+
+def reachable(first: np.ndarray, length: np.ndarray, chunk: int) -> np.ndarray:
+    """Every row at which a chunk may begin, from the counts of each episode."""
+    return np.concatenate([f + np.arange(n) for f, n in zip(first, start_counts(length, chunk), strict=True)])
 
 
 # Window.
@@ -58,7 +60,7 @@ def test_host_and_device_normalise_alike():
 @pytest.mark.parametrize(("chunk", "count"), [(1, 998), (5, 994), (10, 989), (25, 974), (32, 967)])
 def test_number_of_starts_per_thousand_transitions(chunk: int, count: int):
     first, length = np.array([0, 1001]), np.array([1001, 1001])
-    starts = valid_starts(first, length, chunk)
+    starts = reachable(first, length, chunk)
     np.testing.assert_array_equal(starts, np.concatenate([np.arange(count), 1001 + np.arange(count)]))
 
 
@@ -72,7 +74,7 @@ def test_starts_are_the_rows_whose_chunk_and_end_meet_no_compact_terminal(seed: 
     rows = int(length.sum())
     flagged = set((first + length - 1).tolist()) | set((first + length - 2).tolist())
     want = [i for i in range(rows - chunk) if flagged.isdisjoint(range(i, i + chunk + 1))]
-    np.testing.assert_array_equal(valid_starts(first, length, chunk), want)
+    np.testing.assert_array_equal(reachable(first, length, chunk), want)
 
 
 def test_window_rows_are_normalised_clipped_and_relabelled(tmp_path: Path, train: Path):
@@ -85,24 +87,25 @@ def test_window_rows_are_normalised_clipped_and_relabelled(tmp_path: Path, train
         return np.where(obs[:, 1] > 0, 0.0, -1.0), obs[:, 1] <= 0
 
     window = make_window(store, norm, chunk=3, relabel=relabel)
-    np.testing.assert_allclose(window.obs, norm.apply(jnp.asarray(raw.obs)), rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(window.action, np.clip(raw.action, -0.99999, 0.99999))
+    np.testing.assert_allclose(window.obs[:], norm.apply(jnp.asarray(raw.obs)), rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(window.action[:], raw.action)
     assert window.reward is not None and window.mask is not None
     np.testing.assert_array_equal(window.reward, np.where(raw.obs[:, 1] > 0, 0, -1))
     np.testing.assert_array_equal(window.mask, np.where(raw.obs[:, 1] > 0, 0, 1))
     assert {leaf.dtype for leaf in jax.tree.leaves(window)} == {jnp.dtype("float32"), jnp.dtype("int32")}
-    # Episodes of 16, 14, 19 rows: 11 + 9 + 14 starts, then padding with a valid start.
-    assert int(window.n_starts) == 34
-    assert window.starts.shape == (49,)
-    np.testing.assert_array_equal(window.starts[34:], 0)
+    # Episodes of 16, 14, 19 rows: 11 + 9 + 14 starts, 15 + 13 + 18 transitions.
+    assert int(window.episodes.n_starts) == 34 and int(window.episodes.n_steps) == 46
+    np.testing.assert_array_equal(window.episodes.starts_before, [0, 11, 20])
+    np.testing.assert_array_equal(window.episodes.steps_before, [0, 15, 28])
 
 
-def test_saturated_actions_are_clipped_inside_the_unit_cube(tmp_path: Path):
+def test_saturated_actions_are_clipped_inside_the_unit_cube_when_drawn(tmp_path: Path):
     split = Split(
         np.zeros((9, 3), np.float32), np.full((9, 2), -1.0, np.float32), np.array([0]), np.array([9])
     )
     window = make_window(Store(tmp_path, "toy-v0", (split,), None, ()), identity(), chunk=2)
-    np.testing.assert_array_equal(window.action, np.float32(-0.99999))
+    batch = sample(window, SampleSpec(batch=5, chunk=2), jax.random.key(0))
+    np.testing.assert_array_equal(batch.actions, np.float32(-0.99999))
     assert window.reward is None and window.mask is None
 
 
@@ -118,13 +121,13 @@ def test_sampled_chunks_stay_in_one_episode_and_reach_every_start(tmp_path: Path
     episode = np.searchsorted(split.first, row, side="right") - 1
     final = (split.first + split.length - 1)[episode]
     assert (last <= final - 2).all()
-    assert set(row) == set(valid_starts(split.first, split.length, chunk).tolist())
-    np.testing.assert_array_equal(batch.actions[:, -1], np.asarray(window.action)[row + chunk - 1])
+    assert set(row) == set(reachable(split.first, split.length, chunk).tolist())
+    np.testing.assert_array_equal(batch.actions[:, -1], np.asarray(window.action[:])[row + chunk - 1])
 
 
 def test_chunk_longer_than_every_episode_is_an_error(tmp_path: Path, train: Path):
     store = prepare(train, tmp_path / "store", SPEC)
-    assert int(make_window(store, identity(), chunk=16).n_starts) == 1  # 18 transitions: T - 1 - 16
+    assert int(make_window(store, identity(), chunk=16).episodes.n_starts) == 1  # 18 transitions: T - 1 - 16
     with pytest.raises(UserError, match=r"chunk=17: the longest has 18 transitions, 19 are needed"):
         make_window(store, identity(), chunk=17)
 

@@ -80,7 +80,7 @@ class Scripted(AbstractAlgorithm):
 class Counting(Scripted):
     """Acts 10 * (step observed) + (place in the chunk), times the seed's number."""
 
-    def act(self, state: TrainState, obs: jax.Array, key: jax.Array) -> jax.Array:
+    def act(self, state: TrainState, obs: jax.Array, goal: None, key: jax.Array) -> jax.Array:
         place = jnp.broadcast_to(jnp.arange(self.chunk, dtype=jnp.float32), (len(obs), self.chunk))
         return (state.nets * (10 * jnp.broadcast_to(obs[:, :1], place.shape) + place))[..., None]
 
@@ -88,14 +88,14 @@ class Counting(Scripted):
 class Noisy(Scripted):
     """Acts at random."""
 
-    def act(self, state: TrainState, obs: jax.Array, key: jax.Array) -> jax.Array:
+    def act(self, state: TrainState, obs: jax.Array, goal: None, key: jax.Array) -> jax.Array:
         return jr.normal(key, (len(obs), self.chunk, 1))
 
 
 class Steering(Scripted):
     """Heads for the point's target, at the seed's speed."""
 
-    def act(self, state: TrainState, obs: jax.Array, key: jax.Array) -> jax.Array:
+    def act(self, state: TrainState, obs: jax.Array, goal: None, key: jax.Array) -> jax.Array:
         way = jnp.broadcast_to(jnp.asarray(TARGET), obs.shape) - obs
         return jnp.clip(state.nets * way / STRIDE, -1, 1)[:, None, :]
 
@@ -103,7 +103,7 @@ class Steering(Scripted):
 class Wandering(Scripted):
     """Heads for the point's target, at the seed's speed, with noise."""
 
-    def act(self, state: TrainState, obs: jax.Array, key: jax.Array) -> jax.Array:
+    def act(self, state: TrainState, obs: jax.Array, goal: None, key: jax.Array) -> jax.Array:
         way = jnp.broadcast_to(jnp.asarray(TARGET), obs.shape) - obs
         noise = 0.5 * jr.normal(key, (len(obs), 3, 2))
         return jnp.clip(jnp.broadcast_to((state.nets * way / STRIDE)[:, None], noise.shape) + noise, -1, 1)
@@ -228,9 +228,9 @@ def test_second_evaluation_is_not_traced_again():
     traces = []
 
     class Watched(Counting):
-        def act(self, state: TrainState, obs: jax.Array, key: jax.Array) -> jax.Array:
+        def act(self, state: TrainState, obs: jax.Array, goal: None, key: jax.Array) -> jax.Array:
             traces.append(1)
-            return super().act(state, obs, key)
+            return super().act(state, obs, goal, key)
 
     play(Watched(), Recorder(), 3, [1.0], key=0, batch=2)
     first = len(traces)

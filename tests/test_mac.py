@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from mac.algorithm import TrainState, cooling, polyak
+from mac.config import Config
 from mac.data.sampler import sample
 from mac.errors import UserError
-from mac.mac import MAC, Config, Nets, propose
+from mac.mac import MAC, Nets
 from mac.nn.mlp import MLP
 from mac.types import Batch
 from tests.algorithm_1 import algorithm_1, choose, double, draws, follow, fresh, perturb, run
@@ -148,7 +149,7 @@ def test_critic_and_value_never_see_the_actions_of_the_data(case: Case):
 
 # Choosing chunks.
 
-jit_propose = jax.jit(propose, static_argnames="n")
+jit_propose = jax.jit(MAC.propose, static_argnums=(0, 5))
 
 
 def test_proposals_are_clipped_before_the_critic_scores_them():
@@ -156,7 +157,7 @@ def test_proposals_are_clipped_before_the_critic_scores_them():
     wild = dataclasses.replace(nets, policy=jax.tree.map(lambda x: 30 * x, nets.policy))
     wild = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), wild)
     s = jnp.asarray(np.random.default_rng(0).normal(size=(16, 2)), jnp.float32)
-    got = np.asarray(jit_propose(wild, s, jr.key(1), n=8))
+    got = np.asarray(jit_propose(mac(), wild, s, None, jr.key(1), 8))
     noise = np.asarray(jr.normal(jr.key(1), (8, 16, 4)))
     raw = run(double(wild).policy, np.asarray(s), noise)
     assert np.abs(raw).max() > 1.5
@@ -168,7 +169,7 @@ def test_proposals_are_clipped_before_the_critic_scores_them():
 
 def test_one_candidate_is_a_plain_sample():
     nets = fresh(mac()).nets
-    got = jit_propose(nets, jnp.zeros((3, 2)), jr.key(1), n=1)
+    got = jit_propose(mac(), nets, jnp.zeros((3, 2)), None, jr.key(1), 1)
     want = run(double(nets).policy, np.zeros((3, 2)), np.asarray(jr.normal(jr.key(1), (1, 3, 4)))[0])
     np.testing.assert_allclose(got, np.clip(want, -1, 1), rtol=1e-4, atol=1e-5)
 
@@ -178,9 +179,9 @@ def test_act_returns_the_chunks_first_actions_in_order(execute: int):
     algo = mac(chunk=3, execute=execute, candidates_test=5)
     nets = fresh(mac(chunk=3)).nets
     obs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
-    got = jax.jit(algo.act)(TrainState(nets, nets.v, ()), obs, jr.key(1))
+    got = jax.jit(algo.act)(TrainState(nets, nets.v, ()), obs, None, jr.key(1))
     assert got.shape == (4, execute, 2)
-    chunk = np.asarray(jit_propose(nets, obs, jr.key(1), n=5)).reshape(4, 3, 2)
+    chunk = np.asarray(jit_propose(mac(chunk=3), nets, obs, None, jr.key(1), 5)).reshape(4, 3, 2)
     np.testing.assert_allclose(got, chunk[:, :execute], rtol=1e-5, atol=1e-6)
     assert np.abs(np.asarray(got)).max() <= 1
 
@@ -189,7 +190,7 @@ def test_acting_with_the_flow_chooses_among_its_own_chunks():
     algo = mac(candidates_test=4, flow_steps_test=3)
     nets = fresh(mac()).nets
     obs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32)
-    got = jax.jit(algo.act)(TrainState(nets, nets.v, ()), obs, jr.key(1))
+    got = jax.jit(algo.act)(TrainState(nets, nets.v, ()), obs, None, jr.key(1))
     wide, s = double(nets), np.asarray(obs, np.float64)
     noise = np.asarray(jr.normal(jr.key(1), (4, 5, 4)), np.float64)
     chunks = np.clip(follow(wide.flow, np.broadcast_to(s, (4, 5, 2)), noise, 3), -1, 1)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from mac.config import Config
 from mac.errors import UserError
-from mac.mac import Config
 from tests.toy import mac
 
 

@@ -9,7 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.mac import MAC, Config
+from mac.config import Config
+from mac.mac import MAC
 from mac.nn.mlp import MLP, Dense, add, layer_norm, scalar, value_net
 from mac.types import EnvSpec
 

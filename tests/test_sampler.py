@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mac.data.sampler import sample
-from mac.types import Batch, SampleSpec, Window
+from mac.data.window import index_episodes
+from mac.types import Batch, GoalLaw, GoalSpec, SampleSpec, Window
 from tests.toy import from_rows
 
 draw = jax.jit(sample, static_argnums=1)
@@ -60,16 +61,23 @@ def test_starts_are_drawn_uniformly_with_replacement():
     assert np.sum((counts - 1000) ** 2 / 1000) < 59.7
 
 
-def test_nothing_past_the_count_of_starts_is_drawn():
-    window = numbered([40], 2)
-    poisoned = dataclasses.replace(
-        window, starts=jnp.where(jnp.arange(40) < 5, 7, 30), n_starts=jnp.asarray(5, jnp.int32)
+def test_padding_in_the_table_of_episodes_changes_no_draw():
+    window = numbered([9, 3, 12], 2)
+    first, length = np.asarray([0, 9, 12]), np.asarray([9, 3, 12])
+    wide = dataclasses.replace(window, episodes=index_episodes(first, length, 2, room=8))
+    assert wide.episodes.first.shape == (8,)
+    spec = SampleSpec(
+        512, 2, GoalSpec((0, 1), GoalLaw(0.2, 0.4, 0.4, False, 0.9), GoalLaw(0, 0, 1, True, 0.9))
     )
-    batch = draw(poisoned, SampleSpec(512, 2), jr.key(0))
-    np.testing.assert_array_equal(np.asarray(batch.obs)[:, 0], np.full(512, 7.0))
+    for got, want in zip(
+        jax.tree.leaves(draw(wide, spec, jr.key(0))),
+        jax.tree.leaves(draw(window, spec, jr.key(0))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, want)
 
 
-def test_windows_of_unequal_starts_share_one_program():
+def test_windows_of_unequal_episodes_share_one_program():
     traces = []
 
     @jax.jit
@@ -77,7 +85,7 @@ def test_windows_of_unequal_starts_share_one_program():
         traces.append(1)
         return sample(window, SampleSpec(4, 2), key)
 
-    for lengths in ([40], [15, 25], [3, 3, 34]):
+    for lengths in ([20, 20], [15, 25], [3, 37]):
         traced(numbered(lengths, 2), jr.key(0))
     assert len(traces) == 1
 

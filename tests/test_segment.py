@@ -99,7 +99,7 @@ class Probe(AbstractAlgorithm):
         }
         return dataclasses.replace(state, opt_state=state.opt_state + 1), metrics
 
-    def act(self, state: TrainState, obs: jax.Array, key: jax.Array) -> jax.Array:
+    def act(self, state: TrainState, obs: jax.Array, goal: None, key: jax.Array) -> jax.Array:
         raise NotImplementedError
 
 

@@ -13,8 +13,8 @@ from experiments.arguments import flags, parse
 from experiments.hparams import build, convert, load_rows, merge_rows
 from experiments.run import MAY_DIFFER
 from experiments.settings import PRESETS, Settings, from_plain
+from mac.config import Config
 from mac.errors import UserError
-from mac.mac import Config
 from mac.run.compatible import check_config
 
 ROW = {"source": "a table", "hp": {"batch": 7}}

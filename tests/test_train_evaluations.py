@@ -16,9 +16,9 @@ def test_evaluations_of_a_run_are_compiled_once(tmp_path: Path):
     traces: list[int] = []
 
     class Watched(Walk):
-        def act(self, state: Any, obs: Any, key: Any) -> Any:
+        def act(self, state: Any, obs: Any, goal: Any, key: Any) -> Any:
             traces.append(1)
-            return super().act(state, obs, key)
+            return super().act(state, obs, goal, key)
 
     run(make_job(2, algo=Watched(), batch=3), tmp_path / "one")
     once = len(traces)

@@ -1,4 +1,7 @@
-"""Engine `warp` against MuJoCo C: recorded control steps of OGBench's experts, locks, and closed loops."""
+"""Engine `warp` against MuJoCo C: recorded control steps of OGBench's experts, locks, and overflows.
+
+`pytest -s` prints the errors.
+"""
 
 import copy
 import functools
@@ -9,19 +12,16 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import mujoco
 import numpy as np
 import pytest
 from jaxtyping import Array, Bool, Float
 
-from envs_mjx import engine_warp_setup, experts
-from envs_mjx.arm import build_arm
+from envs_mjx import engine_warp_setup
 from envs_mjx.engine import Physics
 from envs_mjx.engine_c import CEngine
 from envs_mjx.engine_warp import WarpEngine
-from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
-from envs_mjx.world import Tabletop
+from envs_mjx.scenes import FAMILIES, FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
 from mac.errors import UserError
 
 needs_warp = pytest.mark.skipif(
@@ -33,10 +33,7 @@ BATCH = (2, 12)
 """Two nested axes, as in an evaluation of tasks x episodes."""
 ROWS = BATCH[0] * BATCH[1]
 STEPS = 180
-FAMILIES = [
-    *("cube-single", "cube-double", "scene", "puzzle-3x3"),
-    *(pytest.param(family, marks=pytest.mark.slow) for family in ("cube-octuple", "puzzle-4x5")),
-]
+QUICK = ("cube-single", "cube-double", "scene", "puzzle-3x3")
 
 
 class Moments(NamedTuple):
@@ -128,13 +125,23 @@ def stepped(family: str) -> Stepped:
     return Stepped(rows(start), rows(step(engine, start, ctrl, batched(active))), active, moments)
 
 
+def print_errors(family: str, **parts: np.ndarray) -> None:
+    for part, x in parts.items():
+        print(
+            f"\n{family} {part}: {np.median(x):.1e} median, {np.percentile(x, 95):.1e} p95, {x.max():.1e} max"
+        )
+
+
 @needs_warp
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f not in QUICK)]
+)
 def test_one_control_step_stays_near_c(family: str):
     """All of it is float32 noise, grasps and presses too."""
     scene, (_, after, active, moments) = build_scene(family), stepped(family)
     error = np.abs(after.qpos - moments.next_qpos)[active]
     arm, rest = error[:, scene.arm_qpos].max(1), error[:, 6:].max(1)
+    print_errors(family, arm=arm, gripper=error[:, 6:14].max(1), objects=error[:, 14:].max(1))
     assert np.median(arm) < 1e-6 and np.percentile(arm, 95) < 1e-5  # rad
     # Fingers (rad), cubes, buttons, drawer and window (m and quaternions). Fails by 1e-3 where contacts of
     # boxes are not those of C.
@@ -146,7 +153,7 @@ def test_one_control_step_stays_near_c(family: str):
 
 
 @needs_warp
-@pytest.mark.parametrize("family", FAMILIES[:4])
+@pytest.mark.parametrize("family", QUICK)
 def test_the_pads_contact_force_is_that_of_c(family: str):
     """In N m and N. Forces come to 200 N; touching fingers and a gripped cube are stiff springs."""
     _, after, active, moments = stepped(family)
@@ -242,33 +249,3 @@ def test_nothing_is_printed_to_standard_output():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == ""
-
-
-@needs_warp
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["cube-single", "scene", "puzzle-3x3"])
-def test_the_scripted_expert_succeeds_where_it_does_in_c(family: str):
-    scene, lanes, limit = build_scene(family), 8, 100
-
-    def episode(table: Tabletop, key: Array) -> Bool[Array, ""]:
-        """Whether the expert's first target is hit when it is done with it."""
-        scene_key, expert_key, noise_key = jr.split(key, 3)
-        world = table.reset_collect(scene_key)
-        expert = experts.begin("play", scene, expert_key, table.readings(world))
-
-        def advance(carry: tuple, key: Array) -> tuple[tuple, None]:
-            world, expert, over = carry
-            action, after, done = experts.act("play", scene, expert, table.readings(world), key)
-            return (table.advance(world, action, ~over), after, over | done), None
-
-        carry = (world, expert, jnp.asarray(False))
-        (world, expert, _), _ = jax.lax.scan(advance, carry, jr.split(noise_key, limit))
-        return experts.achieved(scene, expert.target, table.readings(world))
-
-    run = eqx.filter_jit(lambda table, keys: jax.vmap(lambda key: episode(table, key))(keys))
-    hits = {
-        engine.name: np.asarray(run(Tabletop(engine, scene, build_arm(scene)), jr.split(jr.key(0), lanes)))
-        for engine in (CEngine(scene), engine_of(family))
-    }
-    assert hits["c"].sum() >= lanes // 2  # a locked drawer, say, does not move
-    assert (hits["warp"] != hits["c"]).sum() <= 1

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
+from mac.config import Config
 from mac.data.normalize import Normalizer
-from mac.data.window import valid_starts
-from mac.mac import MAC, Config
+from mac.data.window import index_episodes, make_column
+from mac.mac import MAC
 from mac.types import EnvSpec, Window
 
 SPEC = EnvSpec(
@@ -94,16 +95,12 @@ def window(chunk: int = 2, episodes: int = 8, length: int = 40, seed: int = 0) -
 
 
 def from_rows(obs: np.ndarray, action: np.ndarray, lengths: np.ndarray, chunk: int) -> Window:
-    """A window over the given rows of whole episodes, with the point's rewards; starts padded to the rows."""
-    starts = valid_starts(np.cumsum(lengths) - lengths, lengths, chunk)
-    padded = np.full(len(obs), starts[0], np.int32)
-    padded[: starts.size] = starts
+    """A window over the given rows of whole episodes, with the point's rewards."""
     reward, mask = PointEnv().relabel(obs[:, :2], task=1)
     return Window(
-        obs=jnp.asarray(obs),
-        action=jnp.asarray(action),
+        obs=make_column(np.asarray(obs, np.float32)),
+        action=make_column(np.asarray(action, np.float32)),
         reward=jnp.asarray(reward, jnp.float32),
         mask=jnp.asarray(mask, jnp.float32),
-        starts=jnp.asarray(padded),
-        n_starts=jnp.asarray(starts.size, jnp.int32),
+        episodes=index_episodes(np.cumsum(lengths) - lengths, lengths, chunk),
     )

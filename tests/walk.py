@@ -57,7 +57,9 @@ class Walk(AbstractAlgorithm):
             place = place + nan
         return TrainState(state.nets | {"place": place}, None, None), {"walk/loss": loss}
 
-    def act(self, state: TrainState, obs: Float[Array, "E D"], key: Key[Array, ""]) -> Float[Array, "E 1 A"]:
+    def act(
+        self, state: TrainState, obs: Float[Array, "E D"], goal: None, key: Key[Array, ""]
+    ) -> Float[Array, "E 1 A"]:
         drift = jnp.broadcast_to(jnp.mean(state.nets["place"]), (len(obs), 1, 2))
         return jnp.tanh(drift + jr.normal(key, drift.shape))
 

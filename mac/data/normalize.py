@@ -1,5 +1,7 @@
 """Min-max normalisation of observations."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -25,23 +27,21 @@ class Normalizer(eqx.Module):
 
     def apply(self, obs: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Observations in the environment's units to normalised ones."""
-        center, half_range = self._wide(obs)
-        return (obs - center) / (half_range + EPSILON)
+        return (obs - jnp.broadcast_to(self.center, obs.shape)) / jnp.broadcast_to(self.width, obs.shape)
 
     def invert(self, obs: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Normalised observations back to the environment's units."""
-        center, half_range = self._wide(obs)
-        return obs * (half_range + EPSILON) + center
+        return obs * jnp.broadcast_to(self.width, obs.shape) + jnp.broadcast_to(self.center, obs.shape)
 
-    def _wide(self, obs: Float[Array, "*batch D"]) -> tuple[Array, Array]:
-        """Both statistics in the shape of `obs`: spelled out, since implicit promotion hides mistakes."""
-        return jnp.broadcast_to(self.center, obs.shape), jnp.broadcast_to(self.half_range, obs.shape)
+    def part(self, columns: Sequence[int]) -> "Normalizer":
+        """The map of some entries alone, such as those that make up a goal."""
+        at = jnp.asarray(tuple(columns), jnp.int32)
+        return Normalizer(self.center[at], self.half_range[at])
 
-    def apply_host(self, obs: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-        """`apply` on the host: one new array, where the device would hold input and output together."""
-        out = obs - np.asarray(self.center)
-        out /= np.asarray(self.half_range + EPSILON)
-        return out
+    @property
+    def width(self) -> Float[Array, " D"]:
+        """What each entry is divided by."""
+        return self.half_range + EPSILON
 
 
 def fit_minmax(obs: Float[np.ndarray, "N D"]) -> Normalizer:

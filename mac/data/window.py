@@ -9,30 +9,57 @@ from jaxtyping import Array, Float, Int
 from mac.data.normalize import Normalizer
 from mac.data.store import Store
 from mac.errors import UserError
-from mac.types import Window
-
-ACTION_LIMIT = 1 - 1e-5
-"""Actions are clipped to ± this, as in the authors' implementation."""
+from mac.types import Column, EpisodeIndex, Window
 
 Relabel = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Raw observations [N, D] to reward [N] and mask [N] (0 where the task is solved) of those states."""
 
 
-def valid_starts(
-    first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"], chunk: int
-) -> Int[np.ndarray, " M"]:
-    """Rows at which a chunk may begin: those of each episode but its last `chunk + 2`.
+def start_counts(length: Int[np.ndarray, " E"], chunk: int) -> Int[np.ndarray, " E"]:
+    """At how many rows of each episode a chunk may begin: the first ones, all but the last `chunk + 2`.
 
-    With T transitions (`length` T + 1) these are 0 ... T-2-chunk, so T-1-chunk of them; a shorter
+    With T transitions (`length` T + 1) these are rows 0 ... T-2-chunk, so T-1-chunk of them; a shorter
     episode has none. The state after the chunk is thus never one of the last two. The second of
     them is given up because the reference marks the last *two* rows of an episode as terminal.
 
     Source: `ACDataset` in the authors' implementation of MAC.
     """
-    count = np.maximum(length - (chunk + 2), 0)
-    total = int(count.sum())
-    before = np.cumsum(count) - count
-    return (np.arange(total) + np.repeat(first - before, count)).astype(np.int32)
+    return np.maximum(length - (chunk + 2), 0)
+
+
+def index_episodes(
+    first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"], chunk: int, room: int = 0
+) -> EpisodeIndex:
+    """The table of episodes that begin at rows `first` and have `length` rows (transitions plus one).
+
+    Args:
+        chunk: actions per chunk, which decides where one may begin.
+        room: episodes that the table has room for, so that windows of other episodes have its shape;
+            at least as many as there are, if less is given.
+    """
+    starts, steps = start_counts(length, chunk), length - 1
+    padding = (0, max(room - len(first), 0))
+
+    def before(count: np.ndarray) -> Array:
+        ends = np.cumsum(count)
+        return _int32(np.pad(ends - count, padding, constant_values=ends[-1]))
+
+    return EpisodeIndex(
+        first=_int32(np.pad(first, padding)),
+        steps=_int32(np.pad(steps, padding)),
+        starts_before=before(starts),
+        steps_before=before(steps),
+        n_starts=_int32(starts.sum()),
+        n_steps=_int32(steps.sum()),
+    )
+
+
+def make_column(stored: Float[np.ndarray, "N D"], normalizer: Normalizer | None = None) -> Column:
+    """Rows in the dataset's units as a column of normalised, or, without `normalizer`, of plain ones."""
+    width = stored.shape[1]
+    if normalizer is None:
+        return Column(jnp.asarray(stored), jnp.zeros(width), jnp.ones(width))
+    return Column(jnp.asarray(stored), normalizer.center, normalizer.width)
 
 
 def make_window(
@@ -45,33 +72,35 @@ def make_window(
         chunk: actions per chunk, at least 1.
         relabel: reward and mask of each row; without it the window has neither.
         shard: which shard, counted from 0.
-    Returns:
-        `starts` has one entry per row; those past `n_starts` repeat the first, a valid start.
     Raises:
         UserError: if `chunk` is not positive, or no episode is long enough for it.
     """
-    if chunk < 1:
-        raise UserError(f"chunk={chunk}: a chunk has at least 1 action")
     split = store.train[shard]
-    starts = valid_starts(split.first, split.length, chunk)
-    if starts.size == 0:
-        longest = int(split.length.max()) - 1
-        raise UserError(
-            f"{store.path}: no episode is long enough for chunk={chunk}: the longest has {longest} "
-            f"transitions, {chunk + 2} are needed; take a smaller chunk or longer episodes"
-        )
-    padded = np.full(len(split.obs), starts[0], np.int32)
-    padded[: starts.size] = starts
+    check_chunk(str(store.path), split.length, chunk)
     reward, mask = relabel(split.obs) if relabel else (None, None)
     return Window(
-        obs=jnp.asarray(normalizer.apply_host(split.obs)),
-        action=jnp.asarray(np.clip(split.action, -ACTION_LIMIT, ACTION_LIMIT)),
-        reward=_column(reward),
-        mask=_column(mask),
-        starts=jnp.asarray(padded),
-        n_starts=jnp.asarray(starts.size, jnp.int32),
+        obs=make_column(split.obs, normalizer),
+        action=make_column(split.action),
+        reward=_numbers(reward),
+        mask=_numbers(mask),
+        episodes=index_episodes(split.first, split.length, chunk),
     )
 
 
-def _column(value: np.ndarray | None) -> Float[Array, " N"] | None:
+def check_chunk(where: str, length: Int[np.ndarray, " E"], chunk: int) -> None:
+    """Raises UserError if no episode of `length` rows holds a chunk of so many actions."""
+    if chunk < 1:
+        raise UserError(f"chunk={chunk}: a chunk has at least 1 action")
+    if not start_counts(length, chunk).any():
+        raise UserError(
+            f"{where}: no episode is long enough for chunk={chunk}: the longest has {length.max() - 1} "
+            f"transitions, {chunk + 2} are needed; take a smaller chunk or longer episodes"
+        )
+
+
+def _int32(value: np.ndarray | np.integer) -> Int[Array, "..."]:
+    return jnp.asarray(value, jnp.int32)
+
+
+def _numbers(value: np.ndarray | None) -> Float[Array, " N"] | None:
     return None if value is None else jnp.asarray(value, jnp.float32)

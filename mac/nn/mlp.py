@@ -53,37 +53,41 @@ class MLP(eqx.Module):
 
     The network reads the concatenation of its inputs, but each input keeps its own share of the
     first layer, and the shares are added with broadcasting: `mlp(obs[B, D], action[N, B, A])`
-    equals concatenating, and multiplies the state by its share once rather than N times.
+    equals concatenating, and multiplies the state by its share once rather than N times. An input that
+    a setting does not have, such as a goal, is None: in the sizes, and in every call.
 
     Source: Park et al. 2025 (MAC), Tables 6-8; the order activation-then-norm is the release's.
     """
 
     dense: tuple[Dense, ...]
     norm: tuple[tuple[Float[Array, " W"], Float[Array, " W"]], ...]
-    in_sizes: tuple[int, ...] = eqx.field(static=True)
+    in_sizes: tuple[int | None, ...] = eqx.field(static=True)
 
-    def __init__(self, in_sizes: Sequence[int], hidden: Sequence[int], out_size: int, *, key: Key[Array, ""]):
+    def __init__(
+        self, in_sizes: Sequence[int | None], hidden: Sequence[int], out_size: int, *, key: Key[Array, ""]
+    ):
         """Args: widths of the inputs in order, of the hidden layers, and of the output."""
-        sizes = (sum(in_sizes), *hidden, out_size)
+        sizes = (sum(size or 0 for size in in_sizes), *hidden, out_size)
         keys = jr.split(key, len(sizes) - 1)
         self.dense = tuple(Dense(m, n, key=k) for (m, n), k in zip(pairwise(sizes), keys, strict=True))
         self.norm = tuple((jnp.ones(w), jnp.zeros(w)) for w in hidden)
         self.in_sizes = tuple(in_sizes)
 
-    def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, "*B out"]:
+    def __call__(self, *inputs: Float[Array, "..."] | None) -> Float[Array, "*B out"]:
         """Inputs of widths `in_sizes`, whose leading axes broadcast, to `[*B, out_size]`.
 
         Raises:
             TypeError: at trace time, when the inputs' widths are not `in_sizes`.
         """
-        widths = tuple(x.shape[-1] for x in inputs)
+        widths = tuple(None if x is None else x.shape[-1] for x in inputs)
         if widths != self.in_sizes:
             raise TypeError(f"inputs of widths {widths}; this network reads {self.in_sizes}")
         first, *rest = self.dense
-        ends = accumulate(self.in_sizes)
+        given = [x for x in inputs if x is not None]
+        ends = accumulate(x.shape[-1] for x in given)
         x = first.bias
-        for part, width, end in zip(inputs, self.in_sizes, ends, strict=True):
-            x = add(x, part @ first.weight[end - width : end])
+        for part, end in zip(given, ends, strict=True):
+            x = add(x, part @ first.weight[end - part.shape[-1] : end])
         # XLA's CPU products, and above all their gradients, are faster with a single leading axis.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         for (scale, bias), dense in zip(self.norm, rest, strict=True):
@@ -91,11 +95,11 @@ class MLP(eqx.Module):
         return x.reshape(*leading, x.shape[-1])
 
 
-def value_net(in_sizes: Sequence[int], hidden: Sequence[int], *, key: Key[Array, ""]) -> MLP:
+def value_net(in_sizes: Sequence[int | None], hidden: Sequence[int], *, key: Key[Array, ""]) -> MLP:
     """An MLP of one output; `scalar(net, ...)` drops the axis."""
     return MLP(in_sizes, hidden, 1, key=key)
 
 
-def scalar(net: MLP, *inputs: Float[Array, "..."]) -> Float[Array, "*B"]:
+def scalar(net: MLP, *inputs: Float[Array, "..."] | None) -> Float[Array, "*B"]:
     """The network's single output without its axis."""
     return net(*inputs)[..., 0]

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mac.errors import UserError, one_line
+from mac.files import write_json
 from mac.run.compatible import check_config, check_shapes
-from mac.run.record import write_json
 
 FORMAT = 1
 """Version of the layout above."""

@@ -52,6 +52,7 @@ def choose(
     normalizer: Normalizer,
     state: TrainState,
     obs: Float[Array, "S E D"],
+    goal: Float[Array, "S E G"] | None,
     keys: Key[Array, "S E"],
     decision: Int[Array, "S E"],
 ) -> Float[Array, "S E n A"]:
@@ -59,16 +60,20 @@ def choose(
 
     Args:
         state: leading axis S.
-        obs: in the environment's units.
+        obs, goal: in the environment's units; a goal's entries are those of `EnvSpec.goal_columns`.
         keys: of each episode's policy, as `episode_keys` gives them.
         decision: how many chunks each episode has executed.
     """
 
-    def one(state: TrainState, obs: Float[Array, " D"], key: Key[Array, ""]) -> Float[Array, "n A"]:
-        return algo.act(state, obs[None], key)[0]
+    def one(
+        state: TrainState, obs: Float[Array, " D"], goal: Float[Array, " G"] | None, key: Key[Array, ""]
+    ) -> Float[Array, "n A"]:
+        return algo.act(state, obs[None], None if goal is None else goal[None], key)[0]
 
     noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)
-    return map_seeds(jax.vmap(one, in_axes=(None, 0, 0)), state, normalizer.apply(obs), noise)
+    if goal is not None:
+        goal = normalizer.part(algo.env.goal_columns).apply(goal)
+    return map_seeds(jax.vmap(one, in_axes=(None, 0, 0, 0)), state, normalizer.apply(obs), goal, noise)
 
 
 class _Rollout(eqx.Module):
@@ -137,14 +142,16 @@ def evaluate(
 
 
 def _play(env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]]) -> _Rollout:
-    """Plays from the states `start` until all are done; `policy(obs=, decision=)` gives chunks."""
+    """Plays from the states `start` until all are done; `policy(obs=, goal=, decision=)` gives chunks."""
 
     def step(c: _Rollout, action: Float[Array, "S E A"]) -> tuple[_Rollout, None]:
         after = jax.vmap(jax.vmap(env.step))(c.env, action)
         return _Rollout(after, c.total + jnp.where(c.env.done, 0, after.reward), c.decision), None
 
     def decide(c: _Rollout) -> _Rollout:
-        actions = policy(obs=c.env.obs, decision=jnp.broadcast_to(c.decision, c.env.done.shape))
+        actions = policy(
+            obs=c.env.obs, goal=c.env.goal, decision=jnp.broadcast_to(c.decision, c.env.done.shape)
+        )
         c, _ = jax.lax.scan(step, c, jnp.moveaxis(actions, 2, 0))
         return _Rollout(c.env, c.total, c.decision + 1)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mac.run.record import replace_file
+from mac.files import replace_file
 from mac.run.stats import Curve, Summary, learning_curve, summarise
 
 if TYPE_CHECKING:

@@ -4,68 +4,22 @@ import contextlib
 import datetime
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 
-from mac.errors import UserError, one_line
+from mac.files import read_json, write_json
 
 PACKAGES = (
     "mac-jax", "jax", "jaxlib", "numpy", "equinox", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx",
     "warp-lang", "ogbench", "gymnasium", "dm-control",
 )  # fmt: skip
-
-
-def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Lets `write` fill a file that takes the place of `path` once it is whole and on the disk.
-
-    `path` holds either its old content or all of the new, at every moment. Missing folders are made.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(f"cannot write {path}: {reason}; free space or set rights") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON (what JSON lacks as its `str`), as `replace_file` does."""
-    text = json.dumps(value, indent=2, default=str) + "\n"
-    replace_file(path, lambda file: file.write(text.encode()))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UserError: it cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it or delete it") from error
 
 
 def versions() -> dict[str, str]:

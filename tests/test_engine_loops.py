@@ -1,4 +1,9 @@
-"""Engine `mjx` under OGBench's play expert in closed loop: as many targets reached as on engine `c`."""
+"""Engines `mjx` and `warp` under OGBench's play expert in closed loop: as many targets reached as on `c`.
+
+`pytest -m slow -s` prints how many.
+"""
+
+import functools
 
 import equinox as eqx
 import jax
@@ -8,14 +13,18 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Bool, Int, Key
 
-from envs_mjx import experts
+from envs_mjx import engine_warp_setup, experts
 from envs_mjx.arm import build_arm
 from envs_mjx.engine import AbstractEngine
 from envs_mjx.engine_c import CEngine
 from envs_mjx.engine_mjx import MjxEngine
+from envs_mjx.engine_warp import WarpEngine
 from envs_mjx.scenes import build_scene
 from envs_mjx.world import Tabletop
 
+needs_warp = pytest.mark.skipif(
+    not engine_warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
+)
 EPISODES, STEPS = 10, 120
 FAMILIES = ("cube-single", "cube-double", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x5")
 
@@ -36,9 +45,11 @@ def reaches(table: Tabletop, key: Key[Array, ""]) -> tuple[Bool[Array, ""], Int[
     return experts.achieved(scene, expert.target, table.readings(world)), world.physics.dropped
 
 
-def rates(engine: AbstractEngine, family: str) -> tuple[np.ndarray, np.ndarray]:
+@functools.cache
+def rates(kind: type[AbstractEngine], family: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of each episode, the same in every engine: whether the target is reached, and contacts dropped."""
     scene = build_scene(family)
-    table = Tabletop(engine, scene, build_arm(scene))
+    table = Tabletop(kind(scene), scene, build_arm(scene))
     run = eqx.filter_jit(lambda table, keys: jax.vmap(lambda key: reaches(table, key))(keys))
     reached, dropped = run(table, jr.split(jr.key(3), EPISODES))
     return np.asarray(reached), np.asarray(dropped)
@@ -47,10 +58,11 @@ def rates(engine: AbstractEngine, family: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.promotion
 @pytest.mark.parametrize("family", FAMILIES)
-def test_experts_reach_as_many_targets_as_in_c_but_at_most_one(family: str):
-    scene = build_scene(family)
-    here, dropped = rates(MjxEngine(scene), family)
-    there, _ = rates(CEngine(scene), family)
+@pytest.mark.parametrize("kind", [MjxEngine, pytest.param(WarpEngine, marks=needs_warp)])
+def test_experts_reach_as_many_targets_as_in_c_but_at_most_one(kind: type[AbstractEngine], family: str):
+    here, dropped = rates(kind, family)
+    there, _ = rates(CEngine, family)
+    print(f"\n{family}: {here.sum()} on {kind.__name__}, {there.sum()} on c; {(here != there).sum()} differ")
     assert there.sum() >= EPISODES / 2
     assert here.sum() >= there.sum() - 1
     assert not dropped.any()

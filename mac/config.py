@@ -1,0 +1,89 @@
+"""Hyperparameters of MAC and, by inheritance, of its ablations."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mac.errors import UserError
+from mac.types import GoalLaw
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyperparameters of MAC; the defaults are the paper's for single-task reward data.
+
+    Laws of goals are three probabilities: the state itself, a later state of its episode, any state.
+    """
+
+    batch: int = 256
+    """chunks per update"""
+    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """width of each hidden layer, of every network"""
+    lr: float = 3e-4
+    """learning rate of Adam"""
+    cooldown: float = 0.0
+    """share of the run, at its end, over which the learning rate falls linearly to 0; in [0, 1]"""
+    discount: float = 0.999
+    """discount factor γ per environment step, in (0, 1)"""
+    tau_ema: float = 0.005
+    """rate at which the slow copy of V follows V, per update, in (0, 1]"""
+    chunk: int = 10
+    """actions per chunk, n"""
+    rollout: int = 10
+    """imagined chunks per rollout, H"""
+    rollout_batch: int = 1024
+    """rollouts per update, from the first states of the batch; at most `batch` of them exist"""
+    candidates: int = 8
+    """chunks sampled per choice while training, N"""
+    candidates_test: int = 32
+    """chunks sampled per choice while acting, N"""
+    flow_steps: int = 10
+    """Euler steps of the flow policy that the one-step policy imitates, F"""
+    flow_steps_test: int = 0
+    """Euler steps of the flow policy while acting; 0 acts with the one-step policy, as the paper does"""
+    lam: float = 1.0
+    """λ of the imagined returns, in [0, 1]"""
+    chunk_reward: Literal["mean", "sum"] = "mean"
+    """a chunk's reward: discounted mean of its rewards (the paper's runs) or sum (its eq. 6)"""
+    value: Literal["squared", "bce"] = "squared"
+    """loss of V and Q: squared error, or cross-entropy of values in [0, 1] (only with goals: the
+    discounted chance of success)"""
+    value_goals: tuple[float, float, float] = (0.2, 0.5, 0.3)
+    """law of the goals of models, V and Q: current, later, any (only with goals)"""
+    value_goals_geometric: bool = False
+    """whether a later state is near with the discount's geometric law, or uniform"""
+    actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    """law of the goals of the policy: current, later, any (only with goals)"""
+    actor_goals_geometric: bool = True
+    """whether a later state is near with the discount's geometric law, or uniform"""
+    release_bce: bool = False
+    """a slip of the authors' release: with value bce, Q's target takes the logit of V for its value"""
+    execute: int = 1
+    """actions of a chunk executed before planning anew, 1 to `chunk`"""
+
+    def __post_init__(self):
+        whole = ("batch", "chunk", "rollout", "rollout_batch", "candidates", "candidates_test", "flow_steps")
+        for name in whole:
+            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        self._require("flow_steps_test", self.flow_steps_test >= 0, "must be at least 0")
+        self._require("hidden", min(self.hidden, default=0) >= 1, "give at least one width, each at least 1")
+        self._require("execute", 1 <= self.execute <= self.chunk, f"must be 1 to --hp.chunk={self.chunk}")
+        self._require("discount", 0 < self.discount < 1, "must be in (0, 1)")
+        self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
+        self._require("tau_ema", 0 < self.tau_ema <= 1, "must be in (0, 1]")
+        self._require("cooldown", 0 <= self.cooldown <= 1, "must be in [0, 1]")
+        for name in ("value_goals", "actor_goals"):
+            law = getattr(self, name)
+            whole = len(law) == 3 and min(law) >= 0 and abs(sum(law) - 1) < 1e-6
+            self._require(name, whole, "give three probabilities that add up to 1")
+        self._require("release_bce", not self.release_bce or self.value == "bce", "needs --hp.value bce")
+        self._require("lr", 0 < self.lr < float("inf"), "must be positive and finite")
+
+    def law(self, which: Literal["value", "actor"]) -> GoalLaw:
+        """How goals are drawn for values or for the policy."""
+        odds = self.value_goals if which == "value" else self.actor_goals
+        near = self.value_goals_geometric if which == "value" else self.actor_goals_geometric
+        return GoalLaw(*odds, geometric=near, discount=self.discount)
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: {rule}")

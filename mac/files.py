@@ -1,0 +1,76 @@
+"""Files that are written whole or not at all, and what a user is told when the disk refuses."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from mac.errors import UserError, one_line
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While entered, what the system says against writing `path`, a file or a folder, is a `UserError`.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise UserError(
+            f"cannot write {path}: {reason}; free some space, set rights or choose another folder"
+        ) from error
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | None = None) -> None:
+    """Lets `write` fill a file that takes the place of `path` once it is whole and on the disk.
+
+    `path` holds either its old content or all of the new, at every moment. Missing folders are made.
+
+    Args:
+        part: where the file is until then, on the same file system; a killed process leaves it there.
+            A hidden file of this process beside `path` if None.
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    part = part or path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                write(file)
+                settle(file)
+            os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def settle(file: IO[bytes]) -> None:
+    """Returns when all that was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any, *, part: Path | None = None) -> None:
+    """Writes `value` as indented JSON (what JSON lacks as its `str`), as `replace_file` does."""
+    text = json.dumps(value, indent=2, default=str) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()), part=part)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it or delete it") from error
