@@ -89,6 +89,8 @@ class Column(eqx.Module):
     def __len__(self) -> int:
         return len(self.stored)
 
+    __iter__ = None  # else Python would ask for rows beyond the last, which JAX answers for ever
+
 
 class EpisodeIndex(eqx.Module):
     """Which rows of a window are which episode; tables of E episodes, some of which may be padding.

@@ -45,13 +45,13 @@ def test_random_chunks_stay_in_one_episode(window):
 def test_host_batches_are_the_windows_rows(window):
     drawn = HostData(window).draw(np.random.default_rng(0), batch=5, chunk=CHUNK)
     batch = jax.tree.map(np.asarray, drawn)
-    obs = np.asarray(window.obs)
+    obs, action = np.asarray(window.obs[:]), np.asarray(window.action[:])
     for i in range(5):
         (start,) = np.flatnonzero((obs == batch.obs[i]).all(axis=1))
         assert start in HostData(window).starts
         np.testing.assert_array_equal(batch.next_obs[i], obs[start + CHUNK])
         for step in range(CHUNK):
-            np.testing.assert_array_equal(batch.actions[i, step], window.action[start + step])
+            np.testing.assert_array_equal(batch.actions[i, step], action[start + step])
             assert batch.rewards[i, step] == window.reward[start + step]
             assert batch.masks[i, step] == window.mask[start + step]
 

@@ -17,10 +17,10 @@ draw = jax.jit(sample, static_argnums=1)
 
 
 def numbered(lengths: list[int], chunk: int) -> Window:
-    """Episodes whose observations are (row, episode), and whose actions are (row, -row)."""
+    """Episodes whose observations are (row, episode), and whose actions are (row, -row) / 1000."""
     row = np.arange(sum(lengths), dtype=np.float32)
     episode = np.repeat(np.arange(len(lengths), dtype=np.float32), lengths)
-    window = from_rows(np.stack([row, episode], -1), np.stack([row, -row], -1), np.asarray(lengths), chunk)
+    window = from_rows(np.stack([row, episode], -1), np.stack([row, -row], -1) / 1000, np.asarray(lengths), chunk)
     return dataclasses.replace(window, reward=jnp.asarray(10 * row), mask=jnp.asarray(row % 3))
 
 
@@ -38,8 +38,8 @@ def test_chunks_hold_consecutive_rows_of_one_episode(seed: int):
     batch = draw(numbered(lengths, chunk), SampleSpec(64, chunk), jr.key(seed))
     start = np.asarray(batch.obs)[:, 0]
     rows = expected(start, chunk)
-    np.testing.assert_array_equal(batch.actions[..., 0], rows)
-    np.testing.assert_array_equal(batch.actions[..., 1], -np.asarray(rows))
+    np.testing.assert_allclose(batch.actions[..., 0] * 1000, rows, rtol=1e-6)
+    np.testing.assert_allclose(batch.actions[..., 1] * 1000, -np.asarray(rows), rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(batch.next_obs)[:, 0], start + chunk)
     np.testing.assert_array_equal(np.asarray(batch.next_obs)[:, 1], np.asarray(batch.obs)[:, 1])
 
