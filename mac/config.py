@@ -6,6 +6,8 @@ from typing import Literal
 from mac.errors import UserError
 from mac.types import GoalLaw
 
+Later = Literal["uniform", "geometric"]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -49,12 +51,12 @@ class Config:
     discounted chance of success)"""
     value_goals: tuple[float, float, float] = (0.2, 0.5, 0.3)
     """law of the goals of models, V and Q: current, later, any (only with goals)"""
-    value_goals_geometric: bool = False
-    """whether a later state is near with the discount's geometric law, or uniform"""
+    value_goals_later: Later = "uniform"
+    """how far ahead a later state is: uniform over what is left, or geometric with the discount"""
     actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
     """law of the goals of the policy: current, later, any (only with goals)"""
-    actor_goals_geometric: bool = True
-    """whether a later state is near with the discount's geometric law, or uniform"""
+    actor_goals_later: Later = "geometric"
+    """how far ahead a later state is: uniform over what is left, or geometric with the discount"""
     release_bce: bool = False
     """a slip of the authors' release: with value bce, Q's target takes the logit of V for its value"""
     execute: int = 1
@@ -66,7 +68,9 @@ class Config:
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         self._require("flow_steps_test", self.flow_steps_test >= 0, "must be at least 0")
         self._require("hidden", min(self.hidden, default=0) >= 1, "give at least one width, each at least 1")
-        self._require("execute", 1 <= self.execute <= self.chunk, f"must be 1 to --hp.chunk={self.chunk}")
+        self._require(
+            "execute", 1 <= self.execute <= self.chunk, f"must be 1 to --hp.chunk={self.chunk}; change either"
+        )
         self._require("discount", 0 < self.discount < 1, "must be in (0, 1)")
         self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
         self._require("tau_ema", 0 < self.tau_ema <= 1, "must be in (0, 1]")
@@ -81,9 +85,14 @@ class Config:
     def law(self, which: Literal["value", "actor"]) -> GoalLaw:
         """How goals are drawn for values or for the policy."""
         odds = self.value_goals if which == "value" else self.actor_goals
-        near = self.value_goals_geometric if which == "value" else self.actor_goals_geometric
-        return GoalLaw(*odds, geometric=near, discount=self.discount)
+        later = self.value_goals_later if which == "value" else self.actor_goals_later
+        return GoalLaw(*odds, geometric=later == "geometric", discount=self.discount)
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: {rule}")
+
+    def _require_default(self, *names: str, reason: str) -> None:
+        """For what a method lacks: a setting that would be ignored in silence is an error instead."""
+        for name in names:
+            self._require(name, getattr(self, name) == getattr(type(self), name), f"{reason}; leave it out")

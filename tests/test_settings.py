@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_every_flag_is_explained_in_the_help(capsys: pytest.CaptureFixture[str])
     names = list(flags(settings_of()))
     assert len(names) > 30
     for flag in names:
-        after = shown.split(f" {flag} ", 1)[1].split("(default", 1)[0]
+        after = re.split(f" {flag}[ ,]", shown, maxsplit=1)[1].split("(default", 1)[0]
         assert len(after.split()) >= 3, f"{flag} is not explained"
 
 
