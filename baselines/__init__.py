@@ -5,17 +5,48 @@ from typing import Any, NamedTuple
 
 from mac.algorithm import AbstractAlgorithm
 from mac.config import Config as MACConfig
+from mac.fql import MACFQL, FQLConfig
+from mac.gaussian import GaussianConfig, MACGaussian
 from mac.mac import MAC
+from mac.nodistill import MACNoDistill, NoDistillConfig
 
 
 class Entry(NamedTuple):
-    """One algorithm: `algorithm(config(...), env_spec, steps)` builds it for a run of so many updates."""
+    """One algorithm: `algorithm(config(...), env_spec, steps)` builds it for a run of so many updates.
+
+    Attributes:
+        title: name with its source.
+        learns: what it learns, in one line.
+        year: of the publication.
+        arxiv: its number there.
+    """
 
     config: type[Any]
     algorithm: Callable[..., AbstractAlgorithm]
     title: str
+    learns: str
+    year: int
+    arxiv: str
+
+
+def _mac(config: type[MACConfig], algorithm: type[MAC], title: str, learns: str) -> Entry:
+    """An entry of the paper that MAC and its ablations are from."""
+    return Entry(config, algorithm, f"{title} (Park et al. 2025)", learns, 2025, "2512.08108")
 
 
 REGISTRY: dict[str, Entry] = {
-    "mac": Entry(MACConfig, MAC, "MAC (Park et al. 2025)"),
-}
+    "mac": _mac(
+        MACConfig, MAC, "MAC",
+        "model of action chunks, V from its rollouts; acts by the best of N chunks of a flow policy",
+    ),
+    "mac_gaussian": _mac(
+        GaussianConfig, MACGaussian, "MAC (Gau)", "MAC whose policy is a Gaussian, not a flow",
+    ),
+    "mac_fql": _mac(
+        FQLConfig, MACFQL, "MAC (FQL)", "MAC whose policy is trained on Q; one sample, no choice",
+    ),
+    "mac_nodistill": _mac(
+        NoDistillConfig, MACNoDistill, "MAC without distillation",
+        "MAC whose one-step policy is trained on the data, not on a flow of many steps",
+    ),
+}  # fmt: skip

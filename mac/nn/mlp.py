@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, Key
 LAYER_NORM_EPS = 1e-6  # Flax's default; the one the paper's networks were trained with
 
 
-def glorot_uniform(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "in out"]:
-    """Uniform on ±sqrt(6 / (fan_in + fan_out)), as Glorot and Bengio (2010)."""
-    bound = (6.0 / sum(shape)) ** 0.5
+def glorot_uniform(
+    key: Key[Array, ""], shape: tuple[int, int], variance: float = 1.0
+) -> Float[Array, "in out"]:
+    """Uniform on ±sqrt(6 variance / (fan_in + fan_out)); Glorot and Bengio (2010) at `variance` 1."""
+    bound = (6.0 * variance / sum(shape)) ** 0.5
     return jr.uniform(key, shape, minval=-bound, maxval=bound)
 
 
@@ -35,13 +37,13 @@ def layer_norm(
 
 
 class Dense(eqx.Module):
-    """An affine map with Glorot-uniform weights and zero bias."""
+    """An affine map with Glorot-uniform weights, times the root of `variance`, and zero bias."""
 
     weight: Float[Array, "in out"]
     bias: Float[Array, " out"]
 
-    def __init__(self, in_size: int, out_size: int, *, key: Key[Array, ""]):
-        self.weight = glorot_uniform(key, (in_size, out_size))
+    def __init__(self, in_size: int, out_size: int, *, key: Key[Array, ""], variance: float = 1.0):
+        self.weight = glorot_uniform(key, (in_size, out_size), variance)
         self.bias = jnp.zeros(out_size)
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:

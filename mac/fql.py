@@ -1,0 +1,70 @@
+"""MAC (FQL): MAC whose policy climbs Q instead of choosing among samples (Park et al. 2025, arXiv
+2512.08108, table 3; the extraction is that of flow Q-learning, Park et al. 2025, arXiv 2502.02538).
+
+The one-step policy learns on all imagined states: to stay near the flow policy, and to raise Q. One
+sample of it, without choice, acts in rollouts and in the environment. It shows what rejection sampling
+is worth: a policy trained on Q finds the actions at which Q and the model are wrong.
+
+The Q loss is divided by the mean of |Q|. The authors' implementation averages over the rollout before
+it takes the absolute value, which is the same while Q has one sign. Where the environment has goals the
+paper has no such runs; the policy then learns for the goal of the rollout.
+"""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Key
+
+from mac.config import Config
+from mac.mac import MAC, Goal, Losses, Nets, integrate, mse
+from mac.nn.mlp import scalar
+from mac.ops.flow import flow_matching_loss
+from mac.ops.imagine import Trajectory
+
+
+@dataclass(frozen=True)
+class FQLConfig(Config):
+    """Hyperparameters of MAC, with one candidate, and those of the policy's loss."""
+
+    candidates: int = 1
+    """chunks sampled per choice while training, N; 1 = no choice"""
+    candidates_test: int = 1
+    """chunks sampled per choice while acting, N; 1 = no choice"""
+    alpha: float = 1.0
+    """weight of staying near the flow policy, against raising the normalised Q; at least 0"""
+    release_discount: bool = False
+    """a slip of the authors' release: V's returns are discounted as if a chunk were one step"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require_default("flow_steps_test", reason="the policy that is trained on Q acts, not the flow")
+        self._require("alpha", 0 <= self.alpha < float("inf"), "must be at least 0 and finite")
+
+
+class MACFQL(MAC):
+    """MAC with a one-step policy trained on Q."""
+
+    cfg: FQLConfig = eqx.field(static=True)
+
+    @property
+    def value_discount(self) -> float:
+        return self.cfg.discount if self.cfg.release_discount else self.discount
+
+    def clone(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
+        """Loss of the flow policy, to which `improve` ties the one-step policy."""
+        return {"policy/flow_loss": flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, key)}
+
+    def improve(self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
+        """`alpha` times the distance to the flow policy, and minus Q over its mean size.
+
+        With values of the kind "bce" Q is its network's output, a logit.
+        """
+        noise = jr.normal(key, tau.action.shape)
+        teacher = jnp.clip(integrate(sg(nets.flow), tau.obs, g, noise, self.cfg.flow_steps), -1, 1)
+        chunk = nets.policy(tau.obs, g, noise)
+        q = scalar(sg(nets.q), tau.obs, g, jnp.clip(chunk, -1, 1))
+        q_loss = -jnp.mean(q) / sg(jnp.mean(jnp.abs(q)))
+        return {"policy/distil_loss": self.cfg.alpha * mse(chunk, teacher), "policy/q_loss": q_loss}
