@@ -209,6 +209,7 @@ def _reason(stop: SystemExit, box: str) -> UserError:
     first = 1 if rules[:1] == [0] else 0
     last = next((i for i in rules if i >= first), len(body))
     said = " ".join(body[first:last]).removeprefix("Error parsing ").rstrip(".")
+    said = re.sub(r"^Missing from .*?: (\S+) .*", r"\1 is missing", said)
     said = said.replace("Unrecognized options:", "unexpected argument")
     said = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", said)
     said = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", said)

@@ -25,10 +25,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from envs_mjx.episodes import EPISODE_ROWS
 from experiments import bench_envs
 from experiments.bench_eval import EvalRow, measure_evaluation
 from experiments.bench_train import TrainRow, measure_training
-from experiments.contenders import EPISODE_ROWS
 from experiments.measured import write_csv
 from mac.config import Config
 from mac.errors import UserError

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
+from envs_mjx.episodes import EPISODE_ROWS
 from experiments.plan import product_chain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
@@ -22,8 +23,6 @@ from mac.data.window import index_episodes, make_column
 from mac.run import segment as loop
 from mac.run.flops import product_flops
 from mac.types import Batch, EnvSpec, Metrics, Window
-
-EPISODE_ROWS = 1001
 
 
 class Contender(NamedTuple):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs_mjx.episodes import EPISODE_ROWS
 from experiments import bench, bench_train, contenders
 from experiments.bench_eval import measure_evaluation
 from experiments.contenders import Contender, HostData
@@ -31,7 +32,7 @@ ROW = bench_train.TrainRow(
 
 @pytest.fixture(scope="module")
 def window():
-    return contenders.random_window(bench_train.SPEC, 2 * contenders.EPISODE_ROWS, CHUNK)
+    return contenders.random_window(bench_train.SPEC, 2 * EPISODE_ROWS, CHUNK)
 
 
 def test_random_chunks_stay_in_one_episode(window):
@@ -39,7 +40,7 @@ def test_random_chunks_stay_in_one_episode(window):
     assert len(starts) > 1900
     last = starts + CHUNK
     assert last.max() < len(window.obs)
-    assert (starts // contenders.EPISODE_ROWS == last // contenders.EPISODE_ROWS).all()
+    assert (starts // EPISODE_ROWS == last // EPISODE_ROWS).all()
 
 
 def test_host_batches_are_the_windows_rows(window):

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from envs_mjx import episodes
+from envs_mjx import episodes, scenes
 from envs_mjx.episodes import Simulator
-from envs_mjx.request import Request
+from envs_mjx.experts import STYLES
+from envs_mjx.request import LANES, Request
 from experiments import collect, dataset
 from experiments.collect import dataset_name, default_folder, episodes_of, main
 from experiments.settings import DataConfig
@@ -98,18 +99,31 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ({"--shard-rows": "0"}, "--shard-rows=0"),
         ({"--seed": "-1"}, "seed=-1"),
         ({"--rows": "100B", "--shard-rows": "1"}, "too many files"),
-        ({"--seed": "x"}, "'x'"),
+        ({"--seed": "x"}, "--seed: 'x' is not a whole number"),
         ({"--threads": "0"}, "--threads=0"),
         ({"--lanes": "0"}, "--lanes=0"),
         ({"--engine": "bullet"}, "'bullet'"),
         ({"--out": str(tmp_path / "file" / "d")}, "choose another --out"),
         ({"--out": "/proc/d"}, "choose another --out"),
-        ({"--colour": "red"}, "--colour"),
+        ({"--colour": "red"}, "unknown flag --colour"),
+        ({"--row": "5"}, "did you mean --rows?"),
     ):
         argv = [word for pair in (good | change).items() for word in pair]
         assert message in error_of(argv, capsys)
-    assert "--rows" in error_of(["--env", "scene"], capsys)
+    assert error_of(["--env", "scene"], capsys) == "error: --rows is missing; see --help"
+    assert error_of(["--seed", "1"], capsys) == "error: --env is missing; see --help"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_the_help_names_every_flag_and_value(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert not stop.value.code
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for flag in ("env", "rows", "style", "seed", "out", "shard-rows", "engine", "threads", "lanes"):
+        assert f" --{flag} " in said
+    for choices in (scenes.FAMILIES, STYLES, LANES):
+        assert all(choice in said for choice in choices)
 
 
 @pytest.mark.usefixtures("instant")
