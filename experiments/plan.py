@@ -47,17 +47,26 @@ class Plan(NamedTuple):
     seeds: int
 
 
-def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> Plan:
-    """Sizes of a run, from shapes alone: nothing is compiled or computed and no data is read."""
+def make_plan(
+    algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int, dtype: str = "float32", held: int = 1
+) -> Plan:
+    """Sizes of a run, from shapes alone: nothing is compiled or computed and no data is read.
+
+    Args:
+        rows: of a window, which is the whole dataset where that stays on the device.
+        dtype: how rows are stored.
+        held: windows that are on the device at a time.
+    """
+
+    def column(width: int) -> Column:
+        return Column(jnp.zeros((rows, width), dtype), jnp.zeros(width), jnp.ones(width))
 
     def window() -> Window:
         reward = jnp.zeros(rows) if spec.goal_dim is None else None
         table, one = jnp.zeros(-(-rows // EPISODE_ROWS), jnp.int32), jnp.zeros((), jnp.int32)
         return Window(
-            obs=Column(jnp.zeros((rows, spec.obs_dim)), jnp.zeros(spec.obs_dim), jnp.ones(spec.obs_dim)),
-            action=Column(
-                jnp.zeros((rows, spec.action_dim)), jnp.zeros(spec.action_dim), jnp.ones(spec.action_dim)
-            ),
+            obs=column(spec.obs_dim),
+            action=column(spec.action_dim),
             reward=reward,
             mask=reward,
             episodes=EpisodeIndex(table, table, table, table, one, one),
@@ -75,7 +84,8 @@ def make_plan(algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int) -> 
         params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},
         flops=product_flops(update, data, state, key),
         state_bytes=seeds * _bytes(state),
-        window_bytes=_bytes(data) * (len(jax.local_devices()) if seeds > 1 else 1),
+        # Each device has its own, except that those of a CPU read the same rows.
+        window_bytes=held * _bytes(data),
         update=update,
         args=(data, state, key),
         seeds=seeds,

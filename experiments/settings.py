@@ -14,6 +14,8 @@ HP = TypeVar("HP")
 Preset = Literal["auto", "paper", "laptop"]
 PRESETS: tuple[str, ...] = typing.get_args(Preset)
 Engine = Literal["auto", "c", "mjx", "warp"]
+Resident = Literal["auto", "yes", "no"]
+StoredAs = Literal["auto", "float32", "uint16"]
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,26 @@ class DataConfig:
     """Where the dataset comes from."""
 
     path: Path | None = None
-    """an OGBench .npz file, or a folder of shards; None = search, else generate"""
+    """an OGBench .npz file, a folder of shards, or prepare.py's store; None = search, else generate"""
     dir: Path = Path("data")
     """folder for generated datasets and converted stores; also searched, as is ~/.ogbench/data"""
     rows: int = 1_001_000
     """rows to generate if no dataset is found (1001 per episode; a tenth more for validation)"""
     seed: int = 0
-    """seed of the generated dataset"""
+    """seed of the generated dataset, and of the order of windows"""
+    dtype: StoredAs = "auto"
+    """how rows are stored: uint16 takes half the memory of float32; auto = as prepared, else float32"""
+    resident: Resident = "auto"
+    """whether all rows stay on the device, or windows of them take turns; auto = if they fit"""
+    window: int = 1_001_000
+    """most rows of a window, where windows take turns"""
+    window_updates: int = 1_000
+    """updates that each of these windows serves"""
 
     def __post_init__(self):
-        if self.rows < 1:
-            raise UserError(f"--data.rows={self.rows}: must be at least 1")
+        for name in ("rows", "window", "window_updates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--data.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--data.seed={self.seed}: must be in [0, 2**31)")
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mac.data import store as store_module
+from mac.data import convert as convert_module
+from mac.data.convert import prepare
 from mac.data.npz import read
-from mac.data.store import Store, prepare, shard_files
+from mac.data.shards import shard_files
+from mac.data.store import Store
 from mac.data.window import make_window
 from mac.errors import UserError
 from tests.small_files import SPEC, identity, write, write_pair
@@ -24,7 +26,7 @@ def train(tmp_path: Path) -> Path:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [p.name for p in folder.iterdir() if ".new-" in p.name]
+    return [p.name for p in folder.iterdir() if p.name.endswith((".part", ".old"))]
 
 
 def test_store_holds_what_the_file_holds(tmp_path: Path, train: Path):
@@ -41,7 +43,7 @@ def test_store_holds_what_the_file_holds(tmp_path: Path, train: Path):
 
 def test_second_prepare_converts_nothing(tmp_path: Path, train: Path, monkeypatch: pytest.MonkeyPatch):
     prepare(train, tmp_path / "store", SPEC)
-    monkeypatch.setattr(store_module, "read", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(convert_module, "read", lambda path: pytest.fail("read again"))
     assert prepare(train, tmp_path / "store", SPEC).rows == 49
 
 
@@ -80,15 +82,18 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path):
     assert [len(split.obs) for split in store.train] == [10, 11, 12]
     assert store.val is not None
     np.testing.assert_array_equal(store.val.obs, read(folder / "toy-000-val.npz").obs)
-    window = make_window(store, identity(), chunk=2, shard=1)
-    assert window.obs.shape == (11, 3)
+    # One window holds the rows of all shards, end to end.
+    window = make_window(store, identity(), chunk=2)
+    np.testing.assert_array_equal(window.obs[:], np.concatenate([split.obs for split in store.train]))
+    np.testing.assert_array_equal(window.action[:], np.concatenate([split.action for split in store.train]))
+    np.testing.assert_array_equal(window.episodes.first, [0, 10, 21])
 
 
 def test_killed_conversion_leaves_nothing_that_is_read(tmp_path: Path, train: Path):
     # What a kill leaves behind: a temporary folder, and no folder under the store's own name.
-    half = tmp_path / ".store.new-killed"
-    half.mkdir()
-    (half / "meta.json").write_text("{")
+    half = tmp_path / ".store.part" / "train-000.new"
+    half.mkdir(parents=True)
+    (half / "obs.npy").write_bytes(b"half")
     assert prepare(train, tmp_path / "store", SPEC).rows == 49
     assert leftovers(tmp_path) == []
 
@@ -101,7 +106,7 @@ def test_concurrent_prepares_convert_once(tmp_path: Path, train: Path, monkeypat
         time.sleep(0.05)
         return read(path)
 
-    monkeypatch.setattr(store_module, "read", slow_read)
+    monkeypatch.setattr(convert_module, "read", slow_read)
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(lambda _: prepare(train, tmp_path / "store", SPEC), range(4)))
     assert [s.rows for s in stores] == [49] * 4
@@ -133,7 +138,7 @@ def test_damaged_store_is_named(tmp_path: Path, train: Path):
     np.testing.assert_array_equal(prepare(train, tmp_path / "store", SPEC).train[0].obs, read(train).obs)
 
 
-@pytest.mark.parametrize("meta", ['{"format": 1}', '{"format": 1, "train": 3, "val": 0, "env": "x"}'])
+@pytest.mark.parametrize("meta", ['{"format": 2}', '{"format": 2, "train": 3, "val": 0, "env": "x"}'])
 def test_damaged_description_of_a_store_is_named(tmp_path: Path, meta: str):
     (tmp_path / "meta.json").write_text(meta)
     with pytest.raises(UserError, match=r"damaged store .* delete this folder"):
@@ -144,7 +149,7 @@ def test_store_of_another_format_is_converted_again(tmp_path: Path, train: Path)
     prepare(train, tmp_path / "store", SPEC)
     meta = tmp_path / "store" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 0}))
-    with pytest.raises(UserError, match="no dataset store of format 1"):
+    with pytest.raises(UserError, match="no dataset store of format 2"):
         Store.open(tmp_path / "store")
     assert prepare(train, tmp_path / "store", SPEC).rows == 49
 
@@ -166,7 +171,7 @@ def test_full_disk_is_found_before_writing(tmp_path: Path, train: Path, monkeypa
 
 def test_unwritable_folder_is_named(tmp_path: Path, train: Path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write the dataset store here"):
+    with pytest.raises(UserError, match=r"cannot write .*store: Not a directory"):
         prepare(train, tmp_path / "file" / "store", SPEC)
 
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mac.data.convert import prepare
 from mac.data.normalize import fit_minmax
 from mac.data.sampler import sample
-from mac.data.store import Split, Store, prepare
+from mac.data.store import Split, Store
 from mac.data.window import make_window, start_counts
 from mac.errors import UserError
 from mac.types import SampleSpec

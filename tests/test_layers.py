@@ -30,7 +30,7 @@ ALLOWED = {
     "mac.nodistill": ABLATION,
     "mac.dynamics": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm"),
     "mac.mbpo": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm"),
-    "mac.data": ("mac.types", "mac.errors"),
+    "mac.data": ("mac.types", "mac.errors", "mac.files"),
     "mac.run": ("mac.types", "mac.errors", "mac.files", "mac.algorithm", "mac.data"),
     "envs_mjx": ("mac.types", "mac.errors", "mac.files"),
     "baselines": (

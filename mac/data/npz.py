@@ -84,6 +84,21 @@ def read(path: str | Path) -> RawDataset:
     return RawDataset(obs, action, first, length, notes)
 
 
+def stated_sizes(path: str | Path) -> tuple[int, int]:
+    """Rows of a file, and bytes of its observations and actions when unpacked, from its headers alone.
+
+    Raises:
+        OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error: it is damaged, which
+            `read` explains.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(archive.getinfo(f"{name}.npy").file_size for name in ("observations", "actions"))
+        with archive.open("observations.npy") as stream:
+            if np.lib.format.read_magic(stream) == (1, 0):
+                return np.lib.format.read_array_header_1_0(stream)[0][0], size
+            return np.lib.format.read_array_header_2_0(stream)[0][0], size
+
+
 def _load(path: Path) -> Mapping[str, Any]:
     """The arrays of the archive that this module knows, by name."""
     wanted = ("observations", "actions", "terminals", "valids", "next_observations")

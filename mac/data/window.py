@@ -1,18 +1,41 @@
-"""From the host's store to the device's window: normalise, relabel, and list the valid starts."""
+"""From the host's store to the device's window: fold the units, relabel, and list the valid starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
+from mac.data.codec import Affine, blocks
 from mac.data.normalize import Normalizer
-from mac.data.store import Store
+from mac.data.store import Split, Store, read_rows
 from mac.errors import UserError
 from mac.types import Column, EpisodeIndex, Window
 
 Relabel = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Raw observations [N, D] to reward [N] and mask [N] (0 where the task is solved) of those states."""
+
+_ALIGNMENT = 64  # bytes: so that a CPU device takes host arrays as they are, without a copy
+
+
+class Piece(NamedTuple):
+    """Consecutive episodes of one shard: numbers `first`, ..., `last - 1`."""
+
+    shard: int
+    first: int
+    last: int
+
+
+class Room(NamedTuple):
+    """How many rows and episodes a window has room for, so that windows of one shape hold different ones."""
+
+    rows: int
+    episodes: int
+
+
+EXACT = Room(0, 0)
+"""Just what the episodes need."""
 
 
 def start_counts(length: Int[np.ndarray, " E"], chunk: int) -> Int[np.ndarray, " E"]:
@@ -54,37 +77,102 @@ def index_episodes(
     )
 
 
-def make_column(stored: Float[np.ndarray, "N D"], normalizer: Normalizer | None = None) -> Column:
-    """Rows in the dataset's units as a column of normalised, or, without `normalizer`, of plain ones."""
+def make_column(
+    stored: Shaped[np.ndarray, "N D"] | Shaped[Array, "N D"],
+    normalizer: Normalizer | None = None,
+    affine: Affine | None = None,
+) -> Column:
+    """Rows as a column of normalised, or, without `normalizer`, of plain values.
+
+    Args:
+        affine: how `stored` is coded, None if not. Both maps become one: in float64, because codes are
+            up to 65535 and differences of a few of them must not be lost.
+    """
     width = stored.shape[1]
-    if normalizer is None:
-        return Column(jnp.asarray(stored), jnp.zeros(width), jnp.ones(width))
-    return Column(jnp.asarray(stored), normalizer.center, normalizer.width)
+    center = np.zeros(width) if normalizer is None else np.asarray(normalizer.center, np.float64)
+    scale = np.ones(width) if normalizer is None else np.asarray(normalizer.width, np.float64)
+    if affine is not None:
+        center, scale = (center - affine.low) / affine.step, scale / affine.step
+    return Column(jnp.asarray(stored), jnp.asarray(center, jnp.float32), jnp.asarray(scale, jnp.float32))
 
 
 def make_window(
-    store: Store, normalizer: Normalizer, chunk: int, relabel: Relabel | None = None, shard: int = 0
+    store: Store,
+    normalizer: Normalizer,
+    chunk: int,
+    relabel: Relabel | None = None,
+    *,
+    pieces: Sequence[Piece] | None = None,
+    room: Room = EXACT,
+    put: Callable[[Any], Any] = jnp.asarray,
 ) -> Window:
-    """One shard of `store` on the default device.
+    """Episodes of `store` on the device, as they are stored.
 
     Args:
-        normalizer: applied to the observations; `relabel` sees the raw ones.
+        normalizer: folded into the observations; `relabel` sees values in the environment's units.
         chunk: actions per chunk, at least 1.
         relabel: reward and mask of each row; without it the window has neither.
-        shard: which shard, counted from 0.
+        pieces: which episodes; None is all of them, of all shards.
+        room: size of the window if that is more than the pieces need.
+        put: moves an array, or a tree of them, to the device.
     Raises:
-        UserError: if `chunk` is not positive, or no episode is long enough for it.
+        UserError: if `chunk` is not positive, no episode is long enough for it, the rows are too many to
+            be numbered, or a file cannot be read.
     """
-    split = store.train[shard]
-    check_chunk(str(store.path), split.length, chunk)
-    reward, mask = relabel(split.obs) if relabel else (None, None)
+    pieces = pieces or [Piece(i, 0, len(split.first)) for i, split in enumerate(store.train)]
+    length = np.concatenate([store.train[p.shard].length[p.first : p.last] for p in pieces])
+    check_chunk(str(store.path), length, chunk)
+    rows = max(int(length.sum()), room.rows)
+    if rows >= 2**31:
+        raise UserError(f"{store.path}: {rows:,} rows are too many for one window; at most 2**31 - 1")
+    obs, action = (_gather(store, pieces, name, rows) for name in ("obs", "action"))
+    codec = store.train[0].codec
+    reward, mask = _labels(relabel, obs, int(length.sum()), codec and codec.obs) if relabel else (None, None)
     return Window(
-        obs=make_column(split.obs, normalizer),
-        action=make_column(split.action),
-        reward=_numbers(reward),
-        mask=_numbers(mask),
-        episodes=index_episodes(split.first, split.length, chunk),
+        obs=make_column(put(obs), normalizer, codec and codec.obs),
+        action=make_column(put(action), None, codec and codec.action),
+        reward=None if reward is None else put(reward),
+        mask=None if mask is None else put(mask),
+        episodes=index_episodes(np.cumsum(length) - length, length, chunk, room.episodes),
     )
+
+
+def _gather(store: Store, pieces: Sequence[Piece], name: str, rows: int) -> Shaped[np.ndarray, "N D"]:
+    """The rows of all pieces, end to end, in an array of `rows` rows; rows left over are 0."""
+    like = getattr(store.train[0], name)
+    out, at = aligned_empty((rows, like.shape[1]), like.dtype), 0
+    for piece in pieces:
+        start, stop = row_range(store.train[piece.shard], piece)
+        read_rows(getattr(store.train[piece.shard], name), start, out[at : at + stop - start])
+        at += stop - start
+    out[at:] = 0
+    return out
+
+
+def row_range(split: Split, piece: Piece) -> tuple[int, int]:
+    """First row of a piece, and the row after its last."""
+    last = piece.last - 1
+    return int(split.first[piece.first]), int(split.first[last] + split.length[last])
+
+
+def _labels(
+    relabel: Relabel, stored: Shaped[np.ndarray, "N D"], rows: int, affine: Affine | None
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Reward and mask of the first `rows` rows, a block at a time; 0 of those that are room only."""
+    reward, mask = (aligned_empty((len(stored),), np.dtype(np.float32)) for _ in range(2))
+    reward[rows:] = mask[rows:] = 0
+    for block in blocks(rows):
+        values = stored[block]
+        reward[block], mask[block] = relabel(values if affine is None else affine.decode(values))
+    return reward, mask
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "..."]:
+    """An array that is not filled yet, at an address that JAX on a CPU can use without copying."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def check_chunk(where: str, length: Int[np.ndarray, " E"], chunk: int) -> None:
@@ -100,7 +188,3 @@ def check_chunk(where: str, length: Int[np.ndarray, " E"], chunk: int) -> None:
 
 def _int32(value: np.ndarray | np.integer) -> Int[Array, "..."]:
     return jnp.asarray(value, jnp.int32)
-
-
-def _numbers(value: np.ndarray | None) -> Float[Array, " N"] | None:
-    return None if value is None else jnp.asarray(value, jnp.float32)

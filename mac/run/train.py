@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.data.feed import Rotation, open_feed
 from mac.data.normalize import Normalizer
 from mac.errors import UserError
 from mac.run import segment as loop
@@ -51,6 +52,7 @@ class Job(NamedTuple):
     """All that a training run needs; made by the command line or by hand.
 
     Attributes:
+        window: data that stay on the devices, or a plan of windows that take turns.
         config: what a checkpoint must agree with to be resumed, as plain data.
         may_differ: keys of `config` that may change at a resume.
         episodes: per task and seed in each evaluation.
@@ -59,7 +61,7 @@ class Job(NamedTuple):
 
     algo: AbstractAlgorithm
     env: Any
-    window: Window
+    window: Window | Rotation
     normalizer: Normalizer
     seed: int
     seeds: int
@@ -102,7 +104,9 @@ def train(job: Job, folder: Path, progress: Progress, *, resume: bool) -> Outcom
         UserError: the folder cannot be written, or its checkpoint belongs to another configuration.
     """
     with CheckpointStore(folder / CHECKPOINTS, job.run.keep) as store, Interrupt() as interrupt:
-        return _Loop(job, folder, progress, store, interrupt).go(resume)
+        run = _Loop(job, folder, progress, store, interrupt)
+        with contextlib.closing(run.feed):
+            return run.go(resume)
 
 
 class _Loop:
@@ -115,13 +119,14 @@ class _Loop:
         self.evaluated = 0  # step of the last evaluation
         self.pending: tuple[int, dict[str, Any]] | None = None  # not yet logged: first update, [K, S] arrays
         self.mesh = loop.seed_mesh(job.seeds)
+        self.feed = open_feed(job.window, lambda tree: loop.place(self.mesh, tree, loop.ALL), job.steps)
         # A segment ends wherever something is due; marks that the run does not reach do not count.
-        marks = [n for n in (job.run.eval_every, job.run.checkpoint_every) if n < job.steps]
+        due = (job.run.eval_every, job.run.checkpoint_every, self.feed.updates or job.steps)
+        marks = [n for n in due if n < job.steps]
         self.length = gcd(job.run.segment, *marks)
         self.programs: dict[int, Any] = {}
         keys = loop.seed_keys(job.seed, job.seeds)
         self.keys = loop.place(self.mesh, keys, loop.SEED)
-        self.window = loop.place(self.mesh, job.window, loop.ALL)
 
     def go(self, resume: bool) -> Outcome:
         state, positions = self._start(resume)
@@ -139,6 +144,7 @@ class _Loop:
                     # A signal that came when all was done has nothing to stop.
                     done = step >= self.job.steps and self.evaluated == step
                     self.outcome.interrupted = 0 if done else self.interrupt.signal
+                    self.outcome.seconds |= self.feed.seconds
                     return self.outcome
                 state = self._segment(state)
 
@@ -161,19 +167,19 @@ class _Loop:
 
     def _segment(self, state: TrainState) -> TrainState:
         """Updates up to the next mark; logs those of the segment before while these run."""
-        step = self.outcome.step
+        step, window = self.outcome.step, self.feed.at(self.outcome.step)
         # The last segment may be shorter, and so may the first after a run that was extended.
         count = min(self.length - step % self.length, self.job.steps - step)
         steps = loop.place(self.mesh, np.arange(step, step + count, dtype=np.int32), loop.ALL)
         if count not in self.programs:
             with self._timed("compile"), self.progress.phase("compiling"):
                 self.programs[count] = loop.segment.lower(
-                    self.job.algo, self.mesh, self.window, self.keys, steps, state
+                    self.job.algo, self.mesh, window, self.keys, steps, state
                 ).compile()
             if self.interrupt.asked:
                 return state
         with self._timed("train"):
-            state, metrics = self.programs[count](self.window, self.keys, steps, state)
+            state, metrics = self.programs[count](window, self.keys, steps, state)
         self._flush()
         self.outcome.step += count
         self.pending = (step, metrics)

@@ -1,0 +1,49 @@
+"""How much memory is free, on the host and on the device."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+_MEMINFO, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+class Memory(NamedTuple):
+    """Free bytes; None where the system does not say.
+
+    On a CPU the device's memory is the host's, and `shared` says so.
+    """
+
+    host: int | None
+    device: int | None
+    shared: bool
+
+
+def free_memory() -> Memory:
+    """What is free now, on this host and on the first local device."""
+    host = free_host_memory()
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return Memory(host, host, shared=True)
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return Memory(host, limit and limit - stats.get("bytes_in_use", 0), shared=False)
+
+
+def free_host_memory() -> int | None:
+    """Bytes that this process may still take without paging; None where the system does not say."""
+    free = []
+    with contextlib.suppress(OSError, ValueError, StopIteration, IndexError):
+        lines = _MEMINFO.read_text().splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    # A container may be allowed less than the machine has.
+    with contextlib.suppress(OSError, ValueError):
+        used = int((_GROUP / "memory.current").read_text())
+        cache = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        free.append(int((_GROUP / "memory.max").read_text()) - used + int(cache.get("inactive_file", 0)))
+    if not free:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            free.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(free, default=None)

@@ -1,0 +1,156 @@
+"""The files that a store is made from, and one shard of it with the note beside it of what it holds."""
+
+import contextlib
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mac.data import codec as coding
+from mac.data.codec import Codec, Loss, Summary
+from mac.data.npz import RawDataset, stated_sizes
+from mac.data.store import ACTION, EPISODES, OBS
+from mac.errors import UserError
+from mac.files import settle
+
+SHARD = "shard.json"
+
+
+def shard_files(path: str | Path) -> tuple[Path, ...]:
+    """The training files at `path`: itself, or a folder's `*.npz` without `*-val.npz`, by name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such dataset; give an OGBench .npz file or a folder of them")
+    if not path.is_dir():
+        return (path,)
+    files = tuple(sorted(p for p in path.glob("*.npz") if not p.stem.endswith("-val")))
+    if not files:
+        raise UserError(f"{path}: this folder holds no training .npz file")
+    return files
+
+
+def val_file(train: Path) -> Path:
+    """Where OGBench keeps the validation split of a training file."""
+    return train.with_name(train.stem + "-val.npz")
+
+
+class Part(NamedTuple):
+    """What is known of a converted shard; kept beside it.
+
+    Attributes:
+        source: fingerprint of its file; `sha256` the checksum of the file's content.
+        codec: how its rows are coded, as plain data; None for float32.
+        rows: its rows.
+        notes: what a user should know about the file.
+        summary: of observations and actions, as plain data; so is `loss`, None for float32.
+    """
+
+    source: list[Any]
+    sha256: str
+    codec: dict[str, Any] | None
+    rows: int
+    notes: list[str]
+    summary: list[dict[str, Any]]
+    loss: list[dict[str, Any]] | None = None
+
+
+def is_whole(folder: Path, part: Part, widths: tuple[int, int]) -> bool:
+    """Whether a kept shard has as many bytes as its rows need."""
+    size = 4 if part.codec is None else 2
+    with contextlib.suppress(OSError):
+        found = [(folder / name).stat().st_size for name in (OBS, ACTION)]
+        return all(f > part.rows * width * size for f, width in zip(found, widths, strict=True))
+    return False
+
+
+def summarize(data: RawDataset) -> list[dict[str, Any]]:
+    """Summaries of observations and of actions, as plain data."""
+    return [coding.summarize(rows).plain() for rows in (data.obs, data.action)]
+
+
+def merged(parts: Sequence[Part]) -> list[Summary]:
+    """Summaries of observations and of actions over all parts."""
+    return [coding.merge_summaries([Summary.from_plain(part.summary[i]) for part in parts]) for i in range(2)]
+
+
+def write_rows(folder: Path, data: RawDataset, codec: Codec | None) -> list[dict[str, Any]] | None:
+    """Writes the arrays of a shard, and returns what its codes lose."""
+    _save(folder / EPISODES, np.stack([data.first, data.length], axis=1))
+    losses = []
+    for i, (name, rows) in enumerate(((OBS, data.obs), (ACTION, data.action))):
+        if codec is None:
+            _save(folder / name, rows)
+            continue
+        codes = codec[i].encode(rows)
+        _save(folder / name, codes)
+        losses.append(coding.coding_loss(rows, codes, codec[i]).plain())
+    return losses or None
+
+
+def quality(parts: Sequence[Part]) -> dict[str, Any]:
+    """Range and spread of each column, and, for codes, the largest and the typical (root mean square)
+    error in units of the standard deviation and of the range; 0 for a constant column.
+    """
+    out: dict[str, Any] = {}
+    for i, name in enumerate(Codec._fields):
+        summary = merged(parts)[i]
+        columns: dict[str, Any] = {"low": summary.low, "high": summary.high, "std": summary.std}
+        if parts[0].loss is not None:
+            loss = coding.merge_losses([Loss.from_plain(part.loss[i]) for part in parts if part.loss])
+            errors = {"largest": loss.largest, "typical": np.sqrt(loss.square / loss.rows)}
+            for unit, size in (("std", summary.std), ("range", summary.high - summary.low)):
+                for kind, error in errors.items():
+                    columns[f"{kind}_error_in_{unit}"] = error / np.where(size > 0, size, 1.0)
+        out[name] = {key: value.tolist() for key, value in columns.items()}
+    return out
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array)
+        settle(file)
+
+
+def read_part(path: Path) -> Part | None:
+    """What was noted there; None if there is no readable note."""
+    try:
+        return Part(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sizes_of(file: Path) -> tuple[int, int]:
+    """`npz.stated_sizes` of a file, zeros if it is damaged."""
+    with contextlib.suppress(OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
+        return stated_sizes(file)
+    return 0, 0
+
+
+def fingerprint(file: Path) -> list[Any]:
+    """Name, bytes and time of modification, in nanoseconds."""
+    stat = file.stat()
+    return [file.name, stat.st_size, stat.st_mtime_ns]
+
+
+def origin(file: Path) -> Any:
+    """What the generator left beside its files about how it made them; None if nothing."""
+    stems = {file.stem, file.stem.rsplit("-", 1)[0]}
+    for path in (file.with_name(stem + ".json") for stem in sorted(stems, key=len, reverse=True)):
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(path.read_text(encoding="utf-8"))
+    return None
