@@ -162,7 +162,7 @@ class MAC(AbstractLossAlgorithm[Nets]):
             reward = scalar(nets.reward, s, g, a)
             return reward, jnp.ones_like(reward)
         reached = (scalar(nets.success, s, g, a) > 0).astype(s.dtype)
-        return reached - (self.cfg.value == "squared"), 1 - reached
+        return reached - float(self.cfg.value == "squared"), 1 - reached
 
     def worth(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
         """The value that an output of V or Q stands for."""
