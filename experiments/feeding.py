@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import numpy as np
+
 from experiments.dataset import Facts
 from experiments.settings import DataConfig
-from mac.data.feed import Rotation, plan_rotation
+from mac.data.feed import Source, Whole, plan_rotation
 from mac.data.memory import Memory, free_memory
 from mac.data.normalize import Normalizer
 from mac.data.store import Store
-from mac.data.window import Relabel, make_window
+from mac.data.window import Relabel, check_chunk
 from mac.errors import UserError
-from mac.types import EnvSpec, Window
+from mac.types import EnvSpec
 
 SHARE = 0.75  # of the free memory that data may take; the rest is for networks and what updates need
 WINDOWS_HELD = 3  # the one that trains, the next, and for a moment the one before
@@ -69,14 +71,15 @@ def _excess(size: float, held: int, free: Memory) -> str | None:
 
 def make_source(
     data: DataConfig, store: Store, normalizer: Normalizer, chunk: int, relabel: Relabel | None
-) -> Window | Rotation:
+) -> Source:
     """What training draws from, as `resolve` decided.
 
     Raises:
         UserError: no episode, or none of some window, is long enough for the chunk.
     """
+    check_chunk(str(store.path), np.concatenate([split.length for split in store.train]), chunk)
     if data.resident == "yes":
-        return make_window(store, normalizer, chunk, relabel)
+        return Whole(store, normalizer, chunk, relabel)
     return plan_rotation(
         store,
         normalizer,

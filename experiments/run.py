@@ -20,6 +20,7 @@ from experiments.saved import CONFIG
 from experiments.settings import Settings
 from mac.data.normalize import fit_minmax
 from mac.data.store import Store
+from mac.data.window import make_held_out
 from mac.errors import UserError
 from mac.run.checkpoint import CheckpointStore
 from mac.run.claim import claim
@@ -226,6 +227,7 @@ def make_job(launch: Launch, store: Store) -> Job:
         config=settings.plain(),
         may_differ=may_differ(settings),
         batch=settings.eval.batch,
+        held_out=make_held_out(store, normalizer, algo.sample.chunk),
     )
 
 
@@ -241,6 +243,9 @@ def finish(launch: Launch, outcome: Outcome) -> int:
     plot_learning_curve(rows, folder / PICTURE, title=launch.title)
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())
     print(f"finished at update {outcome.step:,}" + (f" ({spent})" if spent else ": nothing was left to do"))
+    if (waited := outcome.seconds.get("wait")) is not None:
+        share = waited / (waited + outcome.seconds.get("train", 0.0) or 1.0)
+        print(f"waited for data {duration(waited)}, {share:.1%} of the training time")
     for name in (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS):
         print(f"  {folder / name}")
     return 0

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.random as jr
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 
 from mac.data.codec import Codec, fit_affine, summarize
-from mac.data.feed import Resident, Rotating, Rotation, open_feed, plan_rotation
+from mac.data.feed import Resident, Rotating, Rotation, Whole, open_feed, plan_rotation
 from mac.data.sampler import sample
 from mac.data.store import Split, Store
 from mac.data.window import make_window
 from mac.errors import UserError
+from mac.run import segment
 from mac.types import Batch, SampleSpec, Window
 from tests import toy
 from tests.walk import make_job, result, run
@@ -214,6 +216,23 @@ def test_resident_window_is_moved_once():
     assert isinstance(feed, Resident) and feed.updates is None
     assert feed.at(0) is feed.at(99)
     assert moved == [1] and list(feed.seconds) == ["load"]
+
+
+def test_all_rows_reach_every_cpu_device_without_a_copy():
+    mesh = segment.seed_mesh(2)
+    assert mesh.size == 2
+    gathered: list[int] = []
+
+    def put(tree: Any) -> Any:
+        if isinstance(tree, np.ndarray):
+            gathered.append(tree.ctypes.data)
+        return segment.place(mesh, tree, segment.ALL)
+
+    feed = open_feed(Whole(numbered_store(coded=True), toy.identity(), 2), put, 100)
+    for column, address in zip((feed.at(0).obs, feed.at(0).action), gathered, strict=True):
+        shards = column.stored.addressable_shards
+        assert [shard.data.unsafe_buffer_pointer() for shard in shards] == [address] * 2
+    assert rows_of(feed.at(0)) == list(range(114))
 
 
 # Training.

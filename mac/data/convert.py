@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from mac.data.codec import Codec, fit_affine
+from mac.data.memory import free_host_memory
 from mac.data.npz import RawDataset, read
 from mac.data.shards import (
     SHARD,
     Part,
     fingerprint,
-    is_whole,
     merged,
     origin,
     quality,
     read_part,
     sha256,
     shard_files,
+    sizes_in,
     sizes_of,
     summarize,
     val_file,
@@ -36,6 +37,7 @@ from mac.errors import UserError
 from mac.files import write_json, writing
 from mac.types import EnvSpec
 
+READING = 1.5  # memory that reading and checking a file takes, in sizes of its arrays
 Progress = Callable[[int, int], Any]
 """Called with rows done so far and rows in all; codes count each row twice."""
 
@@ -71,6 +73,8 @@ def prepare(
     wanted |= {} if dtype is None else {"dtype": dtype}
     if current := _open_current(store_dir, wanted):
         return current
+    with writing(store_dir):
+        store_dir.parent.mkdir(parents=True, exist_ok=True)
     with writing(store_dir), _lock(store_dir):
         # Another process may have converted while this one waited for the lock.
         if not _open_current(store_dir, wanted):
@@ -136,14 +140,13 @@ class _Conversion:
         folder, source = self.work / name, fingerprint(file)
         plain = None if codec is None else {key: affine.plain() for key, affine in codec._asdict().items()}
         part = read_part(folder / SHARD)
-        same = part is not None and (part.source, part.codec) == (source, plain)
-        if part is None or not same or not is_whole(folder, part, self.widths):
+        if part is None or (part.source, part.codec) != (source, plain) or not self._is_whole(folder, part):
             shutil.rmtree(folder, ignore_errors=True)
             data, new = self._read(file), folder.with_name(name + ".new")
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             loss = write_rows(new, data, codec)
-            facts = (len(data.obs), list(data.notes), summarize(data), loss)
+            facts = (len(data.obs), list(data.notes), summarize(data), loss, sizes_in(new))
             part = Part(source, sha256(file), plain, *facts)
             write_json(new / SHARD, part._asdict())
             os.replace(new, folder)
@@ -161,12 +164,24 @@ class _Conversion:
             )
         return data
 
+    def _is_whole(self, folder: Path, part: Part) -> bool:
+        """Whether a kept shard is as it was left, and of this environment's widths."""
+        widths = tuple(len(summary["low"]) for summary in part.summary)
+        return widths == self.widths and sizes_in(folder) == part.sizes
+
     def _count(self, rows: int) -> None:
         self.done += rows
         self.progress(min(self.done, self.total), self.total)
 
     def _check_space(self) -> None:
-        """Compares what is still to be written with the free space."""
+        """Compares what is still to be written with the free space, and what is read with the memory."""
+        largest = max(self.sizes, key=lambda file: self.sizes[file][1])
+        memory, free = READING * self.sizes[largest][1], free_host_memory()
+        if free is not None and memory > free:
+            raise UserError(
+                f"{largest}: {memory / 1e6:,.0f} MB of memory to read it, {free / 1e6:,.0f} MB are free; "
+                "split it into shards, as OGBench's large datasets are"
+            )
         need = sum(size for _, size in self.sizes.values())
         if self.coded:
             need -= sum(self.sizes[file][1] for file in self.files) // 2

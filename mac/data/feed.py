@@ -28,6 +28,19 @@ Put = Callable[[Any], Any]
 """Moves a tree of arrays to the devices."""
 
 
+class Whole(NamedTuple):
+    """A plan of one window that holds all of a store; the fields are those of `Rotation`."""
+
+    store: Store
+    normalizer: Normalizer
+    chunk: int
+    relabel: Relabel | None = None
+
+    def window(self, put: Put) -> Window:
+        """The window, on the devices; from the host's memory there, without a copy in between."""
+        return put(make_window(self.store, self.normalizer, self.chunk, self.relabel, put=put))
+
+
 class Rotation(NamedTuple):
     """A plan of windows over all of a store.
 
@@ -127,6 +140,10 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, " count"]:
     return np.argsort(raw, kind="stable")
 
 
+Source = Window | Whole | Rotation
+"""Where a run's windows come from, before there are devices to put them on."""
+
+
 class Feed:
     """Gives the window of each update. Close it at the end.
 
@@ -157,10 +174,10 @@ class Feed:
 class Resident(Feed):
     """One window, which stays on the devices."""
 
-    def __init__(self, window: Window, put: Put):
+    def __init__(self, source: Window | Whole, put: Put):
         super().__init__()
         began = time.perf_counter()
-        self._window = put(window)
+        self._window = put(source) if isinstance(source, Window) else source.window(put)
         self.loading = time.perf_counter() - began
 
     def at(self, step: int) -> Window:
@@ -211,8 +228,8 @@ class Rotating(Feed):
         return jax.block_until_ready(self._plan.window(number, self._put))
 
 
-def open_feed(source: Window | Rotation, put: Put, steps: int) -> Feed:
+def open_feed(source: Source, put: Put, steps: int) -> Feed:
     """The feed of a run of `steps` updates."""
-    if isinstance(source, Window):
-        return Resident(source, put)
-    return Rotating(source, put, max(steps - 1, 0))
+    if isinstance(source, Rotation):
+        return Rotating(source, put, max(steps - 1, 0))
+    return Resident(source, put)

@@ -52,6 +52,7 @@ class Part(NamedTuple):
         rows: its rows.
         notes: what a user should know about the file.
         summary: of observations and actions, as plain data; so is `loss`, None for float32.
+        sizes: bytes of its files.
     """
 
     source: list[Any]
@@ -61,15 +62,16 @@ class Part(NamedTuple):
     notes: list[str]
     summary: list[dict[str, Any]]
     loss: list[dict[str, Any]] | None = None
+    sizes: dict[str, int] | None = None
 
 
-def is_whole(folder: Path, part: Part, widths: tuple[int, int]) -> bool:
-    """Whether a kept shard has as many bytes as its rows need."""
-    size = 4 if part.codec is None else 2
-    with contextlib.suppress(OSError):
-        found = [(folder / name).stat().st_size for name in (OBS, ACTION)]
-        return all(f > part.rows * width * size for f, width in zip(found, widths, strict=True))
-    return False
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Bytes of each array in the folder of a shard; of those that are missing nothing is said."""
+    found = {}
+    for name in (OBS, ACTION, EPISODES):
+        with contextlib.suppress(OSError):
+            found[name] = (folder / name).stat().st_size
+    return found
 
 
 def summarize(data: RawDataset) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mac.algorithm import AbstractAlgorithm, TrainState
-from mac.data.feed import Rotation, open_feed
+from mac.data.feed import Source, open_feed
 from mac.data.normalize import Normalizer
 from mac.errors import UserError
 from mac.run import segment as loop
@@ -23,7 +23,6 @@ from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.interrupt import Interrupt
 from mac.run.logger import RunLog, overflow_warning
 from mac.run.progress import Progress
-from mac.types import Window
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
 
@@ -61,7 +60,7 @@ class Job(NamedTuple):
 
     algo: AbstractAlgorithm
     env: Any
-    window: Window | Rotation
+    window: Source
     normalizer: Normalizer
     seed: int
     seeds: int

@@ -1,0 +1,84 @@
+"""Whether a run's data fit, and what is said if not."""
+
+import pytest
+
+from experiments import feeding
+from experiments.dataset import Facts
+from experiments.settings import DataConfig
+from mac.data import memory
+from mac.data.memory import Memory, free_memory
+from mac.errors import UserError
+from mac.types import EnvSpec
+
+GOALS = EnvSpec("toy", obs_dim=99, action_dim=5, goal_dim=20, tasks=(1,), max_steps=9, control_dt=0.05)
+HUGE = Facts(100_100_000, "uint16")  # 20.8 GB of puzzle-4x5
+GB = 10**9
+
+
+def shared(free: float) -> Memory:
+    return Memory(int(free * GB), int(free * GB), shared=True)
+
+
+def gpu(host: float, device: float) -> Memory:
+    return Memory(int(host * GB), int(device * GB), shared=False)
+
+
+def test_bytes_of_a_row():
+    assert feeding.row_bytes(GOALS, "uint16") == pytest.approx(104 * 2, abs=0.2)
+    single = GOALS._replace(goal_dim=None)  # rewards and masks are float32
+    assert feeding.row_bytes(single, "float32") == pytest.approx(104 * 4 + 8, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("free", "resident"),
+    [
+        (shared(15), "no"),
+        (shared(40), "yes"),
+        (gpu(128, 139), "yes"),
+        (gpu(128, 24), "no"),
+        (gpu(16, 139), "no"),  # the rows pass through the host's memory
+        (Memory(None, None, shared=True), "yes"),
+    ],
+)
+def test_data_that_fit_are_resident_and_others_take_turns(free: Memory, resident: str):
+    decided = feeding.resolve(DataConfig(), HUGE, GOALS, free)
+    assert (decided.resident, decided.dtype) == (resident, "uint16")
+    rows, held = feeding.windows(decided, HUGE)
+    assert (rows, held) == ((HUGE.rows, 1) if resident == "yes" else (1_001_000, 3))
+
+
+def test_decision_stands_when_a_run_is_resumed_with_less_memory():
+    decided = feeding.resolve(DataConfig(), HUGE, GOALS, shared(40))
+    with pytest.raises(UserError, match=r"\(--data\.resident yes\)"):
+        feeding.resolve(decided, HUGE, GOALS, shared(15))
+    assert feeding.resolve(decided, HUGE, GOALS, shared(60)) == decided
+
+
+def test_what_does_not_fit_is_one_line_with_the_remedy():
+    with pytest.raises(UserError) as caught:
+        feeding.resolve(DataConfig(resident="yes"), Facts(10**8, "float32"), GOALS, gpu(100, 24))
+    assert str(caught.value) == (
+        "100,000,000 rows at once (--data.resident yes) need 41.6 GB of device memory, and of 24.0 GB free "
+        "18.0 GB may be taken; take --data.resident no, --data.dtype uint16 (half the size)"
+    )
+    with pytest.raises(UserError, match=r"3 windows of 1,001,000 rows .* take a smaller --data.window$"):
+        feeding.resolve(DataConfig(), HUGE, GOALS, shared(0.7))
+
+
+def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    here = free_memory()
+    assert here.shared and here.host == here.device and here.host and 0 < here.host < 2**50
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:     1000 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    assert memory.free_host_memory() == 1_024_000
+    # A container that may take 700,000 bytes, of which 500,000 are used, 100,000 of those a cache.
+    for name, text in (
+        ("max", "700000"),
+        ("current", "500000"),
+        ("stat", "anon 1\ninactive_file 100000\n"),
+    ):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory.free_host_memory() == 300_000
+    (tmp_path / "memory.max").write_text("max")
+    assert memory.free_host_memory() == 1_024_000
