@@ -41,19 +41,20 @@ def draws(cfg: Config, size: tuple[int, int], key: jax.Array) -> dict[str, np.nd
     }
 
 
-def follow(flow: MLP, s: np.ndarray, x: np.ndarray, steps: int) -> np.ndarray:
-    """Euler's rule from time 0 to 1."""
+def follow(flow: MLP, given: tuple[np.ndarray, ...], x: np.ndarray, steps: int) -> np.ndarray:
+    """Euler's rule from time 0 to 1; `given` is the state, and the goal if there is one."""
     for i in range(steps):
-        x = x + run(flow, s, x, np.full((*x.shape[:-1], 1), i / steps)) / steps
+        x = x + run(flow, *given, x, np.full((*x.shape[:-1], 1), i / steps)) / steps
     return x
 
 
-def choose(nets: Nets, s: np.ndarray, noises: np.ndarray) -> np.ndarray:
-    """Best candidate of each state, one state and one candidate at a time."""
+def choose(nets: Nets, s: np.ndarray, noises: np.ndarray, g: np.ndarray | None = None) -> np.ndarray:
+    """Best candidate of each state, one state and one candidate at a time; `g` are goals, if there are."""
     best = []
     for b in range(len(s)):
-        chunks = [np.clip(run(nets.policy, s[b], noise[b]), -1, 1) for noise in noises]
-        scores = [run(nets.q, s[b], chunk)[0] for chunk in chunks]
+        given = (s[b],) if g is None else (s[b], g[b])
+        chunks = [np.clip(run(nets.policy, *given, noise[b]), -1, 1) for noise in noises]
+        scores = [run(nets.q, *given, chunk)[0] for chunk in chunks]
         best.append(chunks[int(np.argmax(scores))])
     return np.stack(best)
 
@@ -63,38 +64,80 @@ def algorithm_1(
 ) -> dict[str, float]:
     """Each network's own loss; `frozen` are the same weights where no gradient may pass."""
     s, a = np.asarray(batch.obs), np.asarray(batch.actions)
-    n = a.shape[1]
     a = np.stack([np.concatenate(list(chunk)) for chunk in a])
-    gamma_n = cfg.discount**n
-    r = np.asarray([sum(cfg.discount**j * x for j, x in enumerate(row)) for row in np.asarray(batch.rewards)])
-    r = r / n if cfg.chunk_reward == "mean" else r
-
+    cloned = (s,) if batch.goals is None else (s, np.asarray(batch.goals.actor))
     time, z = draw["time"], draw["z"]
     x = (1 - time) * draw["noise"] + time * a
-    teacher = follow(frozen.flow, s, z, cfg.flow_steps)
-
-    states, chunks, rewards = [s[: cfg.rollout_batch]], [], []
-    for k in range(cfg.rollout):
-        chunks.append(choose(frozen, states[k], draw["candidates"][k]))
-        rewards.append(run(frozen.reward, states[k], chunks[k])[:, 0])
-        states.append(states[k] + run(frozen.model, states[k], chunks[k]))
-    slow = [run(target, state)[:, 0] for state in states]
-    adv, value_errors = np.zeros(len(states[0])), []
-    for k in reversed(range(cfg.rollout)):
-        delta = rewards[k] + gamma_n * slow[k + 1] - slow[k]
-        adv = delta + gamma_n * cfg.lam * adv
-        value_errors.append(run(nets.v, states[k])[:, 0] - (slow[k] + adv))
-    backup = rewards[0] + gamma_n * run(frozen.v, states[1])[:, 0]
-
+    teacher = follow(frozen.flow, cloned, z, cfg.flow_steps)
     errors = {
         "model": s + run(nets.model, s, a) - np.asarray(batch.next_obs),
-        "reward": run(nets.reward, s, a)[:, 0] - r,
-        "flow": run(nets.flow, s, x, time) - (a - draw["noise"]),
-        "policy": run(nets.policy, s, z) - np.clip(teacher, -1, 1),
-        "v": np.stack(value_errors),
-        "q": run(nets.q, states[0], chunks[0])[:, 0] - backup,
+        "flow": run(nets.flow, *cloned, x, time) - (a - draw["noise"]),
+        "policy": run(nets.policy, *cloned, z) - np.clip(teacher, -1, 1),
     }
-    return {name: float(np.mean(error**2)) for name, error in errors.items()}
+    losses = {name: float(np.mean(error**2)) for name, error in errors.items()}
+    return (
+        losses | outcome_loss(nets, batch, s, a, cfg) | value_losses(nets, frozen, target, batch, cfg, draw)
+    )
+
+
+def outcome_loss(nets: Nets, batch: Batch, s: np.ndarray, a: np.ndarray, cfg: Config) -> dict[str, float]:
+    """Loss of the chunk's reward, or of whether the goal is reached within it."""
+    if batch.goals is not None:
+        logit = run(nets.success, s, np.asarray(batch.goals.value), a)[:, 0]
+        return {"success": cross_entropy(logit, np.asarray(batch.goals.reached))}
+    rows = np.asarray(batch.rewards)
+    r = np.asarray([sum(cfg.discount**j * x for j, x in enumerate(row)) for row in rows])
+    r = r / rows.shape[1] if cfg.chunk_reward == "mean" else r
+    return {"reward": float(np.mean((run(nets.reward, s, a)[:, 0] - r) ** 2))}
+
+
+def value_losses(
+    nets: Nets, frozen: Nets, target: MLP, batch: Batch, cfg: Config, draw: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """Losses of V and Q on imagined chunks; goals are those of values, for the policy too."""
+    gamma_n, bce = cfg.discount**cfg.chunk, cfg.value == "bce"
+    states, chunks, rewards, masks = [np.asarray(batch.obs)[: cfg.rollout_batch]], [], [], []
+    g = None if batch.goals is None else np.asarray(batch.goals.value)[: cfg.rollout_batch]
+
+    def value(net: MLP, *rest: np.ndarray) -> np.ndarray:
+        return run(net, rest[0], *(() if g is None else (g,)), *rest[1:])[:, 0]
+
+    for k in range(cfg.rollout):
+        chunks.append(choose(frozen, states[k], draw["candidates"][k], g))
+        if g is None:
+            rewards.append(value(frozen.reward, states[k], chunks[k]))
+            masks.append(np.ones(len(states[k])))
+        else:
+            reached = np.asarray(value(frozen.success, states[k], chunks[k]) > 0, float)
+            rewards.append(reached if bce else reached - 1)
+            masks.append(1 - reached)
+        states.append(states[k] + run(frozen.model, states[k], chunks[k]))
+    slow = [sigmoid(value(target, s)) if bce else value(target, s) for s in states]
+    ret, fits = slow[-1], []
+    for k in reversed(range(cfg.rollout)):
+        # Generalised advantages, added to the values that they are relative to.
+        delta = rewards[k] + masks[k] * gamma_n * slow[k + 1] - slow[k]
+        ret = slow[k] + delta + masks[k] * gamma_n * cfg.lam * (ret - slow[k + 1])
+        fits.append(fit(value(nets.v, states[k]), ret, bce))
+    after = value(frozen.v, states[1])
+    after = sigmoid(after) if bce and not cfg.release_bce else after
+    backup = rewards[0] + masks[0] * gamma_n * after
+    return {"v": float(np.mean(fits)), "q": fit(value(nets.q, states[0], chunks[0]), backup, bce)}
+
+
+def fit(output: np.ndarray, wanted: np.ndarray, bce: bool) -> float:
+    """Squared error, or cross-entropy of a logit with a chance."""
+    return cross_entropy(output, np.clip(wanted, 0, 1)) if bce else float(np.mean((output - wanted) ** 2))
+
+
+def cross_entropy(logit: np.ndarray, wanted: np.ndarray) -> float:
+    """Mean of -w log p - (1 - w) log(1 - p), p the chance that the logit stands for."""
+    p = sigmoid(logit)
+    return float(-np.mean(wanted * np.log(p) + (1 - wanted) * np.log1p(-p)))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
 
 
 def double(tree: Any) -> Any:

@@ -5,6 +5,7 @@ import pytest
 
 from envs_mjx.registry import EnvName, make, names, parse, resolve_engine
 from mac.errors import UserError
+from mac.types import EnvSpec
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,8 @@ def test_names_are_taken_apart(name, expected):
 )
 def test_spec_and_shapes_of_every_family(name, obs, goal, tasks, limit):
     env = make(name)
-    assert env.spec[1:] == (obs, 5, goal, tasks, limit, 0.05)
+    assert env.spec == EnvSpec(name, obs, 5, goal, tasks, limit, 0.05, env.spec.goal_columns)
+    assert len(env.spec.goal_columns) == (goal or 0)
     state = jax.eval_shape(env.reset, jax.random.key(0), 1)
     assert state.obs.shape == (obs,)
     assert (state.goal.shape if goal else state.goal) == ((goal,) if goal else None)

@@ -1,7 +1,6 @@
 """MAC's loss and update against Algorithm 1 written out in NumPy, and what its pieces must not touch."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,84 +11,23 @@ import pytest
 
 from mac.algorithm import TrainState, cooling, polyak
 from mac.config import Config
-from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.mac import MAC, Nets
-from mac.nn.mlp import MLP
-from mac.types import Batch
-from tests.algorithm_1 import algorithm_1, choose, double, draws, follow, fresh, perturb, run
-from tests.toy import SPEC, mac, window
-
-OWN_LOSS = {
-    "model": "model/dynamics_loss",
-    "reward": "model/reward_loss",
-    "flow": "policy/flow_loss",
-    "policy": "policy/distil_loss",
-    "v": "value/loss",
-    "q": "critic/loss",
-}
-"""The one loss that trains each network."""
+from tests.algorithm_1 import choose, double, follow, fresh, run
+from tests.mac_cases import Case, draw_batch, leaves, make_case, own_losses, slopes, touched
+from tests.toy import SPEC, mac
 
 LR, TAU = 1e-2, 0.1
-leaves = jax.tree.leaves
-
-
-jit_loss = jax.jit(MAC.loss, static_argnums=0)
-
-
-@partial(jax.jit, static_argnums=0)
-def slopes(algo: MAC, nets: Nets, target: MLP, batch: Batch, key: jax.Array) -> dict[str, Nets]:
-    """Gradient of each network's own loss with respect to all networks."""
-
-    def own(nets: Nets) -> dict[str, jax.Array]:
-        metrics = algo.loss(nets, target, batch, key)[1]
-        return {net: metrics[metric] for net, metric in OWN_LOSS.items()}
-
-    return jax.jacrev(own)(nets)
-
-
-# One case: weights away from their start, so that no bias, scale or slow copy is trivial.
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    algo: MAC
-    nets: Nets
-    target: MLP
-    batch: Batch
-    key: jax.Array
-
-    def loss(self) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return jit_loss(self.algo, self.nets, self.target, self.batch, self.key)
-
-    def by_hand(self, nets: Nets) -> dict[str, float]:
-        size = (self.algo.cfg.batch, self.algo.cfg.chunk * SPEC.action_dim)
-        with jax.numpy_rank_promotion("allow"):
-            draw = draws(self.algo.cfg, size, self.key)
-        return algorithm_1(nets, double(self.nets), double(self.target), self.batch, self.algo.cfg, draw)
-
-
-def draw_batch(algo: MAC, key: jax.Array) -> Batch:
-    return jax.jit(sample, static_argnums=1)(window(algo.cfg.chunk), algo.sample, key)
-
-
-def make_case(**changes: Any) -> Case:
-    algo = mac(**changes)
-    nets = perturb(fresh(algo).nets, seed=1)
-    batch = draw_batch(algo, jr.key(2))
-    # Rewards other than the point's -1 and 0, so that their order within a chunk counts.
-    rewards = jnp.asarray(np.random.default_rng(3).normal(size=batch.actions.shape[:2]), jnp.float32)
-    return Case(algo, nets, perturb(nets.v, seed=4), dataclasses.replace(batch, rewards=rewards), jr.key(5))
 
 
 @pytest.fixture(scope="module")
 def case() -> Case:
-    return make_case()
+    return make_case(mac())
 
 
 @pytest.fixture(scope="module")
 def gradients(case: Case) -> dict[str, Nets]:
-    return slopes(case.algo, case.nets, case.target, case.batch, case.key)
+    return case.gradients()
 
 
 @pytest.mark.parametrize(
@@ -103,33 +41,22 @@ def gradients(case: Case) -> dict[str, Nets]:
     ids=["paper", "sum", "lambda", "part of the batch"],
 )
 def test_losses_are_those_of_algorithm_1(changes: dict[str, Any]):
-    case = make_case(**changes)
+    case = make_case(mac(**changes))
     total, metrics = case.loss()
-    got = {net: float(metrics[metric]) for net, metric in OWN_LOSS.items()}
+    got = {net: float(metrics[metric]) for net, metric in own_losses(case.algo).items()}
     assert got == pytest.approx(case.by_hand(double(case.nets)), rel=1e-4)
     assert float(total) == pytest.approx(sum(got.values()), rel=1e-6)
 
 
-@pytest.mark.parametrize("net", OWN_LOSS)
+@pytest.mark.parametrize("net", own_losses(mac()))
 def test_gradient_of_each_loss_is_the_slope_of_algorithm_1(case: Case, gradients: dict[str, Nets], net: str):
     """Central differences of the NumPy loss along random directions of the network that it trains."""
-    nets, step = double(case.nets), 1e-5
-    own = getattr(nets, net)
-    for seed in range(3):
-        direction = perturb(jax.tree.map(np.zeros_like, own), seed, scale=1.0)
-        ends = []
-        for move in (step, -step):
-            moved = jax.tree.map(lambda x, d, move=move: x + move * np.asarray(d), own, direction)
-            ends.append(case.by_hand(dataclasses.replace(nets, **{net: moved}))[net])
-        pairs = zip(leaves(getattr(gradients[net], net)), leaves(direction), strict=True)
-        got = sum(float(np.sum(np.asarray(g) * np.asarray(d))) for g, d in pairs)
-        assert got == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
+    for got, want in case.slopes_along_random_directions(gradients, net):
+        assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
 
 
 def test_no_loss_reaches_another_network(gradients: dict[str, Nets]):
-    for loss, by_net in gradients.items():
-        touched = {net for net in OWN_LOSS if any(np.any(leaf) for leaf in leaves(getattr(by_net, net)))}
-        assert touched == {loss}
+    assert touched(gradients) == {loss: {loss} for loss in own_losses(mac())}
 
 
 def test_masks_of_the_data_do_not_matter(case: Case):
@@ -193,7 +120,7 @@ def test_acting_with_the_flow_chooses_among_its_own_chunks():
     got = jax.jit(algo.act)(TrainState(nets, nets.v, ()), obs, None, jr.key(1))
     wide, s = double(nets), np.asarray(obs, np.float64)
     noise = np.asarray(jr.normal(jr.key(1), (4, 5, 4)), np.float64)
-    chunks = np.clip(follow(wide.flow, np.broadcast_to(s, (4, 5, 2)), noise, 3), -1, 1)
+    chunks = np.clip(follow(wide.flow, (np.broadcast_to(s, (4, 5, 2)),), noise, 3), -1, 1)
     best = np.argmax(run(wide.q, s, chunks)[..., 0], axis=0)
     np.testing.assert_allclose(got[:, 0], chunks[best, np.arange(5)][:, :2], rtol=1e-4, atol=1e-5)
 

@@ -19,9 +19,13 @@ from mac.types import EnvSpec, Window
 SPEC = EnvSpec(
     "toy-point", obs_dim=2, action_dim=2, goal_dim=None, tasks=(1, 2), max_steps=12, control_dt=0.1
 )
+GOAL_SPEC = SPEC._replace(name="toy-point-goals", goal_dim=2, goal_columns=(1, 0))
+"""The point with goals: places to be, the second coordinate first, so that the order of columns counts."""
+
 STRIDE = 0.2  # distance per step at action 1
 TARGET, RADIUS = (0.5, 0.5), 0.3
 STARTS = ((-0.5, -0.5), (0.5, -0.5))  # of tasks 1 and 2; ± 0.1 at random
+PLACES = ((0.5, 0.5), (-0.5, 0.5))  # where tasks 1 and 2 want the point, with goals
 
 SMALL = Config(
     batch=8, hidden=(8,), chunk=2, rollout=3, candidates=4, candidates_test=4, flow_steps=3, discount=0.9
@@ -66,6 +70,40 @@ class PointEnv(AbstractEnv):
         return solved - 1.0, 1.0 - solved
 
 
+class GoalState(EnvState):
+    """The point on its way to `place`."""
+
+    place: Float[Array, " 2"]
+
+
+class GoalPointEnv(AbstractEnv):
+    """The point moves as in `PointEnv`; reward is 1 where it comes within `RADIUS` of its task's place."""
+
+    spec: EnvSpec = eqx.field(static=True, default=GOAL_SPEC)
+
+    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> GoalState:
+        place = jnp.asarray(PLACES)[task - 1]
+        start = vars(PointEnv().reset(key, task)) | {"goal": place[jnp.asarray(self.spec.goal_columns)]}
+        return GoalState(**start, place=place)
+
+    def step(self, state: GoalState, action: Float[Array, " A"]) -> GoalState:
+        point = state.obs + STRIDE * jnp.clip(action, -1, 1)
+        solved, t = jnp.sum(jnp.square(point - state.place)) < RADIUS**2, state.t + 1
+        after = dataclasses.replace(
+            state,
+            obs=point,
+            reward=solved.astype(jnp.float32),
+            success=solved,
+            done=solved | (t >= self.spec.max_steps),
+            t=t,
+        )
+        return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
+
+    def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+        solved = np.sum((obs - np.asarray(PLACES[task - 1])) ** 2, axis=-1) < RADIUS**2
+        return solved - 1.0, 1.0 - solved
+
+
 def identity(dim: int = 2) -> Normalizer:
     """A normaliser that changes nothing."""
     return Normalizer(jnp.zeros(dim), jnp.full(dim, 1 - 1e-3))
@@ -74,6 +112,11 @@ def identity(dim: int = 2) -> Normalizer:
 def mac(**changes: object) -> MAC:
     """MAC for the point at the sizes of `SMALL`, with `changes` to its configuration."""
     return MAC(dataclasses.replace(SMALL, **changes), SPEC)  # pyright: ignore[reportArgumentType]
+
+
+def goal_mac(**changes: object) -> MAC:
+    """MAC for the point with goals."""
+    return MAC(dataclasses.replace(SMALL, **changes), GOAL_SPEC)  # pyright: ignore[reportArgumentType]
 
 
 def window(chunk: int = 2, episodes: int = 8, length: int = 40, seed: int = 0) -> Window:

@@ -1,0 +1,108 @@
+"""MAC at weights away from their start, on a batch: its losses and gradients, and those of `algorithm_1`."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from mac.data.sampler import sample
+from mac.mac import MAC, Nets
+from mac.nn.mlp import MLP
+from mac.types import Batch
+from tests.algorithm_1 import algorithm_1, double, draws, fresh, perturb
+from tests.toy import window
+
+OWN_LOSS = {
+    "model": "model/dynamics_loss",
+    "reward": "model/reward_loss",
+    "success": "model/success_loss",
+    "flow": "policy/flow_loss",
+    "policy": "policy/distil_loss",
+    "v": "value/loss",
+    "q": "critic/loss",
+}
+"""The one loss that trains each network."""
+
+leaves = jax.tree.leaves
+jit_loss = jax.jit(MAC.loss, static_argnums=0)
+
+
+def own_losses(algo: MAC) -> dict[str, str]:
+    """`OWN_LOSS` of the networks that the algorithm has."""
+    absent = "success" if algo.env.goal_dim is None else "reward"
+    return {net: metric for net, metric in OWN_LOSS.items() if net != absent}
+
+
+@partial(jax.jit, static_argnums=0)
+def slopes(algo: MAC, nets: Nets, target: MLP, batch: Batch, key: jax.Array) -> dict[str, Nets]:
+    """Gradient of each network's own loss with respect to all networks."""
+
+    def own(nets: Nets) -> dict[str, jax.Array]:
+        metrics = algo.loss(nets, target, batch, key)[1]
+        return {net: metrics[metric] for net, metric in own_losses(algo).items()}
+
+    return jax.jacrev(own)(nets)
+
+
+def touched(gradients: dict[str, Nets]) -> dict[str, set[str]]:
+    """The networks that the gradient of each loss reaches."""
+    return {
+        loss: {net for net in OWN_LOSS if any(np.any(leaf) for leaf in leaves(getattr(by_net, net)))}
+        for loss, by_net in gradients.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """No bias, scale or slow copy is trivial."""
+
+    algo: MAC
+    nets: Nets
+    target: MLP
+    batch: Batch
+    key: jax.Array
+
+    def loss(self) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return jit_loss(self.algo, self.nets, self.target, self.batch, self.key)
+
+    def gradients(self) -> dict[str, Nets]:
+        return slopes(self.algo, self.nets, self.target, self.batch, self.key)
+
+    def by_hand(self, nets: Nets) -> dict[str, float]:
+        size = (self.algo.cfg.batch, self.algo.cfg.chunk * self.algo.env.action_dim)
+        with jax.numpy_rank_promotion("allow"):
+            draw = draws(self.algo.cfg, size, self.key)
+        return algorithm_1(nets, double(self.nets), double(self.target), self.batch, self.algo.cfg, draw)
+
+    def slopes_along_random_directions(
+        self, gradients: dict[str, Nets], net: str
+    ) -> Iterator[tuple[float, float]]:
+        """Of a network's own loss: by `gradients`, and by central differences of NumPy's."""
+        nets, step = double(self.nets), 1e-5
+        own = getattr(nets, net)
+        for seed in range(3):
+            direction = perturb(jax.tree.map(np.zeros_like, own), seed, scale=1.0)
+            ends = []
+            for move in (step, -step):
+                moved = jax.tree.map(lambda x, d, move=move: x + move * np.asarray(d), own, direction)
+                ends.append(self.by_hand(dataclasses.replace(nets, **{net: moved}))[net])
+            pairs = zip(leaves(getattr(gradients[net], net)), leaves(direction), strict=True)
+            got = sum(float(np.sum(np.asarray(g) * np.asarray(d))) for g, d in pairs)
+            yield got, (ends[0] - ends[1]) / (2 * step)
+
+
+def draw_batch(algo: MAC, key: jax.Array) -> Batch:
+    return jax.jit(sample, static_argnums=1)(window(algo.cfg.chunk), algo.sample, key)
+
+
+def make_case(algo: MAC) -> Case:
+    """A case of the point, with rewards of any size or with goals."""
+    nets = perturb(fresh(algo).nets, seed=1)
+    batch = draw_batch(algo, jr.key(2))
+    # Rewards other than the point's -1 and 0, so that their order within a chunk counts.
+    rewards = jnp.asarray(np.random.default_rng(3).normal(size=batch.actions.shape[:2]), jnp.float32)
+    return Case(algo, nets, perturb(nets.v, seed=4), dataclasses.replace(batch, rewards=rewards), jr.key(5))
