@@ -1,6 +1,9 @@
 """A run's folder, read again: its settings, its normaliser, and the policies of a checkpoint."""
 
 import dataclasses
+import json
+import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +15,11 @@ from baselines import REGISTRY
 from envs_mjx.registry import make, parse
 from envs_mjx.tasks import TASKS
 from experiments import dataset
-from experiments.hparams import unknown_name
+from experiments.hparams import convert, unknown_name
 from experiments.settings import Settings, from_plain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer, fit_minmax
+from mac.data.store import Store
 from mac.errors import UserError
 from mac.files import read_json, write_json
 from mac.run.checkpoint import Checkpoint, CheckpointStore
@@ -86,19 +90,47 @@ def read_settings(folder: Path) -> Settings[Any]:
     return from_plain(values, entry.config, str(folder / CONFIG))
 
 
-def open_run(folder: Path, step: int | None = None) -> SavedRun:
+def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | None = None) -> SavedRun:
     """The policies of a run's checkpoint, the newest or that of update `step`; writes nothing.
 
+    Args:
+        settings: those of the run, if not as they were saved (see `acting_otherwise`).
     Raises:
         UserError: no run, no such checkpoint, or a damaged file.
     """
-    settings = read_settings(folder)
+    settings = settings or read_settings(folder)
     spec = make(settings.env, "c").spec
     algo = REGISTRY[settings.algo].algorithm(settings.hp, spec, settings.steps)
     keys = seed_keys(settings.seed, settings.seeds)
     template = jax.eval_shape(jax.vmap(algo.init), keys)
     found = _restore(folder, template, step)
     return SavedRun(folder, settings, algo, load_normalizer(folder, settings, spec), found.step, found.state)
+
+
+def acting_otherwise(settings: Settings[Any], changes: Sequence[str]) -> Settings[Any]:
+    """Settings of a run whose policies are to act otherwise than they did in training.
+
+    Args:
+        changes: `NAME=VALUE` of hyperparameters that only acting reads (`ACTING` of the algorithm's Config).
+    Raises:
+        UserError: another name, or a value that does not fit.
+    """
+    cls, values = type(settings.hp), {}
+    allowed: tuple[str, ...] = getattr(cls, "ACTING", ())
+    for change in changes:
+        name, _, value = change.partition("=")
+        name = name.replace("-", "_")
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise UserError(
+                f"--hp {change}: write NAME=VALUE; acting alone reads, of {settings.algo}: {known}"
+            )
+        try:
+            given = json.loads(value)
+        except ValueError:
+            given = value
+        values[name] = convert(given, typing.get_type_hints(cls)[name], f"--hp {name}")
+    return dataclasses.replace(settings, hp=dataclasses.replace(settings.hp, **values))
 
 
 def _restore(folder: Path, template: Any, step: int | None) -> Checkpoint:
@@ -138,7 +170,7 @@ def load_normalizer(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Nor
     """
     path = folder / NORMALIZER
     if not path.exists():
-        return fit_minmax(_open_dataset(folder, settings, spec).statistics_obs)
+        return fit_minmax(open_dataset(folder, settings, spec).statistics_obs)
     values = read_json(path)
     try:
         parts = {f.name: np.asarray(values[f.name], np.float32) for f in dataclasses.fields(Normalizer)}
@@ -149,8 +181,12 @@ def load_normalizer(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Nor
     return Normalizer(**{name: jnp.asarray(part) for name, part in parts.items()})
 
 
-def _open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Any:
-    """The store of the run's dataset; paths are relative to where the run was started, or to here."""
+def open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Store:
+    """The store of the run's dataset; paths are relative to where the run was started, or to here.
+
+    Raises:
+        UserError: the dataset is not there, or damaged.
+    """
     launches = read_json(folder / "run.json")["launches"] if (folder / "run.json").exists() else []
     for place in (Path(), *(Path(launch["folder"]) for launch in reversed(launches))):
         there = settings.data.path and place / settings.data.path
@@ -161,7 +197,7 @@ def _open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Any:
                 return dataset.open_store(data, source, spec)
     wanted = settings.data.path or dataset.locate(settings.data, settings.env)[0]
     raise UserError(
-        f"{folder} has no {NORMALIZER}, and its dataset ({wanted}) is not there to make it from; "
+        f"the dataset of {folder} ({wanted}) is needed and not there; "
         "call from the folder where the run was started"
     )
 

@@ -33,11 +33,23 @@ def sample_sequences(window: Window, chunk: int, count: int, batch: int, key: Ke
 
     `check_sequences` tells beforehand whether there is such a row; without one, rows mean nothing.
     """
-    start, _ = chunk_starts(_table_of_sequences(window.episodes, chunk * count), batch, key)
+    start, _ = sequence_starts(window.episodes, chunk * count, batch, key)
     rows = start[:, None] + jnp.arange(chunk * count)[None, :]
     states = start[:, None] + chunk * jnp.arange(count + 1)[None, :]
     actions = jnp.clip(window.action[rows], -ACTION_LIMIT, ACTION_LIMIT)
     return Sequences(window.obs[states], actions.reshape(batch, count, chunk, -1))
+
+
+def sequence_starts(
+    episodes: EpisodeIndex, steps: int, batch: int, key: Key[Array, ""]
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """Rows at which the sequences of `steps` transitions begin that this key draws, and the last row of
+    each one's episode at which an action is taken."""
+    # T transitions are T + 1 states, the last of which may end a sequence; padding (T = 0) has no start.
+    starts = jnp.maximum(episodes.steps + 1 - steps, 0)
+    ends = jnp.cumsum(starts, dtype=starts.dtype)
+    table = dataclasses.replace(episodes, starts_before=ends - starts, n_starts=ends[-1])
+    return chunk_starts(table, batch, key)
 
 
 def check_sequences(where: str, length: Int[np.ndarray, " E"], chunk: int, count: int) -> None:
@@ -50,11 +62,3 @@ def check_sequences(where: str, length: Int[np.ndarray, " E"], chunk: int, count
             f"{where}: no episode holds {count} chunks of {chunk} actions ({chunk * count} transitions): the "
             f"longest has {longest}; take a shorter horizon or longer episodes"
         )
-
-
-def _table_of_sequences(episodes: EpisodeIndex, steps: int) -> EpisodeIndex:
-    """The same episodes, with the rows at which a sequence of `steps` transitions may start."""
-    # T transitions are T + 1 states, the last of which may end a sequence; padding (T = 0) has no start.
-    starts = jnp.maximum(episodes.steps + 1 - steps, 0)
-    ends = jnp.cumsum(starts, dtype=starts.dtype)
-    return dataclasses.replace(episodes, starts_before=ends - starts, n_starts=ends[-1])

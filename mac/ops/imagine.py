@@ -1,9 +1,10 @@
-"""Rolling a learned model forward under a policy."""
+"""Rolling a learned model forward: under a policy, or with given actions."""
 
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
@@ -30,3 +31,15 @@ def imagine(
         return next_obs, (obs, action, next_obs)
 
     return Trajectory(*jax.lax.scan(step, obs, jr.split(key, steps))[1])
+
+
+def open_loop(
+    model: Model, obs: Float[Array, "B D"], actions: Float[Array, "B L A"]
+) -> Float[Array, "L B D"]:
+    """States after each of L given actions, every one predicted from the prediction before it."""
+
+    def step(obs, action):
+        obs = model(obs, action)
+        return obs, obs
+
+    return jax.lax.scan(step, obs, jnp.moveaxis(actions, 1, 0))[1]

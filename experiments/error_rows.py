@@ -1,0 +1,49 @@
+"""Rows of the tables that the study of model errors writes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ChunkRow:
+    """Errors at one horizon of the models of one chunk length; the names are the columns of the CSV file.
+
+    `error` is the mean over seeds, trajectories and entries of the squared difference of normalised
+    states, `seed_*` and `data_*` are its 95% intervals over seeds and over held-out episodes, `still`
+    is the error of predicting that nothing moves.
+    """
+
+    chunk: int
+    horizon: int
+    error: float
+    seed_low: float
+    seed_high: float
+    data_low: float
+    data_high: float
+    still: float
+    loss: float  # of the last updates in training
+    seeds: int
+    updates: int
+    trajectories: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """One seed of a run: its policy's success and its model's error; the names are the CSV's columns.
+
+    `success` is the mean over tasks; `error` that over held-out trajectories and entries of the squared
+    difference of normalised states at the horizon, `still` that of predicting that nothing moves.
+    """
+
+    run: str
+    algo: str
+    env: str
+    chunk: int
+    rollout: int  # environment steps that its training imagines ahead
+    step: int
+    seed: int
+    success: float
+    episodes: int  # per task
+    horizon: int
+    error: float
+    still: float

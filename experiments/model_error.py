@@ -1,0 +1,208 @@
+"""How the error of dynamics models grows along a trajectory, and what the chunk length does to it.
+
+    python experiments/model_error.py --env puzzle-3x3 --chunks 1 5 10 25 --out results/
+    python experiments/model_error.py --steps 0 --policy runs/A runs/B     # success against error
+
+Figures 2 and 8 of the paper (Park et al. 2025): models of every chunk length train on the same data,
+then run open loop along the same held-out trajectories.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from envs_mjx.registry import make
+from experiments import arguments, dataset, saved
+from experiments.collect import dataset_name
+from experiments.error_figure import draw_chunks
+from experiments.error_rows import ChunkRow
+from experiments.measured import write_csv
+from experiments.open_loop import Errors, check_horizon, held_out, measure, over_episodes, over_seeds
+from experiments.policy_error import compare_policies
+from experiments.program import exit_status
+from experiments.settings import DataConfig
+from mac.data.normalize import Normalizer, fit_minmax
+from mac.data.store import Store
+from mac.data.window import check_chunk, make_window
+from mac.dynamics import Dynamics
+from mac.errors import UserError
+from mac.nn.mlp import MLP
+from mac.run import segment as loop
+from mac.run.progress import Progress, open_progress
+from mac.run.train import Diverged
+
+PROGRAM = "python experiments/model_error.py"
+SEGMENT = 500  # updates per compiled call
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Trains dynamics models of several chunk lengths, and measures how their errors grow along held-out
+    trajectories; writes a table and a figure."""
+
+    env: str = "puzzle-3x3-play-v0"
+    """OGBench dataset name or family; the task, if it names one, does not matter"""
+    chunks: tuple[int, ...] = (1, 5, 10, 25)
+    """chunk lengths, actions per prediction"""
+    steps: int = 20_000
+    """updates of each model; 0 = train none, with --policy"""
+    seeds: int = 4
+    """models of each chunk length, trained together"""
+    seed: int = 0
+    """first seed, and what draws the held-out trajectories"""
+    hidden: tuple[int, ...] = (256, 256, 256, 256)
+    """width of each hidden layer"""
+    batch: int = 256
+    """chunks per update"""
+    lr: float = 3e-4
+    """learning rate of Adam"""
+    horizon: int = 100
+    """environment steps that models run open loop; a multiple of every chunk length"""
+    trajectories: int = 512
+    """held-out trajectories, the same for all models"""
+    policy: tuple[Path, ...] = ()
+    """folders of runs: also draw their success against their own models' error"""
+    out: Path = Path("model_error")
+    """folder of model_error.csv and .png, and of success.csv and .png"""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self):
+        low = {"seeds": 1, "seed": 0, "batch": 1, "trajectories": 1, "horizon": 1}
+        low["steps"] = 0 if self.policy else 1
+        for name, least in low.items():
+            if not least <= getattr(self, name) < 2**31:
+                raise UserError(f"--{name}={getattr(self, name)}: must be at least {least}, and below 2**31")
+        if len(set(self.chunks)) < len(self.chunks):
+            raise UserError(f"--chunks={self.chunks}: name each chunk length once")
+        for name in ("chunks", "hidden"):
+            if min(getattr(self, name), default=0) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: give at least one number, each at least 1")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"--lr={self.lr}: must be positive and finite")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: study(arguments.read_flags(Ask, argv, PROGRAM, Ask()), argv),
+        short_of_memory="take fewer --seeds, --trajectories or a smaller --batch",
+        interrupted="chunk lengths that were finished are in --out",
+    )
+
+
+def study(ask: Ask, argv: Sequence[str]) -> int:
+    """Does what the flags say; returns the exit status."""
+    command = ["experiments/model_error.py", *argv]
+    name = dataset_name(ask.env, None)
+    for folder in ask.policy:  # a wrong folder should not be found out after hours of training
+        saved.read_settings(folder)
+    dataset.check_writable(ask.out, "--out")
+    arguments.start_jax(ask.seeds)
+    if ask.steps:
+        compare_chunks(ask, name, command)
+    if ask.policy:
+        compare_policies(ask.policy, ask.horizon, ask.trajectories, ask.seed, ask.out, command)
+    return 0
+
+
+# Chunk lengths.
+
+
+def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
+    """Trains and measures the models of every chunk length; writes after each what is known by then."""
+    spec = make(name, "c").spec
+    source, found = dataset.locate(ask.data, name)
+    if not found:
+        raise UserError(
+            f"--env={ask.env}: no dataset found; make one with `python experiments/collect.py --env {name} "
+            "--rows 1M`, or name one with --data.path and --data.dir"
+        )
+    store = dataset.open_store(ask.data, source, spec)
+    normalizer = fit_minmax(store.statistics_obs)
+    real = held_out(store, normalizer)
+    for chunk in ask.chunks:
+        check_chunk(str(store.path), store.train[0].length, chunk)
+        check_horizon("--horizon", ask.horizon, chunk, store)
+    rows: list[ChunkRow] = []
+    title = f"dynamics models of {name}: {ask.seeds} seeds, {ask.steps:,} updates, width {max(ask.hidden)}"
+    total = len(ask.chunks) * ask.steps
+    numbers = range(ask.seed, ask.seed + ask.seeds)
+    with open_progress("model error", total, "updates", seeds=numbers) as progress:
+        for place, chunk in enumerate(ask.chunks):
+            algo = Dynamics(spec, chunk=chunk, batch=ask.batch, hidden=ask.hidden, lr=ask.lr)
+            nets, loss = fit(ask, algo, store, normalizer, progress, place * ask.steps)
+            with progress.phase("measuring"):
+                errors = measure(nets, real, chunk, ask.horizon, ask.trajectories, ask.seed)
+                rows += chunk_rows(ask, chunk, loss, errors)
+                write_csv(ask.out / "model_error.csv", rows, command)
+                draw_chunks(rows, ask.out / "model_error.png", title=title)
+    Console().print(table(rows, title))
+    print(f"  {ask.out / 'model_error.csv'}\n  {ask.out / 'model_error.png'}")
+
+
+def fit(
+    ask: Ask, algo: Dynamics, store: Store, normalizer: Normalizer, progress: Progress, done: int
+) -> tuple[MLP, float]:
+    """Trains one chunk length's models; returns them, leading axis S, and their mean loss at the end."""
+    mesh, chunk = loop.seed_mesh(ask.seeds), algo.sample.chunk
+    keys = loop.place(mesh, loop.seed_keys(ask.seed, ask.seeds), loop.SEED)
+    window = loop.place(mesh, make_window(store, normalizer, chunk), loop.ALL)
+    state, loss = loop.init(algo, mesh, keys), np.zeros(ask.seeds)
+    for first in range(0, ask.steps, SEGMENT):
+        steps = np.arange(first, min(first + SEGMENT, ask.steps), dtype=np.int32)
+        state, metrics = loop.segment(algo, mesh, window, keys, loop.place(mesh, steps, loop.ALL), state)
+        loss = np.asarray(metrics["model/dynamics_loss"]).mean(axis=0)
+        if not np.isfinite(loss).all():
+            seed = ask.seed + int(np.argmin(np.isfinite(loss)))
+            raise Diverged(
+                f"the model of {chunk} actions, seed {seed}, diverged by update {steps[-1]:,}; lower --lr"
+            )
+        progress.update(done + first + len(steps), {f"loss, {chunk} actions": loss})
+    return jax.device_put(state.nets, jax.local_devices()[0]), float(loss.mean())
+
+
+def chunk_rows(ask: Ask, chunk: int, loss: float, errors: Errors) -> list[ChunkRow]:
+    """The rows of one chunk length."""
+    rows = []
+    for i, horizon in enumerate(errors.horizons):
+        seeds = over_seeds(errors.model[:, i])
+        data = over_episodes(errors.model[:, i], errors.episode)
+        row = ChunkRow(
+            chunk, horizon, seeds.value, seeds.low, seeds.high, data.low, data.high,
+            still=float(errors.still[i].mean()), loss=loss, seeds=ask.seeds, updates=ask.steps,
+            trajectories=ask.trajectories, episodes=len(np.unique(errors.episode)),
+        )  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[ChunkRow], title: str) -> Table:
+    """What a reader wants of the rows: errors at the first horizon that all have, and at the last."""
+    by_chunk: dict[int, dict[int, ChunkRow]] = {}
+    for row in rows:
+        by_chunk.setdefault(row.chunk, {})[row.horizon] = row
+    common = set.intersection(*(set(group) for group in by_chunk.values()))
+    ends = sorted({min(common), max(common)})
+    caption = "mean squared error of the normalised state, held-out data; 95% intervals over seeds"
+    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    shown.add_column("chunk", justify="right")
+    for horizon in ends:
+        shown.add_column(f"at {horizon} steps", justify="right")
+        shown.add_column("95% interval", justify="right")
+    for chunk, group in by_chunk.items():
+        cells = ((f"{group[h].error:.4f}", f"{group[h].seed_low:.4f}–{group[h].seed_high:.4f}") for h in ends)
+        shown.add_row(str(chunk), *(cell for pair in cells for cell in pair))
+    still = next(iter(by_chunk.values()))
+    shown.add_row("nothing moves", *(cell for h in ends for cell in (f"{still[h].still:.4f}", "")))
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""Success of trained policies beside the error of the models that they were trained in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import evaluate, saved
+from experiments.error_figure import draw_policies
+from experiments.error_rows import PolicyRow
+from experiments.measured import write_csv
+from experiments.open_loop import check_horizon, held_out, measure, network_of
+from mac.run.logger import EVAL, read_rows
+from mac.run.stats import Curve, learning_curve
+
+
+def compare_policies(
+    folders: Sequence[Path], horizon: int, trajectories: int, seed: int, out: Path, command: Sequence[str]
+) -> None:
+    """Measures the newest checkpoint of every run; writes `success.csv` and `success.png` to `out`.
+
+    Success is that of the run's own evaluation of that checkpoint; if there was none, it is evaluated.
+
+    Raises:
+        UserError: a folder holds no run with a dynamics model, or its dataset is not there or too short.
+    """
+    rows = [row for folder in folders for row in policy_rows(folder, horizon, trajectories, seed)]
+    envs = ", ".join(dict.fromkeys(row.env for row in rows))
+    title = f"success and model error after {horizon} steps, {envs}"
+    write_csv(out / "success.csv", rows, command)
+    draw_policies(rows, out / "success.png", title=title)
+    Console().print(table(rows, title))
+    print(f"  {out / 'success.csv'}\n  {out / 'success.png'}")
+
+
+def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> list[PolicyRow]:
+    """The rows of one run, a seed each."""
+    run = saved.open_run(folder)
+    network, chunk = network_of(run.state.nets, run.title), run.algo.sample.chunk
+    store = saved.open_dataset(folder, run.settings, run.algo.env)
+    real = held_out(store, run.normalizer)
+    check_horizon(f"{folder}: --horizon", horizon, chunk, store)
+    errors = measure(network, real, chunk, horizon, trajectories, seed)
+    scores = success_of(run)
+    return [
+        PolicyRow(
+            run=str(folder),
+            algo=run.settings.algo,
+            env=run.settings.env,
+            chunk=chunk,
+            rollout=chunk * getattr(run.settings.hp, "rollout", 0),
+            step=run.step,
+            seed=number,
+            success=float(scores.success[-1, scores.seeds.index(number)].mean()),
+            episodes=scores.episodes,
+            horizon=horizon,
+            error=float(errors.model[i, -1].mean()),
+            still=float(errors.still[-1].mean()),
+        )
+        for i, number in enumerate(run.numbers)
+    ]
+
+
+def success_of(run: saved.SavedRun) -> Curve:
+    """Success rates of the run's policies at its checkpoint, evaluated now only if they never were."""
+    path = run.folder / EVAL
+    rows = [row for row in read_rows(path) if row["step"] == run.step] if path.exists() else []
+    if not rows:
+        evaluate.evaluate_again(evaluate.Ask(run.folder, step=run.step))
+        rows = list(read_rows(run.folder / evaluate.EVALUATIONS))[-1]["rows"]
+    return learning_curve(rows)
+
+
+def table(rows: Sequence[PolicyRow], title: str) -> Table:
+    """One line per seed."""
+    shown = Table(title=title, title_justify="left")
+    for name in ("run", "actions per chunk", "seed", "success", "error", "nothing moves"):
+        shown.add_column(name, justify="left" if name == "run" else "right")
+    for r in rows:
+        shown.add_row(
+            r.run, str(r.chunk), str(r.seed), f"{r.success:.1%}", f"{r.error:.4f}", f"{r.still:.4f}"
+        )
+    return shown
