@@ -17,8 +17,9 @@ from jaxtyping import Array, Key
 from experiments.ogbench_worker import Played, Start
 from experiments.saved import SavedRun
 from mac.errors import UserError, one_line
-from mac.run.evaluate import choose, episode_keys
+from mac.run.evaluate import choose, episode_keys, foresee
 from mac.run.record import cores
+from mac.run.returns import realised_return, step_reward
 from mac.types import Episodes
 
 WORKER = Path(__file__).with_name("ogbench_worker.py")
@@ -26,6 +27,7 @@ NEEDED = ("ogbench", "gymnasium", "dm_control")
 PER_CORE = 4  # environments per process, unless told otherwise: each takes a second or two to compile
 
 decide = eqx.filter_jit(choose)
+expect = eqx.filter_jit(foresee)
 
 
 class Fleet:
@@ -137,7 +139,7 @@ def play_official(
             match.move()
             report(match.ended)
     dropped = np.zeros_like(match.length)  # MuJoCo C has room for every contact
-    results = (match.success, match.total, match.length, dropped)
+    results = [match.success, match.total, match.length, dropped, *match.returns()]
     return Episodes(*(jnp.asarray(x.reshape(seeds, len(tasks), episodes)) for x in results))
 
 
@@ -146,7 +148,8 @@ class _Match:
 
     Attributes:
         playing: number of the episode in each environment; -1 is none.
-        success, total, length: results by episode.
+        success, total, length: results by episode, and what `realised_return` asks for.
+        predicted: what the algorithm expected at the start of each episode.
     """
 
     def __init__(
@@ -167,6 +170,8 @@ class _Match:
         self.waiting = [iter(range(len(task))) for _ in range(shape[0])]
         self.success = np.zeros(k_reset.shape, bool)
         self.total, self.length = np.zeros(k_reset.shape, np.float32), np.zeros(k_reset.shape, np.int32)
+        self.discounted, self.last = np.zeros_like(self.total), np.zeros_like(self.total)
+        self.predicted = np.zeros_like(self.total)
 
     @property
     def ended(self) -> int:
@@ -184,24 +189,47 @@ class _Match:
             self.obs[at] = played.obs
             if self.goal is not None:
                 self.goal[at] = played.goal
+        if starts and self.run.algo.step_discount is not None:
+            expected = np.asarray(expect(*self._situation()))
+            for at, _ in starts:
+                self.predicted[at[0], self.playing[at]] = expected[at]
         return bool(np.any(self.playing >= 0))
+
+    def _situation(self) -> tuple[Any, ...]:
+        """What `choose` and `foresee` ask for in common."""
+        rows = np.arange(len(self.playing))[:, None]
+        noise = self.k_act[rows, np.maximum(self.playing, 0)]
+        goal = None if self.goal is None else jnp.asarray(self.goal)
+        return self.run.algo, self.run.normalizer, self.run.state, jnp.asarray(self.obs), goal, noise
 
     def move(self) -> None:
         """Executes one chunk in each environment that plays."""
-        rows = np.arange(len(self.playing))[:, None]
-        noise = self.k_act[rows, np.maximum(self.playing, 0)]
-        run, obs, decision = self.run, jnp.asarray(self.obs), jnp.asarray(self.decision)
-        goal = None if self.goal is None else jnp.asarray(self.goal)
-        actions = np.asarray(decide(run.algo, run.normalizer, run.state, obs, goal, noise, decision))
+        actions = np.asarray(decide(*self._situation(), decision=jnp.asarray(self.decision)))
         self.decision += 1
         places = [(s, w) for s, w in np.argwhere(self.playing >= 0).tolist()]
         for at, played in self._obey([(at, actions[at]) for at in places]):
             episode = at[0], self.playing[at]
             self.obs[at] = played.obs
-            self.total[episode] += played.reward
-            self.length[episode] += played.steps
+            self._add(episode, np.asarray(played.rewards, np.float32))
             if played.done:
                 self.success[episode], self.playing[at] = played.success, -1
+
+    def _add(self, episode: tuple[int, int], rewards: np.ndarray) -> None:
+        """Enters the rewards of the steps that an episode has taken."""
+        paid = np.asarray(step_reward(self.run.algo.env, jnp.asarray(rewards)))
+        time = self.length[episode] + np.arange(len(rewards))
+        self.discounted[episode] += np.sum((self.run.algo.step_discount or 0.0) ** time * paid)
+        self.total[episode] += rewards.sum()
+        self.length[episode] += len(rewards)
+        self.last[episode] = paid[-1]
+
+    def returns(self) -> list[np.ndarray]:
+        """Expected and realised return by episode, if the algorithm expects any."""
+        discount = self.run.algo.step_discount
+        if discount is None:
+            return []
+        facts = map(jnp.asarray, (self.discounted, self.last, self.success, self.length))
+        return [self.predicted, np.asarray(realised_return(*facts, discount=discount))]
 
     def _obey(self, orders: list[tuple[tuple[int, int], Any]]) -> list[tuple[tuple[int, int], Played]]:
         """`Fleet.obey` by seed and column."""

@@ -34,19 +34,28 @@ class Played(NamedTuple):
 
     Attributes:
         obs: the last observation.
-        reward: sum over the steps taken; `steps` is their number.
+        rewards: of each of the steps taken.
         success, done: as after the last step; False after a start.
         film: the scene after each step (or the start), if asked for.
         goal: after a start, the goal's representation in the environment's units; else None.
     """
 
     obs: np.ndarray
-    reward: float
-    steps: int
+    rewards: list[float]
     success: bool
     done: bool
     film: list[Snapshot]
     goal: np.ndarray | None = None
+
+    @property
+    def reward(self) -> float:
+        """Sum over the steps taken."""
+        return sum(self.rewards)
+
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return len(self.rewards)
 
 
 class Slots:
@@ -66,16 +75,17 @@ class Slots:
         if isinstance(order, Start):
             obs, info = env.reset(seed=order.seed, options={"task_id": order.task})
             goal = np.asarray(info["goal"], np.float32) if "goal" in info else None
-            return Played(np.asarray(obs, np.float32), 0.0, 0, False, False, self._look(env), goal)
-        total, steps, done, info, film = 0.0, 0, False, {}, []
+            return Played(np.asarray(obs, np.float32), [], False, False, self._look(env), goal)
+        rewards, done, info, film = [], False, {}, []
         obs = np.empty(0)
         for action in order:
             obs, reward, terminated, truncated, info = env.step(np.asarray(action, np.float32))
-            total, steps, done = total + float(reward), steps + 1, bool(terminated or truncated)
+            rewards.append(float(reward))
+            done = bool(terminated or truncated)
             film += self._look(env)
             if done:
                 break
-        return Played(np.asarray(obs, np.float32), total, steps, bool(info["success"]), done, film)
+        return Played(np.asarray(obs, np.float32), rewards, bool(info["success"]), done, film)
 
     def _look(self, env: Any) -> list[Snapshot]:
         if not self.film:

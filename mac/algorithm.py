@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 Nets = TypeVar("Nets", bound=eqx.Module)
 
@@ -56,6 +56,32 @@ class AbstractAlgorithm(eqx.Module):
 
         `goal`, normalised too, is None in environments without goals.
         """
+
+    # What evaluations also report, of an algorithm that has it.
+
+    @property
+    def step_discount(self) -> float | None:
+        """Discount factor per environment step of what `predict` predicts; None if it predicts nothing."""
+        return None
+
+    def predict(
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, " E"] | None:
+        """Return that the algorithm expects from acting as `act` does, given the same arguments.
+
+        It is in the units of `mac.run.returns.realised_return`, with which evaluations compare it.
+        """
+        del state, obs, goal, key
+        return None
+
+    def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
+        """Metrics named `diagnostics/...` that tell what to mend, from data of `window`; at evaluations."""
+        del state, window, key
+        return {}
 
 
 def polyak(target: Any, online: Any, rate: float) -> Any:

@@ -27,6 +27,7 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
+from mac import diagnostics
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.config import Config
 from mac.errors import UserError
@@ -35,7 +36,7 @@ from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.imagine import Trajectory, imagine
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.select import best_of_n
-from mac.types import Batch, EnvSpec, GoalSpec, Metrics, SampleSpec
+from mac.types import Batch, EnvSpec, GoalSpec, Metrics, SampleSpec, Window
 
 Goal = Float[Array, "B G"] | None
 Losses = dict[str, Float[Array, ""]]
@@ -246,6 +247,26 @@ def integrate(
 ) -> Float[Array, "*N B A"]:
     """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
     return euler(lambda x, t: flow(s, g, x, t), noise, steps)
+
+    # What evaluations also report.
+
+    @property
+    def step_discount(self) -> float:
+        return self.cfg.discount
+
+    def predict(
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, " E"]:
+        chunk = self.propose(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
+        q = scalar(state.nets.q, obs, goal, chunk)
+        return diagnostics.expected_return(self.cfg, q, goals=goal is not None)
+
+    def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
+        return diagnostics.diagnose(self, state.nets, window, key)
 
 
 def mse(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:

@@ -163,10 +163,14 @@ class Episodes(eqx.Module):
     """Results of one evaluation call, axes seeds, tasks, episodes.
 
     `length` is in control steps; `dropped` counts the contacts that the physics engine left out in the
-    whole episode for want of a slot: where it is not 0, the episode is doubtful.
+    whole episode for want of a slot: where it is not 0, the episode is doubtful. `predicted` is what the
+    algorithm thought at the start that `realised` would be, the episode's discounted return
+    (`mac.run.returns.realised_return`); None for an algorithm that predicts nothing.
     """
 
     success: Bool[Array, "S tasks E"]
     episode_return: Float[Array, "S tasks E"]
     length: Int[Array, "S tasks E"]
     dropped: Int[Array, "S tasks E"]
+    predicted: Float[Array, "S tasks E"] | None = None
+    realised: Float[Array, "S tasks E"] | None = None

@@ -217,11 +217,12 @@ class Lanes:
         blank = np.zeros(28, np.float32)
         if isinstance(order, Start):
             self.left[slot], self.pay[slot] = order.task + order.seed % 3, order.seed % 100
-            return Played(blank, 0.0, 0, False, False, [])
+            return Played(blank, [], False, False, [])
         steps = min(len(order), self.left[slot])
         self.left[slot] -= steps
         done = self.left[slot] == 0
-        return Played(blank, float(steps * self.pay[slot]), steps, done and self.pay[slot] % 2 == 0, done, [])
+        rewards = [float(self.pay[slot])] * steps
+        return Played(blank, rewards, done and self.pay[slot] % 2 == 0, done, [])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 100])

@@ -24,7 +24,10 @@ ALLOWED = {
     "mac.ops": ("mac.types", "mac.errors"),
     "mac.algorithm": ("mac.types", "mac.errors", "mac.nn", "mac.ops"),
     "mac.config": ("mac.types", "mac.errors"),
-    "mac.mac": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.config"),
+    "mac.diagnostics": ("mac.types", "mac.nn", "mac.ops", "mac.config", "mac.data"),
+    "mac.mac": (
+        "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.config", "mac.diagnostics",
+    ),
     "mac.gaussian": ABLATION,
     "mac.fql": ABLATION,
     "mac.nodistill": ABLATION,
@@ -114,10 +117,11 @@ def test_baselines_compile_nothing(path: Path):
 
 def test_only_the_loop_compiles():
     found = {name_of(path): len(jits(path)) for path in FILES if is_within(name_of(path), "mac")}
-    # init and segment, evaluate, and the finite check of a state that is about to be saved.
+    # init and segment, evaluate, the diagnosis, and the finite check of a state that is about to be saved.
     assert {name: count for name, count in found.items() if count} == {
         "mac.run.segment": 2,
         "mac.run.evaluate": 1,
+        "mac.run.probe": 1,
         "mac.run.train": 1,
     }
 

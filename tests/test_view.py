@@ -92,7 +92,7 @@ class Short:
         shots = [Snapshot(np.full(21, float(10 * slot + t)), np.zeros(0, bool), target) for t in times]
         self.t[slot] = end
         done = end == (3 if slot == 0 else 12)
-        return Played(np.zeros(28, np.float32), 0.0, len(shots), done and slot == 0, done, shots)
+        return Played(np.zeros(28, np.float32), [0.0] * len(shots), done and slot == 0, done, shots)
 
 
 def test_film_of_the_original_environment_lets_ended_scenes_stand(

@@ -137,6 +137,19 @@ def make_window(
     )
 
 
+def make_held_out(store: Store, normalizer: Normalizer, chunk: int, rows: int = 100_000) -> Window | None:
+    """The first episodes of the validation split, at most about `rows` rows, without rewards and masks.
+
+    For looks at data that are not trained on. None if there is no such split, or no chunk in it.
+    """
+    if store.val is None:
+        return None
+    count = max(int(np.searchsorted(np.cumsum(store.val.length), rows, side="right")), 1)
+    if not start_counts(store.val.length[:count], chunk).any():
+        return None
+    return make_window(store._replace(train=(store.val,)), normalizer, chunk, pieces=[Piece(0, 0, count)])
+
+
 def _gather(store: Store, pieces: Sequence[Piece], name: str, rows: int) -> Shaped[np.ndarray, "N D"]:
     """The rows of all pieces, end to end, in an array of `rows` rows; rows left over are 0."""
     like = getattr(store.train[0], name)

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
+from mac.run.returns import realised_return, step_reward
 from mac.run.segment import map_seeds
-from mac.types import Episodes
+from mac.types import EnvSpec, Episodes
 
 EVAL_STREAM = 1 << 31  # folded into a seed's key for evaluations; training folds in steps below this
 
@@ -64,23 +65,58 @@ def choose(
         keys: of each episode's policy, as `episode_keys` gives them.
         decision: how many chunks each episode has executed.
     """
+    return _ask(algo.act, algo.env, normalizer, state, obs, goal, keys, decision)
+
+
+def foresee(
+    algo: AbstractAlgorithm,
+    normalizer: Normalizer,
+    state: TrainState,
+    obs: Float[Array, "S E D"],
+    goal: Float[Array, "S E G"] | None,
+    keys: Key[Array, "S E"],
+) -> Float[Array, "S E"]:
+    """What an algorithm that predicts returns expects of each episode, with the chunk it then begins with.
+
+    The arguments are those of `choose` at the start.
+    """
+    first = jnp.zeros(keys.shape, jnp.int32)
+    return _ask(algo.predict, algo.env, normalizer, state, obs, goal, keys, first)
+
+
+def _ask(
+    method: Callable[..., Any],
+    spec: EnvSpec,
+    normalizer: Normalizer,
+    state: TrainState,
+    obs: Float[Array, "S E D"],
+    goal: Float[Array, "S E G"] | None,
+    keys: Key[Array, "S E"],
+    decision: Int[Array, "S E"],
+) -> Array:
+    """What a method with the arguments of `AbstractAlgorithm.act` answers for each episode of each seed."""
 
     def one(
         state: TrainState, obs: Float[Array, " D"], goal: Float[Array, " G"] | None, key: Key[Array, ""]
-    ) -> Float[Array, "n A"]:
-        return algo.act(state, obs[None], None if goal is None else goal[None], key)[0]
+    ) -> Array:
+        return method(state, obs[None], None if goal is None else goal[None], key)[0]
 
     noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)
     if goal is not None:
-        goal = normalizer.part(algo.env.goal_columns).apply(goal)
+        goal = normalizer.part(spec.goal_columns).apply(goal)
     return map_seeds(jax.vmap(one, in_axes=(None, 0, 0, 0)), state, normalizer.apply(obs), goal, noise)
 
 
 class _Rollout(eqx.Module):
-    """What a batch of episodes carries; leading axes seeds, then episodes."""
+    """What a batch of episodes carries; leading axes seeds, then episodes.
+
+    `discounted` and `last` are as `realised_return` wants them.
+    """
 
     env: Any
     total: Float[Array, "S E"]
+    discounted: Float[Array, "S E"]
+    last: Float[Array, "S E"]
     decision: Int[Array, ""]
 
 
@@ -122,8 +158,14 @@ def evaluate(
         start = jax.vmap(jax.vmap(env.reset), in_axes=(0, None))(k_reset, task[columns])
         start = eqx.tree_at(lambda s: s.done, start, start.done | ~wanted)
         policies = jax.tree.map(lambda x: x[rows], state)
-        end = _play(env, start, partial(choose, algo, normalizer, policies, keys=k_act))
-        return end.env.success, end.total, end.env.t, end.env.dropped
+        players, discount = (algo, normalizer, policies), algo.step_discount
+        end = _play(env, start, partial(choose, *players, keys=k_act), discount or 0.0)
+        success, length = end.env.success, end.env.t
+        facts = (success, end.total, length, end.env.dropped)
+        if discount is None:
+            return facts
+        expected = foresee(*players, start.obs, start.goal, k_act)
+        return *facts, expected, realised_return(end.discounted, end.last, success, length, discount)
 
     # A batch takes all seeds if it can, so that no policy is asked twice as often for half as much.
     group = _even_share(len(keys), batch or len(keys))
@@ -141,21 +183,25 @@ def evaluate(
     return Episodes(*map(arrange, results))
 
 
-def _play(env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]]) -> _Rollout:
+def _play(env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]], discount: float) -> _Rollout:
     """Plays from the states `start` until all are done; `policy(obs=, goal=, decision=)` gives chunks."""
 
     def step(c: _Rollout, action: Float[Array, "S E A"]) -> tuple[_Rollout, None]:
-        after = jax.vmap(jax.vmap(env.step))(c.env, action)
-        return _Rollout(after, c.total + jnp.where(c.env.done, 0, after.reward), c.decision), None
+        after, over = jax.vmap(jax.vmap(env.step))(c.env, action), c.env.done
+        paid = step_reward(env.spec, after.reward)
+        discounted = c.discounted + jnp.where(over, 0, discount ** c.env.t.astype(paid.dtype) * paid)
+        total, last = c.total + jnp.where(over, 0, after.reward), jnp.where(over, c.last, paid)
+        return _Rollout(after, total, discounted, last, c.decision), None
 
     def decide(c: _Rollout) -> _Rollout:
         actions = policy(
             obs=c.env.obs, goal=c.env.goal, decision=jnp.broadcast_to(c.decision, c.env.done.shape)
         )
         c, _ = jax.lax.scan(step, c, jnp.moveaxis(actions, 2, 0))
-        return _Rollout(c.env, c.total, c.decision + 1)
+        return eqx.tree_at(lambda c: c.decision, c, c.decision + 1)
 
-    fresh = _Rollout(start, jnp.zeros(start.done.shape), jnp.zeros((), jnp.int32))
+    zero = jnp.zeros(start.done.shape)
+    fresh = _Rollout(start, zero, zero, zero, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(lambda c: ~jnp.all(c.env.done), decide, fresh)
 
 

@@ -200,7 +200,9 @@ def eval_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `eval.jsonl`: `step`, `seed`, `task`, `success` in [0, 1], `return` (undiscounted, mean
     over episodes), `length` (control steps, mean), `episodes`, `engine`, `dropped` (contacts that the
-    engine left out, sum over episodes).
+    engine left out, sum over episodes); of an algorithm that predicts returns also `predicted_return`, what
+    it expected at the start, and `realised_return`, what came (means over episodes, of discounted returns as
+    `mac.run.returns.realised_return` defines them).
 
     Raises:
         UserError: a return is not finite, because the policy's actions were not.
@@ -209,6 +211,14 @@ def eval_rows(
         np.asarray(x, np.float64) for x in (result.success, result.episode_return, result.length)
     )
     dropped = np.asarray(result.dropped, np.int64)
+    expected = (
+        {}
+        if result.predicted is None or result.realised is None
+        else {
+            "predicted_return": np.asarray(result.predicted, np.float64),
+            "realised_return": np.asarray(result.realised, np.float64),
+        }
+    )
     for i, j, _ in np.argwhere(~np.isfinite(returns))[:1]:
         raise UserError(
             f"evaluation after update {step}: the policy of seed {seeds[i]} gave actions that are not finite "
@@ -225,6 +235,7 @@ def eval_rows(
             "episodes": success.shape[2],
             "engine": engine,
             "dropped": dropped[i, j].sum(),
+            **{name: x[i, j].mean() for name, x in expected.items()},
         }
         for i, seed in enumerate(seeds)
         for j, task in enumerate(tasks)

@@ -86,14 +86,24 @@ def summarise(
     )
 
 
+RETURNS = ("predicted_return", "realised_return")
+"""Columns of `eval.jsonl` that rows of some algorithms, and of older runs, lack."""
+
+
 class Curve(NamedTuple):
-    """Success rates of a run: `success[i, s, t]` at `steps[i]`, of `seeds[s]` on `tasks[t]`."""
+    """Success rates of a run: `success[i, s, t]` at `steps[i]`, of `seeds[s]` on `tasks[t]`.
+
+    `predicted` and `realised`, of the same shape, are the means of the returns that the algorithm expected
+    and of those that came; NaN where the rows do not tell.
+    """
 
     steps: list[int]
     seeds: list[int]
     tasks: list[int]
     success: np.ndarray
     episodes: int
+    predicted: np.ndarray
+    realised: np.ndarray
 
     def last(self, count: int = 1) -> np.ndarray:
         """Mean over the last `count` evaluations (or all, if fewer), shape [S, tasks]."""
@@ -109,7 +119,14 @@ def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
         UserError: there is no complete evaluation, or a row lacks a field.
     """
     try:
-        table = {(r["step"], r["seed"], r["task"]): (r["success"], r["episodes"]) for r in rows}
+        table = {
+            (r["step"], r["seed"], r["task"]): (
+                r["success"],
+                r["episodes"],
+                *(r.get(k, math.nan) for k in RETURNS),
+            )
+            for r in rows
+        }
     except KeyError as error:
         raise UserError(f"eval.jsonl has a row without {error}: not written by this program?") from error
     steps, seeds, tasks = (sorted({key[axis] for key in table}) for axis in range(3))
@@ -118,4 +135,5 @@ def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
         raise UserError("eval.jsonl holds no complete evaluation: train until the first one")
     cells = [[[table[i, s, t] for t in tasks] for s in seeds] for i in complete]
     values = np.asarray(cells, np.float64)
-    return Curve(complete, seeds, tasks, values[..., 0], int(values[..., 1].min()))
+    success, episodes, predicted, realised = np.moveaxis(values, -1, 0)
+    return Curve(complete, seeds, tasks, success, int(episodes.min()), predicted, realised)

@@ -14,7 +14,9 @@ def results_table(curve: Curve, *, title: str) -> Table:
     """Mean and IQM over seeds and tasks, each with its 95% bootstrap interval, as percentages.
 
     Rows: the last evaluation, the mean of the last `LATE` ones (if there are as many), and where a
-    run has several tasks the last evaluation of each. Print it with `rich.print` or a `Console`.
+    run has several tasks the last evaluation of each. Below, the returns that the algorithm expected at
+    the last evaluation beside those that came, if the rows have them. Print it with `rich.print` or a
+    `Console`.
     """
     seeds, tasks = len(curve.seeds), len(curve.tasks)
     caption = f"{seeds} {_plural('seed', seeds)}, {curve.episodes} episodes per seed" + " and task" * (
@@ -22,6 +24,7 @@ def results_table(curve: Curve, *, title: str) -> Table:
     )
     if seeds == 1:
         caption += "; intervals need two seeds"
+    caption += _returns(curve)
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("success")
     for name in ("mean", "95% interval", "IQM", "95% interval"):
@@ -38,6 +41,15 @@ def results_table(curve: Curve, *, title: str) -> Table:
 def _add(table: Table, name: str, scores: np.ndarray) -> None:
     summary = summarise(scores)
     table.add_row(name, *_cells(summary.mean), *_cells(summary.iqm))
+
+
+def _returns(curve: Curve) -> str:
+    """A line about the last evaluation's returns; empty if its rows have none."""
+    expected, came = (float(np.mean(x[-1])) for x in (curve.predicted, curve.realised))
+    if math.isnan(expected) or math.isnan(came):
+        return ""
+    how = "too high" if expected > came else "too low"
+    return f"\ndiscounted return: {expected:.1f} expected, {came:.1f} came: {abs(expected - came):.1f} {how}"
 
 
 def _cells(interval: Interval) -> tuple[str, str]:

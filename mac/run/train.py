@@ -22,7 +22,9 @@ from mac.run.checkpoint import CheckpointStore
 from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.interrupt import Interrupt
 from mac.run.logger import RunLog, overflow_warning
+from mac.run.probe import diagnose, overestimation
 from mac.run.progress import Progress
+from mac.types import Window
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
 
@@ -56,6 +58,7 @@ class Job(NamedTuple):
         may_differ: keys of `config` that may change at a resume.
         episodes: per task and seed in each evaluation.
         batch: most environments that an evaluation simulates at a time; 0 is all of them.
+        held_out: data that is not trained on, for diagnoses; None: they look at `window`.
     """
 
     algo: AbstractAlgorithm
@@ -71,6 +74,7 @@ class Job(NamedTuple):
     config: dict[str, Any]
     may_differ: tuple[str, ...] = ()
     batch: int = 0
+    held_out: Window | None = None
 
     @property
     def numbers(self) -> list[int]:
@@ -126,6 +130,7 @@ class _Loop:
         self.programs: dict[int, Any] = {}
         keys = loop.seed_keys(job.seed, job.seeds)
         self.keys = loop.place(self.mesh, keys, loop.SEED)
+        self.held_out = None if job.held_out is None else loop.place(self.mesh, job.held_out, loop.ALL)
 
     def go(self, resume: bool) -> Outcome:
         state, positions = self._start(resume)
@@ -217,17 +222,27 @@ class _Loop:
     def _evaluate(self, state: TrainState) -> None:
         self._flush()
         job, step = self.job, self.outcome.step
+        keys = evaluation_keys(jnp.asarray(job.numbers), step)
         with self._timed("evaluate"), self.progress.phase("evaluating"):
+            found = self._diagnose(state, keys)
             state = jax.device_put(state, jax.local_devices()[0])
-            keys = evaluation_keys(jnp.asarray(job.numbers), step)
             policies = (job.normalizer, state, keys)
             result = jax.device_get(evaluate(job.algo, job.env, job.episodes, *policies, batch=job.batch))
         self.evaluated = step
+        if found := found | overestimation(result):
+            self.log.metrics(step, job.numbers, found)
         rows = self.log.evals(step, job.numbers, job.env.spec.tasks, result, job.engine)
         if warning := overflow_warning(rows, "--eval.engine"):
             self.progress.note(warning)
         tasks = dict(zip(job.env.spec.tasks, result.success.mean(axis=(0, 2)), strict=True))
         self.progress.success(step, result.success.mean(axis=(1, 2)), tasks)
+
+    def _diagnose(self, state: TrainState, keys: jax.Array) -> dict[str, Any]:
+        """The algorithm's own metrics of each seed, from data that it is not trained on if there is any."""
+        # The window of the last update, so that a resumed run sees the same.
+        window = self.feed.at(max(self.outcome.step - 1, 0)) if self.held_out is None else self.held_out
+        keys = loop.place(self.mesh, keys, loop.SEED)
+        return jax.device_get(diagnose(self.job.algo, self.mesh, window, keys, state))
 
     def _save(self, state: TrainState) -> None:
         self._flush()

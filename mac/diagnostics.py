@@ -1,0 +1,169 @@
+"""What to watch while MAC trains: how far to trust its model, its critic and its one-step policy.
+
+    drift_n               error of the model after n steps along real actions (RMS, normalised units)
+    motion_n              how far real states move in n steps: the error of predicting "no change"
+    imagined_outside_n    share of imagined states outside the data's range, n steps into a rollout
+    real_outside          that share among states of the data
+    best_of_n_gain        by how much the best of N chunks is better than their mean, under Q
+    best_of_n_spreads     the same in standard deviations of Q over states
+    policy_spread         how far candidates for one state differ (RMS of an action's entry)
+    distil_gap            difference between one-step policy and its teacher, given one noise (same unit)
+    distil_q_gap          by how much the student's chunks are worse than the teacher's, under Q
+
+Returns are in the environment's units (`expected_return`). A method without a teacher leaves its part out.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+from mac.config import Config
+from mac.data.sampler import sample
+from mac.data.sequences import Sequences, sample_sequences
+from mac.nn.mlp import scalar
+from mac.ops.flow import euler
+from mac.ops.imagine import Model, imagine, open_loop
+from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
+
+STATES = 256
+"""States, and real sequences, that one diagnosis looks at: shares are good to 3 in 100."""
+
+EDGE = 1.1
+"""Normalised entries lie in [-1, 1], the range of the normaliser's rows; a tenth beyond it is outside."""
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """What is asked of MAC and its variants; see there."""
+
+    @property
+    def cfg(self) -> Config: ...
+    @property
+    def env(self) -> EnvSpec: ...
+    @property
+    def sample(self) -> SampleSpec: ...
+
+    def chunks(
+        self, nets: Any, s: Array, g: Array | None, key: Key[Array, ""], n: int, *, acting: bool = False
+    ) -> Array: ...
+
+    def propose(
+        self, nets: Any, s: Array, g: Array | None, key: Key[Array, ""], n: int, *, acting: bool = False
+    ) -> Array: ...
+
+
+def diagnose(algo: Planner, nets: Any, window: Window, key: Key[Array, ""]) -> Metrics:
+    """All of the above, of networks `nets`, on states and sequences drawn from `window`.
+
+    Drifts are NaN if no episode of the window is as long as a rollout.
+    """
+    k_batch, k_rows, k_roll, k_choice, k_distil = jr.split(key, 5)
+    cfg, count = algo.cfg, algo.cfg.rollout
+    batch = sample(window, algo.sample._replace(batch=STATES), k_batch)
+    real = sample_sequences(window, cfg.chunk, count, STATES, k_rows)
+    long_enough = jnp.any(window.episodes.steps >= cfg.chunk * count)
+
+    def model(s: Array, a: Array) -> Array:
+        return s + nets.model(s, a)
+
+    curves = {
+        "drift": jnp.where(long_enough, drift(model, real), jnp.nan),
+        "motion": jnp.where(long_enough, motion(real), jnp.nan),
+        "imagined_outside": outside(imagined(algo, nets, model, batch, k_roll)),
+    }
+    found = {f"{name}_{cfg.chunk * k}": x[k - 1] for name, x in curves.items() for k in horizons(count)}
+    found["real_outside"] = outside(batch.obs)
+    found |= choice(algo, nets, batch, k_choice) | distillation(algo, nets, batch, k_distil)
+    return {f"diagnostics/{name}": value for name, value in found.items()}
+
+
+def expected_return(cfg: Config, q: Float[Array, "*B"], *, goals: bool) -> Float[Array, "*B"]:
+    """Outputs of Q as discounted returns, in the environment's units and with its discount per step.
+
+    With rewards it is their discounted sum; with goals `-(1 - γ**T) / (1 - γ)`, T the steps to success
+    (a whole number of chunks, unless value is bce).
+    """
+    if not goals:
+        return q * cfg.chunk if cfg.chunk_reward == "mean" else q
+    if cfg.value == "bce":
+        return -jax.nn.sigmoid(-q) / (1 - cfg.discount)
+    return q * (1 - cfg.discount**cfg.chunk) / (1 - cfg.discount)
+
+
+def horizons(count: int) -> list[int]:
+    """Of 1 to `count` chunks those that are logged: 1, 2, 5, 10, 20, ... and the last."""
+    round_numbers = (m * 10**e for e in range(len(str(count))) for m in (1, 2, 5))
+    return sorted({k for k in round_numbers if k < count} | {count})
+
+
+def drift(model: Model, real: Sequences) -> Float[Array, " L"]:
+    """Error of `model`, run open loop with the real actions, after each of L chunks; RMS over entries."""
+    actions = real.actions.reshape(*real.actions.shape[:2], -1)
+    return rms(open_loop(model, real.obs[:, 0], actions) - jnp.moveaxis(real.obs[:, 1:], 1, 0))
+
+
+def motion(real: Sequences) -> Float[Array, " L"]:
+    """How far the states after each of L chunks are from the first, RMS over entries."""
+    after = jnp.moveaxis(real.obs[:, 1:], 1, 0)
+    return rms(after - jnp.broadcast_to(real.obs[:, 0], after.shape))
+
+
+def imagined(
+    algo: Planner, nets: Any, model: Model, batch: Batch, key: Key[Array, ""]
+) -> Float[Array, "T B D"]:
+    """States after each chunk of rollouts such as V is trained on."""
+    goal, n = batch.goals and batch.goals.value, algo.cfg.candidates
+
+    def policy(s: Array, key: Key[Array, ""]) -> Array:
+        return algo.propose(nets, s, goal, key, n)
+
+    return imagine(policy, model, batch.obs, algo.cfg.rollout, key).next_obs
+
+
+def outside(obs: Float[Array, "*T B D"]) -> Float[Array, "*T"]:
+    """Share of states with an entry beyond the data's range."""
+    return jnp.mean(jnp.any(jnp.abs(obs) > EDGE, axis=-1).astype(obs.dtype), axis=-1)
+
+
+def choice(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
+    """What the choice among as many candidates as acting has is worth; nothing if there is no choice."""
+    if algo.cfg.candidates_test == 1:
+        return {}
+    goal = batch.goals and batch.goals.value
+    raw = algo.chunks(nets, batch.obs, goal, key, algo.cfg.candidates_test, acting=True)
+    chunks = jnp.clip(raw, -1, 1)
+    q = scalar(nets.q, batch.obs, goal, chunks)
+    found = gain(expected_return(algo.cfg, q, goals=goal is not None))
+    return found | {"policy_spread": jnp.sqrt(jnp.mean(jnp.var(chunks, axis=0)))}
+
+
+def gain(q: Float[Array, "N B"]) -> Metrics:
+    """How much better the best of N values is than their mean, on average over B states."""
+    mean = jnp.mean(q, axis=0)
+    better = jnp.mean(jnp.max(q, axis=0) - mean)
+    return {"best_of_n_gain": better, "best_of_n_spreads": better / jnp.maximum(jnp.std(mean), 1e-6)}
+
+
+def distillation(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
+    """How far the one-step policy is from the flow that it imitates; nothing if there are not both."""
+    if nets.flow is None or nets.policy is None:
+        return {}
+    s, goal = batch.obs, batch.goals and batch.goals.actor
+    noise = jr.normal(key, (len(s), batch.actions[0].size))
+    taught = euler(lambda x, t: nets.flow(s, goal, x, t), noise, algo.cfg.flow_steps)
+    student, teacher = (jnp.clip(chunk, -1, 1) for chunk in (nets.policy(s, goal, noise), taught))
+
+    def worth(chunk: Array) -> Array:
+        return expected_return(algo.cfg, scalar(nets.q, s, goal, chunk), goals=goal is not None)
+
+    return {
+        "distil_gap": jnp.sqrt(jnp.mean(jnp.square(student - teacher))),
+        "distil_q_gap": jnp.mean(worth(teacher) - worth(student)),
+    }
+
+
+def rms(error: Float[Array, "T B D"]) -> Float[Array, " T"]:
+    return jnp.sqrt(jnp.mean(jnp.square(error), axis=(1, 2)))

@@ -1,0 +1,51 @@
+"""The fourth compiled function: an algorithm's diagnosis of itself, for every seed in one call."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
+
+from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.run.segment import ALL, SEED, map_seeds
+from mac.types import Episodes, Window
+
+PROBE_STREAM = 1 << 31  # folded into an evaluation's key; episodes fold in tasks and draws below this
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def diagnose(
+    algo: AbstractAlgorithm, mesh: Mesh, window: Window, keys: Key[Array, " S"], state: TrainState
+) -> dict[str, Float[Array, " S"]]:
+    """Each seed's own metrics, `AbstractAlgorithm.diagnose`, on the devices that train it.
+
+    Args:
+        window: data to look at, on every device of `mesh`.
+        keys: one per seed, those of the evaluation (`mac.run.evaluate.evaluation_keys`).
+        state: leading axis S, spread over `mesh`; it is not donated.
+    """
+
+    def one_device(window: Window, keys: Key[Array, " s"], state: TrainState):
+        def one_seed(state: TrainState, key: Key[Array, ""]):
+            return algo.diagnose(state, window, jr.fold_in(key, jnp.uint32(PROBE_STREAM)))
+
+        return map_seeds(one_seed, state, keys)
+
+    return jax.shard_map(one_device, mesh=mesh, in_specs=(ALL, SEED, SEED), out_specs=SEED)(
+        window, keys, state
+    )
+
+
+def overestimation(result: Episodes) -> dict[str, Float[np.ndarray, " S"]]:
+    """Metrics of each seed: what returns were expected, what came, and by how much that is less.
+
+    Means over tasks and episodes; empty for an algorithm that predicts nothing.
+    """
+    if result.predicted is None or result.realised is None:
+        return {}
+    expected, came = (np.asarray(x).mean(axis=(1, 2)) for x in (result.predicted, result.realised))
+    found = {"predicted_return": expected, "realised_return": came, "overestimation": expected - came}
+    return {f"diagnostics/{name}": value for name, value in found.items()}

@@ -1,0 +1,99 @@
+"""An algorithm's own metrics in a run: when, from what data, and the same after a resume."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+from mac.run.logger import METRICS, read_rows
+from mac.types import Metrics, Window
+from tests import toy
+from tests.walk import Walk, make_job, result, run
+
+
+class Watchful(Walk):
+    """Tells where it is, the first row of the data, and a random number; expects its own place of itself."""
+
+    @property
+    def step_discount(self) -> float:
+        return 0.9
+
+    def predict(self, state: Any, obs: Any, goal: Any, key: Any) -> jax.Array:
+        return jnp.broadcast_to(state.nets["place"][0], (len(obs),))
+
+    def diagnose(self, state: Any, window: Window, key: Any) -> Metrics:
+        return {
+            "diagnostics/place": state.nets["place"][0],
+            "diagnostics/data": window.obs[jnp.zeros((), jnp.int32)][0],
+            "diagnostics/noise": jr.uniform(key),
+        }
+
+
+def diagnoses(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_rows(folder / METRICS) if "diagnostics/noise" in row]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    run(make_job(algo=Watchful()), folder)
+    return folder
+
+
+def test_every_evaluation_has_a_row_of_each_seed(straight: Path):
+    rows = diagnoses(straight)
+    assert [(row["step"], row["seed"]) for row in rows] == [(8, 3), (8, 4), (12, 3), (12, 4)]
+    assert len({row["diagnostics/noise"] for row in rows}) == 4
+    assert len({row["diagnostics/place"] for row in rows}) == 4
+    for row in rows:
+        assert row["diagnostics/predicted_return"] == pytest.approx(row["diagnostics/place"], rel=1e-5)
+
+
+def test_rows_of_updates_have_no_diagnoses(straight: Path):
+    updates = [row for row in read_rows(straight / METRICS) if "walk/loss" in row]
+    assert [row["step"] for row in updates if row["seed"] == 3] == [2, 4, 6, 8, 10, 12]
+    assert not any(name.startswith("diagnostics/") for row in updates for name in row)
+
+
+def test_resumed_run_repeats_the_same_bits(straight: Path, tmp_path: Path):
+    run(make_job(6, algo=Watchful()), tmp_path)
+    run(make_job(algo=Watchful()), tmp_path, resume=True)
+    rows = [row for row in diagnoses(tmp_path) if row["step"] != 6]  # the end of the shorter run
+    assert rows == diagnoses(straight)
+    assert result(tmp_path)["arrays"] == result(straight)["arrays"]
+
+
+def test_seed_is_itself_when_alone(straight: Path, tmp_path: Path):
+    run(make_job(algo=Watchful(), seed=4, seeds=1), tmp_path)
+    together = [row for row in diagnoses(straight) if row["seed"] == 4]
+    for got, want in zip(diagnoses(tmp_path), together, strict=True):
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_data_held_out_are_looked_at_if_there_are_any(straight: Path, tmp_path: Path):
+    other = toy.window(seed=5)
+    run(make_job(algo=Watchful(), held_out=other), tmp_path)
+    for folder, data in ((straight, toy.window()), (tmp_path, other)):
+        seen = [row["diagnostics/data"] for row in diagnoses(folder)]
+        assert seen == pytest.approx([float(data.obs.stored[0, 0])] * 4)
+    assert result(tmp_path)["arrays"] == result(straight)["arrays"]  # looking changes nothing
+
+
+def test_diagnosis_is_compiled_once(tmp_path: Path):
+    traces: list[int] = []
+
+    class Watched(Watchful):
+        def diagnose(self, state: Any, window: Window, key: Any) -> Metrics:
+            traces.append(1)
+            return super().diagnose(state, window, key)
+
+    run(make_job(algo=Watched()), tmp_path)
+    assert len(traces) == 1 and len(diagnoses(tmp_path)) == 4
+
+
+def test_algorithm_that_says_nothing_leaves_no_row(tmp_path: Path):
+    run(make_job(8), tmp_path)
+    assert all("walk/loss" in row for row in read_rows(tmp_path / METRICS))
