@@ -37,6 +37,7 @@ from mac.nn.mlp import MLP
 from mac.run import segment as loop
 from mac.run.progress import Progress, open_progress
 from mac.run.train import Diverged
+from mac.types import EnvSpec
 
 PROGRAM = "python experiments/model_error.py"
 SEGMENT = 500  # updates per compiled call
@@ -63,6 +64,8 @@ class Ask:
     """chunks per update"""
     lr: float = 3e-4
     """learning rate of Adam"""
+    cooldown: float = 0.0
+    """share of the updates, at the end, over which the learning rate falls linearly to 0; in [0, 1]"""
     horizon: int = 100
     """environment steps that models run open loop; a multiple of every chunk length"""
     trajectories: int = 512
@@ -86,6 +89,13 @@ class Ask:
                 raise UserError(f"--{name}={getattr(self, name)}: give at least one number, each at least 1")
         if not 0 < self.lr < math.inf:
             raise UserError(f"--lr={self.lr}: must be positive and finite")
+        if not 0 <= self.cooldown <= 1:
+            raise UserError(f"--cooldown={self.cooldown}: must be in [0, 1]")
+
+    def algorithm(self, env: EnvSpec, chunk: int) -> Dynamics:
+        """What trains the models of one chunk length."""
+        sizes = {"chunk": chunk, "batch": self.batch, "hidden": self.hidden}
+        return Dynamics(env, **sizes, lr=self.lr, cooldown=self.cooldown, steps=self.steps)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -136,8 +146,7 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
     numbers = range(ask.seed, ask.seed + ask.seeds)
     with open_progress("model error", total, "updates", seeds=numbers) as progress:
         for place, chunk in enumerate(ask.chunks):
-            algo = Dynamics(spec, chunk=chunk, batch=ask.batch, hidden=ask.hidden, lr=ask.lr)
-            nets, loss = fit(ask, algo, store, normalizer, progress, place * ask.steps)
+            nets, loss = fit(ask, ask.algorithm(spec, chunk), store, normalizer, progress, place * ask.steps)
             with progress.phase("measuring"):
                 errors = measure(nets, real, chunk, ask.horizon, ask.trajectories, ask.seed)
                 rows += chunk_rows(ask, chunk, loss, errors)
@@ -197,10 +206,10 @@ def table(rows: Sequence[ChunkRow], title: str) -> Table:
         shown.add_column(f"at {horizon} steps", justify="right")
         shown.add_column("95% interval", justify="right")
     for chunk, group in by_chunk.items():
-        cells = ((f"{group[h].error:.4f}", f"{group[h].seed_low:.4f}–{group[h].seed_high:.4f}") for h in ends)
+        cells = ((f"{group[h].error:.3g}", f"{group[h].seed_low:.3g}–{group[h].seed_high:.3g}") for h in ends)
         shown.add_row(str(chunk), *(cell for pair in cells for cell in pair))
     still = next(iter(by_chunk.values()))
-    shown.add_row("nothing moves", *(cell for h in ends for cell in (f"{still[h].still:.4f}", "")))
+    shown.add_row("nothing moves", *(cell for h in ends for cell in (f"{still[h].still:.3g}", "")))
     return shown
 
 

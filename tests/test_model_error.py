@@ -117,6 +117,7 @@ BAD = {
     ("--steps", "0"): ("--steps=0", "at least 1"),
     ("--seeds", "0"): ("--seeds=0", "at least 1"),
     ("--lr", "nan"): ("--lr=nan", "positive"),
+    ("--cooldown", "2"): ("--cooldown=2", "[0, 1]"),
     ("--horizn", "4"): ("--horizn", "--horizon"),
     ("--policy", "nowhere"): ("nowhere", "holds no run"),
 }
