@@ -1,6 +1,7 @@
 """From the command line and the rows of `hparams.toml` to settings, and what is said of mistakes in them."""
 
 import dataclasses
+import fnmatch
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import pytest
 
+from baselines import REGISTRY
 from experiments import arguments, hparams
 from experiments.arguments import flags, parse
 from experiments.hparams import build, convert, load_rows, merge_rows
@@ -186,9 +188,14 @@ def test_missing_rows_file_is_named(tmp_path: Path):
 
 
 def test_shipped_rows_fit_their_algorithms():
-    for row in load_rows(hparams.HPARAMS):
-        build(Config, row.get("hp", {}), "hparams.toml")
-        assert row.get("preset", "paper") in PRESETS
+    rows = load_rows(hparams.HPARAMS)
+    for row in rows:
+        env, preset = row.get("env", "*").replace("*", "x"), row.get("preset", "paper")
+        assert preset in PRESETS
+        algorithms = fnmatch.filter(REGISTRY, row.get("algo", "*"))
+        assert algorithms
+        for algo in algorithms:
+            build(REGISTRY[algo].config, merge_rows(rows, algo, env, preset)["hp"], "hparams.toml")
 
 
 # Saved settings.

@@ -1,0 +1,81 @@
+"""The ablations in the training loop: 200 updates, one trace, and the same bits after an abort."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs_mjx.base import EnvState
+from mac.algorithm import AbstractLossAlgorithm
+from mac.run.logger import EVAL, METRICS, read_rows
+from mac.run.train import RunConfig
+from tests import toy
+from tests.by_hand import GOAL_SPEC, KINDS, MODES, make
+from tests.walk import make_job, result, run
+
+RUN = RunConfig(segment=40, eval_every=1000, checkpoint_every=80, keep=2)
+STEPS = 200
+
+
+class GoalPointEnv(toy.PointEnv):
+    """The point, whose goal is the disc's centre."""
+
+    spec: Any = dataclasses.field(default=GOAL_SPEC, metadata={"static": True})
+
+    def reset(self, key: jax.Array, task: jax.Array) -> EnvState:
+        return dataclasses.replace(super().reset(key, task), goal=jnp.asarray(toy.TARGET))
+
+
+def job(kind: str, mode: str) -> Any:
+    env = toy.PointEnv() if mode == "reward" else GoalPointEnv()
+    return make_job(STEPS, algo=make(kind, mode), env=env, run=RUN)
+
+
+@pytest.fixture(scope="module", params=[(kind, mode) for kind in KINDS for mode in MODES], ids="-".join)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The kind, the mode, the folder of a whole run, and how often its update was traced."""
+    traces, real = [], AbstractLossAlgorithm.update
+
+    def counted(self: Any, *args: Any) -> Any:
+        traces.append(1)
+        return real(self, *args)
+
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AbstractLossAlgorithm, "update", counted)
+        run(job(*request.param), folder)
+    return *request.param, folder, len(traces)
+
+
+def test_200_updates_are_finite_and_fit_the_model(trained: tuple[Any, ...]):
+    *_, folder, _ = trained
+    rows = list(read_rows(folder / METRICS))
+    assert [row["step"] for row in rows] == [s for s in range(40, STEPS + 1, 40) for _ in range(2)]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert rows[-1]["model/dynamics_loss"] < 0.7 * rows[0]["model/dynamics_loss"]
+    assert {row["step"] for row in read_rows(folder / EVAL)} == {STEPS}
+
+
+def test_update_is_traced_once(trained: tuple[Any, ...]):
+    assert trained[-1] == 1
+
+
+def test_aborted_and_continued_run_ends_with_the_same_bits(trained: tuple[Any, ...], tmp_path: Path):
+    """It ends at update 120, when 80 are in a checkpoint, as a kill would end it: nothing is saved."""
+    kind, mode, whole, _ = trained
+
+    class Killed(BaseException):
+        pass
+
+    def kill(what: str, step: int) -> None:
+        if what == "update" and step >= 120:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(job(kind, mode), tmp_path, hook=kill)
+    run(job(kind, mode), tmp_path, resume=True)
+    assert result(tmp_path) == result(whole)
