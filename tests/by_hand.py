@@ -13,10 +13,9 @@ from mac.nn.heads import GaussianPolicy
 from mac.nn.mlp import MLP
 from mac.nodistill import MACNoDistill, NoDistillConfig
 from mac.types import Batch
-from tests.algorithm_1 import run
-from tests.toy import SPEC
+from tests.algorithm_1 import outcome_loss, run
+from tests.toy import GOAL_SPEC, SPEC
 
-GOAL_SPEC = SPEC._replace(goal_dim=2, goal_columns=(0, 1))
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gaussian": (MACGaussian, GaussianConfig, {}),
     "fql": (MACFQL, FQLConfig, {"candidates": 1, "candidates_test": 1, "flow_steps": 3, "alpha": 0.3}),
@@ -116,13 +115,7 @@ def losses(
     k_policy, k_roll, k_improve = jr.split(key, 3)
     found = clone(kind, nets, s, g_actor, a, k_policy)
     found["model"] = np.mean((s + net(nets.model, s, a) - wide(batch.next_obs)) ** 2)
-    if batch.goals is None:
-        weights = np.asarray([cfg.discount**j for j in range(n)]) / n
-        found["reward"] = np.mean((net(nets.reward, s, a)[:, 0] - wide(batch.rewards) @ weights) ** 2)
-    else:
-        p = 1 / (1 + np.exp(-net(nets.success, s, g, a)[:, 0]))
-        hit = wide(batch.goals.reached)
-        found["success"] = -np.mean(hit * np.log(p) + (1 - hit) * np.log(1 - p))
+    found |= outcome_loss(nets, batch, s, a, cfg)
 
     states, chunks, rewards, masks = rollout(kind, algo, frozen, s, g, k_roll)
     per_chunk = cfg.discount ** (1 if getattr(cfg, "release_discount", False) else n)

@@ -1,37 +1,24 @@
 """The ablations in the training loop: 200 updates, one trace, and the same bits after an abort."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs_mjx.base import EnvState
 from mac.algorithm import AbstractLossAlgorithm
 from mac.run.logger import EVAL, METRICS, read_rows
 from mac.run.train import RunConfig
 from tests import toy
-from tests.by_hand import GOAL_SPEC, KINDS, MODES, make
+from tests.by_hand import KINDS, MODES, make
 from tests.walk import make_job, result, run
 
 RUN = RunConfig(segment=40, eval_every=1000, checkpoint_every=80, keep=2)
 STEPS = 200
 
 
-class GoalPointEnv(toy.PointEnv):
-    """The point, whose goal is the disc's centre."""
-
-    spec: Any = dataclasses.field(default=GOAL_SPEC, metadata={"static": True})
-
-    def reset(self, key: jax.Array, task: jax.Array) -> EnvState:
-        return dataclasses.replace(super().reset(key, task), goal=jnp.asarray(toy.TARGET))
-
-
 def job(kind: str, mode: str) -> Any:
-    env = toy.PointEnv() if mode == "reward" else GoalPointEnv()
+    env = toy.PointEnv() if mode == "reward" else toy.GoalPointEnv()
     return make_job(STEPS, algo=make(kind, mode), env=env, run=RUN)
 
 
