@@ -134,20 +134,20 @@ class Lanes:
     def one(self, slot: int, order: Any) -> Played:
         if isinstance(order, Start):
             self.left[slot] = order.seed % 3 + 1
-            return self.played(0.0, 0, False, self.goal(order.seed, order.task))
+            return self.played([], False, self.goal(order.seed, order.task))
         Lanes.asked.append((slot, np.asarray(order)))
         self.left[slot] -= 1
-        return self.played(float(order[0] @ WEIGHTS), 1, self.left[slot] == 0, None)
+        return self.played([float(order[0] @ WEIGHTS)], self.left[slot] == 0, None)
 
     @staticmethod
     def goal(seed: int, task: int) -> np.ndarray:
         return np.asarray([seed % 1009 / 1009, task], np.float32)
 
     @staticmethod
-    def played(reward: float, steps: int, done: bool, goal: np.ndarray | None) -> Played:
+    def played(rewards: list[float], done: bool, goal: np.ndarray | None) -> Played:
         target = (np.zeros((1, 3)), np.zeros(0, bool), np.zeros(0))
         shot = Snapshot(np.zeros(2), np.zeros(0, bool), target)
-        return Played(np.zeros(3, np.float32), reward, steps, done, done, [shot], goal)
+        return Played(np.zeros(3, np.float32), rewards, done, done, [shot], goal)
 
 
 @pytest.mark.parametrize("batch", [2, 6])
