@@ -1,14 +1,15 @@
 """Collision model of engine `mjx`: which solids stand for a scene's geoms, and which pairs may touch.
 
 Boxes, planes and the capsules of handles collide as in C. What MuJoCo C treats as general convex shapes
-is replaced by boxes: a button's cap by a box of the same height and cross-section area (a press meets only
-its flat top, where the two agree; a capsule would be round there), the four boxes around a button's rod by
-the box they fill (the cap covers the hole), meshes of the gripper by boxes around their slices, wrist
-capsules and cylinder by boxes of the same cross-section. Kept are all pairs that experts, random or learned
-policies were seen to bring into contact, and their neighbours: everything of the gripper and wrist with
-buttons, furniture and cubes; cubes with everything; pads with each other and the floor. Left out are the
-arm above the wrist, which touches nothing, fingers with the floor, which the workspace keeps apart, and parts
-of furniture with each other, which end stops stand for.
+is replaced by boxes: a button's cap by a box of the same height and cross-section area (for pads, which
+press buttons, it is the cylinder that it is in C, since a pad's corner often is within one of the two
+only), the four boxes around a button's rod by the box they fill (the cap covers the hole), meshes of the
+gripper by boxes around their slices, wrist capsules and cylinder by boxes of the same cross-section. Kept
+are all pairs that experts, random or learned policies were seen to bring into contact, and their
+neighbours: everything of the gripper and wrist with buttons, furniture and cubes; cubes with everything;
+pads with each other and the floor. Left out are the arm above the wrist, which touches nothing, fingers
+with the floor, which the workspace keeps apart, and parts of furniture with each other, which end stops
+stand for.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from scipy.spatial import ConvexHull
 
 from envs_mjx.assets import ARM
 from envs_mjx.collision_pairs import Pairs, Solids, Stops, pairs_of, stops_of
+from envs_mjx.mjx_caps import SIDE_OF_RADIUS
 from envs_mjx.mjx_frames import Attached, quat_mat
 from envs_mjx.mjx_model import Constants, attach_geoms
 from envs_mjx.scenes import Scene
@@ -35,26 +37,18 @@ _GRIPPER = re.compile(r"/robotiq/(?:(?:left|right)_)?(\w+)$")
 class CollisionModel:
     """Solids and pairs; hashed by identity.
 
-    Box pairs are products of runs of boxes (start, end, start, end), so that a broad phase needs no
-    gather. Rows of `pairs`: boxes on the floor, then box pairs, then capsule pairs.
+    Pairs are products of runs of boxes (start, end, start, end), so that a broad phase needs no gather:
+    of boxes, of pads with caps, and of capsules with boxes. Rows of `pairs`: boxes on the floor, then these.
     """
 
     boxes: Solids
     capsules: Solids
     on_floor: tuple[int, int]
     box_products: tuple[tuple[int, int, int, int], ...]
+    cap_products: tuple[tuple[int, int, int, int], ...]
     capsule_products: tuple[tuple[int, int, int, int], ...]
     pairs: Pairs
     stops: Stops
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Number of floor, box and capsule pairs."""
-        floor = self.on_floor[1] - self.on_floor[0]
-        sizes = [
-            sum((b - a) * (d - c) for a, b, c, d in x) for x in (self.box_products, self.capsule_products)
-        ]
-        return floor, sizes[0], sizes[1]
 
 
 def collision_model(scene: Scene, constants: Constants) -> CollisionModel:
@@ -79,7 +73,7 @@ def collision_model(scene: Scene, constants: Constants) -> CollisionModel:
     ]
     boxes, capsules = _join(runs), _boxes(m, of("handle"), constants)
     starts = np.cumsum([0, *(len(r.geom) for r in runs)]).tolist()
-    right, cube, link, moving, wall, end = (starts[k] for k in (1, 2, 3, 5, 9, 10))
+    right, cube, link, moving, cap, standing, wall, end = (starts[k] for k in (1, 2, 3, 5, 6, 7, 9, 10))
     handles = len(capsules.geom)
     among = ((c, c + 1, c + 1, link) for c in range(cube, link))
     box_products = _nonempty(
@@ -87,17 +81,22 @@ def collision_model(scene: Scene, constants: Constants) -> CollisionModel:
         *among,
         (0, cube, cube, link),
         (cube, link, link, end),
-        (0, cube, moving, wall),
+        (0, cube, moving, cap),
+        (0, cube, standing, wall),
         (link, moving, moving, wall),
     )
+    cap_products = _nonempty((0, cube, cap, standing))
     capsule_products = _nonempty((0, handles, 0, moving))
     return CollisionModel(
         boxes=boxes,
         capsules=capsules,
         on_floor=(0, link),
         box_products=box_products,
+        cap_products=cap_products,
         capsule_products=capsule_products,
-        pairs=pairs_of(scene, constants, boxes, capsules, link, box_products, capsule_products),
+        pairs=pairs_of(
+            scene, constants, boxes, capsules, link, box_products + cap_products, capsule_products
+        ),
         stops=stops_of(m, constants, of("cap"), of("button box"), of("moving"), of("standing")),
     )
 
@@ -170,7 +169,7 @@ def _boxes(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
             half[i, 2], radius[i] = size[1], size[0]
         else:
             round_end = 2 / 3 * size[0] if kind == mujoco.mjtGeom.mjGEOM_CAPSULE else 0
-            half[i] = *(2 * [size[0] * np.sqrt(np.pi) / 2]), size[1] + round_end
+            half[i] = *(2 * [size[0] * SIDE_OF_RADIUS]), size[1] + round_end
     return _solids(m, geoms, constants, np.zeros((len(geoms), 3)), half, radius)
 
 
@@ -227,7 +226,7 @@ def _caps(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
         z = [(m.geom_pos[g] - m.geom_pos[own[0]]) @ turn[:, 2] for g in own]
         low = min(a - m.geom_size[g, 1] for a, g in zip(z, own, strict=True))
         high = max(a + m.geom_size[g, 1] for a, g in zip(z, own, strict=True))
-        side = max(m.geom_size[g, 0] for g in own) * np.sqrt(np.pi) / 2
+        side = max(m.geom_size[g, 0] for g in own) * SIDE_OF_RADIUS
         first.append(own[0])
         center.append([0, 0, (low + high) / 2])
         half.append([side, side, (high - low) / 2])

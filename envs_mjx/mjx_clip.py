@@ -28,14 +28,14 @@ def clip(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> Points:
     On each of its sides the stretch inside the rectangle gives its beginning, and its end unless that is
     the next side's beginning; then the corners of the rectangle that lie under the parallelogram.
     """
-    corners, sides = _outline(m, e1, e2)
-    t0, t1 = _stretch(corners[:2], sides[:2], (a, b))
-    ends, under = _ends(corners, sides, t0, t1), _under(m, e1, e2, a, b)
-    return Points(*(jnp.concatenate(x) for x in zip(ends, under, strict=True)))
+    corners, sides = outline(m, e1, e2)
+    t0, t1 = stretch(corners[:2], sides[:2], (a, b))
+    parts = ends(corners, sides, t0, t1), _under(m, e1, e2, a, b)
+    return Points(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 @stage
-def _outline(m: Vec, e1: Vec, e2: Vec) -> tuple[Vec, Vec]:
+def outline(m: Vec, e1: Vec, e2: Vec) -> tuple[Vec, Vec]:
     """The four corners, and the sides that begin there."""
     corners = [jnp.stack([m[k] + s1 * e1[k] + s2 * e2[k] for s1, s2 in SIGNS]) for k in range(3)]
     sides = [jnp.stack([2 * e1[k], 2 * e2[k], -2 * e1[k], -2 * e2[k]]) for k in range(3)]
@@ -43,7 +43,7 @@ def _outline(m: Vec, e1: Vec, e2: Vec) -> tuple[Vec, Vec]:
 
 
 @stage
-def _stretch(start: Vec, along: Vec, bounds: Vec) -> tuple[Array, Array]:
+def stretch(start: Vec, along: Vec, bounds: Vec) -> tuple[Array, Array]:
     """The part t0 to t1 of [0, 1] where |start + t along| <= bounds in every coordinate; none if t0 > t1."""
     t0, t1 = jnp.zeros_like(start[0]), jnp.ones_like(start[0])
     for x, v, bound in zip(start, along, bounds, strict=True):
@@ -56,7 +56,8 @@ def _stretch(start: Vec, along: Vec, bounds: Vec) -> tuple[Array, Array]:
 
 
 @stage
-def _ends(corners: Vec, sides: Vec, t0: Array, t1: Array) -> Points:
+def ends(corners: Vec, sides: Vec, t0: Array, t1: Array) -> Points:
+    """Both ends of these parts of the sides; an end that is the next side's beginning is left out."""
     meets = t0 <= t1
     points = [jnp.concatenate([c + t0 * s, c + t1 * s]) for c, s in zip(corners, sides, strict=True)]
     return Points(*points, inside=jnp.concatenate([meets, meets & (t1 < 1)]))

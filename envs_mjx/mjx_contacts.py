@@ -8,6 +8,7 @@ no slot is counted, not lost silently: pairs whose bounding boxes overlap, and p
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from envs_mjx import mjx_boxes, mjx_capsules
+from envs_mjx import mjx_boxes, mjx_caps
 from envs_mjx.collision_pairs import Solids, product_pairs
 from envs_mjx.collisions import CollisionModel
 from envs_mjx.mjx_boxes import Solid, Touch
+from envs_mjx.mjx_capsules import capsule_box
 from envs_mjx.mjx_linear import total
 from envs_mjx.mjx_smooth import Motions, Poses, attach, const, cross
 from envs_mjx.mjx_stage import stage
@@ -49,16 +51,20 @@ class Contacts(NamedTuple):
 
 def find(model: CollisionModel, slots: Slots, at: Poses) -> Contacts:
     """All contacts of the scenes whose moving bodies are `at`."""
-    floors, _, _ = model.counts
     boxes = attach(model.boxes.frames, at)
-    found, lost = [_on_floor(model, boxes)], []
-    if model.box_products:
-        more, missed = _near(model, boxes, at, model.box_products, slots.boxes, floors, False)
-        found, lost = [*found, more], [*lost, missed]
-    if model.capsule_products:
-        start = floors + model.counts[1]
-        more, missed = _near(model, boxes, at, model.capsule_products, slots.capsules, start, True)
-        found, lost = [*found, more], [*lost, missed]
+    found, lost, start = [_on_floor(model, boxes)], [], model.on_floor[1] - model.on_floor[0]
+    kinds = (
+        (model.box_products, slots.boxes, model.boxes, lambda a, b: mjx_boxes.box_box(a[0], b[0])),
+        (model.cap_products, CAP_PAIRS, model.boxes, lambda a, b: mjx_caps.pad_cap(a[0], b[0])),
+        (model.capsule_products, slots.capsules, model.capsules, lambda a, b: capsule_box(*a, b[0])),
+    )
+    for products, room, first, narrow in kinds:
+        if products:
+            poses = boxes if first is model.boxes else attach(first.frames, at)
+            pairs = product_pairs(products)
+            more, missed = _near((poses, first), (boxes, model.boxes), products, pairs, room, narrow)
+            found, lost = [*found, _Found(more.touch, more.pair + start)], [*lost, missed]
+            start += len(pairs)
     return _deepest(found, slots.contacts, lost)
 
 
@@ -67,6 +73,12 @@ class _Found(NamedTuple):
 
     touch: Touch
     pair: Int[Array, "n B"]
+
+
+_Shape = tuple[Solid, Array]  # a solid, and its radius if it is a capsule
+
+CAP_PAIRS = 8
+"""Pairs of a pad and a button's cap that there is room for: four pads over two buttons each."""
 
 
 def _on_floor(model: CollisionModel, boxes: Poses) -> _Found:
@@ -88,33 +100,26 @@ def _solid(at: Poses, half: np.ndarray | Array) -> Solid:
 
 
 def _near(
-    model: CollisionModel,
-    boxes: Poses,
-    at: Poses,
+    first: tuple[Poses, Solids],
+    second: tuple[Poses, Solids],
     products: tuple[tuple[int, int, int, int], ...],
+    pairs: np.ndarray,
     room: int,
-    start: int,
-    with_capsules: bool,
+    narrow: Callable[[_Shape, _Shape], Touch],
 ) -> tuple[_Found, Int[Array, " B"]]:
-    """Narrow phase of the nearest pairs of box products, or of capsules with boxes."""
-    solids = model.capsules if with_capsules else model.boxes
-    first = attach(solids.frames, at) if with_capsules else boxes
-    pairs = product_pairs(products)
-    batch = boxes.pos.shape[-1]
+    """Narrow phase of the nearest `room` pairs of some products, numbered as in `pairs`."""
+    batch = second[0].pos.shape[-1]
     if len(pairs) <= room:
         rows = jnp.broadcast_to(jnp.arange(len(pairs))[:, None], (len(pairs), batch))
-        a = _take_rows(first, solids, pairs[:, 0])
-        b = _take_rows(boxes, model.boxes, pairs[:, 1])
+        a, b = _take_rows(*first, pairs[:, 0]), _take_rows(*second, pairs[:, 1])
         missed = jnp.zeros(batch, jnp.int32)
     else:
-        gap = _gaps(products, (first, solids), (boxes, model.boxes))
+        gap = _gaps(products, first, second)
         rows = _smallest(gap, room)
         missed = jnp.maximum(jnp.sum(gap < 0, axis=0, dtype=jnp.int32) - room, 0)
         chosen = jnp.asarray(pairs)[rows]
-        a = _take(first, solids, chosen[..., 0])
-        b = _take(boxes, model.boxes, chosen[..., 1])
-    touch = mjx_capsules.capsule_box(*a, b[0]) if with_capsules else mjx_boxes.box_box(a[0], b[0])
-    return _Found(touch, rows + start), missed
+        a, b = _take(*first, chosen[..., 0]), _take(*second, chosen[..., 1])
+    return _Found(narrow(a, b), rows), missed
 
 
 def _gaps(

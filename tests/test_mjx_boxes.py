@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_mjx import mjx_boxes, mjx_capsules
+from envs_mjx import mjx_boxes, mjx_caps, mjx_capsules
 from envs_mjx.mjx_boxes import Solid, Touch
 
 COUNT = 400
@@ -67,6 +67,40 @@ def touching(model: mujoco.MjModel, aligned: bool, offset: float = 0.0) -> list[
     return found
 
 
+PAD, CAP = np.array([0.011, 0.004, 0.0094]), np.array([0.0172, 0.0044])  # m; as in the puzzles
+PRESS = pair("type='box' size='.011 .004 .0094'", "type='cylinder' size='.0172 .0044'")
+
+
+def pressing(aside: float) -> list[mujoco.MjData]:
+    """Pads, tilted by up to 8 degrees, whose lowest corner is 0.03 to 1 mm below the face of a cap, and
+    whose middle is at most `aside` away from the cap's.
+    """
+    rng, found = np.random.default_rng(0), []
+    for _ in range(COUNT):
+        data, tilt, quats = mujoco.MjData(PRESS), rng.uniform(0, 2 * np.pi), rng.normal(size=(3, 4))
+        mujoco.mju_normalize4(quats[0])
+        mujoco.mju_axisAngle2Quat(quats[1], np.array([0, 0, 1.0]), rng.uniform(-np.pi, np.pi))
+        axis = np.array([np.cos(tilt), np.sin(tilt), 0])
+        # Not within 1e-3 rad of 5.1 degrees, where C changes the normal, nor of 0, where corners tie.
+        angle = rng.choice([rng.uniform(0.002, 0.088), rng.uniform(0.09, 0.14)])
+        mujoco.mju_axisAngle2Quat(quats[2], axis, angle + rng.choice([0, np.pi]))
+        data.qpos[10:14] = quats[0]
+        turn = np.empty(4)
+        mujoco.mju_mulQuat(turn, quats[1], quats[2])
+        mujoco.mju_mulQuat(data.qpos[3:7], quats[0], turn)
+        mujoco.mj_kinematics(PRESS, data)
+        cap, pad = (data.geom_xmat[g].reshape(3, 3) for g in (1, 0))
+        reach = np.abs(cap[:, 2] @ pad) @ PAD
+        center = [
+            *rng.uniform(-aside, aside, 2) / np.sqrt(2),
+            CAP[1] + reach - rng.choice([3e-5, 2e-4, 1e-3]),
+        ]
+        data.qpos[:3] = cap @ center
+        mujoco.mj_forward(PRESS, data)
+        found.append(data)
+    return found
+
+
 def solid(datas: list[mujoco.MjData], geom: int, half: np.ndarray) -> Solid:
     pos = np.array([d.geom_xpos[geom] for d in datas])
     mat = np.array([d.geom_xmat[geom].reshape(3, 3) for d in datas])
@@ -87,7 +121,7 @@ def share_that_agrees(touch: Touch, datas: list[mujoco.MjData], tolerance: float
             for p in range(len(dist))
             if dist[p, 0, i] < 0
         ]
-        theirs = [(c.dist, *c.pos, *c.frame[:3]) for c in data.contact]
+        theirs = [(c.dist, *c.pos, *np.sign(c.geom[1] - c.geom[0]) * c.frame[:3]) for c in data.contact]
         if len(mine) == len(theirs):
             gaps = [min(np.abs(np.subtract(a, b)).max() for b in theirs) for a in mine]
             good += max(gaps, default=0) < tolerance
@@ -124,6 +158,16 @@ def test_a_finger_meets_a_handle_where_it_does_in_c():
     assert share_that_agrees(touch, datas, 1e-3) > 0.8
     first = np.array([min(c.dist for c in d.contact) for d in datas])
     assert (np.abs(np.asarray(touch.dist).min(0)[0] - first) < 1e-7).mean() > 0.95
+
+
+@pytest.mark.parametrize(("aside", "share"), [(0.005, 0.97), (0.012, 0.8)])
+def test_a_pad_meets_a_cap_where_it_does_in_c(aside: float, share: float):
+    datas = pressing(aside)
+    assert {d.ncon for d in datas} >= {1, 2, 3, 4}
+    half = np.array([*(2 * [CAP[0] * mjx_caps.SIDE_OF_RADIUS]), CAP[1]])
+    touch = jax.jit(mjx_caps.pad_cap)(solid(datas, 0, PAD), solid(datas, 1, half))
+    # the rest have a corner beyond the rim, where C may make other contacts on the rim
+    assert share_that_agrees(touch, datas, 1e-7) > share
 
 
 def test_boxes_meet_the_floor_at_their_lower_corners():
