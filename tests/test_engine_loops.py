@@ -35,13 +35,13 @@ def reaches(table: Tabletop, key: Key[Array, ""]) -> tuple[Bool[Array, ""], Int[
     world = table.reset_collect(keys[0])
     expert = experts.begin("play", scene, keys[1], table.readings(world))
 
-    def step(carry: tuple, key: Key[Array, ""]) -> tuple[tuple, None]:
-        world, expert, over = carry
-        action, after, done = experts.act("play", scene, expert, table.readings(world), key)
-        expert = jax.tree.map(lambda a, b: jnp.where(over, a, b), expert, after)
-        return (table.advance(world, action, ~over), expert, over | done), None
+    def step(carry: tuple) -> tuple:
+        t, world, expert, _ = carry
+        action, expert, over = experts.act("play", scene, expert, table.readings(world), keys[t + 2])
+        return t + 1, table.advance(world, action, jnp.asarray(True)), expert, over
 
-    (world, expert, _), _ = jax.lax.scan(step, (world, expert, jnp.asarray(False)), keys[2:])
+    start = (jnp.asarray(0), world, expert, jnp.asarray(False))
+    _, world, expert, _ = jax.lax.while_loop(lambda carry: ~carry[3] & (carry[0] < STEPS), step, start)
     return experts.achieved(scene, expert.target, table.readings(world)), world.physics.dropped
 
 
