@@ -45,7 +45,7 @@ SHARD_EPISODES = 1000
 class Ask:
     """Measures training over windows of a large store beside training on one that stays."""
 
-    dir: Path
+    dir: Path = Path("data")
     """folder for the store, which is kept only with --keep"""
     rows: int = 100_100_000
     """rows of the store"""
@@ -209,17 +209,21 @@ def trainer(ask: Ask, algo: AbstractAlgorithm, mesh: Any, feed: Feed) -> Trainer
 
 
 def make_store(folder: Path, spec: EnvSpec, rows: int) -> None:
-    """Writes a store of random uint16 codes, in shards of a thousand episodes."""
+    """Writes a store of random uint16 codes, in shards of a thousand episodes that hold the same numbers."""
     rng, episodes = np.random.default_rng(0), rows // EPISODE_ROWS
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    widths = {OBS: spec.obs_dim, ACTION: spec.action_dim}
+    most = min(episodes, SHARD_EPISODES) * EPISODE_ROWS
+    numbers = {name: rng.integers(0, LARGEST + 1, (most, w), np.uint16) for name, w in widths.items()}
     train = {}
     for i, first in enumerate(range(0, episodes, SHARD_EPISODES)):
         count = min(SHARD_EPISODES, episodes - first)
-        (part / f"train-{i:03d}").mkdir(parents=True)
-        train[f"train-{i:03d}"] = write_random(part / f"train-{i:03d}", spec, count, rng, np.uint16)
-    (part / "val").mkdir()
-    val = write_random(part / "val", spec, 10, rng, np.float32)
+        rows = count * EPISODE_ROWS
+        train[f"train-{i:03d}"] = write_split(
+            part / f"train-{i:03d}", numbers[OBS][:rows], numbers[ACTION][:rows]
+        )
+    val = write_split(part / "val", *(rng.uniform(-1, 1, (10 * EPISODE_ROWS, w)) for w in widths.values()))
     maps = {
         name: {"low": [-1.0] * width, "step": [2 / LARGEST] * width}
         for name, width in (("obs", spec.obs_dim), ("action", spec.action_dim))
@@ -229,17 +233,14 @@ def make_store(folder: Path, spec: EnvSpec, rows: int) -> None:
     part.rename(folder)
 
 
-def write_random(folder: Path, spec: EnvSpec, episodes: int, rng: np.random.Generator, dtype: Any) -> int:
-    """Writes the arrays of a split; returns its rows."""
-    rows = episodes * EPISODE_ROWS
-    for name, width in ((OBS, spec.obs_dim), (ACTION, spec.action_dim)):
-        if dtype == np.uint16:
-            np.save(folder / name, rng.integers(0, LARGEST + 1, (rows, width), np.uint16))
-        else:
-            np.save(folder / name, rng.uniform(-1, 1, (rows, width)).astype(np.float32))
-    first = np.arange(episodes) * EPISODE_ROWS
-    np.save(folder / EPISODES, np.stack([first, np.full(episodes, EPISODE_ROWS)], axis=1))
-    return rows
+def write_split(folder: Path, obs: np.ndarray, action: np.ndarray) -> int:
+    """Writes the arrays of a split, numbers other than codes as float32; returns its rows."""
+    folder.mkdir(parents=True)
+    for name, rows in ((OBS, obs), (ACTION, action)):
+        np.save(folder / name, rows if rows.dtype == np.uint16 else rows.astype(np.float32))
+    first = np.arange(len(obs) // EPISODE_ROWS) * EPISODE_ROWS
+    np.save(folder / EPISODES, np.stack([first, np.full(len(first), EPISODE_ROWS)], axis=1))
+    return len(obs)
 
 
 if __name__ == "__main__":

@@ -160,8 +160,9 @@ class Feed:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What to report: `load`, and `wait` where windows take turns."""
-        return {"load": self.loading} | ({} if self.updates is None else {"wait": self.waiting})
+        """What to report: `load` if rows were read, and `wait` where windows take turns."""
+        load = {"load": self.loading} if self.loading else {}
+        return load | ({} if self.updates is None else {"wait": self.waiting})
 
     def at(self, step: int) -> Window:
         """The window that update number `step` draws from."""
@@ -177,8 +178,11 @@ class Resident(Feed):
     def __init__(self, source: Window | Whole, put: Put):
         super().__init__()
         began = time.perf_counter()
-        self._window = put(source) if isinstance(source, Window) else source.window(put)
-        self.loading = time.perf_counter() - began
+        if isinstance(source, Window):
+            self._window = put(source)
+        else:
+            self._window = source.window(put)
+            self.loading = time.perf_counter() - began
 
     def at(self, step: int) -> Window:
         return self._window
