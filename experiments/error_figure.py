@@ -43,12 +43,14 @@ def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str) -> None:
     right.axhline(finest[-1].still, color=GREY, ls="--", lw=1.2)
     left.set_yscale("log")
     left.set_xlim(0, x[-1])
-    left.set_xlabel("open-loop horizon (environment steps)")
+    left.set_xlabel("open-loop horizon (environment steps)\n(bands: 95% over seeds)")
     left.set_ylabel("mean squared error, held-out data\n(normalised state)")
     left.legend(title="actions per chunk", fontsize=8.5, title_fontsize=8.5, frameon=False, loc="best")
     right.set_xticks(range(len(groups)), [str(chunk) for chunk in groups])
     right.set_xlim(-0.6, len(groups) - 0.4)
-    right.set_xlabel(f"actions per chunk; error after {x[-1]} steps")
+    right.set_xlabel(
+        f"actions per chunk; error after {x[-1]} steps\n(95%: thick over seeds, thin over episodes)"
+    )
     right.tick_params(labelleft=False)
     _dress(figure, (left, right), title)
     replace_file(path, lambda file: figure.savefig(file, format="png"))
@@ -70,7 +72,7 @@ def _summit(axes: "Axes", place: int, row: ChunkRow, colour: str) -> None:
     axes.plot([place], [row.error], "o", color=colour, ms=5)
     axes.annotate(
         f"{row.error:.2g}", (place, row.error), xytext=(9, 0), textcoords="offset points", va="center",
-        fontsize=9, color=colour,
+        fontsize=9, color=colour, bbox={"fc": "white", "ec": "none", "pad": 1, "alpha": 0.8},
     )  # fmt: skip
 
 
