@@ -39,11 +39,12 @@ def sloped(request: pytest.FixtureRequest) -> tuple[Case, dict[str, Nets]]:
     [
         {},
         {"lam": 0.7, "chunk": 3, "rollout_batch": 4},
-        {"value": "bce"},
+        {"rollout": 1},
+        {"value": "bce", "rollout": 1},
         {"value": "bce", "release_bce": True, "rollout_batch": 5},
         BCE,
     ],
-    ids=["paper", "lambda", "bce", "release", "bce and lambda"],
+    ids=["paper", "lambda", "one chunk", "bce", "release", "bce and lambda"],
 )
 def test_losses_with_goals_are_those_of_algorithm_1(changes: dict[str, Any]):
     case = make_case(goal_mac(**changes))
@@ -51,7 +52,8 @@ def test_losses_with_goals_are_those_of_algorithm_1(changes: dict[str, Any]):
     got = {net: float(metrics[metric]) for net, metric in own_losses(case.algo).items()}
     assert got == pytest.approx(case.by_hand(double(case.nets)), rel=1e-4)
     assert float(total) == pytest.approx(sum(got.values()), rel=1e-6)
-    # Some chunks of the imagination reach their goal and some do not, so that masks count.
+    # Some chunks of the imagination (the first, where it is the only one) reach their goal and some do not,
+    # so that masks count.
     reached = float(metrics["imagined/reward"]) + (case.algo.cfg.value == "squared")
     assert 0 < reached < 1 and case.batch.goals is not None
     assert 0 < float(jnp.mean(case.batch.goals.reached)) < 1
