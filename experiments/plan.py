@@ -13,12 +13,16 @@ from jaxtyping import Array
 
 from envs_mjx.base import AbstractEnv
 from envs_mjx.episodes import EPISODE_ROWS
+from experiments import costs
+from experiments.costs import mega
 from mac.algorithm import AbstractAlgorithm
+from mac.data.memory import free_memory
 from mac.data.sampler import sample
-from mac.run.flops import product_flops
+from mac.run.flops import Operations, operations, total
 from mac.run.meter import duration
 from mac.run.record import cores
 from mac.run.segment import ALL, SEED, place, seed_mesh
+from mac.run.traffic import program_bytes
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
 
 # Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
@@ -28,23 +32,35 @@ TRAIN_SHARE = 0.65  # share of the measured matrix-product rate that training re
 
 
 class Plan(NamedTuple):
-    """Sizes of a run. Bytes are of the device, for all seeds.
+    """Sizes of a run. Bytes are for all seeds.
 
     Attributes:
         params: numbers in each network, of one seed.
-        flops: operations of one update of one seed, matrix products only.
+        parts: operations of one update of one seed, by the algorithm's named scopes.
         state_bytes: networks, targets and optimiser.
-        window_bytes: the dataset.
+        window_bytes: the dataset, or as much of it as is held at a time.
         args: abstract arguments of `update`, the function that one update of one seed is.
     """
 
     params: dict[str, int]
-    flops: int
+    parts: dict[str, Operations]
     state_bytes: int
     window_bytes: int
     update: Callable[..., Any]
     args: tuple[Any, ...]
     seeds: int
+
+
+class Compiled(NamedTuple):
+    """What only the compiled update of one seed tells, for the device that it was compiled for.
+
+    Attributes:
+        scratch: bytes of memory beside its arguments and results.
+        traffic: bytes that it reads and writes (`program_bytes`).
+    """
+
+    scratch: int
+    traffic: int
 
 
 def make_plan(
@@ -82,7 +98,7 @@ def make_plan(
 
     return Plan(
         params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},
-        flops=product_flops(update, data, state, key),
+        parts=operations(update, data, state, key),
         state_bytes=seeds * _bytes(state),
         # Each device has its own, except that those of a CPU read the same rows.
         window_bytes=held * _bytes(data),
@@ -92,12 +108,25 @@ def make_plan(
     )
 
 
-def scratch_bytes(plan: Plan) -> int:
-    """Device memory that the updates need beside their arguments and results; compiles one of them."""
-    memory = jax.jit(plan.update).lower(*plan.args).compile().memory_analysis()
-    # On an accelerator the seeds run together, on a CPU one after the other on each core.
-    together = plan.seeds if jax.default_backend() != "cpu" else min(plan.seeds, len(jax.local_devices()))
-    return together * int(getattr(memory, "temp_size_in_bytes", 0))
+def compile_update(plan: Plan) -> Compiled:
+    """Compiles one update of one seed; nothing is computed."""
+    compiled = jax.jit(plan.update).lower(*plan.args).compile()
+    scratch = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
+    return Compiled(int(scratch), program_bytes(compiled.as_text() or ""))
+
+
+def memory_of(plan: Plan, scratch: int) -> costs.Memory:
+    """What training takes where JAX runs now; `scratch` is of one seed."""
+    on_cpu = jax.default_backend() == "cpu"
+    return costs.Memory(
+        data=plan.window_bytes,
+        state=plan.state_bytes,
+        scratch=scratch,
+        seeds=plan.seeds,
+        devices=1 if on_cpu else seed_mesh(plan.seeds).size,
+        # On an accelerator the seeds run together, on a CPU one after the other on each core.
+        together=min(plan.seeds, cores()) if on_cpu else plan.seeds,
+    )
 
 
 def product_chain(width: int, rows: int, mesh: Mesh) -> tuple[Callable[[], Array], int]:
@@ -125,7 +154,7 @@ def product_rate(width: int = 256, seconds: float = 0.3) -> float:
 
 def seconds_to_train(plan: Plan, updates: int) -> float:
     """Estimate for `updates` seed-updates on this machine."""
-    return updates * plan.flops / (TRAIN_SHARE * product_rate())
+    return updates * total(plan.parts).products / (TRAIN_SHARE * product_rate())
 
 
 def seconds_to_collect(rows: int) -> float:
@@ -149,23 +178,21 @@ def describe_evaluation(env: AbstractEnv, episodes: int, batch: int) -> str:
     together, size = min(batch or episodes, episodes), environment_bytes(env)
     return (
         f"evaluation   {episodes:,} episodes, {together:,} at a time (--eval.batch), "
-        f"each {size / 1e3:,.1f} kB between steps: {_mega(together * size)}"
+        f"each {size / 1e3:,.1f} kB between steps: {mega(together * size)}"
     )
 
 
 def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:
-    """Lines for `--dry-run`."""
-    batch, scratch = algo.sample, scratch_bytes(plan)
+    """Lines for `--dry-run`; compiles an update."""
+    batch, compiled = algo.sample, compile_update(plan)
     params = ", ".join(f"{name} {count:,}" for name, count in plan.params.items())
     return [
         f"shapes       observation {spec.obs_dim}, action {spec.action_dim}, "
         f"chunk {batch.chunk} x {spec.action_dim}, batch {batch.batch}, seeds {plan.seeds}, "
         f"data {rows:,} x {spec.obs_dim + spec.action_dim}",
         f"parameters   {sum(plan.params.values()):,} per seed ({params})",
-        f"arithmetic   {plan.flops / 1e9:.3g} GFLOP per update and seed (matrix products)",
-        f"memory       {_mega(plan.state_bytes + plan.window_bytes + scratch)}: "
-        f"data {_mega(plan.window_bytes)}, networks and optimiser {_mega(plan.state_bytes)}, "
-        f"scratch {_mega(scratch)}",
+        *costs.work_lines(plan.parts, compiled.traffic),
+        *costs.memory_lines(memory_of(plan, compiled.scratch), free_memory()),
     ]
 
 
@@ -181,7 +208,3 @@ def _size(tree: Any) -> int:
 
 def _bytes(tree: Any) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _mega(size: float) -> str:
-    return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"

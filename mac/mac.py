@@ -117,32 +117,38 @@ class MAC(AbstractLossAlgorithm[Nets]):
         g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
 
         # 1. Fit the models to the data (eq. 5, 6).
-        losses = {"model/dynamics_loss": mse(s + nets.model(s, a), batch.next_obs)}
-        losses |= self.outcome_loss(nets, batch, s, g, a)
+        with jax.named_scope("model"):
+            losses = {"model/dynamics_loss": mse(s + nets.model(s, a), batch.next_obs)}
+            losses |= self.outcome_loss(nets, batch, s, g, a)
 
         # 2. Clone the behaviour, and distil it to one step (eq. 7, 8).
-        losses |= self.clone(nets, s, g_actor, a, k_policy)
+        with jax.named_scope("policy"):
+            losses |= self.clone(nets, s, g_actor, a, k_policy)
 
         # 3. Imagine, choosing each chunk by Q (eq. 4), and expand V over the rollout (eq. 10).
         s, g = s[: cfg.rollout_batch], None if g is None else g[: cfg.rollout_batch]
-        tau = imagine(
-            lambda s, key: self.propose(frozen, s, g, key, cfg.candidates),
-            lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll,
-        )  # fmt: skip
-        reward, mask = self.outcome(frozen, tau.obs, g, tau.action)
-        # At λ = 1 only the last state's value enters, so only that one is evaluated.
-        next_value = self.worth(scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs, g))
-        next_value = jnp.broadcast_to(next_value, reward.shape)
-        ret = lambda_return(reward, mask, next_value, discount=self.value_discount, lam=cfg.lam)
-        v = scalar(nets.v, tau.obs, g)
-        losses["value/loss"] = self.fit(v, ret)
+        with jax.named_scope("imagination"):
+            tau = imagine(
+                lambda s, key: self.propose(frozen, s, g, key, cfg.candidates),
+                lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll,
+            )  # fmt: skip
+            reward, mask = self.outcome(frozen, tau.obs, g, tau.action)
+        with jax.named_scope("value"):
+            # At λ = 1 only the last state's value enters, so only that one is evaluated.
+            next_value = self.worth(scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs, g))
+            next_value = jnp.broadcast_to(next_value, reward.shape)
+            ret = lambda_return(reward, mask, next_value, discount=self.value_discount, lam=cfg.lam)
+            v = scalar(nets.v, tau.obs, g)
+            losses["value/loss"] = self.fit(v, ret)
 
         # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
-        q, after = scalar(nets.q, s, g, tau.action[0]), scalar(nets.v, tau.next_obs[0], g)
-        after = after if cfg.release_bce else self.worth(after)
-        losses["critic/loss"] = self.fit(q, reward[0] + self.discount * mask[0] * after)
+        with jax.named_scope("critic"):
+            q, after = scalar(nets.q, s, g, tau.action[0]), scalar(nets.v, tau.next_obs[0], g)
+            after = after if cfg.release_bce else self.worth(after)
+            losses["critic/loss"] = self.fit(q, reward[0] + self.discount * mask[0] * after)
 
-        losses |= self.improve(nets, tau, g, k_improve)
+        with jax.named_scope("policy"):
+            losses |= self.improve(nets, tau, g, k_improve)
         means = {"value/v_mean": v, "critic/q_mean": q, "imagined/reward": reward}
         return sum(losses.values(), jnp.zeros(())), losses | {k: jnp.mean(x) for k, x in means.items()}
 

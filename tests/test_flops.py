@@ -10,7 +10,8 @@ import pytest
 from mac.data.sampler import sample
 from mac.mac import MAC
 from mac.nn.mlp import MLP
-from mac.run.flops import product_flops
+from mac.run.flops import REST, operations, product_flops, total
+from mac.run.traffic import program_bytes
 from mac.types import Batch
 from tests.toy import SPEC, mac, window
 
@@ -32,8 +33,36 @@ def test_batched_product_counts_every_matrix():
     assert product_flops(jax.vmap(lambda x: x @ x), a) == 6 * SQUARE
 
 
-def test_elementwise_work_is_not_counted():
-    assert product_flops(lambda x: jnp.sum(jnp.tanh(x) * 2), X) == 0
+def test_elementwise_work_counts_once_per_element():
+    # Twice 16 sums or products, 15 sums of 16 numbers, 16 values of tanh; x**3 is two products.
+    assert total(operations(lambda x: jnp.sum(jnp.tanh(x) * 2 + 1), X)) == (0, 16 + 16 + 15, 16)
+    assert total(operations(lambda x: jax.lax.integer_pow(x, 3), X)) == (0, 32, 0)
+    assert total(operations(lambda x: jnp.broadcast_to(x.T[1:2], (4, 4)), X)) == (0, 0, 0)
+    assert total(operations(lambda x: chain(jnp.tanh(x), 3), X)).flops == 3 * SQUARE
+
+
+def test_what_nothing_depends_on_is_not_counted():
+    def f(x):
+        return jax.lax.scan(lambda c, _: ((c @ c, jnp.tanh(c) @ c)[0], None), x, length=3)[0]
+
+    assert total(operations(f, X)) == (3 * SQUARE, 0, 0)
+
+
+def test_operations_belong_to_the_outermost_scope_and_so_do_their_gradients():
+    def f(x, w):
+        with jax.named_scope("first part"), jax.named_scope("inner"):
+            x = jax.jit(lambda x: x @ w)(x)
+        with jax.named_scope("second"):
+            x = chain(x, 3)
+        return jnp.sum(x @ w)
+
+    def products(*args):
+        return {part: ops.products for part, ops in operations(*args).items() if ops.products}
+
+    assert products(f, X, X) == {"first part": SQUARE, "second": 3 * SQUARE, REST: SQUARE}
+    grads = products(jax.grad(f, argnums=(0, 1)), X, X)
+    # Backwards each product is two; of the last one only the sum's gradient is known beforehand.
+    assert grads == {"first part": 3 * SQUARE, "second": 9 * SQUARE, REST: 2 * SQUARE}
 
 
 def test_loop_counts_as_often_as_it_runs():
@@ -96,6 +125,75 @@ def test_update_costs_grow_linearly_with_each_size(field: str):
 
     two, four, six = cost(2), cost(4), cost(6)
     assert 0 < four - two == six - four
+
+
+@pytest.fixture(scope="module")
+def update():
+    """An update whose loops run once, so that XLA sees all of them, at sizes where products prevail."""
+    algo = mac(hidden=(64, 64), batch=64, rollout=1, flow_steps=1, candidates=4)
+    state = jax.eval_shape(algo.init, jr.key(0))
+    args = (state, jax.eval_shape(lambda: _batch(algo)), jnp.zeros((), jnp.int32), jr.key(0))
+    return operations(algo.update, *args), jax.jit(algo.update).lower(*args).compile()
+
+
+def test_update_costs_what_xla_counts(update):
+    parts, compiled = update
+    theirs = compiled.cost_analysis() or {}
+    assert total(parts).flops == pytest.approx(theirs["flops"], rel=0.1)
+    assert program_bytes(compiled.as_text()) == pytest.approx(theirs["bytes accessed"], rel=0.1)
+
+
+def test_update_has_the_parts_of_the_algorithm(update):
+    parts, _ = update
+    assert set(parts) == {"model", "policy", "imagination", "value", "critic", REST}
+    assert parts[REST].products == 0 and all(ops.products for part, ops in parts.items() if part != REST)
+
+
+# Bytes.
+
+PROGRAM = """HloModule small
+
+%body (arg.1: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %arg.1 = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg.1), index=0
+  %x = f32[8,4]{1,0} get-tuple-element(%arg.1), index=1
+  %y = f32[8,4]{1,0} negate(%x)
+  ROOT %out = (s32[], f32[8,4]{1,0}) tuple(%i, %y)
+}
+
+%test (arg.2: (s32[], /*index=1*/f32[8,4])) -> pred[] {
+  %arg.2 = (s32[], f32[8,4]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%arg.2), index=0
+  ROOT %less = pred[] compare(%j, %j), direction=LT
+}
+
+ENTRY %main (p.1: f32[8,4], p.2: u16[3]) -> f32[8,4] {
+  %p.1 = f32[8,4]{1,0} parameter(0)
+  %p.2 = u16[3]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[8,4]{1,0}) tuple(%zero, %p.1)
+  %loop = (s32[], f32[8,4]{1,0}) while(%start), condition=%test, body=%body, TURNS
+  %got = f32[8,4]{1,0} get-tuple-element(%loop), index=1
+  %wide = f32[3]{0} convert(%p.2)
+  ROOT %sum = f32[8,4]{1,0} add(%got, /*index=1*/%p.1), metadata={op_name="a(b)"}
+}
+"""
+
+
+def test_body_of_a_loop_is_read_and_written_at_every_turn():
+    five = PROGRAM.replace("TURNS", 'backend_config={"known_trip_count":{"n":"5"}}')
+    turn = 2 * 8 * 4 * 4 + (4 + 4 + 1)  # negate, and compare
+    rest = 3 * 8 * 4 * 4 + 3 * (2 + 4)  # add, and convert
+    assert program_bytes(five) == 5 * turn + rest
+    assert program_bytes(PROGRAM) == turn + rest
+
+
+def test_traffic_of_a_compiled_loop_grows_with_its_turns():
+    def traffic(length: int) -> int:
+        return program_bytes(jax.jit(lambda x: chain(x, length)).lower(X).compile().as_text() or "")
+
+    # Each product reads two matrices and writes one, of 64 bytes; its result may be copied for the next turn.
+    assert 3 * 64 <= (traffic(60) - traffic(20)) / 40 <= 6 * 64
 
 
 def _batch(algo: MAC) -> Batch:
