@@ -247,13 +247,6 @@ class MAC(AbstractLossAlgorithm[Nets]):
         chunk = self.propose(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
         return chunk.reshape(len(obs), self.cfg.chunk, -1)[:, : self.cfg.execute]
 
-
-def integrate(
-    flow: MLP, s: Float[Array, "B D"], g: Goal, noise: Float[Array, "*N B A"], steps: int
-) -> Float[Array, "*N B A"]:
-    """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
-    return euler(lambda x, t: flow(s, g, x, t), noise, steps)
-
     # What evaluations also report.
 
     @property
@@ -273,6 +266,13 @@ def integrate(
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
         return diagnostics.diagnose(self, state.nets, window, key)
+
+
+def integrate(
+    flow: MLP, s: Float[Array, "B D"], g: Goal, noise: Float[Array, "*N B A"], steps: int
+) -> Float[Array, "*N B A"]:
+    """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
+    return euler(lambda x, t: flow(s, g, x, t), noise, steps)
 
 
 def mse(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
