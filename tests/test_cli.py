@@ -26,11 +26,14 @@ def test_run_leaves_everything_that_it_announces(
     for path in paths:
         assert os.path.getsize(path) > 0
     assert (finished / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert [(r["step"], r["seed"]) for r in read_rows(finished / METRICS)] == [
-        (5, 0),
-        (5, 1),
-        (10, 0),
-        (10, 1),
+    metrics = list(read_rows(finished / METRICS))
+    assert [(r["step"], r["seed"], "diagnostics/drift_10" in r) for r in metrics] == [
+        (5, 0, False),
+        (5, 1, False),
+        (10, 0, False),
+        (10, 1, False),
+        (10, 0, True),
+        (10, 1, True),
     ]
     evals = list(read_rows(finished / EVAL))
     assert [(r["step"], r["seed"], r["task"], r["episodes"], r["engine"]) for r in evals] == [
@@ -38,6 +41,9 @@ def test_run_leaves_everything_that_it_announces(
         (10, 1, 2, 1, "c"),
     ]
     assert all(0 <= r["success"] <= 1 and r["dropped"] == 0 for r in evals)
+    for row, seen in zip(evals, metrics[4:], strict=True):
+        for name in ("predicted_return", "realised_return"):
+            assert seen[f"diagnostics/{name}"] == pytest.approx(row[name], rel=1e-5)
 
 
 def test_record_tells_settings_versions_hardware_and_times(finished: Path):
@@ -131,7 +137,9 @@ def test_resume_goes_on_to_more_steps_as_if_never_stopped(
     assert main(["--out", str(copied), "--resume", "--steps", "20"]) == 0
     assert main([*SIZES, *data, "--steps", "20", "--out", str(tmp_path / "straight")]) == 0
     assert params(copied) == params(tmp_path / "straight")
-    assert (copied / METRICS).read_bytes() == (tmp_path / "straight" / METRICS).read_bytes()
+    # The first part's end, at 10, was evaluated: eval.jsonl tells of it, and so do the diagnoses of then.
+    rows = [row for row in read_rows(copied / METRICS) if (row["step"], "critic/loss" in row) != (10, False)]
+    assert rows == list(read_rows(tmp_path / "straight" / METRICS))
     launches = json.loads((copied / "run.json").read_text())["launches"]
     assert [launch["resumed_from"] for launch in launches] == [None, 10]
     assert json.loads((copied / "config.json").read_text())["steps"] == 20

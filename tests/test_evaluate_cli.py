@@ -15,13 +15,14 @@ import pytest
 from experiments import evaluate as program
 from experiments import official
 from experiments.evaluate import EVALUATIONS, main
-from experiments.ogbench_worker import Played, Start
+from experiments.ogbench_worker import Start
 from experiments.saved import by_environment, open_run
 from mac.errors import UserError
-from mac.run.evaluate import evaluation_keys
+from mac.run.evaluate import episode_keys, evaluation_keys
 from mac.run.logger import EVAL, read_rows
 from mac.types import Episodes
 from tests.cli import content
+from tests.lanes import Lanes
 
 ENV = "cube-single-play-singletask-task2-v0"
 
@@ -194,37 +195,6 @@ def test_environments_in_other_processes_are_those_of_the_package():
     assert (played[0].steps, len(played[1].film), last.buttons.size) == (2, 6, 0)
 
 
-class Lanes:
-    """Stands for a fleet: episode `seed` takes task + seed % 3 steps and pays its number each step."""
-
-    asked: list[list[tuple[int, Any]]]
-
-    def __init__(self, name: str, count: int):
-        self.left = [0] * count
-        self.pay = [0] * count
-        Lanes.asked = []
-
-    def __enter__(self) -> "Lanes":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def obey(self, orders: list[tuple[int, Any]]) -> list[Played]:
-        Lanes.asked.append(orders)
-        return [self.one(slot, order) for slot, order in orders]
-
-    def one(self, slot: int, order: Any) -> Played:
-        blank = np.zeros(28, np.float32)
-        if isinstance(order, Start):
-            self.left[slot], self.pay[slot] = order.task + order.seed % 3, order.seed % 100
-            return Played(blank, [], False, False, [])
-        steps = min(len(order), self.left[slot])
-        self.left[slot] -= steps
-        done = self.left[slot] == 0
-        rewards = [float(self.pay[slot])] * steps
-        return Played(blank, rewards, done and self.pay[slot] % 2 == 0, done, [])
-
-
 @pytest.mark.parametrize("batch", [1, 4, 7, 100])
 def test_results_go_to_the_right_seed_task_and_episode(
     finished: Path, batch: int, monkeypatch: pytest.MonkeyPatch
@@ -235,7 +205,7 @@ def test_results_go_to_the_right_seed_task_and_episode(
     keys = evaluation_keys(jnp.asarray(run.numbers), 10)
     ended: list[int] = []
     got = official.play_official(run, ENV, tasks, episodes, keys, batch=batch, report=ended.append)
-    assert ended[-1] == 20 and ended == sorted(ended)
+    assert ended[-1] == 20 and ended == sorted(ended) and got.realised is not None
     for s in range(2):
         for t, task in enumerate(tasks):
             for e in range(episodes):
@@ -245,8 +215,18 @@ def test_results_go_to_the_right_seed_task_and_episode(
                 assert got.length[s, t, e] == length
                 assert got.episode_return[s, t, e] == length * pay
                 assert bool(got.success[s, t, e]) == (pay % 2 == 0)
+                gamma = run.settings.hp.discount
+                later = length if pay % 2 == 0 else 100_000  # a failure is continued with its last reward
+                want = pay * (1 - gamma**later) / (1 - gamma)
+                assert got.realised[s, t, e] == pytest.approx(want, rel=1e-5)
     most = max(len(orders) for orders in Lanes.asked)
     assert most == max(2, 2 * min(batch // 2, 10))
+    # Every episode starts at the same state, so that expectations differ by the episodes' keys alone.
+    task, episode = np.repeat(tasks, episodes), np.tile(np.arange(episodes), len(tasks))
+    noise = episode_keys(keys, jnp.asarray(task), jnp.asarray(episode))[1]
+    start = jnp.zeros((2, len(task), 28))
+    want = official.expect(run.algo, run.normalizer, run.state, start, None, noise)
+    np.testing.assert_allclose(got.predicted, want.reshape(2, len(tasks), episodes), rtol=1e-4, atol=1e-4)
 
 
 def test_missing_package_and_failing_process_are_one_line(
