@@ -15,6 +15,7 @@ from mac.run.stats import Interval, summarise
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLOURS = ("#8c2d04", "#e08214", "#4a9c8e", "#1f5fa8", "#5e3c99", "#333333")
 
@@ -33,21 +34,23 @@ def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str) -> None:
     groups: dict[int, list[ChunkRow]] = defaultdict(list)
     for row in rows:
         groups[row.chunk].append(row)
-    for place, (chunk, group) in enumerate(groups.items()):
+    lines: list[Line2D] = []
+    for place, group in enumerate(groups.values()):
         colour = COLOURS[place % len(COLOURS)]
-        _curve(left, group, chunk, colour)
+        lines.append(_curve(left, group, colour))
         _summit(right, place, group[-1], colour)
     finest = max(groups.values(), key=len)
     x = [row.horizon for row in finest]
-    left.plot(x, [row.still for row in finest], color=GREY, ls="--", lw=1.2, label="nothing moves")
+    lines += left.plot(x, [row.still for row in finest], color=GREY, ls="--", lw=1.2)
     right.axhline(finest[-1].still, color=GREY, ls="--", lw=1.2)
     left.set_yscale("log")
     left.set_xlim(0, x[-1])
     left.set_xlabel("open-loop horizon (environment steps)\n(bands: 95% over seeds)")
     left.set_ylabel("mean squared error, held-out data\n(normalised state)")
-    left.legend(title="actions per chunk", fontsize=8.5, title_fontsize=8.5, frameon=False, loc="best")
+    names = [*(f"{chunk} per chunk" for chunk in groups), "nothing moves"]
+    left.legend(lines, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8.5, frameon=False)
     right.set_xticks(range(len(groups)), [str(chunk) for chunk in groups])
-    right.set_xlim(-0.6, len(groups) - 0.4)
+    right.set_xlim(-0.5, len(groups) - 0.2)
     right.set_xlabel(
         f"actions per chunk; error after {x[-1]} steps\n(95%: thick over seeds, thin over episodes)"
     )
@@ -56,13 +59,13 @@ def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str) -> None:
     replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 
-def _curve(axes: "Axes", group: list[ChunkRow], chunk: int, colour: str) -> None:
+def _curve(axes: "Axes", group: list[ChunkRow], colour: str) -> "Line2D":
     x = [row.horizon for row in group]
     if group[0].seeds > 1:
         low, high = [row.seed_low for row in group], [row.seed_high for row in group]
         axes.fill_between(x, low, high, color=colour, alpha=0.25, lw=0)
     marker = "o" if len(x) <= 25 else None
-    axes.plot(x, [row.error for row in group], color=colour, lw=1.8, marker=marker, ms=3.5, label=str(chunk))
+    return axes.plot(x, [row.error for row in group], color=colour, lw=1.8, marker=marker, ms=3.5)[0]
 
 
 def _summit(axes: "Axes", place: int, row: ChunkRow, colour: str) -> None:
