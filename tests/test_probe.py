@@ -6,8 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import pytest
 
+from mac.data.store import Split, Store
+from mac.data.window import make_held_out
 from mac.run.logger import METRICS, read_rows
 from mac.types import Metrics, Window
 from tests import toy
@@ -97,3 +100,31 @@ def test_diagnosis_is_compiled_once(tmp_path: Path):
 def test_algorithm_that_says_nothing_leaves_no_row(tmp_path: Path):
     run(make_job(8), tmp_path)
     assert all("walk/loss" in row for row in read_rows(tmp_path / METRICS))
+
+
+def split(seed: int, lengths: list[int]) -> Split:
+    rows, length = (
+        np.random.default_rng(seed).normal(size=(sum(lengths), 2)).astype(np.float32),
+        np.asarray(lengths),
+    )
+    return Split(rows, np.tanh(rows), np.cumsum(length) - length, length)
+
+
+def held_out(lengths: list[int], rows: int = 100, chunk: int = 2) -> Window | None:
+    store = Store(Path("store"), "toy", (split(0, [20, 20]),), split(1, lengths), ())
+    return make_held_out(store, toy.identity(), chunk, rows)
+
+
+def test_held_out_rows_are_whole_episodes_of_the_validation_split():
+    rows = split(1, [6, 5, 7]).obs
+    for room, want in ((100, 18), (17, 11), (10, 6), (1, 6)):
+        window = held_out([6, 5, 7], room)
+        assert window is not None and window.reward is None and window.mask is None
+        np.testing.assert_allclose(window.obs[jnp.arange(want)], rows[:want], rtol=1e-6)
+        assert len(window.obs) == want
+
+
+def test_no_data_are_held_out_where_there_are_none_or_no_chunk_fits():
+    store = Store(Path("store"), "toy", (split(0, [20]),), None, ())
+    assert make_held_out(store, toy.identity(), 2) is None
+    assert held_out([4, 4], chunk=3) is None
