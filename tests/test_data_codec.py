@@ -69,9 +69,8 @@ def test_codes_normalised_in_one_step_equal_decoding_and_then_normalising(seed: 
     decoded = np.asarray(norm.apply(jnp.asarray(affine.decode(codes))))
     np.testing.assert_allclose(np.asarray(got)[:, usual], decoded[:, usual], rtol=1e-6, atol=1e-6)
     plain = np.asarray(make_column(codes, None, affine)[:])
-    assert (
-        np.abs(plain - value) <= 1e-7 * np.maximum(np.ptp(value, axis=0), np.abs(value).max(axis=0))
-    ).all()
+    size = np.maximum(np.ptp(value, axis=0), np.abs(value).max(axis=0))
+    assert (np.abs(plain - value) <= 3e-7 * size).all()
 
 
 def test_parts_are_summarised_as_the_whole_is():

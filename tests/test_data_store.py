@@ -171,7 +171,7 @@ def test_full_disk_is_found_before_writing(tmp_path: Path, train: Path, monkeypa
 
 def test_unwritable_folder_is_named(tmp_path: Path, train: Path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"cannot write .*store: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*store: .* choose another folder"):
         prepare(train, tmp_path / "file" / "store", SPEC)
 
 
