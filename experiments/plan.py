@@ -117,15 +117,15 @@ def compile_update(plan: Plan) -> Compiled:
 
 def memory_of(plan: Plan, scratch: int) -> costs.Memory:
     """What training takes where JAX runs now; `scratch` is of one seed."""
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu, devices = jax.default_backend() == "cpu", seed_mesh(plan.seeds).size
     return costs.Memory(
         data=plan.window_bytes,
         state=plan.state_bytes,
         scratch=scratch,
         seeds=plan.seeds,
-        devices=1 if on_cpu else seed_mesh(plan.seeds).size,
+        devices=1 if on_cpu else devices,
         # On an accelerator the seeds run together, on a CPU one after the other on each core.
-        together=min(plan.seeds, cores()) if on_cpu else plan.seeds,
+        together=devices if on_cpu else plan.seeds,
     )
 
 
