@@ -3,7 +3,7 @@
     drift_n               error of the model after n steps along real actions (RMS, normalised units)
     motion_n              how far real states move in n steps: the error of predicting "no change"
     imagined_outside_n    share of imagined states outside the data's range, n steps into a rollout
-    real_outside          that share among states of the data
+    real_outside          that share among states of the data; 0 in the rows that the range was taken from
     best_of_n_gain        by how much the best of N chunks is better than their mean, under Q
     best_of_n_spreads     the same in standard deviations of Q over states
     policy_spread         how far candidates for one state differ (RMS of an action's entry)
