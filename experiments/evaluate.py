@@ -16,7 +16,7 @@ from envs_mjx.registry import make, resolve_engine
 from experiments.arguments import read_flags, start_jax
 from experiments.official import play_official
 from experiments.program import exit_status
-from experiments.saved import SavedRun, by_environment, open_run, read_settings
+from experiments.saved import SavedRun, acting_otherwise, by_environment, open_run, read_settings
 from mac.errors import UserError
 from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.logger import EVAL, append_row, eval_rows, overflow_warning, read_rows
@@ -48,6 +48,9 @@ class Ask:
     """update whose checkpoint is evaluated; None = the newest"""
     batch: int = 0
     """most environments simulated at a time; 0 = all (of ogbench's: a few per core)"""
+    hp: tuple[str, ...] = ()
+    """acts with other hyperparameters than in training, NAME=VALUE each: `candidates_test=1` shows the cloned
+    behaviour without the choice among samples"""
     seed: int = 0
     """which episodes are played: 0 = those of the run's own evaluation after that update, else others"""
 
@@ -70,11 +73,11 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate_again(ask: Ask) -> int:
     """Does what the flags say; returns the exit status."""
-    settings = read_settings(ask.run)
+    settings = acting_otherwise(read_settings(ask.run), ask.hp)
     games = by_environment(settings.env, ask.tasks, "--tasks")
     start_jax(1)
     engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
-    run = open_run(ask.run, ask.step)
+    run = open_run(ask.run, ask.step, settings)
     episodes = ask.episodes or settings.eval.episodes
     tasks = [task for _, each in games for task in each]
     print(f"policies     {run.title}: {len(run.numbers)} seeds after {run.step:,} updates, from {ask.run}")
@@ -93,7 +96,7 @@ def evaluate_again(ask: Ask) -> int:
     seconds = time.perf_counter() - began
     show(run, rows, engine, seconds)
     asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}
-    more = {"seed": ask.seed, "batch": ask.batch, "seconds": round(seconds, 2)}
+    more = {"seed": ask.seed, "hp": ask.hp, "batch": ask.batch, "seconds": round(seconds, 2)}
     append_row(ask.run / EVALUATIONS, asked | more | facts | {"rows": rows})
     print(f"  {ask.run / EVALUATIONS}")
     return 0

@@ -1,7 +1,7 @@
 """Hyperparameters of MAC and, by inheritance, of its ablations."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mac.errors import UserError
 from mac.types import GoalLaw
@@ -61,6 +61,9 @@ class Config:
     """a slip of the authors' release: with value bce, Q's target takes the logit of V for its value"""
     execute: int = 1
     """actions of a chunk executed before planning anew, 1 to `chunk`"""
+
+    ACTING: ClassVar[tuple[str, ...]] = ("candidates_test", "flow_steps_test", "execute")
+    """What only acting reads, so that a trained policy may be evaluated with other values."""
 
     def __post_init__(self):
         whole = ("batch", "chunk", "rollout", "rollout_batch", "candidates", "candidates_test", "flow_steps")

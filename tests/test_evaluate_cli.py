@@ -1,5 +1,6 @@
 """Evaluating a saved run again: the same episodes, in other numbers, elsewhere, and what may go wrong."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from experiments import evaluate as program
 from experiments import official
 from experiments.evaluate import EVALUATIONS, main
 from experiments.ogbench_worker import Start
-from experiments.saved import by_environment, open_run
+from experiments.saved import acting_otherwise, by_environment, open_run, read_settings
 from mac.errors import UserError
 from mac.run.evaluate import episode_keys, evaluation_keys
 from mac.run.logger import EVAL, read_rows
@@ -77,6 +78,29 @@ def test_line_tells_how_it_was_made(copied: Path, monkeypatch: pytest.MonkeyPatc
     assert [(row["seed"], row["task"], row["episodes"]) for row in line["rows"]] == [(0, 2, 2), (1, 2, 2)]
     np.testing.assert_array_equal(asked.pop("keys"), jr.key_data(evaluation_keys(jnp.arange(2), 10, 5)))
     assert asked == {"batch": 3, "tasks": (2,), "env": ENV, "engine": "c"}
+
+
+def test_policies_may_act_otherwise_than_in_training(copied: Path):
+    plain = read_settings(copied)
+    settings = acting_otherwise(plain, ("candidates-test=1", "execute=2"))
+    assert (settings.hp.candidates_test, settings.hp.execute) == (1, 2)
+    assert dataclasses.replace(settings, hp=plain.hp) == plain
+    line = again(copied, "--hp", "candidates_test=1")
+    assert line["hp"] == ["candidates_test=1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    {
+        "lr=1": ("NAME=VALUE", "candidates_test"),
+        "candidates_test": ("candidates_test", "whole number"),
+        "candidates_test=0": ("candidates-test=0", "at least 1"),
+        "execute=many": ("execute", "'many'", "whole number"),
+    }.items(),
+)
+def test_wrong_change_of_acting_is_one_line(copied: Path, change: str, parts: tuple[str, ...], capsys: Any):
+    line = error_of(capsys, str(copied), "--hp", change)
+    assert all(part in line for part in parts)
 
 
 def test_lines_add_up_and_a_torn_one_is_cut(copied: Path):
@@ -172,7 +196,11 @@ def test_original_environment_plays_every_episode(copied: Path):
     line = again(copied, "--engine", "ogbench", "--episodes", "2", "--batch", "2")
     wanted = {"step": 10, "task": 2, "success": 0.0, "return": -200.0, "length": 200.0}
     wanted |= {"episodes": 2, "engine": "ogbench", "dropped": 0}
-    assert line["rows"] == [{"step": 10, "seed": seed} | wanted for seed in (0, 1)]
+    for seed, row in enumerate(line["rows"]):
+        # A failure is taken to go on for ever: -1 / (1 - 0.99).
+        assert row.pop("realised_return") == pytest.approx(-100, rel=1e-5)
+        assert np.isfinite(row.pop("predicted_return"))
+        assert row == {"step": 10, "seed": seed} | wanted
 
 
 def test_environments_in_other_processes_are_those_of_the_package():

@@ -20,7 +20,8 @@ def numbered(lengths: list[int], chunk: int) -> Window:
     """Episodes whose observations are (row, episode), and whose actions are (row, -row) / 1000."""
     row = np.arange(sum(lengths), dtype=np.float32)
     episode = np.repeat(np.arange(len(lengths), dtype=np.float32), lengths)
-    window = from_rows(np.stack([row, episode], -1), np.stack([row, -row], -1) / 1000, np.asarray(lengths), chunk)
+    obs, action = np.stack([row, episode], -1), np.stack([row, -row], -1) / 1000
+    window = from_rows(obs, action, np.asarray(lengths), chunk)
     return dataclasses.replace(window, reward=jnp.asarray(10 * row), mask=jnp.asarray(row % 3))
 
 
