@@ -99,13 +99,15 @@ def draw_policies(rows: Sequence[PolicyRow], path: Path, *, title: str) -> None:
         x, y = _interval(error), _interval(success)
         axes.errorbar(
             [x.value], [y.value], xerr=_arms(x), yerr=_arms(y), fmt="D", color=colour, ms=6, lw=1.4,
-            label=f"{run}, {group[0].chunk} actions per chunk",
+            label=f"{Path(run).name}, {group[0].chunk} actions per chunk",
         )  # fmt: skip
-    axes.set_xscale("log")
+    every = [row.error for row in rows]
+    if max(every) > 5 * min(every):  # a log axis of less than a decade crowds its labels
+        axes.set_xscale("log")
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(f"mean squared error after {rows[0].horizon} steps, held-out data (normalised state)")
-    axes.set_ylabel("success rate (dots: seeds; bars: 95% over seeds)")
+    axes.set_ylabel("success rate\n(dots: seeds; bars: 95% over seeds)")
     axes.legend(fontsize=8.5, frameon=False, loc="best")
     _dress(figure, (axes,), title)
     replace_file(path, lambda file: figure.savefig(file, format="png"))

@@ -44,6 +44,18 @@ SEGMENT = 500  # updates per compiled call
 
 
 @dataclass(frozen=True)
+class Where:
+    """Where the dataset is."""
+
+    path: Path | None = None
+    """an OGBench .npz file, a folder of shards, or prepare.py's store; None = search"""
+    dir: Path = Path("data")
+    """folder for converted stores; also searched, as is ~/.ogbench/data"""
+    rows: int = 1_001_000
+    """rows of the generated dataset that is searched for"""
+
+
+@dataclass(frozen=True)
 class Ask:
     """Trains dynamics models of several chunk lengths, and measures how their errors grow along held-out
     trajectories; writes a table and a figure."""
@@ -74,7 +86,7 @@ class Ask:
     """folders of runs: also draw their success against their own models' error"""
     out: Path = Path("model_error")
     """folder of model_error.csv and .png, and of success.csv and .png"""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Where = field(default_factory=Where)
 
     def __post_init__(self):
         low = {"seeds": 1, "seed": 0, "batch": 1, "trajectories": 1, "horizon": 1}
@@ -128,13 +140,14 @@ def study(ask: Ask, argv: Sequence[str]) -> int:
 def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
     """Trains and measures the models of every chunk length; writes after each what is known by then."""
     spec = make(name, "c").spec
-    source, found = dataset.locate(ask.data, name)
+    data = DataConfig(**vars(ask.data))
+    source, found = dataset.locate(data, name)
     if not found:
         raise UserError(
             f"--env={ask.env}: no dataset found; make one with `python experiments/collect.py --env {name} "
             "--rows 1M`, or name one with --data.path and --data.dir"
         )
-    store = dataset.open_store(ask.data, source, spec)
+    store = dataset.open_store(data, source, spec)
     normalizer = fit_minmax(store.statistics_obs)
     real = held_out(store, normalizer)
     for chunk in ask.chunks:

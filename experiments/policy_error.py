@@ -75,10 +75,15 @@ def success_of(run: saved.SavedRun) -> Curve:
 def table(rows: Sequence[PolicyRow], title: str) -> Table:
     """One line per seed."""
     shown = Table(title=title, title_justify="left")
-    for name in ("run", "actions per chunk", "seed", "success", "error", "nothing moves"):
+    for name in ("run", "chunk", "seed", "success", "error", "nothing moves"):
         shown.add_column(name, justify="left" if name == "run" else "right")
     for r in rows:
         shown.add_row(
-            r.run, str(r.chunk), str(r.seed), f"{r.success:.1%}", f"{r.error:.4f}", f"{r.still:.4f}"
+            Path(r.run).name,
+            str(r.chunk),
+            str(r.seed),
+            f"{r.success:.1%}",
+            f"{r.error:.3g}",
+            f"{r.still:.3g}",
         )
     return shown
