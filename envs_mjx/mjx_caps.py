@@ -122,5 +122,8 @@ def _merged(top: Touch, other: Touch, on_top: Array) -> Touch:
     more = len(other.dist) - len(top.dist)
     dist = jnp.pad(top.dist, [(0, more), (0, 0), (0, 0)], constant_values=FAR)
     pos = jnp.pad(top.pos, [(0, more), (0, 0), (0, 0), (0, 0)])
-    choose = [jnp.where(on_top, a, b) for a, b in ((dist, other.dist), (pos, other.pos))]
-    return Touch(*choose, jnp.where(on_top, top.normal, other.normal))
+    return Touch(
+        jnp.where(on_top, dist, other.dist),
+        jnp.where(on_top, pos, other.pos),
+        jnp.where(on_top, top.normal, other.normal),
+    )

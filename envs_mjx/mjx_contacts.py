@@ -56,7 +56,7 @@ def find(model: CollisionModel, slots: Slots, at: Poses) -> Contacts:
     kinds = (
         (model.box_products, slots.boxes, model.boxes, lambda a, b: mjx_boxes.box_box(a[0], b[0])),
         (model.cap_products, CAP_PAIRS, model.boxes, lambda a, b: mjx_caps.pad_cap(a[0], b[0])),
-        (model.capsule_products, slots.capsules, model.capsules, lambda a, b: capsule_box(*a, b[0])),
+        (model.capsule_products, slots.capsules, model.capsules, lambda a, b: capsule_box(a[0], a[1], b[0])),
     )
     for products, room, first, narrow in kinds:
         if products:
