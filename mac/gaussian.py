@@ -17,7 +17,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.config import Config
-from mac.mac import MAC, Goal, Losses, Nets
+from mac.mac import MAC, Goal, Losses, Nets, States
 from mac.nn.heads import GaussianPolicy
 
 
@@ -45,14 +45,7 @@ class MACGaussian(MAC):
         return {"policy/nll": -jnp.mean(nets.policy(s, g).log_prob(a))}
 
     def chunks(
-        self,
-        nets: Nets,
-        s: Float[Array, "B D"],
-        g: Goal,
-        key: Key[Array, ""],
-        n: int,
-        *,
-        acting: bool = False,
+        self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "n B A"]:
         del acting
         noise = jr.normal(key, (n, len(s), self.cfg.chunk * self.env.action_dim))

@@ -38,6 +38,7 @@ from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.select import best_of_n
 from mac.types import Batch, EnvSpec, GoalSpec, Metrics, SampleSpec, Window
 
+States = Float[Array, "B D"]
 Goal = Float[Array, "B G"] | None
 Losses = dict[str, Float[Array, ""]]
 
@@ -208,14 +209,7 @@ class MAC(AbstractLossAlgorithm[Nets]):
         return {}
 
     def chunks(
-        self,
-        nets: Nets,
-        s: Float[Array, "B D"],
-        g: Goal,
-        key: Key[Array, ""],
-        n: int,
-        *,
-        acting: bool = False,
+        self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "n B A"]:
         """`n` samples of the policy, not clipped: of the one-step policy, or, `acting`, maybe its teacher."""
         noise = jr.normal(key, (n, len(s), self.cfg.chunk * self.env.action_dim))
@@ -224,14 +218,7 @@ class MAC(AbstractLossAlgorithm[Nets]):
         return nets.policy(s, g, noise)
 
     def propose(
-        self,
-        nets: Nets,
-        s: Float[Array, "B D"],
-        g: Goal,
-        key: Key[Array, ""],
-        n: int,
-        *,
-        acting: bool = False,
+        self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "B A"]:
         """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1]."""
         chunks = jnp.clip(self.chunks(nets, s, g, key, n, acting=acting), -1, 1)

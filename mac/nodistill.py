@@ -15,7 +15,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.config import Config
-from mac.mac import MAC, Goal, Losses, Nets, integrate, mse
+from mac.mac import MAC, Goal, Losses, Nets, States, integrate, mse
 from mac.ops.flow import flow_matching_loss
 
 
@@ -51,14 +51,7 @@ class MACNoDistill(MAC):
         return {"policy/regression_loss": mse(nets.policy(s, g, jr.normal(key, a.shape)), a)}
 
     def chunks(
-        self,
-        nets: Nets,
-        s: Float[Array, "B D"],
-        g: Goal,
-        key: Key[Array, ""],
-        n: int,
-        *,
-        acting: bool = False,
+        self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "n B A"]:
         if nets.flow is None:
             return super().chunks(nets, s, g, key, n, acting=acting)

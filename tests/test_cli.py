@@ -56,7 +56,7 @@ def test_record_tells_settings_versions_hardware_and_times(finished: Path):
     )
     (launch,) = json.loads((finished / "run.json").read_text())["launches"]
     assert launch["resumed_from"] is None and launch["step"] == 10 and launch["signal"] is None
-    assert set(launch["seconds"]) == {"data", "compile", "train", "evaluate", "checkpoint"}
+    assert set(launch["seconds"]) == {"data", "load", "compile", "train", "evaluate", "checkpoint"}
     assert launch["started"] <= launch["ended"]
     assert launch["peak_memory_mb"]["host"] > 50
     assert {"jax", "mujoco", "python"} <= set(launch["versions"]) and launch["hardware"]["cores"] >= 1

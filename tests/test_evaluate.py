@@ -17,7 +17,8 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.run import segment as loop
 from mac.run.evaluate import evaluate
-from mac.types import Batch, EnvSpec, Episodes, Metrics, SampleSpec
+from mac.types import EnvSpec, Episodes
+from tests.acting import ActsOnly
 from tests.toy import RADIUS, SPEC, STARTS, STRIDE, TARGET, PointEnv, identity, mac, window
 
 # An environment that writes down what was done, in its return.
@@ -61,20 +62,11 @@ class Recorder(AbstractEnv):
         raise NotImplementedError
 
 
-class Scripted(AbstractAlgorithm):
+class Scripted(ActsOnly):
     """A policy without learning; `nets` is one number per seed."""
 
     env: EnvSpec = eqx.field(static=True, default=SPEC)
-    sample: SampleSpec = eqx.field(static=True, default=SampleSpec(1, 1))
     chunk: int = eqx.field(static=True, default=1)
-
-    def init(self, key: jax.Array) -> TrainState:
-        raise NotImplementedError
-
-    def update(
-        self, state: TrainState, batch: Batch, step: jax.Array, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        raise NotImplementedError
 
 
 class Counting(Scripted):

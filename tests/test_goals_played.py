@@ -20,13 +20,14 @@ from experiments.film import film_official, film_ours
 from experiments.ogbench_worker import Played, Snapshot, Start
 from experiments.saved import SavedRun
 from experiments.settings import DataConfig, EvalConfig, Settings
-from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.normalize import Normalizer
 from mac.run import segment as loop
 from mac.run.evaluate import episode_keys, evaluate, evaluation_keys
 from mac.run.train import RunConfig
-from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+from mac.types import EnvSpec
+from tests.acting import ActsOnly
 
 SPEC_3 = EnvSpec("listener", 3, 2, 2, (1, 4), max_steps=2, control_dt=1.0, goal_columns=(2, 0))
 NORM = Normalizer(jnp.asarray([1.0, 50.0, -2.0]), jnp.asarray([0.5, 9.0, 4.0]))
@@ -38,19 +39,10 @@ def seen(goal: np.ndarray) -> np.ndarray:
     return (np.asarray(goal) - [-2.0, 1.0]) / [4.001, 0.501]
 
 
-class Telling(AbstractAlgorithm):
+class Telling(ActsOnly):
     """Acts out its goal, times the seed's number."""
 
     env: EnvSpec = eqx.field(static=True, default=SPEC_3)
-    sample: SampleSpec = eqx.field(static=True, default=SampleSpec(1, 1))
-
-    def init(self, key: jax.Array) -> TrainState:
-        raise NotImplementedError
-
-    def update(
-        self, state: TrainState, batch: Batch, step: jax.Array, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        raise NotImplementedError
 
     def act(self, state: TrainState, obs: jax.Array, goal: jax.Array | None, key: jax.Array) -> jax.Array:
         assert goal is not None and goal.shape == (len(obs), 2)

@@ -20,7 +20,8 @@ from mac.run.probe import overestimation
 from mac.run.returns import realised_return
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
-from mac.types import Batch, EnvSpec, Episodes, Metrics, SampleSpec
+from mac.types import EnvSpec, Episodes
+from tests.acting import ActsOnly
 from tests.toy import identity
 
 GAMMA, LIMIT = 0.9, 6
@@ -57,24 +58,14 @@ class Chain(AbstractEnv):
         raise NotImplementedError
 
 
-class Walker(AbstractAlgorithm):
+class Walker(ActsOnly):
     """Goes on and knows what that costs, `nets` steps per chain link being the seed's own belief."""
 
-    env: EnvSpec = eqx.field(static=True)
     chunk: int = eqx.field(static=True, default=1)
-    sample: SampleSpec = eqx.field(static=True, default=SampleSpec(1, 1))
 
     @property
     def step_discount(self) -> float:
         return GAMMA
-
-    def init(self, key: jax.Array) -> TrainState:
-        raise NotImplementedError
-
-    def update(
-        self, state: TrainState, batch: Batch, step: jax.Array, key: jax.Array
-    ) -> tuple[TrainState, Metrics]:
-        raise NotImplementedError
 
     def act(self, state: TrainState, obs: jax.Array, goal: Any, key: jax.Array) -> jax.Array:
         return jnp.ones((len(obs), self.chunk, 1))
