@@ -68,7 +68,8 @@ def run(ask: Ask) -> int:
     print(f"environment  {env}")
     print(f"store        {out}, as {ask.dtype}", flush=True)
     spec = make(env, "c").spec
-    with dataset.shown(f"preparing {ask.source.name}") as progress:
+    passes = " (each row twice)" if ask.dtype == "uint16" else ""
+    with dataset.shown(f"preparing {ask.source.name}{passes}") as progress:
         store = prepare(ask.source, out, spec, ask.dtype, progress)
     report(store)
     return 0

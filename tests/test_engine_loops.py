@@ -26,6 +26,7 @@ from envs_mjx.world import Tabletop
 needs_warp = pytest.mark.skipif(
     not engine_warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
 )
+pytestmark = pytest.mark.promotion
 EPISODES, STEPS = 10, 120
 FAMILIES = ("cube-single", "cube-double", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x5")
 
@@ -57,7 +58,6 @@ def rates(kind: Callable[[Scene], AbstractEngine], family: str) -> tuple[np.ndar
 
 
 @pytest.mark.slow
-@pytest.mark.promotion
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", [MjxEngine, pytest.param(WarpEngine, marks=needs_warp)])
 def test_experts_reach_as_many_targets_as_in_c_but_at_most_one(
