@@ -4,6 +4,7 @@ Nothing of ours is imported here: pytest installs the type-checking import hook
 (`--jaxtyping-packages`) first, and it only reaches modules that are imported afterwards.
 """
 
+import gc
 import itertools
 import os
 import shutil
@@ -39,6 +40,16 @@ def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs() -> Iterator[None]:
+    """Compiled programs are forgotten after each file: each maps memory, of which Linux gives one process
+    65,530 pieces, and the whole suite's programs together need more.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
