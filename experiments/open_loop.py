@@ -4,19 +4,17 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from mac.data.normalize import Normalizer
-from mac.data.sequences import Sequences, check_sequences, sample_sequences, sequence_starts
+from mac.data.sequences import check_sequences, sample_sequences, sequence_starts
 from mac.data.store import Store
 from mac.data.window import make_window
-from mac.dynamics import predictor
 from mac.errors import UserError
 from mac.nn.mlp import MLP
-from mac.ops.imagine import Model, open_loop
+from mac.ops.imagine import predictor, squared_error
 from mac.run.segment import map_seeds
 from mac.run.stats import Interval, summarise
 from mac.types import Window
@@ -76,23 +74,13 @@ def measure(nets: MLP, window: Window, chunk: int, horizon: int, trajectories: i
     count, key = horizon // chunk, jr.key(seed)
     real = jax.jit(sample_sequences, static_argnums=(1, 2, 3))(window, chunk, count, trajectories, key)
     _, last = sequence_starts(window.episodes, horizon, trajectories, key)
-    every = jax.jit(lambda nets, real: map_seeds(lambda net: squared_error(predictor(net), real), nets))
+    every = jax.jit(lambda nets, real: map_seeds(lambda net: squared_error(predictor(net), *real), nets))
     return Errors(
         horizons=[chunk * k for k in range(1, count + 1)],
         model=np.asarray(every(nets, real)),
-        still=np.asarray(squared_error(lambda obs, _: obs, real)),
+        still=np.asarray(squared_error(lambda obs, _: obs, *real)),
         episode=np.unique(np.asarray(last), return_inverse=True)[1],
     )
-
-
-def squared_error(model: Model, real: Sequences) -> Float[Array, "L B"]:
-    """Error of `model` after each chunk of real sequences, mean over the entries of the state.
-
-    Source: figure 2 of Park et al. 2025 (MAC), along consecutive rows of one trajectory each.
-    """
-    batch, count = real.actions.shape[:2]
-    predicted = open_loop(model, real.obs[:, 0], real.actions.reshape(batch, count, -1))
-    return jnp.mean(jnp.square(predicted - jnp.moveaxis(real.obs[:, 1:], 1, 0)), axis=-1)
 
 
 def over_seeds(error: Float[np.ndarray, "S B"]) -> Interval:

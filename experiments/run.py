@@ -44,6 +44,7 @@ class Launch(NamedTuple):
 
     Attributes:
         source: the dataset's file or folder, `found` or still to be made.
+        known: its rows, and how they are stored.
         reached: updates done by the run that is continued; None without a checkpoint of it.
         finished: whether nothing is left to do.
     """
@@ -54,6 +55,7 @@ class Launch(NamedTuple):
     algo: Any
     source: Path
     found: bool
+    known: dataset.Facts
     folder: Path
     reached: int | None
     finished: bool
@@ -98,10 +100,10 @@ def prepare(settings: Settings[Any]) -> Launch:
     source, found = dataset.locate(settings.data, settings.env)
     env = make(settings.env, engine)
     algo = REGISTRY[settings.algo].algorithm(settings.hp, env.spec, settings.steps)
+    known = dataset.facts(settings.data, source, found)
     if not finished:
-        known = dataset.facts(settings.data, source, found)
         settings = dataclasses.replace(settings, data=feeding.resolve(settings.data, known, env.spec))
-    return Launch(settings, engine, env, algo, source, found, folder, reached, finished)
+    return Launch(settings, engine, env, algo, source, found, known, folder, reached, finished)
 
 
 def default_folder(settings: Settings[Any]) -> Path:
@@ -143,7 +145,7 @@ def may_differ(settings: Settings[Any]) -> tuple[str, ...]:
 def announce(launch: Launch, reason: str) -> None:
     """Says in a few lines what will happen, and what it will cost."""
     settings, spec = launch.settings, launch.env.spec
-    known = dataset.facts(settings.data, launch.source, launch.found)
+    known = launch.known
     rows, held = feeding.windows(settings.data, known)
     sizes = plan.make_plan(launch.algo, spec, rows, settings.seeds, known.dtype, held)
     device = jax.devices()[0]

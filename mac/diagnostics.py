@@ -25,7 +25,7 @@ from mac.data.sampler import sample
 from mac.data.sequences import Sequences, sample_sequences
 from mac.nn.mlp import scalar
 from mac.ops.flow import euler
-from mac.ops.imagine import Model, imagine, open_loop
+from mac.ops.imagine import Model, imagine, predictor, squared_error
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 STATES = 256
@@ -66,13 +66,10 @@ def diagnose(algo: Planner, nets: Any, window: Window, key: Key[Array, ""]) -> M
     real = sample_sequences(window, cfg.chunk, count, STATES, k_rows)
     long_enough = jnp.any(window.episodes.steps >= cfg.chunk * count)
 
-    def model(s: Array, a: Array) -> Array:
-        return s + nets.model(s, a)
-
     curves = {
-        "drift": jnp.where(long_enough, drift(model, real), jnp.nan),
+        "drift": jnp.where(long_enough, drift(predictor(nets.model), real), jnp.nan),
         "motion": jnp.where(long_enough, motion(real), jnp.nan),
-        "imagined_outside": outside(imagined(algo, nets, model, batch, k_roll)),
+        "imagined_outside": outside(imagined(algo, nets, batch, k_roll)),
     }
     found = {f"{name}_{cfg.chunk * k}": x[k - 1] for name, x in curves.items() for k in horizons(count)}
     found["real_outside"] = outside(batch.obs)
@@ -101,26 +98,22 @@ def horizons(count: int) -> list[int]:
 
 def drift(model: Model, real: Sequences) -> Float[Array, " L"]:
     """Error of `model`, run open loop with the real actions, after each of L chunks; RMS over entries."""
-    actions = real.actions.reshape(*real.actions.shape[:2], -1)
-    return rms(open_loop(model, real.obs[:, 0], actions) - jnp.moveaxis(real.obs[:, 1:], 1, 0))
+    return jnp.sqrt(jnp.mean(squared_error(model, *real), axis=-1))
 
 
 def motion(real: Sequences) -> Float[Array, " L"]:
     """How far the states after each of L chunks are from the first, RMS over entries."""
-    after = jnp.moveaxis(real.obs[:, 1:], 1, 0)
-    return rms(after - jnp.broadcast_to(real.obs[:, 0], after.shape))
+    return drift(lambda obs, _: obs, real)
 
 
-def imagined(
-    algo: Planner, nets: Any, model: Model, batch: Batch, key: Key[Array, ""]
-) -> Float[Array, "T B D"]:
+def imagined(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, "T B D"]:
     """States after each chunk of rollouts such as V is trained on."""
     goal, n = batch.goals and batch.goals.value, algo.cfg.candidates
 
     def policy(s: Array, key: Key[Array, ""]) -> Array:
         return algo.propose(nets, s, goal, key, n)
 
-    return imagine(policy, model, batch.obs, algo.cfg.rollout, key).next_obs
+    return imagine(policy, predictor(nets.model), batch.obs, algo.cfg.rollout, key).next_obs
 
 
 def outside(obs: Float[Array, "*T B D"]) -> Float[Array, "*T"]:
@@ -163,7 +156,3 @@ def distillation(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) ->
         "distil_gap": jnp.sqrt(jnp.mean(jnp.square(student - teacher))),
         "distil_q_gap": jnp.mean(worth(teacher) - worth(student)),
     }
-
-
-def rms(error: Float[Array, "T B D"]) -> Float[Array, " T"]:
-    return jnp.sqrt(jnp.mean(jnp.square(error), axis=(1, 2)))

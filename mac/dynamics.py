@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.nn.mlp import MLP
-from mac.ops.imagine import Model
+from mac.ops.imagine import predictor
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 
@@ -61,8 +61,3 @@ class Dynamics(AbstractLossAlgorithm[MLP]):
     ) -> Float[Array, "E n A"]:
         """Raises TypeError: there is no policy here."""
         raise TypeError("a dynamics model alone has no policy")
-
-
-def predictor(net: MLP) -> Model:
-    """The model that such a network stands for: states and flat chunks to the states that they end in."""
-    return lambda obs, actions: obs + net(obs, actions)

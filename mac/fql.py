@@ -19,9 +19,9 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Key
 
 from mac.config import Config
-from mac.mac import MAC, Goal, Losses, Nets, mse
+from mac.mac import MAC, Goal, Losses, Nets, integrate, mse
 from mac.nn.mlp import scalar
-from mac.ops.flow import euler, flow_matching_loss
+from mac.ops.flow import flow_matching_loss
 from mac.ops.imagine import Trajectory
 
 
@@ -63,8 +63,7 @@ class MACFQL(MAC):
         With values of the kind "bce" Q is its network's output, a logit.
         """
         noise = jr.normal(key, tau.action.shape)
-        flow = sg(nets.flow)
-        teacher = euler(lambda x, t: flow(tau.obs, g, x, t), noise, self.cfg.flow_steps)
+        teacher = integrate(sg(nets.flow), tau.obs, g, noise, self.cfg.flow_steps)
         chunk = nets.policy(tau.obs, g, noise)
         q = scalar(sg(nets.q), tau.obs, g, jnp.clip(chunk, -1, 1))
         q_loss = -jnp.mean(q) / sg(jnp.mean(jnp.abs(q)))

@@ -33,7 +33,7 @@ from mac.config import Config
 from mac.errors import UserError
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.imagine import Trajectory, imagine
+from mac.ops.imagine import Trajectory, imagine, predictor
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.select import best_of_n
 from mac.types import Batch, EnvSpec, GoalSpec, Metrics, SampleSpec, Window
@@ -119,7 +119,7 @@ class MAC(AbstractLossAlgorithm[Nets]):
 
         # 1. Fit the models to the data (eq. 5, 6).
         with jax.named_scope("model"):
-            losses = {"model/dynamics_loss": mse(s + nets.model(s, a), batch.next_obs)}
+            losses = {"model/dynamics_loss": mse(predictor(nets.model)(s, a), batch.next_obs)}
             losses |= self.outcome_loss(nets, batch, s, g, a)
 
         # 2. Clone the behaviour, and distil it to one step (eq. 7, 8).
@@ -131,7 +131,7 @@ class MAC(AbstractLossAlgorithm[Nets]):
         with jax.named_scope("imagination"):
             tau = imagine(
                 lambda s, key: self.propose(frozen, s, g, key, cfg.candidates),
-                lambda s, a: s + frozen.model(s, a), s, cfg.rollout, k_roll,
+                predictor(frozen.model), s, cfg.rollout, k_roll,
             )  # fmt: skip
             reward, mask = self.outcome(frozen, tau.obs, g, tau.action)
         with jax.named_scope("value"):
@@ -256,7 +256,7 @@ class MAC(AbstractLossAlgorithm[Nets]):
 
 
 def integrate(
-    flow: MLP, s: Float[Array, "B D"], g: Goal, noise: Float[Array, "*N B A"], steps: int
+    flow: MLP, s: Float[Array, "*T B D"], g: Goal, noise: Float[Array, "*N B A"], steps: int
 ) -> Float[Array, "*N B A"]:
     """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
     return euler(lambda x, t: flow(s, g, x, t), noise, steps)

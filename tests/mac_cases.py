@@ -1,8 +1,9 @@
 """MAC at weights away from their start, on a batch: its losses and gradients, and those of `algorithm_1`."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -83,17 +84,25 @@ class Case:
         self, gradients: dict[str, Nets], net: str
     ) -> Iterator[tuple[float, float]]:
         """Of a network's own loss: by `gradients`, and by central differences of NumPy's."""
-        nets, step = double(self.nets), 1e-5
-        own = getattr(nets, net)
-        for seed in range(3):
-            direction = perturb(jax.tree.map(np.zeros_like, own), seed, scale=1.0)
-            ends = []
-            for move in (step, -step):
-                moved = jax.tree.map(lambda x, d, move=move: x + move * np.asarray(d), own, direction)
-                ends.append(self.by_hand(dataclasses.replace(nets, **{net: moved}))[net])
-            pairs = zip(leaves(getattr(gradients[net], net)), leaves(direction), strict=True)
-            got = sum(float(np.sum(np.asarray(g) * np.asarray(d))) for g, d in pairs)
-            yield got, (ends[0] - ends[1]) / (2 * step)
+        return slopes_of(double(self.nets), net, getattr(gradients[net], net), self.by_hand, count=3)
+
+
+def slopes_of(
+    nets: Any, net: str, gradient: Any, by_hand: Callable[[Any], dict[str, float]], count: int
+) -> Iterator[tuple[float, float]]:
+    """Slopes of a network's own loss along `count` random directions of its weights, in pairs: by
+    `gradient`, and by central differences of the loss that `by_hand` gives for float64 networks.
+    """
+    own, step = getattr(nets, net), 1e-5
+    for seed in range(count):
+        direction = perturb(jax.tree.map(np.zeros_like, own), seed, scale=1.0)
+        ends = []
+        for move in (step, -step):
+            moved = jax.tree.map(lambda x, d, move=move: x + move * np.asarray(d), own, direction)
+            ends.append(by_hand(dataclasses.replace(nets, **{net: moved}))[net])
+        pairs = zip(leaves(gradient), leaves(direction), strict=True)
+        got = sum(float(np.sum(np.asarray(g) * np.asarray(d))) for g, d in pairs)
+        yield got, (ends[0] - ends[1]) / (2 * step)
 
 
 def draw_batch(algo: MAC, key: jax.Array) -> Batch:

@@ -17,6 +17,7 @@ from mac.mac import MAC, Nets
 from mac.types import Batch
 from tests.algorithm_1 import double, perturb
 from tests.by_hand import KINDS, MODES, choose, losses, make, normal
+from tests.mac_cases import slopes_of
 from tests.toy import mac, window
 
 LR, TAU = 1e-2, 0.1
@@ -91,18 +92,10 @@ def test_losses_are_those_of_the_slow_version(case: Case):
 
 def test_gradient_of_the_total_is_the_slope_of_each_networks_own_loss(case: Case):
     """Central differences of the slow version; a leak from another network's loss would add to it."""
-    nets, step = double(case.state.nets), 1e-5
+    nets = double(case.state.nets)
     for name in case.names:
-        own = getattr(nets, name)
-        for seed in range(2):
-            direction = perturb(jax.tree.map(np.zeros_like, own), seed, scale=1.0)
-            ends = []
-            for move in (step, -step):
-                moved = jax.tree.map(lambda x, d, move=move: x + move * np.asarray(d), own, direction)
-                ends.append(case.by_hand(dataclasses.replace(nets, **{name: moved}))[name])
-            pairs = zip(leaves(getattr(case.grads, name)), leaves(direction), strict=True)
-            got = sum(float(np.sum(np.asarray(g) * np.asarray(d))) for g, d in pairs)
-            assert got == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=2e-3, abs=2e-4), name
+        for got, want in slopes_of(nets, name, getattr(case.grads, name), case.by_hand, count=2):
+            assert got == pytest.approx(want, rel=2e-3, abs=2e-4), name
 
 
 def test_update_moves_each_weight_against_its_gradient_and_the_slow_copy_by_its_rate(case: Case):

@@ -20,6 +20,11 @@ class Trajectory(eqx.Module):
     next_obs: Float[Array, "T B D"]
 
 
+def predictor(net: Callable[..., Float[Array, "B D"]]) -> Model:
+    """The model that a network of changes stands for: states and flat chunks to the states they end in."""
+    return lambda obs, action: obs + net(obs, action)
+
+
 def imagine(
     policy: Policy, model: Model, obs: Float[Array, "B D"], steps: int, key: Key[Array, ""]
 ) -> Trajectory:
@@ -43,3 +48,17 @@ def open_loop(
         return obs, obs
 
     return jax.lax.scan(step, obs, jnp.moveaxis(actions, 1, 0))[1]
+
+
+def squared_error(
+    model: Model, obs: Float[Array, "B states D"], actions: Float[Array, "B L *A"]
+) -> Float[Array, "L B"]:
+    """Error of `model`, run open loop, after each of L real chunks; mean over the entries of the state.
+
+    Args:
+        obs: real states before each chunk, and the one after the last: L + 1 of them.
+        actions: `actions[b, l]` lead from `obs[b, l]` to `obs[b, l + 1]`.
+    Source: figure 2 of Park et al. 2025 (MAC), along consecutive rows of one trajectory each.
+    """
+    predicted = open_loop(model, obs[:, 0], actions.reshape(*actions.shape[:2], -1))
+    return jnp.mean(jnp.square(predicted - jnp.moveaxis(obs[:, 1:], 1, 0)), axis=-1)
