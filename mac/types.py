@@ -21,6 +21,9 @@ class EnvSpec(NamedTuple):
     `goal_columns` are the entries of an observation that make up the goal which that state reaches.
     `tasks` lists the 1-based ids of the tasks that an evaluation runs.
     `max_steps` is the episode limit in control steps; `control_dt` is seconds per control step.
+    `recorded` says that rewards and early ends (falls) are recorded in the dataset, as D4RL's gym tasks
+    have them, and not computed from observations. `score_range` are the returns that such a task's
+    normalised score calls 0 (a random policy) and 100 (an expert).
     """
 
     name: str
@@ -31,6 +34,8 @@ class EnvSpec(NamedTuple):
     max_steps: int
     control_dt: float
     goal_columns: tuple[int, ...] = ()
+    recorded: bool = False
+    score_range: tuple[float, float] | None = None
 
 
 class GoalLaw(NamedTuple):
