@@ -3,6 +3,7 @@
 import importlib.metadata
 from typing import NamedTuple
 
+from envs_mjx.episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
 from envs_mjx.registry import parse
 from mac.errors import UserError
@@ -10,6 +11,7 @@ from mac.errors import UserError
 LANES = {"c": 64, "mjx": 1024, "warp": 1024}
 """Episodes simulated together on each engine. On `c` they are enough to keep the JAX part cheap, on the
 others enough to fill an accelerator."""
+_ROWS = {"navigate": 1001, "stitch": 201, "explore": 501}
 _MAX_SHARDS = 10_000  # ten times what the largest dataset of OGBench has
 
 
@@ -31,6 +33,24 @@ class Request(NamedTuple):
     seed: int = 0
     engine: str = "c"
     lanes: int = LANES["c"]
+
+
+def episode_rows(dataset: str) -> int:
+    """Rows of an episode of a dataset, as OGBench has them: its transitions, and the final state, whose
+    action means nothing.
+
+    A humanoid, and whoever navigates the giant maze, takes twice as many steps.
+
+    Args:
+        dataset: name such as `scene-play-v0` or `antmaze-giant-navigate-v0`; of names that have no episodes
+            of fixed length, such as `hopper-medium-v2`, the answer means nothing.
+    """
+    walker, _, rest = dataset.partition("maze-")
+    style = next((style for style in _ROWS if f"-{style}-" in rest), None)
+    if style is None:
+        return EPISODE_ROWS
+    longer = (walker == "humanoid") + (rest.startswith("giant-") and style == "navigate")
+    return (_ROWS[style] - 1) * 2**longer + 1
 
 
 def family_and_style(request: Request) -> tuple[str, str]:
