@@ -1,4 +1,4 @@
-"""Hyperparameters of MAC and, by inheritance, of its ablations."""
+"""Hyperparameters: those that every method has, and MAC's, which its ablations inherit."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,24 +10,80 @@ Later = Literal["uniform", "geometric"]
 
 
 @dataclass(frozen=True)
-class Config:
-    """Hyperparameters of MAC; the defaults are the paper's for single-task reward data.
+class CommonConfig:
+    """What every method here has.
 
     Laws of goals are three probabilities: the state itself, a later state of its episode, any state.
     """
 
     batch: int = 256
-    """chunks per update"""
+    """items drawn from the data per update: chunks (MAC), or single steps"""
     hidden: tuple[int, ...] = (512, 512, 512, 512)
     """width of each hidden layer, of every network"""
     lr: float = 3e-4
     """learning rate of Adam"""
     cooldown: float = 0.0
     """share of the run, at its end, over which the learning rate falls linearly to 0; in [0, 1]"""
-    discount: float = 0.999
+    discount: float = 0.99
     """discount factor γ per environment step, in (0, 1)"""
     tau_ema: float = 0.005
-    """rate at which the slow copy of V follows V, per update, in (0, 1]"""
+    """rate at which slow copies of networks follow them, per update, in (0, 1]"""
+    value_goals: tuple[float, float, float] = (0.2, 0.5, 0.3)
+    """law of the goals of models and values: current, later, any (only with goals)"""
+    value_goals_later: Later = "uniform"
+    """how far ahead a later state is: uniform over what is left, or geometric with the discount"""
+    actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    """law of the goals of the policy: current, later, any (only with goals)"""
+    actor_goals_later: Later = "geometric"
+    """how far ahead a later state is: uniform over what is left, or geometric with the discount"""
+
+    ACTING: ClassVar[tuple[str, ...]] = ()
+    """What only acting reads, so that a trained policy may be evaluated with other values."""
+
+    def __post_init__(self):
+        self._require_positive("batch")
+        self._require("hidden", min(self.hidden, default=0) >= 1, "give at least one width, each at least 1")
+        self._require("discount", 0 < self.discount < 1, "must be in (0, 1)")
+        self._require("tau_ema", 0 < self.tau_ema <= 1, "must be in (0, 1]")
+        self._require("cooldown", 0 <= self.cooldown <= 1, "must be in [0, 1]")
+        for name in ("value_goals", "actor_goals"):
+            law = getattr(self, name)
+            whole = len(law) == 3 and min(law) >= 0 and abs(sum(law) - 1) < 1e-6
+            self._require(name, whole, "give three probabilities that add up to 1")
+        self._require("lr", 0 < self.lr < float("inf"), "must be positive and finite")
+
+    def law(self, which: Literal["value", "actor"]) -> GoalLaw:
+        """How goals are drawn for values or for the policy."""
+        odds = self.value_goals if which == "value" else self.actor_goals
+        later = self.value_goals_later if which == "value" else self.actor_goals_later
+        return GoalLaw(*odds, geometric=later == "geometric", discount=self.discount)
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: {rule}")
+
+    def _require_positive(self, *names: str) -> None:
+        """For whole numbers."""
+        for name in names:
+            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+
+    def _require_at_least_0(self, *names: str) -> None:
+        """For coefficients."""
+        for name in names:
+            self._require(name, 0 <= getattr(self, name) < float("inf"), "must be at least 0 and finite")
+
+    def _require_default(self, *names: str, reason: str) -> None:
+        """For what a method lacks: a setting that would be ignored in silence is an error instead."""
+        for name in names:
+            self._require(name, getattr(self, name) == getattr(type(self), name), f"{reason}; leave it out")
+
+
+@dataclass(frozen=True)
+class Config(CommonConfig):
+    """Hyperparameters of MAC; the defaults are the paper's for single-task reward data."""
+
+    discount: float = 0.999
+    """discount factor γ per environment step, in (0, 1)"""
     chunk: int = 10
     """actions per chunk, n"""
     rollout: int = 10
@@ -49,53 +105,21 @@ class Config:
     value: Literal["squared", "bce"] = "squared"
     """loss of V and Q: squared error, or cross-entropy of values in [0, 1] (only with goals: the
     discounted chance of success)"""
-    value_goals: tuple[float, float, float] = (0.2, 0.5, 0.3)
-    """law of the goals of models, V and Q: current, later, any (only with goals)"""
-    value_goals_later: Later = "uniform"
-    """how far ahead a later state is: uniform over what is left, or geometric with the discount"""
-    actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
-    """law of the goals of the policy: current, later, any (only with goals)"""
-    actor_goals_later: Later = "geometric"
-    """how far ahead a later state is: uniform over what is left, or geometric with the discount"""
     release_bce: bool = False
     """a slip of the authors' release: with value bce, Q's target takes the logit of V for its value"""
     execute: int = 1
     """actions of a chunk executed before planning anew, 1 to `chunk`"""
 
     ACTING: ClassVar[tuple[str, ...]] = ("candidates_test", "flow_steps_test", "execute")
-    """What only acting reads, so that a trained policy may be evaluated with other values."""
 
     def __post_init__(self):
-        whole = ("batch", "chunk", "rollout", "rollout_batch", "candidates", "candidates_test", "flow_steps")
-        for name in whole:
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        super().__post_init__()
+        self._require_positive(
+            "chunk", "rollout", "rollout_batch", "candidates", "candidates_test", "flow_steps"
+        )
         self._require("flow_steps_test", self.flow_steps_test >= 0, "must be at least 0")
-        self._require("hidden", min(self.hidden, default=0) >= 1, "give at least one width, each at least 1")
         self._require(
             "execute", 1 <= self.execute <= self.chunk, f"must be 1 to --hp.chunk={self.chunk}; change either"
         )
-        self._require("discount", 0 < self.discount < 1, "must be in (0, 1)")
         self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
-        self._require("tau_ema", 0 < self.tau_ema <= 1, "must be in (0, 1]")
-        self._require("cooldown", 0 <= self.cooldown <= 1, "must be in [0, 1]")
-        for name in ("value_goals", "actor_goals"):
-            law = getattr(self, name)
-            whole = len(law) == 3 and min(law) >= 0 and abs(sum(law) - 1) < 1e-6
-            self._require(name, whole, "give three probabilities that add up to 1")
         self._require("release_bce", not self.release_bce or self.value == "bce", "needs --hp.value bce")
-        self._require("lr", 0 < self.lr < float("inf"), "must be positive and finite")
-
-    def law(self, which: Literal["value", "actor"]) -> GoalLaw:
-        """How goals are drawn for values or for the policy."""
-        odds = self.value_goals if which == "value" else self.actor_goals
-        later = self.value_goals_later if which == "value" else self.actor_goals_later
-        return GoalLaw(*odds, geometric=later == "geometric", discount=self.discount)
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: {rule}")
-
-    def _require_default(self, *names: str, reason: str) -> None:
-        """For what a method lacks: a setting that would be ignored in silence is an error instead."""
-        for name in names:
-            self._require(name, getattr(self, name) == getattr(type(self), name), f"{reason}; leave it out")

@@ -41,7 +41,7 @@ class FQLConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         self._require_default("flow_steps_test", reason="the policy that is trained on Q acts, not the flow")
-        self._require("alpha", 0 <= self.alpha < float("inf"), "must be at least 0 and finite")
+        self._require_at_least_0("alpha")
 
 
 class MACFQL(MAC):

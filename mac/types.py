@@ -68,12 +68,35 @@ class GoalSpec(NamedTuple):
     actor: GoalLaw
 
 
+class SubgoalSpec(NamedTuple):
+    """States further ahead, for methods that learn from n steps at once or through subgoals.
+
+    Attributes:
+        steps: how far ahead, n; less where the goal or the episode's end comes first.
+        ends_count: whether to come within n steps of an episode's end counts as reaching the goal, whatever
+            the goal is. So do the samplers behind the published numbers.
+    """
+
+    steps: int
+    ends_count: bool = True
+
+
 class SampleSpec(NamedTuple):
-    """What an algorithm asks of the sampler: `batch` chunks of `chunk` actions each, maybe with goals."""
+    """What an algorithm asks of the sampler: `batch` chunks of `chunk` actions each, maybe with goals.
+
+    Attributes:
+        every_row: with chunks of one action, whether they start at every row that has a next one. Else at
+            those that MAC's authors use, to which an episode's last two transitions do not belong.
+        next_action: whether the data's action after the chunk is wanted.
+        subgoals: what is wanted of states further ahead; needs `goals`.
+    """
 
     batch: int
     chunk: int
     goals: GoalSpec | None = None
+    every_row: bool = False
+    next_action: bool = False
+    subgoals: SubgoalSpec | None = None
 
 
 class Column(eqx.Module):
@@ -150,10 +173,31 @@ class Goals(eqx.Module):
     reached: Float[Array, " B"]
 
 
+class Subgoals(eqx.Module):
+    """States up to n steps ahead of B rows (`SubgoalSpec`), and the goals that they reach.
+
+    Attributes:
+        steps: how many steps `next_obs` is ahead: n, or less if `Goals.value` or the episode's end is nearer.
+        next_obs: that state.
+        reached: 1 where it is less than n steps ahead, so that `Goals.value` counts as reached, else 0.
+        value: the goal that `next_obs` reaches.
+        actor: as `value`, if the goal on the way is `Goals.actor`.
+        ahead: the goal that the state n steps ahead reaches, or the episode's end if that is nearer.
+    """
+
+    steps: Float[Array, " B"]
+    next_obs: Float[Array, "B D"]
+    reached: Float[Array, " B"]
+    value: Float[Array, "B G"]
+    actor: Float[Array, "B G"]
+    ahead: Float[Array, "B G"]
+
+
 class Batch(eqx.Module):
     """`B` chunks of `H` actions; `next_obs` is the state that a chunk ends in.
 
-    `rewards` and `masks` are those of the `H` states that begin each action.
+    `rewards` and `masks` are those of the `H` states that begin each action; `next_action` is what the data
+    do in `next_obs`, or, where their episode ends there, before it.
     """
 
     obs: Float[Array, "B D"]
@@ -162,6 +206,8 @@ class Batch(eqx.Module):
     rewards: Float[Array, "B H"] | None
     masks: Float[Array, "B H"] | None
     goals: Goals | None = None
+    next_action: Float[Array, "B A"] | None = None
+    subgoals: Subgoals | None = None
 
 
 class Episodes(eqx.Module):

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.types import Batch, EpisodeIndex, GoalLaw, Goals, GoalSpec, SampleSpec, Window
+from mac.types import Batch, EpisodeIndex, GoalLaw, Goals, SampleSpec, Subgoals, SubgoalSpec, Window
 
 ACTION_LIMIT = 1 - 1e-5
 """Actions are clipped to ± this, as in the authors' implementation."""
@@ -14,18 +14,32 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     """`spec.batch` chunks, uniform over the window's valid starts, with replacement.
 
     A start leaves room for the whole chunk in its episode, so chunks never cross an episode.
+
+    Raises:
+        ValueError: at trace time, if longer chunks are to start at every row.
     """
+    if spec.every_row and spec.chunk != 1:
+        raise ValueError(f"chunk={spec.chunk}: only chunks of 1 action may start at every row")
     k_start, k_goals = jr.split(key)
-    start, last = chunk_starts(window.episodes, spec.batch, k_start)
+    starts = step_starts if spec.every_row else chunk_starts
+    start, last = starts(window.episodes, spec.batch, k_start)
     rows = start[:, None] + jnp.arange(spec.chunk)[None, :]
+    goals, subgoals = _goals(window, spec, start, last, k_goals) if spec.goals else (None, None)
+    following = jnp.minimum(start + spec.chunk, last)
     return Batch(
         obs=window.obs[start],
-        actions=jnp.clip(window.action[rows], -ACTION_LIMIT, ACTION_LIMIT),
+        actions=_actions(window, rows),
         next_obs=window.obs[start + spec.chunk],
         rewards=None if window.reward is None else window.reward[rows],
         masks=None if window.mask is None else window.mask[rows],
-        goals=spec.goals and _goals(window, spec.goals, start, last, spec.chunk, k_goals),
+        goals=goals,
+        next_action=_actions(window, following) if spec.next_action else None,
+        subgoals=subgoals,
     )
+
+
+def _actions(window: Window, rows: Int[Array, "*B"]) -> Float[Array, "*B A"]:
+    return jnp.clip(window.action[rows], -ACTION_LIMIT, ACTION_LIMIT)
 
 
 def chunk_starts(
@@ -33,9 +47,15 @@ def chunk_starts(
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     """Rows at which chunks begin, and the last row of each one's episode at which an action is taken."""
     number = jr.randint(key, (batch,), 0, episodes.n_starts)
-    episode = _episode_of(episodes.starts_before, number)
-    first = episodes.first[episode]
-    return first + number - episodes.starts_before[episode], first + episodes.steps[episode] - 1
+    return _place(episodes, episodes.starts_before, number)
+
+
+def step_starts(
+    episodes: EpisodeIndex, batch: int, key: Key[Array, ""]
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """As `chunk_starts`, of all rows at which an action is taken."""
+    number = jr.randint(key, (batch,), 0, episodes.n_steps)
+    return _place(episodes, episodes.steps_before, number)
 
 
 def goal_rows(
@@ -60,32 +80,61 @@ def goal_rows(
         # Rounding counts steps, not row numbers, which float32 cannot tell apart beyond 2**24.
         near = jnp.minimum(row + 1, last)
         later = near + jnp.round(u * (last - near).astype(u.dtype)).astype(row.dtype)
-    number = jr.randint(k_any, row.shape, 0, episodes.n_steps)
-    episode = _episode_of(episodes.steps_before, number)
-    anywhere = episodes.first[episode] + number - episodes.steps_before[episode]
+    anywhere, _ = step_starts(episodes, len(row), k_any)
     share = law.trajectory / max(law.trajectory + law.random, 1e-12)
     goal = jnp.where(jr.uniform(k_own, row.shape) < share, later, anywhere)
     return jnp.where(jr.uniform(k_current, row.shape) < law.current, row, goal)
 
 
 def _goals(
-    window: Window,
-    spec: GoalSpec,
-    row: Int[Array, " B"],
-    last: Int[Array, " B"],
-    chunk: int,
-    key: Key[Array, ""],
-) -> Goals:
+    window: Window, spec: SampleSpec, row: Int[Array, " B"], last: Int[Array, " B"], key: Key[Array, ""]
+) -> tuple[Goals, Subgoals | None]:
+    assert spec.goals is not None
     k_value, k_actor = jr.split(key)
-    value = goal_rows(window.episodes, spec.value, row, last, k_value)
-    actor = goal_rows(window.episodes, spec.actor, row, last, k_actor)
-    columns = jnp.asarray(spec.columns)
+    value = goal_rows(window.episodes, spec.goals.value, row, last, k_value)
+    actor = goal_rows(window.episodes, spec.goals.actor, row, last, k_actor)
+    columns = jnp.asarray(spec.goals.columns)
 
     def states(rows: Int[Array, " B"]) -> Float[Array, "B G"]:
         return window.obs[rows][:, columns]
 
-    reached = (row <= value) & (value < row + chunk)
-    return Goals(states(value), states(actor), reached.astype(jnp.float32))
+    reached = (row <= value) & (value < row + spec.chunk)
+    goals = Goals(states(value), states(actor), reached.astype(jnp.float32))
+    if spec.subgoals is None:
+        return goals, None
+    steps, came = ways(spec.subgoals, row, last, value)
+    on_the_way, _ = ways(spec.subgoals, row, last, actor)
+    return goals, Subgoals(
+        steps=steps.astype(jnp.float32),
+        next_obs=window.obs[row + steps],
+        reached=came.astype(jnp.float32),
+        value=states(row + steps),
+        actor=states(row + on_the_way),
+        ahead=states(jnp.minimum(row + spec.subgoals.steps, last)),
+    )
+
+
+def ways(
+    spec: SubgoalSpec, row: Int[Array, " B"], last: Int[Array, " B"], goal: Int[Array, " B"]
+) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    """How many steps are taken from `row` towards the row `goal`, and whether they reach it.
+
+    Source: the sampler of hierarchical goals of Park et al. 2025 (horizon reduction, SHARSA).
+    """
+    limit, ahead = jnp.minimum(spec.steps, last - row), goal - row
+    steps = jnp.where((ahead >= 0) & (ahead < limit), ahead, limit)
+    if spec.ends_count:
+        return steps, steps < spec.steps
+    return steps, (ahead >= 0) & (ahead < spec.steps) & (goal <= last)
+
+
+def _place(
+    episodes: EpisodeIndex, before: Int[Array, " E"], number: Int[Array, " B"]
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """Row of item `number`, and the last row of its episode at which an action is taken."""
+    episode = _episode_of(before, number)
+    first = episodes.first[episode]
+    return first + number - before[episode], first + episodes.steps[episode] - 1
 
 
 def _episode_of(before: Int[Array, " E"], number: Int[Array, " B"]) -> Int[Array, " B"]:
