@@ -18,36 +18,25 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
 
+from mac.data.raw import (
+    RawDataset,
+    check_equal_rows,
+    check_file,
+    check_range,
+    check_values,
+    episodes_between,
+    flags,
+    matrix,
+    with_final_states,
+)
 from mac.errors import UserError, one_line
-
-ACTION_SLACK = 1e-3
-"""How far outside [-1, 1] an action may lie (rounding of a float16 file) before it is an error."""
 
 BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 """What numpy, zipfile and zlib raise on a file that is damaged or not theirs."""
-
-
-class RawDataset(NamedTuple):
-    """Whole episodes laid end to end.
-
-    Attributes:
-        obs: observation of each row's state, in the environment's units.
-        action: action taken there, in [-1, 1]; without meaning on an episode's last row.
-        first: row at which each episode begins.
-        length: rows of each episode, i.e. its transitions plus one.
-        notes: one line for each thing that a user should know about how the file was read.
-    """
-
-    obs: Float32[np.ndarray, "N D"]
-    action: Float32[np.ndarray, "N A"]
-    first: Int64[np.ndarray, " E"]
-    length: Int64[np.ndarray, " E"]
-    notes: tuple[str, ...] = ()
 
 
 def read(path: str | Path) -> RawDataset:
@@ -62,17 +51,17 @@ def read(path: str | Path) -> RawDataset:
     """
     path = Path(path)
     arrays = _load(path)
-    obs = _matrix(path, arrays, "observations")
-    action = _matrix(path, arrays, "actions")
-    terminal = _flags(path, arrays, "terminals")
-    _equal_rows(path, arrays)
-    _check_values(path, "observations", obs)
-    _check_values(path, "actions", action)
-    _check_range(path, action)
+    obs = matrix(path, arrays, "observations")
+    action = matrix(path, arrays, "actions")
+    terminal = flags(path, arrays, "terminals")
+    check_equal_rows(path, arrays)
+    check_values(path, "observations", obs)
+    check_values(path, "actions", action)
+    check_range(path, action)
     if "next_observations" in arrays:
-        return _from_regular(path, obs, action, terminal, _matrix(path, arrays, "next_observations"))
+        return _from_regular(path, obs, action, terminal, matrix(path, arrays, "next_observations"))
     if "valids" in arrays:
-        valid = _flags(path, arrays, "valids")
+        valid = flags(path, arrays, "valids")
         _check_compact(path, terminal, valid)
         terminal = ~valid
     first, length, notes = _episodes(path, terminal)
@@ -102,12 +91,7 @@ def stated_sizes(path: str | Path) -> tuple[int, int]:
 def _load(path: Path) -> Mapping[str, Any]:
     """The arrays of the archive that this module knows, by name."""
     wanted = ("observations", "actions", "terminals", "valids", "next_observations")
-    if not path.exists():
-        raise UserError(f"{path}: no such dataset file; give the path of an OGBench .npz file")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, where one .npz file is expected")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty; delete it and make or copy it again")
+    check_file(path, "an OGBench .npz")
     if not zipfile.is_zipfile(path):
         raise UserError(
             f"{path}: not a complete .npz archive (cut short, or another format); copy or make it again"
@@ -136,65 +120,6 @@ def _load(path: Path) -> Mapping[str, Any]:
         ) from error
 
 
-def _matrix(path: Path, arrays: Mapping[str, Any], key: str) -> Float32[np.ndarray, "N C"]:
-    """A floating-point array of rank 2, as float32."""
-    value = arrays[key]
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-        kind = getattr(value, "dtype", "no array")
-        hint = "; image observations are not supported" if kind == np.uint8 else ""
-        raise UserError(f"{path}: '{key}' is {kind}, floating-point numbers are needed{hint}")
-    if value.ndim != 2 or value.shape[1] == 0:
-        raise UserError(f"{path}: '{key}' has shape {value.shape}, (rows, columns) is needed")
-    if len(value) == 0:
-        raise UserError(f"{path}: '{key}' has no rows; make the dataset again")
-    # A float64 too large for float32 becomes inf here, which the check for finite values reports.
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(value, dtype=np.float32)
-
-
-def _flags(path: Path, arrays: Mapping[str, Any], key: str) -> np.ndarray:
-    """An array of rank 1 that holds only zeros and ones, as booleans."""
-    value = arrays[key]
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "bfiu":
-        raise UserError(
-            f"{path}: '{key}' is {getattr(value, 'dtype', 'no array')}, 0/1 or booleans are needed"
-        )
-    if value.ndim != 1:
-        raise UserError(f"{path}: '{key}' has shape {value.shape}, one value per row is needed")
-    flags = value.astype(bool)
-    odd = np.flatnonzero(flags != value)
-    if odd.size:
-        raise UserError(f"{path}: '{key}' is {value[odd[0]]} in row {odd[0]}; only 0 and 1 have a meaning")
-    return flags
-
-
-def _equal_rows(path: Path, arrays: Mapping[str, Any]) -> None:
-    rows = {key: len(value) for key, value in arrays.items() if value.ndim}
-    if len(set(rows.values())) > 1:
-        listed = ", ".join(f"'{key}' {count}" for key, count in rows.items())
-        raise UserError(f"{path}: the arrays have unequal row counts ({listed}); make the dataset again")
-
-
-def _check_values(path: Path, key: str, value: Float32[np.ndarray, "N C"]) -> None:
-    finite = np.isfinite(value)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise UserError(
-            f"{path}: '{key}' is not finite in float32 in row {row}, column {column} "
-            f"({(~finite).any(1).sum()} such rows in all); remove those episodes or make the dataset again"
-        )
-
-
-def _check_range(path: Path, action: Float32[np.ndarray, "N A"]) -> None:
-    beyond = np.abs(action) > 1 + ACTION_SLACK
-    if beyond.any():
-        row, column = np.argwhere(beyond)[0]
-        raise UserError(
-            f"{path}: 'actions' is {action[row, column]:.6g} in row {row}, column {column}; "
-            "actions must be normalised to [-1, 1]"
-        )
-
-
 def _episodes(path: Path, last: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """First row and row count of each episode, given which rows are the last of one."""
     ends = np.flatnonzero(last).astype(np.int64)
@@ -202,13 +127,7 @@ def _episodes(path: Path, last: np.ndarray) -> tuple[np.ndarray, np.ndarray, tup
         raise UserError(
             f"{path}: 'terminals' never marks the end of an episode; set it on each episode's last row"
         )
-    notes: tuple[str, ...] = ()
-    tail = len(last) - 1 - int(ends[-1])
-    if tail > 0:
-        ends = np.append(ends, len(last) - 1)
-        notes = (f"{path}: stops within an episode; its last {tail} rows are kept as a shorter episode",)
-    first = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
-    return first, ends - first + 1, notes
+    return episodes_between(path, ends, len(last))
 
 
 def _check_compact(path: Path, terminal: np.ndarray, valid: np.ndarray) -> None:
@@ -230,7 +149,7 @@ def _from_regular(
     """Appends to each episode the final state, which the regular layout holds in `next_observations`."""
     if next_obs.shape != obs.shape:
         raise UserError(f"{path}: 'next_observations' has shape {next_obs.shape}, 'observations' {obs.shape}")
-    _check_values(path, "next_observations", next_obs)
+    check_values(path, "next_observations", next_obs)
     first, length, notes = _episodes(path, terminal)
     final = first + length - 1
     follows = (next_obs[:-1] == obs[1:]).all(axis=1)
@@ -241,8 +160,5 @@ def _from_regular(
             f"{path}: 'next_observations' of row {row} is not the observation of row {row + 1}; "
             "rows must be in time order, with 'terminals' set at each episode's last transition"
         )
-    at = final + 1
-    rows = np.insert(obs, at, next_obs[final], axis=0)
-    actions = np.insert(action, at, np.zeros((1, action.shape[1]), np.float32), axis=0)
-    shift = np.arange(len(first), dtype=np.int64)
-    return RawDataset(rows, actions, first + shift, length + 1, notes)
+    data = RawDataset(obs, action, first, length, notes)
+    return with_final_states(data, next_obs[final], np.ones(len(first), bool))
