@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs_mjx.engine import AbstractEngine
-from envs_mjx.engine_c import CEngine, available_cores
+from envs_mjx.engine_c import CEngine
 from envs_mjx.episodes import EPISODE_ROWS, Job, Simulator, Wave, widths
+from envs_mjx.host import available_cores
 from envs_mjx.registry import engine_for
 from envs_mjx.request import Request, family_and_style, versions
 from envs_mjx.scenes import Scene, build_scene

@@ -17,9 +17,9 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 
 from envs_mjx.collect import Collected, generate, metadata_path, work_folder
-from envs_mjx.engine_c import available_cores
 from envs_mjx.episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
+from envs_mjx.host import available_cores
 from envs_mjx.registry import names, parse, resolve_engine
 from envs_mjx.request import LANES, Request, family_and_style
 from envs_mjx.scenes import FAMILIES

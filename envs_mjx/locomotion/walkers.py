@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from envs_mjx.locomotion.mazes import SIZES, UNIT, WALL_HEIGHT, Maze, build_maze
 from mac.errors import UserError
@@ -101,8 +101,8 @@ class Walker:
         pos: Float[Any, "bodies 3"],
         mat: Float[Any, "bodies 3 3"],
         velocity: Float[Any, " 3"],
-    ) -> Float[Array, " R"]:
-        """`Motion.seen` of a state.
+    ) -> Float[Any, " R"]:
+        """`Motion.seen` of a state; NumPy arrays give a NumPy array.
 
         Humanoid: height of the head (m), hands and feet seen from the torso (left hand, left foot, right
         hand, right foot; m), the torso's axes' share of the vertical, velocity (m/s) of the centre of
@@ -113,12 +113,13 @@ class Walker:
             pos, mat: `xpos` and `xmat` of all bodies (read of the humanoid).
             velocity: `subtree_linvel` of the torso (read of the humanoid).
         """
+        xp = np if isinstance(pos, np.ndarray) else jnp
         if self.body in GYM:
-            return jnp.reshape(moved, 1) / self.control_dt
+            return xp.reshape(moved, 1) / self.control_dt
         if self.body != "humanoid":
-            return jnp.zeros(0)
+            return xp.zeros(0)
         limbs = (pos[np.asarray(_HANDS_AND_FEET)] - pos[TORSO]) @ mat[TORSO]
-        return jnp.concatenate([pos[_HEAD, 2:], limbs.reshape(-1), mat[TORSO, 2], velocity])
+        return xp.concatenate([pos[_HEAD, 2:], limbs.reshape(-1), mat[TORSO, 2], velocity])
 
 
 @functools.cache

@@ -1,0 +1,114 @@
+"""MuJoCo's C code stepping many environments on host threads, called from inside jit.
+
+The whole simulator state travels through JAX as an opaque array: the bits of doubles. A step is
+therefore a function of its arguments alone, bitwise reproducible whatever the batch, the threads and the
+order; rounding positions to float32 between steps would diverge within a few contacts.
+"""
+
+import abc
+import collections
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jaxtyping import Array
+
+from mac.errors import UserError
+
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+"""What MuJoCo needs to go on exactly: positions, velocities, warm start, mocap poses, time ..."""
+W = TypeVar("W")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Host(abc.ABC, Generic[W]):
+    """The side of an engine that JAX does not see: threads, each with a worker (an `MjData`) of its own.
+
+    A worker fills one row of doubles, the state, and one of float32, the readings, per environment. Two
+    callbacks may run at once (two devices, two jitted calls), so workers are borrowed from a stack that
+    grows as needed. They are not thread-local: a thread of XLA's has a new Python identity at every
+    callback. No result depends on which worker computed it.
+    """
+
+    def __init__(self, threads: int | None, state_size: int, row_size: int):
+        """A host of `threads` threads (default: every available core).
+
+        Raises:
+            UserError: if `threads` is less than 1.
+        """
+        if threads is not None and threads < 1:
+            raise UserError(f"threads={threads} of engine 'c' must be at least 1")
+        self.threads = threads or available_cores()
+        self.state_size, self.row_size = state_size, row_size
+        self._idle: collections.deque[W] = collections.deque()
+        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._pool_lock = threading.Lock()
+
+    @abc.abstractmethod
+    def hire(self) -> W:
+        """A new worker."""
+
+    def call(self, function: Callable, *args: Array) -> tuple[Array, Array]:
+        """State bits uint32[2 * state_size] and readings float32[row_size] of one environment, by a
+        callback that any number of `vmap`s turns into one for the whole batch."""
+        shapes = (
+            jax.ShapeDtypeStruct((2 * self.state_size,), jnp.uint32),
+            jax.ShapeDtypeStruct((self.row_size,), jnp.float32),
+        )
+        return jax.pure_callback(function, shapes, *args, vmap_method="broadcast_all")
+
+    def fill(
+        self, one: Callable[[W, int, np.ndarray, np.ndarray], None], active: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `call` wants of a callback: `one(worker, i, state, row)` fills the rows of every environment
+        that is `active`, in any order; rows of the others are zero and cost nothing."""
+        new, rows = self.empty_rows(active.size)
+        self._each(lambda worker, i: one(worker, i, new[i], rows[i]), np.flatnonzero(active).tolist())
+        return new.view(np.uint32).reshape(*active.shape, -1), rows.reshape(*active.shape, -1)
+
+    def empty_rows(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((n, self.state_size)), np.zeros((n, self.row_size), np.float32)
+
+    def doubles(self, bits: np.ndarray) -> np.ndarray:
+        """States float64[n, state_size] of bits uint32[..., 2 * state_size]."""
+        return np.ascontiguousarray(bits).view(np.float64).reshape(-1, self.state_size)
+
+    def _each(self, one: Callable[[W, int], None], indices: list[int]) -> None:
+        """Calls `one(worker, i)` for every index; threads draw the next index as they become free."""
+        queue: Iterable[int] = iter(indices)  # `next` on a list's iterator is atomic under the GIL
+
+        def drain() -> None:
+            worker = self._borrow()
+            for i in queue:
+                one(worker, i)
+            self._idle.append(worker)
+
+        helpers = min(self.threads, len(indices)) - 1
+        others = [self._executor().submit(drain) for _ in range(helpers)] if helpers > 0 else []
+        drain()  # the calling thread works too
+        for other in others:
+            other.result()
+
+    def _borrow(self) -> W:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.hire()
+
+    def _executor(self) -> concurrent.futures.ThreadPoolExecutor:
+        with self._pool_lock:
+            if self._pool is None:
+                self._pool = concurrent.futures.ThreadPoolExecutor(self.threads, "mujoco")
+            return self._pool
