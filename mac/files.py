@@ -74,3 +74,28 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); restore it or delete it") from error
+
+
+@contextlib.contextmanager
+def locked(lock: Path, wait: Callable[[], Any] = lambda: None) -> Iterator[None]:
+    """Holds a lock file while entered, after another process that holds it; freed even by a killed process.
+
+    Args:
+        wait: called before waiting.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: run without the guard
+        yield
+        return
+    with writing(lock):
+        handle = lock.open("w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass  # some network file systems have no locks; work done twice is better than none
+        yield

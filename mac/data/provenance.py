@@ -1,0 +1,152 @@
+"""Where a dataset comes from, in a form that results can carry.
+
+Three kinds are told apart: *generated* by this project (its generators leave a small `.json` beside their
+files), *downloaded* by this program (`checksums.json` beside the file) and *local*, files of which only the
+place is known. `Provenance.label` is what tables, pictures and rows of results say.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from mac.data.sources.catalogue import PRIMARY
+from mac.errors import UserError
+from mac.files import locked, read_json, write_json
+
+LEDGER = "checksums.json"
+OURS = "own expert: not comparable with published numbers"
+_FOLDERS = {".ogbench": "OGBench", ".d4rl": "D4RL", ".minari": "Minari"}  # other programs' folders
+
+
+class Entry(NamedTuple):
+    """What was recorded of a downloaded file."""
+
+    sha256: str
+    size: int
+    url: str
+    collection: str
+    time: str = ""
+
+
+class Provenance(NamedTuple):
+    """Where a dataset comes from.
+
+    Attributes:
+        kind: `generated`, `downloaded`, `local` or `unknown`.
+        label: the same in a few words, for tables and pictures.
+        facts: what else is known: rows, seed, engine, versions, address, checksums.
+    """
+
+    kind: str
+    label: str
+    facts: Mapping[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON data; `from_plain` is its inverse."""
+        return {"kind": self.kind, "label": self.label, **self.facts}
+
+
+UNKNOWN = Provenance("unknown", "unknown source", {})
+"""Of a store that was made before stores knew."""
+
+
+def from_plain(values: Any) -> Provenance:
+    """What `Provenance.plain` gave; `UNKNOWN` for anything else."""
+    if not isinstance(values, dict) or not {"kind", "label"} <= values.keys():
+        return UNKNOWN
+    rest = {key: value for key, value in values.items() if key not in ("kind", "label")}
+    return Provenance(str(values["kind"]), str(values["label"]), rest)
+
+
+def of_meta(meta: Mapping[str, Any]) -> Provenance:
+    """Of a store's description; what older ones noted of their generator is enough."""
+    if "source" in meta:
+        return from_plain(meta["source"])
+    rows = sum(meta.get("train", {}).values())
+    return generated(meta.get("made_by"), rows) or UNKNOWN
+
+
+def describe(
+    files: Sequence[Path], made_by: Any, rows: int, checksums: Mapping[str, str] | None = None
+) -> Provenance:
+    """Of files that are about to be used.
+
+    Args:
+        files: training files, of one folder.
+        made_by: content of the `.json` that a generator left beside them; None if there is none.
+        rows: training rows.
+        checksums: SHA-256 of files by name, as far as they were computed.
+    Raises:
+        UserError: a file is not what was downloaded.
+    """
+    if made := generated(made_by, rows):
+        return made
+    known = ledger(files[0].parent)
+    entries = {file.name: known[file.name] for file in files if file.name in known}
+    if len(entries) == len(files):
+        for name, entry in entries.items():
+            if (checksums or {}).get(name, entry.sha256) != entry.sha256:
+                changed = files[0].with_name(name)
+                raise UserError(f"{changed}: is not what was downloaded; delete it and download it again")
+        return _downloaded(entries, rows)
+    return _local(files, rows)
+
+
+def generated(made_by: Any, rows: int) -> Provenance | None:
+    """Of a dataset beside which a generator of ours left `made_by`; None if it is none of ours."""
+    if not isinstance(made_by, dict) or "mac-jax" not in str(made_by.get("source", "")):
+        return None
+    details = [f"seed {made_by['seed']}"] if "seed" in made_by else []
+    details += [f"{rows:,} rows"] if rows else []
+    ours = [OURS] if made_by.get("expert") == "ours" else []
+    label = f"generated ({', '.join(['mac-jax', *ours, *details])})"
+    keys = ("dataset", "seed", "engine", "expert", "versions")
+    facts = {key: made_by[key] for key in keys if key in made_by}
+    return Provenance("generated", label, {"rows": rows} | facts | {"metadata": dict(made_by)})
+
+
+def ledger(folder: Path) -> dict[str, Entry]:
+    """What was recorded of the downloads in a folder.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    path = folder / LEDGER
+    if not path.exists():
+        return {}
+    values = read_json(path)
+    try:
+        return {name: Entry(**entry) for name, entry in values.items()}
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}: holds no record of downloads; restore it or delete it") from error
+
+
+def record(path: Path, entry: Entry) -> None:
+    """Adds a downloaded file to the record of its folder."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with locked(path.with_name(f".{LEDGER}.lock")):
+        known = ledger(path.parent) | {path.name: entry._replace(time=now)}
+        write_json(path.with_name(LEDGER), {name: each._asdict() for name, each in sorted(known.items())})
+
+
+def _downloaded(entries: Mapping[str, Entry], rows: int) -> Provenance:
+    first = next(iter(entries.values()))
+    host = urlsplit(first.url).netloc
+    mirror = "" if host in PRIMARY.get(first.collection, ()) else f" (mirror {host})"
+    large = f" ({len(entries)} files of its large set)" if len(entries) > 1 else ""
+    facts = {"url": first.url, "files": {name: entry._asdict() for name, entry in entries.items()}}
+    return Provenance("downloaded", first.collection + large + mirror, {"rows": rows} | facts)
+
+
+def _local(files: Sequence[Path], rows: int) -> Provenance:
+    first = files[0].absolute()
+    home = Path.home()
+    name = first.name if len(files) == 1 else f"{first.parent.name}, {len(files)} files"
+    for folder, collection in _FOLDERS.items():
+        if first.is_relative_to(home / folder):
+            return Provenance(
+                "local", f"{collection} (file in ~/{folder})", {"rows": rows, "path": str(first)}
+            )
+    return Provenance("local", f"local file {name}", {"rows": rows, "path": str(first)})

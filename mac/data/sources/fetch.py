@@ -1,0 +1,93 @@
+"""All files of a public dataset, and the record of what came."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mac.data.provenance import LEDGER, Entry, ledger, record
+from mac.data.sources.catalogue import Listing, Remote
+from mac.data.sources.transfer import Patience, Progress, Unavailable, download
+from mac.errors import UserError
+from mac.files import locked, writing
+
+Say = Callable[[str], Any]
+"""Called with a line for the user."""
+
+
+def fetch(
+    listing: Listing,
+    folder: Path,
+    *,
+    progress: Callable[[str], Progress] | None = None,
+    say: Say = lambda text: None,
+    patience: Patience | None = None,
+) -> Path:
+    """Downloads what is missing of a dataset; returns what training opens.
+
+    The files' checksums are recorded in `checksums.json` beside them, at the first download; a file that
+    comes again must have its own. Several processes may call this at once: one downloads, the others wait.
+
+    Args:
+        folder: where downloads go; each collection has a folder of its own there.
+        progress: makes the display of a file, given its name.
+    Raises:
+        Unavailable: a file cannot be had from any address.
+        UserError: a file is another than the one recorded, or the disk refuses.
+    """
+    home = folder / listing.folder
+    with writing(home):
+        home.mkdir(parents=True, exist_ok=True)
+    for i, remote in enumerate(listing.files):
+        path = home / remote.name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(lock, lambda name=remote.name: say(f"waiting for another process that downloads {name}")):
+            if not path.exists():
+                _bring(listing, remote, path, progress, patience)
+        if i == 0:
+            _check_room(listing, home, path)
+    return home / listing.main
+
+
+def is_here(listing: Listing, folder: Path) -> bool:
+    """Whether every file was downloaded."""
+    return all((folder / listing.folder / remote.name).exists() for remote in listing.files)
+
+
+def _bring(
+    listing: Listing,
+    remote: Remote,
+    path: Path,
+    progress: Callable[[str], Progress] | None,
+    patience: Patience | None,
+) -> None:
+    entry = ledger(path.parent).get(path.name)
+    known = None if entry is None else entry.sha256
+    display = None if progress is None else progress(remote.name)
+    try:
+        receipt = download(remote.urls, path, known=known, progress=display, patience=patience)
+    except Unavailable:
+        raise
+    except UserError as error:
+        if known is None:
+            raise
+        raise UserError(
+            f"{error}; if the change is meant, delete its entry in {path.parent / LEDGER}"
+        ) from error
+    record(path, Entry(receipt.sha256, receipt.size, receipt.url, listing.collection))
+
+
+def _check_room(listing: Listing, home: Path, path: Path) -> None:
+    """The training files of a large set are alike: one tells what all of them will take."""
+    missing = sum(
+        not (home / remote.name).exists() for remote in listing.files if "-val" not in Path(remote.name).name
+    )
+    need, free = missing * 1.1 * path.stat().st_size, shutil.disk_usage(home).free
+    if need > free:
+        raise UserError(
+            f"{home}: about {need / 1e6:,.0f} MB are needed for the {missing} files that are missing, "
+            f"{free / 1e6:,.0f} MB are free; free some space, take fewer --data.shards or choose another "
+            "--data.dir"
+        )
