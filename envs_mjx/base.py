@@ -3,9 +3,11 @@
 import abc
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mac.errors import UserError
 from mac.types import EnvSpec
 
 
@@ -51,3 +53,29 @@ class AbstractEnv(eqx.Module):
     @abc.abstractmethod
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
         """Reward and mask (0 = solved) of each row of dataset observations `obs[N, D]` for `task`."""
+
+    def checked(self, action: Float[Array, " A"]) -> tuple[Float[Array, " A"], Bool[Array, ""]]:
+        """The action clipped to [-1, 1], or zeros if an entry is not finite; and whether all entries are.
+
+        Raises:
+            UserError: if the action has another shape.
+        """
+        if action.shape != (self.spec.action_dim,):
+            raise UserError(
+                f"an action of shape {action.shape} is none of {self.spec.name}: expected "
+                f"({self.spec.action_dim},); vmap `step` over a batch"
+            )
+        finite = jnp.all(jnp.isfinite(action))
+        return jnp.clip(jnp.where(finite, action, 0.0), -1.0, 1.0), finite
+
+    def check_rows(self, obs: np.ndarray) -> None:
+        """Makes sure that rows `obs` are observations of this environment.
+
+        Raises:
+            UserError: if they have another width.
+        """
+        if obs.ndim != 2 or obs.shape[1] != self.spec.obs_dim:
+            raise UserError(
+                f"observations of shape {obs.shape} are not those of {self.spec.name}: "
+                f"expected (N, {self.spec.obs_dim})"
+            )

@@ -135,13 +135,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         Raises:
             UserError: if the action has another shape.
         """
-        if action.shape != (self.spec.action_dim,):
-            raise UserError(
-                f"an action of shape {action.shape} is none of {self.spec.name}: expected "
-                f"({self.spec.action_dim},); vmap `step` over a batch"
-            )
-        finite = jnp.all(jnp.isfinite(action))
-        action = jnp.where(finite, action, 0.0)
+        action, finite = self.checked(action)
         world = self._recover(self.move(state.world, action, ~state.done), state)
         world = self.press(state.world, world)
         t = state.t + 1
@@ -180,11 +174,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         Raises:
             UserError: if `obs` has another width than this environment's, or there is no such task.
         """
-        if obs.ndim != 2 or obs.shape[1] != self.spec.obs_dim:
-            raise UserError(
-                f"observations of shape {obs.shape} are not those of {self.spec.name}: "
-                f"expected (N, {self.spec.obs_dim})"
-            )
+        self.check_rows(obs)
         if not 1 <= task <= TASKS:
             raise UserError(f"task {task} of {self.spec.name} does not exist; choose 1 to {TASKS}")
         _, goals = task_table(self.scene.family)

@@ -1,31 +1,40 @@
-"""Environments by OGBench name."""
+"""Environments by the names of their datasets: OGBench's, D4RL's and Minari's."""
 
 import difflib
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from envs_mjx.base import AbstractEnv
 from envs_mjx.engine import AbstractEngine
 from envs_mjx.engine_warp_setup import available as warp_available
+from envs_mjx.locomotion.engine import AbstractWalkerEngine
+from envs_mjx.locomotion.gym_env import GymEnv
+from envs_mjx.locomotion.maze_env import MazeEnv
+from envs_mjx.locomotion.walkers import MAZES, build_walker
 from envs_mjx.manip import ManipEnv
 from envs_mjx.scenes import FAMILIES, build_scene
 from envs_mjx.tasks import TASKS, default_task
 from mac.errors import UserError
 
 ENGINES = ("auto", "c", "mjx", "warp")
-_MODES = ("goal", "oracle", "single")
+STYLES = ("play", "noisy")
+"""Styles of the datasets of a tabletop scene."""
+_GYM = ("hopper", "walker2d", "halfcheetah")
+_D4RL_LEVELS = ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay")
+_MINARI_LEVELS = ("simple", "medium", "expert")
 
 
 class EnvName(NamedTuple):
     """An environment name taken apart.
 
     Attributes:
-        family: scene, such as `cube-single`.
+        family: scene such as `cube-single`, or walker such as `antmaze-medium` or `hopper`.
         dataset: name of the dataset, such as `cube-single-play-v0`.
-        mode: `single` (one task, with rewards), `goal` (goals are whole observations) or `oracle`
-            (goals are object positions).
+        mode: `single` (one task, with rewards), `goal` (goals are whole observations), `oracle` (goals are
+            positions of objects, or the place in a maze), or `d4rl` or `minari` (rewards are recorded in the
+            dataset, and rules are gymnasium's version 4 or 5).
         task: 1-based task id in mode `single`, else None.
     """
 
@@ -35,13 +44,19 @@ class EnvName(NamedTuple):
     task: int | None
 
 
+def maze_styles(family: str) -> tuple[str, ...]:
+    """Styles of the datasets that OGBench has of a maze."""
+    explored = family.startswith("ant") and not family.endswith("giant")
+    return ("navigate", "stitch", "explore") if explored else ("navigate", "stitch")
+
+
 def names() -> tuple[str, ...]:
     """Every name that `make` accepts."""
     return tuple(_table())
 
 
 def parse(name: str) -> EnvName:
-    """Takes an OGBench name apart.
+    """Takes a name apart.
 
     Raises:
         UserError: for an unknown name, with the closest known ones.
@@ -62,13 +77,14 @@ def make(name: str, engine: str = "c") -> AbstractEnv:
             not installed.
     """
     parsed = parse(name)
-    return ManipEnv(
-        name,
-        build_scene(parsed.family),
-        engine_for(parsed.family, resolve_engine(engine)),
-        task=parsed.task,
-        oracle_goal=parsed.mode == "oracle",
-    )
+    physics = engine_for(parsed.family, resolve_engine(engine))
+    if parsed.family in FAMILIES:
+        scene, oracle = build_scene(parsed.family), parsed.mode == "oracle"
+        return ManipEnv(name, scene, physics, task=parsed.task, oracle_goal=oracle)
+    walker = build_walker(parsed.family)
+    if parsed.family in MAZES:
+        return MazeEnv(name, walker, physics, task=parsed.task, oracle_goal=parsed.mode == "oracle")
+    return GymEnv(name, walker, physics, version=4 if parsed.mode == "d4rl" else 5)
 
 
 def resolve_engine(engine: str) -> str:
@@ -87,9 +103,15 @@ def resolve_engine(engine: str) -> str:
     return "warp" if jax.default_backend() == "gpu" and warp_available() else "mjx"
 
 
+def engine_for(family: str, engine: str) -> Any:
+    """The engine called `engine` (not `auto`) of a family; one for all environments of it, so that they share
+    threads and compiled programs. An `AbstractEngine` of scenes, an `AbstractWalkerEngine` of walkers.
+    """
+    return _scene_engine(family, engine) if family in FAMILIES else _walker_engine(family, engine)
+
+
 @functools.cache
-def engine_for(family: str, engine: str) -> AbstractEngine:
-    """One engine per scene, so that environments of a family share threads and compiled programs."""
+def _scene_engine(family: str, engine: str) -> AbstractEngine:
     scene = build_scene(family)
     if engine == "mjx":
         from envs_mjx.engine_mjx import MjxEngine
@@ -105,15 +127,37 @@ def engine_for(family: str, engine: str) -> AbstractEngine:
 
 
 @functools.cache
+def _walker_engine(family: str, engine: str) -> AbstractWalkerEngine:
+    walker = build_walker(family)
+    if engine == "mjx":
+        from envs_mjx.locomotion.engine_mjx import MjxWalkerEngine
+
+        return MjxWalkerEngine(walker)
+    if engine == "warp":
+        from envs_mjx.locomotion.engine_warp import WarpWalkerEngine
+
+        return WarpWalkerEngine(walker)
+    from envs_mjx.locomotion.engine_c import CWalkerEngine
+
+    return CWalkerEngine(walker)
+
+
+@functools.cache
 def _table() -> dict[str, EnvName]:
     table = {}
-    for family in FAMILIES:
-        for style in ("play", "noisy"):
-            stem = f"{family}-{style}"
-            dataset = f"{stem}-v0"
-            table[dataset] = EnvName(family, dataset, "goal", None)
-            table[f"{stem}-oraclerep-v0"] = EnvName(family, dataset, "oracle", None)
-            table[f"{stem}-singletask-v0"] = EnvName(family, dataset, "single", default_task(family))
-            for task in range(1, TASKS + 1):
-                table[f"{stem}-singletask-task{task}-v0"] = EnvName(family, dataset, "single", task)
+    stems = [(family, f"{family}-{style}", default_task(family)) for family in FAMILIES for style in STYLES]
+    stems += [(family, f"{family}-{style}", 1) for family in MAZES for style in maze_styles(family)]
+    for family, stem, default in stems:
+        dataset = f"{stem}-v0"
+        table[dataset] = EnvName(family, dataset, "goal", None)
+        table[f"{stem}-oraclerep-v0"] = EnvName(family, dataset, "oracle", None)
+        table[f"{stem}-singletask-v0"] = EnvName(family, dataset, "single", default)
+        for task in range(1, TASKS + 1):
+            table[f"{stem}-singletask-task{task}-v0"] = EnvName(family, dataset, "single", task)
+    for body in _GYM:
+        d4rl = [f"{body}-{level}-v2" for level in _D4RL_LEVELS]
+        minari = [f"mujoco/{body}/{level}-v0" for level in _MINARI_LEVELS]
+        table |= {name: EnvName(body, name, "d4rl", None) for name in d4rl}
+        late = "walker2d-v5" if body == "walker2d" else body
+        table |= {name: EnvName(late, name, "minari", None) for name in minari}
     return table

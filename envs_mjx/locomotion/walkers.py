@@ -131,10 +131,7 @@ def build_walker(family: str) -> Walker:
     """
     body, maze = _parts(family)
     facts = _BODIES[body]
-    with warnings.catch_warnings():  # half_cheetah.xml uses an attribute that MuJoCo wants to retire
-        warnings.filterwarnings("ignore", message=".*settotalmass.*")
-        model = describe(family).compile()
-    return Walker(family, body, model, maze, facts.substeps, facts.jump)
+    return Walker(family, body, compiled(describe(family)), maze, facts.substeps, facts.jump)
 
 
 def describe(family: str) -> mujoco.MjSpec:
@@ -149,6 +146,14 @@ def describe(family: str) -> mujoco.MjSpec:
     if maze is not None:
         _build_walls(spec, maze)
     return spec
+
+
+def compiled(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    """The model of `spec`, without the warning that half_cheetah.xml uses an attribute (`settotalmass`) that
+    MuJoCo wants to retire."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*settotalmass.*")
+        return spec.compile()
 
 
 def _parts(family: str) -> tuple[str, Maze | None]:

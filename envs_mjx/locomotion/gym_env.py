@@ -1,0 +1,142 @@
+"""Hopper, walker2d and halfcheetah as D4RL's `-v2` datasets mean them, and as Minari's `mujoco/` ones do.
+
+D4RL's environments are gym's version 2, whose rules are those of gymnasium's version 4; Minari's are
+gymnasium's version 5. Where they differ: in version 5 the step in which a hopper or walker falls earns no
+reward for being healthy, and both feet of the walker have the same friction.
+
+Source: Fu et al. 2020, "D4RL", and the behaviour of gymnasium 1.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from envs_mjx.base import AbstractEnv, EnvState
+from envs_mjx.locomotion.engine import AbstractWalkerEngine, Motion
+from envs_mjx.locomotion.starts import random_start
+from envs_mjx.locomotion.walkers import Walker
+from mac.errors import UserError
+from mac.types import EnvSpec
+
+MAX_STEPS = 1000
+SCORE_RANGE = {
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "halfcheetah": (-280.178953, 12135.0),
+}
+"""Returns that D4RL's normalised score calls 0 and 100."""
+_CONTROL_COST = {"hopper": 1e-3, "walker2d": 1e-3, "halfcheetah": 0.1}
+_CLIPPED = 10.0
+"""Velocities of hopper and walker2d are observed up to this, m/s and rad/s."""
+
+
+class GymState(EnvState):
+    """State of a gym walker; `motion` is the walker, `success` is always False."""
+
+    motion: Motion
+
+
+class GymEnv(AbstractEnv):
+    """A walker on a plane that is paid for running along x.
+
+    Reward of a step: mean velocity along x (m/s), minus a cost of the squared action, plus 1 while a hopper
+    or walker2d is up. `done` at a fall, and after 1000 steps.
+    """
+
+    spec: EnvSpec = eqx.field(static=True)
+    walker: Walker = eqx.field(static=True)
+    engine: AbstractWalkerEngine
+    version: int = eqx.field(static=True)
+
+    def __init__(self, name: str, walker: Walker, engine: AbstractWalkerEngine, *, version: int = 4):
+        """An environment of `walker`.
+
+        Args:
+            version: of gymnasium's rules, 4 or 5; only for 4 there are published reference returns.
+        """
+        self.walker, self.engine, self.version = walker, engine, version
+        model = walker.model
+        self.spec = EnvSpec(
+            name=name,
+            obs_dim=int(model.nq - 1 + model.nv),
+            action_dim=int(model.nu),
+            goal_dim=None,
+            tasks=(1,),
+            max_steps=MAX_STEPS,
+            control_dt=walker.control_dt,
+            recorded=True,
+            score_range=SCORE_RANGE[self.kind] if version == 4 else None,
+        )
+
+    @property
+    def kind(self) -> str:
+        """`hopper`, `walker2d` or `halfcheetah`."""
+        return self.walker.body.removesuffix("-v5")
+
+    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> GymState:
+        """Starts an episode; there is one task, so `task` is not read."""
+        motion = self.engine.load(*random_start(self.walker, key))
+        return GymState(
+            motion=motion,
+            obs=self.observe(motion),
+            goal=None,
+            reward=jnp.zeros(()),
+            success=jnp.asarray(False),
+            done=jnp.asarray(False),
+            t=jnp.zeros((), jnp.int32),
+            dropped=motion.dropped,
+        )
+
+    def step(self, state: GymState, action: Float[Array, " A"]) -> GymState:
+        """As in `AbstractEnv`. An action with an entry that is not finite counts as 0, and the step's reward
+        is NaN.
+
+        Raises:
+            UserError: if the action has another shape.
+        """
+        action, finite = self.checked(action)
+        motion = self.engine.step(state.motion, action, ~state.done)
+        healthy, t = self.healthy(motion), state.t + 1
+        reward = motion.seen[0] - _CONTROL_COST[self.kind] * jnp.sum(action**2)
+        if self.kind != "halfcheetah":
+            # Version 4 pays for being healthy in the step of the fall too.
+            reward += 1.0 if self.version == 4 else healthy.astype(jnp.float32)
+        new = GymState(
+            motion=motion,
+            obs=self.observe(motion),
+            goal=None,
+            reward=jnp.where(finite, reward, jnp.nan),
+            success=jnp.asarray(False),
+            done=~healthy | (t >= self.spec.max_steps),
+            t=t,
+            dropped=motion.dropped,
+        )
+        return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
+
+    def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """There is nothing to compute: rewards are recorded in the dataset.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"rewards of {self.spec.name} cannot be computed from observations: "
+            "read those that the dataset records"
+        )
+
+    def observe(self, motion: Motion) -> Float[Array, " D"]:
+        """Positions but for x, and velocities."""
+        qvel = motion.qvel if self.kind == "halfcheetah" else jnp.clip(motion.qvel, -_CLIPPED, _CLIPPED)
+        return jnp.concatenate([motion.qpos[1:], qvel])
+
+    def healthy(self, motion: Motion) -> Bool[Array, ""]:
+        """Whether the walker has not fallen; a halfcheetah cannot."""
+        if self.kind == "halfcheetah":
+            return jnp.asarray(True)
+        height, angle = motion.qpos[1], motion.qpos[2]
+        if self.kind == "walker2d":
+            return (height > 0.8) & (height < 2.0) & (jnp.abs(angle) < 1.0)
+        rest = jnp.concatenate([motion.qpos[2:], motion.qvel])
+        return (height > 0.7) & (jnp.abs(angle) < 0.2) & jnp.all(jnp.abs(rest) < 100.0)

@@ -1,0 +1,206 @@
+"""OGBench's mazes as pure functions over a physics engine: a point, an ant or a humanoid must reach a place.
+
+Observations are positions and velocities of all joints; the humanoid's are `Walker.seen` in place of its
+torso's pose. Actions are the controls of the model, in [-1, 1]: torques, or the jump of a point.
+
+Source: Park et al. 2025, "OGBench", and the behaviour of ogbench 1.2.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from envs_mjx.base import AbstractEnv, EnvState
+from envs_mjx.locomotion.engine import AbstractWalkerEngine, Motion
+from envs_mjx.locomotion.mazes import PLACE_NOISE, TELEPORT_RADIUS, Maze
+from envs_mjx.locomotion.starts import random_start
+from envs_mjx.locomotion.walkers import Walker
+from mac.errors import UserError
+from mac.types import EnvSpec
+
+SUCCESS_RADIUS = {"point": 1.0, "ant": 0.5, "humanoid": 0.5}  # m
+_SETTLE = {"point": 5, "ant": 5, "humanoid": 40}
+"""Random actions after which a walker's pose is shown as the goal."""
+
+
+class MazeState(EnvState):
+    """State of a walker in a maze.
+
+    Attributes:
+        motion: the walker. After a teleport it is at the exit already, while `obs` is what it saw at the
+            entrance.
+        target: where it must go, m.
+        key: source of randomness of this episode.
+    """
+
+    motion: Motion
+    target: Float[Array, " 2"]
+    key: Key[Array, ""]
+
+
+class MazeEnv(AbstractEnv):
+    """A walker in a maze.
+
+    Single-task: reward -1, or 0 at success, which is judged on the state *before* the action; goals are
+    centres of cells. Goal-conditioned: reward 1 at success, judged *after* the action; goals are anywhere
+    within 1 m of a centre. Starts always are. An episode ends at success.
+    """
+
+    spec: EnvSpec = eqx.field(static=True)
+    walker: Walker = eqx.field(static=True)
+    engine: AbstractWalkerEngine
+    oracle_goal: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        name: str,
+        walker: Walker,
+        engine: AbstractWalkerEngine,
+        *,
+        task: int | None = None,
+        oracle_goal: bool = True,
+    ):
+        """An environment of `walker`, which stands in a maze.
+
+        Args:
+            task: id (1 to 5) of the task of a single-task environment; None for goal-conditioned.
+            oracle_goal: whether goals are places (x, y) only, or whole observations.
+        """
+        self.walker, self.engine, self.oracle_goal = walker, engine, oracle_goal
+        size, model = walker.seen_size, walker.model
+        # The humanoid's observation has `seen` where the model has height and orientation of the torso.
+        width = int(model.nq + model.nv + (size - 5 if size else 0)) if walker.body != "point" else 2
+        columns = (0, 1) if oracle_goal else tuple(range(width))
+        self.spec = EnvSpec(
+            name=name,
+            obs_dim=width,
+            action_dim=int(model.nu),
+            goal_dim=len(columns) if task is None else None,
+            tasks=tuple(range(1, self.tasks + 1)) if task is None else (task,),
+            max_steps=max_steps(walker),
+            control_dt=walker.control_dt,
+            goal_columns=columns if task is None else (),
+        )
+
+    @property
+    def maze(self) -> Maze:
+        maze = self.walker.maze
+        assert maze is not None
+        return maze
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks the maze has."""
+        return len(self.maze.goals)
+
+    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> MazeState:
+        """Starts an episode of `task`, within 1 m of the centre of its first cell along each axis."""
+        names = ("start", "pose", "goal", "show", "episode")
+        keys = dict(zip(names, jr.split(key, len(names)), strict=True))
+        start, target = (
+            jnp.asarray(self.maze.xy(cells), jnp.float32)[task - 1]
+            for cells in (self.maze.starts, self.maze.goals)
+        )
+        if self.spec.goal_dim is not None:
+            target += _place_noise(keys["goal"])
+        motion = self.start(keys["pose"], start + _place_noise(keys["start"]))
+        return MazeState(
+            motion=motion,
+            obs=self.observe(motion),
+            goal=None if self.spec.goal_dim is None else self._show(keys["show"], target),
+            target=target,
+            reward=jnp.zeros(()),
+            success=jnp.asarray(False),
+            done=jnp.asarray(False),
+            t=jnp.zeros((), jnp.int32),
+            dropped=motion.dropped,
+            key=keys["episode"],
+        )
+
+    def step(self, state: MazeState, action: Float[Array, " A"]) -> MazeState:
+        """As in `AbstractEnv`. An action with an entry that is not finite counts as 0, and the step's reward
+        is NaN.
+
+        Raises:
+            UserError: if the action has another shape.
+        """
+        action, finite = self.checked(action)
+        moved = self.engine.step(state.motion, action, ~state.done)
+        judged = state.motion if self.spec.goal_dim is None else moved
+        distance = jnp.linalg.norm(judged.qpos[:2] - state.target)
+        success = distance <= SUCCESS_RADIUS[self.walker.body]
+        reward = success.astype(jnp.float32) - (1.0 if self.spec.goal_dim is None else 0.0)
+        t = state.t + 1
+        new = MazeState(
+            motion=self.teleport(jr.fold_in(state.key, t), moved, ~state.done),
+            obs=self.observe(moved),
+            goal=state.goal,
+            target=state.target,
+            reward=jnp.where(finite, reward, jnp.nan),
+            success=success,
+            done=success | (t >= self.spec.max_steps),
+            t=t,
+            dropped=moved.dropped,
+            key=state.key,
+        )
+        return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
+
+    def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """Reward (-1, or 0 at the goal cell's centre) and mask (0 there), float32[N], of raw rows.
+
+        Raises:
+            UserError: if `obs` has another width than this environment's, or there is no such task.
+        """
+        self.check_rows(obs)
+        if not 1 <= task <= self.tasks:
+            raise UserError(f"task {task} of {self.spec.name} does not exist; choose 1 to {self.tasks}")
+        goal = self.maze.xy(self.maze.goals[task - 1])
+        away = np.linalg.norm(obs[:, :2] - goal, axis=1) > SUCCESS_RADIUS[self.walker.body]
+        return -away.astype(np.float32), away.astype(np.float32)
+
+    def start(self, key: Key[Array, ""], xy: Float[Array, " 2"]) -> Motion:
+        """The walker in a random pose at a place (m)."""
+        qpos, qvel = random_start(self.walker, key)
+        return self.engine.load(qpos.at[:2].set(xy), qvel)
+
+    def observe(self, motion: Motion) -> Float[Array, " D"]:
+        """The observation of a state, as stored in datasets."""
+        if self.walker.body == "point":
+            return motion.qpos
+        if self.walker.body == "ant":
+            return jnp.concatenate([motion.qpos, motion.qvel])
+        return jnp.concatenate([motion.qpos[:2], motion.qpos[7:], motion.seen, motion.qvel])
+
+    def teleport(self, key: Key[Array, ""], motion: Motion, active: Bool[Array, ""]) -> Motion:
+        """A walker at an entrance of a teleporter is put at one of the exits."""
+        maze = self.maze
+        if not len(maze.entrances):
+            return motion
+        far = jnp.linalg.norm(motion.qpos[:2] - jnp.asarray(maze.entrances, jnp.float32), axis=1)
+        there = jr.choice(key, jnp.asarray(maze.exits, jnp.float32))
+        return self.engine.place(motion, there, active & jnp.any(far <= TELEPORT_RADIUS))
+
+    def _show(self, key: Key[Array, ""], target: Float[Array, " 2"]) -> Float[Array, " G"]:
+        """The goal: the place, or what the walker sees there after a few random steps elsewhere."""
+        if self.oracle_goal:
+            return target
+        key_pose, key_actions = jr.split(key)
+        shape, on = (_SETTLE[self.walker.body], self.spec.action_dim), jnp.asarray(True)
+        actions = jr.uniform(key_actions, shape, minval=-1.0, maxval=1.0)
+        motion = self.engine.load(*random_start(self.walker, key_pose))
+        motion, _ = jax.lax.scan(lambda m, a: (self.engine.step(m, a, on), None), motion, actions)
+        return self.observe(self.engine.place(motion, target, on))
+
+
+def max_steps(walker: Walker) -> int:
+    """Limit of an episode in a maze, in control steps."""
+    if walker.body != "humanoid":
+        return 1000
+    return 4000 if walker.maze is not None and walker.maze.size == "giant" else 2000
+
+
+def _place_noise(key: Key[Array, ""]) -> Float[Array, " 2"]:
+    return jr.uniform(key, (2,), minval=-PLACE_NOISE, maxval=PLACE_NOISE)

@@ -1,0 +1,76 @@
+"""The state that a walker starts in, drawn as ogbench 1.2 and gymnasium draw it."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import mujoco
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from envs_mjx.locomotion.walkers import Walker
+
+START_NOISE = {
+    "point": 0.1,
+    "ant": 0.1,
+    "hopper": 5e-3,
+    "walker2d": 5e-3,
+    "walker2d-v5": 5e-3,
+    "halfcheetah": 0.1,
+}
+"""Half width of the uniform noise on every entry of `qpos` (m, rad, quaternions too). Hopper and walkers have
+noise of the same law on velocities; others normal noise of this standard deviation."""
+_UNIFORM_SPEED = ("hopper", "walker2d", "walker2d-v5")
+_HUMANOID_SPEED = 0.1
+
+State = tuple[Float[Array, " nq"], Float[Array, " nv"]]
+
+
+def random_start(walker: Walker, key: Key[Array, ""]) -> State:
+    """Positions and velocities at the start of an episode, near the model's own pose.
+
+    A humanoid is turned any way (its quaternion's entries are uniform in [0, 1] before they are normalised)
+    with every joint anywhere in its range, drawn again until it touches nothing.
+    """
+    if walker.body == "humanoid":
+        return _random_humanoid(walker, key)
+    key_pos, key_vel = jr.split(key)
+    noise, nv = START_NOISE[walker.body], walker.model.nv
+    qpos = jnp.asarray(walker.model.qpos0, jnp.float32)
+    qpos += jr.uniform(key_pos, qpos.shape, minval=-noise, maxval=noise)
+    if walker.body in _UNIFORM_SPEED:
+        return qpos, jr.uniform(key_vel, (nv,), minval=-noise, maxval=noise)
+    return qpos, noise * jr.normal(key_vel, (nv,))
+
+
+def _random_humanoid(walker: Walker, key: Key[Array, ""]) -> State:
+    low, high = jnp.asarray(walker.model.jnt_range[1:], jnp.float32).T
+    rest = jnp.asarray(walker.model.qpos0[:3], jnp.float32)
+
+    def draw(key: Key[Array, ""]) -> tuple[Key[Array, ""], Float[Array, " nq"], Bool[Array, ""]]:
+        key, key_quat, key_joints = jr.split(key, 3)
+        quat = jr.uniform(key_quat, (4,))
+        joints = low + (high - low) * jr.uniform(key_joints, low.shape)
+        qpos = jnp.concatenate([rest, quat / jnp.linalg.norm(quat), joints])
+        return key, qpos, touches(walker, qpos)
+
+    key_pose, key_vel = jr.split(key)
+    _, qpos, _ = jax.lax.while_loop(lambda loop: loop[2], lambda loop: draw(loop[0]), draw(key_pose))
+    return qpos, _HUMANOID_SPEED * jr.normal(key_vel, (walker.model.nv,))
+
+
+def touches(walker: Walker, qpos: Float[Array, " nq"]) -> Bool[Array, ""]:
+    """Whether a walker at `qpos` touches anything, itself included. MuJoCo C on the host decides, whatever
+    the engine, so that all engines start alike.
+    """
+
+    def look(qpos: np.ndarray) -> np.ndarray:
+        data = mujoco.MjData(walker.model)
+        found = np.zeros(qpos.shape[:-1], bool)
+        for i in np.ndindex(found.shape):
+            data.qpos[:] = qpos[i]
+            mujoco.mj_fwdPosition(walker.model, data)
+            found[i] = data.ncon > 0
+        return found
+
+    shape = jax.ShapeDtypeStruct((), jnp.bool_)
+    return jax.pure_callback(lambda q: look(np.asarray(q)), shape, qpos, vmap_method="broadcast_all")
