@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from mac.config import CommonConfig
+from mac.errors import UserError
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 Nets = TypeVar("Nets", bound=eqx.Module)
+Rate = float | optax.Schedule
 
 
 class TrainState(eqx.Module):
@@ -95,6 +98,18 @@ def cooling(lr: float, steps: int, share: float) -> optax.Schedule:
     return optax.linear_schedule(lr, 0.0, fall, transition_begin=steps - fall)
 
 
+def adam_by_network(rates: dict[str, Rate], other: Rate) -> optax.GradientTransformation:
+    """Adam with a learning rate of its own for the networks named in `rates`, and `other` for the rest."""
+
+    def names(params: Any) -> Any:
+        label = lambda path, _: path[0].name if path[0].name in rates else ""  # noqa: E731
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.multi_transform(
+        {name: optax.adam(rate) for name, rate in {**rates, "": other}.items()}, names
+    )
+
+
 class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
     """An algorithm that is one loss: one joint gradient step of Adam, then slow targets."""
 
@@ -130,8 +145,41 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of an integer count
             updates, opt_state = self.optimiser().update(grads, state.opt_state, state.nets)
         # The slow copy follows the weights from *before* this update, as in the paper's runs.
-        target = polyak(state.target, self.targeted(state.nets), self.tau_ema)
+        target = self.follow(state.target, self.targeted(state.nets))
         return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics
 
+    def follow(self, target: Any, online: Any) -> Any:
+        """The slow copies after one update."""
+        return polyak(target, online, self.tau_ema)
+
     def optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(cooling(self.lr, self.steps, self.cooldown) if self.cooldown else self.lr)
+        return optax.adam(self.rate)
+
+    @property
+    def rate(self) -> Rate:
+        """Learning rate of every network, by the number of updates if it is not constant."""
+        return cooling(self.lr, self.steps, self.cooldown) if self.cooldown else self.lr
+
+
+class AbstractConfigured(AbstractLossAlgorithm[Nets]):
+    """An algorithm that is one loss, with the settings that every method has in its configuration."""
+
+    cfg: CommonConfig = eqx.field(static=True)
+    env: EnvSpec = eqx.field(static=True)
+    sample: SampleSpec = eqx.field(static=True)
+    lr: float = eqx.field(static=True)
+    cooldown: float = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    tau_ema: float = eqx.field(static=True)
+
+    def __init__(self, cfg: CommonConfig, env: EnvSpec, sample: SampleSpec, steps: int):
+        """`steps`, the length of the run in updates, matters only to learning rates that depend on it.
+
+        Raises:
+            UserError: they do, and it is not given.
+        """
+        if cfg.needs_steps and steps < 1:
+            raise UserError(f"steps={steps}: {cfg.needs_steps} needs the length of the run")
+        self.cfg, self.env, self.sample = cfg, env, sample
+        self.lr, self.cooldown, self.tau_ema = cfg.lr, cfg.cooldown, cfg.tau_ema
+        self.steps = steps if cfg.needs_steps else 0

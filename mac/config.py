@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mac.errors import UserError
-from mac.types import GoalLaw
+from mac.types import EnvSpec, GoalLaw, GoalSpec
 
 Later = Literal["uniform", "geometric"]
 
@@ -52,11 +52,22 @@ class CommonConfig:
             self._require(name, whole, "give three probabilities that add up to 1")
         self._require("lr", 0 < self.lr < float("inf"), "must be positive and finite")
 
+    @property
+    def needs_steps(self) -> str:
+        """The flag that makes learning rates depend on the length of the run; empty if none does."""
+        return f"--hp.cooldown={self.cooldown}" if self.cooldown else ""
+
     def law(self, which: Literal["value", "actor"]) -> GoalLaw:
         """How goals are drawn for values or for the policy."""
         odds = self.value_goals if which == "value" else self.actor_goals
         later = self.value_goals_later if which == "value" else self.actor_goals_later
         return GoalLaw(*odds, geometric=later == "geometric", discount=self.discount)
+
+    def goals(self, env: EnvSpec) -> GoalSpec | None:
+        """What to ask of the sampler; None where there are no goals."""
+        if env.goal_dim is None:
+            return None
+        return GoalSpec(env.goal_columns, self.law("value"), self.law("actor"))
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

@@ -19,10 +19,11 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Key
 
 from mac.config import Config
-from mac.mac import MAC, Goal, Losses, Nets, integrate, mse
+from mac.mac import MAC, Goal, Nets, integrate
 from mac.nn.mlp import scalar
 from mac.ops.flow import flow_matching_loss
 from mac.ops.imagine import Trajectory
+from mac.ops.losses import Losses, mse
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.config import Config
-from mac.mac import MAC, Goal, Losses, Nets, States
+from mac.mac import MAC, Goal, Nets, States
 from mac.nn.heads import GaussianPolicy
+from mac.ops.losses import Losses
 
 
 @dataclass(frozen=True)

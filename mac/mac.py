@@ -23,24 +23,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac import diagnostics
-from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.algorithm import AbstractConfigured, TrainState
 from mac.config import Config
 from mac.errors import UserError
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.imagine import Trajectory, imagine, predictor
+from mac.ops.losses import Losses, cross_entropy, mse, total
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.select import best_of_n
-from mac.types import Batch, EnvSpec, GoalSpec, Metrics, SampleSpec, Window
+from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 States = Float[Array, "B D"]
 Goal = Float[Array, "B G"] | None
-Losses = dict[str, Float[Array, ""]]
 
 
 class Nets(eqx.Module):
@@ -58,16 +57,10 @@ class Nets(eqx.Module):
     q: MLP  # s, g, a -> value
 
 
-class MAC(AbstractLossAlgorithm[Nets]):
+class MAC(AbstractConfigured[Nets]):
     """Model-based RL with action chunks; one file, Algorithm 1 of the paper."""
 
     cfg: Config = eqx.field(static=True)
-    env: EnvSpec = eqx.field(static=True)
-    sample: SampleSpec = eqx.field(static=True)
-    lr: float = eqx.field(static=True)
-    cooldown: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    tau_ema: float = eqx.field(static=True)
 
     def __init__(self, cfg: Config, env: EnvSpec, steps: int = 0):
         """`steps`, the length of the run in updates, matters only if the learning rate cools down.
@@ -75,15 +68,9 @@ class MAC(AbstractLossAlgorithm[Nets]):
         Raises:
             UserError: the hyperparameters do not fit the environment.
         """
-        if cfg.cooldown and steps < 1:
-            raise UserError(f"steps={steps}: --hp.cooldown={cfg.cooldown} needs the length of the run")
         if cfg.value == "bce" and env.goal_dim is None:
             raise UserError(f"--hp.value=bce: {env.name} has no goals; take squared, or an oraclerep task")
-        self.cfg, self.env = cfg, env
-        goals = GoalSpec(env.goal_columns, cfg.law("value"), cfg.law("actor"))
-        self.sample = SampleSpec(cfg.batch, cfg.chunk, None if env.goal_dim is None else goals)
-        self.lr, self.cooldown, self.tau_ema = cfg.lr, cfg.cooldown, cfg.tau_ema
-        self.steps = steps if cfg.cooldown else 0
+        super().__init__(cfg, env, SampleSpec(cfg.batch, cfg.chunk, cfg.goals(env)), steps)
 
     @property
     def discount(self) -> float:
@@ -150,8 +137,7 @@ class MAC(AbstractLossAlgorithm[Nets]):
 
         with jax.named_scope("policy"):
             losses |= self.improve(nets, tau, g, k_improve)
-        means = {"value/v_mean": v, "critic/q_mean": q, "imagined/reward": reward}
-        return sum(losses.values(), jnp.zeros(())), losses | {k: jnp.mean(x) for k, x in means.items()}
+        return total(losses, value__v_mean=v, critic__q_mean=q, imagined__reward=reward)
 
     def outcome_loss(self, nets: Nets, batch: Batch, s: Array, g: Goal, a: Array) -> Losses:
         """Loss of the model of a chunk's reward, or of its success."""
@@ -260,13 +246,3 @@ def integrate(
 ) -> Float[Array, "*N B A"]:
     """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
     return euler(lambda x, t: flow(s, g, x, t), noise, steps)
-
-
-def mse(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
-    """Mean squared error over batch and dimensions."""
-    return jnp.mean(jnp.square(x - y))
-
-
-def cross_entropy(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
-    """Mean binary cross-entropy of `logit` with a target in [0, 1]."""
-    return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, target))

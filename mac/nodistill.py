@@ -15,8 +15,9 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.config import Config
-from mac.mac import MAC, Goal, Losses, Nets, States, integrate, mse
+from mac.mac import MAC, Goal, Nets, States, integrate
 from mac.ops.flow import flow_matching_loss
+from mac.ops.losses import Losses, mse
 
 
 @dataclass(frozen=True)

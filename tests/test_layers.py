@@ -22,7 +22,7 @@ ALLOWED = {
     "mac.files": ("mac.errors",),
     "mac.nn": ("mac.types", "mac.errors"),
     "mac.ops": ("mac.types", "mac.errors"),
-    "mac.algorithm": ("mac.types", "mac.errors", "mac.nn", "mac.ops"),
+    "mac.algorithm": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.config"),
     "mac.config": ("mac.types", "mac.errors"),
     "mac.diagnostics": ("mac.types", "mac.nn", "mac.ops", "mac.config", "mac.data"),
     "mac.mac": (

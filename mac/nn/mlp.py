@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -50,6 +51,29 @@ class Dense(eqx.Module):
         return add(x @ self.weight, self.bias)
 
 
+Norm = tuple[Float[Array, " W"], Float[Array, " W"]] | None
+"""Scale and shift of a LayerNorm; None where a layer has none."""
+Activation = Literal["gelu", "relu"]
+
+
+class Style(NamedTuple):
+    """What follows the Dense of a hidden layer: an activation, and maybe LayerNorm."""
+
+    activation: Activation = "gelu"
+    layer_norm: bool = True
+
+    def norm(self, width: int) -> Norm:
+        """A fresh LayerNorm, if the style has one."""
+        return (jnp.ones(width), jnp.zeros(width)) if self.layer_norm else None
+
+    def __call__(self, x: Float[Array, "*B W"], norm: Norm) -> Float[Array, "*B W"]:
+        x = jax.nn.relu(x) if self.activation == "relu" else jax.nn.gelu(x, approximate=True)
+        return x if norm is None else layer_norm(x, *norm)
+
+
+STANDARD = Style()
+
+
 class MLP(eqx.Module):
     """Hidden layers of Dense, tanh-GELU and LayerNorm (in this order), and a plain Dense output.
 
@@ -62,18 +86,35 @@ class MLP(eqx.Module):
     """
 
     dense: tuple[Dense, ...]
-    norm: tuple[tuple[Float[Array, " W"], Float[Array, " W"]], ...]
+    norm: tuple[Norm, ...]
     in_sizes: tuple[int | None, ...] = eqx.field(static=True)
+    style: Style = eqx.field(static=True)
 
     def __init__(
-        self, in_sizes: Sequence[int | None], hidden: Sequence[int], out_size: int, *, key: Key[Array, ""]
+        self,
+        in_sizes: Sequence[int | None],
+        hidden: Sequence[int],
+        out_size: int,
+        *,
+        key: Key[Array, ""],
+        style: Style = STANDARD,
+        variance: float = 1.0,
     ):
-        """Args: widths of the inputs in order, of the hidden layers, and of the output."""
+        """Makes a network.
+
+        Args:
+            in_sizes: widths of the inputs in order.
+            hidden: widths of the hidden layers.
+            out_size: width of the output.
+            variance: share of Glorot's variance that the output's weights start with.
+        """
         sizes = (sum(size or 0 for size in in_sizes), *hidden, out_size)
         keys = jr.split(key, len(sizes) - 1)
-        self.dense = tuple(Dense(m, n, key=k) for (m, n), k in zip(pairwise(sizes), keys, strict=True))
-        self.norm = tuple((jnp.ones(w), jnp.zeros(w)) for w in hidden)
-        self.in_sizes = tuple(in_sizes)
+        shares = (*(1.0 for _ in hidden), variance)
+        layers = zip(pairwise(sizes), keys, shares, strict=True)
+        self.dense = tuple(Dense(m, n, key=k, variance=share) for (m, n), k, share in layers)
+        self.norm = tuple(style.norm(width) for width in hidden)
+        self.in_sizes, self.style = tuple(in_sizes), style
 
     def __call__(self, *inputs: Float[Array, "..."] | None) -> Float[Array, "*B out"]:
         """Inputs of widths `in_sizes`, whose leading axes broadcast, to `[*B, out_size]`.
@@ -92,14 +133,16 @@ class MLP(eqx.Module):
             x = add(x, part @ first.weight[end - part.shape[-1] : end])
         # XLA's CPU products, and above all their gradients, are faster with a single leading axis.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-        for (scale, bias), dense in zip(self.norm, rest, strict=True):
-            x = dense(layer_norm(jax.nn.gelu(x, approximate=True), scale, bias))
+        for norm, dense in zip(self.norm, rest, strict=True):
+            x = dense(self.style(x, norm))
         return x.reshape(*leading, x.shape[-1])
 
 
-def value_net(in_sizes: Sequence[int | None], hidden: Sequence[int], *, key: Key[Array, ""]) -> MLP:
+def value_net(
+    in_sizes: Sequence[int | None], hidden: Sequence[int], *, key: Key[Array, ""], style: Style = STANDARD
+) -> MLP:
     """An MLP of one output; `scalar(net, ...)` drops the axis."""
-    return MLP(in_sizes, hidden, 1, key=key)
+    return MLP(in_sizes, hidden, 1, key=key, style=style)
 
 
 def scalar(net: MLP, *inputs: Float[Array, "..."] | None) -> Float[Array, "*B"]:

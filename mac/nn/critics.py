@@ -1,0 +1,35 @@
+"""Several critics of one kind, whose disagreement keeps values from being overestimated."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+from mac.nn.mlp import MLP, STANDARD, Style, scalar, value_net
+
+Critics = tuple[MLP, ...]
+Combine = Literal["min", "mean"]
+
+
+def twin_critics(
+    in_sizes: Sequence[int | None], hidden: Sequence[int], *, key: Key[Array, ""], style: Style = STANDARD
+) -> Critics:
+    """Two value networks, initialised independently."""
+    return tuple(value_net(in_sizes, hidden, key=k, style=style) for k in jr.split(key))
+
+
+def scores(critics: Critics, *inputs: Float[Array, "..."] | None) -> Float[Array, " E *B"]:
+    """What each of E critics says of the same inputs."""
+    return jnp.stack([scalar(critic, *inputs) for critic in critics])
+
+
+def combined(values: Float[Array, " E *B"], how: Combine) -> Float[Array, "*B"]:
+    """One value from several critics': the least of them (Fujimoto et al. 2018, TD3), or their mean."""
+    return jnp.min(values, axis=0) if how == "min" else jnp.mean(values, axis=0)
+
+
+def squared_errors(values: Float[Array, " E *B"], target: Float[Array, "*B"]) -> Float[Array, ""]:
+    """Sum over the critics of their mean squared errors."""
+    return len(values) * jnp.mean(jnp.square(values - jnp.broadcast_to(target, values.shape)))

@@ -1,0 +1,59 @@
+"""Losses that several methods share; each is a mean over all axes unless it says otherwise."""
+
+import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float
+
+from mac.types import Metrics
+
+Losses = dict[str, Float[Array, ""]]
+
+MOST_WEIGHT = 100.0
+"""Largest weight of an action in advantage-weighted regression."""
+
+
+def mse(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
+    """Mean squared error over batch and dimensions."""
+    return jnp.mean(jnp.square(x - y))
+
+
+def cross_entropy(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
+    """Mean binary cross-entropy of `logit` with a target in [0, 1]."""
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, target))
+
+
+def expectile_loss(error: Float[Array, "..."], expectile: float) -> Float[Array, ""]:
+    """Mean of |expectile - 1[error < 0]| error²; its minimum over v in `error = x - v` is that expectile.
+
+    Source: Kostrikov et al. 2022 (IQL), eq. 5.
+    """
+    weight = jnp.where(error < 0, 1 - expectile, expectile)
+    return jnp.mean(weight * jnp.square(error))
+
+
+def advantage_weight(advantage: Float[Array, "..."], alpha: float) -> Float[Array, "..."]:
+    """`exp(alpha * advantage)`, at most 100: how much to imitate each action of the data.
+
+    Source: Kostrikov et al. 2022 (IQL), eq. 7; the bound is that of its authors' implementation.
+    """
+    # Bounded before the exponential, too, which might be infinite.
+    most = jnp.log(MOST_WEIGHT)
+    return jnp.minimum(jnp.exp(jnp.minimum(alpha * advantage, most)), MOST_WEIGHT)
+
+
+def normalised(q: Float[Array, "..."]) -> Float[Array, ""]:
+    """Mean of `q` over its mean size: a value to climb whose slope does not depend on the rewards' units.
+
+    Source: Fujimoto and Gu 2021 (TD3+BC), eq. 5.
+    """
+    return jnp.mean(q) / sg(jnp.mean(jnp.abs(q)) + 1e-6)
+
+
+def total(losses: Losses, **logged: Float[Array, "..."]) -> tuple[Float[Array, ""], Metrics]:
+    """Sum of all losses, and what to log: each of them, and the means of other arrays.
+
+    The name of such an array has `__` for the `/` of its metric: `critic__q_mean`.
+    """
+    means = {name.replace("__", "/"): jnp.mean(x) for name, x in logged.items()}
+    return sum(losses.values(), jnp.zeros(())), losses | means
