@@ -10,7 +10,7 @@ from mac.data.feed import Source, Whole, plan_rotation
 from mac.data.memory import Memory, free_memory
 from mac.data.normalize import Normalizer
 from mac.data.store import Store
-from mac.data.window import Relabel, check_chunk
+from mac.data.window import Relabel, all_pieces, check_chunk, recorded_falls
 from mac.errors import UserError
 from mac.types import EnvSpec
 
@@ -77,7 +77,9 @@ def make_source(
     Raises:
         UserError: no episode, or none of some window, is long enough for the chunk.
     """
-    check_chunk(str(store.path), np.concatenate([split.length for split in store.train]), chunk)
+    everything = all_pieces(store)
+    length = np.concatenate([split.length for split in store.train])
+    check_chunk(str(store.path), length, chunk, recorded_falls(store, everything))
     if data.resident == "yes":
         return Whole(store, normalizer, chunk, relabel)
     return plan_rotation(

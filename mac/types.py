@@ -133,6 +133,8 @@ class EpisodeIndex(eqx.Module):
         steps_before: transitions of earlier episodes.
         n_starts: rows at which a chunk may start, in all.
         n_steps: transitions in all.
+        fell: whether each episode ended by itself, in a fall. There chunks begin at every row before it, and
+            go on over it. None where data record no such ends (`EnvSpec.recorded`).
     """
 
     first: Int[Array, " E"]
@@ -141,6 +143,7 @@ class EpisodeIndex(eqx.Module):
     steps_before: Int[Array, " E"]
     n_starts: Int[Array, ""]
     n_steps: Int[Array, ""]
+    fell: Bool[Array, " E"] | None = None
 
 
 class Window(eqx.Module):
@@ -148,7 +151,9 @@ class Window(eqx.Module):
 
     Rows are whole episodes laid end to end; the last row of an episode is its final state and
     its action means nothing. `reward` and `mask` (0 where the task is solved) describe the row's own
-    state, before acting. Windows of equal shapes share one compiled program.
+    state, before acting. Where data record them (`EnvSpec.recorded`), `reward` is what the row's action
+    earned and `mask` is 0 if it ended in a fall; the state after a fall has reward 0 and mask 0. Windows of
+    equal shapes share one compiled program.
     """
 
     obs: Column
@@ -196,8 +201,9 @@ class Subgoals(eqx.Module):
 class Batch(eqx.Module):
     """`B` chunks of `H` actions; `next_obs` is the state that a chunk ends in.
 
-    `rewards` and `masks` are those of the `H` states that begin each action; `next_action` is what the data
-    do in `next_obs`, or, where their episode ends there, before it.
+    `rewards` and `masks` are those of the `H` rows that begin each action. A chunk that falls on the way
+    stays where it fell: reward 0, mask 0, and actions from elsewhere in the data, for none matters there.
+    `next_action` is what the data do in `next_obs`, or, where their episode ends there, before it.
     """
 
     obs: Float[Array, "B D"]

@@ -49,7 +49,9 @@ def write_d4rl(path: Path, arrays: dict[str, Any]) -> Path:
     return path
 
 
-def write_minari(path: Path, arrays: dict[str, Any], episodes: tuple[tuple[int, str], ...] = EPISODES) -> Path:
+def write_minari(
+    path: Path, arrays: dict[str, Any], episodes: tuple[tuple[int, str], ...] = EPISODES
+) -> Path:
     """The same rows as Minari lays them out: one group per episode, float64."""
     at = 0
     with h5py.File(path, "w") as file:

@@ -17,6 +17,7 @@ from mac.data.shards import shard_files
 from mac.data.store import Store
 from mac.data.window import make_window
 from mac.errors import UserError
+from mac.types import EnvSpec
 from tests.small_files import SPEC, identity, write, write_pair
 
 
@@ -43,7 +44,7 @@ def test_store_holds_what_the_file_holds(tmp_path: Path, train: Path):
 
 def test_second_prepare_converts_nothing(tmp_path: Path, train: Path, monkeypatch: pytest.MonkeyPatch):
     prepare(train, tmp_path / "store", SPEC)
-    monkeypatch.setattr(convert_module, "read", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(convert_module, "read_file", lambda path, spec: pytest.fail("read again"))
     assert prepare(train, tmp_path / "store", SPEC).rows == 49
 
 
@@ -101,12 +102,12 @@ def test_killed_conversion_leaves_nothing_that_is_read(tmp_path: Path, train: Pa
 def test_concurrent_prepares_convert_once(tmp_path: Path, train: Path, monkeypatch: pytest.MonkeyPatch):
     reads = []
 
-    def slow_read(path: Path):
+    def slow_read(path: Path, spec: EnvSpec):
         reads.append(path)
         time.sleep(0.05)
         return read(path)
 
-    monkeypatch.setattr(convert_module, "read", slow_read)
+    monkeypatch.setattr(convert_module, "read_file", slow_read)
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(lambda _: prepare(train, tmp_path / "store", SPEC), range(4)))
     assert [s.rows for s in stores] == [49] * 4

@@ -1,4 +1,4 @@
-"""Reading D4RL's and Minari's hdf5: both layouts, what files of theirs lack, and one line per kind of damage."""
+"""Reading hdf5 of D4RL and Minari: both layouts, what such files lack, and one line per kind of damage."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -139,8 +139,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "flags": (lambda a: a.update(terminals=np.full(23, 2)), "'terminals' is 2 in row 0"),
     "lengths": (lambda a: a.update(rewards=a["rewards"][:-1]), "unequal row counts"),
     "nan": (lambda a: a["observations"].__setitem__((4, 1), np.nan), "'observations' is not finite"),
-    "nan reward": (lambda a: a["rewards"].__setitem__(4, np.nan), "'rewards' is not finite in float32 in row 4"),
-    "nan next": (lambda a: a["next_observations"].__setitem__((4, 1), np.inf), "'next_observations' is not fin"),
+    "nan reward": (lambda a: a["rewards"].__setitem__(4, np.nan), "not finite in float32 in row 4"),
+    "nan next": (lambda a: a["next_observations"].__setitem__((4, 1), np.inf), "observations' is not finite"),
     "range": (lambda a: a["actions"].__setitem__((2, 1), 1.5), "actions must be normalised"),
     "next width": (lambda a: a.update(next_observations=np.zeros((23, 4), np.float32)), "has shape"),
     "order": (lambda a: a["next_observations"].__imul__(0.5), "rows must be in time order"),

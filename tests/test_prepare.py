@@ -41,7 +41,7 @@ def files_of(store: Path) -> dict[str, bytes]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are read."""
     names: list[str] = []
-    monkeypatch.setattr(convert, "read", lambda path: names.append(path.name) or read(path))
+    monkeypatch.setattr(convert, "read_file", lambda path, spec: names.append(path.name) or read(path))
     return names
 
 

@@ -1,4 +1,4 @@
-"""Turning OGBench's `.npz` files into the flat store (`store.py`), once.
+"""Turning dataset files, OGBench's `.npz` and D4RL's and Minari's hdf5, into the flat store, once.
 
 A shard is converted in a folder of its own that takes its name when it is whole; the store does when
 all its shards are there. So whatever kills a conversion, the next one goes on with the shards that are
@@ -9,13 +9,14 @@ the files are read twice; what the first reading found is kept too.
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mac.data.codec import Codec, fit_affine
 from mac.data.memory import free_host_memory
-from mac.data.npz import RawDataset, read
+from mac.data.provenance import describe
+from mac.data.raw import RawDataset
 from mac.data.shards import (
     SHARD,
     Part,
@@ -23,6 +24,7 @@ from mac.data.shards import (
     merged,
     origin,
     quality,
+    read_file,
     read_part,
     sha256,
     shard_files,
@@ -34,7 +36,7 @@ from mac.data.shards import (
 )
 from mac.data.store import DTYPES, FORMAT, META, Store, read_meta
 from mac.errors import UserError
-from mac.files import write_json, writing
+from mac.files import locked, write_json, writing
 from mac.types import EnvSpec
 
 READING = 1.5  # memory that reading and checking a file takes, in sizes of its arrays
@@ -70,12 +72,13 @@ def prepare(
     val = val_file(files[0])
     sources = [fingerprint(p) for p in (*files, val) if p.exists()]
     wanted = {"format": FORMAT, "columns": [spec.obs_dim, spec.action_dim], "sources": sources}
+    wanted |= {"recorded": True} if spec.recorded else {}
     wanted |= {} if dtype is None else {"dtype": dtype}
     if current := _open_current(store_dir, wanted):
         return current
     with writing(store_dir):
         store_dir.parent.mkdir(parents=True, exist_ok=True)
-    with writing(store_dir), _lock(store_dir):
+    with writing(store_dir), locked(store_dir.with_name(f".{store_dir.name}.lock")):
         # Another process may have converted while this one waited for the lock.
         if not _open_current(store_dir, wanted):
             wanted = {"dtype": "float32"} | wanted
@@ -155,7 +158,7 @@ class _Conversion:
         return part
 
     def _read(self, file: Path) -> RawDataset:
-        data = read(file)
+        data = read_file(file, self.spec)
         have = (data.obs.shape[1], data.action.shape[1])
         if have != self.widths:
             raise UserError(
@@ -201,6 +204,8 @@ class _Conversion:
             notes.append(
                 f"{val_file(self.files[0])}: absent, so the normaliser's statistics come from training rows"
             )
+        checksums = {part.source[0]: part.sha256 for part in (*found, *([val] if val else []))}
+        made_by, rows = origin(self.files[0]), sum(part.rows for part in found)
         return self.wanted | {
             "env": self.spec.name,
             "codec": found[0].codec,
@@ -208,8 +213,9 @@ class _Conversion:
             "val": val.rows if val else 0,
             "notes": notes,
             "quality": quality(found),
-            "checksums": {part.source[0]: part.sha256 for part in (*found, *([val] if val else []))},
-            "made_by": origin(self.files[0]),
+            "checksums": checksums,
+            "source": describe(self.files, made_by, rows, checksums).plain(),
+            "made_by": made_by,
         }
 
 
@@ -233,18 +239,3 @@ def _swap(new: Path, store_dir: Path) -> None:
         os.replace(store_dir, old)
     os.replace(new, store_dir)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _lock(store_dir: Path) -> Iterator[None]:
-    """Holds a lock file beside the store; the system frees it even if this process is killed."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: the swap is still atomic, only work may be done twice
-        yield
-        return
-    with (store_dir.parent / f".{store_dir.name}.lock").open("w") as handle:
-        # Some network filesystems have no locks; converting twice is better than not at all.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

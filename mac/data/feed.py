@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from mac.data.normalize import Normalizer
 from mac.data.store import Store
-from mac.data.window import Piece, Relabel, Room, make_window, start_counts
+from mac.data.window import Piece, Relabel, Room, make_window, recorded_falls, start_counts
 from mac.errors import UserError
 from mac.types import Window
 
@@ -112,7 +112,8 @@ def plan_rotation(
             f"--data.window={rows}: the longest episode has {sizes.max():,} rows; take a larger window"
         )
     per_window = min(per_window, len(blocks))
-    starts = np.sort([start_counts(x, chunk).sum() for x in lengths])
+    fell = [None if relabel else recorded_falls(store, [block]) for block in blocks]
+    starts = np.sort([start_counts(x, chunk, f).sum() for x, f in zip(lengths, fell, strict=True)])
     if not starts[:per_window].any():
         raise UserError(
             f"--data.window={rows}: some windows would hold no episode long enough for chunk={chunk}; take a "

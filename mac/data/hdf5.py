@@ -245,7 +245,7 @@ def _episode(
     obs, count = matrix(path, arrays, f"{name}/observations"), len(arrays[f"{name}/actions"])
     if len(obs) != count + 1:
         raise UserError(
-            f"{path}: {name} has {len(obs)} observations for {count} actions, one more than actions are needed"
+            f"{path}: {name} has {len(obs)} observations for {count} actions; T + 1 and T are needed"
         )
     if not count:
         width = arrays[f"{name}/actions"].shape[-1]

@@ -75,7 +75,7 @@ def _numbers(path: Path, arrays: Mapping[str, Any], key: str) -> np.ndarray:
     return value
 
 
-def _float32(path: Path, key: str, value: np.ndarray) -> Shaped[np.ndarray, "N *C"]:
+def _float32(path: Path, key: str, value: np.ndarray) -> Shaped[np.ndarray, "N ..."]:
     if len(value) == 0:
         raise UserError(f"{path}: '{key}' has no rows; make the dataset again")
     # A float64 too large for float32 becomes inf here, which the check for finite values reports.
@@ -107,7 +107,7 @@ def check_equal_rows(path: Path, arrays: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: the arrays have unequal row counts ({listed}); make the dataset again")
 
 
-def check_values(path: Path, key: str, value: Float32[np.ndarray, "N *C"]) -> None:
+def check_values(path: Path, key: str, value: Float32[np.ndarray, "N ..."]) -> None:
     """All values are finite."""
     finite = np.isfinite(value).reshape(len(value), -1)
     if not finite.all():

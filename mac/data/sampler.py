@@ -13,7 +13,10 @@ ACTION_LIMIT = 1 - 1e-5
 def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     """`spec.batch` chunks, uniform over the window's valid starts, with replacement.
 
-    A start leaves room for the whole chunk in its episode, so chunks never cross an episode.
+    A start leaves room for the whole chunk in its episode, so chunks never cross an episode; or the episode
+    ended in a fall, where the chunk then stays. What it does there matters no more, and it must not tell that
+    there was a fall: zeros would, and a model would learn to foretell falls from them, not from what led to
+    them. So these actions are what the data do elsewhere, at random.
 
     Raises:
         ValueError: at trace time, if longer chunks are to start at every row.
@@ -24,12 +27,16 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     starts = step_starts if spec.every_row else chunk_starts
     start, last = starts(window.episodes, spec.batch, k_start)
     rows = start[:, None] + jnp.arange(spec.chunk)[None, :]
+    end, actions = start + spec.chunk, _actions(window, rows)
+    if window.episodes.fell is not None:
+        actions = _over_falls(window, rows, last, actions, k_goals)
+        rows, end = jnp.minimum(rows, last[:, None] + 1), jnp.minimum(end, last + 1)
     goals, subgoals = _goals(window, spec, start, last, k_goals) if spec.goals else (None, None)
     following = jnp.minimum(start + spec.chunk, last)
     return Batch(
         obs=window.obs[start],
-        actions=_actions(window, rows),
-        next_obs=window.obs[start + spec.chunk],
+        actions=actions,
+        next_obs=window.obs[end],
         rewards=None if window.reward is None else window.reward[rows],
         masks=None if window.mask is None else window.mask[rows],
         goals=goals,
@@ -40,6 +47,21 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
 
 def _actions(window: Window, rows: Int[Array, "*B"]) -> Float[Array, "*B A"]:
     return jnp.clip(window.action[rows], -ACTION_LIMIT, ACTION_LIMIT)
+
+
+def _over_falls(
+    window: Window,
+    rows: Int[Array, "B H"],
+    last: Int[Array, " B"],
+    actions: Float[Array, "B H A"],
+    key: Key[Array, ""],
+) -> Float[Array, "B H A"]:
+    """`actions`, with those after the last action of an episode taken from runs of actions elsewhere."""
+    start, end = step_starts(window.episodes, len(rows), jr.fold_in(key, 1))
+    since = jnp.maximum(rows - last[:, None] - 1, 0)  # steps since the fall
+    elsewhere = jnp.minimum(start[:, None] + since, end[:, None])
+    fallen = jnp.broadcast_to((rows > last[:, None])[..., None], actions.shape)
+    return jnp.where(fallen, _actions(window, elsewhere), actions)
 
 
 def chunk_starts(

@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mac.data import codec as coding
+from mac.data import hdf5, npz
 from mac.data.codec import Codec, Loss, Summary
-from mac.data.npz import RawDataset, stated_sizes
-from mac.data.store import ACTION, EPISODES, OBS
+from mac.data.raw import RawDataset
+from mac.data.store import ACTION, EPISODES, OBS, REWARD
 from mac.errors import UserError
 from mac.files import settle
+from mac.types import EnvSpec
 
 SHARD = "shard.json"
 
 
 def shard_files(path: str | Path) -> tuple[Path, ...]:
-    """The training files at `path`: itself, or a folder's `*.npz` without `*-val.npz`, by name.
+    """The training files at `path`: itself, or a folder's `*.npz` without `*-val.npz`, by name; if it has
+    none, its hdf5 files.
 
     Raises:
         UserError: if there is none.
@@ -32,15 +33,30 @@ def shard_files(path: str | Path) -> tuple[Path, ...]:
         raise UserError(f"{path}: no such dataset; give an OGBench .npz file or a folder of them")
     if not path.is_dir():
         return (path,)
-    files = tuple(sorted(p for p in path.glob("*.npz") if not p.stem.endswith("-val")))
-    if not files:
-        raise UserError(f"{path}: this folder holds no training .npz file")
-    return files
+    for suffix in (".npz", *hdf5.SUFFIXES):
+        files = sorted(p for p in path.glob(f"*{suffix}") if not p.stem.endswith("-val"))
+        if files:
+            return tuple(files)
+    raise UserError(f"{path}: this folder holds no training .npz file, nor an hdf5 file")
 
 
 def val_file(train: Path) -> Path:
-    """Where OGBench keeps the validation split of a training file."""
-    return train.with_name(train.stem + "-val.npz")
+    """Where OGBench keeps the validation split of a training file; D4RL and Minari have none."""
+    return train.with_name(f"{train.stem}-val{train.suffix}")
+
+
+def read_file(file: Path, spec: EnvSpec) -> RawDataset:
+    """Reads and checks a file, by its suffix; it has rewards and falls just if `spec` says so (`recorded`).
+
+    Raises:
+        UserError: it is damaged, or lacks what the environment needs.
+    """
+    data = hdf5.read(file, spec.max_steps) if file.suffix in hdf5.SUFFIXES else npz.read(file)
+    if spec.recorded and data.fell is None:
+        raise UserError(
+            f"{file}: holds no rewards, which {spec.name} takes from its data; give D4RL's or Minari's hdf5"
+        )
+    return data if spec.recorded else data._replace(reward=None, fell=None)
 
 
 class Part(NamedTuple):
@@ -68,7 +84,7 @@ class Part(NamedTuple):
 def sizes_in(folder: Path) -> dict[str, int]:
     """Bytes of each array in the folder of a shard; of those that are missing nothing is said."""
     found = {}
-    for name in (OBS, ACTION, EPISODES):
+    for name in (OBS, ACTION, EPISODES, REWARD):
         with contextlib.suppress(OSError):
             found[name] = (folder / name).stat().st_size
     return found
@@ -86,7 +102,10 @@ def merged(parts: Sequence[Part]) -> list[Summary]:
 
 def write_rows(folder: Path, data: RawDataset, codec: Codec | None) -> list[dict[str, Any]] | None:
     """Writes the arrays of a shard, and returns what its codes lose."""
-    _save(folder / EPISODES, np.stack([data.first, data.length], axis=1))
+    recorded = [] if data.fell is None else [data.fell.astype(np.int64)]
+    _save(folder / EPISODES, np.stack([data.first, data.length, *recorded], axis=1))
+    if data.reward is not None:
+        _save(folder / REWARD, data.reward)
     losses = []
     for i, (name, rows) in enumerate(((OBS, data.obs), (ACTION, data.action))):
         if codec is None:
@@ -137,9 +156,9 @@ def sha256(path: Path) -> str:
 
 
 def sizes_of(file: Path) -> tuple[int, int]:
-    """`npz.stated_sizes` of a file, zeros if it is damaged."""
-    with contextlib.suppress(OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
-        return stated_sizes(file)
+    """Rows of a file, and bytes of its observations and actions, from its headers; zeros if it is damaged."""
+    with contextlib.suppress(*npz.BROKEN, *hdf5.BROKEN, LookupError, AttributeError):
+        return (hdf5 if file.suffix in hdf5.SUFFIXES else npz).stated_sizes(file)
     return 0, 0
 
 

@@ -3,7 +3,9 @@
     <store>/meta.json                  what is inside and which files it was made from
     <store>/train-000/obs.npy          float32 or uint16 [N, D], rows of whole episodes laid end to end
     <store>/train-000/action.npy       the same type [N, A]
-    <store>/train-000/episodes.npy     int64 [E, 2]: first row and row count of each episode
+    <store>/train-000/episodes.npy     int64 [E, 2]: first row and row count of each episode; where rewards
+                                       are recorded [E, 3]: also whether it ended in a fall
+    <store>/train-000/reward.npy       float32 [N], where rewards are recorded
     <store>/train-000/shard.json       which file it was made from, and what was found in it
     <store>/val/...                    as float32, if the first file has a `-val.npz` beside it
 
@@ -17,21 +19,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from mac.data.codec import Affine, Codec
+from mac.data.provenance import UNKNOWN, Provenance, of_meta
 from mac.errors import UserError, one_line
 
 FORMAT = 2
 """Version of the layout above; a store of another version is converted again."""
 
 META, OBS, ACTION, EPISODES = "meta.json", "obs.npy", "action.npy", "episodes.npy"
+REWARD = "reward.npy"
 DTYPES = ("float32", "uint16")
 """How rows may be stored."""
 
 
 class Split(NamedTuple):
-    """Memory-mapped rows of one shard; the fields are those of `npz.RawDataset`.
+    """Memory-mapped rows of one shard; the fields are those of `raw.RawDataset`.
 
     `codec` says how stored numbers become values; None if they are values.
     """
@@ -41,6 +45,8 @@ class Split(NamedTuple):
     first: Int[np.ndarray, " E"]
     length: Int[np.ndarray, " E"]
     codec: Codec | None = None
+    reward: Shaped[np.ndarray, " N"] | None = None
+    fell: Bool[np.ndarray, " E"] | None = None
 
 
 class Store(NamedTuple):
@@ -52,6 +58,7 @@ class Store(NamedTuple):
         train: one split per shard; all are stored alike.
         val: validation split of the first shard, None if there was none.
         notes: one line for each thing that a user should know about the data.
+        provenance: where the data come from.
     """
 
     path: Path
@@ -59,6 +66,7 @@ class Store(NamedTuple):
     train: tuple[Split, ...]
     val: Split | None
     notes: tuple[str, ...]
+    provenance: Provenance = UNKNOWN
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -75,7 +83,7 @@ class Store(NamedTuple):
             codec = meta["codec"] and Codec(*(Affine.from_plain(meta["codec"][k]) for k in Codec._fields))
             train = tuple(_open_split(path / name, rows, codec) for name, rows in meta["train"].items())
             val = _open_split(path / "val", meta["val"], None) if meta["val"] else None
-            return cls(path, meta["env"], train, val, tuple(meta["notes"]))
+            return cls(path, meta["env"], train, val, tuple(meta["notes"]), of_meta(meta))
         except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: damaged store ({one_line(error)}); delete this folder, and make it again"
@@ -86,6 +94,11 @@ class Store(NamedTuple):
         """The rows that normaliser statistics come from: validation if there is any, else training."""
         split = self.val or self.train[0]
         return split.obs if split.codec is None else split.codec.obs.decode(split.obs)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether rewards and falls are recorded."""
+        return self.train[0].fell is not None
 
     @property
     def rows(self) -> int:
@@ -122,7 +135,7 @@ def is_store(path: Path) -> bool:
     return (path / META).is_file()
 
 
-def read_rows(array: Shaped[np.ndarray, "N D"], start: int, out: Shaped[np.ndarray, "M D"]) -> None:
+def read_rows(array: Shaped[np.ndarray, "N ..."], start: int, out: Shaped[np.ndarray, "M ..."]) -> None:
     """Copies rows from `start` on into `out`, which is contiguous.
 
     A memory-mapped array is read as a file: mapped pages would count as this process's memory, and all
@@ -158,4 +171,10 @@ def _open_split(folder: Path, rows: int, codec: Codec | None) -> Split:
     wanted = np.float32 if codec is None else np.uint16
     if not obs.dtype == action.dtype == wanted:
         raise ValueError(f"{folder.name}: rows are {obs.dtype} and {action.dtype}, not {wanted.__name__}")
-    return Split(obs, action, episodes[:, 0], episodes[:, 1], codec)
+    plain = Split(obs, action, episodes[:, 0], episodes[:, 1], codec)
+    if episodes.shape[1] < 3:
+        return plain
+    reward = np.load(folder / REWARD, mmap_mode="r")
+    if reward.shape != (rows,) or reward.dtype != np.float32:
+        raise ValueError(f"{folder.name}: rewards are {reward.dtype} {reward.shape}, not float32 ({rows},)")
+    return plain._replace(reward=reward, fell=episodes[:, 2].astype(bool))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mac.data.codec import Affine, blocks
 from mac.data.normalize import Normalizer
@@ -38,20 +38,30 @@ EXACT = Room(0, 0)
 """Just what the episodes need."""
 
 
-def start_counts(length: Int[np.ndarray, " E"], chunk: int) -> Int[np.ndarray, " E"]:
+def start_counts(
+    length: Int[np.ndarray, " E"], chunk: int, fell: Bool[np.ndarray, " E"] | None = None
+) -> Int[np.ndarray, " E"]:
     """At how many rows of each episode a chunk may begin: the first ones, all but the last `chunk + 2`.
 
     With T transitions (`length` T + 1) these are rows 0 ... T-2-chunk, so T-1-chunk of them; a shorter
     episode has none. The state after the chunk is thus never one of the last two. The second of
     them is given up because the reference marks the last *two* rows of an episode as terminal.
 
-    Source: `ACDataset` in the authors' implementation of MAC.
+    An episode that `fell` goes on for ever where it ended, so there a chunk may begin at each of its T
+    transitions: else no chunk would ever hold a fall, and a model could not learn of it.
+
+    Source: `ACDataset` in the authors' implementation of MAC; which has no rule for falls.
     """
-    return np.maximum(length - (chunk + 2), 0)
+    whole = np.maximum(length - (chunk + 2), 0)
+    return whole if fell is None else np.where(fell, length - 1, whole)
 
 
 def index_episodes(
-    first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"], chunk: int, room: int = 0
+    first: Int[np.ndarray, " E"],
+    length: Int[np.ndarray, " E"],
+    chunk: int,
+    room: int = 0,
+    fell: Bool[np.ndarray, " E"] | None = None,
 ) -> EpisodeIndex:
     """The table of episodes that begin at rows `first` and have `length` rows (transitions plus one).
 
@@ -59,8 +69,9 @@ def index_episodes(
         chunk: actions per chunk, which decides where one may begin.
         room: episodes that the table has room for, so that windows of other episodes have its shape;
             at least as many as there are, if less is given.
+        fell: which of them ended in a fall; None where data record none.
     """
-    starts, steps = start_counts(length, chunk), length - 1
+    starts, steps = start_counts(length, chunk, fell), length - 1
     padding = (0, max(room - len(first), 0))
 
     def before(count: np.ndarray) -> Array:
@@ -74,6 +85,7 @@ def index_episodes(
         steps_before=before(steps),
         n_starts=_int32(starts.sum()),
         n_steps=_int32(steps.sum()),
+        fell=None if fell is None else jnp.asarray(np.pad(fell, padding)),
     )
 
 
@@ -111,7 +123,7 @@ def make_window(
     Args:
         normalizer: folded into the observations; `relabel` sees values in the environment's units.
         chunk: actions per chunk, at least 1.
-        relabel: reward and mask of each row; without it the window has neither.
+        relabel: reward and mask of each row; without it the window has those that the store records, if any.
         pieces: which episodes; None is all of them, of all shards.
         room: size of the window if that is more than the pieces need.
         put: moves an array, or a tree of them, to the device.
@@ -119,41 +131,71 @@ def make_window(
         UserError: if `chunk` is not positive, no episode is long enough for it, the rows are too many to
             be numbered, or a file cannot be read.
     """
-    pieces = pieces or [Piece(i, 0, len(split.first)) for i, split in enumerate(store.train)]
+    pieces = pieces or all_pieces(store)
     length = np.concatenate([store.train[p.shard].length[p.first : p.last] for p in pieces])
-    check_chunk(str(store.path), length, chunk)
+    fell = recorded_falls(store, pieces)
+    check_chunk(str(store.path), length, chunk, fell)
     rows = max(int(length.sum()), room.rows)
     if rows >= 2**31:
         raise UserError(f"{store.path}: {rows:,} rows are too many for one window; at most 2**31 - 1")
+    first = np.cumsum(length) - length
     obs, action = (_gather(store, pieces, name, rows) for name in ("obs", "action"))
-    codec = store.train[0].codec
-    reward, mask = _labels(relabel, obs, int(length.sum()), codec and codec.obs) if relabel else (None, None)
+    codec, reward, mask = store.train[0].codec, None, None
+    if relabel:
+        reward, mask = _labels(relabel, obs, int(length.sum()), codec and codec.obs)
+    elif fell is not None:
+        reward, mask = _gather(store, pieces, "reward", rows), _recorded_mask(first, length, fell, rows)
     return Window(
         obs=make_column(put(obs), normalizer, codec and codec.obs),
         action=make_column(put(action), None, codec and codec.action),
         reward=None if reward is None else put(reward),
         mask=None if mask is None else put(mask),
-        episodes=index_episodes(np.cumsum(length) - length, length, chunk, room.episodes),
+        episodes=index_episodes(first, length, chunk, room.episodes, None if relabel else fell),
     )
 
 
 def make_held_out(store: Store, normalizer: Normalizer, chunk: int, rows: int = 100_000) -> Window | None:
-    """The first episodes of the validation split, at most about `rows` rows, without rewards and masks.
+    """The first episodes of the validation split, at most about `rows` rows, with recorded rewards only.
 
     For looks at data that are not trained on. None if there is no such split, or no chunk in it.
     """
     if store.val is None:
         return None
     count = max(int(np.searchsorted(np.cumsum(store.val.length), rows, side="right")), 1)
-    if not start_counts(store.val.length[:count], chunk).any():
+    held, pieces = store._replace(train=(store.val,)), [Piece(0, 0, count)]
+    if not start_counts(store.val.length[:count], chunk, recorded_falls(held, pieces)).any():
         return None
-    return make_window(store._replace(train=(store.val,)), normalizer, chunk, pieces=[Piece(0, 0, count)])
+    return make_window(held, normalizer, chunk, pieces=pieces)
 
 
-def _gather(store: Store, pieces: Sequence[Piece], name: str, rows: int) -> Shaped[np.ndarray, "N D"]:
+def all_pieces(store: Store) -> list[Piece]:
+    """All episodes of all shards."""
+    return [Piece(i, 0, len(split.first)) for i, split in enumerate(store.train)]
+
+
+def recorded_falls(store: Store, pieces: Sequence[Piece]) -> Bool[np.ndarray, " E"] | None:
+    """Which episodes of the pieces ended in a fall; None if the store does not record it."""
+    if store.train[0].fell is None:
+        return None
+    return np.concatenate([np.asarray(store.train[p.shard].fell)[p.first : p.last] for p in pieces])
+
+
+def _recorded_mask(
+    first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"], fell: Bool[np.ndarray, " E"], rows: int
+) -> Float[np.ndarray, " N"]:
+    """0 for the last two rows of an episode that fell, one before the fall and one after, and behind all."""
+    mask = aligned_empty((rows,), np.dtype(np.float32))
+    mask[:] = 1
+    mask[int(length.sum()) :] = 0
+    final = (first + length - 1)[fell]
+    mask[final] = mask[final - 1] = 0
+    return mask
+
+
+def _gather(store: Store, pieces: Sequence[Piece], name: str, rows: int) -> Shaped[np.ndarray, "N ..."]:
     """The rows of all pieces, end to end, in an array of `rows` rows; rows left over are 0."""
     like = getattr(store.train[0], name)
-    out, at = aligned_empty((rows, like.shape[1]), like.dtype), 0
+    out, at = aligned_empty((rows, *like.shape[1:]), like.dtype), 0
     for piece in pieces:
         start, stop = row_range(store.train[piece.shard], piece)
         read_rows(getattr(store.train[piece.shard], name), start, out[at : at + stop - start])
@@ -188,11 +230,13 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray,
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def check_chunk(where: str, length: Int[np.ndarray, " E"], chunk: int) -> None:
+def check_chunk(
+    where: str, length: Int[np.ndarray, " E"], chunk: int, fell: Bool[np.ndarray, " E"] | None = None
+) -> None:
     """Raises UserError if no episode of `length` rows holds a chunk of so many actions."""
     if chunk < 1:
         raise UserError(f"chunk={chunk}: a chunk has at least 1 action")
-    if not start_counts(length, chunk).any():
+    if not start_counts(length, chunk, fell).any():
         raise UserError(
             f"{where}: no episode is long enough for chunk={chunk}: the longest has {length.max() - 1} "
             f"transitions, {chunk + 2} are needed; take a smaller chunk or longer episodes"
