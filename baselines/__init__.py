@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from baselines.flow_bc import FlowBC, FlowBCConfig
+from baselines.iql import IQL, IQLConfig
 from mac.algorithm import AbstractAlgorithm
 from mac.config import Config as MACConfig
 from mac.fql import MACFQL, FQLConfig
@@ -48,5 +50,14 @@ REGISTRY: dict[str, Entry] = {
     "mac_nodistill": _mac(
         NoDistillConfig, MACNoDistill, "MAC without distillation",
         "MAC whose one-step policy is trained on the data, not on a flow of many steps",
+    ),
+    "flow_bc": Entry(
+        FlowBCConfig, FlowBC, "flow behaviour cloning (Lipman et al. 2023)",
+        "flow policy that imitates the data", 2023, "2210.02747",
+    ),
+    "iql": Entry(
+        IQLConfig, IQL, "IQL (Kostrikov et al. 2022)",
+        "V as an expectile of Q over the data's actions; Gaussian policy by weighted imitation",
+        2022, "2110.06169",
     ),
 }  # fmt: skip

@@ -32,13 +32,17 @@ ALLOWED = {
     "mac.fql": ABLATION,
     "mac.nodistill": ABLATION,
     "mac.dynamics": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm"),
+    "mac.modelfree": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.config"),
+    "mac.implicit": (
+        "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.config", "mac.modelfree",
+    ),
     "mac.mbpo": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm"),
     "mac.data": ("mac.types", "mac.errors", "mac.files"),
     "mac.run": ("mac.types", "mac.errors", "mac.files", "mac.algorithm", "mac.data"),
     "envs_mjx": ("mac.types", "mac.errors", "mac.files"),
     "baselines": (
         "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.mbpo", "mac.mac",
-        "mac.config", "mac.gaussian", "mac.fql", "mac.nodistill",
+        "mac.config", "mac.gaussian", "mac.fql", "mac.nodistill", "mac.modelfree", "mac.implicit",
     ),
     "experiments": ("mac", "envs_mjx", "baselines"),
 }  # fmt: skip

@@ -1,0 +1,95 @@
+"""IQL: implicit Q-learning (Kostrikov et al. 2022, arXiv 2110.06169).
+
+Values that never look beyond the data's actions, and a policy that imitates the data's actions, each
+weighted by its advantage. The defaults are those of the runs on OGBench's single tasks (Park et al. 2025,
+FQL, arXiv 2502.02538): a Gaussian of deviation 1 around an unbounded mean, online critics in the advantage.
+On D4RL the mean is a tanh, deviations are learned, the slow critics give the advantage, and the policy's
+learning rate falls to 0 as a cosine.
+
+Not as in the D4RL runs: networks start as all others here do, slow critics follow one update later, and
+the critics' errors are added rather than averaged (which Adam does not see).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float, Key
+
+from mac.algorithm import TrainState, adam_by_network
+from mac.implicit import AbstractImplicit, ImplicitConfig, ImplicitNets
+from mac.modelfree import Goal, Step
+from mac.nn.critics import combined, scores
+from mac.nn.heads import HEAD_VARIANCE, normal_log_prob
+from mac.nn.mlp import MLP, scalar
+from mac.ops.losses import Losses, advantage_weight
+
+
+@dataclass(frozen=True)
+class IQLConfig(ImplicitConfig):
+    """Hyperparameters of IQL."""
+
+    alpha: float = 1.0
+    """how strongly the advantage of an action weighs; 0 is behaviour cloning"""
+    policy: Literal["unit", "tanh"] = "unit"
+    """Gaussian: of deviation 1; or of learned deviations, the same in all states, around a tanh"""
+    advantage: Literal["online", "slow"] = "online"
+    """critics whose values make the advantage"""
+    actor_decay: bool = False
+    """the policy's learning rate falls as a cosine, to 0 at the end of the run"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require_at_least_0("alpha")
+
+    @property
+    def needs_steps(self) -> str:
+        return super().needs_steps or ("--hp.actor-decay" if self.actor_decay else "")
+
+
+class Actor(eqx.Module):
+    """A Gaussian policy; `log_std` is None where deviations are 1."""
+
+    mean: MLP  # s, g -> mean of a
+    log_std: Float[Array, " A"] | None
+
+
+class IQL(AbstractImplicit):
+    """Implicit Q-learning with advantage-weighted regression."""
+
+    cfg: IQLConfig = eqx.field(static=True)
+
+    def actor_net(self, key: Key[Array, ""]) -> Actor:
+        *given, action = self.inputs
+        cfg, tanh = self.cfg, self.cfg.policy == "tanh"
+        share = 1.0 if tanh else HEAD_VARIANCE
+        mean = MLP(given, cfg.hidden, action, key=key, style=cfg.actor_style, variance=share)
+        return Actor(mean, jnp.zeros(action) if tanh else None)
+
+    def mean(self, actor: Actor, obs: Array, goal: Goal) -> Float[Array, "*B A"]:
+        """The policy's mode."""
+        mean = actor.mean(obs, goal)
+        return jnp.tanh(mean) if self.cfg.policy == "tanh" else mean
+
+    def actor_loss(self, nets: ImplicitNets, target: Any, step: Step, key: Key[Array, ""]) -> Losses:
+        """Likelihood of the data's actions, weighted by how much better than V they are."""
+        del key
+        s, g, a = step.obs, step.actor_goal, step.action
+        critics = nets.q if self.cfg.advantage == "online" else target["q"]
+        advantage = combined(scores(critics, s, g, a), "min") - scalar(nets.v, s, g)
+        log_std = nets.actor.log_std
+        log_std = None if log_std is None else jnp.clip(log_std, -20, 2)
+        log_prob = normal_log_prob(a, self.mean(nets.actor, s, g), log_std)
+        return {"policy/awr_loss": -jnp.mean(sg(advantage_weight(advantage, self.cfg.alpha)) * log_prob)}
+
+    def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
+        del key
+        return self.mean(state.nets.actor, obs, goal)
+
+    def optimiser(self) -> optax.GradientTransformation:
+        if not self.cfg.actor_decay:
+            return super().optimiser()
+        return adam_by_network({"actor": optax.cosine_decay_schedule(self.lr, self.steps)}, self.rate)

@@ -1,0 +1,84 @@
+"""Implicit Q-learning's values, from which several methods extract policies of different kinds.
+
+V is an expectile of Q over the actions of the data: near 1, the value of the best of them. No action that
+the data do not hold is ever valued. Source: Kostrikov et al. 2022 (IQL), arXiv 2110.06169, eq. 5 and 6.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.random as jr
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float, Key
+
+from mac.modelfree import AbstractModelFree, ModelFreeConfig, Step, one_step
+from mac.nn.critics import Critics, combined, scores, squared_errors, twin_critics
+from mac.nn.mlp import MLP, scalar, value_net
+from mac.ops.losses import Losses, expectile_loss, total
+from mac.types import Batch, Metrics
+
+
+@dataclass(frozen=True)
+class ImplicitConfig(ModelFreeConfig):
+    """Hyperparameters of implicit Q-learning's values."""
+
+    expectile: float = 0.9
+    """expectile of Q that V is, in (0, 1): 0.5 is the mean over the data's actions, near 1 the best one"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require("expectile", 0 < self.expectile < 1, "must be in (0, 1)")
+
+
+class ImplicitNets(eqx.Module):
+    """Values, and the method's own policy."""
+
+    v: MLP  # s, g -> value
+    q: Critics  # s, g, a -> value
+    actor: Any
+
+
+class AbstractImplicit(AbstractModelFree[ImplicitNets]):
+    """Implicit Q-learning, but for the policy."""
+
+    cfg: Any = eqx.field(static=True)
+
+    @abc.abstractmethod
+    def actor_net(self, key: Key[Array, ""]) -> Any:
+        """The policy's networks."""
+
+    @abc.abstractmethod
+    def actor_loss(self, nets: ImplicitNets, target: Any, step: Step, key: Key[Array, ""]) -> Losses:
+        """The policy's losses."""
+
+    def nets(self, key: Key[Array, ""]) -> ImplicitNets:
+        k_v, k_q, k_actor = jr.split(key, 3)
+        hidden, style = self.cfg.hidden, self.cfg.critic_style
+        return ImplicitNets(
+            v=value_net(self.inputs[:2], hidden, key=k_v, style=style),
+            q=twin_critics(self.inputs, hidden, key=k_q, style=style),
+            actor=self.actor_net(k_actor),
+        )
+
+    def targeted(self, nets: ImplicitNets) -> Any:
+        return {"q": nets.q}
+
+    def loss(
+        self, nets: ImplicitNets, target: Any, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        step = one_step(batch)
+        with jax.named_scope("value"):
+            best = combined(scores(target["q"], step.obs, step.goal, step.action), "min")
+            v = scalar(nets.v, step.obs, step.goal)
+            losses = {"value/loss": expectile_loss(best - v, self.cfg.expectile)}
+        with jax.named_scope("critic"):
+            after = sg(scalar(nets.v, step.next_obs, step.goal))
+            q = scores(nets.q, step.obs, step.goal, step.action)
+            backup = step.reward + self.cfg.discount * step.mask * after
+            losses["critic/loss"] = squared_errors(q, backup)
+        with jax.named_scope("policy"):
+            losses |= self.actor_loss(nets, target, step, key)
+        return total(losses, value__v_mean=v, critic__q_mean=q)

@@ -1,0 +1,110 @@
+"""What methods without a model share: single steps of the data, and a policy that acts anew at every step."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mac.algorithm import AbstractConfigured, Nets, TrainState
+from mac.config import CommonConfig
+from mac.errors import UserError
+from mac.nn.mlp import Activation, Style
+from mac.types import Batch, EnvSpec, SampleSpec
+
+Goal = Float[Array, "*B G"] | None
+
+
+@dataclass(frozen=True)
+class ModelFreeConfig(CommonConfig):
+    """What methods without a model have."""
+
+    activation: Activation = "gelu"
+    """what follows each hidden layer's products"""
+    critic_norm: bool = True
+    """LayerNorm after the activations of values and critics"""
+    actor_norm: bool = False
+    """LayerNorm after the activations of policies"""
+
+    @property
+    def critic_style(self) -> Style:
+        """Of the hidden layers of values and critics."""
+        return Style(self.activation, self.critic_norm)
+
+    @property
+    def actor_style(self) -> Style:
+        """Of the hidden layers of policies."""
+        return Style(self.activation, self.actor_norm)
+
+
+class Step(NamedTuple):
+    """`B` steps of the data. With goals, the reward is 0 in states that are `goal`, else -1.
+
+    `mask` is 0 where nothing follows; `goal` is for values and `actor_goal` for policies, None without goals.
+    """
+
+    obs: Float[Array, "B D"]
+    action: Float[Array, "B A"]
+    reward: Float[Array, " B"]
+    mask: Float[Array, " B"]
+    next_obs: Float[Array, "B D"]
+    goal: Goal
+    actor_goal: Goal
+
+
+def one_step(batch: Batch) -> Step:
+    """The steps of a batch of chunks of one action."""
+    if batch.goals is not None:
+        reached, goal, actor_goal = batch.goals.reached, batch.goals.value, batch.goals.actor
+        reward, mask = reached - 1, 1 - reached
+    elif batch.rewards is None or batch.masks is None:
+        raise TypeError("this method needs a window with rewards (pass `relabel` to `make_window`) or goals")
+    else:
+        reward, mask, goal, actor_goal = batch.rewards[:, 0], batch.masks[:, 0], None, None
+    return Step(batch.obs, batch.actions[:, 0], reward, mask, batch.next_obs, goal, actor_goal)
+
+
+class AbstractModelFree(AbstractConfigured[Nets]):
+    """A method that learns from single steps of the data and acts anew at every step.
+
+    With goals, values see the goals of values and policies those of policies; critics that judge a
+    policy's action see the policy's.
+    """
+
+    cfg: Any = eqx.field(static=True)
+
+    def __init__(self, cfg: ModelFreeConfig, env: EnvSpec, steps: int = 0):
+        """As `AbstractConfigured`."""
+        sample = SampleSpec(cfg.batch, 1, cfg.goals(env), every_row=True)
+        super().__init__(cfg, env, self.wish(sample, cfg), steps)
+
+    def wish(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
+        """What to ask of the sampler beside single steps, given those."""
+        del cfg
+        return sample
+
+    @property
+    def inputs(self) -> tuple[int, int | None, int]:
+        """Widths of state, goal and action."""
+        return self.env.obs_dim, self.env.goal_dim, self.env.action_dim
+
+    @abc.abstractmethod
+    def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
+        """What the policy does, not clipped; the arguments are those of `act`."""
+
+    def act(
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, "E n A"]:
+        return jnp.clip(self.action(state, obs, goal, key), -1, 1)[:, None]
+
+
+def require_goals(name: str, env: EnvSpec) -> None:
+    """Raises UserError where a method that is only about goals meets an environment without any."""
+    if env.goal_dim is None:
+        raise UserError(f"--algo={name}: {env.name} has no goals; take an oraclerep task, or another --algo")
