@@ -86,7 +86,9 @@ def test_an_action_that_is_not_finite_moves_nothing_and_shows_in_the_reward(env)
         np.testing.assert_array_equal(after.obs, step(state, jnp.zeros(5)).obs)
 
 
-@pytest.mark.parametrize("family", ["cube-single", "scene", "puzzle-3x3"])
+@pytest.mark.parametrize(
+    "family", ["scene", *(pytest.param(f, marks=pytest.mark.slow) for f in ("cube-single", "puzzle-3x3"))]
+)
 def test_a_cube_thrown_out_of_the_scene_comes_back_to_the_table(family):
     """As in OGBench: only where there are a drawer and a window, and at rest."""
     env = make(f"{family}-play-oraclerep-v0")

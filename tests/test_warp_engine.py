@@ -33,7 +33,7 @@ BATCH = (2, 12)
 """Two nested axes, as in an evaluation of tasks x episodes."""
 ROWS = BATCH[0] * BATCH[1]
 STEPS = 180
-QUICK = ("cube-single", "cube-double", "scene", "puzzle-3x3")
+QUICK = ("cube-single", "scene")
 
 
 class Moments(NamedTuple):
