@@ -1,7 +1,8 @@
-"""Makes datasets of any size in OGBench's schema, with OGBench's scripted experts in our environments.
+"""Makes datasets of any size in OGBench's schema, with experts that act in our environments.
 
-The files are those that `ogbench.make_env_and_datasets(name, dataset_path=...)` reads: episodes of 1001
-rows, each row the state before its action. Episodes are simulated in waves of equal size; those that
+The files are those that `ogbench.make_env_and_datasets(name, dataset_path=...)` reads: episodes of equal
+length, each row the state before its action. Experts are OGBench's scripts, and for ants and humanoids
+policies that were trained here. Episodes are simulated in waves of equal size; those that
 fail OGBench's health check are thrown away and redone. Episode i of a seed is the same bit for bit,
 whatever the number of threads, of shards and of interruptions.
 """
@@ -19,13 +20,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs_mjx.engine import AbstractEngine
 from envs_mjx.engine_c import CEngine
-from envs_mjx.episodes import EPISODE_ROWS, Job, Simulator, Wave, widths
+from envs_mjx.episodes import Job, Simulator, Wave
 from envs_mjx.host import available_cores
-from envs_mjx.registry import engine_for
-from envs_mjx.request import Request, family_and_style, versions
-from envs_mjx.scenes import Scene, build_scene
+from envs_mjx.locomotion.engine_c import CWalkerEngine
+from envs_mjx.locomotion.maze_env import MazeEnv
+from envs_mjx.locomotion.navigate import Actor, NavigationScript
+from envs_mjx.locomotion.walkers import MAZES
+from envs_mjx.registry import engine_for, make
+from envs_mjx.request import Request, episode_rows, family_and_style, versions
+from envs_mjx.scenes import build_scene
+from envs_mjx.script import AbstractScript, TabletopScript
 from envs_mjx.shards import TRAIN, VAL, columns, make_shards
 from envs_mjx.workshop import Note, Workshop, check_settings
 from mac.errors import UserError
@@ -43,7 +48,8 @@ class Collected(NamedTuple):
 
     Attributes:
         train_rows, val_rows: rows of all files.
-        targets, hits: targets that the expert was through with, and those of them that it hit.
+        targets, hits: targets that the expert was through with, and those of them that it hit; in mazes,
+            goals that it reached.
         thrown: episodes that failed the health check and were redone.
         dropped: contacts that the engine left out; not 0 means that the physics is doubtful.
     """
@@ -71,7 +77,7 @@ def collect(
 
     Args:
         dataset: name such as `cube-single-play-v0`.
-        rows: training rows wanted, rounded up to whole episodes of 1001.
+        rows: training rows wanted, rounded up to whole episodes.
         path: file to write, ending in `.npz`; its folder is created.
         seed, progress, threads: see `generate`.
     Raises:
@@ -84,7 +90,7 @@ def collect(
         raise UserError(f"{path}: a dataset file must end in .npz")
     if path.exists():
         raise UserError(f"{path} exists; delete it to make the data anew, or choose another file")
-    episodes = -(-rows // EPISODE_ROWS)
+    episodes = -(-rows // episode_rows(dataset))
     with _temporary(path) as work:
         request = Request(dataset, episodes, episodes, seed)
         return generate(request, path.parent, stem=path.stem, work=work, threads=threads, progress=progress)
@@ -113,6 +119,7 @@ def generate(
     work: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    actor: Actor | None = None,
 ) -> Collected:
     """Makes a dataset, or what is missing of it: an earlier attempt, however it ended, is continued.
 
@@ -125,20 +132,21 @@ def generate(
         work: working folder; `work_folder` if None. It is removed at the end.
         threads: host threads for the physics, every available core if None; it does not change the data.
         progress: called with rows simulated so far and rows in total, both splits together.
+        actor: the trained expert whose checksum is `request.expert`.
     Raises:
         UserError: for a bad request, a folder that holds other data or cannot be written, or a disk
             without room.
     """
-    family, style = family_and_style(request)
-    scene = build_scene(family)
+    script = _script(request, threads, actor)
     stem = stem or request.dataset
-    settings = request._asdict() | {"versions": versions()}
+    settings = request.settings | {"versions": versions()}
     done = metadata_path(folder, stem)
     shards = make_shards(stem, request.episodes, request.per_shard)
-    shop = Workshop(folder, work or work_folder(folder, stem), shards, columns(widths(scene)))
+    work = work or work_folder(folder, stem)
+    shop = Workshop(folder, work, shards, columns(script.widths), script.rows)
     earlier = None
     if done.exists():  # finished once: what was made is known, though some files may have been removed
-        check_settings(done, request._asdict(), f"delete the dataset {stem} in it")
+        check_settings(done, request.settings, f"delete the dataset {stem} in it")
         earlier = Collected(**json.loads(done.read_bytes())["collected"])
         if all(shop.finished(shard) for shard in shards):
             return earlier
@@ -147,12 +155,11 @@ def generate(
         shop.check_names()
     shop.open(settings)
     shop.check_room()
-    engine = _engine(scene, request, threads)
-    simulator = Simulator(style, scene, engine, seed=request.seed, lanes=request.lanes)
+    simulator = Simulator(script, seed=request.seed, lanes=request.lanes)
     at_once = max(1, (threads or available_cores()) // _CORES_PER_WAVE) if request.engine == "c" else 1
     _simulate(simulator, shop, at_once, progress or (lambda rows, total: None))
-    made = earlier or _sum_up(shop)
-    write_json(done, _metadata(settings, made), part=shop.draft(done.name))
+    made = earlier or _sum_up(shop, script.rows)
+    write_json(done, _metadata(request, settings, made), part=shop.draft(done.name))
     shop.close()
     return made
 
@@ -187,14 +194,23 @@ def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Prog
             stop.set()  # nothing runs any more, or else it ends within a stretch
 
 
-def _engine(scene: Scene, request: Request, threads: int | None) -> AbstractEngine:
-    if threads is not None and request.engine == "c":
-        return CEngine(scene, threads)
-    return engine_for(scene.family, request.engine)
+def _script(request: Request, threads: int | None, actor: Actor | None) -> AbstractScript:
+    """What is to be simulated."""
+    family, style = family_and_style(request)
+    own_threads = threads is not None and request.engine == "c"
+    rows = episode_rows(request.dataset)
+    if family in MAZES:
+        env = make(request.dataset, request.engine)
+        assert isinstance(env, MazeEnv)
+        env = MazeEnv(request.dataset, env.walker, CWalkerEngine(env.walker, threads)) if own_threads else env
+        return NavigationScript(style, env, rows, actor)
+    scene = build_scene(family)
+    engine = CEngine(scene, threads) if own_threads else engine_for(family, request.engine)
+    return TabletopScript(style, scene, engine, rows)
 
 
-def _sum_up(shop: Workshop) -> Collected:
-    rows = [sum(shard[split].episodes for shard in shop.shards) * EPISODE_ROWS for split in (TRAIN, VAL)]
+def _sum_up(shop: Workshop, episode_rows: int) -> Collected:
+    rows = [sum(shard[split].episodes for shard in shop.shards) * episode_rows for split in (TRAIN, VAL)]
     notes = shop.notes.values()
     return Collected(
         *rows,
@@ -205,14 +221,20 @@ def _sum_up(shop: Workshop) -> Collected:
     )
 
 
-def _metadata(settings: dict[str, Any], made: Collected) -> dict[str, Any]:
+def _metadata(request: Request, settings: dict[str, Any], made: Collected) -> dict[str, Any]:
     """Where a dataset comes from, for whoever finds the files."""
-    return {
-        "source": "made by mac-jax with OGBench's scripted expert; not the files that OGBench hosts",
-        **settings,
-        "hit_rate": round(made.hits / max(made.targets, 1), 4),
-        "collected": made._asdict(),
-    }
+    script = "made by mac-jax with OGBench's scripted expert; not the files that OGBench hosts"
+    trained = (
+        "made by mac-jax with an expert that it trained itself; results on it are not comparable with those "
+        "on the files that OGBench hosts"
+    )
+    own = {} if request.expert is None else {"expert": "ours", "expert_checksum": request.expert}
+    rate = {"hit_rate": round(made.hits / max(made.targets, 1), 4)}
+    if family_and_style(request)[0] in MAZES:
+        steps = (made.train_rows + made.val_rows) * (1 - 1 / episode_rows(request.dataset))
+        rate = {"steps_per_goal": round(steps / made.hits, 1) if made.hits else None}
+    source = {"source": trained if own else script}
+    return {**source, **settings, **own, **rate, "collected": made._asdict()}
 
 
 @contextlib.contextmanager

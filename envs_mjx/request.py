@@ -3,8 +3,10 @@
 import importlib.metadata
 from typing import NamedTuple
 
+from envs_mjx import experts
 from envs_mjx.episodes import EPISODE_ROWS
-from envs_mjx.experts import STYLES
+from envs_mjx.locomotion.compass import STYLES as MAZE_STYLES
+from envs_mjx.locomotion.walkers import MAZES
 from envs_mjx.registry import parse
 from mac.errors import UserError
 
@@ -25,6 +27,7 @@ class Request(NamedTuple):
         seed: same seed, same episodes.
         engine: `c`, or another engine of `registry.ENGINES`.
         lanes: episodes simulated together; part of the data's identity, as XLA's rounding depends on it.
+        expert: checksum of a trained expert, for walkers that no script can move; else None.
     """
 
     dataset: str
@@ -33,6 +36,12 @@ class Request(NamedTuple):
     seed: int = 0
     engine: str = "c"
     lanes: int = LANES["c"]
+    expert: str | None = None
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """What identifies the data, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def episode_rows(dataset: str) -> int:
@@ -61,10 +70,10 @@ def family_and_style(request: Request) -> tuple[str, str]:
     """
     family = parse(request.dataset).family
     style = request.dataset.removeprefix(f"{family}-").removesuffix("-v0")
-    if style not in STYLES:
-        raise UserError(
-            f"{request.dataset!r} is not the name of a dataset; try {parse(request.dataset).dataset}"
-        )
+    if style not in (MAZE_STYLES if family in MAZES else experts.STYLES):
+        raise UserError(_no_dataset(request.dataset))
+    if (request.expert is None) != (family not in MAZES or family.startswith("point")):
+        raise UserError(_wrong_expert(request))
     if request.engine not in LANES:
         raise UserError(f"unknown physics engine {request.engine!r}; choose {' or '.join(LANES)}")
     for name in ("episodes", "per_shard", "lanes"):
@@ -78,6 +87,23 @@ def family_and_style(request: Request) -> tuple[str, str]:
     if not 0 <= request.seed < 2**31:
         raise UserError(f"seed={request.seed}: must be in [0, 2**31)")
     return family, style
+
+
+def _no_dataset(name: str) -> str:
+    proper = parse(name).dataset
+    if proper == name:
+        return f"{name} is not made by an expert of ours; download it, or see experiments/expert.py"
+    return f"{name!r} is not the name of a dataset; try {proper}"
+
+
+def _wrong_expert(request: Request) -> str:
+    if request.expert is not None:
+        return f"{request.dataset} is made by a script; leave out --expert"
+    body = request.dataset.partition("maze")[0]
+    return (
+        f"{request.dataset} needs a trained expert: `python experiments/expert.py --task {body} --out FOLDER`, "
+        "then `python experiments/collect.py --expert FOLDER`"
+    )
 
 
 def versions() -> dict[str, str]:

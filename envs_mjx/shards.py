@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from envs_mjx.episodes import EPISODE_ROWS, Rows
+from envs_mjx.script import Rows
 from mac.files import replace_file, settle
 
 TRAIN, VAL = 0, 1
@@ -72,7 +72,7 @@ def make_shards(stem: str, episodes: int, per_shard: int) -> tuple[Shard, ...]:
 
 
 def columns(widths: Mapping[str, int]) -> dict[str, Column]:
-    """Arrays of a file, given the widths of `episodes.Rows` (0: there is no such array)."""
+    """Arrays of a file, given the widths of `Rows` (0: there is no such array)."""
     kinds = {name: _DISK_TYPES.get(name, np.dtype(np.float32)) for name in widths}
     return {name: Column(width, kinds[name]) for name, width in widths.items() if width}
 
@@ -87,8 +87,9 @@ class Bench:
     `UserError`s where a file is put in its place.
     """
 
-    def __init__(self, work: Path, layout: Mapping[str, Column]):
-        self.work, self.layout = work, layout
+    def __init__(self, work: Path, layout: Mapping[str, Column], rows: int):
+        """Args: the folder, the arrays of a file, and the rows of each episode."""
+        self.work, self.layout, self.rows = work, layout, rows
 
     def holds(self, part: Part) -> bool:
         """Whether a file is under way, so that what was put into it is still there."""
@@ -101,7 +102,7 @@ class Bench:
             if not path.exists():
                 self._reserve(path, part, column)
             data = np.ascontiguousarray(getattr(rows, name), dtype=column.dtype)
-            assert data.shape == (EPISODE_ROWS, column.width)
+            assert data.shape == (self.rows, column.width)
             with open(path, "r+b") as file:
                 file.seek(path.stat().st_size - (part.first + part.episodes - episode) * data.nbytes)
                 file.write(data.data)
@@ -125,7 +126,7 @@ class Bench:
 
     def _reserve(self, path: Path, part: Part, column: Column) -> None:
         """An array of the right size, so that a full disk is noticed before the work and not after it."""
-        shape = part.episodes * EPISODE_ROWS, column.width
+        shape = part.episodes * self.rows, column.width
         size = shape[0] * shape[1] * column.dtype.itemsize
 
         def reserve(file: IO[bytes]) -> None:
@@ -148,5 +149,5 @@ class Bench:
                 ):
                     shutil.copyfileobj(source, target, _BLOCK)
             with archive.open(zipfile.ZipInfo(f"{_TERMINALS}.npy"), "w", force_zip64=True) as target:
-                row = np.arange(part.episodes * EPISODE_ROWS) % EPISODE_ROWS
-                np.lib.format.write_array(target, row == EPISODE_ROWS - 1, allow_pickle=False)
+                row = np.arange(part.episodes * self.rows) % self.rows
+                np.lib.format.write_array(target, row == self.rows - 1, allow_pickle=False)

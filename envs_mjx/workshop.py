@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from envs_mjx.episodes import EPISODE_ROWS, Job, Rows
+from envs_mjx.episodes import Job
+from envs_mjx.script import Rows
 from envs_mjx.shards import Bench, Column, Part, Shard, row_bytes
 from mac.errors import UserError, one_line
 from mac.files import settle, write_json, writing
@@ -47,29 +48,34 @@ class Note(NamedTuple):
 class Workshop:
     """The files of one dataset, finished and under way; for one process at a time."""
 
-    def __init__(self, folder: Path, work: Path, shards: Sequence[Shard], layout: Mapping[str, Column]):
+    def __init__(
+        self, folder: Path, work: Path, shards: Sequence[Shard], layout: Mapping[str, Column], episode_rows: int
+    ):
         """Nothing is read or written yet.
 
         Args:
             folder: where finished files go.
             work: the working folder, on the same file system.
+            layout: arrays of each file.
+            episode_rows: rows of an episode.
         """
         self.folder, self.work, self.shards = folder, work, tuple(shards)
         self.notes: dict[tuple[int, int], Note] = {}  # of the episodes that are on disk
         self.thrown: dict[tuple[int, int, int], Note] = {}  # by split, index and attempt
-        self._bench = Bench(work, layout)
+        self._episode_rows = episode_rows
+        self._bench = Bench(work, layout, episode_rows)
         self._row_bytes = row_bytes(layout)
         self._left = [0] * len(self.shards)  # episodes missing in each shard
 
     @property
     def rows(self) -> int:
         """Rows of all files, finished."""
-        return sum(part.episodes for shard in self.shards for part in shard) * EPISODE_ROWS
+        return sum(part.episodes for shard in self.shards for part in shard) * self._episode_rows
 
     @property
     def rows_kept(self) -> int:
         """Rows that are on disk."""
-        return self.rows - sum(self._left) * EPISODE_ROWS
+        return self.rows - sum(self._left) * self._episode_rows
 
     def final(self, part: Part) -> Path:
         """Where a file is when it is finished."""
@@ -105,7 +111,7 @@ class Workshop:
                 files of one shard.
         """
         sizes = [sum(part.episodes for part in shard) for shard in self.shards if not self.finished(shard)]
-        whole = (sum(sizes) + max(sizes, default=0)) * EPISODE_ROWS * self._row_bytes
+        whole = (sum(sizes) + max(sizes, default=0)) * self._episode_rows * self._row_bytes
         there = sum(file.stat().st_size for file in self.work.glob("*/*.npy"))
         free, needed = shutil.disk_usage(self.work).free, 1.02 * max(whole - there, 0)
         if free < needed:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from envs_mjx.collect import generate, work_folder
-from envs_mjx.episodes import EPISODE_ROWS, Events, Job, Rows, Simulator, Wave, widths
+from envs_mjx.episodes import Job, Simulator, Wave
 from envs_mjx.request import Request
+from envs_mjx.script import Events, Rows
 
 
 def number(split: int, index: int, attempt: int) -> int:
@@ -32,19 +33,19 @@ def run(
 ) -> Wave:
     """`Simulator.run` without physics: the rows of an episode say which one it is."""
     del stop
-    sizes = widths(self.table.scene)
+    sizes, length = self.script.widths, self.script.rows
     rows = {
-        name: np.empty((len(jobs), EPISODE_ROWS, size), bool if name == "button_states" else np.float32)
+        name: np.empty((len(jobs), length, size), bool if name == "button_states" else np.float32)
         for name, size in sizes.items()
     }
     for i, job in enumerate(jobs):
         for name, array in rows.items():
             array[i] = number(*job) if name != "button_states" else job.index % 2
     healthy = np.asarray([not fails(job) for job in jobs])
-    tick(EPISODE_ROWS * int(healthy.sum()))
-    done = np.zeros((len(jobs), EPISODE_ROWS), bool)
+    tick(length * int(healthy.sum()))
+    done = np.zeros((len(jobs), length), bool)
     done[:, :4] = True
-    hit = done & (np.arange(EPISODE_ROWS) < 3)
+    hit = done & (np.arange(length) < 3)
     return Wave(tuple(jobs), Rows(**rows), Events(done, hit), healthy, np.zeros(len(jobs), int))
 
 

@@ -28,6 +28,7 @@ from envs_mjx.episodes import EPISODE_ROWS, STRETCH, Job, Simulator, Stopped
 from envs_mjx.registry import make, parse
 from envs_mjx.request import LANES
 from envs_mjx.scenes import FAMILIES, build_scene
+from envs_mjx.script import TabletopScript
 
 COMPARED = (
     "cube-single-play-v0",
@@ -60,7 +61,8 @@ def ours(dataset: str, episodes: int, seed: int) -> Episodes:
     """Healthy episodes of ours."""
     family, style = parts(dataset)
     scene = build_scene(family)
-    simulator = Simulator(style, scene, CEngine(scene), seed=seed, lanes=LANES["c"])
+    script = TabletopScript(style, scene, CEngine(scene), EPISODE_ROWS)
+    simulator = Simulator(script, seed=seed, lanes=LANES["c"])
     todo, waves = [Job(0, i) for i in range(episodes)], []
     while todo:
         wave = simulator.run(todo[: simulator.lanes])
@@ -206,7 +208,8 @@ def speed(dataset: str, rounds: int = 2) -> Speed:
     """Runs the two generators in turn; starting and compiling are not counted."""
     family, style = parts(dataset)
     scene = build_scene(family)
-    simulator = Simulator(style, scene, CEngine(scene), seed=0, lanes=LANES["c"])
+    script = TabletopScript(style, scene, CEngine(scene), EPISODE_ROWS)
+    simulator = Simulator(script, seed=0, lanes=LANES["c"])
     env = gymnasium.make(f"{family}-v0", terminate_at_goal=False, mode="data_collection")
     experts = _experts(env.unwrapped, family, style)
     env = env.unwrapped

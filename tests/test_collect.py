@@ -22,6 +22,7 @@ from envs_mjx.manip import ManipEnv
 from envs_mjx.registry import make
 from envs_mjx.request import Request
 from envs_mjx.scenes import build_scene
+from envs_mjx.script import TabletopScript
 from mac.errors import UserError
 from tests.fake_expert import instant  # noqa: F401
 
@@ -132,7 +133,7 @@ def test_an_episode_depends_on_neither_the_threads_nor_the_number_of_episodes(
 def scenes() -> SimpleNamespace:
     """Three episodes of the noisy expert in the scene with drawer and window, in one wave."""
     scene = build_scene("scene")
-    simulator = Simulator("noisy", scene, CEngine(scene), seed=5, lanes=LANES)
+    simulator = Simulator(TabletopScript("noisy", scene, CEngine(scene), ROWS), seed=5, lanes=LANES)
     jobs = [Job(0, 0), Job(0, 1), Job(1, 0), Job(0, 0, 1)]
     return SimpleNamespace(simulator=simulator, jobs=jobs, wave=simulator.run(jobs))
 
@@ -166,15 +167,15 @@ def test_health_is_judged_in_every_row(scenes: SimpleNamespace) -> None:
 
 
 def test_an_unhealthy_episode_goes_no_further(scenes: SimpleNamespace) -> None:
-    table, style = scenes.simulator.table, scenes.simulator.style
+    script = scenes.simulator.script
     jobs = jnp.zeros((LANES, 3), jnp.int32).at[:, 1].set(jnp.arange(LANES))
     goes_on = [True, False, False, True] + [False] * (LANES - 4)  # the last ones are empty
     with jax.default_device(scenes.simulator.device):  # else all would be compiled again
-        lanes = simulation._begin(table, style, jnp.asarray(5), jobs, jnp.arange(LANES) < 4)
-        qpos = lanes.world.physics.qpos.at[:3, 15].set(jnp.asarray([0.1, 0.3, -0.31]))  # y of the cube
-        lanes = eqx.tree_at(lambda lanes: lanes.world.physics.qpos, lanes, qpos)
-        np.testing.assert_array_equal(simulation._last_row(table, style, lanes)[1], goes_on)
-        after, (rows, events) = simulation._stretch(table, style, lanes, jnp.asarray(0))
+        lanes = simulation._begin(script, jnp.asarray(5), jobs, jnp.arange(LANES) < 4)
+        qpos = lanes.play.world.physics.qpos.at[:3, 15].set(jnp.asarray([0.1, 0.3, -0.31]))  # y of the cube
+        lanes = eqx.tree_at(lambda lanes: lanes.play.world.physics.qpos, lanes, qpos)
+        np.testing.assert_array_equal(simulation._last_row(script, lanes)[1], goes_on)
+        after, (rows, events) = simulation._stretch(script, lanes, jnp.asarray(0))
     np.testing.assert_array_equal(after.active, goes_on)
     moved = (np.asarray(rows.qpos[-1]) != np.asarray(qpos)).any(axis=1)
     np.testing.assert_array_equal(moved, goes_on)

@@ -1,0 +1,135 @@
+"""Which way to go in a maze: shortest paths over its cells, as tables that are looked up in traced code.
+
+Source: OGBench (Park et al. 2025): its maze environments' sub-goals, and how its datasets choose starts and
+goals.
+"""
+
+import dataclasses
+import functools
+from collections import deque
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from envs_mjx.locomotion.mazes import ORIGIN, PLACE_NOISE, UNIT, Maze, build_maze
+
+STYLES = ("navigate", "stitch", "explore")
+"""Kinds of datasets: from goal to goal; to one goal that is near, and stay there; in random directions."""
+NEAR = 4
+"""Cells between start and goal of a `stitch` episode, along the shortest path."""
+_NEIGHBOURS = ((-1, 0), (0, -1), (1, 0), (0, 1))  # in OGBench's order, which settles ties
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compass:
+    """Tables of one maze; compared and hashed by identity. Cells are numbered row by row, walls included.
+
+    Attributes:
+        maze: the maze.
+        free: numbers of cells without a wall, ascending, int[F].
+        vertices: those of them that are not in a straight corridor, int[V]: ends, corners, crossings.
+        next: `next[goal, cell]` is the cell to head for, int[cells, cells]: the neighbour nearest to the
+            goal, or the cell itself where none is nearer, as in the goal's cell, or where there is no way.
+        near: goals that are `NEAR` cells from each cell, padded, int[cells, W].
+        n_near: how many those are; the cell itself is the only one where there is none.
+    """
+
+    maze: Maze
+    free: np.ndarray
+    vertices: np.ndarray
+    next: np.ndarray
+    near: np.ndarray
+    n_near: np.ndarray
+
+    def cell(self, xy: Float[Array, " 2"]) -> Int[Array, ""]:
+        """Number of the cell that a point (m) lies in."""
+        column, row = jnp.floor((xy - ORIGIN) / UNIT + 0.5).astype(jnp.int32)
+        return row * self.maze.walls.shape[1] + column
+
+    def centre(self, cell: Int[Array, ""]) -> Float[Array, " 2"]:
+        """Centre (m) of a cell."""
+        row, column = jnp.divmod(cell, self.maze.walls.shape[1])
+        return jnp.stack([column, row]).astype(jnp.float32) * UNIT + ORIGIN
+
+    def place(self, key: Key[Array, ""], cell: Int[Array, ""]) -> Float[Array, " 2"]:
+        """A point (m) drawn around the centre of a cell, as starts and goals are."""
+        return self.centre(cell) + jr.uniform(key, (2,), minval=-PLACE_NOISE, maxval=PLACE_NOISE)
+
+    def toward(self, xy: Float[Array, " 2"], goal: Float[Array, " 2"]) -> Float[Array, " 2"]:
+        """Unit vector to the centre of the cell to head for. In the goal's cell this is its centre, not
+        the goal: OGBench's experts find the goal by way of their noise."""
+        ahead = self.centre(jnp.asarray(self.next)[self.cell(goal), self.cell(xy)]) - xy
+        return ahead / (jnp.linalg.norm(ahead) + 1e-6)
+
+    def draw_start(self, key: Key[Array, ""]) -> Int[Array, ""]:
+        """The cell that an episode begins in: any free one."""
+        return jr.choice(key, jnp.asarray(self.free))
+
+    def draw_goal(self, key: Key[Array, ""], style: str, start: Int[Array, ""]) -> Int[Array, ""]:
+        """The goal's cell: near `start` in style `stitch`, else any of the vertices."""
+        if style != "stitch":
+            return jr.choice(key, jnp.asarray(self.vertices))
+        which = jr.randint(key, (), 0, jnp.asarray(self.n_near)[start])
+        return jnp.asarray(self.near)[start, which]
+
+
+@functools.cache
+def build_compass(size: str) -> Compass:
+    """The compass of the maze called `size`.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    maze = build_maze(size)
+    is_free = ~maze.walls
+    cells = np.arange(is_free.size)
+    distance = np.stack([_distances(is_free, cell) for cell in cells])
+    near = [np.flatnonzero(row == NEAR) for row in distance]
+    near = [found if len(found) else cell[None] for found, cell in zip(near, cells, strict=True)]
+    return Compass(
+        maze,
+        free=np.flatnonzero(is_free).astype(np.int32),
+        vertices=np.flatnonzero(is_free & ~_straight(is_free)).astype(np.int32),
+        next=np.stack([_downhill(row.reshape(is_free.shape)) for row in distance]).astype(np.int32),
+        near=np.stack([np.resize(found, max(map(len, near))) for found in near]).astype(np.int32),
+        n_near=np.asarray([len(found) for found in near], np.int32),
+    )
+
+
+def _straight(is_free: np.ndarray) -> np.ndarray:
+    """Which cells have two free neighbours opposite each other, and no others; the rim is all walls."""
+    up, left, down, right = (np.roll(is_free, (-i, -j), (0, 1)) for i, j in _NEIGHBOURS)
+    return (up & down & ~left & ~right) | (left & right & ~up & ~down)
+
+
+def _distances(is_free: np.ndarray, start: int) -> np.ndarray:
+    """Steps from a cell to each cell, int[cells]; -1 where there is no way. Also from a wall, as a walker
+    on top of one may be, to what is beside it."""
+    found = np.full(is_free.shape, -1)
+    first = divmod(start, is_free.shape[1])
+    found[first] = 0
+    queue = deque([first])
+    while queue:
+        i, j = queue.popleft()
+        for a, b in ((i + di, j + dj) for di, dj in _NEIGHBOURS):
+            if 0 <= a < len(is_free) and 0 <= b < is_free.shape[1] and is_free[a, b] and found[a, b] < 0:
+                found[a, b] = found[i, j] + 1
+                queue.append((a, b))
+    return found.reshape(-1)
+
+
+def _downhill(distance: np.ndarray) -> np.ndarray:
+    """Of each cell, the free neighbour at the least distance, if that is less than its own, else itself.
+
+    A cell without a way to the goal has distance -1, so nothing is nearer: whoever is there stays.
+    """
+    best, number = distance.copy(), np.arange(distance.size).reshape(distance.shape)
+    ahead = number.copy()
+    for i, j in _NEIGHBOURS:
+        there, cell = (np.roll(x, (-i, -j), (0, 1)) for x in (distance, number))
+        nearer = (there < best) & (there >= 0)
+        best, ahead = np.where(nearer, there, best), np.where(nearer, cell, ahead)
+    return ahead.reshape(-1)
