@@ -87,7 +87,7 @@ def test_metadata_says_where_the_data_come_from(tmp_path: Path) -> None:
     made = generate(REQUEST, tmp_path)
     meta = json.loads(metadata_path(tmp_path, NAME).read_bytes())
     assert Collected(**meta["collected"]) == made and meta["hit_rate"] == 0.75
-    assert {name: meta[name] for name in Request._fields} == REQUEST.settings
+    assert {name: meta[name] for name in REQUEST.settings} == REQUEST.settings
     assert set(meta["versions"]) == {"jax", "jaxlib", "mujoco"} and "not the files" in meta["source"]
 
 
