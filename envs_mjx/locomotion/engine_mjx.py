@@ -1,0 +1,161 @@
+"""Engine `mjx` of walkers: MuJoCo's physics as a JAX program, whose cost does not grow with the maze."""
+
+import copy
+import importlib.metadata
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import mujoco
+from jaxtyping import Array, Bool, Float
+from mujoco import mjx
+
+from envs_mjx.locomotion import engine_mjx_step
+from envs_mjx.locomotion.engine import AbstractWalkerEngine, Motion, only_where
+from envs_mjx.locomotion.engine_mjx_contacts import Slots, read_limits
+from envs_mjx.locomotion.engine_mjx_pairs import read_pairs
+from envs_mjx.locomotion.engine_mjx_step import Machine, State
+from envs_mjx.locomotion.near_walls import require_reach
+from envs_mjx.locomotion.walkers import TORSO, Walker
+from envs_mjx.mjx_solver import Limits
+from mac.errors import UserError
+
+MJX_VERSION = "3.17.0"
+"""The only version of mujoco-mjx that the corrections were made and tested for."""
+
+SLOTS = {
+    "point": Slots(5, 1),
+    "ant": Slots(24, 1),
+    "humanoid": Slots(24, 12),
+    "hopper": Slots(8, 3),
+    "walker2d": Slots(14, 1),
+    "walker2d-v5": Slots(14, 1),
+    "halfcheetah": Slots(16, 1),
+}
+"""Slots by body."""
+
+
+class MjxWalkerEngine(AbstractWalkerEngine):
+    """MuJoCo's physics as a JAX program: runs, batches and compiles wherever JAX does.
+
+    Smooth dynamics are those of MJX-JAX; contacts, solver and integration are ours and agree with C where
+    MJX does not (`touch`). Numbers are float32, or float64 if the engine is made and used under
+    `jax.enable_x64`. `Motion.raw` is the last acceleration, from which the solver starts.
+    """
+
+    name: str = eqx.field(static=True)
+    walker: Walker = eqx.field(static=True)
+    machine: Machine = eqx.field(static=True)
+    model: mjx.Model
+    blank: mjx.Data
+
+    def __init__(
+        self, walker: Walker, *, slots: Slots | None = None, iterations: int = 20, ls_iterations: int = 20
+    ):
+        """Puts a walker's model on the default device.
+
+        Args:
+            walker: compiled model and facts.
+            slots: room for contacts; None takes `SLOTS`.
+            iterations: most Newton iterations per evaluation of forces.
+            ls_iterations: most line-search iterations per Newton iteration.
+        Raises:
+            UserError: for another version of mujoco-mjx, a number below 1, or an unknown kind of model.
+        """
+        require_version()
+        slots = SLOTS[walker.body] if slots is None else slots
+        if min(iterations, ls_iterations, *slots) < 1:
+            raise UserError(
+                f"iterations={iterations}, ls_iterations={ls_iterations}, {slots}: each must be at least 1"
+            )
+        if walker.maze is not None:
+            require_reach(walker.model)
+        model = copy.copy(walker.model)
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT  # ours take their place
+        option = model.opt
+        self.name = "mjx"
+        self.walker = walker
+        self.machine = Machine(
+            pairs=read_pairs(walker.model),
+            limits=read_limits(model),
+            slots=slots,
+            maze=walker.maze,
+            solver=Limits(iterations, ls_iterations, option.tolerance, option.ls_tolerance),
+        )
+        device = jnp.zeros(()).device
+        self.model = mjx.put_model(model, device=device, impl="jax")
+        self.blank = mjx.make_data(model, device=device, impl="jax")
+
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
+        """The walker in the given state; the solver's warm start is zero, as after `mj_resetData`."""
+        seen = self._seen(qpos, qvel, jnp.zeros((), qpos.dtype))
+        return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
+
+    def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
+        """One control step; `motion` itself where not `active` (the work is done all the same: a batch
+        advances in lockstep).
+        """
+        state, push = _start(self.walker, motion, ctrl)
+        blank = self.blank.replace(ctrl=push.astype(motion.qpos.dtype))
+        began = state.qpos[0]
+        # Along x a plane is the same everywhere, and a small number keeps its precision.
+        origin = began if self.walker.maze is None else jnp.zeros_like(began)
+        state = state._replace(qpos=state.qpos.at[0].add(-origin))
+
+        def substep(state: State, _: None) -> tuple[State, None]:
+            return engine_mjx_step.step(self.machine, self.model, blank, state), None
+
+        state, _ = jax.lax.scan(substep, state, length=self.walker.substeps)
+        moved = state.qpos[0] - (began - origin)
+        qpos = state.qpos.at[0].add(origin)
+        seen = self._seen(qpos, state.qvel, moved)
+        return only_where(active, Motion(qpos, state.qvel, seen, state.dropped, state.warm), motion)
+
+    def _seen(
+        self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], moved: Float[Array, ""]
+    ) -> Float[Array, " R"]:
+        return seen(self.walker, self.model, self.blank, qpos, qvel, moved)
+
+
+def seen(
+    walker: Walker,
+    model: mjx.Model,
+    blank: mjx.Data,
+    qpos: Float[Array, " nq"],
+    qvel: Float[Array, " nv"],
+    moved: Float[Array, ""],
+) -> Float[Array, " R"]:
+    """`Motion.seen` of a state, by the kinematics of MJX-JAX."""
+    data = blank.replace(qpos=qpos, qvel=qvel)
+    if walker.fresh:
+        data = mjx.com_vel(model, mjx.com_pos(model, mjx.kinematics(model, data)))
+    turn, slide = jnp.split(data.cvel, 2, axis=1)  # of a body at the walker's centre of mass
+    speed = slide - jnp.cross(data.xipos - data.subtree_com[TORSO], turn)
+    velocity = model.body_mass @ speed / jnp.sum(model.body_mass)
+    return walker.seen(moved, data.xpos, data.xmat, velocity).astype(qpos.dtype)
+
+
+def _start(walker: Walker, motion: Motion, ctrl: Float[Array, " nu"]) -> tuple[State, Array]:
+    """State and controls of the first physics step, after a jump."""
+    state = State(motion.qpos, motion.qvel, motion.raw, motion.dropped)
+    if not walker.jump:
+        return state, ctrl
+    ctrl = ctrl.astype(motion.qpos.dtype)
+    qpos = state.qpos.at[: ctrl.size].add(walker.jump * ctrl)
+    return state._replace(qpos=qpos, qvel=jnp.zeros_like(state.qvel)), jnp.zeros_like(ctrl)
+
+
+def require_version(version: str | None = None) -> None:
+    """Refuses any mujoco-mjx but the one that engine `mjx` of walkers was made for.
+
+    Args:
+        version: the version to judge; the installed one if None.
+    Raises:
+        UserError: if it is another version.
+    """
+    version = importlib.metadata.version("mujoco-mjx") if version is None else version
+    if version != MJX_VERSION:
+        raise UserError(
+            f"engine mjx of walkers agrees with MuJoCo by corrections to mujoco-mjx {MJX_VERSION}, but "
+            f"{version} is installed; pip install mujoco-mjx=={MJX_VERSION} mujoco=={MJX_VERSION}, or use engine c"
+        )
