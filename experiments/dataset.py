@@ -1,16 +1,17 @@
-"""Finding the dataset of a run, or making it, and opening it as a flat store."""
+"""Opening the dataset of a run as a flat store, and what is known of it before (`sources` finds it)."""
 
 import contextlib
+import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from envs_mjx.episodes import EPISODE_ROWS
-from envs_mjx.registry import parse
 from experiments.settings import DataConfig
 from mac.data.convert import Progress, prepare
-from mac.data.shards import shard_files, sizes_of
+from mac.data.provenance import Provenance, describe, of_meta
+from mac.data.shards import origin, shard_files, sizes_of
 from mac.data.store import Store, is_store, read_meta
 from mac.errors import UserError
 from mac.run.progress import open_progress
@@ -24,43 +25,14 @@ class Facts(NamedTuple):
     dtype: str
 
 
-def ogbench_folder() -> Path:
-    """Where the ogbench package keeps its downloads."""
-    return Path.home() / ".ogbench" / "data"
-
-
-def generated_file(data: DataConfig, dataset: str) -> Path:
-    """Where a generated dataset goes: its folder names its size and seed, so that none passes for another."""
-    rows = -(-data.rows // EPISODE_ROWS) * EPISODE_ROWS
-    return data.dir / f"generated-{rows}-seed{data.seed}" / f"{dataset}.npz"
-
-
-def locate(data: DataConfig, env: str) -> tuple[Path, bool]:
-    """The dataset's file, folder of shards or store, and whether it exists.
-
-    Looks at `--data.path`, then for OGBench's file name in `--data.dir` and in ogbench's own folder,
-    then for what an earlier run or `collect.py` generated.
-
-    Raises:
-        UserError: `--data.path` is given and there is no dataset.
-    """
-    dataset = parse(env).dataset
-    if data.path is not None:
-        if not is_store(data.path):
-            shard_files(data.path)
-        return data.path, True
-    generated = generated_file(data, dataset)
-    shards = generated.with_suffix("")  # where `collect.py` puts several files
-    if (shards / f"{dataset}.json").exists():  # all of them are there
-        return shards, True
-    places = [data.dir / f"{dataset}.npz", ogbench_folder() / f"{dataset}.npz", generated]
-    return next(((p, True) for p in places if p.exists()), (generated, False))
-
-
 def store_folder(data: DataConfig, source: Path) -> Path:
     """Where the converted copy of `source` goes: beside nothing of the user's, under `--data.dir`."""
-    name = source.resolve().name.removesuffix(".npz")
-    return data.dir / "stores" / f"{source.resolve().parent.name}-{name}"
+    source = source.resolve()
+    name = source.name.removesuffix(".npz").removesuffix(".hdf5")
+    above = [source.parent.name]
+    if name == "main_data":  # all of Minari's files have this name, in folders such as hopper/medium-v0/data
+        above = [folder.name for folder in reversed(source.parents[1:3])]
+    return data.dir / "stores" / "-".join([*above, name])
 
 
 def open_store(data: DataConfig, source: Path, spec: EnvSpec, progress: Progress | None = None) -> Store:
@@ -85,24 +57,45 @@ def open_store(data: DataConfig, source: Path, spec: EnvSpec, progress: Progress
 
 
 @contextlib.contextmanager
-def shown(title: str) -> Iterator[Progress]:
-    """A display of rows done, which appears when there is something to show."""
+def shown(title: str, unit: str = "rows", *, scale: int = 1) -> Iterator[Progress]:
+    """A display of work done, which appears when there is something to show.
+
+    Args:
+        scale: what is counted, in `unit`s.
+    """
     with contextlib.ExitStack() as stack:
         display: list[Any] = []
+        shown_at = -math.inf
 
         def count(done: int, total: int) -> None:
+            nonlocal shown_at
             if not display:
-                display.append(stack.enter_context(open_progress(title, total, "rows")))
-            display[0].count(done, total)
+                display.append(stack.enter_context(open_progress(title, total // scale, unit)))
+            now = time.monotonic()
+            if now >= shown_at + 0.2 or done >= total:  # a rate needs steps of some length
+                shown_at = now
+                display[0].count(done // scale, total // scale)
 
         yield count
 
 
-def facts(data: DataConfig, source: Path, found: bool) -> Facts:
-    """Training rows of a dataset, from headers alone, and how they will be stored."""
+def facts(data: DataConfig, source: Path, expected: int | None = None) -> Facts:
+    """Training rows of a dataset, and how they will be stored.
+
+    Args:
+        expected: rows of one that is not there yet; of others the files' headers tell.
+    """
     folder = source if is_store(source) else store_folder(data, source)
     dtype = (read_meta(folder) or {}).get("dtype", "float32") if data.dtype == "auto" else data.dtype
-    return Facts((count_rows(source) if found else None) or data.rows, dtype)
+    return Facts(expected or count_rows(source) or data.rows, dtype)
+
+
+def provenance(source: Path) -> Provenance:
+    """Where a dataset that is there comes from, as far as what lies beside it tells."""
+    if is_store(source):
+        return of_meta(read_meta(source) or {})
+    files = shard_files(source)
+    return describe(files, origin(files[0]), count_rows(source) or 0)
 
 
 def count_rows(source: Path) -> int | None:

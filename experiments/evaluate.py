@@ -16,7 +16,7 @@ from envs_mjx.registry import make, resolve_engine
 from experiments.arguments import read_flags, start_jax
 from experiments.official import play_official
 from experiments.program import exit_status
-from experiments.saved import SavedRun, acting_otherwise, by_environment, open_run, read_settings
+from experiments.saved import SavedRun, acting_otherwise, by_environment, data_label, open_run, read_settings
 from mac.errors import UserError
 from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.logger import EVAL, append_row, eval_rows, overflow_warning, read_rows
@@ -92,7 +92,7 @@ def evaluate_again(ask: Ask) -> int:
     rows: list[dict[str, Any]] = []
     for name, each in games:
         result = play(run, name, each, engine, episodes, ask)
-        rows += eval_rows(run.step, run.numbers, each, result, engine)
+        rows += eval_rows(run.step, run.numbers, each, result, engine, data_label(ask.run))
     seconds = time.perf_counter() - began
     show(run, rows, engine, seconds)
     asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}

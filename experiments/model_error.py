@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.registry import make
-from experiments import arguments, dataset, saved
+from experiments import arguments, dataset, saved, sources
 from experiments.collect import dataset_name
 from experiments.error_figure import draw_chunks
 from experiments.error_rows import ChunkRow
@@ -141,8 +141,8 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
     """Trains and measures the models of every chunk length; writes after each what is known by then."""
     spec = make(name, "c").spec
     data = DataConfig(**vars(ask.data))
-    source, found = dataset.locate(data, name)
-    if not found:
+    source = sources.search(data, name)
+    if source is None:
         raise UserError(
             f"--env={ask.env}: no dataset found; make one with `python experiments/collect.py --env {name} "
             "--rows 1M`, or name one with --data.path and --data.dir"

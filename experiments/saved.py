@@ -14,11 +14,12 @@ import numpy as np
 from baselines import REGISTRY
 from envs_mjx.registry import make, parse
 from envs_mjx.tasks import TASKS
-from experiments import dataset
+from experiments import dataset, sources
 from experiments.hparams import convert, unknown_name
 from experiments.settings import Settings, from_plain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer, fit_minmax
+from mac.data.provenance import from_plain as from_record
 from mac.data.store import Store
 from mac.errors import UserError
 from mac.files import read_json, write_json
@@ -191,15 +192,21 @@ def open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Store:
     for place in (Path(), *(Path(launch["folder"]) for launch in reversed(launches))):
         there = settings.data.path and place / settings.data.path
         data = dataclasses.replace(settings.data, path=there, dir=place / settings.data.dir)
-        if there is None or there.exists():
-            source, found = dataset.locate(data, settings.env)
-            if found:
-                return dataset.open_store(data, source, spec)
-    wanted = settings.data.path or dataset.locate(settings.data, settings.env)[0]
+        is_there = there is None or there.exists()
+        if is_there and (source := sources.search(data, settings.env)):
+            return dataset.open_store(data, source, spec)
+    wanted = settings.data.path or parse(settings.env).dataset
     raise UserError(
         f"the dataset of {folder} ({wanted}) is needed and not there; "
         "call from the folder where the run was started"
     )
+
+
+def data_label(folder: Path) -> str:
+    """Where the data of the run in `folder` come from, in a few words."""
+    path = folder / "run.json"
+    launches = read_json(path)["launches"] if path.exists() else []
+    return from_record(launches[-1].get("data") if launches else None).label
 
 
 def by_environment(name: str, tasks: tuple[int, ...], flag: str) -> list[tuple[str, tuple[int, ...]]]:

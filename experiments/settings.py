@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from experiments.hparams import GROUPS, build, convert, unknown_name
+from mac.data.sources.catalogue import SHARDS
 from mac.errors import UserError
 from mac.run.train import RunConfig
 
@@ -16,6 +17,7 @@ PRESETS: tuple[str, ...] = typing.get_args(Preset)
 Engine = Literal["auto", "c", "mjx", "warp"]
 Resident = Literal["auto", "yes", "no"]
 StoredAs = Literal["auto", "float32", "uint16"]
+From = Literal["auto", "local", "download", "generate"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,20 @@ class EvalConfig:
 class DataConfig:
     """Where the dataset comes from."""
 
+    source: From = "auto"
+    """`local` searches this machine, `download` fetches OGBench's, D4RL's or Minari's file, `generate` makes
+    the data; auto = local, else generate where that is possible, else download"""
     path: Path | None = None
-    """an OGBench .npz file, a folder of shards, or prepare.py's store; None = search, else generate"""
+    """an .npz or .hdf5 file, a folder of shards, or prepare.py's store; None = as --data.source says"""
     dir: Path = Path("data")
-    """folder for generated datasets and converted stores; also searched, as is ~/.ogbench/data"""
+    """folder for downloads, generated datasets and converted stores; also searched, as are ~/.ogbench,
+    ~/.d4rl and ~/.minari"""
+    mirror: str | None = None
+    """address of a copy of the public files, to download from instead of their hosts"""
+    shards: int = 0
+    """numbered files of OGBench's 100M dataset to use, at least; 0 = its ordinary file"""
     rows: int = 1_001_000
-    """rows to generate if no dataset is found (1001 per episode; a tenth more for validation)"""
+    """rows to generate (whole episodes; a tenth more for validation)"""
     seed: int = 0
     """seed of the generated dataset, and of the order of windows"""
     dtype: StoredAs = "auto"
@@ -63,6 +73,14 @@ class DataConfig:
                 raise UserError(f"--data.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--data.seed={self.seed}: must be in [0, 2**31)")
+        if not 0 <= self.shards <= SHARDS:
+            raise UserError(f"--data.shards={self.shards}: must be from 0 to {SHARDS}")
+        if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
+            raise UserError(f"--data.mirror={self.mirror}: must begin with http:// or https://")
+        if self.path is not None and self.source in ("download", "generate"):
+            raise UserError(
+                f"--data.path names a file, so nothing is there to {self.source}; give one of them"
+            )
 
 
 @dataclass(frozen=True)

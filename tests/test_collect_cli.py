@@ -15,7 +15,7 @@ from envs_mjx import episodes, scenes
 from envs_mjx.episodes import Simulator
 from envs_mjx.experts import STYLES
 from envs_mjx.request import LANES, Request
-from experiments import collect, dataset
+from experiments import collect, dataset, sources
 from experiments.collect import dataset_name, default_folder, episodes_of, main
 from experiments.settings import DataConfig
 from mac.errors import UserError
@@ -50,8 +50,8 @@ def test_a_pair_of_files_is_found_by_run_py(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert main(["--env", "cube-single", "--rows", "2002", "--seed", "7"]) == 0
     data = DataConfig(rows=2002, seed=7)
-    path, found = dataset.locate(data, "cube-single-play-singletask-task2-v0")
-    assert found and path == dataset.generated_file(data, "cube-single-play-v0")
+    path = sources.generated_file(data, "cube-single-play-v0")
+    assert sources.search(data, "cube-single-play-singletask-task2-v0") == path
     assert dataset.count_rows(path) == 2002
 
 
@@ -61,11 +61,11 @@ def test_shards_are_found_by_run_py_when_all_are_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["--env", "cube-single", "--rows", "3003", "--shard-rows", "1001"]) == 0
-    path, found = dataset.locate(DataConfig(rows=3003), "cube-single-play-v0")
-    assert found and path == default_folder(Request("cube-single-play-v0", 3, 1))
+    path = default_folder(Request("cube-single-play-v0", 3, 1))
+    assert sources.search(DataConfig(rows=3003), "cube-single-play-v0") == path
     assert dataset.count_rows(path) == 3003
     (path / "cube-single-play-v0.json").unlink()
-    assert dataset.locate(DataConfig(rows=3003), "cube-single-play-v0")[1] is False
+    assert sources.search(DataConfig(rows=3003), "cube-single-play-v0") is None
 
 
 @pytest.mark.usefixtures("instant")

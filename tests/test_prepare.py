@@ -211,9 +211,7 @@ def test_command_line_makes_a_store_and_says_what_it_loses(
     made = dataset.store_folder(DataConfig(), cubes)
     assert Store.open(made).dtype == "uint16" and f"--data.path {made}" in shown
     # run.py finds it, by the files' place and by its own.
-    assert (
-        dataset.facts(DataConfig(), cubes, True) == dataset.facts(DataConfig(), made, True) == (360, "uint16")
-    )
+    assert dataset.facts(DataConfig(), cubes) == dataset.facts(DataConfig(), made) == (360, "uint16")
 
 
 @pytest.mark.parametrize(

@@ -173,10 +173,16 @@ class RunLog:
         self._writers[METRICS].write(rows)
 
     def evals(
-        self, step: int, seeds: Sequence[int], tasks: Sequence[int], result: Episodes, engine: str
+        self,
+        step: int,
+        seeds: Sequence[int],
+        tasks: Sequence[int],
+        result: Episodes,
+        engine: str,
+        data: str = "",
     ) -> list[dict[str, Any]]:
         """Writes one row per seed and task, as `eval_rows` makes them, and returns the rows."""
-        rows = eval_rows(step, seeds, tasks, result, engine)
+        rows = eval_rows(step, seeds, tasks, result, engine, data)
         self._writers[EVAL].write(rows)
         return rows
 
@@ -196,12 +202,13 @@ class RunLog:
 
 
 def eval_rows(
-    step: int, seeds: Sequence[int], tasks: Sequence[int], result: Episodes, engine: str
+    step: int, seeds: Sequence[int], tasks: Sequence[int], result: Episodes, engine: str, data: str = ""
 ) -> list[dict[str, Any]]:
     """Rows of `eval.jsonl`: `step`, `seed`, `task`, `success` in [0, 1], `return` (undiscounted, mean
     over episodes), `length` (control steps, mean), `episodes`, `engine`, `dropped` (contacts that the
-    engine left out, sum over episodes); of an algorithm that predicts returns also `predicted_return`, what
-    it expected at the start, and `realised_return`, what came (means over episodes, of discounted returns as
+    engine left out, sum over episodes), `data` (where the training data come from, if it is known); of an
+    algorithm that predicts returns also `predicted_return`, what it expected at the start, and
+    `realised_return`, what came (means over episodes, of discounted returns as
     `mac.run.returns.realised_return` defines them).
 
     Raises:
@@ -235,6 +242,7 @@ def eval_rows(
             "episodes": success.shape[2],
             "engine": engine,
             "dropped": dropped[i, j].sum(),
+            **({"data": data} if data else {}),
             **{name: x[i, j].mean() for name, x in expected.items()},
         }
         for i, seed in enumerate(seeds)

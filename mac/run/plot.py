@@ -17,7 +17,8 @@ GREY = "#5f6b7a"
 
 
 def plot_learning_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Draws success against gradient updates: each seed, their mean, and its 95% bootstrap interval.
+    """Draws success against gradient updates: each seed, their mean, and its 95% bootstrap interval; below,
+    where the data come from, if the rows say so.
 
     Args:
         rows: rows of `eval.jsonl`; a seed's success is the mean over its tasks.
@@ -36,6 +37,8 @@ def plot_learning_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title:
     axes = figure.add_subplot()
     _draw(axes, curve)
     axes.set_title(title, fontsize=10, loc="left", color="#222222")
+    if curve.data:
+        figure.supxlabel(f"data: {curve.data}", fontsize=8, color=GREY)
     replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 

@@ -80,19 +80,28 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def record_launch(folder: Path, config: dict[str, Any], *, resumed_from: int | None = None) -> None:
+def record_launch(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    data: dict[str, Any] | None = None,
+    resumed_from: int | None = None,
+) -> None:
     """Writes `config.json` (the full configuration) and adds this launch to `run.json`.
 
     `run.json` keeps one entry per launch, so that a run that was resumed on another machine or with
-    other versions says so. `resumed_from` is the step of the checkpoint, None for a new run.
+    other versions says so.
 
+    Args:
+        data: where the dataset comes from, if it is known, as `mac.data.provenance.Provenance.plain` says it.
+        resumed_from: step of the checkpoint, None for a new run.
     Raises:
         UserError: the folder cannot be written, or its `run.json` cannot be read.
     """
     path = folder / "run.json"
     launches = read_json(path)["launches"] if path.exists() else []
     write_json(folder / "config.json", config)
-    launches.append({"resumed_from": resumed_from} | provenance())
+    launches.append({"resumed_from": resumed_from, "data": data or {}} | provenance())
     write_json(path, {"launches": launches})
 
 

@@ -93,6 +93,7 @@ RETURNS = ("predicted_return", "realised_return")
 class Curve(NamedTuple):
     """Success rates of a run: `success[i, s, t]` at `steps[i]`, of `seeds[s]` on `tasks[t]`.
 
+    `data` says where the training data come from, if the rows do.
     `predicted` and `realised`, of the same shape, are the means of the returns that the algorithm expected
     and of those that came; NaN where the rows do not tell.
     """
@@ -104,6 +105,7 @@ class Curve(NamedTuple):
     episodes: int
     predicted: np.ndarray
     realised: np.ndarray
+    data: str = ""
 
     def last(self, count: int = 1) -> np.ndarray:
         """Mean over the last `count` evaluations (or all, if fewer), shape [S, tasks]."""
@@ -118,6 +120,8 @@ def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
     Raises:
         UserError: there is no complete evaluation, or a row lacks a field.
     """
+    rows = list(rows)
+    data = "; ".join(dict.fromkeys(row["data"] for row in rows if row.get("data")))
     try:
         table = {
             (r["step"], r["seed"], r["task"]): (
@@ -136,4 +140,4 @@ def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
     cells = [[[table[i, s, t] for t in tasks] for s in seeds] for i in complete]
     values = np.asarray(cells, np.float64)
     success, episodes, predicted, realised = np.moveaxis(values, -1, 0)
-    return Curve(complete, seeds, tasks, success, int(episodes.min()), predicted, realised)
+    return Curve(complete, seeds, tasks, success, int(episodes.min()), predicted, realised, data)

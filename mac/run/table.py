@@ -15,8 +15,8 @@ def results_table(curve: Curve, *, title: str) -> Table:
 
     Rows: the last evaluation, the mean of the last `LATE` ones (if there are as many), and where a
     run has several tasks the last evaluation of each. Below, the returns that the algorithm expected at
-    the last evaluation beside those that came, if the rows have them. Print it with `rich.print` or a
-    `Console`.
+    the last evaluation beside those that came, if the rows have them, and where the data come from. Print
+    it with `rich.print` or a `Console`.
     """
     seeds, tasks = len(curve.seeds), len(curve.tasks)
     caption = f"{seeds} {_plural('seed', seeds)}, {curve.episodes} episodes per seed" + " and task" * (
@@ -25,6 +25,7 @@ def results_table(curve: Curve, *, title: str) -> Table:
     if seeds == 1:
         caption += "; intervals need two seeds"
     caption += _returns(curve)
+    caption += f"\ndata: {curve.data}" if curve.data else ""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("success")
     for name in ("mean", "95% interval", "IQM", "95% interval"):

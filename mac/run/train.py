@@ -59,6 +59,7 @@ class Job(NamedTuple):
         episodes: per task and seed in each evaluation.
         batch: most environments that an evaluation simulates at a time; 0 is all of them.
         held_out: data that is not trained on, for diagnoses; None: they look at `window`.
+        data: where the data come from, in a few words, for the rows of `eval.jsonl`.
     """
 
     algo: AbstractAlgorithm
@@ -75,6 +76,7 @@ class Job(NamedTuple):
     may_differ: tuple[str, ...] = ()
     batch: int = 0
     held_out: Window | None = None
+    data: str = ""
 
     @property
     def numbers(self) -> list[int]:
@@ -231,7 +233,7 @@ class _Loop:
         self.evaluated = step
         if found := found | overestimation(result):
             self.log.metrics(step, job.numbers, found)
-        rows = self.log.evals(step, job.numbers, job.env.spec.tasks, result, job.engine)
+        rows = self.log.evals(step, job.numbers, job.env.spec.tasks, result, job.engine, job.data)
         if warning := overflow_warning(rows, "--eval.engine"):
             self.progress.note(warning)
         tasks = dict(zip(job.env.spec.tasks, result.success.mean(axis=(0, 2)), strict=True))

@@ -1,5 +1,6 @@
 """All files of a public dataset, and the record of what came."""
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from mac.data.sources.transfer import Patience, Progress, Unavailable, download
 from mac.errors import UserError
 from mac.files import locked, writing
 
+Display = Callable[[str], contextlib.AbstractContextManager[Progress]]
 Say = Callable[[str], Any]
 """Called with a line for the user."""
 
@@ -19,7 +21,7 @@ def fetch(
     listing: Listing,
     folder: Path,
     *,
-    progress: Callable[[str], Progress] | None = None,
+    display: Display | None = None,
     say: Say = lambda text: None,
     patience: Patience | None = None,
 ) -> Path:
@@ -30,12 +32,13 @@ def fetch(
 
     Args:
         folder: where downloads go; each collection has a folder of its own there.
-        progress: makes the display of a file, given its name.
+        display: shows the progress of a file while entered, given its name.
     Raises:
         Unavailable: a file cannot be had from any address.
         UserError: a file is another than the one recorded, or the disk refuses.
     """
     home = folder / listing.folder
+    display = display or (lambda name: contextlib.nullcontext(lambda done, total: None))
     with writing(home):
         home.mkdir(parents=True, exist_ok=True)
     for i, remote in enumerate(listing.files):
@@ -45,7 +48,7 @@ def fetch(
         lock = path.with_name(f".{path.name}.lock")
         with locked(lock, lambda name=remote.name: say(f"waiting for another process that downloads {name}")):
             if not path.exists():
-                _bring(listing, remote, path, progress, patience)
+                _bring(listing, remote, path, display, patience)
         if i == 0:
             _check_room(listing, home, path)
     return home / listing.main
@@ -60,14 +63,14 @@ def _bring(
     listing: Listing,
     remote: Remote,
     path: Path,
-    progress: Callable[[str], Progress] | None,
+    display: Display,
     patience: Patience | None,
 ) -> None:
     entry = ledger(path.parent).get(path.name)
     known = None if entry is None else entry.sha256
-    display = None if progress is None else progress(remote.name)
     try:
-        receipt = download(remote.urls, path, known=known, progress=display, patience=patience)
+        with display(remote.name) as progress:
+            receipt = download(remote.urls, path, known=known, progress=progress, patience=patience)
     except Unavailable:
         raise
     except UserError as error:
