@@ -180,6 +180,6 @@ class AbstractConfigured(AbstractLossAlgorithm[Nets]):
         """
         if cfg.needs_steps and steps < 1:
             raise UserError(f"steps={steps}: {cfg.needs_steps} needs the length of the run")
-        self.cfg, self.env, self.sample = cfg, env, sample
+        self.cfg, self.env, self.sample = cfg, env, sample._replace(reward_scale=cfg.reward_scale)
         self.lr, self.cooldown, self.tau_ema = cfg.lr, cfg.cooldown, cfg.tau_ema
         self.steps = steps if cfg.needs_steps else 0

@@ -28,6 +28,8 @@ class CommonConfig:
     """discount factor γ per environment step, in (0, 1)"""
     tau_ema: float = 0.005
     """rate at which slow copies of networks follow them, per update, in (0, 1]"""
+    reward_scale: float = 1.0
+    """factor of rewards while training; 1000 / (best - worst return) makes an expert's about 1 per step"""
     value_goals: tuple[float, float, float] = (0.2, 0.5, 0.3)
     """law of the goals of models and values: current, later, any (only with goals)"""
     value_goals_later: Later = "uniform"
@@ -50,6 +52,7 @@ class CommonConfig:
             law = getattr(self, name)
             whole = len(law) == 3 and min(law) >= 0 and abs(sum(law) - 1) < 1e-6
             self._require(name, whole, "give three probabilities that add up to 1")
+        self._require("reward_scale", 0 < self.reward_scale < float("inf"), "must be positive and finite")
         self._require("lr", 0 < self.lr < float("inf"), "must be positive and finite")
 
     @property

@@ -84,7 +84,7 @@ def expected_return(cfg: Config, q: Float[Array, "*B"], *, goals: bool) -> Float
     (a whole number of chunks, unless value is bce).
     """
     if not goals:
-        return q * cfg.chunk if cfg.chunk_reward == "mean" else q
+        return (q * cfg.chunk if cfg.chunk_reward == "mean" else q) / cfg.reward_scale
     if cfg.value == "bce":
         return -jax.nn.sigmoid(-q) / (1 - cfg.discount)
     return q * (1 - cfg.discount**cfg.chunk) / (1 - cfg.discount)

@@ -8,6 +8,13 @@ From offline chunks of n actions, all at once and from scratch:
 3. V from imagined rollouts of H chunks, each the best of N samples under Q;
 4. Q, for that selection.
 
+Where data record falls (hopper, walker2d), a chunk's outcome is also whether it falls, which ends the
+return. The paper reports such tasks (table 14) without saying how, and the authors' sampler would leave
+every fall out. So here every row up to a fall starts a chunk (`mac.data.sampler`); a network learns the
+chance of a fall within the chunk, by cross-entropy; and what follows an imagined chunk counts times the
+chance that it does not fall: falls are rare and their edge is blurred, and a decision at one half, as
+for goals, would see no difference between chunks that fall once in three times and those that never do.
+
 In an environment with goals every network but the dynamics model reads the goal too; a chunk's reward
 is then -1, or 0 if the goal is reached within it, where the return ends.
 
@@ -55,6 +62,7 @@ class Nets(eqx.Module):
     policy: Any  # s, g, noise -> a, in one step
     v: MLP  # s, g -> value
     q: MLP  # s, g, a -> value
+    fall: MLP | None = None  # s, a -> logit of a fall within the chunk
 
 
 class MAC(AbstractConfigured[Nets]):
@@ -91,6 +99,7 @@ class MAC(AbstractConfigured[Nets]):
             policy=policy,
             v=value_net((obs, goal), hidden, key=k[3]),
             q=value_net((obs, goal, chunk), hidden, key=k[4]),
+            fall=value_net((obs, chunk), hidden, key=jr.fold_in(key, 5)) if self.env.recorded else None,
         )
 
     def targeted(self, nets: Nets) -> MLP:
@@ -140,21 +149,28 @@ class MAC(AbstractConfigured[Nets]):
         return total(losses, value__v_mean=v, critic__q_mean=q, imagined__reward=reward)
 
     def outcome_loss(self, nets: Nets, batch: Batch, s: Array, g: Goal, a: Array) -> Losses:
-        """Loss of the model of a chunk's reward, or of its success."""
+        """Loss of the model of a chunk's reward, and of its fall, or of its success."""
         if nets.success is not None and batch.goals is not None:
             logit = scalar(nets.success, s, g, a)
             return {"model/success_loss": cross_entropy(logit, batch.goals.reached)}
         if nets.reward is None or batch.rewards is None:
             raise TypeError("MAC needs a window with rewards (pass `relabel` to `make_window`) or goals")
         r = chunk_reward(batch.rewards, discount=self.cfg.discount, reduce=self.cfg.chunk_reward)
-        return {"model/reward_loss": mse(scalar(nets.reward, s, g, a), r)}
+        losses = {"model/reward_loss": mse(scalar(nets.reward, s, g, a), r)}
+        if nets.fall is not None and batch.masks is not None:
+            fell = 1 - jnp.min(batch.masks, axis=-1)
+            losses["model/fall_loss"] = cross_entropy(scalar(nets.fall, s, a), fell)
+        return losses
 
     def outcome(self, nets: Nets, s: Array, g: Goal, a: Array) -> tuple[Array, Array]:
-        """Predicted reward of chunks, and 0 where they end the task, else 1."""
+        """Predicted reward of chunks, and 0 where they end the task, else 1; the chance of no fall if there
+        are falls."""
         if nets.success is None:
             assert nets.reward is not None
             reward = scalar(nets.reward, s, g, a)
-            return reward, jnp.ones_like(reward)
+            if nets.fall is None:
+                return reward, jnp.ones_like(reward)
+            return reward, jax.nn.sigmoid(-scalar(nets.fall, s, a))
         reached = (scalar(nets.success, s, g, a) > 0).astype(s.dtype)
         return reached - float(self.cfg.value == "squared"), 1 - reached
 

@@ -89,6 +89,7 @@ class SampleSpec(NamedTuple):
             those that MAC's authors use, to which an episode's last two transitions do not belong.
         next_action: whether the data's action after the chunk is wanted.
         subgoals: what is wanted of states further ahead; needs `goals`.
+        reward_scale: factor of rewards.
     """
 
     batch: int
@@ -97,6 +98,7 @@ class SampleSpec(NamedTuple):
     every_row: bool = False
     next_action: bool = False
     subgoals: SubgoalSpec | None = None
+    reward_scale: float = 1.0
 
 
 class Column(eqx.Module):

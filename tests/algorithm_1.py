@@ -88,7 +88,11 @@ def outcome_loss(nets: Nets, batch: Batch, s: np.ndarray, a: np.ndarray, cfg: Co
     rows = np.asarray(batch.rewards)
     r = np.asarray([sum(cfg.discount**j * x for j, x in enumerate(row)) for row in rows])
     r = r / rows.shape[1] if cfg.chunk_reward == "mean" else r
-    return {"reward": float(np.mean((run(nets.reward, s, a)[:, 0] - r) ** 2))}
+    losses = {"reward": float(np.mean((run(nets.reward, s, a)[:, 0] - r) ** 2))}
+    if nets.fall is not None:
+        fell = np.asarray([float(any(m == 0 for m in chunk)) for chunk in np.asarray(batch.masks)])
+        losses["fall"] = cross_entropy(run(nets.fall, s, a)[:, 0], fell)
+    return losses
 
 
 def value_losses(
@@ -106,7 +110,8 @@ def value_losses(
         chunks.append(choose(frozen, states[k], draw["candidates"][k], g))
         if g is None:
             rewards.append(value(frozen.reward, states[k], chunks[k]))
-            masks.append(np.ones(len(states[k])))
+            safe = 1.0 if nets.fall is None else 1 - sigmoid(run(frozen.fall, states[k], chunks[k])[:, 0])
+            masks.append(safe * np.ones(len(states[k])))
         else:
             reached = np.asarray(value(frozen.success, states[k], chunks[k]) > 0, float)
             rewards.append(reached if bce else reached - 1)

@@ -16,12 +16,13 @@ from mac.mac import MAC, Nets
 from mac.nn.mlp import MLP, scalar
 from mac.types import Batch
 from tests.algorithm_1 import algorithm_1, double, draws, fresh, perturb
-from tests.toy import window
+from tests.toy import falling_window, window
 
 OWN_LOSS = {
     "model": "model/dynamics_loss",
     "reward": "model/reward_loss",
     "success": "model/success_loss",
+    "fall": "model/fall_loss",
     "flow": "policy/flow_loss",
     "policy": "policy/distil_loss",
     "v": "value/loss",
@@ -35,8 +36,9 @@ jit_loss = jax.jit(MAC.loss, static_argnums=0)
 
 def own_losses(algo: MAC) -> dict[str, str]:
     """`OWN_LOSS` of the networks that the algorithm has."""
-    absent = "success" if algo.env.goal_dim is None else "reward"
-    return {net: metric for net, metric in OWN_LOSS.items() if net != absent}
+    absent = {"success" if algo.env.goal_dim is None else "reward"}
+    absent |= set() if algo.env.recorded else {"fall"}
+    return {net: metric for net, metric in OWN_LOSS.items() if net not in absent}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -106,7 +108,8 @@ def slopes_of(
 
 
 def draw_batch(algo: MAC, key: jax.Array) -> Batch:
-    return jax.jit(sample, static_argnums=1)(window(algo.cfg.chunk), algo.sample, key)
+    rows = falling_window if algo.env.recorded else window
+    return jax.jit(sample, static_argnums=1)(rows(algo.cfg.chunk), algo.sample, key)
 
 
 def make_case(algo: MAC) -> Case:

@@ -22,6 +22,10 @@ SPEC = EnvSpec(
 GOAL_SPEC = SPEC._replace(name="toy-point-goals", goal_dim=2, goal_columns=(1, 0))
 """The point with goals: places to be, the second coordinate first, so that the order of columns counts."""
 
+FALL_SPEC = SPEC._replace(name="toy-point-edge", tasks=(1,), recorded=True, score_range=(-10.0, 30.0))
+"""The point on a table that it may fall off."""
+EDGE = 0.9
+
 STRIDE = 0.2  # distance per step at action 1
 TARGET, RADIUS = (0.5, 0.5), 0.3
 STARTS = ((-0.5, -0.5), (0.5, -0.5))  # of tasks 1 and 2; ± 0.1 at random
@@ -104,6 +108,25 @@ class GoalPointEnv(AbstractEnv):
         return solved - 1.0, 1.0 - solved
 
 
+class EdgeEnv(AbstractEnv):
+    """The point moves as in `PointEnv`; a step pays its first coordinate and 1; it may fall beyond `EDGE`."""
+
+    spec: EnvSpec = eqx.field(static=True, default=FALL_SPEC)
+
+    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> EnvState:
+        return PointEnv().reset(key, task)
+
+    def step(self, state: EnvState, action: Float[Array, " A"]) -> EnvState:
+        point, t = state.obs + STRIDE * jnp.clip(action, -1, 1), state.t + 1
+        fell = jnp.max(jnp.abs(point)) > EDGE
+        done = fell | (t >= self.spec.max_steps)
+        after = dataclasses.replace(state, obs=point, reward=1 + point[0], done=done, t=t)
+        return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
+
+    def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError("rewards are recorded")
+
+
 def identity(dim: int = 2) -> Normalizer:
     """A normaliser that changes nothing."""
     return Normalizer(jnp.zeros(dim), jnp.full(dim, 1 - 1e-3))
@@ -112,6 +135,11 @@ def identity(dim: int = 2) -> Normalizer:
 def mac(**changes: object) -> MAC:
     """MAC for the point at the sizes of `SMALL`, with `changes` to its configuration."""
     return MAC(dataclasses.replace(SMALL, **changes), SPEC)  # pyright: ignore[reportArgumentType]
+
+
+def edge_mac(**changes: object) -> MAC:
+    """MAC for the point that may fall."""
+    return MAC(dataclasses.replace(SMALL, **changes), FALL_SPEC)  # pyright: ignore[reportArgumentType]
 
 
 def goal_mac(**changes: object) -> MAC:
@@ -146,4 +174,37 @@ def from_rows(obs: np.ndarray, action: np.ndarray, lengths: np.ndarray, chunk: i
         reward=jnp.asarray(reward, jnp.float32),
         mask=jnp.asarray(mask, jnp.float32),
         episodes=index_episodes(np.cumsum(lengths) - lengths, lengths, chunk),
+    )
+
+
+def falling_window(chunk: int = 2, episodes: int = 40, length: int = 13, seed: int = 0) -> Window:
+    """Episodes of `EdgeEnv` under actions that wander; about half of them fall before the time limit."""
+    rng = np.random.default_rng(seed)
+    obs, action, reward, lengths, fell = [], [], [], [], []
+    for _ in range(episodes):
+        point, drift = rng.uniform(-0.6, 0.6, 2), np.zeros(2)
+        for t in range(length):
+            drift = 0.7 * drift + rng.normal(scale=0.6, size=2)
+            over = bool(np.abs(point).max() > EDGE)
+            final = over or t == length - 1
+            a = np.zeros(2) if final else np.clip(drift, -1, 1)
+            obs.append(point)
+            action.append(a)
+            point = point + STRIDE * a
+            reward.append(0.0 if final else 1 + point[0])
+            if final:
+                lengths.append(t + 1)
+                fell.append(over)
+                break
+    length_of, fallen = np.asarray(lengths), np.asarray(fell)
+    first = np.cumsum(length_of) - length_of
+    mask = np.ones(len(obs), np.float32)
+    for last in (first + length_of - 1)[fallen]:
+        mask[last - 1 : last + 1] = 0
+    return Window(
+        obs=make_column(np.asarray(obs, np.float32)),
+        action=make_column(np.asarray(action, np.float32)),
+        reward=jnp.asarray(reward, jnp.float32),
+        mask=jnp.asarray(mask),
+        episodes=index_episodes(first, length_of, chunk, fell=fallen),
     )

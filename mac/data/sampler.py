@@ -37,12 +37,16 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
         obs=window.obs[start],
         actions=actions,
         next_obs=window.obs[end],
-        rewards=None if window.reward is None else window.reward[rows],
+        rewards=None if window.reward is None else _scaled(window.reward[rows], spec.reward_scale),
         masks=None if window.mask is None else window.mask[rows],
         goals=goals,
         next_action=_actions(window, following) if spec.next_action else None,
         subgoals=subgoals,
     )
+
+
+def _scaled(reward: Float[Array, "B H"], scale: float) -> Float[Array, "B H"]:
+    return reward if scale == 1 else scale * reward
 
 
 def _actions(window: Window, rows: Int[Array, "*B"]) -> Float[Array, "*B A"]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
-from mac.run.returns import realised_return, step_reward
+from mac.run.returns import ended_itself, realised_return, steady_reward, step_reward
 from mac.run.segment import map_seeds
 from mac.types import EnvSpec, Episodes
 
@@ -165,7 +165,9 @@ def evaluate(
         if discount is None:
             return facts
         expected = foresee(*players, start.obs, start.goal, k_act)
-        return *facts, expected, realised_return(end.discounted, end.last, success, length, discount)
+        ended = ended_itself(env.spec, success, length)
+        steady = steady_reward(env.spec, end.last, end.total, length)
+        return *facts, expected, realised_return(end.discounted, steady, ended, length, discount)
 
     # A batch takes all seeds if it can, so that no policy is asked twice as often for half as much.
     group = _even_share(len(keys), batch or len(keys))
