@@ -179,7 +179,7 @@ class MazeEnv(AbstractEnv):
         maze = self.maze
         if not len(maze.entrances):
             return motion
-        far = jnp.linalg.norm(motion.qpos[:2] - jnp.asarray(maze.entrances, jnp.float32), axis=1)
+        far = jnp.linalg.norm(motion.qpos[None, :2] - jnp.asarray(maze.entrances, jnp.float32), axis=1)
         there = jr.choice(key, jnp.asarray(maze.exits, jnp.float32))
         return self.engine.place(motion, there, active & jnp.any(far <= TELEPORT_RADIUS))
 

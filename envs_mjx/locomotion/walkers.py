@@ -118,7 +118,7 @@ class Walker:
             return xp.reshape(moved, 1) / self.control_dt
         if self.body != "humanoid":
             return xp.zeros(0)
-        limbs = (pos[np.asarray(_HANDS_AND_FEET)] - pos[TORSO]) @ mat[TORSO]
+        limbs = (pos[np.asarray(_HANDS_AND_FEET)] - pos[TORSO][None]) @ mat[TORSO]
         return xp.concatenate([pos[_HEAD, 2:], limbs.reshape(-1), mat[TORSO, 2], velocity])
 
 
