@@ -3,8 +3,16 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from baselines.cql import CQL, CQLConfig
 from baselines.flow_bc import FlowBC, FlowBCConfig
+from baselines.fql import FQL, FlowQConfig
+from baselines.gciql import GCIQL, GCIQLConfig
+from baselines.idql import IDQL, IDQLConfig
+from baselines.ifql import IFQL, IFQLConfig
 from baselines.iql import IQL, IQLConfig
+from baselines.nsac_bc import NStepConfig, NStepSACBC
+from baselines.rebrac import ReBRAC, ReBRACConfig
+from baselines.sharsa import SHARSA, SHARSAConfig
 from mac.algorithm import AbstractAlgorithm
 from mac.config import Config as MACConfig
 from mac.fql import MACFQL, FQLConfig
@@ -59,5 +67,39 @@ REGISTRY: dict[str, Entry] = {
         IQLConfig, IQL, "IQL (Kostrikov et al. 2022)",
         "V as an expectile of Q over the data's actions; Gaussian policy by weighted imitation",
         2022, "2110.06169",
+    ),
+    "fql": Entry(
+        FlowQConfig, FQL, "FQL (Park et al. 2025)",
+        "Q of a one-step policy that climbs it and is tied to a flow of the data", 2025, "2502.02538",
+    ),
+    "rebrac": Entry(
+        ReBRACConfig, ReBRAC, "ReBRAC (Tarasov et al. 2023)",
+        "TD3 that pays for leaving the data, in policy and critics", 2023, "2305.09836",
+    ),
+    "ifql": Entry(
+        IFQLConfig, IFQL, "IFQL (Park et al. 2025)",
+        "values of IQL; acts by the best of N actions of a flow policy", 2025, "2502.02538",
+    ),
+    "idql": Entry(
+        IDQLConfig, IDQL, "IDQL (Hansen-Estruch et al. 2023)",
+        "values of IQL; acts by the best of N actions of a diffusion policy", 2023, "2304.10573",
+    ),
+    "gciql": Entry(
+        GCIQLConfig, GCIQL, "GCIQL (Park et al. 2025)",
+        "values of IQL with goals; Gaussian policy that climbs Q near the data", 2025, "2410.20092",
+    ),
+    "nsac_bc": Entry(
+        NStepConfig, NStepSACBC, "n-step SAC+BC (Park et al. 2025)",
+        "chance to reach a goal, by Q over n steps; Gaussian policy that climbs it near the data",
+        2025, "2506.04168",
+    ),
+    "sharsa": Entry(
+        SHARSAConfig, SHARSA, "SHARSA (Park et al. 2025)",
+        "values and flow policy of subgoals n steps ahead, and a flow policy that goes there",
+        2025, "2506.04168",
+    ),
+    "cql": Entry(
+        CQLConfig, CQL, "CQL (Kumar et al. 2020)",
+        "soft actor-critic whose Q is low where the data are not", 2020, "2006.04779",
     ),
 }  # fmt: skip

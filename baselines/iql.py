@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
-from mac.algorithm import TrainState, adam_by_network
+from mac.algorithm import TrainState
 from mac.implicit import AbstractImplicit, ImplicitConfig, ImplicitNets
 from mac.modelfree import Goal, Step
 from mac.nn.critics import combined, scores
@@ -38,16 +37,10 @@ class IQLConfig(ImplicitConfig):
     """Gaussian: of deviation 1; or of learned deviations, the same in all states, around a tanh"""
     advantage: Literal["online", "slow"] = "online"
     """critics whose values make the advantage"""
-    actor_decay: bool = False
-    """the policy's learning rate falls as a cosine, to 0 at the end of the run"""
 
     def __post_init__(self):
         super().__post_init__()
         self._require_at_least_0("alpha")
-
-    @property
-    def needs_steps(self) -> str:
-        return super().needs_steps or ("--hp.actor-decay" if self.actor_decay else "")
 
 
 class Actor(eqx.Module):
@@ -88,8 +81,3 @@ class IQL(AbstractImplicit):
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key
         return self.mean(state.nets.actor, obs, goal)
-
-    def optimiser(self) -> optax.GradientTransformation:
-        if not self.cfg.actor_decay:
-            return super().optimiser()
-        return adam_by_network({"actor": optax.cosine_decay_schedule(self.lr, self.steps)}, self.rate)

@@ -10,14 +10,17 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.random as jr
-from jax.lax import stop_gradient as sg
+import optax
 from jaxtyping import Array, Float, Key
 
-from mac.modelfree import AbstractModelFree, ModelFreeConfig, Step, one_step
-from mac.nn.critics import Critics, combined, scores, squared_errors, twin_critics
+from mac.algorithm import adam_by_network
+from mac.modelfree import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
+from mac.nn.critics import Critics, combined, critic_loss, scores, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.losses import Losses, expectile_loss, total
+from mac.ops.select import best_of_n
 from mac.types import Batch, Metrics
 
 
@@ -28,9 +31,16 @@ class ImplicitConfig(ModelFreeConfig):
     expectile: float = 0.9
     """expectile of Q that V is, in (0, 1): 0.5 is the mean over the data's actions, near 1 the best one"""
 
+    actor_decay: bool = False
+    """the policy's learning rate falls as a cosine, to 0 at the end of the run"""
+
     def __post_init__(self):
         super().__post_init__()
         self._require("expectile", 0 < self.expectile < 1, "must be in (0, 1)")
+
+    @property
+    def needs_steps(self) -> str:
+        return super().needs_steps or ("--hp.actor-decay" if self.actor_decay else "")
 
 
 class ImplicitNets(eqx.Module):
@@ -75,10 +85,22 @@ class AbstractImplicit(AbstractModelFree[ImplicitNets]):
             v = scalar(nets.v, step.obs, step.goal)
             losses = {"value/loss": expectile_loss(best - v, self.cfg.expectile)}
         with jax.named_scope("critic"):
-            after = sg(scalar(nets.v, step.next_obs, step.goal))
+            after = scalar(nets.v, step.next_obs, step.goal)
             q = scores(nets.q, step.obs, step.goal, step.action)
             backup = step.reward + self.cfg.discount * step.mask * after
-            losses["critic/loss"] = squared_errors(q, backup)
+            losses["critic/loss"] = len(q) * critic_loss(q, backup)
         with jax.named_scope("policy"):
             losses |= self.actor_loss(nets, target, step, key)
         return total(losses, value__v_mean=v, critic__q_mean=q)
+
+    def choose(
+        self, critics: Critics, obs: Float[Array, "E D"], goal: Goal, actions: Float[Array, "N E A"]
+    ) -> Float[Array, "E A"]:
+        """The best of N actions, clipped, under the more pessimistic critic."""
+        actions = jnp.clip(actions, -1, 1)
+        return best_of_n(actions, combined(scores(critics, obs, goal, actions), "min"))
+
+    def optimiser(self) -> optax.GradientTransformation:
+        if not self.cfg.actor_decay:
+            return super().optimiser()
+        return adam_by_network({"actor": optax.cosine_decay_schedule(self.lr, self.steps)}, self.rate)

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Key
 from mac.algorithm import AbstractConfigured, Nets, TrainState
 from mac.config import CommonConfig
 from mac.errors import UserError
+from mac.nn.critics import Combine
 from mac.nn.mlp import Activation, Style
-from mac.types import Batch, EnvSpec, SampleSpec
+from mac.types import Batch, EnvSpec, SampleSpec, Subgoals, SubgoalSpec
 
 Goal = Float[Array, "*B G"] | None
 
@@ -37,6 +38,35 @@ class ModelFreeConfig(CommonConfig):
     def actor_style(self) -> Style:
         """Of the hidden layers of policies."""
         return Style(self.activation, self.actor_norm)
+
+
+@dataclass(frozen=True)
+class LeapConfig(ModelFreeConfig):
+    """What methods that learn from n steps at once have; the defaults are of runs with goals."""
+
+    batch: int = 1024
+    """items drawn from the data per update"""
+    hidden: tuple[int, ...] = (1024, 1024, 1024, 1024)
+    """width of each hidden layer, of every network"""
+    discount: float = 0.999
+    """discount factor γ per environment step, in (0, 1)"""
+    actor_norm: bool = True
+    """LayerNorm after the activations of policies"""
+    leap: int = 25
+    """steps that values look ahead in the data, n; less where the goal comes first"""
+    ends_count: bool = True
+    """whether coming within n steps of an episode's end counts as reaching any goal, as in the authors' runs"""
+    combine: Combine = "min"
+    """what targets take of the two slow critics"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require_positive("leap")
+
+    @property
+    def subgoals(self) -> SubgoalSpec:
+        """What to ask of the sampler."""
+        return SubgoalSpec(self.leap, self.ends_count)
 
 
 class Step(NamedTuple):
@@ -102,6 +132,28 @@ class AbstractModelFree(AbstractConfigured[Nets]):
         key: Key[Array, ""],
     ) -> Float[Array, "E n A"]:
         return jnp.clip(self.action(state, obs, goal, key), -1, 1)[:, None]
+
+
+class Leap(NamedTuple):
+    """`B` runs of up to n steps towards a goal, as one step whose reward is 1 if they reach it.
+
+    `reached` is discounted for the way, and `carry` is what the value of `next_obs` is worth at the start:
+    the discount for the way, or 0 where the goal is reached. Values are in [0, 1]: a chance, discounted.
+    """
+
+    reached: Float[Array, " B"]
+    carry: Float[Array, " B"]
+    next_obs: Float[Array, "B D"]
+    subgoals: Subgoals
+
+
+def leap(batch: Batch, discount: float) -> Leap:
+    """The runs of a batch with subgoals; `discount` is of one step."""
+    if batch.subgoals is None:
+        raise TypeError("this method needs a batch with subgoals (`SampleSpec.subgoals`)")
+    way = discount**batch.subgoals.steps
+    reached = batch.subgoals.reached
+    return Leap(way * reached, way * (1 - reached), batch.subgoals.next_obs, batch.subgoals)
 
 
 def require_goals(name: str, env: EnvSpec) -> None:

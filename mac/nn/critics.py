@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 import jax.random as jr
+from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.nn.mlp import MLP, STANDARD, Style, scalar, value_net
@@ -30,6 +31,6 @@ def combined(values: Float[Array, " E *B"], how: Combine) -> Float[Array, "*B"]:
     return jnp.min(values, axis=0) if how == "min" else jnp.mean(values, axis=0)
 
 
-def squared_errors(values: Float[Array, " E *B"], target: Float[Array, "*B"]) -> Float[Array, ""]:
-    """Sum over the critics of their mean squared errors."""
-    return len(values) * jnp.mean(jnp.square(values - jnp.broadcast_to(target, values.shape)))
+def critic_loss(values: Float[Array, " E *B"], target: Float[Array, "*B"]) -> Float[Array, ""]:
+    """Mean squared error of all critics; no gradient passes to the target."""
+    return jnp.mean(jnp.square(values - jnp.broadcast_to(sg(target), values.shape)))

@@ -1,6 +1,7 @@
 """The multilayer perceptron of every method here: Dense, GELU (tanh form), then LayerNorm."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
@@ -53,7 +54,9 @@ class Dense(eqx.Module):
 
 Norm = tuple[Float[Array, " W"], Float[Array, " W"]] | None
 """Scale and shift of a LayerNorm; None where a layer has none."""
-Activation = Literal["gelu", "relu"]
+Activation = Literal["gelu", "relu", "mish"]
+
+ACTIVATIONS = {"gelu": partial(jax.nn.gelu, approximate=True), "relu": jax.nn.relu, "mish": jax.nn.mish}
 
 
 class Style(NamedTuple):
@@ -67,7 +70,7 @@ class Style(NamedTuple):
         return (jnp.ones(width), jnp.zeros(width)) if self.layer_norm else None
 
     def __call__(self, x: Float[Array, "*B W"], norm: Norm) -> Float[Array, "*B W"]:
-        x = jax.nn.relu(x) if self.activation == "relu" else jax.nn.gelu(x, approximate=True)
+        x = ACTIVATIONS[self.activation](x)
         return x if norm is None else layer_norm(x, *norm)
 
 

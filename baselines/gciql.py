@@ -1,0 +1,61 @@
+"""GCIQL: goal-conditioned implicit Q-learning, with the policy of DDPG+BC (Park et al. 2025, OGBench, arXiv
+2410.20092; as in Park et al. 2025, horizon reduction, arXiv 2506.04168).
+
+IQL's values told a goal, whose reward is -1 until the state of the data is the goal's; and a Gaussian
+policy of deviation 1 that climbs the normalised Q at its mean and stays likely to do what the data do. It
+runs without goals, too.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float, Key
+
+from mac.algorithm import TrainState
+from mac.implicit import AbstractImplicit, ImplicitConfig, ImplicitNets
+from mac.modelfree import Goal, Step
+from mac.nn.critics import combined, scores
+from mac.nn.heads import HEAD_VARIANCE, normal_log_prob
+from mac.nn.mlp import MLP
+from mac.ops.losses import Losses, normalised
+
+
+@dataclass(frozen=True)
+class GCIQLConfig(ImplicitConfig):
+    """Hyperparameters of GCIQL."""
+
+    discount: float = 0.999
+    """discount factor γ per environment step, in (0, 1)"""
+    actor_norm: bool = True
+    """LayerNorm after the activations of policies"""
+    alpha: float = 1.0
+    """weight of the data's likelihood, against the normalised Q"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require_at_least_0("alpha")
+
+
+class GCIQL(AbstractImplicit):
+    """Implicit Q-learning with a policy that climbs Q near the data."""
+
+    cfg: GCIQLConfig = eqx.field(static=True)
+
+    def actor_net(self, key: Key[Array, ""]) -> MLP:
+        *given, action = self.inputs
+        cfg = self.cfg
+        return MLP(given, cfg.hidden, action, key=key, style=cfg.actor_style, variance=HEAD_VARIANCE)
+
+    def actor_loss(self, nets: ImplicitNets, target: Any, step: Step, key: Key[Array, ""]) -> Losses:
+        del target, key
+        mean = nets.actor(step.obs, step.actor_goal)
+        q = combined(scores(sg(nets.q), step.obs, step.actor_goal, jnp.clip(mean, -1, 1)), "min")
+        bc_loss = -self.cfg.alpha * jnp.mean(normal_log_prob(step.action, mean))
+        return {"policy/q_loss": -normalised(q), "policy/bc_loss": bc_loss}
+
+    def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
+        del key
+        return state.nets.actor(obs, goal)
