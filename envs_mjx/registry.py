@@ -68,6 +68,15 @@ def parse(name: str) -> EnvName:
     return table[name]
 
 
+def task_ids(name: str) -> tuple[int, ...]:
+    """Ids of the tasks of the scene or walker of `name`, whichever of them `name` itself holds.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    return (1,) if parse(name).mode in ("d4rl", "minari") else tuple(range(1, TASKS + 1))
+
+
 def make(name: str, engine: str = "c") -> AbstractEnv:
     """The environment called `name` on physics engine `engine`: `c` (MuJoCo on host threads), `mjx`
     (JAX), `warp` (MuJoCo Warp, with the extra `warp`), or `auto` (`resolve_engine`).

@@ -1,4 +1,5 @@
-"""Plays in the real `ogbench` environments, in a process of its own: the only module that imports them.
+"""Plays in the real `ogbench` and `gymnasium` environments, in a process of its own: the only module that
+imports them.
 
 Started by `experiments.official` as a script. Requests and replies are pickles on standard input and
 output: a list of (slot, order) and a list of `Played`. An order is `Start` or an array of actions.
@@ -6,12 +7,16 @@ output: a list of (slot, order) and a list of `Played`. An order is `Start` or a
 
 import os
 import pickle
+import re
 import signal
 import sys
 import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+
+GYM = {"hopper": "Hopper", "walker2d": "Walker2d", "halfcheetah": "HalfCheetah"}
+"""gymnasium's names of the walkers that D4RL's and Minari's datasets are of: version 4 and version 5."""
 
 
 class Start(NamedTuple):
@@ -59,15 +64,11 @@ class Played(NamedTuple):
 
 
 class Slots:
-    """`count` environments called `name`, as `ogbench` makes them, its time limit included."""
+    """`count` environments called `name`, as the package makes them, its time limit included."""
 
     def __init__(self, name: str, count: int, film: bool = False):
-        import ogbench
-
         self.film = film
-        self.envs: list[Any] = [
-            ogbench.make_env_and_datasets(name, env_only=True, disable_env_checker=True) for _ in range(count)
-        ]
+        self.envs: list[Any] = [_make(name) for _ in range(count)]
 
     def obey(self, slot: int, order: Start | np.ndarray) -> Played:
         """Starts an episode, or executes actions until they are used up or the episode ends."""
@@ -85,7 +86,7 @@ class Slots:
             film += self._look(env)
             if done:
                 break
-        return Played(np.asarray(obs, np.float32), rewards, bool(info["success"]), done, film)
+        return Played(np.asarray(obs, np.float32), rewards, bool(info.get("success", False)), done, film)
 
     def _look(self, env: Any) -> list[Snapshot]:
         if not self.film:
@@ -100,6 +101,19 @@ class Slots:
         )
         buttons = np.asarray(getattr(bare, "_cur_button_states", ()), bool)
         return [Snapshot(bare._data.qpos.copy(), buttons, target)]
+
+
+def _make(name: str) -> Any:
+    body = re.split("[-/]", name.removeprefix("mujoco/"))[0]
+    if body in GYM:
+        import gymnasium
+
+        return gymnasium.make(
+            f"{GYM[body]}-v{5 if name.startswith('mujoco/') else 4}", disable_env_checker=True
+        )
+    import ogbench
+
+    return ogbench.make_env_and_datasets(name, env_only=True, disable_env_checker=True)
 
 
 def main(name: str, count: str, film: str) -> None:

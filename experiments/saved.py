@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from baselines import REGISTRY
-from envs_mjx.registry import make, parse
-from envs_mjx.tasks import TASKS
+from envs_mjx.registry import make, parse, task_ids
 from experiments import dataset, sources
 from experiments.hparams import convert, unknown_name
 from experiments.settings import Settings, from_plain
@@ -212,7 +211,8 @@ def data_label(folder: Path) -> str:
 def by_environment(name: str, tasks: tuple[int, ...], flag: str) -> list[tuple[str, tuple[int, ...]]]:
     """Names of environments that hold `tasks` of the scene of `name`, each with those that it holds.
 
-    A goal-conditioned environment holds all five tasks; a single-task one has a sibling for each.
+    A goal-conditioned environment holds all five tasks; a single-task one has a sibling for each; one whose
+    dataset records its rewards holds a single task.
 
     Args:
         tasks: empty for those of `name` itself.
@@ -220,12 +220,13 @@ def by_environment(name: str, tasks: tuple[int, ...], flag: str) -> list[tuple[s
     Raises:
         UserError: a task that does not exist, or one that is asked for twice.
     """
-    here = parse(name)
+    here, known = parse(name), task_ids(name)
     for task in tasks:
-        if not 1 <= task <= TASKS or tasks.count(task) > 1:
-            raise UserError(f"{flag} {task}: {here.family} has tasks 1 to {TASKS}; name each once")
+        if task not in known or tasks.count(task) > 1:
+            there = f"tasks 1 to {len(known)}; name each once" if len(known) > 1 else "task 1 only"
+            raise UserError(f"{flag} {task}: {here.family} has {there}")
     if here.task is None:
-        return [(name, tasks or tuple(range(1, TASKS + 1)))]
+        return [(name, tasks or known)]
     stem = here.dataset.removesuffix("-v0")
     names = {task: f"{stem}-singletask-task{task}-v0" for task in tasks or (here.task,)} | {here.task: name}
     return [(names[task], (task,)) for task in tasks or (here.task,)]
