@@ -19,10 +19,12 @@ from experiments.program import exit_status
 from experiments.saved import SavedRun, acting_otherwise, by_environment, data_label, open_run, read_settings
 from mac.errors import UserError
 from mac.run.evaluate import evaluate, evaluation_keys
-from mac.run.logger import EVAL, append_row, eval_rows, overflow_warning, read_rows
+from mac.run.logger import EVAL, append_row, read_rows
+from mac.run.measure import measure_of
 from mac.run.meter import duration
 from mac.run.progress import open_progress
 from mac.run.record import provenance
+from mac.run.rows import eval_rows, overflow_warning
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
 from mac.types import Episodes
@@ -92,7 +94,8 @@ def evaluate_again(ask: Ask) -> int:
     rows: list[dict[str, Any]] = []
     for name, each in games:
         result = play(run, name, each, engine, episodes, ask)
-        rows += eval_rows(run.step, run.numbers, each, result, engine, data_label(ask.run))
+        spec = run.algo.env
+        rows += eval_rows(run.step, run.numbers, each, result, engine, data_label(ask.run), spec)
     seconds = time.perf_counter() - began
     show(run, rows, engine, seconds)
     asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}
@@ -125,11 +128,12 @@ def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float)
         if row["step"] == run.step and row["task"] in {row["task"] for row in rows}:
             before[row["seed"], row["task"]] = row
     if before:
-        mean = sum(row["success"] for row in before.values()) / len(before)
+        measure = measure_of(run.algo.env)
+        mean = sum(row[measure.name] for row in before.values()) / len(before)
         how = sorted(
             {f"engine {row['engine']}, {row['episodes']} per task and seed" for row in before.values()}
         )
-        print(f"in training  {mean:.1%} after the same update ({'; '.join(how)})")
+        print(f"in training  {mean:{measure.form}} after the same update ({'; '.join(how)})")
     print(f"finished     in {duration(seconds)}")
 
 

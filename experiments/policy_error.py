@@ -52,7 +52,7 @@ def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> lis
             rollout=chunk * getattr(run.settings.hp, "rollout", 0),
             step=run.step,
             seed=number,
-            success=float(scores.success[-1, scores.seeds.index(number)].mean()),
+            success=float(scores.scores[-1, scores.seeds.index(number)].mean()),
             episodes=scores.episodes,
             horizon=horizon,
             error=float(errors.model[i, -1].mean()),

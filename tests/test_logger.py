@@ -17,10 +17,9 @@ from mac.run.logger import (
     METRICS,
     JsonlWriter,
     RunLog,
-    eval_rows,
-    overflow_warning,
     read_rows,
 )
+from mac.run.rows import eval_rows, overflow_warning
 from mac.types import Episodes
 
 EPISODES = Episodes(

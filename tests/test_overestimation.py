@@ -15,9 +15,9 @@ from envs_mjx.base import AbstractEnv, EnvState
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.run import segment as loop
 from mac.run.evaluate import evaluate
-from mac.run.logger import eval_rows
 from mac.run.probe import overestimation
 from mac.run.returns import realised_return
+from mac.run.rows import eval_rows
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
 from mac.types import EnvSpec, Episodes
@@ -190,5 +190,5 @@ def test_rows_of_older_runs_have_a_table_without_that_line(played: Episodes):
     new = rows_of(played)
     old = [{k: v for k, v in row.items() if not k.endswith("d_return")} for row in new]
     assert "discounted return" not in printed(old) and "at 100 updates" in printed(old)
-    np.testing.assert_array_equal(learning_curve(old).success, learning_curve(new).success)
+    np.testing.assert_array_equal(learning_curve(old).scores, learning_curve(new).scores)
     assert np.isnan(learning_curve(old).predicted).all()

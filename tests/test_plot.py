@@ -36,11 +36,11 @@ def test_curve_shows_mean_seeds_and_interval():
     rows = make_rows(seeds=4, tasks=3)
     curve, axes = learning_curve(rows), drawn(rows)
     *seeds, mean = [line.get_ydata() for line in axes.lines]
-    np.testing.assert_allclose(mean, curve.success.mean(axis=(1, 2)))
-    np.testing.assert_allclose(np.transpose(seeds), curve.success.mean(axis=2))
+    np.testing.assert_allclose(mean, curve.scores.mean(axis=(1, 2)))
+    np.testing.assert_allclose(np.transpose(seeds), curve.scores.mean(axis=2))
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
-    last = summarise(curve.success[-1], reps=2000).mean
+    last = summarise(curve.scores[-1], reps=2000).mean
     assert any(np.isclose(heights, last.low)) and any(np.isclose(heights, last.high))
 
 

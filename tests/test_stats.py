@@ -112,9 +112,9 @@ def test_learning_curve_sorts_rows_and_drops_incomplete_steps():
     rows = [row(i, s, t, i + 10 * s + 100 * t) for i in (5, 10) for s in (1, 0) for t in (2, 1)]
     curve = learning_curve([*rows[::-1], row(15, 0, 1, 9.0)])
     assert (curve.steps, curve.seeds, curve.tasks, curve.episodes) == ([5, 10], [0, 1], [1, 2], 21)
-    assert curve.success[1, 0, 1] == 10 + 0 + 200 and curve.success[0, 1, 0] == 5 + 10 + 100
-    np.testing.assert_array_equal(curve.last(), curve.success[1])
-    np.testing.assert_array_equal(curve.last(2), curve.success.mean(axis=0))
+    assert curve.scores[1, 0, 1] == 10 + 0 + 200 and curve.scores[0, 1, 0] == 5 + 10 + 100
+    np.testing.assert_array_equal(curve.last(), curve.scores[1])
+    np.testing.assert_array_equal(curve.last(2), curve.scores.mean(axis=0))
 
 
 def test_learning_curve_needs_a_complete_evaluation():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mac.files import replace_file
+from mac.run.measure import SUCCESS
 from mac.run.stats import Curve, Summary, learning_curve, summarise
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ GREY = "#5f6b7a"
 
 
 def plot_learning_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Draws success against gradient updates: each seed, their mean, and its 95% bootstrap interval; below,
+    """Draws scores against gradient updates: each seed, their mean, and its 95% bootstrap interval; below,
     where the data come from, if the rows say so.
 
     Args:
-        rows: rows of `eval.jsonl`; a seed's success is the mean over its tasks.
+        rows: rows of `eval.jsonl`; a seed's score is the mean over its tasks.
         path: the PNG to write, replaced if it exists.
         title: what was run, for instance `MAC on cube-single-play-singletask-task2-v0`.
     Raises:
@@ -43,8 +44,8 @@ def plot_learning_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title:
 
 
 def _draw(axes: "Axes", curve: Curve) -> None:
-    per_seed = curve.success.mean(axis=2)
-    summaries = [summarise(table, reps=2000) for table in curve.success]
+    per_seed = curve.scores.mean(axis=2)
+    summaries = [summarise(table, reps=2000) for table in curve.scores]
     mean = [s.mean.value for s in summaries]
     marker = "o" if len(curve.steps) <= 40 else None
     seeds = len(curve.seeds)
@@ -59,13 +60,13 @@ def _draw(axes: "Axes", curve: Curve) -> None:
     axes.plot(
         curve.steps, mean, color=BLUE, lw=2.2, marker=marker, ms=4, label=label, zorder=3, clip_on=False
     )
-    _mark_last(axes, curve.steps[-1], summaries[-1])
+    _mark_last(axes, curve.steps[-1], summaries[-1], curve.measure.short)
     _dress(axes, curve)
 
 
-def _mark_last(axes: "Axes", step: int, last: Summary) -> None:
+def _mark_last(axes: "Axes", step: int, last: Summary, form: str) -> None:
     axes.annotate(
-        f"{last.mean.value:.0%}",
+        f"{last.mean.value:{form}}",
         (step, last.mean.value),
         xytext=(6, 0),
         textcoords="offset points",
@@ -82,13 +83,14 @@ def _dress(axes: "Axes", curve: Curve) -> None:
 
     first, last = curve.steps[0], curve.steps[-1]
     axes.set_xlim(min(first, 0), max(last, first + 1))
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if curve.measure is SUCCESS:
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     tasks = f"{len(curve.tasks)} tasks × " if len(curve.tasks) > 1 else ""
     axes.set_xlabel("gradient updates")
-    axes.set_ylabel(f"success rate\n({tasks}{curve.episodes} episodes per seed)")
+    axes.set_ylabel(f"{curve.measure.axis}\n({tasks}{curve.episodes} episodes per seed)")
     axes.grid(True, color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

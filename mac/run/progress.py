@@ -23,6 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mac.run.measure import SUCCESS, Measure
 from mac.run.meter import Meter, duration
 
 MAX_COLUMNS = 8  # seeds shown one by one; more are summed up as min, mean, max
@@ -48,6 +49,7 @@ class Progress(abc.ABC):
         self.scores: tuple[int, np.ndarray] | None = None
         self.tasks: dict[int, float] = {}
         self.doing = ""
+        self.measure = SUCCESS
 
     def update(self, done: int, metrics: Mapping[str, Any] | None = None) -> None:
         """`done` units of the total are complete; `metrics` are arrays of one value per seed.
@@ -66,10 +68,14 @@ class Progress(abc.ABC):
         self.update(done)
 
     def success(
-        self, step: int, scores: Sequence[float] | np.ndarray, tasks: Mapping[int, float] | None = None
+        self,
+        step: int,
+        scores: Sequence[float] | np.ndarray,
+        tasks: Mapping[int, float] | None = None,
+        measure: Measure = SUCCESS,
     ) -> None:
-        """The evaluation at `step` gave each seed, and each task, these success rates, in [0, 1]."""
-        self.scores = (step, np.asarray(scores))
+        """The evaluation at `step` gave each seed, and each task, these success rates, or other scores."""
+        self.measure, self.scores = measure, (step, np.asarray(scores))
         self.tasks = dict(tasks or {})
         self._changed(important=True)
 
@@ -98,7 +104,7 @@ class Progress(abc.ABC):
     def __exit__(self, *_: object) -> None: ...
 
     def by_task(self, form: str) -> str:
-        """Success of each task, such as `1 0.50, 2 0.75`."""
+        """Score of each task, such as `1 0.50, 2 0.75`."""
         return ", ".join(f"{task} {float(rate):{form}}" for task, rate in self.tasks.items())
 
     def line(self) -> str:
@@ -137,9 +143,11 @@ class _Plain(Progress):
         self._next = self.meter.elapsed() + self._every
         if important and self.scores:
             step, scores = self.scores
-            each = " ".join(f"{x:.2f}" for x in scores[:MAX_COLUMNS])
-            tasks = f"; tasks: {self.by_task('.2f')}" if len(self.tasks) > 1 else ""
-            line = f"success {scores.mean():.2f} at {step:,} {self.unit} (seeds: {each}{tasks})"
+            form = self.measure.plain
+            each = " ".join(f"{x:{form}}" for x in scores[:MAX_COLUMNS])
+            tasks = f"; tasks: {self.by_task(form)}" if len(self.tasks) > 1 else ""
+            name = self.measure.name
+            line = f"{name} {scores.mean():{form}} at {step:,} {self.unit} (seeds: {each}{tasks})"
             self.note(f"{self.title}: {line}")
             return
         values = "  ".join(f"{name} {value.mean():.3g}" for name, value in self.metrics.items())
@@ -165,7 +173,7 @@ class _Live(Progress):
         head.add_row(Text(self.title, style="bold"), bar)
         parts = [head, Text(self.line())]
         if len(self.tasks) > 1:
-            parts.append(Text(f"success by task: {self.by_task('.0%')}"))
+            parts.append(Text(f"{self.measure.name} by task: {self.by_task(self.measure.short)}"))
         return Group(*parts, self._table()) if self.scores or self.metrics else Group(*parts)
 
     def _table(self) -> Table:
@@ -187,7 +195,8 @@ class _Live(Progress):
             table.add_column(name, justify="right")
         if self.scores:
             step, scores = self.scores
-            table.add_row(f"success at {step:,}", *cells(scores, ".0%"), style="bold")
+            shown = cells(scores, self.measure.short)
+            table.add_row(f"{self.measure.name} at {step:,}", *shown, style="bold")
         for name, values in self.metrics.items():
             table.add_row(name, *cells(values, ".3g"))
         return table

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mac.errors import UserError
+from mac.run.measure import MEASURES, SUCCESS, Measure
 
 
 class Interval(NamedTuple):
@@ -91,7 +92,7 @@ RETURNS = ("predicted_return", "realised_return")
 
 
 class Curve(NamedTuple):
-    """Success rates of a run: `success[i, s, t]` at `steps[i]`, of `seeds[s]` on `tasks[t]`.
+    """Scores of a run: `scores[i, s, t]` at `steps[i]`, of `seeds[s]` on `tasks[t]`, of the kind `measure`.
 
     `data` says where the training data come from, if the rows do.
     `predicted` and `realised`, of the same shape, are the means of the returns that the algorithm expected
@@ -101,15 +102,16 @@ class Curve(NamedTuple):
     steps: list[int]
     seeds: list[int]
     tasks: list[int]
-    success: np.ndarray
+    scores: np.ndarray
     episodes: int
     predicted: np.ndarray
     realised: np.ndarray
     data: str = ""
+    measure: Measure = SUCCESS
 
     def last(self, count: int = 1) -> np.ndarray:
         """Mean over the last `count` evaluations (or all, if fewer), shape [S, tasks]."""
-        return self.success[-count:].mean(axis=0)
+        return self.scores[-count:].mean(axis=0)
 
 
 def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
@@ -122,10 +124,11 @@ def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
     """
     rows = list(rows)
     data = "; ".join(dict.fromkeys(row["data"] for row in rows if row.get("data")))
+    measure = MEASURES[next((row["measure"] for row in rows if row.get("measure") in MEASURES), SUCCESS.name)]
     try:
         table = {
             (r["step"], r["seed"], r["task"]): (
-                r["success"],
+                r[measure.name],
                 r["episodes"],
                 *(r.get(k, math.nan) for k in RETURNS),
             )
@@ -139,5 +142,5 @@ def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
         raise UserError("eval.jsonl holds no complete evaluation: train until the first one")
     cells = [[[table[i, s, t] for t in tasks] for s in seeds] for i in complete]
     values = np.asarray(cells, np.float64)
-    success, episodes, predicted, realised = np.moveaxis(values, -1, 0)
-    return Curve(complete, seeds, tasks, success, int(episodes.min()), predicted, realised, data)
+    scores, episodes, predicted, realised = np.moveaxis(values, -1, 0)
+    return Curve(complete, seeds, tasks, scores, int(episodes.min()), predicted, realised, data, measure)

@@ -1,17 +1,18 @@
-"""The table that ends a run: success with its uncertainty over seeds."""
+"""The table that ends a run: success, or a score, with its uncertainty over seeds."""
 
 import math
 
 import numpy as np
 from rich.table import Table
 
+from mac.run.measure import SUCCESS
 from mac.run.stats import Curve, Interval, summarise
 
 LATE = 3  # evaluations that the second row averages: one evaluation alone is noisy
 
 
 def results_table(curve: Curve, *, title: str) -> Table:
-    """Mean and IQM over seeds and tasks, each with its 95% bootstrap interval, as percentages.
+    """Mean and IQM over seeds and tasks, each with its 95% bootstrap interval, written as its measure is.
 
     Rows: the last evaluation, the mean of the last `LATE` ones (if there are as many), and where a
     run has several tasks the last evaluation of each. Below, the returns that the algorithm expected at
@@ -27,21 +28,22 @@ def results_table(curve: Curve, *, title: str) -> Table:
     caption += _returns(curve)
     caption += f"\ndata: {curve.data}" if curve.data else ""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("success")
+    table.add_column(curve.measure.axis if curve.measure is not SUCCESS else "success")
     for name in ("mean", "95% interval", "IQM", "95% interval"):
         table.add_column(name, justify="right")
-    _add(table, f"at {curve.steps[-1]:,} updates", curve.last())
+    form = curve.measure.form
+    _add(table, f"at {curve.steps[-1]:,} updates", curve.last(), form)
     if len(curve.steps) >= LATE:
-        _add(table, f"last {LATE} evaluations", curve.last(LATE))
+        _add(table, f"last {LATE} evaluations", curve.last(LATE), form)
     if tasks > 1:
         for column, task in enumerate(curve.tasks):
-            _add(table, f"  task {task}", curve.last()[:, column : column + 1])
+            _add(table, f"  task {task}", curve.last()[:, column : column + 1], form)
     return table
 
 
-def _add(table: Table, name: str, scores: np.ndarray) -> None:
+def _add(table: Table, name: str, scores: np.ndarray, form: str) -> None:
     summary = summarise(scores)
-    table.add_row(name, *_cells(summary.mean), *_cells(summary.iqm))
+    table.add_row(name, *_cells(summary.mean, form), *_cells(summary.iqm, form))
 
 
 def _returns(curve: Curve) -> str:
@@ -53,9 +55,9 @@ def _returns(curve: Curve) -> str:
     return f"\ndiscounted return: {expected:.1f} expected, {came:.1f} came: {abs(expected - came):.1f} {how}"
 
 
-def _cells(interval: Interval) -> tuple[str, str]:
-    ends = "–" if math.isnan(interval.low) else f"{interval.low:.1%} – {interval.high:.1%}"
-    return f"{interval.value:.1%}", ends
+def _cells(interval: Interval, form: str) -> tuple[str, str]:
+    ends = "–" if math.isnan(interval.low) else f"{interval.low:{form}} – {interval.high:{form}}"
+    return f"{interval.value:{form}}", ends
 
 
 def _plural(noun: str, count: int) -> str:

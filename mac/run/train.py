@@ -21,9 +21,11 @@ from mac.run import segment as loop
 from mac.run.checkpoint import CheckpointStore
 from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.interrupt import Interrupt
-from mac.run.logger import RunLog, overflow_warning
+from mac.run.logger import RunLog
+from mac.run.measure import measure_of, values
 from mac.run.probe import diagnose, overestimation
 from mac.run.progress import Progress
+from mac.run.rows import overflow_warning
 from mac.types import Window
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
@@ -233,11 +235,13 @@ class _Loop:
         self.evaluated = step
         if found := found | overestimation(result):
             self.log.metrics(step, job.numbers, found)
-        rows = self.log.evals(step, job.numbers, job.env.spec.tasks, result, job.engine, job.data)
+        spec = job.env.spec
+        rows = self.log.evals(step, job.numbers, spec.tasks, result, job.engine, job.data, spec)
         if warning := overflow_warning(rows, "--eval.engine"):
             self.progress.note(warning)
-        tasks = dict(zip(job.env.spec.tasks, result.success.mean(axis=(0, 2)), strict=True))
-        self.progress.success(step, result.success.mean(axis=(1, 2)), tasks)
+        scores = values(spec, result)
+        tasks = dict(zip(spec.tasks, scores.mean(axis=(0, 2)), strict=True))
+        self.progress.success(step, scores.mean(axis=(1, 2)), tasks, measure_of(spec))
 
     def _diagnose(self, state: TrainState, keys: jax.Array) -> dict[str, Any]:
         """The algorithm's own metrics of each seed, from data that it is not trained on if there is any."""
