@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from experiments.settings import DataConfig
 from mac.data.convert import Progress, prepare
-from mac.data.provenance import Provenance, describe, of_meta
-from mac.data.shards import origin, shard_files, sizes_of
+from mac.data.provenance import Provenance, describe, of_meta, origin
+from mac.data.shards import shard_files, sizes_of
 from mac.data.store import Store, is_store, read_meta
 from mac.errors import UserError
 from mac.run.progress import open_progress

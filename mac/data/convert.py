@@ -15,14 +15,13 @@ from typing import Any
 
 from mac.data.codec import Codec, fit_affine
 from mac.data.memory import free_host_memory
-from mac.data.provenance import describe
+from mac.data.provenance import describe, origin
 from mac.data.raw import RawDataset
 from mac.data.shards import (
     SHARD,
     Part,
     fingerprint,
     merged,
-    origin,
     quality,
     read_file,
     read_part,

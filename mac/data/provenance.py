@@ -5,7 +5,9 @@ files), *downloaded* by this program (`checksums.json` beside the file) and *loc
 place is known. `Provenance.label` is what tables, pictures and rows of results say.
 """
 
+import contextlib
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,6 +96,15 @@ def describe(
     return _local(files, rows)
 
 
+def origin(file: Path) -> Any:
+    """What the generator left beside its files about how it made them; None if nothing."""
+    stems = {file.stem, file.stem.rsplit("-", 1)[0]}
+    for path in (file.with_name(stem + ".json") for stem in sorted(stems, key=len, reverse=True)):
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(path.read_text(encoding="utf-8"))
+    return None
+
+
 def generated(made_by: Any, rows: int) -> Provenance | None:
     """Of a dataset beside which a generator of ours left `made_by`; None if it is none of ours."""
     if not isinstance(made_by, dict) or "mac-jax" not in str(made_by.get("source", "")):
@@ -142,11 +153,9 @@ def _downloaded(entries: Mapping[str, Entry], rows: int) -> Provenance:
 
 def _local(files: Sequence[Path], rows: int) -> Provenance:
     first = files[0].absolute()
-    home = Path.home()
-    name = first.name if len(files) == 1 else f"{first.parent.name}, {len(files)} files"
+    several = f"local files {first.parent.name} ({len(files)})"
+    label = f"local file {first.name}" if len(files) == 1 else several
     for folder, collection in _FOLDERS.items():
-        if first.is_relative_to(home / folder):
-            return Provenance(
-                "local", f"{collection} (file in ~/{folder})", {"rows": rows, "path": str(first)}
-            )
-    return Provenance("local", f"local file {name}", {"rows": rows, "path": str(first)})
+        if first.is_relative_to(Path.home() / folder):
+            label = f"{collection} (file in ~/{folder})"
+    return Provenance("local", label, {"rows": rows, "path": str(first)})

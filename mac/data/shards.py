@@ -166,12 +166,3 @@ def fingerprint(file: Path) -> list[Any]:
     """Name, bytes and time of modification, in nanoseconds."""
     stat = file.stat()
     return [file.name, stat.st_size, stat.st_mtime_ns]
-
-
-def origin(file: Path) -> Any:
-    """What the generator left beside its files about how it made them; None if nothing."""
-    stems = {file.stem, file.stem.rsplit("-", 1)[0]}
-    for path in (file.with_name(stem + ".json") for stem in sorted(stems, key=len, reverse=True)):
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads(path.read_text(encoding="utf-8"))
-    return None
