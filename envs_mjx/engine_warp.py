@@ -10,17 +10,12 @@ kept in warp's own cache (`~/.cache/warp`, or the folder named by WARP_CACHE_PAT
 add up floats in the order in which GPU threads arrive, so two runs agree to rounding, not bitwise.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import mujoco
 from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
-from mujoco.mjx.warp import mjwp_types
 
+from envs_mjx import engine_warp_batch as warp_batch
 from envs_mjx.engine import AbstractEngine, Physics, only_where
 from envs_mjx.engine_warp_setup import require_warp
 from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
@@ -73,14 +68,7 @@ class WarpEngine(AbstractEngine):
         rows = 3 * slots + int(scene.model.nv) if max_rows is None else max_rows
         if slots < 1 or rows < 1:
             raise UserError(f"max_contacts={max_contacts} and max_rows={max_rows} must be at least 1")
-        device = jnp.zeros(()).device
-        model = mjx.put_model(scene.model, device=device, impl="warp")
-        # Under this flag warp finds the contacts of two boxes as C does with or without it, and does all
-        # else as before. Else some grasps have other contact points, and the fingers are 1e-3 rad off.
-        flags = int(model.opt.disableflags) | int(mujoco.mjtDisableBit.mjDSBL_NATIVECCD)
-        # Overflows are counted below; warp would print several lines at each of them.
-        self.model = model.tree_replace({"opt.disableflags": flags, "opt._impl.warn_overflow": 0})
-        self.blank = mjx.make_data(scene.model, device=device, impl="warp", naconmax=1, njmax=rows)
+        self.model, self.blank = warp_batch.put_model(scene.model, rows)
         self.name = "warp"
         self.sites = tuple(int(s) for s in scene.sites)
         self.slide_dof = tuple(int(s) for s in scene.slide_dof)
@@ -93,13 +81,13 @@ class WarpEngine(AbstractEngine):
         """A scene in the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start
         and the contact force are zero, and the site poses are those of `qpos`.
         """
-        return _over_scenes(_load, self, qpos, qvel)
+        return warp_batch.over_scenes(_load, self, qpos, qvel)
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
         """One control step under constant `ctrl`; `physics` itself where not `active` (the work is done
         all the same: a batch advances in lockstep).
         """
-        after = _over_scenes(_advance, self, physics, ctrl)
+        after = warp_batch.over_scenes(_advance, self, physics, ctrl)
         return only_where(active, after, physics)
 
 
@@ -114,14 +102,10 @@ def _advance(engine: WarpEngine, scenes: int, physics: Physics, ctrl: Float[Arra
     data = _data(engine, scenes, physics.qpos, physics.qvel)
     data = data.replace(qacc_warmstart=physics.raw, ctrl=ctrl.astype(jnp.float32))
 
-    def substep(data, model):
-        data = mjx.step(model, data)
-        return data, _missing_slots(data)
-
     # Forces on bodies are wanted after the last substep only; they cost a quarter of a substep.
-    data, missing = jax.lax.scan(lambda d, _: substep(d, model), data, length=engine.substeps - 1)
-    data, last = substep(data, model.tree_replace({"opt._impl.run_rne_postconstraint": True}))
-    missing = jnp.maximum(missing.sum(dtype=jnp.int32) + last, _overflowed(data))
+    data, missing = warp_batch.substeps(model, data, engine.substeps - 1)
+    data = mjx.step(model.tree_replace({"opt._impl.run_rne_postconstraint": True}), data)
+    missing = jnp.maximum(missing + warp_batch.missing_slots(data), warp_batch.overflowed(data))
     if engine.fresh:
         data = mjx.kinematics(model, data)
     return _physics(engine, data, physics.locked, physics.dropped + missing)
@@ -139,20 +123,7 @@ def _locked(engine: WarpEngine, locked: Bool[Array, " slides"]) -> mjx.Model:
 
 
 def _data(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> mjx.Data:
-    """Data of one scene, with contact slots for all `scenes` of its batch: those belong to no scene.
-
-    Half as many may at any time be meshes or cylinders that penetrate something; each of these takes
-    18 kB of working memory.
-    """
-    slots = scenes * engine.max_contacts
-    sizes = {"_impl.naconmax": slots, "_impl.naccdmax": (slots + 1) // 2}
-    contacts = {
-        f"_impl.{field}": jnp.broadcast_to(value[:1], (slots, *value.shape[1:]))
-        for field, value in vars(engine.blank._impl).items()
-        if field.startswith("contact__") and value.size
-    }
-    data = engine.blank.tree_replace(contacts | sizes)
-    return data.replace(qpos=qpos.astype(jnp.float32), qvel=qvel.astype(jnp.float32))
+    return warp_batch.with_slots(engine.blank, scenes * engine.max_contacts, qpos, qvel)
 
 
 def _physics(
@@ -169,48 +140,3 @@ def _physics(
         dropped=dropped,
         raw=data.qacc_warmstart,
     )
-
-
-def _missing_slots(data: mjx.Data) -> Int[Array, ""]:
-    """Contacts left out in the last substep: of the whole batch for want of a slot (also of one for a pair
-    of geoms that may touch), and of this scene for want of rows.
-    """
-    impl: Any = data._impl
-    slots = impl.naconmax
-    contacts = jnp.maximum(impl.nacon[0] - slots, 0) + jnp.maximum(impl.ncollision[0] - slots, 0)
-    rows = jnp.maximum(impl.nefc - impl.njmax, 0)
-    return (contacts + (rows + 2) // 3).astype(jnp.int32)
-
-
-def _overflowed(data: mjx.Data) -> Int[Array, ""]:
-    """1 if any substep left out a contact for want of room, also of kinds that have no counter."""
-    kinds = mjwp_types.OverflowType
-    lost = kinds.NEFC | kinds.NJMAX_NNZ | kinds.BROADPHASE | kinds.NARROWPHASE | kinds.CCD | kinds.EPA_HORIZON
-    return ((data._impl.overflow & int(lost)) != 0).astype(jnp.int32)
-
-
-def _over_scenes(function: Callable[..., Any], engine: WarpEngine, *args: Any) -> Any:
-    """`function(engine, scenes, *args)`, where `scenes` is how many scenes all `vmap`s around it make.
-
-    Contact slots are allotted for a whole batch, so the batch must be known where its data is made.
-    """
-    arrays, static = eqx.partition(engine, eqx.is_array)
-
-    @jax.custom_batching.custom_vmap
-    def batch(arrays, args):
-        whole = eqx.combine(arrays, static)
-        scenes = len(jax.tree.leaves(args)[0])
-        return jax.vmap(lambda row: function(whole, scenes, *row))(args)
-
-    @batch.def_vmap
-    def merge(size: int, batched: list, arrays, args):
-        if any(jax.tree.leaves(batched[0])):
-            raise NotImplementedError("an engine's arrays cannot be vmapped; vmap its methods")
-        wide = jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), args, batched[1])
-        flat = jax.tree.map(lambda x: x.reshape(size * x.shape[1], *x.shape[2:]), wide)
-        out = batch(arrays, flat)
-        out = jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), out)
-        return out, jax.tree.map(lambda _: True, out)
-
-    out = batch(arrays, jax.tree.map(lambda x: x[None], args))
-    return jax.tree.map(lambda x: x[0], out)

@@ -76,5 +76,5 @@ def _put(walker: Walker, data: mujoco.MjData, rng: np.random.Generator) -> None:
         data.qvel[:2] += way * 1.5
     data.qpos[:2] = xy + rng.uniform(-0.1, 0.1, 2)
     if walker.body != "point":
-        data.qpos[3:7] = rng.normal(size=4) + [1.5, 0, 0, 0]
+        data.qpos[3:7] = rng.normal(size=4) + np.array([1.5, 0, 0, 0])
         data.qpos[2] += {"ant": 0.2, "humanoid": -0.1}[walker.body]

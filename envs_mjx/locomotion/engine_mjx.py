@@ -1,22 +1,20 @@
 """Engine `mjx` of walkers: MuJoCo's physics as a JAX program, whose cost does not grow with the maze."""
 
-import copy
 import importlib.metadata
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import mujoco
 from jaxtyping import Array, Bool, Float
 from mujoco import mjx
 
-from envs_mjx.locomotion import engine_mjx_step
+from envs_mjx.locomotion import control, engine_mjx_step
 from envs_mjx.locomotion.engine import AbstractWalkerEngine, Motion, only_where
 from envs_mjx.locomotion.engine_mjx_contacts import Slots, read_limits
 from envs_mjx.locomotion.engine_mjx_pairs import read_pairs
 from envs_mjx.locomotion.engine_mjx_step import Machine, State
 from envs_mjx.locomotion.near_walls import require_reach
-from envs_mjx.locomotion.walkers import TORSO, Walker
+from envs_mjx.locomotion.walkers import Walker
 from envs_mjx.mjx_solver import Limits
 from mac.errors import UserError
 
@@ -70,79 +68,38 @@ class MjxWalkerEngine(AbstractWalkerEngine):
             )
         if walker.maze is not None:
             require_reach(walker.model)
-        model = copy.copy(walker.model)
-        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT  # ours take their place
-        option = model.opt
+        option = walker.model.opt
         self.name = "mjx"
         self.walker = walker
         self.machine = Machine(
             pairs=read_pairs(walker.model),
-            limits=read_limits(model),
+            limits=read_limits(walker.model),
             slots=slots,
             maze=walker.maze,
             solver=Limits(iterations, ls_iterations, option.tolerance, option.ls_tolerance),
         )
-        device = jnp.zeros(()).device
-        self.model = mjx.put_model(model, device=device, impl="jax")
-        self.blank = mjx.make_data(model, device=device, impl="jax")
+        self.model, self.blank = control.still_model(walker)
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
         """The walker in the given state; the solver's warm start is zero, as after `mj_resetData`."""
-        seen = self._seen(qpos, qvel, jnp.zeros((), qpos.dtype))
+        seen = control.seen(self.walker, (self.model, self.blank), qpos, qvel, jnp.zeros((), qpos.dtype))
         return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
 
     def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
         """One control step; `motion` itself where not `active` (the work is done all the same: a batch
         advances in lockstep).
         """
-        state, push = _start(self.walker, motion, ctrl)
-        blank = self.blank.replace(ctrl=push.astype(motion.qpos.dtype))
-        began = state.qpos[0]
-        # Along x a plane is the same everywhere, and a small number keeps its precision.
-        origin = began if self.walker.maze is None else jnp.zeros_like(began)
-        state = state._replace(qpos=state.qpos.at[0].add(-origin))
+        begun = control.begin(self.walker, motion.qpos, motion.qvel, ctrl)
+        blank = self.blank.replace(ctrl=begun.ctrl)
+        state = State(begun.qpos, begun.qvel, motion.raw, motion.dropped)
 
         def substep(state: State, _: None) -> tuple[State, None]:
             return engine_mjx_step.step(self.machine, self.model, blank, state), None
 
         state, _ = jax.lax.scan(substep, state, length=self.walker.substeps)
-        moved = state.qpos[0] - (began - origin)
-        qpos = state.qpos.at[0].add(origin)
-        seen = self._seen(qpos, state.qvel, moved)
+        qpos, moved = control.end(begun, state.qpos)
+        seen = control.seen(self.walker, (self.model, self.blank), qpos, state.qvel, moved)
         return only_where(active, Motion(qpos, state.qvel, seen, state.dropped, state.warm), motion)
-
-    def _seen(
-        self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], moved: Float[Array, ""]
-    ) -> Float[Array, " R"]:
-        return seen(self.walker, self.model, self.blank, qpos, qvel, moved)
-
-
-def seen(
-    walker: Walker,
-    model: mjx.Model,
-    blank: mjx.Data,
-    qpos: Float[Array, " nq"],
-    qvel: Float[Array, " nv"],
-    moved: Float[Array, ""],
-) -> Float[Array, " R"]:
-    """`Motion.seen` of a state, by the kinematics of MJX-JAX."""
-    data = blank.replace(qpos=qpos, qvel=qvel)
-    if walker.fresh:
-        data = mjx.com_vel(model, mjx.com_pos(model, mjx.kinematics(model, data)))
-    turn, slide = jnp.split(data.cvel, 2, axis=1)  # of a body at the walker's centre of mass
-    speed = slide - jnp.cross(data.xipos - data.subtree_com[TORSO], turn)
-    velocity = model.body_mass @ speed / jnp.sum(model.body_mass)
-    return walker.seen(moved, data.xpos, data.xmat, velocity).astype(qpos.dtype)
-
-
-def _start(walker: Walker, motion: Motion, ctrl: Float[Array, " nu"]) -> tuple[State, Array]:
-    """State and controls of the first physics step, after a jump."""
-    state = State(motion.qpos, motion.qvel, motion.raw, motion.dropped)
-    if not walker.jump:
-        return state, ctrl
-    ctrl = ctrl.astype(motion.qpos.dtype)
-    qpos = state.qpos.at[: ctrl.size].add(walker.jump * ctrl)
-    return state._replace(qpos=qpos, qvel=jnp.zeros_like(state.qvel)), jnp.zeros_like(ctrl)
 
 
 def require_version(version: str | None = None) -> None:
@@ -156,6 +113,6 @@ def require_version(version: str | None = None) -> None:
     version = importlib.metadata.version("mujoco-mjx") if version is None else version
     if version != MJX_VERSION:
         raise UserError(
-            f"engine mjx of walkers agrees with MuJoCo by corrections to mujoco-mjx {MJX_VERSION}, but "
-            f"{version} is installed; pip install mujoco-mjx=={MJX_VERSION} mujoco=={MJX_VERSION}, or use engine c"
+            f"engine mjx corrects the physics of mujoco-mjx {MJX_VERSION} but {version} is installed; "
+            f"pip install mujoco-mjx=={MJX_VERSION} mujoco=={MJX_VERSION}, or use engine c"
         )

@@ -5,6 +5,8 @@ side around the torso, and that square overlaps four cells: two by two. `reach` 
 a walker ever is from its torso, so four boxes that follow it are the whole maze to it, exactly.
 """
 
+import itertools
+
 import jax.numpy as jnp
 import mujoco
 import numpy as np
@@ -61,7 +63,7 @@ def _arm(model: mujoco.MjModel, body: int) -> float:
         return float(np.linalg.norm(model.body_pos[body]))
     turned = np.zeros(3)
     mujoco.mju_rotVecQuat(turned, anchors[0], model.body_quat[body])
-    between = sum(np.linalg.norm(b - a) for a, b in zip(anchors[:-1], anchors[1:], strict=True))
+    between = sum(np.linalg.norm(b - a) for a, b in itertools.pairwise(anchors))
     return float(np.linalg.norm(model.body_pos[body] + turned) + between + np.linalg.norm(anchors[-1]))
 
 
@@ -74,5 +76,5 @@ def require_reach(model: mujoco.MjModel) -> None:
     far = reach(model)
     if far > UNIT / 2:
         raise UserError(
-            f"the walker reaches {far:.2f} m, farther than half a cell of the maze, {UNIT / 2} m; use engine c"
+            f"the walker reaches {far:.2f} m, which is more than half a cell of the maze; use engine c"
         )

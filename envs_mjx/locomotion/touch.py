@@ -110,8 +110,8 @@ class _End(NamedTuple):
 
 
 class _Edge(NamedTuple):
-    """The edge nearest to an axis: place on the axis, on the edge (-1 to 1), squared distance, the corner that
-    counts as nearest (-1 or 1, 0 for the inside of the edge), and the edge's row in the tables.
+    """The edge nearest to an axis: place on the axis, on the edge (-1 to 1), squared distance, the corner
+    that counts as nearest (-1 or 1, 0 for the inside of the edge), and the edge's row in the tables.
     """
 
     t: Float[Array, ""]

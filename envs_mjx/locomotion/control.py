@@ -1,0 +1,75 @@
+"""How a control step of a walker begins and ends on engines that run inside JAX."""
+
+import copy
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import mujoco
+from jaxtyping import Array, Float
+from mujoco import mjx
+
+from envs_mjx.locomotion.walkers import TORSO, Walker
+
+
+class Begun(NamedTuple):
+    """A control step that is about to run: state after a jump, controls, and where x was put to 0."""
+
+    qpos: Float[Array, " nq"]
+    qvel: Float[Array, " nv"]
+    ctrl: Float[Array, " nu"]
+    origin: Float[Array, ""]
+
+
+def begin(
+    walker: Walker, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], ctrl: Float[Array, " nu"]
+) -> Begun:
+    """State and controls of the first physics step.
+
+    A plane is the same everywhere along x, so there a step begins at x = 0: a small number keeps its
+    precision, of which the speed is made.
+    """
+    ctrl = ctrl.astype(qpos.dtype)
+    if walker.jump:
+        qpos, qvel = qpos.at[: ctrl.size].add(walker.jump * ctrl), jnp.zeros_like(qvel)
+        ctrl = jnp.zeros_like(ctrl)
+    origin = qpos[0] if walker.maze is None else jnp.zeros_like(qpos[0])
+    return Begun(qpos.at[0].add(-origin), qvel, ctrl, origin)
+
+
+def end(begun: Begun, qpos: Float[Array, " nq"]) -> tuple[Float[Array, " nq"], Float[Array, ""]]:
+    """Positions after the last physics step, and by how much the first one grew."""
+    return qpos.at[0].add(begun.origin), qpos[0] - begun.qpos[0]
+
+
+def still_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
+    """The walker's model without contacts, and data of it, for MJX-JAX on the default device."""
+    model = copy.copy(walker.model)
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
+    device = jnp.zeros(()).device
+    blank = mjx.make_data(model, device=device, impl="jax")
+    return mjx.put_model(model, device=device, impl="jax"), blank
+
+
+def seen(
+    walker: Walker,
+    sight: tuple[mjx.Model, mjx.Data] | None,
+    qpos: Float[Array, " nq"],
+    qvel: Float[Array, " nv"],
+    moved: Float[Array, ""],
+) -> Float[Array, " R"]:
+    """`Motion.seen` of a state.
+
+    Args:
+        sight: what `still_model` gives; may be None unless the walker is `fresh`.
+        moved: by how much x grew in the control step, m.
+    """
+    pos = jnp.zeros((walker.model.nbody, 3), qpos.dtype)
+    mat, velocity = jnp.zeros((walker.model.nbody, 3, 3), qpos.dtype), jnp.zeros(3, qpos.dtype)
+    if walker.fresh:
+        assert sight is not None
+        model, data = sight[0], sight[1].replace(qpos=qpos, qvel=qvel)
+        data = mjx.com_vel(model, mjx.com_pos(model, mjx.kinematics(model, data)))
+        turn, slide = jnp.split(data.cvel, 2, axis=1)  # of each body, taken at the centre of mass of all
+        speed = slide - jnp.cross(data.xipos - data.subtree_com[TORSO], turn)
+        pos, mat, velocity = data.xpos, data.xmat, model.body_mass @ speed / jnp.sum(model.body_mass)
+    return walker.seen(moved, pos, mat, velocity).astype(qpos.dtype)
