@@ -38,6 +38,7 @@ class IDQLConfig(ImplicitConfig):
     """rate at which the slow copy of the policy follows it, per update, in (0, 1]"""
 
     ACTING = ("candidates",)
+    STATIC = (*ImplicitConfig.STATIC, "dropout")
 
     def __post_init__(self):
         super().__post_init__()

@@ -26,12 +26,13 @@ from mac.run.claim import claim
 from mac.run.compatible import check_config
 from mac.run.logger import EVAL, METRICS, read_rows
 from mac.run.meter import duration
+from mac.run.outputs import CHECKPOINTS
 from mac.run.plot import plot_learning_curve
 from mac.run.progress import open_progress
 from mac.run.record import cores, cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
-from mac.run.train import CHECKPOINTS, Job, Outcome, train
+from mac.run.train import Job, Outcome, train
 
 PICTURE = "learning_curve.png"
 MAY_DIFFER = ("run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")

@@ -23,8 +23,8 @@ from mac.data.store import Store
 from mac.errors import UserError
 from mac.files import read_json, write_json
 from mac.run.checkpoint import Checkpoint, CheckpointStore
+from mac.run.outputs import CHECKPOINTS
 from mac.run.segment import seed_keys
-from mac.run.train import CHECKPOINTS
 from mac.types import EnvSpec
 
 CONFIG, NORMALIZER = "config.json", "normalizer.json"

@@ -1,6 +1,8 @@
 """What every algorithm is: an immutable object with pure methods over an arrays-only state."""
 
 import abc
+import copy
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -11,10 +13,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from mac.config import CommonConfig
 from mac.errors import UserError
-from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
+from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
 
 Nets = TypeVar("Nets", bound=eqx.Module)
-Rate = float | optax.Schedule
+Rate = Number | optax.Schedule
 
 
 class TrainState(eqx.Module):
@@ -24,11 +26,14 @@ class TrainState(eqx.Module):
         nets: the networks that gradients train, by name.
         target: slow copies of those of `nets` that the algorithm names in `targeted`.
         opt_state: the optimiser's state.
+        swept: values of hyperparameters that this state is trained with in place of the algorithm's own
+            (`AbstractAlgorithm.under`), by name; usually none.
     """
 
     nets: Any
     target: Any
     opt_state: Any
+    swept: dict[str, Float[Array, ""]] = eqx.field(default_factory=dict)
 
 
 class AbstractAlgorithm(eqx.Module):
@@ -60,6 +65,18 @@ class AbstractAlgorithm(eqx.Module):
         `goal`, normalised too, is None in environments without goals.
         """
 
+    def under(self, swept: Mapping[str, Float[Array, ""]]) -> Any:
+        """This algorithm with other values of some hyperparameters, which may be traced.
+
+        So one compiled program trains many configurations. The loop calls it before every other method.
+
+        Raises:
+            TypeError: this algorithm has no such hyperparameters.
+        """
+        if swept:
+            raise TypeError(f"{type(self).__name__} has no hyperparameters {', '.join(swept)}")
+        return self
+
     # What evaluations also report, of an algorithm that has it.
 
     @property
@@ -87,12 +104,12 @@ class AbstractAlgorithm(eqx.Module):
         return {}
 
 
-def polyak(target: Any, online: Any, rate: float) -> Any:
+def polyak(target: Any, online: Any, rate: Number) -> Any:
     """`rate * online + (1 - rate) * target`, leaf by leaf."""
     return jax.tree.map(lambda t, o: (1 - rate) * t + rate * o, target, online)
 
 
-def cooling(lr: float, steps: int, share: float) -> optax.Schedule:
+def cooling(lr: Number, steps: int, share: float) -> optax.Schedule:
     """Constant `lr`, which falls linearly to 0 over the last `share` of `steps` updates."""
     fall = max(round(share * steps), 1)
     return optax.linear_schedule(lr, 0.0, fall, transition_begin=steps - fall)
@@ -183,3 +200,13 @@ class AbstractConfigured(AbstractLossAlgorithm[Nets]):
         self.cfg, self.env, self.sample = cfg, env, sample._replace(reward_scale=cfg.reward_scale)
         self.lr, self.cooldown, self.tau_ema = cfg.lr, cfg.cooldown, cfg.tau_ema
         self.steps = steps if cfg.needs_steps else 0
+
+    def under(self, swept: Mapping[str, Float[Array, ""]]) -> Any:
+        if not swept:
+            return self
+        other, cfg = copy.copy(self), self.cfg.under(swept)
+        goals = self.sample.goals and cfg.goals(self.env)
+        sample = self.sample._replace(goals=goals, reward_scale=cfg.reward_scale)
+        for name, value in (("cfg", cfg), ("sample", sample), ("lr", cfg.lr), ("tau_ema", cfg.tau_ema)):
+            object.__setattr__(other, name, value)  # past Equinox's check that static fields hold no arrays
+        return other

@@ -1,7 +1,10 @@
 """Hyperparameters: those that every method has, and MAC's, which its ablations inherit."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import copy
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from mac.errors import UserError
 from mac.types import EnvSpec, GoalLaw, GoalSpec
@@ -41,6 +44,8 @@ class CommonConfig:
 
     ACTING: ClassVar[tuple[str, ...]] = ()
     """What only acting reads, so that a trained policy may be evaluated with other values."""
+    STATIC: ClassVar[tuple[str, ...]] = ("cooldown",)
+    """Numbers that decide which operations there are."""
 
     def __post_init__(self):
         self._require_positive("batch")
@@ -71,6 +76,23 @@ class CommonConfig:
         if env.goal_dim is None:
             return None
         return GoalSpec(env.goal_columns, self.law("value"), self.law("actor"))
+
+    @classmethod
+    def sweepable(cls) -> tuple[str, ...]:
+        """Hyperparameters that may differ between configurations trained by one compiled program: plain
+        numbers, but for those in `STATIC`. Others decide shapes, or which operations there are.
+        """
+        hints = typing.get_type_hints(cls)
+        return tuple(f.name for f in fields(cls) if hints[f.name] is float and f.name not in cls.STATIC)
+
+    def under(self, swept: Mapping[str, Any]) -> Any:
+        """These hyperparameters with other values of some `sweepable` ones, which may be traced and so are
+        not checked.
+        """
+        other = copy.copy(self)
+        for name, value in swept.items():
+            object.__setattr__(other, name, value)
+        return other
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
@@ -125,6 +147,7 @@ class Config(CommonConfig):
     """actions of a chunk executed before planning anew, 1 to `chunk`"""
 
     ACTING: ClassVar[tuple[str, ...]] = ("candidates_test", "flow_steps_test", "execute")
+    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "lam")
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,7 +13,7 @@ from mac.config import CommonConfig
 from mac.errors import UserError
 from mac.nn.critics import Combine
 from mac.nn.mlp import Activation, Style
-from mac.types import Batch, EnvSpec, SampleSpec, Subgoals, SubgoalSpec
+from mac.types import Batch, EnvSpec, Number, SampleSpec, Subgoals, SubgoalSpec
 
 Goal = Float[Array, "*B G"] | None
 
@@ -55,7 +55,7 @@ class LeapConfig(ModelFreeConfig):
     leap: int = 25
     """steps that values look ahead in the data, n; less where the goal comes first"""
     ends_count: bool = True
-    """whether coming within n steps of an episode's end counts as reaching any goal, as in the authors' runs"""
+    """whether coming within n steps of an episode's end counts as reaching any goal, as in published runs"""
     combine: Combine = "min"
     """what targets take of the two slow critics"""
 
@@ -147,7 +147,7 @@ class Leap(NamedTuple):
     subgoals: Subgoals
 
 
-def leap(batch: Batch, discount: float) -> Leap:
+def leap(batch: Batch, discount: Number) -> Leap:
     """The runs of a batch with subgoals; `discount` is of one step."""
     if batch.subgoals is None:
         raise TypeError("this method needs a batch with subgoals (`SampleSpec.subgoals`)")

@@ -10,6 +10,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
+Number = float | Float[Array, ""]
+"""A hyperparameter: a plain number, or one that is traced because configurations differ in it."""
+
 Metrics = dict[str, Float[Array, ""]]
 """Scalars of one update, named `group/name`, for instance `critic/q_mean`."""
 

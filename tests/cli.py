@@ -8,7 +8,7 @@ import pytest
 
 from experiments.run import main
 from mac.run.checkpoint import CheckpointStore
-from mac.run.train import CHECKPOINTS
+from mac.run.outputs import CHECKPOINTS
 
 SIZES = [
     "--preset",

@@ -10,7 +10,7 @@ import pytest
 from experiments.run import main
 from mac.run.claim import claim
 from mac.run.logger import EVAL, METRICS, read_rows
-from mac.run.train import CHECKPOINTS
+from mac.run.outputs import CHECKPOINTS
 from tests.cli import SIZES, content, error_of, params
 
 # A run.

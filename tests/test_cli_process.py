@@ -15,7 +15,7 @@ import pytest
 from experiments.run import main
 from mac.run.checkpoint import CheckpointStore
 from mac.run.logger import EVAL, METRICS
-from mac.run.train import CHECKPOINTS
+from mac.run.outputs import CHECKPOINTS
 from tests.cli import SIZES, content, params
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,8 @@ from mac.run.checkpoint import CheckpointStore
 from mac.run.claim import claim
 from mac.run.interrupt import Interrupt, Terminated, sigterm_raises
 from mac.run.logger import EVAL, METRICS, read_rows
-from mac.run.train import CHECKPOINTS, Diverged, Outcome, RunConfig
+from mac.run.outputs import CHECKPOINTS
+from mac.run.train import Diverged, Outcome, RunConfig
 from tests.walk import RUN, Walk, make_job, result, run
 
 

@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int, Key
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.run.checkpoint import CheckpointStore
 from mac.run.logger import EVAL, METRICS
+from mac.run.outputs import CHECKPOINTS
 from mac.run.progress import Progress
-from mac.run.train import CHECKPOINTS, Job, Outcome, RunConfig, train
+from mac.run.train import Job, Outcome, RunConfig, train
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 from tests import toy
 

@@ -5,7 +5,7 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float
 
-from mac.types import Metrics
+from mac.types import Metrics, Number
 
 Losses = dict[str, Float[Array, ""]]
 
@@ -23,7 +23,7 @@ def cross_entropy(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Fl
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, target))
 
 
-def expectile_loss(error: Float[Array, "..."], expectile: float) -> Float[Array, ""]:
+def expectile_loss(error: Float[Array, "..."], expectile: Number) -> Float[Array, ""]:
     """Mean of |expectile - 1[error < 0]| error²; its minimum over v in `error = x - v` is that expectile.
 
     Source: Kostrikov et al. 2022 (IQL), eq. 5.
@@ -32,7 +32,7 @@ def expectile_loss(error: Float[Array, "..."], expectile: float) -> Float[Array,
     return jnp.mean(weight * jnp.square(error))
 
 
-def advantage_weight(advantage: Float[Array, "..."], alpha: float) -> Float[Array, "..."]:
+def advantage_weight(advantage: Float[Array, "..."], alpha: Number) -> Float[Array, "..."]:
     """`exp(alpha * advantage)`, at most 100: how much to imitate each action of the data.
 
     Source: Kostrikov et al. 2022 (IQL), eq. 7; the bound is that of its authors' implementation.

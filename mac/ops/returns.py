@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mac.types import Number
+
 
 def lambda_return(
     reward: Float[Array, " T *B"],
     mask: Float[Array, " T *B"],
     next_value: Float[Array, " T *B"],
     *,
-    discount: float,
+    discount: Number,
     lam: float,
 ) -> Float[Array, " T *B"]:
     """λ-return of every step of imagined trajectories, computed backwards.
@@ -28,7 +30,7 @@ def lambda_return(
         ValueError: if `discount` or `lam` is out of range.
     Source: Schulman et al. 2016 (GAE); Park et al. 2025 (MAC), eq. 10 at λ = 1.
     """
-    if not 0.0 < discount <= 1.0:
+    if isinstance(discount, float | int) and not 0.0 < discount <= 1.0:
         raise ValueError(f"discount={discount}: the factor per chunk must be in (0, 1]")
     if not 0.0 <= lam <= 1.0:
         raise ValueError(f"lam={lam}: must be in [0, 1]")
@@ -41,7 +43,7 @@ def lambda_return(
     return jax.lax.scan(backwards, next_value[-1], (reward, mask, next_value), reverse=True)[1]
 
 
-def chunk_reward(rewards: Float[Array, "*B H"], *, discount: float, reduce: str) -> Float[Array, "*B"]:
+def chunk_reward(rewards: Float[Array, "*B H"], *, discount: Number, reduce: str) -> Float[Array, "*B"]:
     """One reward for a chunk: the discounted sum of its rewards, or that sum divided by H.
 
     Args:

@@ -14,7 +14,10 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.run.returns import ended_itself, realised_return, steady_reward, step_reward
 from mac.run.segment import map_seeds
-from mac.types import EnvSpec, Episodes
+from mac.types import Episodes, Number
+
+Discount = Number | Float[Array, "S 1"]
+"""A factor per step, or one for each seed."""
 
 EVAL_STREAM = 1 << 31  # folded into a seed's key for evaluations; training folds in steps below this
 
@@ -65,7 +68,7 @@ def choose(
         keys: of each episode's policy, as `episode_keys` gives them.
         decision: how many chunks each episode has executed.
     """
-    return _ask(algo.act, algo.env, normalizer, state, obs, goal, keys, decision)
+    return _ask(lambda here: here.act, algo, normalizer, state, obs, goal, keys, decision)
 
 
 def foresee(
@@ -81,12 +84,12 @@ def foresee(
     The arguments are those of `choose` at the start.
     """
     first = jnp.zeros(keys.shape, jnp.int32)
-    return _ask(algo.predict, algo.env, normalizer, state, obs, goal, keys, first)
+    return _ask(lambda here: here.predict, algo, normalizer, state, obs, goal, keys, first)
 
 
 def _ask(
-    method: Callable[..., Any],
-    spec: EnvSpec,
+    method: Callable[[AbstractAlgorithm], Callable[..., Any]],
+    algo: AbstractAlgorithm,
     normalizer: Normalizer,
     state: TrainState,
     obs: Float[Array, "S E D"],
@@ -99,11 +102,12 @@ def _ask(
     def one(
         state: TrainState, obs: Float[Array, " D"], goal: Float[Array, " G"] | None, key: Key[Array, ""]
     ) -> Array:
-        return method(state, obs[None], None if goal is None else goal[None], key)[0]
+        asked = method(algo.under(state.swept))
+        return asked(state, obs[None], None if goal is None else goal[None], key)[0]
 
     noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)
     if goal is not None:
-        goal = normalizer.part(spec.goal_columns).apply(goal)
+        goal = normalizer.part(algo.env.goal_columns).apply(goal)
     return map_seeds(jax.vmap(one, in_axes=(None, 0, 0, 0)), state, normalizer.apply(obs), goal, noise)
 
 
@@ -158,7 +162,7 @@ def evaluate(
         start = jax.vmap(jax.vmap(env.reset), in_axes=(0, None))(k_reset, task[columns])
         start = eqx.tree_at(lambda s: s.done, start, start.done | ~wanted)
         policies = jax.tree.map(lambda x: x[rows], state)
-        players, discount = (algo, normalizer, policies), algo.step_discount
+        players, discount = (algo, normalizer, policies), _discounts(algo, policies)
         end = _play(env, start, partial(choose, *players, keys=k_act), discount or 0.0)
         success, length = end.env.success, end.env.t
         facts = (success, end.total, length, end.env.dropped)
@@ -185,7 +189,9 @@ def evaluate(
     return Episodes(*map(arrange, results))
 
 
-def _play(env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]], discount: float) -> _Rollout:
+def _play(
+    env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]], discount: Discount
+) -> _Rollout:
     """Plays from the states `start` until all are done; `policy(obs=, goal=, decision=)` gives chunks."""
 
     def step(c: _Rollout, action: Float[Array, "S E A"]) -> tuple[_Rollout, None]:
@@ -205,6 +211,13 @@ def _play(env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]], 
     zero = jnp.zeros(start.done.shape)
     fresh = _Rollout(start, zero, zero, zero, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(lambda c: ~jnp.all(c.env.done), decide, fresh)
+
+
+def _discounts(algo: AbstractAlgorithm, state: TrainState) -> Discount | None:
+    """`step_discount`, of each seed where seeds differ in it."""
+    if "discount" not in state.swept or algo.step_discount is None:
+        return algo.step_discount
+    return state.swept["discount"][:, None]
 
 
 def _even_share(count: int, most: int) -> int:

@@ -30,7 +30,7 @@ def diagnose(
 
     def one_device(window: Window, keys: Key[Array, " s"], state: TrainState):
         def one_seed(state: TrainState, key: Key[Array, ""]):
-            return algo.diagnose(state, window, jr.fold_in(key, jnp.uint32(PROBE_STREAM)))
+            return algo.under(state.swept).diagnose(state, window, jr.fold_in(key, jnp.uint32(PROBE_STREAM)))
 
         return map_seeds(one_seed, state, keys)
 

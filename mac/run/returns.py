@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mac.types import EnvSpec
+from mac.types import EnvSpec, Number
 
 
 def realised_return(
@@ -11,7 +11,7 @@ def realised_return(
     last: Float[Array, "*E"],
     ended: Bool[Array, "*E"],
     length: Int[Array, "*E"],
-    discount: float,
+    discount: Number | Float[Array, "*#E"],
 ) -> Float[Array, "*E"]:
     """Discounted return of episodes as critics count it, which know no time limit.
 

@@ -11,8 +11,9 @@ products are slower than single ones. A CPU counts as several devices (`use_cpu_
 two seeds side by side use two cores better than one seed's small products split in two.
 """
 
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -67,9 +68,23 @@ def map_seeds(f: Callable[..., Any], *args: Any) -> Any:
     return jax.vmap(f)(*args)
 
 
-def init(algo: AbstractAlgorithm, mesh: Mesh, keys: Key[Array, " S"]) -> TrainState:
-    """Fresh states of all seeds, leading axis S, each on its seed's device."""
-    return jax.jit(lambda k: map_seeds(algo.init, k), out_shardings=NamedSharding(mesh, SEED))(keys)
+def init(
+    algo: AbstractAlgorithm,
+    mesh: Mesh,
+    keys: Key[Array, " S"],
+    swept: Mapping[str, Float[Array, " S"]] | None = None,
+) -> TrainState:
+    """Fresh states of all seeds, leading axis S, each on its seed's device.
+
+    Args:
+        swept: hyperparameters whose values each of the S states has for itself, see `TrainState.swept`.
+    """
+
+    def one(key: Key[Array, ""], swept: Mapping[str, Float[Array, ""]]) -> TrainState:
+        return dataclasses.replace(algo.under(swept).init(key), swept=swept)
+
+    every = jax.jit(lambda *args: map_seeds(one, *args), out_shardings=NamedSharding(mesh, SEED))
+    return every(keys, dict(swept or {}))
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
@@ -91,7 +106,10 @@ def segment(
         def one_step(state: TrainState, step: Int[Array, ""]):
             def one_seed(state: TrainState, key: Key[Array, ""]):
                 k_sample, k_update = jr.split(jr.fold_in(key, step))
-                return algo.update(state, sample(window, algo.sample, k_sample), step, k_update)
+                here = algo.under(state.swept)
+                batch = sample(window, here.sample, k_sample)
+                new, metrics = here.update(state, batch, step, k_update)
+                return dataclasses.replace(new, swept=state.swept), metrics
 
             return map_seeds(one_seed, state, keys)
 

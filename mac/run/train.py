@@ -18,17 +18,14 @@ from mac.data.feed import Source, open_feed
 from mac.data.normalize import Normalizer
 from mac.errors import UserError
 from mac.run import segment as loop
-from mac.run.checkpoint import CheckpointStore
 from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.interrupt import Interrupt
-from mac.run.logger import RunLog
 from mac.run.measure import measure_of, values
+from mac.run.outputs import Outputs, Variant
 from mac.run.probe import diagnose, overestimation
 from mac.run.progress import Progress
 from mac.run.rows import overflow_warning
 from mac.types import Window
-
-CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,8 @@ class Job(NamedTuple):
         batch: most environments that an evaluation simulates at a time; 0 is all of them.
         held_out: data that is not trained on, for diagnoses; None: they look at `window`.
         data: where the data come from, in a few words, for the rows of `eval.jsonl`.
+        sweep: configurations that are trained at once, each for all seeds, in folders of their own; none if
+            there is only the one that `algo` and `config` describe.
     """
 
     algo: AbstractAlgorithm
@@ -79,11 +78,23 @@ class Job(NamedTuple):
     batch: int = 0
     held_out: Window | None = None
     data: str = ""
+    sweep: tuple[Variant, ...] = ()
 
     @property
     def numbers(self) -> list[int]:
         """The seeds' numbers."""
         return list(range(self.seed, self.seed + self.seeds))
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The configurations, at least one."""
+        return self.sweep or (Variant("", {}, self.config),)
+
+    @property
+    def swept(self) -> dict[str, np.ndarray]:
+        """Hyperparameters in which lanes differ: all seeds of the first variant, of the second, ..."""
+        values = {name: [each.values[name] for each in self.variants] for name in self.variants[0].values}
+        return {name: np.repeat(np.asarray(each, np.float32), self.seeds) for name, each in values.items()}
 
 
 @dataclass
@@ -110,8 +121,8 @@ def train(job: Job, folder: Path, progress: Progress, *, resume: bool) -> Outcom
             before it stay.
         UserError: the folder cannot be written, or its checkpoint belongs to another configuration.
     """
-    with CheckpointStore(folder / CHECKPOINTS, job.run.keep) as store, Interrupt() as interrupt:
-        run = _Loop(job, folder, progress, store, interrupt)
+    with Outputs(folder, job.variants, job.numbers, job.run.keep) as outputs, Interrupt() as interrupt:
+        run = _Loop(job, progress, outputs, interrupt)
         with contextlib.closing(run.feed):
             return run.go(resume)
 
@@ -119,55 +130,54 @@ def train(job: Job, folder: Path, progress: Progress, *, resume: bool) -> Outcom
 class _Loop:
     """One call of `train`."""
 
-    def __init__(self, job: Job, folder: Path, progress: Progress, store: CheckpointStore, stop: Interrupt):
-        self.job, self.folder, self.progress = job, folder, progress
-        self.store, self.interrupt = store, stop
+    def __init__(self, job: Job, progress: Progress, outputs: Outputs, stop: Interrupt):
+        self.job, self.progress, self.outputs, self.interrupt = job, progress, outputs, stop
+        self.numbers = job.numbers * len(job.variants)  # of the lanes' seeds
         self.outcome = Outcome()
         self.evaluated = 0  # step of the last evaluation
         self.pending: tuple[int, dict[str, Any]] | None = None  # not yet logged: first update, [K, S] arrays
-        self.mesh = loop.seed_mesh(job.seeds)
+        self.mesh = loop.seed_mesh(len(self.numbers))
         self.feed = open_feed(job.window, lambda tree: loop.place(self.mesh, tree, loop.ALL), job.steps)
         # A segment ends wherever something is due; marks that the run does not reach do not count.
         due = (job.run.eval_every, job.run.checkpoint_every, self.feed.updates or job.steps)
         marks = [n for n in due if n < job.steps]
         self.length = gcd(job.run.segment, *marks)
         self.programs: dict[int, Any] = {}
-        keys = loop.seed_keys(job.seed, job.seeds)
+        keys = jnp.tile(loop.seed_keys(job.seed, job.seeds), len(job.variants))
         self.keys = loop.place(self.mesh, keys, loop.SEED)
+        self.swept = loop.place(self.mesh, job.swept, loop.SEED)
         self.held_out = None if job.held_out is None else loop.place(self.mesh, job.held_out, loop.ALL)
 
     def go(self, resume: bool) -> Outcome:
-        state, positions = self._start(resume)
-        with RunLog(self.folder, positions) as self.log:
-            while True:
-                step = self.outcome.step
-                if self._due(self.job.run.eval_every) and self.evaluated != step and not self.interrupt.asked:
-                    self._evaluate(state)
-                stop = step >= self.job.steps or self.interrupt.asked
-                if stop or self._due(self.job.run.checkpoint_every):
-                    self._save(state)
-                if stop:
-                    with self._timed("checkpoint"):
-                        self.store.wait()
-                    # A signal that came when all was done has nothing to stop.
-                    done = step >= self.job.steps and self.evaluated == step
-                    self.outcome.interrupted = 0 if done else self.interrupt.signal
-                    self.outcome.seconds |= self.feed.seconds
-                    return self.outcome
-                state = self._segment(state)
+        state = self._start(resume)
+        while True:
+            step = self.outcome.step
+            if self._due(self.job.run.eval_every) and self.evaluated != step and not self.interrupt.asked:
+                self._evaluate(state)
+            stop = step >= self.job.steps or self.interrupt.asked
+            if stop or self._due(self.job.run.checkpoint_every):
+                self._save(state)
+            if stop:
+                with self._timed("checkpoint"):
+                    self.outputs.wait()
+                # A signal that came when all was done has nothing to stop.
+                done = step >= self.job.steps and self.evaluated == step
+                self.outcome.interrupted = 0 if done else self.interrupt.signal
+                self.outcome.seconds |= self.feed.seconds
+                return self.outcome
+            state = self._segment(state)
 
-    def _start(self, resume: bool) -> tuple[TrainState, dict[str, int] | None]:
-        """The state to begin with, and how much of each log file it covers (None for a new run)."""
-        fresh = loop.init(self.job.algo, self.mesh, self.keys)
-        if not resume:
-            return fresh, None
-        if self.store.latest() is None:
-            return fresh, {}
-        found = self.store.restore(fresh, config=self.job.config, may_differ=self.job.may_differ)
+    def _start(self, resume: bool) -> TrainState:
+        """The state to begin with."""
+        fresh = loop.init(self.job.algo, self.mesh, self.keys, self.swept)
+        if not resume or self.outputs.latest() is None:
+            self.outputs.begin(again=resume)
+            return fresh
+        found = self.outputs.restore(fresh, self.job.may_differ)
         self.outcome.step, self.evaluated = found.step, found.meta["evaluated"]
         self.progress.note(f"resumed from the checkpoint of update {found.step:,}")
         self.progress.update(found.step)
-        return loop.place(self.mesh, found.state, loop.SEED), found.meta["log"]
+        return loop.place(self.mesh, found.state, loop.SEED)
 
     def _due(self, every: int) -> bool:
         step = self.outcome.step
@@ -203,7 +213,7 @@ class _Loop:
         self._check_finite(first, values)
         means = {name: value.mean(axis=0) for name, value in values.items()}
         step = first + len(next(iter(values.values())))
-        self.log.metrics(step, self.job.numbers, means)
+        self.outputs.metrics(step, means)
         self.progress.update(step, means)
 
     def _check_finite(self, first: int, values: dict[str, np.ndarray]) -> None:
@@ -215,18 +225,18 @@ class _Loop:
         if bad:
             k, s, name = min(bad)
             value = values[name][k, s]
-            raise self._diverged(f"{name} is {value} at update {first + k}, seed {self.job.seed + s}")
+            raise self._diverged(f"{name} is {value} at update {first + k}, {self.outputs.lanes[s]}")
 
     def _diverged(self, what: str) -> Diverged:
-        self.store.wait()
-        last = self.store.latest()
+        self.outputs.wait()
+        last = self.outputs.latest()
         kept = "there is no checkpoint before" if last is None else f"the checkpoint of update {last:,} stays"
         return Diverged(f"training stopped: {what}; {kept}; try a smaller --hp.lr, or look at the data")
 
     def _evaluate(self, state: TrainState) -> None:
         self._flush()
         job, step = self.job, self.outcome.step
-        keys = evaluation_keys(jnp.asarray(job.numbers), step)
+        keys = evaluation_keys(jnp.asarray(self.numbers), step)
         with self._timed("evaluate"), self.progress.phase("evaluating"):
             found = self._diagnose(state, keys)
             state = jax.device_put(state, jax.local_devices()[0])
@@ -234,9 +244,9 @@ class _Loop:
             result = jax.device_get(evaluate(job.algo, job.env, job.episodes, *policies, batch=job.batch))
         self.evaluated = step
         if found := found | overestimation(result):
-            self.log.metrics(step, job.numbers, found)
+            self.outputs.metrics(step, found)
         spec = job.env.spec
-        rows = self.log.evals(step, job.numbers, spec.tasks, result, job.engine, job.data, spec)
+        rows = self.outputs.evals(step, spec.tasks, result, job.engine, job.data, spec)
         if warning := overflow_warning(rows, "--eval.engine"):
             self.progress.note(warning)
         scores = values(spec, result)
@@ -254,11 +264,10 @@ class _Loop:
         self._flush()
         finite = np.asarray(_finite(state))
         if not finite.all():
-            seed = self.job.seed + int(np.argmin(finite))
-            raise self._diverged(f"a weight is not finite after update {self.outcome.step:,}, seed {seed}")
-        meta = {"config": self.job.config, "evaluated": self.evaluated, "log": self.log.sync()}
+            lane = self.outputs.lanes[int(np.argmin(finite))]
+            raise self._diverged(f"a weight is not finite after update {self.outcome.step:,}, {lane}")
         with self._timed("checkpoint"):
-            self.store.save(self.outcome.step, state, meta)
+            self.outputs.save(self.outcome.step, state, self.evaluated)
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
