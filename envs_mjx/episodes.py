@@ -154,9 +154,7 @@ def _begin(
 
 
 @eqx.filter_jit
-def _stretch(
-    script: AbstractScript, lanes: Lane, begin: Int[Array, ""]
-) -> tuple[Lane, tuple[Rows, Events]]:
+def _stretch(script: AbstractScript, lanes: Lane, begin: Int[Array, ""]) -> tuple[Lane, tuple[Rows, Events]]:
     """`STRETCH` control steps of every lane, the first of them number `begin`."""
 
     def body(lanes: Lane, t: Int[Array, ""]) -> tuple[Lane, tuple[Rows, Events]]:

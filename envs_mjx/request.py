@@ -101,8 +101,8 @@ def _wrong_expert(request: Request) -> str:
         return f"{request.dataset} is made by a script; leave out --expert"
     body = request.dataset.partition("maze")[0]
     return (
-        f"{request.dataset} needs a trained expert: `python experiments/expert.py --task {body} --out FOLDER`, "
-        "then `python experiments/collect.py --expert FOLDER`"
+        f"{request.dataset} needs a trained expert: run `python experiments/expert.py --task {body} "
+        "--out FOLDER`, then `python experiments/collect.py` with --expert FOLDER"
     )
 
 

@@ -49,7 +49,12 @@ class Workshop:
     """The files of one dataset, finished and under way; for one process at a time."""
 
     def __init__(
-        self, folder: Path, work: Path, shards: Sequence[Shard], layout: Mapping[str, Column], episode_rows: int
+        self,
+        folder: Path,
+        work: Path,
+        shards: Sequence[Shard],
+        layout: Mapping[str, Column],
+        episode_rows: int,
     ):
         """Nothing is read or written yet.
 

@@ -1,6 +1,8 @@
-"""Makes a dataset of any size with OGBench's scripted experts.
+"""Makes a dataset of any size with OGBench's scripted experts, or with one of `experiments/expert.py`.
 
     python experiments/collect.py --env puzzle-4x5 --rows 1M
+    python experiments/collect.py --env pointmaze-medium --style stitch --rows 200k
+    python experiments/collect.py --env antmaze-medium --expert experts/ant --rows 1M
 
 Run the same command again after an interruption, and it continues.
 """
@@ -20,25 +22,29 @@ from envs_mjx.collect import Collected, generate, metadata_path, work_folder
 from envs_mjx.episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
 from envs_mjx.host import available_cores
-from envs_mjx.registry import names, parse, resolve_engine
-from envs_mjx.request import LANES, Request, family_and_style
-from envs_mjx.scenes import FAMILIES
+from envs_mjx.locomotion.navigate import Actor
+from envs_mjx.locomotion.walkers import MAZES
+from envs_mjx.registry import maze_styles, names, parse, resolve_engine
+from envs_mjx.request import LANES, Request, episode_rows, family_and_style
+from envs_mjx.scenes import FAMILIES as SCENES
 from envs_mjx.shards import make_shards
 from experiments import arguments, dataset
 from experiments.program import exit_status
+from experiments.training import load_actor
 from mac.errors import UserError
 from mac.run.claim import claim
 from mac.run.progress import open_progress
 
 PROGRAM = "python experiments/collect.py"
 DATA = Path("data")
+FAMILIES = (*SCENES, *MAZES)
 REQUIRED = tyro.MISSING
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 @dataclass(frozen=True)
 class Ask:
-    """Makes a dataset of any size with OGBench's scripted experts.
+    """Makes a dataset of any size with OGBench's scripted experts, or a trained one for ants and humanoids.
 
     Run the same command again after an interruption, and it continues.
     """
@@ -46,8 +52,11 @@ class Ask:
     env: Annotated[str, tyro.conf.arg(metavar="ENV", help=f"environment: {', '.join(FAMILIES)}")] = REQUIRED
     rows: Annotated[str, tyro.conf.arg(metavar="ROWS")] = REQUIRED
     """training rows; 1M is 1000 episodes of 1000 transitions, 200_200 is 200 episodes (1001 rows each)"""
-    style: Literal["play", "noisy"] | None = None
-    """expert: `play` follows plans, `noisy` reacts, with noise; None = that of --env, else play"""
+    style: Literal["play", "noisy", "navigate", "stitch", "explore"] | None = None
+    """`play` follows plans, `noisy` reacts, with noise; in mazes `navigate` goes from goal to goal,
+    `stitch` to one near goal, `explore` anywhere; None = that of --env, else play or navigate"""
+    expert: Path | None = None
+    """folder that experiments/expert.py made, for ants and humanoids"""
     seed: int = 0
     """same seed, same data"""
     out: Path | None = None
@@ -74,25 +83,41 @@ class Command(NamedTuple):
     request: Request
     out: Path
     threads: int | None
+    actor: Actor | None
+
+    @property
+    def episode_rows(self) -> int:
+        """Rows of an episode."""
+        return episode_rows(self.request.dataset)
 
 
-def episodes_of(text: str, flag: str) -> int:
-    """Episodes that a number of rows means, rounded up.
+def episodes_of(text: str, flag: str, rows: int = EPISODE_ROWS) -> int:
+    """Episodes that a number of rows means, rounded up; `rows` is that of each episode.
 
-    A plain number counts rows of the file, 1001 per episode. With a unit it counts as the names of
-    OGBench's datasets do, transitions: 1M is 1000 episodes of 1000, or 1,001,000 rows.
+    A plain number counts rows of the file. With a unit it counts as the names of OGBench's datasets do,
+    transitions: of episodes of 1001 rows, 1M is 1000, or 1,001,000 rows.
 
     Raises:
         UserError: for anything else than a positive number such as 200_200, 100k, 1.5M or 1B.
+    """
+    wanted, has_unit = number_of(text, flag)
+    return -(-wanted // (rows - 1 if has_unit else rows))
+
+
+def number_of(text: str, flag: str) -> tuple[int, bool]:
+    """A number such as 200_200, 100k, 1.5M or 1B, and whether it has a unit.
+
+    Raises:
+        UserError: for anything else than a positive whole number.
     """
     match = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)([kmbg]?)", text.strip().lower(), re.ASCII)
     if match is None:
         raise UserError(f"{flag}={text}: not a number of rows; write it as 1M, 100k or 200_200")
     number, unit = match[1].replace("_", "").replace(",", ""), match[2]
-    rows = float(number) * _UNITS.get(unit, 1)
-    if rows < 1 or rows != int(rows):
+    wanted = float(number) * _UNITS.get(unit, 1)
+    if wanted < 1 or wanted != int(wanted):
         raise UserError(f"{flag}={text}: must be a whole number of at least 1")
-    return -(-int(rows) // (EPISODE_ROWS - 1 if unit else EPISODE_ROWS))
+    return int(wanted), bool(unit)
 
 
 def dataset_name(env: str, style: str | None) -> str:
@@ -102,8 +127,11 @@ def dataset_name(env: str, style: str | None) -> str:
         UserError: there is no such environment, or the two contradict each other.
     """
     if env in FAMILIES:
-        return f"{env}-{style or STYLES[0]}-v0"
-    if env not in names():
+        styles = maze_styles(env) if env in MAZES else STYLES
+        if style not in (None, *styles):
+            raise UserError(f"--style={style}: datasets of {env} are {' or '.join(styles)}")
+        return f"{env}-{style or styles[0]}-v0"
+    if env not in names() or parse(env).family not in FAMILIES:
         close = difflib.get_close_matches(env, FAMILIES, n=2, cutoff=0.4) or list(FAMILIES)
         raise UserError(f"--env={env}: no such environment; choose {' or '.join(close)}")
     name, family = parse(env).dataset, parse(env).family
@@ -120,18 +148,24 @@ def read_command(argv: Sequence[str]) -> Command:
         SystemExit: after printing the help.
     """
     ask: Ask = arguments.read_flags(Ask, argv, PROGRAM)
-    episodes, per_shard = episodes_of(ask.rows, "--rows"), episodes_of(ask.shard_rows, "--shard-rows")
     name = dataset_name(ask.env, ask.style)
+    rows = episode_rows(name)
+    episodes = episodes_of(ask.rows, "--rows", rows)
+    per_shard = episodes_of(ask.shard_rows, "--shard-rows", rows)
     arguments.start_jax(1)
     engine = resolve_engine(ask.engine)
     request = Request(name, episodes, per_shard, ask.seed, engine, ask.lanes or LANES[engine])
+    actor = None
+    if ask.expert is not None:
+        actor, checksum = load_actor(ask.expert, name.partition("maze")[0])
+        request = request._replace(expert=checksum)
     family_and_style(request)
-    return Command(request, ask.out or default_folder(request), ask.threads)
+    return Command(request, ask.out or default_folder(request), ask.threads, actor)
 
 
 def default_folder(request: Request) -> Path:
     """Where a dataset goes if nobody says: single pairs of files where `run.py` looks for them."""
-    folder = DATA / f"generated-{request.episodes * EPISODE_ROWS}-seed{request.seed}"
+    folder = DATA / f"generated-{request.episodes * episode_rows(request.dataset)}-seed{request.seed}"
     folder = folder if request.engine == "c" else folder.with_name(f"{folder.name}-{request.engine}")
     return folder if request.episodes <= request.per_shard else folder / request.dataset
 
@@ -143,7 +177,10 @@ def announce(command: Command) -> None:
     val = sum(shard.val.episodes for shard in shards)
     cores = command.threads or available_cores()
     print(f"dataset      {request.dataset}, seed {request.seed}")
-    print(f"episodes     {request.episodes:,} for training, {val:,} for validation, {EPISODE_ROWS} rows each")
+    print(
+        f"episodes     {request.episodes:,} for training, {val:,} for validation, "
+        f"{command.episode_rows} rows each"
+    )
     print(
         f"files        {out / shards[0].train.stem}.npz"
         + (f" and {len(shards) - 1} more" if shards[1:] else "")
@@ -156,7 +193,10 @@ def announce(command: Command) -> None:
 
 def report(command: Command, made: Collected) -> None:
     """Says what was made."""
-    print(f"expert hit   {made.hits:,} of {made.targets:,} targets")
+    if made.targets > made.hits or parse(command.request.dataset).family in SCENES:
+        print(f"expert hit   {made.hits:,} of {made.targets:,} targets")
+    else:
+        print(f"expert was   at {made.hits:,} goals")
     if made.thrown:
         print(f"redone       {made.thrown:,} episodes that failed the health check")
     if made.dropped:
@@ -170,9 +210,9 @@ def run(command: Command) -> int:
     announce(command)
     request, out = command.request, command.out
     dataset.check_writable(out, "--out")
-    total = request.episodes * EPISODE_ROWS
+    total = request.episodes * command.episode_rows
     with claim(out), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
-        made = generate(request, out, threads=command.threads, progress=progress.count)
+        made = generate(request, out, threads=command.threads, progress=progress.count, actor=command.actor)
     report(command, made)
     return 0
 
