@@ -1,4 +1,4 @@
-"""Results are normalised scores or returns where data record rewards; elsewhere they are successes, as ever."""
+"""Results are scores or returns where data record rewards; elsewhere they are successes, as ever."""
 
 import io
 import json
