@@ -1,0 +1,72 @@
+"""The datasets on this machine, for `doctor.py`; found by their names, without reading them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.doctor import OK, WARNING, Line
+from mac.data.provenance import describe, of_meta, origin
+from mac.errors import UserError
+
+SUFFIXES = (".npz", ".hdf5", ".h5")
+META = "meta.json"
+
+
+def check_datasets(data: Path) -> Iterator[Line]:
+    """Folders with datasets, how many and how large; and of each where it comes from."""
+    home, found = Path.home(), False
+    for root in (
+        data,
+        home / ".ogbench" / "data",
+        home / ".d4rl" / "datasets",
+        home / ".minari" / "datasets",
+    ):
+        for folder, files in folders(root):
+            found = True
+            yield _line(folder, files)
+        yield from _parts(root)
+    stores = sorted((data / "stores").glob(f"*/{META}"))
+    for path in stores:
+        found = True
+        yield _store(path)
+    if not found:
+        yield Line(OK, "data", "none yet; run.py generates what it can, or --data.source download fetches it")
+
+
+def folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders below `root` that hold datasets, with their training files."""
+    by_folder: dict[Path, list[Path]] = {}
+    for path in sorted(p for suffix in SUFFIXES for p in root.rglob(f"*{suffix}")):
+        if not path.stem.endswith("-val") and not any(
+            part.startswith(".") for part in path.relative_to(root).parts
+        ):
+            by_folder.setdefault(path.parent, []).append(path)
+    yield from by_folder.items()
+
+
+def _line(folder: Path, files: list[Path]) -> Line:
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in SUFFIXES)
+    names = ", ".join(path.stem for path in files[:3]) + (f" and {len(files) - 3} more" if files[3:] else "")
+    try:
+        labels = dict.fromkeys(describe([file], origin(file), 0).label for file in files[:3])
+    except UserError as error:
+        return Line(WARNING, "data", f"{folder}: {names}", str(error))
+    return Line(OK, "data", f"{folder}: {names}, {size / 1e6:,.0f} MB; {', '.join(labels)}")
+
+
+def _store(path: Path) -> Line:
+    remedy = f"delete {path.parent}; it is made again"
+    try:
+        meta = json.loads(path.read_text())
+        rows = sum(meta["train"].values())
+        return Line(OK, "store", f"{path.parent}: {rows:,} rows as {meta['dtype']}; {of_meta(meta).label}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return Line(WARNING, "store", f"{path.parent}: damaged ({type(error).__name__})", remedy)
+
+
+def _parts(root: Path) -> Iterator[Line]:
+    """Downloads that did not end."""
+    for part in sorted(root.rglob("*.part")):
+        if part.is_file():
+            text = f"{part}: a download that did not end, {part.stat().st_size / 1e6:,.0f} MB"
+            yield Line(WARNING, "data", text, "run the same command again to continue it, or delete it")

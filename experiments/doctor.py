@@ -1,0 +1,97 @@
+"""Checks this machine for all that the project needs: `python experiments/doctor.py`.
+
+Each line is `ok`, a `warning` (something optional, or worth knowing) or `BROKEN`, with its remedy below. The
+exit status is 1 if something is broken, else 0. Nothing is imported here but Python's own modules: what is
+missing shall be reported, not crash the report.
+"""
+
+import argparse
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+if importlib.util.find_spec("experiments") is None:  # not installed: `check_install` says so
+    sys.path.insert(0, str(ROOT))
+
+OK, WARNING, BROKEN = "ok", "warning", "BROKEN"
+
+
+class Line(NamedTuple):
+    """One finding. `remedy` is what to do about it."""
+
+    state: str
+    what: str
+    found: str
+    remedy: str = ""
+
+
+Check = Callable[[Path], Iterable[Line]]
+"""Given the folder of data."""
+
+
+def main(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None = None) -> int:
+    """The command line; returns the exit status: 0 all that is needed works, 1 something is broken."""
+    parser = argparse.ArgumentParser(prog="python experiments/doctor.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets")
+    parser.add_argument("--json", action="store_true", help="print a list of findings for programs")
+    given = parser.parse_args(list(argv))
+    lines: list[Line] = []
+    for what, check in all_checks() if checks is None else checks:
+        for line in examine(what, check, given.data):
+            lines.append(line)
+            if not given.json:
+                show(line)
+    if given.json:
+        print(json.dumps([line._asdict() for line in lines], indent=2))
+    else:
+        counts = {state: sum(line.state == state for line in lines) for state in (BROKEN, WARNING)}
+        print(f"{counts[BROKEN]} broken, {counts[WARNING]} warnings, {len(lines)} checks")
+    return int(any(line.state == BROKEN for line in lines))
+
+
+def examine(what: str, check: Check, data: Path) -> list[Line]:
+    """The findings of one check; if it fails itself, that is the finding."""
+    try:
+        return list(check(data))
+    except Exception as error:  # whatever a broken installation may raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return [Line(BROKEN, what, text[:200], "pip install -e . in the project's folder")]
+
+
+def show(line: Line) -> None:
+    """Prints a finding, its remedy below it."""
+    print(f"{line.state:8} {line.what:12} {line.found}", flush=True)
+    if line.remedy:
+        print(f"{'':21} -> {line.remedy}", flush=True)
+
+
+def all_checks() -> list[tuple[str, Check]]:
+    """Every check, in the order of the report; those that try something begin at once."""
+    from experiments import checkups, dataset_list
+
+    trials = checkups.Trials()
+    return [
+        ("python", checkups.check_python),
+        ("install", checkups.check_install),
+        ("packages", checkups.check_packages),
+        ("mujoco", checkups.check_pairs),
+        ("device", trials.device),
+        ("physics", trials.physics),
+        ("mjx", trials.mjx),
+        ("renderer", trials.renderer),
+        ("memory", checkups.check_memory),
+        ("cache", checkups.check_cache),
+        ("disk", checkups.check_disk),
+        ("folders", checkups.check_folders),
+        ("data", dataset_list.check_datasets),
+    ]
+
+
+if __name__ == "__main__":
+    print(f"{platform.node()}: {platform.platform()}")
+    sys.exit(main(sys.argv[1:]))

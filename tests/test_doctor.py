@@ -1,0 +1,343 @@
+"""The report on a machine: what is broken is named with its remedy, and never stops the report."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import checkups, dataset_list, doctor, probes
+from experiments.doctor import BROKEN, OK, WARNING, Line
+from experiments.probes import Outcome, Probe
+from mac.data.provenance import Entry, record
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    return tmp_path
+
+
+def report(check: Any, data: Path = Path("data")) -> list[Line]:
+    return doctor.examine("it", check, data)
+
+
+def only(check: Any, data: Path = Path("data")) -> Line:
+    (line,) = report(check, data)
+    return line
+
+
+def test_this_machine_is_fit(capsys: pytest.CaptureFixture[str]):
+    """Everything that is needed works here, in one report of a few seconds of work."""
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    assert BROKEN not in out and out.splitlines()[-1].startswith("0 broken, ")
+    for what in ("python", "jax", "mujoco", "device", "engine c", "engine mjx", "renderer", "cache", "data"):
+        assert f" {what} " in out
+
+
+# The status.
+
+
+def fake(*lines: Line) -> list[tuple[str, Any]]:
+    return [("fake", lambda data: iter(lines))]
+
+
+@pytest.mark.parametrize(("state", "status"), [(OK, 0), (WARNING, 0), (BROKEN, 1)])
+def test_only_what_is_broken_fails(state: str, status: int, capsys: pytest.CaptureFixture[str]):
+    assert doctor.main([], fake(Line(state, "thing", "found so", "do this"))) == status
+    assert "-> do this" in capsys.readouterr().out
+
+
+def test_a_check_that_fails_itself_is_a_finding_and_the_others_go_on(capsys: pytest.CaptureFixture[str]):
+    def explodes(data: Path) -> Iterator[Line]:
+        yield Line(OK, "before", "fine")
+        raise ImportError("libfoo.so: cannot open\nshared object")
+
+    checks = [("thing", explodes), *fake(Line(OK, "after", "fine"))]
+    assert doctor.main([], checks) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert any("ImportError: libfoo.so: cannot open shared object" in line for line in out)
+    assert any("after" in line for line in out)
+
+
+def test_the_report_for_programs_is_json(capsys: pytest.CaptureFixture[str]):
+    doctor.main(["--json"], fake(Line(WARNING, "thing", "found so", "do this")))
+    assert json.loads(capsys.readouterr().out) == [
+        {"state": "warning", "what": "thing", "found": "found so", "remedy": "do this"}
+    ]
+
+
+# Packages.
+
+
+def versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> None:
+    real = importlib.metadata.version
+
+    def version(package: str) -> str:
+        key = package.replace("-", "_")
+        if key not in changed:
+            return real(package)
+        value = changed[key]
+        if value is None:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return value
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+@pytest.mark.parametrize(
+    ("version", "pins", "inside"),
+    [
+        ("0.10.2", ">=0.10.2,<0.13", True),
+        ("0.13.0", ">=0.10.2,<0.13", False),
+        ("0.12.0.1", ">=0.10.2,<0.13", True),
+        ("0.9", ">=0.10.2", False),
+        ("3.17.0", ">=3.17,<3.18", True),
+        ("3.18", ">=3.17,<3.18", False),
+        ("2.0.0rc1", ">=2.0", True),
+        ("1.2.3", "==1.2.3", True),
+        ("1.2.3", "!=1.2.3", False),
+        ("7", "", True),
+    ],
+)
+def test_bounds_of_versions(version: str, pins: str, inside: bool):
+    assert checkups.fits(version, pins) == inside
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch):
+    versions(monkeypatch, optax=None, tyro="2.0.1")
+    lines = report(checkups.check_packages)
+    assert [(line.state, line.what) for line in lines] == [(BROKEN, "optax"), (BROKEN, "tyro")]
+    assert "not installed" in lines[0].found and lines[0].remedy.startswith("pip install 'optax>=")
+    assert "2.0.1" in lines[1].found
+
+
+def test_packages_of_a_pair_must_fit_each_other(monkeypatch: pytest.MonkeyPatch):
+    assert {line.state for line in report(checkups.check_pairs)} == {OK}
+    versions(monkeypatch, mujoco="3.17.0", mujoco_mjx="3.16.2")
+    wrong = [line for line in report(checkups.check_pairs) if line.state == BROKEN]
+    assert [line.what for line in wrong] == ["mujoco"] and "mujoco-mjx==3.17.*" in wrong[0].remedy
+
+
+def test_an_old_python_is_broken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    assert only(checkups.check_python).state == BROKEN
+
+
+def test_a_project_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch):
+    versions(monkeypatch, mac_jax=None)
+    assert "pip install -e" in only(checkups.check_install).remedy
+
+
+# What is tried.
+
+
+def trials(**probed: Any) -> checkups.Trials:
+    """Trials with these outcomes."""
+    made = object.__new__(checkups.Trials)
+
+    class Done:
+        def __init__(self, outcome: Outcome):
+            self.outcome = outcome
+
+        def result(self) -> Outcome:
+            return self.outcome
+
+    for name, outcome in probed.items():
+        pictures = isinstance(outcome, dict)
+        done = {key: Done(each) for key, each in outcome.items()} if pictures else Done(outcome)
+        setattr(made, f"_{name}", done)
+    return made
+
+
+def test_a_device_that_jax_cannot_start_on_is_broken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "rocm")
+    line = only(trials(jax=Outcome(None, "RuntimeError: Unknown backend rocm")).device)
+    assert line.state == BROKEN and "Unknown backend" in line.found and "unset JAX_PLATFORMS" in line.remedy
+
+
+def test_an_idle_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    found = {"backend": "cpu", "device": "cpu", "count": 1, "memory": None}
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert only(trials(jax=Outcome(found)).device).state == OK
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    line = only(trials(jax=Outcome(found)).device)
+    assert line.state == WARNING and "cuda12" in line.remedy
+
+
+def test_an_accelerator_tells_its_memory():
+    found = {"backend": "gpu", "device": "NVIDIA H200", "count": 2, "memory": 140 * 2**30}
+    assert only(trials(jax=Outcome(found)).device).found == "2 x NVIDIA H200 (gpu), 140 GiB"
+
+
+def test_physics_that_fail_are_broken():
+    assert only(trials(physics=Outcome(None, "no scene")).physics).state == BROKEN
+    assert only(trials(physics=Outcome({"rate": 50_000})).physics).state == OK
+
+
+def test_mjx_is_needed_and_warp_is_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    versions(monkeypatch, warp_lang=None)
+    mjx, warp = report(trials(mjx=Outcome(None, "ImportError: no mjx")).mjx)
+    assert (mjx.state, warp.state) == (BROKEN, OK)
+    versions(monkeypatch, warp_lang="1.0")
+    mjx, warp = report(trials(mjx=Outcome({"warp": False, "why": "too old"})).mjx)
+    assert (mjx.state, warp.state, warp.found) == (OK, WARNING, "too old")
+
+
+def test_a_machine_without_pictures_is_warned_and_told_what_draws_without():
+    none = {name: Outcome(None, f"no {name}") for name in checkups.PLATFORMS}
+    line = only(trials(pictures=none).renderer)
+    assert line.state == WARNING and "no egl" in line.found and "--renderer drawing" in line.remedy
+    assert only(trials(pictures=none | {"osmesa": Outcome({})}).renderer).state == OK
+    assert only(trials(pictures=none | {"glfw": Outcome({})}).renderer).state == WARNING  # needs a screen
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import no_such_package_at_all", "No module named 'no_such_package_at_all'"),
+        ("import os; os.abort()", "ended by signal 6"),
+        ("raise SystemExit(3)", "exit status 3"),
+        ("pass", "gave no answer"),
+    ],
+)
+def test_a_probe_that_fails_says_why(code: str, said: str):
+    assert said in Probe(code).result().error
+
+
+def test_a_probe_that_hangs_is_ended():
+    began = time.monotonic()
+    assert "no answer within" in Probe("import time; time.sleep(60)").result(timeout=0.3).error
+    assert time.monotonic() - began < 30
+
+
+def test_a_probe_that_works_tells_what_it_found():
+    assert Probe("print('noise'); print('{\"a\": 1}')").result() == Outcome({"a": 1})
+
+
+# Folders.
+
+
+def test_a_folder_that_cannot_be_written_is_broken(monkeypatch: pytest.MonkeyPatch):
+    assert {line.state for line in report(checkups.check_folders)} == {OK}
+
+    def refuse(**_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    lines = report(checkups.check_folders)
+    assert {line.state for line in lines} == {BROKEN} and "--out" in lines[0].remedy
+    assert "--data.dir" in lines[1].remedy and "Permission denied" in lines[1].found
+
+
+def test_a_file_in_the_place_of_a_folder_is_broken():
+    Path("data").write_text("no folder")
+    assert [line.state for line in report(checkups.check_folders)] == [OK, BROKEN]
+
+
+def test_nothing_is_made_by_looking(tmp_path: Path):
+    for check in (
+        checkups.check_folders,
+        checkups.check_cache,
+        checkups.check_disk,
+        dataset_list.check_datasets,
+    ):
+        report(check)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+def test_little_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    real = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=10**9))
+    assert {line.state for line in report(checkups.check_disk)} == {WARNING}
+
+
+def test_the_cache_is_where_programs_keep_it(monkeypatch: pytest.MonkeyPatch, home: Path):
+    (home / ".cache/mac-jax/xla").mkdir(parents=True)
+    (home / ".cache/mac-jax/xla/a").write_bytes(bytes(3_000_000))
+    line = only(checkups.check_cache)
+    assert str(home / ".cache/mac-jax/xla") in line.found and "1 files, 3 MB" in line.found
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(home / "elsewhere"))
+    assert "elsewhere" in only(checkups.check_cache).found
+
+
+def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    sizes = {"SC_PHYS_PAGES": 2**18, "SC_PAGE_SIZE": 4096}  # 1 GiB
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert only(checkups.check_memory).state == WARNING
+
+
+# Datasets.
+
+
+def test_no_data_is_no_fault():
+    line = only(dataset_list.check_datasets)
+    assert line.state == OK and "--data.source download" in line.found
+
+
+def test_datasets_are_listed_with_sizes_and_labels(home: Path):
+    made = Path("data/generated-2002-seed3")
+    made.mkdir(parents=True)
+    (made / "scene-play-v0.npz").write_bytes(bytes(5_000_000))
+    (made / "scene-play-v0-val.npz").write_bytes(bytes(1_000_000))
+    (made / "scene-play-v0.json").write_text('{"source": "made by mac-jax", "seed": 3}')
+    came = Path("data/downloads/d4rl/hopper_medium-v2.hdf5")
+    came.parent.mkdir(parents=True)
+    came.write_bytes(b"x")
+    record(came, Entry("0", 1, "https://rail.eecs.berkeley.edu/a", "D4RL"))
+    theirs = home / ".ogbench/data/cube-single-play-v0.npz"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"x")
+    found = {Path(line.found.split(":")[0]).name: line.found for line in report(dataset_list.check_datasets)}
+    assert "scene-play-v0, 6 MB; generated (mac-jax, seed 3)" in found["generated-2002-seed3"]
+    assert found["d4rl"].endswith("hopper_medium-v2, 0 MB; D4RL")
+    assert found["data"].endswith("OGBench (file in ~/.ogbench)")
+
+
+def test_stores_and_downloads_that_did_not_end_are_listed():
+    store = Path("data/stores/a")
+    store.mkdir(parents=True)
+    store.joinpath("meta.json").write_text('{"train": {"train-000": 49}, "dtype": "float32"}')
+    part = Path("data/downloads/ogbench/b.npz.part")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x")
+    unfinished, listed = report(dataset_list.check_datasets)
+    assert unfinished.state == WARNING and "continue it" in unfinished.remedy
+    assert listed.found == "data/stores/a: 49 rows as float32; unknown source"
+    store.joinpath("meta.json").write_text("{")
+    assert report(dataset_list.check_datasets)[1].state == WARNING
+
+
+# Without the project's packages.
+
+
+def test_the_report_is_given_where_nothing_is_installed(tmp_path: Path):
+    """A Python without any package, started as a user would."""
+    command = [sys.executable, "-S", "-E", str(ROOT / "experiments" / "doctor.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and not done.stderr
+    for package in ("jax", "mujoco", "numpy", "equinox"):
+        assert any(line.startswith(BROKEN) and f" {package} " in line for line in done.stdout.splitlines())
+    assert "-> pip install 'numpy>=2.0'" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("checks")
+
+
+def test_probes_are_python():
+    for code in (probes.JAX, probes.MJX, probes.PHYSICS, probes.PICTURE):
+        compile(code, "probe", "exec")
