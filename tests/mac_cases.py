@@ -101,7 +101,7 @@ def slopes_of(
         ends = []
         for move in (step, -step):
             moved = jax.tree.map(lambda x, d, move=move: x + move * np.asarray(d), own, direction)
-            ends.append(by_hand(dataclasses.replace(nets, **{net: moved}))[net])
+            ends.append(by_hand(eqx.tree_at(lambda n: getattr(n, net), nets, moved))[net])
         pairs = zip(leaves(gradient), leaves(direction), strict=True)
         got = sum(float(np.sum(np.asarray(g) * np.asarray(d))) for g, d in pairs)
         yield got, (ends[0] - ends[1]) / (2 * step)
