@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 
 from mac.config import Config
@@ -15,10 +16,12 @@ from mac.data.sampler import sample
 from mac.diagnostics import expected_return
 from mac.errors import UserError
 from mac.mac import MAC, Nets
+from mac.nn.mlp import scalar, value_net
+from mac.ops.losses import cross_entropy
 from mac.run import segment as loop
 from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.returns import ended_itself, realised_return, steady_reward
-from mac.types import Episodes
+from mac.types import Episodes, SampleSpec
 from tests.algorithm_1 import double, fresh
 from tests.mac_cases import Case, leaves, make_case, own_losses, touched
 from tests.toy import EDGE, FALL_SPEC, SPEC, STRIDE, EdgeEnv, edge_mac, falling_window, identity, mac
@@ -52,9 +55,7 @@ def test_a_batch_of_the_case_has_chunks_that_fall_and_chunks_that_do_not(case: C
 
 
 @pytest.mark.parametrize("net", ["fall", "v", "q"])
-def test_gradients_with_falls_are_the_slopes_of_algorithm_1(
-    case: Case, gradients: dict[str, Nets], net: str
-):
+def test_gradients_with_falls_are_the_slopes_of_algorithm_1(case: Case, gradients: dict[str, Nets], net: str):
     for got, want in case.slopes_along_random_directions(gradients, net):
         assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
 
@@ -153,3 +154,47 @@ def test_mac_goes_to_the_edge_and_does_not_fall():
     assert (mine > theirs + 2).all() and fell[0] < 0.15 < fell[1]
     assert chosen.predicted is not None and chosen.realised is not None
     assert abs(chosen.predicted.mean() / chosen.realised.mean() - 1) < 0.3
+
+
+# Why actions after a fall are not zeros.
+
+
+def found_falls(blank: bool) -> tuple[float, float]:
+    """Share of falls that a network finds in chunks like those it was trained on, and in chunks that go
+    on with ordinary actions; `blank` trains it on zeros after each fall."""
+    chunk, rows = 6, falling_window(chunk=6, episodes=300)
+    spec = SampleSpec(128, chunk)
+
+    def draw(key: jax.Array, blank: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+        batch = sample(rows, spec, key)
+        assert batch.masks is not None
+        over = jnp.pad(1 - batch.masks[:, :-1], ((0, 0), (1, 0)))[..., None] > 0
+        actions = jnp.where(jnp.broadcast_to(over & blank, batch.actions.shape), 0, batch.actions)
+        return batch.obs, actions.reshape(len(actions), -1), 1 - batch.masks.min(-1)
+
+    rule = optax.adam(3e-3)
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        net, state = carry
+        s, a, fell = draw(key, blank)
+        slope = jax.grad(lambda net: cross_entropy(scalar(net, s, a), fell))(net)
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = rule.update(slope, state, net)
+        return (optax.apply_updates(net, change), state), None
+
+    net = value_net((2, 2 * chunk), (32, 32), key=jr.key(0))
+    (net, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, jr.split(jr.key(1), 800)))((net, rule.init(net)))
+
+    def found(blank: bool) -> float:
+        drawn = [draw(jr.key(i), blank) for i in range(90, 98)]
+        s, a, fell = (jnp.concatenate(x) for x in zip(*drawn, strict=True))
+        return float(jnp.mean((scalar(net, s, a) > 0)[fell == 1].astype(jnp.float32)))
+
+    return found(blank), found(False)
+
+
+def test_zeros_after_a_fall_would_teach_to_look_for_zeros():
+    blank, elsewhere = found_falls(True), found_falls(False)
+    print(f"falls found: trained on zeros {blank}, on actions from elsewhere {elsewhere}")
+    assert blank[0] > 0.95 and elsewhere[1] > 0.9
+    assert blank[1] < elsewhere[1] - 0.1
