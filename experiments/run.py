@@ -13,20 +13,21 @@ from rich.console import Console
 
 from baselines import REGISTRY
 from envs_mjx.registry import make, parse, resolve_engine
-from experiments import arguments, dataset, feeding, plan, saved, sources
+from experiments import arguments, dataset, feeding, plan, saved, sources, sweep
+from experiments.listing import listing
 from experiments.program import exit_status
+from experiments.report import compare
 from experiments.saved import CONFIG
 from experiments.settings import Settings
-from mac.data.normalize import fit_minmax
+from mac.data.normalize import fit
 from mac.data.store import Store
 from mac.data.window import make_held_out
 from mac.errors import UserError
-from mac.run.checkpoint import CheckpointStore
 from mac.run.claim import claim
 from mac.run.compatible import check_config
 from mac.run.logger import EVAL, METRICS, read_rows
 from mac.run.meter import duration
-from mac.run.outputs import CHECKPOINTS
+from mac.run.outputs import CHECKPOINTS, Outputs
 from mac.run.plot import plot_learning_curve
 from mac.run.progress import open_progress
 from mac.run.record import cores, cpu_model, record_end, record_launch
@@ -35,6 +36,7 @@ from mac.run.table import results_table
 from mac.run.train import Job, Outcome, train
 
 PICTURE = "learning_curve.png"
+LEFT = (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS)
 MAY_DIFFER = ("run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")
 MAY_DIFFER += ("eval.episodes", "eval.engine", "eval.batch")
 MAY_DIFFER += ("data.path", "data.dir", "data.source", "data.mirror", "data.shards")
@@ -68,6 +70,9 @@ class Launch(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
+    if "--list" in argv:
+        print(listing())
+        return 0
     return exit_status(
         lambda: run(*arguments.parse(argv)),
         short_of_memory="take fewer --seeds, a smaller --hp.batch, or evaluate in parts with --eval.batch",
@@ -131,9 +136,9 @@ def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool
             f"update {before.get('steps')}; keep --steps, or choose another --out"
         )
     check_config(folder, before, settings.plain(), may_differ(settings))
-    with CheckpointStore(folder / CHECKPOINTS) as store:
-        reached = store.latest()
-        return reached, reached is not None and settings.steps <= reached == store.meta()["evaluated"]
+    with Outputs(folder, sweep.variants(settings), (), settings.run.keep) as outputs:
+        reached = outputs.latest()
+        return reached, reached is not None and settings.steps <= reached and outputs.evaluated(reached)
 
 
 def may_differ(settings: Settings[Any]) -> tuple[str, ...]:
@@ -147,15 +152,17 @@ def announce(launch: Launch, reason: str) -> None:
     settings, spec = launch.settings, launch.env.spec
     known, choice = launch.known, launch.choice
     rows, held = feeding.windows(settings.data, known)
-    sizes = plan.make_plan(launch.algo, spec, rows, settings.seeds, known.dtype, held)
+    count = len(sweep.variants(settings))
+    lanes = settings.seeds * count
+    sizes = plan.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
     device = jax.devices()[0]
     where = f"{cpu_model()}, {cores()} cores" if device.platform == "cpu" else device.device_kind
     left = max(settings.steps - (launch.reached or 0), 0)
     evaluations = 0 if launch.finished else -(-left // settings.run.eval_every)
-    episodes = settings.seeds * settings.eval.episodes * len(spec.tasks)
+    episodes = lanes * settings.eval.episodes * len(spec.tasks)
     parts = {
         "data": plan.seconds_to_collect(round(1.1 * known.rows)) if choice.how == "generate" else 0.0,
-        "training": plan.seconds_to_train(sizes, left * settings.seeds),
+        "training": plan.seconds_to_train(sizes, left * lanes),
         "evaluation": plan.seconds_to_evaluate(evaluations, episodes, spec),
     }
     done = "" if launch.reached is None else f", {launch.reached:,} of them done"
@@ -163,7 +170,8 @@ def announce(launch: Launch, reason: str) -> None:
     print(f"environment  {settings.env}, evaluated on engine {launch.engine}")
     print(f"preset       {settings.preset} ({reason})")
     print(f"device       {where}")
-    print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1})")
+    each = f" of each of {count} configurations" if settings.sweep else ""
+    print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1}){each}")
     print(f"updates      {settings.steps:,} of each seed{done}")
     print(f"data         {choice.path} ({feeding.describe(settings.data, known)}{choice.describe()})")
     if choice.found:
@@ -191,18 +199,21 @@ def train_here(launch: Launch, asked: Settings[Any]) -> Outcome:
         store = dataset.open_store(settings.data, source, launch.env.spec, progress)
     job = make_job(launch, store)
     seconds = {"data": time.perf_counter() - began}
-    record_launch(folder, settings.plain(), data=store.provenance.plain(), resumed_from=launch.reached)
-    saved.save_normalizer(folder, job.normalizer)
+    for each, its in sweep.folders(settings, folder):
+        record_launch(each, its.plain(), data=store.provenance.plain(), resumed_from=launch.reached)
+        saved.save_normalizer(each, job.normalizer)
     try:
-        with open_progress(launch.title, job.steps, "updates", seeds=job.numbers) as progress:
+        with open_progress(launch.title, job.steps, "updates", seeds=job.lanes) as progress:
             outcome = train(job, folder, progress, resume=settings.resume)
     except UserError as error:
         with contextlib.suppress(UserError):  # a full disk may be what went wrong
-            record_end(folder, error=str(error))
+            for each, _ in sweep.folders(settings, folder):
+                record_end(each, error=str(error))
         raise
     outcome.seconds = seconds | outcome.seconds
     spent = {name: round(value, 2) for name, value in outcome.seconds.items()}
-    record_end(folder, step=outcome.step, signal=outcome.interrupted or None, seconds=spent)
+    for each, _ in sweep.folders(settings, folder):
+        record_end(each, step=outcome.step, signal=outcome.interrupted or None, seconds=spent)
     return outcome
 
 
@@ -211,7 +222,7 @@ def make_job(launch: Launch, store: Store) -> Job:
     for note in store.notes:
         print(f"note: {note}")
     settings, env, algo = launch.settings, launch.env, launch.algo
-    normalizer = fit_minmax(store.statistics_obs)
+    normalizer = fit(settings.data.normalize, store.statistics_obs)
     task = parse(settings.env).task
     relabel = None if task is None else lambda obs: env.relabel(obs, task)
     return Job(
@@ -230,6 +241,7 @@ def make_job(launch: Launch, store: Store) -> Job:
         batch=settings.eval.batch,
         held_out=make_held_out(store, normalizer, algo.sample.chunk),
         data=store.provenance.label,
+        sweep=sweep.variants(settings),
     )
 
 
@@ -240,16 +252,21 @@ def finish(launch: Launch, outcome: Outcome) -> int:
         print(f"stopped at update {outcome.step:,}; a checkpoint is written. Continue with:")
         print(f"  {arguments.PROGRAM} --out {folder} --resume")
         return 128 + outcome.interrupted
-    rows = list(read_rows(folder / EVAL))
-    Console().print(results_table(learning_curve(rows), title=launch.title))
-    plot_learning_curve(rows, folder / PICTURE, title=launch.title)
+    parts = [each for each, its in sweep.folders(launch.settings, folder) if not its.sweep]
+    for each in parts:
+        plot_learning_curve(read_rows(each / EVAL), each / PICTURE, title=launch.title)
+    if launch.settings.sweep:
+        compare(parts, folder / PICTURE)
+    else:
+        curve = learning_curve(read_rows(folder / EVAL))
+        Console().print(results_table(curve, title=launch.title))
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())
     print(f"finished at update {outcome.step:,}" + (f" ({spent})" if spent else ": nothing was left to do"))
     if (waited := outcome.seconds.get("wait")) is not None:
         share = waited / (waited + outcome.seconds.get("train", 0.0) or 1.0)
         print(f"waited for data {duration(waited)}, {share:.1%} of the training time")
-    for name in (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS):
-        print(f"  {folder / name}")
+    for path in (*parts, folder / PICTURE) if launch.settings.sweep else (folder / name for name in LEFT):
+        print(f"  {path}")
     return 0
 
 

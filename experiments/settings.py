@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from experiments.hparams import GROUPS, build, convert, unknown_name
+from mac.data.normalize import Normalize
 from mac.data.sources.catalogue import SHARDS
 from mac.errors import UserError
 from mac.run.train import RunConfig
@@ -62,6 +63,8 @@ class DataConfig:
     """how rows are stored: uint16 takes half the memory of float32; auto = as prepared, else float32"""
     resident: Resident = "auto"
     """whether all rows stay on the device, or windows of them take turns; auto = if they fit"""
+    normalize: Normalize = "minmax"
+    """how observations are normalised: minmax to [-1, 1] (MAC's), standard by mean and deviation, or none"""
     window: int = 1_001_000
     """most rows of a window, where windows take turns"""
     window_updates: int = 1_000
@@ -105,12 +108,17 @@ class Settings(Generic[HP]):
     """first seed; the run uses SEED ... SEED + SEEDS - 1"""
     steps: int = 1_000_000
     """updates per seed"""
+    sweep: tuple[str, ...] = ()
+    """trains every combination of hp.NAME=V1,V2,... with all seeds in one program; each gets a folder of its own
+    in --out"""
     out: Path | None = None
     """run folder; None = a new one, runs/ALGO_ENV_PRESET_DATE"""
     resume: bool = False
     """continue the run in --out (None = the newest in runs/) with the settings it was started with"""
     dry_run: bool = False
     """print sizes, memory and time estimates, and exit"""
+    list: bool = False
+    """print every algorithm with its paper and the settings that it has, and exit"""
 
     def __post_init__(self):
         for name in ("seeds", "steps"):
@@ -129,7 +137,7 @@ class Settings(Generic[HP]):
         return _jsonable(values)
 
 
-_OF_THE_LAUNCH = ("out", "resume", "dry_run")
+_OF_THE_LAUNCH = ("out", "resume", "dry_run", "list")
 
 
 def from_plain(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:

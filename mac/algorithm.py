@@ -33,7 +33,7 @@ class TrainState(eqx.Module):
     nets: Any
     target: Any
     opt_state: Any
-    swept: dict[str, Float[Array, ""]] = eqx.field(default_factory=dict)
+    swept: dict[str, Float[Array, "*S"]] = eqx.field(default_factory=dict)
 
 
 class AbstractAlgorithm(eqx.Module):
@@ -80,7 +80,7 @@ class AbstractAlgorithm(eqx.Module):
     # What evaluations also report, of an algorithm that has it.
 
     @property
-    def step_discount(self) -> float | None:
+    def step_discount(self) -> Number | None:
         """Discount factor per environment step of what `predict` predicts; None if it predicts nothing."""
         return None
 

@@ -24,6 +24,7 @@ from mac.nn.mlp import scalar
 from mac.ops.flow import flow_matching_loss
 from mac.ops.imagine import Trajectory
 from mac.ops.losses import Losses, mse
+from mac.types import Number
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class MACFQL(MAC):
     cfg: FQLConfig = eqx.field(static=True)
 
     @property
-    def value_discount(self) -> float:
+    def value_discount(self) -> Number:
         return self.cfg.discount if self.cfg.release_discount else self.discount
 
     def clone(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:

@@ -43,7 +43,7 @@ from mac.ops.imagine import Trajectory, imagine, predictor
 from mac.ops.losses import Losses, cross_entropy, mse, total
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.select import best_of_n
-from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
+from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
 
 States = Float[Array, "B D"]
 Goal = Float[Array, "B G"] | None
@@ -81,7 +81,7 @@ class MAC(AbstractConfigured[Nets]):
         super().__init__(cfg, env, SampleSpec(cfg.batch, cfg.chunk, cfg.goals(env)), steps)
 
     @property
-    def discount(self) -> float:
+    def discount(self) -> Number:
         """Factor per chunk."""
         return self.cfg.discount**self.cfg.chunk
 
@@ -187,7 +187,7 @@ class MAC(AbstractConfigured[Nets]):
     # What the ablations change.
 
     @property
-    def value_discount(self) -> float:
+    def value_discount(self) -> Number:
         """Factor per chunk in the returns that V learns."""
         return self.discount
 
@@ -239,7 +239,7 @@ class MAC(AbstractConfigured[Nets]):
     # What evaluations also report.
 
     @property
-    def step_discount(self) -> float:
+    def step_discount(self) -> Number:
         return self.cfg.discount
 
     def predict(

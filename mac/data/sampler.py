@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.types import Batch, EpisodeIndex, GoalLaw, Goals, SampleSpec, Subgoals, SubgoalSpec, Window
+from mac.types import Batch, EpisodeIndex, GoalLaw, Goals, Number, SampleSpec, Subgoals, SubgoalSpec, Window
 
 ACTION_LIMIT = 1 - 1e-5
 """Actions are clipped to ± this, as in the authors' implementation."""
@@ -45,8 +45,8 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     )
 
 
-def _scaled(reward: Float[Array, "B H"], scale: float) -> Float[Array, "B H"]:
-    return reward if scale == 1 else scale * reward
+def _scaled(reward: Float[Array, "B H"], scale: Number) -> Float[Array, "B H"]:
+    return reward if isinstance(scale, float) and scale == 1 else scale * reward
 
 
 def _actions(window: Window, rows: Int[Array, "*B"]) -> Float[Array, "*B A"]:

@@ -163,7 +163,7 @@ def evaluate(
         start = eqx.tree_at(lambda s: s.done, start, start.done | ~wanted)
         policies = jax.tree.map(lambda x: x[rows], state)
         players, discount = (algo, normalizer, policies), _discounts(algo, policies)
-        end = _play(env, start, partial(choose, *players, keys=k_act), discount or 0.0)
+        end = _play(env, start, partial(choose, *players, keys=k_act), 0.0 if discount is None else discount)
         success, length = end.env.success, end.env.t
         facts = (success, end.total, length, end.env.dropped)
         if discount is None:

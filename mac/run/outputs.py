@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from mac.algorithm import TrainState
-from mac.errors import UserError
 from mac.run.checkpoint import Checkpoint, CheckpointStore
 from mac.run.logger import RunLog
 from mac.types import EnvSpec, Episodes
@@ -57,16 +56,14 @@ class Outputs:
             for each in (*self._stores, *self._logs):
                 stack.callback(each.close)
 
-    @property
-    def lanes(self) -> list[str]:
-        """What each lane is called."""
-        names = [f"{variant.name}, " if variant.name else "" for variant in self.variants]
-        return [f"{name}seed {seed}" for name in names for seed in self.seeds]
-
     def latest(self) -> int | None:
         """Step of the newest checkpoint that all variants have, None if there is none."""
         common = set.intersection(*(set(store.steps()) for store in self._stores))
         return max(common, default=None)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the checkpoints of `step` were written after the evaluation of that step."""
+        return all(store.meta(step)["evaluated"] == step for store in self._stores)
 
     def restore(self, template: TrainState, may_differ: tuple[str, ...]) -> Checkpoint:
         """The newest checkpoint of all variants, as one state, and the `meta` of the first.
@@ -133,11 +130,3 @@ class Outputs:
         """One variant's lanes, as a run of its own has them."""
         state = dataclasses.replace(state, swept={})
         return state if len(self.variants) == 1 else jax.tree.map(lambda x: x[self._range(variant)], state)
-
-
-def check_names(folder: Path, variants: Sequence[Variant]) -> None:
-    """Raises UserError if two variants would share a folder."""
-    names = [variant.name for variant in variants]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--sweep: {folder / name} is asked for twice; give each value once")

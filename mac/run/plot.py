@@ -1,6 +1,6 @@
 """The learning curve of a run as a picture, drawn without a display."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BLUE = "#1f5fa8"
 GREY = "#5f6b7a"
+COLOURS = (BLUE, "#c2571a", "#2e8b57", "#8a4fa3", "#b8912b", "#c23b5e", "#3aa0a8", GREY)
 
 
 def plot_learning_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title: str) -> None:
@@ -28,18 +29,45 @@ def plot_learning_curve(rows: Iterable[Mapping[str, Any]], path: Path, *, title:
     Raises:
         UserError: there is no complete evaluation, or `path` cannot be written.
     """
+    curve = learning_curve(rows)
+    _picture(path, title, curve.data, lambda axes: _draw(axes, curve))
+
+
+def plot_comparison(curves: Mapping[str, Curve], path: Path, *, title: str) -> None:
+    """Draws runs over one another, by name: the mean over seeds and tasks, and its 95% bootstrap interval.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+
+    def draw(axes: "Axes") -> None:
+        for i, (name, curve) in enumerate(curves.items()):
+            colour, dashes = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
+            summaries = [summarise(table, reps=2000).mean for table in curve.scores]
+            if len(curve.seeds) > 1:
+                low, high = [s.low for s in summaries], [s.high for s in summaries]
+                axes.fill_between(curve.steps, low, high, color=colour, alpha=0.12, lw=0)
+            means = [s.value for s in summaries]
+            axes.plot(curve.steps, means, color=colour, ls=dashes, lw=1.8, marker="o", ms=3, label=name)
+        _dress(axes, max(curves.values(), key=lambda curve: curve.steps[-1]))
+
+    data = "; ".join(dict.fromkeys(curve.data for curve in curves.values() if curve.data))
+    _picture(path, title, data, draw)
+
+
+def _picture(path: Path, title: str, data: str, draw: Callable[["Axes"], None]) -> None:
+    """One pair of axes with a title, and below it where the data come from."""
     # Imported here because it takes 0.3 s, and a figure made without pyplot keeps no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    curve = learning_curve(rows)
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _draw(axes, curve)
+    draw(axes)
     axes.set_title(title, fontsize=10, loc="left", color="#222222")
-    if curve.data:
-        figure.supxlabel(f"data: {curve.data}", fontsize=8, color=GREY)
+    if data:
+        figure.supxlabel(f"data: {data}", fontsize=8, color=GREY)
     replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 

@@ -42,7 +42,9 @@ class Stream(Protocol):
 class Progress(abc.ABC):
     """One job's display; a context manager. Make it with `open_progress`."""
 
-    def __init__(self, title: str, total: int, unit: str, seeds: Sequence[int], clock: Callable[[], float]):
+    def __init__(
+        self, title: str, total: int, unit: str, seeds: Sequence[int | str], clock: Callable[[], float]
+    ):
         self.title, self.unit, self.seeds = title, unit, tuple(seeds)
         self.meter = Meter(total, clock)
         self.metrics: dict[str, np.ndarray] = {}
@@ -178,7 +180,9 @@ class _Live(Progress):
 
     def _table(self) -> Table:
         many = len(self.seeds) > MAX_COLUMNS
-        names = ["min", "mean", "max"] if many else [f"seed {s}" for s in self.seeds]
+        names = (
+            ["min", "mean", "max"] if many else [s if isinstance(s, str) else f"seed {s}" for s in self.seeds]
+        )
         if len(names) > 1 and not many:
             names.append("mean")
 
@@ -214,7 +218,7 @@ def open_progress(
     total: int,
     unit: str,
     *,
-    seeds: Sequence[int] = (),
+    seeds: Sequence[int | str] = (),
     file: Stream | None = None,
     every: float = 15.0,
     clock: Callable[[], float] = time.monotonic,
@@ -224,7 +228,7 @@ def open_progress(
     Args:
         title: what runs, a few words.
         unit: plural noun of what is counted, for instance `updates` or `rows`.
-        seeds: numbers of the seeds whose metrics and scores will be shown.
+        seeds: numbers, or names, of the seeds whose metrics and scores will be shown.
         every: seconds between plain lines, at least.
     """
     out: Stream = sys.stdout if file is None else file

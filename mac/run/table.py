@@ -1,6 +1,7 @@
 """The table that ends a run: success, or a score, with its uncertainty over seeds."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from rich.table import Table
@@ -38,6 +39,23 @@ def results_table(curve: Curve, *, title: str) -> Table:
     if tasks > 1:
         for column, task in enumerate(curve.tasks):
             _add(table, f"  task {task}", curve.last()[:, column : column + 1], form)
+    return table
+
+
+def comparison_table(curves: Mapping[str, Curve], *, title: str) -> Table:
+    """Runs one below the other, by name: means of the last evaluation and of the last `LATE`, over seeds and
+    tasks, each with its 95% bootstrap interval over seeds; below, where the data come from.
+    """
+    measures = list(dict.fromkeys(curve.measure for curve in curves.values()))
+    caption = "\n".join(dict.fromkeys(f"data: {curve.data}" for curve in curves.values() if curve.data))
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column(" / ".join(measure.name for measure in measures))
+    for name in ("seeds", "updates", "at the end", f"last {LATE}"):
+        table.add_column(name, justify="right")
+    for name, curve in curves.items():
+        ends = (summarise(curve.last(count)).mean for count in (1, min(LATE, len(curve.steps))))
+        cells = ["{} ({})".format(*_cells(end, curve.measure.form)) for end in ends]
+        table.add_row(name, str(len(curve.seeds)), f"{curve.steps[-1]:,}", *cells)
     return table
 
 

@@ -91,6 +91,12 @@ class Job(NamedTuple):
         return self.sweep or (Variant("", {}, self.config),)
 
     @property
+    def lanes(self) -> list[str]:
+        """What is trained at once: each seed of each configuration, by its name."""
+        names = [f"{each.name}, " if each.name else "" for each in self.variants]
+        return [f"{name}seed {seed}" for name in names for seed in self.numbers]
+
+    @property
     def swept(self) -> dict[str, np.ndarray]:
         """Hyperparameters in which lanes differ: all seeds of the first variant, of the second, ..."""
         values = {name: [each.values[name] for each in self.variants] for name in self.variants[0].values}
@@ -225,7 +231,7 @@ class _Loop:
         if bad:
             k, s, name = min(bad)
             value = values[name][k, s]
-            raise self._diverged(f"{name} is {value} at update {first + k}, {self.outputs.lanes[s]}")
+            raise self._diverged(f"{name} is {value} at update {first + k}, {self.job.lanes[s]}")
 
     def _diverged(self, what: str) -> Diverged:
         self.outputs.wait()
@@ -264,7 +270,7 @@ class _Loop:
         self._flush()
         finite = np.asarray(_finite(state))
         if not finite.all():
-            lane = self.outputs.lanes[int(np.argmin(finite))]
+            lane = self.job.lanes[int(np.argmin(finite))]
             raise self._diverged(f"a weight is not finite after update {self.outcome.step:,}, {lane}")
         with self._timed("checkpoint"):
             self.outputs.save(self.outcome.step, state, self.evaluated)

@@ -1,0 +1,177 @@
+"""Runs side by side: `python experiments/report.py RUN RUN ...` prints a table, and may draw and write it."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from experiments.arguments import read_flags
+from experiments.measured import write_csv
+from experiments.program import exit_status
+from experiments.saved import is_run, read_settings
+from experiments.settings import Settings
+from mac.errors import UserError
+from mac.run.logger import EVAL, read_rows
+from mac.run.plot import plot_comparison
+from mac.run.stats import Curve, learning_curve, summarise
+from mac.run.table import comparison_table
+
+PROGRAM = "python experiments/report.py"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Compares runs: a table of their last evaluations, with 95% intervals over seeds."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """folders of runs; of a sweep, or a folder of runs such as runs/: every run in it"""
+    out: Path | None = None
+    """CSV file to write: a row per run, and one more per task where there are several"""
+    picture: Path | None = None
+    """PNG file to write: their learning curves"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the CSV file; `task` is `all` for the mean over tasks, `low` and `high` end the interval."""
+
+    algo: str
+    env: str
+    preset: str
+    task: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    seeds: int
+    episodes: int
+    updates: int
+    hp: str
+    data: str
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: report(read_flags(Ask, argv, PROGRAM), argv),
+        short_of_memory="name fewer runs",
+        interrupted="nothing was written",
+    )
+
+
+def report(ask: Ask, argv: Sequence[str]) -> int:
+    """Does what the flags say; returns the exit status."""
+    found = [each for folder in ask.runs for each in runs_in(folder)]
+    curves = compare(found, ask.picture)
+    if ask.out:
+        pairs = zip(map(read_settings, found), curves, strict=True)
+        write_csv(
+            ask.out, [row for pair in pairs for row in rows_of(*pair)], ["experiments/report.py", *argv]
+        )
+        print(f"  {ask.out}")
+    if ask.picture:
+        print(f"  {ask.picture}")
+    return 0
+
+
+def compare(folders: Sequence[Path], picture: Path | None) -> list[Curve]:
+    """Prints the table of some runs, draws their learning curves, and returns these.
+
+    Raises:
+        UserError: a folder holds no run, or one that was never evaluated.
+    """
+    settings = {folder: read_settings(folder) for folder in folders}
+    curves = curves_of(folders)
+    named = dict(zip(names_of(settings), curves, strict=True))
+    title = ", ".join(dict.fromkeys(its.env for its in settings.values()))
+    Console().print(comparison_table(named, title=title))
+    if picture:
+        plot_comparison(named, picture, title=title)
+    return curves
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """`folder`, if it is a run, or the runs in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    inside = sorted(path.parent for path in folder.glob(f"*/{EVAL}") if is_run(path.parent))
+    if is_run(folder) and not inside:
+        yield folder
+        return
+    if not inside:
+        raise UserError(f"{folder} is no run and holds none that was evaluated; name folders of runs")
+    yield from inside
+
+
+def curves_of(folders: Sequence[Path]) -> list[Curve]:
+    """Learning curves of runs.
+
+    Raises:
+        UserError: a run was never evaluated.
+    """
+    curves = []
+    for folder in folders:
+        if not (folder / EVAL).exists():
+            raise UserError(f"{folder} has no {EVAL}; train it until the first evaluation")
+        curves.append(learning_curve(read_rows(folder / EVAL)))
+    return curves
+
+
+def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:
+    """What tells runs apart: the algorithm, the environment and hyperparameters, where they differ."""
+    every = list(settings.values())
+    several = len({its.env for its in every}) > 1
+    kinds = [f"{its.algo} on {its.env}" if several else its.algo for its in every]
+    names = []
+    for kind, its in zip(kinds, every, strict=True):
+        alike = [other.hp for other, name in zip(every, kinds, strict=True) if name == kind]
+        known = [field.name for field in dataclasses.fields(its.hp)]
+        differing = [name for name in known if len({getattr(hp, name) for hp in alike}) > 1]
+        names.append(" ".join([kind, *(f"{name}={getattr(its.hp, name)}" for name in differing)]))
+    return [
+        name if names.count(name) == 1 else f"{name} ({folder.name})"
+        for name, folder in zip(names, settings, strict=True)
+    ]
+
+
+def hyperparameters(settings: Settings[Any]) -> str:
+    """Those that are not the defaults of their class, for a column of text."""
+    usual = type(settings.hp)()
+    pairs = ((f.name, getattr(settings.hp, f.name)) for f in dataclasses.fields(usual))
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in pairs if value != getattr(usual, name))
+
+
+def rows_of(settings: Settings[Any], curve: Curve) -> Iterator[Row]:
+    """The lines of a run: all tasks together, and each of several."""
+    columns = {"all": slice(None)}
+    if len(curve.tasks) > 1:
+        columns |= {str(task): slice(i, i + 1) for i, task in enumerate(curve.tasks)}
+    for task, which in columns.items():
+        mean = summarise(curve.last()[:, which]).mean
+        yield Row(
+            algo=settings.algo,
+            env=settings.env,
+            preset=settings.preset,
+            task=task,
+            measure=curve.measure.name,
+            value=mean.value,
+            low=mean.low,
+            high=mean.high,
+            seeds=len(curve.seeds),
+            episodes=curve.episodes,
+            updates=curve.steps[-1],
+            hp=hyperparameters(settings),
+            data=curve.data,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
