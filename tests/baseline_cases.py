@@ -26,7 +26,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "mac_fql": {"chunk": 2, "rollout": 2, "flow_steps": 3},
     "mac_nodistill": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4},
     "flow_bc": {"flow_steps": 4},
-    "fql": {"flow_steps": 3, "alpha": 1.0},
+    "fql": {"flow_steps": 3, "alpha": 10.0},
     "ifql": {"flow_steps": 4, "candidates": 4},
     "idql": {"diffusion_steps": 4, "candidates": 4, "blocks": (8, 8)},
     "rebrac": {"alpha_critic": 0.1},

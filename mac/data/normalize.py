@@ -1,6 +1,7 @@
-"""Min-max normalisation of observations."""
+"""Normalisation of observations."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ the value matters and is the one of the authors' implementation.
 class Normalizer(eqx.Module):
     """The map `(x - center) / (half_range + 1e-3)`, per entry, without clipping.
 
-    Statistics come from a validation split, so training observations may leave [-1, 1].
+    Statistics come from a validation split, so training observations may leave [-1, 1]. Where observations
+    are normalised by mean and deviation, as D4RL's methods do, `half_range` is the deviation.
     Source: the authors' implementation of MAC (Park et al. 2025), which the paper does not detail.
     """
 
@@ -42,6 +44,21 @@ class Normalizer(eqx.Module):
     def width(self) -> Float[Array, " D"]:
         """What each entry is divided by."""
         return self.half_range + EPSILON
+
+
+Normalize = Literal["minmax", "standard", "none"]
+"""By half range; by deviation; or not at all."""
+
+
+def fit(how: Normalize, obs: Float[np.ndarray, "N D"]) -> Normalizer:
+    """The map of a kind, from observations in the environment's units."""
+    if how == "minmax":
+        return fit_minmax(obs)
+    if how == "standard":
+        wide = np.asarray(obs, np.float64)
+        mean, deviation = wide.mean(axis=0), wide.std(axis=0)
+        return Normalizer(jnp.asarray(mean, jnp.float32), jnp.asarray(deviation, jnp.float32))
+    return Normalizer(jnp.zeros(obs.shape[1]), jnp.full(obs.shape[1], 1 - EPSILON))
 
 
 def fit_minmax(obs: Float[np.ndarray, "N D"]) -> Normalizer:

@@ -1,0 +1,80 @@
+"""What `--list` shows, and that every method can be run as it says."""
+
+import fnmatch
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from baselines import REGISTRY
+from experiments.hparams import HPARAMS, build, load_rows, merge_rows
+from experiments.listing import listing, settings_of
+from experiments.run import main
+from mac.data.normalize import fit
+from mac.errors import UserError
+from tests.toy import GOAL_SPEC, SPEC
+
+ENVS = {
+    "*-singletask*": ("cube-single-play-singletask-task2-v0", SPEC),
+    "*-oraclerep-*": ("puzzle-4x5-play-oraclerep-v0", GOAL_SPEC),
+    "*-v2": ("hopper-medium-expert-v2", SPEC._replace(recorded=True)),
+}
+
+
+def test_list_shows_every_algorithm_with_its_paper_and_settings(capsys: pytest.CaptureFixture[str]):
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.strip() == listing().strip()
+    for name, entry in REGISTRY.items():
+        block = shown.split(f"\n{name} " if name != "mac" else f"{name} ", 1)[1]
+        for fact in (
+            entry.title,
+            entry.arxiv,
+            str(entry.year),
+            entry.learns.split(",")[0],
+            "--preset laptop",
+        ):
+            assert fact in block.split("\n\n")[0], (name, fact)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_settings_that_are_listed_build_the_algorithm(name: str):
+    """One environment of each pattern, both presets."""
+    rows = load_rows(HPARAMS)
+    found = settings_of(name, rows)
+    assert "laptop" in found and "auto" not in found
+    for preset, patterns in found.items():
+        for pattern in patterns:
+            if pattern not in ENVS:
+                continue
+            env, spec = ENVS[pattern]
+            assert fnmatch.fnmatchcase(env, pattern)
+            values = merge_rows(rows, name, env, preset)
+            hp: Any = build(REGISTRY[name].config, values["hp"], "hparams.toml")
+            algo = REGISTRY[name].algorithm(hp, spec, values["steps"])
+            assert algo.sample.batch == hp.batch and values["steps"] >= 1000
+
+
+def test_every_method_has_settings_for_single_tasks_or_for_goals():
+    rows = load_rows(HPARAMS)
+    for name in REGISTRY:
+        patterns = settings_of(name, rows)["laptop"]
+        assert {"*-singletask*", "*-oraclerep-*"} & set(patterns), name
+
+
+def test_goal_method_without_goals_is_refused():
+    with pytest.raises(UserError, match="has no goals"):
+        REGISTRY["sharsa"].algorithm(REGISTRY["sharsa"].config(), SPEC)
+
+
+@pytest.mark.parametrize("how", ["minmax", "standard", "none"])
+def test_observations_are_normalised_as_asked(how: Any):
+    obs = np.asarray([[0.0, 5.0], [4.0, 5.0], [2.0, 5.0]], np.float32)
+    got = fit(how, obs).apply(jnp.asarray(obs))
+    want = {
+        "minmax": (obs - [2, 5]) / [2.001, 0.001],
+        "standard": (obs - [2, 5]) / [(8 / 3) ** 0.5 + 0.001, 0.001],
+        "none": obs,
+    }[how]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
