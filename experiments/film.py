@@ -1,5 +1,6 @@
 """One episode of each of a run's policies, recorded step by step to be drawn."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -7,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs_mjx.manip import ManipEnv, ManipState
+from envs_mjx.base import AbstractEnv, EnvState
+from envs_mjx.manip import ManipEnv
 from envs_mjx.readings import SUCCESS_RADIUS, Objects
 from envs_mjx.scenes import CONTROL_DT, Scene
 from experiments.official import Fleet, decide, start_seed
 from experiments.ogbench_worker import Played, Start
 from experiments.saved import SavedRun
 from mac.run.evaluate import episode_keys, evaluation_keys
+
+Look = Callable[[Any], tuple[Any, ...]]
 
 
 class Film(NamedTuple):
@@ -56,40 +60,53 @@ def caption(scene: Scene, film: Film, k: int, s: int) -> str:
 
 def film_ours(run: SavedRun, env: ManipEnv, task: int, draw: int) -> Film:
     """The first episode of `task` of the evaluation that `draw` names (`evaluation_keys`), of each seed."""
+    parts, state = play_ours(run, env, task, draw, _look)
+    return Film(*parts, Objects(*(np.asarray(x) for x in state.target)))  # pyright: ignore[reportCallIssue]
+
+
+def play_ours(
+    run: SavedRun, env: AbstractEnv, task: int, draw: int, look: Look
+) -> tuple[list[np.ndarray], Any]:
+    """Plays that episode.
+
+    Args:
+        look: what is to be kept of a batch of states; the last entry is `done`.
+    Returns:
+        That of the start and after each control step, arrays [T, S, ...], and the last states.
+    """
     keys = evaluation_keys(jnp.asarray(run.numbers), run.step, draw)
     k_reset, k_act = episode_keys(keys, jnp.asarray([task]), jnp.asarray([0]))
     state = _reset(env, k_reset[:, 0], jnp.asarray(task))
-    shots, decision = [jax.tree.map(lambda x: x[None], _look(state))], 0
+    shots, decision = [jax.tree.map(lambda x: x[None], look(state))], 0
     goal = None if state.goal is None else state.goal[:, None]
-    while not np.all(shots[-1][4][-1]):
+    while not np.all(shots[-1][-1][-1]):
         asked = jnp.full(k_act.shape, decision)
         actions = decide(run.algo, run.normalizer, run.state, state.obs[:, None], goal, k_act, asked)
-        state, seen = _move(env, state, actions[:, 0])
+        state, seen = _move(env, look, state, actions[:, 0])
         shots.append(jax.device_get(seen))
         decision += 1
-    parts = [np.concatenate([np.asarray(shot[i]) for shot in shots]) for i in range(5)]
-    target = Objects(*(np.asarray(x) for x in state.target))
-    last = int(np.argmax(np.all(parts[4], axis=1)))  # a chunk may go on after the end
-    return Film(*(part[: last + 1] for part in parts), target)  # pyright: ignore[reportCallIssue]
+    parts = [np.concatenate([np.asarray(part) for part in shot]) for shot in zip(*shots, strict=True)]
+    last = int(np.argmax(np.all(parts[-1], axis=1)))  # a chunk may go on after the end
+    return [part[: last + 1] for part in parts], state
 
 
 @eqx.filter_jit
-def _reset(env: ManipEnv, keys: Any, task: Any) -> ManipState:
+def _reset(env: AbstractEnv, keys: Any, task: Any) -> EnvState:
     return jax.vmap(env.reset, in_axes=(0, None))(keys, task)
 
 
 @eqx.filter_jit
-def _move(env: ManipEnv, state: ManipState, actions: Any) -> tuple[ManipState, tuple[Any, ...]]:
+def _move(env: AbstractEnv, look: Look, state: EnvState, actions: Any) -> tuple[EnvState, tuple[Any, ...]]:
     """Executes actions[S, n, A]; what is seen after each of the n steps."""
 
-    def step(state: ManipState, action: Any) -> tuple[ManipState, tuple[Any, ...]]:
+    def step(state: EnvState, action: Any) -> tuple[EnvState, tuple[Any, ...]]:
         state = jax.vmap(env.step)(state, action)
-        return state, _look(state)
+        return state, look(state)
 
     return jax.lax.scan(step, state, jnp.moveaxis(actions, 1, 0))
 
 
-def _look(state: ManipState) -> tuple[Any, ...]:
+def _look(state: Any) -> tuple[Any, ...]:
     return state.physics.qpos, state.buttons, state.t, state.success, state.done
 
 

@@ -8,9 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from envs_mjx.locomotion.gym_env import GymEnv
+from envs_mjx.locomotion.maze_env import MazeEnv
+from envs_mjx.locomotion.walkers import build_walker
 from envs_mjx.manip import ManipEnv
 from envs_mjx.registry import make, parse, resolve_engine
-from envs_mjx.scenes import CONTROL_DT, build_scene
+from envs_mjx.scenes import FAMILIES, build_scene
 from experiments import movie
 from experiments.arguments import read_flags, start_jax
 from experiments.drawing import draw
@@ -19,10 +22,12 @@ from experiments.film import Film, film_official, film_ours
 from experiments.program import exit_status
 from experiments.rendering import platform, render
 from experiments.saved import SavedRun, by_environment, open_run, read_settings
+from experiments.walker_film import Track, draw_walker, film_walker, returns
 from mac.errors import UserError
 
 PROGRAM = "python experiments/view.py"
 PICTURES = 200  # of one film, unless told otherwise
+PICTURE_SECONDS = 0.05  # that each is shown
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,13 @@ class Ask:
     out: Path | None = None
     """the film, .gif or .mp4; None = view-taskT-ENGINE.gif in the run's folder"""
     renderer: Literal["auto", "mujoco", "drawing"] = "auto"
-    """`mujoco` needs EGL or OSMesa; `drawing`, from above and from the side, needs nothing"""
+    """`mujoco` needs EGL or OSMesa; `drawing` needs nothing, and is the only one for mazes and gym walkers"""
     step: int | None = None
     """update whose checkpoint is played; None = the newest"""
     seed: int = 0
     """which episode: 0 = the first of the run's own evaluation after that update, other numbers = others"""
     every: int | None = None
-    """control steps (0.05 s) per picture; None = so that there are at most 200 pictures"""
+    """control steps per picture; None = so that there are at most 200 pictures"""
 
     def __post_init__(self):
         for name, least in {"task": 1, "step": 0, "seed": 0, "every": 1}.items():
@@ -70,8 +75,11 @@ def view(ask: Ask) -> int:
     engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
     out = ask.out or ask.run / f"view-task{task}-{engine}.gif"
     movie.check_file(out)
+    walks = parse(name).family not in FAMILIES
+    if walks and (engine == "ogbench" or ask.renderer == "mujoco"):
+        raise UserError("mazes and gym walkers are filmed on engine c, mjx or warp, by --renderer drawing")
     run = open_run(ask.run, ask.step)
-    painter = choose_renderer(ask.renderer)
+    painter = "drawing" if walks else choose_renderer(ask.renderer)
     if parse(settings.env).task not in (None, task):
         print(f"note: the run was trained on task {parse(settings.env).task}, not on task {task}")
     seeds = len(run.numbers)
@@ -79,13 +87,16 @@ def view(ask: Ask) -> int:
         f"playing      task {task} on engine {engine}: {seeds} seeds, after {run.step:,} updates", flush=True
     )
     film = record(run, name, task, engine, ask.seed)
-    won = int(film.success[-1].sum())
     frames = pick_frames(len(film.t), ask.every)
-    print(f"success      {won} of {seeds} seeds; {len(frames)} pictures by {painter}", flush=True)
+    print(f"{outcome(film)}; {len(frames)} pictures by {painter}", flush=True)
     title = f"{run.title}   task {task}, engine {engine}, {run.step:,} updates"
-    paint = render if painter == "mujoco" else draw
-    scene = build_scene(parse(name).family)
-    movie.write_film(out, paint(scene, film, run.numbers, title, frames), CONTROL_DT)
+    family = parse(name).family
+    if isinstance(film, Track):
+        pictures = draw_walker(build_walker(family), film, run.numbers, title, frames)
+    else:
+        paint = render if painter == "mujoco" else draw
+        pictures = paint(build_scene(family), film, run.numbers, title, frames)
+    movie.write_film(out, pictures, PICTURE_SECONDS)
     print(f"  {out}")
     return 0
 
@@ -97,13 +108,22 @@ def choose_renderer(wanted: str) -> str:
     return wanted
 
 
-def record(run: SavedRun, name: str, task: int, engine: str, draw_number: int) -> Film:
+def record(run: SavedRun, name: str, task: int, engine: str, draw_number: int) -> Film | Track:
     """Plays `task` in the environment `name`, one episode of each seed."""
     if engine == "ogbench":
         return film_official(run, name, task, draw_number)
     env = make(name, engine)
+    if isinstance(env, MazeEnv | GymEnv):
+        return film_walker(run, env, task, draw_number)
     assert isinstance(env, ManipEnv)
     return film_ours(run, env, task, draw_number)
+
+
+def outcome(film: Film | Track) -> str:
+    """How many seeds succeeded; of a walker that is only paid, what the seeds were paid."""
+    if isinstance(film, Track) and film.target is None:
+        return "return       " + ", ".join(f"{value:,.1f}" for value in returns(film)[-1])
+    return f"success      {int(film.success[-1].sum())} of {film.success.shape[1]} seeds"
 
 
 def pick_frames(steps: int, every: int | None) -> list[int]:
