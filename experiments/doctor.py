@@ -36,7 +36,8 @@ Check = Callable[[Path], Iterable[Line]]
 
 def main(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None = None) -> int:
     """The command line; returns the exit status: 0 all that is needed works, 1 something is broken."""
-    parser = argparse.ArgumentParser(prog="python experiments/doctor.py", description=__doc__.splitlines()[0])
+    about = "Checks this machine for all that the project needs."
+    parser = argparse.ArgumentParser(prog="python experiments/doctor.py", description=about)
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets")
     parser.add_argument("--json", action="store_true", help="print a list of findings for programs")
     given = parser.parse_args(list(argv))

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 COLOURS = ("#8c2d04", "#e08214", "#4a9c8e", "#1f5fa8", "#5e3c99", "#333333")
 
 
-def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str) -> None:
+def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str, data: str = "") -> None:
     """Draws error against horizon, one line per chunk length, and against chunk length at the end.
 
     Args:
         rows: all horizons of every chunk length, in their order.
         path: the PNG to write, replaced if it exists.
+        data: where the data come from, shown below.
     Raises:
         UserError: `path` cannot be written.
     """
@@ -55,7 +56,7 @@ def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str) -> None:
         f"actions per chunk; error after {x[-1]} steps\n(95%: thick over seeds, thin over episodes)"
     )
     right.tick_params(labelleft=False)
-    _dress(figure, (left, right), title)
+    _dress(figure, (left, right), title, data)
     replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 
@@ -79,11 +80,12 @@ def _summit(axes: "Axes", place: int, row: ChunkRow, colour: str) -> None:
     )  # fmt: skip
 
 
-def draw_policies(rows: Sequence[PolicyRow], path: Path, *, title: str) -> None:
+def draw_policies(rows: Sequence[PolicyRow], path: Path, *, title: str, data: str = "") -> None:
     """Draws success against the model's error: each seed of each run, and each run's mean with intervals.
 
     Args:
         path: the PNG to write, replaced if it exists.
+        data: where the data come from, shown below.
     Raises:
         UserError: `path` cannot be written.
     """
@@ -109,7 +111,7 @@ def draw_policies(rows: Sequence[PolicyRow], path: Path, *, title: str) -> None:
     axes.set_xlabel(f"mean squared error after {rows[0].horizon} steps, held-out data (normalised state)")
     axes.set_ylabel("success rate\n(dots: seeds; bars: 95% over seeds)")
     axes.legend(fontsize=8.5, frameon=False, loc="best")
-    _dress(figure, (axes,), title)
+    _dress(figure, (axes,), title, data)
     replace_file(path, lambda file: figure.savefig(file, format="png"))
 
 
@@ -133,8 +135,10 @@ def _figure(wide: float) -> "Figure":
     return figure
 
 
-def _dress(figure: "Figure", every: Sequence["Axes"], title: str) -> None:
+def _dress(figure: "Figure", every: Sequence["Axes"], title: str, data: str) -> None:
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", color="#222222")
+    if data:
+        figure.supxlabel(f"data: {data}", fontsize=8, color=GREY)
     for axes in every:
         axes.grid(True, color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)

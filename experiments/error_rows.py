@@ -47,3 +47,4 @@ class PolicyRow:
     horizon: int
     error: float
     still: float
+    data: str  # where its training data come from

@@ -14,10 +14,12 @@ from mac.files import replace_file
 from mac.run.record import cores, cpu_model, git_state
 
 
-def write_csv(path: Path, rows: Sequence[Any], command: Sequence[str]) -> None:
+def write_csv(path: Path, rows: Sequence[Any], command: Sequence[str], *, data: str = "") -> None:
     """Writes dataclass instances of one kind below comment lines that say when, where and how they
     were measured.
 
+    Args:
+        data: where the data come from that were trained on, if any were.
     Raises:
         UserError: the file cannot be written.
     """
@@ -29,6 +31,7 @@ def write_csv(path: Path, rows: Sequence[Any], command: Sequence[str]) -> None:
         "commit": git["commit"] + (" with changes" if git["changed"] else ""),
         "hardware": f"{cpu_model()}, {cores()} cores; {jax.devices()[0].device_kind}",
         "jax": jax.__version__,
+        **({"data": data} if data else {}),
     }.items():
         text.write(f"# {name}: {value}\n")
     writer = csv.DictWriter(text, list(vars(rows[0])), lineterminator="\n")

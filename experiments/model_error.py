@@ -148,7 +148,7 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
             "--rows 1M`, or name one with --data.path and --data.dir"
         )
     store = dataset.open_store(data, source, spec)
-    normalizer = fit_minmax(store.statistics_obs)
+    label, normalizer = store.provenance.label, fit_minmax(store.statistics_obs)
     real = held_out(store, normalizer)
     for chunk in ask.chunks:
         check_chunk(str(store.path), store.train[0].length, chunk)
@@ -163,9 +163,9 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
             with progress.phase("measuring"):
                 errors = measure(nets, real, chunk, ask.horizon, ask.trajectories, ask.seed)
                 rows += chunk_rows(ask, chunk, loss, errors)
-                write_csv(ask.out / "model_error.csv", rows, command)
-                draw_chunks(rows, ask.out / "model_error.png", title=title)
-    Console().print(table(rows, title))
+                write_csv(ask.out / "model_error.csv", rows, command, data=label)
+                draw_chunks(rows, ask.out / "model_error.png", title=title, data=label)
+    Console().print(table(rows, title, label))
     print(f"  {ask.out / 'model_error.csv'}\n  {ask.out / 'model_error.png'}")
 
 
@@ -205,14 +205,17 @@ def chunk_rows(ask: Ask, chunk: int, loss: float, errors: Errors) -> list[ChunkR
     return rows
 
 
-def table(rows: Sequence[ChunkRow], title: str) -> Table:
-    """What a reader wants of the rows: errors at the first horizon that all have, and at the last."""
+def table(rows: Sequence[ChunkRow], title: str, data: str) -> Table:
+    """What a reader wants of the rows: errors at the first horizon that all have, and at the last; and where
+    the data come from.
+    """
     by_chunk: dict[int, dict[int, ChunkRow]] = {}
     for row in rows:
         by_chunk.setdefault(row.chunk, {})[row.horizon] = row
     common = set.intersection(*(set(group) for group in by_chunk.values()))
     ends = sorted({min(common), max(common)})
     caption = "mean squared error of the normalised state, held-out data; 95% intervals over seeds"
+    caption += f"\ndata: {data}"
     shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     shown.add_column("chunk", justify="right")
     for horizon in ends:

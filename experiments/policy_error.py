@@ -28,9 +28,10 @@ def compare_policies(
     rows = [row for folder in folders for row in policy_rows(folder, horizon, trajectories, seed)]
     envs = ", ".join(dict.fromkeys(row.env for row in rows))
     title = f"success and model error after {horizon} steps, {envs}"
-    write_csv(out / "success.csv", rows, command)
-    draw_policies(rows, out / "success.png", title=title)
-    Console().print(table(rows, title))
+    data = "; ".join(dict.fromkeys(row.data for row in rows))
+    write_csv(out / "success.csv", rows, command, data=data)
+    draw_policies(rows, out / "success.png", title=title, data=data)
+    Console().print(table(rows, title, data))
     print(f"  {out / 'success.csv'}\n  {out / 'success.png'}")
 
 
@@ -57,6 +58,7 @@ def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> lis
             horizon=horizon,
             error=float(errors.model[i, -1].mean()),
             still=float(errors.still[-1].mean()),
+            data=store.provenance.label,
         )
         for i, number in enumerate(run.numbers)
     ]
@@ -72,9 +74,9 @@ def success_of(run: saved.SavedRun) -> Curve:
     return learning_curve(rows)
 
 
-def table(rows: Sequence[PolicyRow], title: str) -> Table:
-    """One line per seed."""
-    shown = Table(title=title, title_justify="left")
+def table(rows: Sequence[PolicyRow], title: str, data: str) -> Table:
+    """One line per seed, and where the data come from."""
+    shown = Table(title=title, title_justify="left", caption=f"data: {data}", caption_justify="left")
     for name in ("run", "chunk", "seed", "success", "error", "nothing moves"):
         shown.add_column(name, justify="left" if name == "run" else "right")
     for r in rows:

@@ -1,23 +1,21 @@
 """The report on a machine: what is broken is named with its remedy, and never stops the report."""
 
-import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import checkups, dataset_list, doctor, probes
+from experiments import checkups, dataset_list, doctor
 from experiments.doctor import BROKEN, OK, WARNING, Line
-from experiments.probes import Outcome, Probe
 from mac.data.provenance import Entry, record
+from tests.medical import only, report, versions
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,15 +28,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     return tmp_path
-
-
-def report(check: Any, data: Path = Path("data")) -> list[Line]:
-    return doctor.examine("it", check, data)
-
-
-def only(check: Any, data: Path = Path("data")) -> Line:
-    (line,) = report(check, data)
-    return line
 
 
 def test_this_machine_is_fit(capsys: pytest.CaptureFixture[str]):
@@ -85,21 +74,6 @@ def test_the_report_for_programs_is_json(capsys: pytest.CaptureFixture[str]):
 # Packages.
 
 
-def versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> None:
-    real = importlib.metadata.version
-
-    def version(package: str) -> str:
-        key = package.replace("-", "_")
-        if key not in changed:
-            return real(package)
-        value = changed[key]
-        if value is None:
-            raise importlib.metadata.PackageNotFoundError(package)
-        return value
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-
-
 @pytest.mark.parametrize(
     ("version", "pins", "inside"),
     [
@@ -142,93 +116,6 @@ def test_an_old_python_is_broken(monkeypatch: pytest.MonkeyPatch):
 def test_a_project_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch):
     versions(monkeypatch, mac_jax=None)
     assert "pip install -e" in only(checkups.check_install).remedy
-
-
-# What is tried.
-
-
-def trials(**probed: Any) -> checkups.Trials:
-    """Trials with these outcomes."""
-    made = object.__new__(checkups.Trials)
-
-    class Done:
-        def __init__(self, outcome: Outcome):
-            self.outcome = outcome
-
-        def result(self) -> Outcome:
-            return self.outcome
-
-    for name, outcome in probed.items():
-        pictures = isinstance(outcome, dict)
-        done = {key: Done(each) for key, each in outcome.items()} if pictures else Done(outcome)
-        setattr(made, f"_{name}", done)
-    return made
-
-
-def test_a_device_that_jax_cannot_start_on_is_broken(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("JAX_PLATFORMS", "rocm")
-    line = only(trials(jax=Outcome(None, "RuntimeError: Unknown backend rocm")).device)
-    assert line.state == BROKEN and "Unknown backend" in line.found and "unset JAX_PLATFORMS" in line.remedy
-
-
-def test_an_idle_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch):
-    found = {"backend": "cpu", "device": "cpu", "count": 1, "memory": None}
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert only(trials(jax=Outcome(found)).device).state == OK
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    line = only(trials(jax=Outcome(found)).device)
-    assert line.state == WARNING and "cuda12" in line.remedy
-
-
-def test_an_accelerator_tells_its_memory():
-    found = {"backend": "gpu", "device": "NVIDIA H200", "count": 2, "memory": 140 * 2**30}
-    assert only(trials(jax=Outcome(found)).device).found == "2 x NVIDIA H200 (gpu), 140 GiB"
-
-
-def test_physics_that_fail_are_broken():
-    assert only(trials(physics=Outcome(None, "no scene")).physics).state == BROKEN
-    assert only(trials(physics=Outcome({"rate": 50_000})).physics).state == OK
-
-
-def test_mjx_is_needed_and_warp_is_not(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    versions(monkeypatch, warp_lang=None)
-    mjx, warp = report(trials(mjx=Outcome(None, "ImportError: no mjx")).mjx)
-    assert (mjx.state, warp.state) == (BROKEN, OK)
-    versions(monkeypatch, warp_lang="1.0")
-    mjx, warp = report(trials(mjx=Outcome({"warp": False, "why": "too old"})).mjx)
-    assert (mjx.state, warp.state, warp.found) == (OK, WARNING, "too old")
-
-
-def test_a_machine_without_pictures_is_warned_and_told_what_draws_without():
-    none = {name: Outcome(None, f"no {name}") for name in checkups.PLATFORMS}
-    line = only(trials(pictures=none).renderer)
-    assert line.state == WARNING and "no egl" in line.found and "--renderer drawing" in line.remedy
-    assert only(trials(pictures=none | {"osmesa": Outcome({})}).renderer).state == OK
-    assert only(trials(pictures=none | {"glfw": Outcome({})}).renderer).state == WARNING  # needs a screen
-
-
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [
-        ("import no_such_package_at_all", "No module named 'no_such_package_at_all'"),
-        ("import os; os.abort()", "ended by signal 6"),
-        ("raise SystemExit(3)", "exit status 3"),
-        ("pass", "gave no answer"),
-    ],
-)
-def test_a_probe_that_fails_says_why(code: str, said: str):
-    assert said in Probe(code).result().error
-
-
-def test_a_probe_that_hangs_is_ended():
-    began = time.monotonic()
-    assert "no answer within" in Probe("import time; time.sleep(60)").result(timeout=0.3).error
-    assert time.monotonic() - began < 30
-
-
-def test_a_probe_that_works_tells_what_it_found():
-    assert Probe("print('noise'); print('{\"a\": 1}')").result() == Outcome({"a": 1})
 
 
 # Folders.
@@ -336,8 +223,3 @@ def test_the_report_is_given_where_nothing_is_installed(tmp_path: Path):
         assert any(line.startswith(BROKEN) and f" {package} " in line for line in done.stdout.splitlines())
     assert "-> pip install 'numpy>=2.0'" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("checks")
-
-
-def test_probes_are_python():
-    for code in (probes.JAX, probes.MJX, probes.PHYSICS, probes.PICTURE):
-        compile(code, "probe", "exec")

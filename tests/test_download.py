@@ -206,8 +206,7 @@ def test_a_server_without_versions_is_never_resumed(server: Server, path: Path):
 
 def test_the_time_of_the_last_change_is_a_version_too(server: Server, path: Path):
     when = "Wed, 21 Oct 2015 07:28:00 GMT"
-    weak = {"ETag": 'W/"weak"', "Last_Modified": when}
-    server.plan(sends(CONTENT[:90_000], length=len(CONTENT), **weak))
+    server.plan(sends(CONTENT[:90_000], length=len(CONTENT), ETag='W/"weak"', Last_Modified=when))
     get(server, path)
     assert server.asked[1][1:] == ("bytes=90000-", when)
 

@@ -257,7 +257,9 @@ def test_two_processes_that_want_one_file_download_it_once(server: Server):
     said: list[str] = []
     server.plan(drops(1000))
     jobs = [
-        threading.Thread(target=fetch, args=(public, Path("d")), kwargs={"say": said.append, "patience": FAST})
+        threading.Thread(
+            target=fetch, args=(public, Path("d")), kwargs={"say": said.append, "patience": FAST}
+        )
         for _ in range(2)
     ]
     for job in jobs:

@@ -1,0 +1,37 @@
+"""What the tests of `doctor.py` share."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import doctor
+from experiments.doctor import Line
+
+
+def report(check: Any, data: Path = Path("data")) -> list[Line]:
+    """The findings of a check."""
+    return doctor.examine("it", check, data)
+
+
+def only(check: Any, data: Path = Path("data")) -> Line:
+    """The one finding of a check."""
+    (line,) = report(check, data)
+    return line
+
+
+def versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> None:
+    """Makes packages have other versions; None: they are not installed."""
+    real = importlib.metadata.version
+
+    def version(package: str) -> str:
+        key = package.replace("-", "_")
+        if key not in changed:
+            return real(package)
+        value = changed[key]
+        if value is None:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return value
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
