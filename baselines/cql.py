@@ -73,9 +73,6 @@ class CQL(AbstractModelFree[Nets]):
             log_weight=jnp.zeros(()),
         )
 
-    def targeted(self, nets: Nets) -> Critics:
-        return nets.q
-
     def loss(
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:

@@ -64,9 +64,6 @@ class FQL(AbstractModelFree[Nets]):
             policy=MLP(self.inputs, cfg.hidden, action, key=k_policy, style=cfg.actor_style),
         )
 
-    def targeted(self, nets: Nets) -> Critics:
-        return nets.q
-
     def loss(
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:

@@ -1,7 +1,15 @@
 """IFQL: implicit Q-learning with a flow policy (Park et al. 2025, FQL, arXiv 2502.02538, appendix).
 
-IDQL with a flow in place of the diffusion: values that never look beyond the data's actions, a flow policy
-that clones the data, and, while acting, the best of its samples under the critics.
+IDQL with a flow in place of the diffusion:
+
+    V      an expectile of the lesser slow Q(s, a), over the data's actions
+    Q      r + γ m V(s'), of two critics
+    flow   velocity along straight paths from noise to the data's actions
+    act    the best of N actions that the flow makes of noise, under the lesser Q
+
+The critics that act are those that learn, not their slow copies. Nothing that the policy learns depends on
+the values, so reward enters by the choice alone; and no action is valued in training that the data do not
+hold. With goals, the flow clones those who went there, and values are those of GCIQL.
 """
 
 from dataclasses import dataclass
@@ -13,26 +21,15 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
 from mac.implicit import AbstractImplicit, ImplicitConfig, ImplicitNets
-from mac.modelfree import Goal, Step
+from mac.modelfree import FlowChoiceConfig, Goal, Step
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import Losses
 
 
 @dataclass(frozen=True)
-class IFQLConfig(ImplicitConfig):
-    """Hyperparameters of IFQL."""
-
-    candidates: int = 32
-    """actions sampled per choice while acting"""
-    flow_steps: int = 10
-    """Euler steps of the flow policy while acting"""
-
-    ACTING = ("candidates", "flow_steps")
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._require_positive("candidates", "flow_steps")
+class IFQLConfig(FlowChoiceConfig, ImplicitConfig):
+    """Hyperparameters of IFQL: those of its values and of its choice."""
 
 
 class IFQL(AbstractImplicit):

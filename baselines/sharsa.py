@@ -18,7 +18,15 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.modelfree import AbstractModelFree, Goal, LeapConfig, leap, one_step, require_goals
+from mac.modelfree import (
+    AbstractModelFree,
+    FlowChoiceConfig,
+    Goal,
+    LeapConfig,
+    leap,
+    one_step,
+    require_goals,
+)
 from mac.nn.critics import Critics, combined, scores, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.flow import euler, flow_matching_loss
@@ -28,19 +36,8 @@ from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 
 @dataclass(frozen=True)
-class SHARSAConfig(LeapConfig):
-    """Hyperparameters of SHARSA."""
-
-    candidates: int = 32
-    """proposals sampled per choice while acting"""
-    flow_steps: int = 10
-    """Euler steps of both flow policies while acting"""
-
-    ACTING = ("candidates", "flow_steps")
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._require_positive("candidates", "flow_steps")
+class SHARSAConfig(FlowChoiceConfig, LeapConfig):
+    """Hyperparameters of SHARSA: those of its values over n steps and of its choice."""
 
 
 class Nets(eqx.Module):
@@ -76,9 +73,6 @@ class SHARSA(AbstractModelFree[Nets]):
             high=MLP((obs, goal, goal, 1), cfg.hidden, goal, key=k_high, style=actor),
             low=MLP((obs, goal, action, 1), cfg.hidden, action, key=k_low, style=actor),
         )
-
-    def targeted(self, nets: Nets) -> Critics:
-        return nets.q
 
     def loss(
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]

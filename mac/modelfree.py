@@ -41,6 +41,22 @@ class ModelFreeConfig(CommonConfig):
 
 
 @dataclass(frozen=True)
+class FlowChoiceConfig(ModelFreeConfig):
+    """What methods have that act by the best of several samples of a flow."""
+
+    candidates: int = 32
+    """samples per choice while acting: of actions, or of where to be"""
+    flow_steps: int = 10
+    """Euler steps of flow policies while acting"""
+
+    ACTING = ("candidates", "flow_steps")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require_positive("candidates", "flow_steps")
+
+
+@dataclass(frozen=True)
 class LeapConfig(ModelFreeConfig):
     """What methods that learn from n steps at once have; the defaults are of runs with goals."""
 
@@ -99,8 +115,8 @@ def one_step(batch: Batch) -> Step:
 class AbstractModelFree(AbstractConfigured[Nets]):
     """A method that learns from single steps of the data and acts anew at every step.
 
-    With goals, values see the goals of values and policies those of policies; critics that judge a
-    policy's action see the policy's.
+    Its critics `q` have slow copies, unless it says otherwise. With goals, values see the goals of values and
+    policies those of policies; critics that judge a policy's action see the policy's.
     """
 
     cfg: Any = eqx.field(static=True)
@@ -120,17 +136,14 @@ class AbstractModelFree(AbstractConfigured[Nets]):
         """Widths of state, goal and action."""
         return self.env.obs_dim, self.env.goal_dim, self.env.action_dim
 
+    def targeted(self, nets: Any) -> Any:
+        return nets.q
+
     @abc.abstractmethod
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         """What the policy does, not clipped; the arguments are those of `act`."""
 
-    def act(
-        self,
-        state: TrainState,
-        obs: Float[Array, "E D"],
-        goal: Float[Array, "E G"] | None,
-        key: Key[Array, ""],
-    ) -> Float[Array, "E n A"]:
+    def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E 1 A"]:
         return jnp.clip(self.action(state, obs, goal, key), -1, 1)[:, None]
 
 

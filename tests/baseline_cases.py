@@ -18,7 +18,7 @@ from tests.baselines_by_hand import LOSSES, data
 from tests.by_hand import MODES
 from tests.toy import window
 
-LR, TAU = 1e-2, 0.1
+LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 SIZES: dict[str, dict[str, Any]] = {
     "mac": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4, "flow_steps": 3},
@@ -28,8 +28,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "flow_bc": {"flow_steps": 4},
     "fql": {"flow_steps": 3, "alpha": 10.0},
     "ifql": {"flow_steps": 4, "candidates": 4},
-    "idql": {"diffusion_steps": 4, "candidates": 4, "blocks": (8, 8)},
-    "rebrac": {"alpha_critic": 0.1},
+    "idql": {"diffusion_steps": 4, "candidates": 4, "blocks": (8, 8), "tau_actor": TAU_ACTOR},
+    "rebrac": {"alpha_actor": 1.0, "alpha_critic": 0.1},
     "nsac_bc": {"leap": 4},
     "sharsa": {"leap": 4, "candidates": 4, "flow_steps": 4},
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},

@@ -124,3 +124,17 @@ def make_case(algo: MAC) -> Case:
     # Rewards other than the point's -1 and 0, so that their order within a chunk counts.
     rewards = jnp.asarray(np.random.default_rng(3).normal(size=batch.actions.shape[:2]), jnp.float32)
     return Case(algo, nets, perturb(nets.v, seed=4), dataclasses.replace(batch, rewards=rewards), jr.key(5))
+
+
+def assert_first_step_of_adam(before: Any, after: Any, gradients: Any, lr: float) -> None:
+    """Every weight moved against its gradient, by the learning rate whatever the gradient's size."""
+    for x, y, g in zip(leaves(before), leaves(after), leaves(gradients), strict=True):
+        clear = np.abs(g) > 1e-5
+        np.testing.assert_allclose(np.asarray(y - x)[clear], -lr * np.sign(g)[clear], rtol=2e-3)
+        assert np.max(np.abs(y - x)) <= 1.001 * lr
+
+
+def assert_followed(before: Any, after: Any, online: Any, rate: float) -> None:
+    """The slow copy `before` became `after`, by its rate towards the weights `online`."""
+    for slow, got, fast in zip(leaves(before), leaves(after), leaves(online), strict=True):
+        np.testing.assert_allclose(got, (1 - rate) * slow + rate * fast, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from mac.mac import MAC, Nets
 from mac.types import Batch
 from tests.algorithm_1 import double, perturb
 from tests.by_hand import KINDS, MODES, choose, losses, make, normal
-from tests.mac_cases import slopes_of
+from tests.mac_cases import assert_first_step_of_adam, assert_followed, slopes_of
 from tests.toy import mac, window
 
 LR, TAU = 1e-2, 0.1
@@ -99,14 +99,9 @@ def test_gradient_of_the_total_is_the_slope_of_each_networks_own_loss(case: Case
 
 
 def test_update_moves_each_weight_against_its_gradient_and_the_slow_copy_by_its_rate(case: Case):
-    """Adam's first step is the learning rate, whatever the size of the gradient."""
     before, after = case.state, case.after
-    for x, y, g in zip(leaves(before.nets), leaves(after.nets), leaves(case.grads), strict=True):
-        clear = np.abs(g) > 1e-5
-        np.testing.assert_allclose(np.asarray(y - x)[clear], -LR * np.sign(g)[clear], rtol=2e-3)
-        assert np.max(np.abs(y - x)) <= 1.001 * LR
-    for t, v, got in zip(leaves(before.target), leaves(before.nets.v), leaves(after.target), strict=True):
-        np.testing.assert_allclose(got, (1 - TAU) * t + TAU * v, rtol=1e-5, atol=1e-7)
+    assert_first_step_of_adam(before.nets, after.nets, case.grads, LR)
+    assert_followed(before.target, after.target, before.nets.v, TAU)
 
 
 def test_state_holds_arrays_only_and_just_the_networks_of_the_method(case: Case):

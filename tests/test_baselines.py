@@ -3,13 +3,12 @@
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
 from baselines import REGISTRY
 from tests.algorithm_1 import double
-from tests.baseline_cases import GOALS_ONLY, LR, METRICS, TAU, Case, make_case
-from tests.mac_cases import leaves, slopes_of
+from tests.baseline_cases import GOALS_ONLY, LR, METRICS, TAU, TAU_ACTOR, Case, make_case
+from tests.mac_cases import assert_first_step_of_adam, assert_followed, leaves, slopes_of
 
 OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     name: (name, "goals" if name in (*GOALS_ONLY, "gciql") else "reward", {})
@@ -53,19 +52,13 @@ def test_gradient_of_the_total_is_the_slope_of_each_networks_own_loss(case: Case
 
 
 def test_update_moves_each_weight_against_its_gradient_and_slow_copies_by_their_rates(case: Case):
-    """Adam's first step is the learning rate, whatever the size of the gradient."""
-    before, after = case.state, case.after
-    for x, y, g in zip(leaves(before.nets), leaves(after.nets), leaves(case.grads), strict=True):
-        clear = np.abs(g) > 1e-5
-        np.testing.assert_allclose(np.asarray(y - x)[clear], -LR * np.sign(g)[clear], rtol=2e-3)
-        assert np.max(np.abs(y - x)) <= 1.001 * LR
-    rates = {"q": TAU, "actor": 0.001} if case.name == "idql" else {}
-    online = case.algo.targeted(before.nets)
-    for name in rates or [None]:
-        slow, now, fast = ((x if name is None else x[name]) for x in (before.target, after.target, online))
-        rate = rates.get(name, TAU)
-        for t, got, v in zip(leaves(slow), leaves(now), leaves(fast), strict=True):
-            np.testing.assert_allclose(got, (1 - rate) * t + rate * v, rtol=1e-5, atol=1e-6)
+    before, after, online = case.state, case.after, case.algo.targeted(case.state.nets)
+    assert_first_step_of_adam(before.nets, after.nets, case.grads, LR)
+    if case.name == "idql":
+        assert_followed(before.target["q"], after.target["q"], online["q"], TAU)
+        assert_followed(before.target["actor"], after.target["actor"], online["actor"], TAU_ACTOR)
+    else:
+        assert_followed(before.target, after.target, online, TAU)
 
 
 def test_state_holds_arrays_only(case: Case):

@@ -65,7 +65,7 @@ def trained(request: pytest.FixtureRequest) -> Trained:
         return real(self, *args)
 
     k = UPDATES.get(name, K)
-    algo = make(name, MODES[name], 3 * k, batch=32, hidden=(16, 16), lr=3e-3)
+    algo = make(name, MODES[name], 3 * k, batch=32, hidden=(16, 16), lr=3e-3, tau_ema=0.05)
     states, logs = [start(algo, 0, 2)], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AbstractLossAlgorithm, "update", counted)
