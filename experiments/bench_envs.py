@@ -1,7 +1,8 @@
 """How fast the physics engines step each environment: `python experiments/bench.py envs`.
 
 Every environment and batch is measured in a process of its own, where the engines take turns: machines
-are noisy, and what is compared must see the same noise. Actions are uniform random. An engine that
+are noisy, and what is compared must see the same noise. So do the mazes of one walker, which share a process:
+what a step costs should not depend on how large its maze is. Actions are uniform random. An engine that
 cannot run here is left out with a note.
 """
 
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.base import AbstractEnv, EnvState
+from envs_mjx.locomotion.walkers import GYM, MAZES
 from envs_mjx.registry import make
 from envs_mjx.scenes import FAMILIES
 from experiments.measured import write_csv
@@ -31,6 +33,9 @@ from mac.errors import UserError
 
 ONE = "--one"  # first flag: measure one environment and batch here, and print JSON
 STEPS = 5  # control steps per call
+_PLANES = tuple(name for name in GYM if "-" not in name)
+NAMES = (*FAMILIES, *MAZES, *_PLANES)
+"""Scenes and walkers."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Args:
     """Measures control steps per second of every environment, engine and batch."""
 
     names: tuple[str, ...] = tuple(FAMILIES)
-    """scenes: cube-single ... cube-octuple, scene, puzzle-3x3 ... puzzle-4x6"""
+    """scenes and walkers: cube-single ... puzzle-4x6, pointmaze-medium ... humanoidmaze-giant, hopper,
+    walker2d, halfcheetah; by default the scenes"""
     engines: tuple[str, ...] = ("c", "mjx")
     """physics engines, compared in turns; the first is what the others are compared with"""
     batches: tuple[int, ...] = (1, 16, 64, 256)
@@ -51,8 +57,8 @@ class Args:
     def check(self) -> None:
         """Raises UserError for values that make no sense."""
         for name in self.names:
-            if name not in FAMILIES:
-                raise UserError(f"--names {name}: there is no such scene; choose from {', '.join(FAMILIES)}")
+            if name not in NAMES:
+                raise UserError(f"--names {name}: there is no such scene; choose from {', '.join(NAMES)}")
         if min(self.batches, default=0) < 1:
             raise UserError(f"--batches={self.batches}: give at least one number, each at least 1")
         if not self.engines:
@@ -68,6 +74,7 @@ class EnvRow:
     Attributes:
         steps: control steps of all environments per second, median over turns.
         ratio: `steps` over those of the first engine.
+        maze_ratio: `steps` over those of the same engine in the walker's first maze; 1 elsewhere.
         compile_s: seconds to trace and compile a step of the batch, nothing cached.
         state_kb: kilobytes that one environment's state takes.
         scratch_kb: kilobytes of memory that stepping takes beside, per environment.
@@ -79,6 +86,7 @@ class EnvRow:
     batch: int
     steps: float
     ratio: float
+    maze_ratio: float
     compile_s: float
     state_kb: float
     scratch_kb: float
@@ -92,9 +100,11 @@ def main(argv: Sequence[str]) -> int:
         args = tyro.cli(Args, args=list(argv[alone:]), prog="python experiments/bench.py envs")
         args.check()
         if alone:
-            print(json.dumps([vars(row) for row in measure(args, args.names[0], args.batches[0])]))
+            print(json.dumps([vars(row) for row in measure(args, args.names, args.batches[0])]))
             return 0
-        rows = [row for name in args.names for n in args.batches for row in in_process(args, name, n)]
+        rows = [
+            row for group in groups(args.names) for n in args.batches for row in in_process(args, group, n)
+        ]
         Console(width=110).print(table(rows))
         if args.out is not None:
             write_csv(args.out, rows, ["experiments/bench.py", "envs", *argv])
@@ -105,59 +115,80 @@ def main(argv: Sequence[str]) -> int:
         return 2
 
 
-def in_process(args: Args, name: str, batch: int) -> list[EnvRow]:
-    """The figures of one environment and batch, measured in a process of its own.
+def groups(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Names that are measured together: mazes of one walker, everything else alone."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        key = name.split("maze-")[0] if name in MAZES else name
+        found[key] = (*found.get(key, ()), name)
+    return list(found.values())
+
+
+def in_process(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
+    """The figures of some environments and one batch, measured in a process of its own.
 
     Raises:
         UserError: it failed.
     """
-    print(f"measuring {name}, batch {batch}", file=sys.stderr, flush=True)
+    print(f"measuring {', '.join(names)}, batch {batch}", file=sys.stderr, flush=True)
     program = str(Path(__file__).with_name("bench.py"))
-    command = [sys.executable, program, "envs", ONE, "--names", name, "--batches", str(batch)]
+    command = [sys.executable, program, "envs", ONE, "--names", *names, "--batches", str(batch)]
     command += ["--seconds", str(args.seconds), "--engines", *args.engines]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise UserError(f"{name}, batch {batch}: status {done.returncode}; see the lines above")
+        raise UserError(f"{', '.join(names)}, batch {batch}: status {done.returncode}; see the lines above")
     return [EnvRow(**row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
-def measure(args: Args, name: str, batch: int) -> list[EnvRow]:
-    """Measures every engine by turns."""
+def dataset(name: str) -> str:
+    """An environment of a scene or walker, by its dataset's name."""
+    if name in MAZES:
+        return f"{name}-navigate-oraclerep-v0"
+    return f"{name}-medium-v2" if name in _PLANES else f"{name}-play-oraclerep-v0"
+
+
+def measure(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
+    """Measures every engine in every one of the environments, by turns."""
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are among the figures
     runners = []
-    for engine in args.engines:
-        try:
-            runners.append(Runner(engine, make(f"{name}-play-oraclerep-v0", engine), batch))
-        except UserError as error:
-            print(f"note: {name} is not measured on engine {engine}: {error}", file=sys.stderr)
+    for name in names:
+        for engine in args.engines:
+            try:
+                runners.append(Runner(name, engine, make(dataset(name), engine), batch))
+            except UserError as error:
+                print(f"note: {name} is not measured on engine {engine}: {error}", file=sys.stderr)
     if not runners:
-        raise UserError(f"none of the engines {', '.join(args.engines)} runs {name}")
+        raise UserError(f"none of the engines {', '.join(args.engines)} runs {', '.join(names)}")
     end = time.perf_counter() + args.seconds * len(runners)
     while time.perf_counter() < end or not runners[0].seconds:
         for runner in runners:
             runner.turn()
-    rates = [batch * STEPS / float(np.median(runner.seconds)) for runner in runners]
-    return [
-        EnvRow(
-            name=name,
-            engine=runner.engine,
-            batch=batch,
-            steps=rate,
-            ratio=rate / rates[0],
-            compile_s=runner.compile_s,
-            state_kb=runner.state_bytes / batch / 1e3,
-            scratch_kb=runner.scratch_bytes / batch / 1e3,
-            dropped=runner.dropped(),
-        )
-        for runner, rate in zip(runners, rates, strict=True)
-    ]
+    rates = {(r.name, r.engine): batch * STEPS / float(np.median(r.seconds)) for r in runners}
+    return [row_of(runner, rates) for runner in runners]
+
+
+def row_of(runner: "Runner", rates: dict[tuple[str, str], float]) -> EnvRow:
+    """Figures of one runner, given the steps per second of all environments and engines of its process."""
+    rate, batch = rates[runner.name, runner.engine], runner.batch
+    return EnvRow(
+        name=runner.name,
+        engine=runner.engine,
+        batch=batch,
+        steps=rate,
+        ratio=rate / next(r for (name, _), r in rates.items() if name == runner.name),
+        maze_ratio=rate / next(r for (_, engine), r in rates.items() if engine == runner.engine),
+        compile_s=runner.compile_s,
+        state_kb=runner.state_bytes / batch / 1e3,
+        scratch_kb=runner.scratch_bytes / batch / 1e3,
+        dropped=runner.dropped(),
+    )
 
 
 class Runner:
     """One engine's batch of environments, stepped under random actions for ever."""
 
-    def __init__(self, engine: str, env: AbstractEnv, batch: int):
-        self.engine, self.env, self.batch = engine, env, batch
+    def __init__(self, name: str, engine: str, env: AbstractEnv, batch: int):
+        self.name, self.engine, self.env, self.batch = name, engine, env, batch
         self.seconds: list[float] = []
         tasks = jnp.arange(batch) % len(env.spec.tasks) + 1
         reset = eqx.filter_jit(lambda env, keys: jax.vmap(env.reset)(keys, tasks))
@@ -202,11 +233,12 @@ def _advance(env: AbstractEnv, state: EnvState, actions: Float[Array, "n E A"]) 
 def table(rows: Sequence[EnvRow]) -> Table:
     """What a reader wants of the figures."""
     shown = Table(title="control steps per second of all environments together", title_justify="left")
-    heads = "environment", "engine", "batch", "steps/s", "ratio", "compile s", "state kB", "scratch kB"
+    heads = "environment", "engine", "batch", "steps/s", "ratio", "of maze", "compile s", "state kB"
+    heads = *heads, "scratch kB"
     for head in (*heads, "dropped"):
         shown.add_column(head, justify="left" if head in heads[:2] else "right")
     for r in rows:
-        figures = f"{r.steps:,.0f}", f"{r.ratio:.2g}", f"{r.compile_s:.1f}"
+        figures = f"{r.steps:,.0f}", f"{r.ratio:.2g}", f"{r.maze_ratio:.2g}", f"{r.compile_s:.1f}"
         sizes = f"{r.state_kb:,.0f}", f"{r.scratch_kb:,.0f}", str(r.dropped)
         shown.add_row(r.name, r.engine, str(r.batch), *figures, *sizes)
     return shown

@@ -1,10 +1,16 @@
 """States of walkers in MuJoCo C under random torques: on the ground, in the air and at walls."""
 
-from typing import NamedTuple
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from envs_mjx.locomotion.engine import AbstractWalkerEngine, Motion
 from envs_mjx.locomotion.mazes import UNIT
 from envs_mjx.locomotion.walkers import Walker
 
@@ -33,11 +39,11 @@ def record(walker: Walker, *, starts: int = 12, steps: int = 20, keep: int = 5, 
     data, rows = mujoco.MjData(model), []
     for _ in range(starts):
         mujoco.mj_resetData(model, data)
-        _put(walker, data, rng)
+        toward = _put(walker, data, rng)
         for step in range(steps):
             ctrl = np.clip(rng.normal(size=model.nu), -1, 1)
-            if walker.jump and step % 2:
-                ctrl = np.sign(data.qpos[:2] % 1 - 0.5)  # into a wall, more or less
+            if walker.jump and rng.random() < 0.7:
+                ctrl = np.clip(ctrl + 2 * toward, -1, 1)
             row = control_step(walker, data, ctrl)
             if step >= steps - keep:
                 rows.append(row)
@@ -59,22 +65,90 @@ def control_step(walker: Walker, data: mujoco.MjData, ctrl: np.ndarray) -> tuple
     return *before, data.qpos.copy(), data.qvel.copy(), *map(np.asarray, contacts)
 
 
-def _put(walker: Walker, data: mujoco.MjData, rng: np.random.Generator) -> None:
-    model = walker.model
+def _put(walker: Walker, data: mujoco.MjData, rng: np.random.Generator) -> np.ndarray:
+    """Puts a walker somewhere; the direction of the walls that are near."""
+    model, toward = walker.model, np.zeros(2)
     data.qpos[:] += rng.uniform(-0.1, 0.1, model.nq)
     data.qvel[:] = rng.normal(size=model.nv) * (0.2 if walker.maze is None else 0.5)
     if walker.maze is None:
-        return
+        return toward
     free = np.argwhere(~walker.maze.walls)
     cell = free[rng.integers(len(free))]
     sides = [way for way in ((0, 1), (1, 0), (0, -1), (-1, 0)) if walker.maze.walls[tuple(cell + way)]]
-    near = {"point": 0.75, "ant": 0.75, "humanoid": 0.35}[walker.body]
+    near = {"point": 0.75, "ant": 0.75, "humanoid": 0.8}[walker.body]
     xy = walker.maze.xy(cell)
     for row, column in sides if rng.random() < 0.6 else sides[:1]:
         way = np.array([column, row])
         xy = np.where(way != 0, walker.maze.xy(cell) + way * (UNIT / 2 - near), xy)
         data.qvel[:2] += way * 1.5
+        toward += way
     data.qpos[:2] = xy + rng.uniform(-0.1, 0.1, 2)
     if walker.body != "point":
         data.qpos[3:7] = rng.normal(size=4) + np.array([1.5, 0, 0, 0])
-        data.qpos[2] += {"ant": 0.2, "humanoid": -0.1}[walker.body]
+        data.qpos[2] += {"ant": 0.2, "humanoid": 0.1}[walker.body]
+    return toward
+
+
+def chosen(moments: Moments, rows: np.ndarray) -> Moments:
+    """Some of the moments."""
+    return Moments(*(column[rows] for column in moments))
+
+
+def accelerations(walker: Walker, moments: Moments) -> np.ndarray:
+    """C's accelerations, its solver run until nothing changes."""
+    model = copy.copy(walker.model)
+    model.opt.tolerance = 1e-15
+    data, found = mujoco.MjData(model), []
+    for row in range(len(moments.qpos)):
+        mujoco.mj_resetData(model, data)
+        data.qpos[:], data.qvel[:], data.ctrl[:] = moments.qpos[row], moments.qvel[row], moments.ctrl[row]
+        mujoco.mj_forward(model, data)
+        found.append(data.qacc.copy())
+    return np.array(found)
+
+
+def loaded(engine: AbstractWalkerEngine, moments: Moments) -> Motion:
+    """The moments' starts in float32, with C's warm starts."""
+    start = eqx.filter_jit(lambda e, q, v: jax.vmap(e.load)(q, v))(
+        engine, jnp.asarray(moments.qpos, jnp.float32), jnp.asarray(moments.qvel, jnp.float32)
+    )
+    return eqx.tree_at(lambda m: m.raw, start, jnp.asarray(moments.warm, jnp.float32))
+
+
+def errors_of(walker: Walker, qpos: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Largest error of positions in each row (m, rad, quaternion); a quaternion has two signs."""
+    qpos = np.array(qpos, float)
+    if walker.body in ("ant", "humanoid"):
+        quat = qpos[..., 3:7]
+        quat *= np.sign(np.sum(quat * expected[..., 3:7], axis=-1, keepdims=True))
+    return np.abs(qpos - expected).max(-1)
+
+
+def open_loop(
+    engine: Any, moments: Moments, step: Callable[..., Motion], steps: int = 10, seed: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors after `steps` control steps under the same controls from every moment, and those of C itself
+    where positions start 1e-6 off.
+    """
+    walker, rng = engine.walker, np.random.default_rng(seed)
+    motion = loaded(engine, moments)
+    starts = [np.asarray(x, float) for x in (motion.qpos, motion.qvel)]
+    nudged = [starts[0] + rng.choice([-1e-6, 1e-6], starts[0].shape), starts[1]]
+    worlds = [_worlds(walker, *state, moments.warm) for state in (starts, nudged)]
+    on = jnp.ones(len(moments.qpos), bool)
+    for _ in range(steps):
+        ctrl = np.clip(rng.normal(size=moments.ctrl.shape), -1, 1).astype(np.float32)
+        motion = step(engine, motion, jnp.asarray(ctrl), on)
+        for data, row in ((data, row) for world in worlds for row, data in enumerate(world)):
+            control_step(walker, data, ctrl[row].astype(float))
+    truth, other = (np.array([data.qpos for data in world]) for world in worlds)
+    return errors_of(walker, np.asarray(motion.qpos), truth), errors_of(walker, other, truth)
+
+
+def _worlds(walker: Walker, qpos: np.ndarray, qvel: np.ndarray, warm: np.ndarray) -> list[mujoco.MjData]:
+    worlds = []
+    for row in range(len(qpos)):
+        data = mujoco.MjData(walker.model)
+        data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = qpos[row], qvel[row], warm[row]
+        worlds.append(data)
+    return worlds

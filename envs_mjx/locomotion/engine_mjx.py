@@ -23,14 +23,16 @@ MJX_VERSION = "3.17.0"
 
 SLOTS = {
     "point": Slots(5, 1),
-    "ant": Slots(24, 1),
-    "humanoid": Slots(24, 12),
-    "hopper": Slots(8, 3),
-    "walker2d": Slots(14, 1),
-    "walker2d-v5": Slots(14, 1),
-    "halfcheetah": Slots(16, 1),
+    "ant": Slots(16, 1),
+    "humanoid": Slots(20, 12),
+    "hopper": Slots(6, 3),
+    "walker2d": Slots(10, 1),
+    "walker2d-v5": Slots(10, 1),
+    "halfcheetah": Slots(10, 1),
 }
-"""Slots by body."""
+"""Slots by body: 1.5 times the most that C was seen to use in 18,000 physics steps of each, at walls, fallen
+and under torques of all strengths; a point's are all that it can have.
+"""
 
 
 class MjxWalkerEngine(AbstractWalkerEngine):
@@ -48,7 +50,13 @@ class MjxWalkerEngine(AbstractWalkerEngine):
     blank: mjx.Data
 
     def __init__(
-        self, walker: Walker, *, slots: Slots | None = None, iterations: int = 20, ls_iterations: int = 20
+        self,
+        walker: Walker,
+        *,
+        slots: Slots | None = None,
+        iterations: int = 20,
+        ls_iterations: int = 20,
+        tolerance: float | None = None,
     ):
         """Puts a walker's model on the default device.
 
@@ -57,6 +65,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
             slots: room for contacts; None takes `SLOTS`.
             iterations: most Newton iterations per evaluation of forces.
             ls_iterations: most line-search iterations per Newton iteration.
+            tolerance: scaled improvement below which the solver stops; None takes the model's.
         Raises:
             UserError: for another version of mujoco-mjx, a number below 1, or an unknown kind of model.
         """
@@ -69,6 +78,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         if walker.maze is not None:
             require_reach(walker.model)
         option = walker.model.opt
+        enough = option.tolerance if tolerance is None else tolerance
         self.name = "mjx"
         self.walker = walker
         self.machine = Machine(
@@ -76,7 +86,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
             limits=read_limits(walker.model),
             slots=slots,
             maze=walker.maze,
-            solver=Limits(iterations, ls_iterations, option.tolerance, option.ls_tolerance),
+            solver=Limits(iterations, ls_iterations, enough, option.ls_tolerance),
         )
         self.model, self.blank = control.still_model(walker)
 

@@ -100,7 +100,7 @@ def _on_floor(pairs: Pairs, at: _Solids) -> _Points:
     centre = jnp.concatenate([at.centre[balls], at.centre[capsules] + half, at.centre[capsules] - half])
     found = jax.vmap(lambda c, r: touch.ball_floor(c, r, pairs.floor_height))(centre, at.radius[rows])
     along = jnp.concatenate([jnp.zeros_like(at.half[balls]), half, half])
-    return _Points(*found, along, jnp.asarray(rows))
+    return _Points(*found, along, jnp.asarray(rows, jnp.int32))
 
 
 def _on_walls(pairs: Pairs, at: _Solids, centre: Float[Array, "4 3"], there: Bool[Array, " 4"]) -> _Points:
@@ -120,15 +120,14 @@ def _on_walls(pairs: Pairs, at: _Solids, centre: Float[Array, "4 3"], there: Boo
     found = jax.vmap(at_wall)(centre, there)
     rows = [np.tile(pairs.balls, NEAR), np.tile(np.repeat(pairs.capsules, 2), NEAR)]
     flat = [touch.Touch(t.gap.reshape(-1), t.pos.reshape(-1, 3), t.normal.reshape(-1, 3)) for t in found]
-    return _all(
-        [_Points(*t, jnp.zeros_like(t.pos), jnp.asarray(first + r)) for t, r in zip(flat, rows, strict=True)]
-    )
+    numbers = [jnp.asarray(first + r, jnp.int32) for r in rows]
+    return _all([_Points(*t, jnp.zeros_like(t.pos), r) for t, r in zip(flat, numbers, strict=True)])
 
 
 def _each_other(pairs: Pairs, at: _Solids) -> _Points:
     a, b = (_Solids(*(x[side] for x in at)) for side in pairs.couples.T)
     found = jax.vmap(touch.capsule_capsule)(*a, *b)
-    return _Points(*found, jnp.zeros_like(found.pos), jnp.arange(len(pairs.couples)))
+    return _Points(*found, jnp.zeros_like(found.pos), jnp.arange(len(pairs.couples), dtype=jnp.int32))
 
 
 def _rows(
@@ -142,10 +141,10 @@ def _rows(
         chosen = jax.lax.top_k(-depth, room)[1]
         points, depth = _Points(*(x[chosen] for x in points)), depth[chosen]
     p = Params(*(jnp.asarray(column, dtype)[points.row] for column in table))
-    frame = jax.vmap(_frame)(points.normal, points.along)
+    frame = jax.vmap(frame_of)(points.normal, points.along)
     jacobian = jnp.einsum("sri,sdi->srd", frame, _motions(points.pos, data)) * p.signs[:, None]
     if pyramid:
-        slip = p.friction[:, None, None] * jacobian[:, [1, 1, 2, 2]]
+        slip = p.friction[:, None, None] * jnp.repeat(jacobian[:, 1:], 2, axis=1)
         jacobian = jacobian[:, :1] + slip * jnp.array([1, -1, 1, -1], dtype)[:, None]
     else:
         jacobian = jacobian[:, :1]
@@ -163,7 +162,7 @@ def _motions(pos: Float[Array, "n 3"], data: mjx.Data) -> Float[Array, "n nv 3"]
     return jnp.cross(turn[None], arm[:, None]) + slide[None]
 
 
-def _frame(normal: Float[Array, " 3"], along: Float[Array, " 3"]) -> Float[Array, "3 3"]:
+def frame_of(normal: Float[Array, " 3"], along: Float[Array, " 3"]) -> Float[Array, "3 3"]:
     """Normal and two tangents: the first along a capsule's axis if it has one, else along y, or along z
     where the normal is within 60 degrees of y.
     """
@@ -222,5 +221,6 @@ def limit_rows(limits: Limits, qpos: Float[Array, " nq"], qvel: Float[Array, " n
     weight = jnp.where(depth < 0, 1 / jnp.maximum(invweight * (1 - d) / d, mujoco.mjMINVAL), 0)
     push = jnp.asarray(limits.stiffness, dtype) * d * depth
     aref = -jnp.asarray(limits.damping, dtype) * sign * v - push
-    rows = jnp.zeros((len(limits.dof), qvel.size), dtype).at[np.arange(len(limits.dof)), limits.dof]
-    return Rows(rows.set(sign), aref, weight)
+    joints = np.arange(len(limits.dof), dtype=np.int32)
+    jacobian = jnp.zeros((len(joints), qvel.size), dtype).at[joints, limits.dof].set(sign)
+    return Rows(jacobian, aref, weight)

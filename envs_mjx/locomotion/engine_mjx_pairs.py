@@ -77,33 +77,35 @@ def read_pairs(model: mujoco.MjModel) -> Pairs:
     """
     m = model
     solid = m.geom_contype | m.geom_conaffinity != 0
-    moving = np.flatnonzero(solid & (m.geom_bodyid >= TORSO))
-    standing = np.flatnonzero(solid & (m.geom_bodyid < TORSO))
-    floor = standing[m.geom_type[standing] == mujoco.mjtGeom.mjGEOM_PLANE]
-    walls = standing[m.geom_type[standing] == mujoco.mjtGeom.mjGEOM_BOX]
+    moving = np.flatnonzero(solid & (m.geom_bodyid >= TORSO)).tolist()
+    standing = np.flatnonzero(solid & (m.geom_bodyid < TORSO)).tolist()
+    floor = [g for g in standing if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_PLANE]
+    walls = [g for g in standing if m.geom_type[g] == mujoco.mjtGeom.mjGEOM_BOX]
     _require_known_solids(m, moving, standing, floor, walls)
     capsule = m.geom_type[moving] == _CAPSULE
     axis = np.array([_axis(q) for q in m.geom_quat[moving]])
-    index = {int(g): i for i, g in enumerate(moving)}
+    index = {g: i for i, g in enumerate(moving)}
     couples = [(a, b) for a, b in itertools.combinations(moving, 2) if _may_touch(m, a, b)]
     return Pairs(
         solids=Solids(
-            body=m.geom_bodyid[moving].copy(),
+            body=m.geom_bodyid[moving].astype(np.int32),
             pos=m.geom_pos[moving].copy(),
             half=axis * np.where(capsule, m.geom_size[moving, 1], 0)[:, None],
             radius=m.geom_size[moving, 0].copy(),
         ),
-        balls=np.flatnonzero(~capsule),
-        capsules=np.flatnonzero(capsule),
+        balls=np.flatnonzero(~capsule).astype(np.int32),
+        capsules=np.flatnonzero(capsule).astype(np.int32),
         floor_params=_params(m, [(floor[0], g) for g in moving]),
         wall_params=_params(m, [(walls[0], g) for g in moving]) if len(walls) else None,
         floor_height=float(m.geom_pos[floor[0], 2]),
-        couples=np.array([(index[int(a)], index[int(b)]) for a, b in couples], int).reshape(-1, 2),
+        couples=np.array([(index[a], index[b]) for a, b in couples], np.int32).reshape(-1, 2),
         couple_params=_params(m, couples),
     )
 
 
-def _require_known_solids(m: mujoco.MjModel, moving, standing, floor, walls) -> None:
+def _require_known_solids(
+    m: mujoco.MjModel, moving: list[int], standing: list[int], floor: list[int], walls: list[int]
+) -> None:
     kinds = set(m.geom_type[moving].tolist())
     known = kinds <= {_BALL, _CAPSULE} and len(floor) == 1 and len(floor) + len(walls) == len(standing)
     known &= bool(np.all(m.geom_quat[standing] == [1, 0, 0, 0]))

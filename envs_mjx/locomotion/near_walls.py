@@ -20,7 +20,7 @@ NEAR = 4
 """Cells that a square of one cell's side overlaps."""
 HALF = (UNIT / 2, UNIT / 2, WALL_HEIGHT / 2)
 """Half sides of a wall, m."""
-_CORNERS = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+_CORNERS = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.int32)
 
 
 def near_walls(maze: Maze, xy: Float[Array, " 2"]) -> tuple[Float[Array, "4 3"], Bool[Array, " 4"]]:
@@ -30,7 +30,7 @@ def near_walls(maze: Maze, xy: Float[Array, " 2"]) -> tuple[Float[Array, "4 3"],
     """
     cell = jnp.floor((xy - ORIGIN) / UNIT).astype(jnp.int32) + _CORNERS  # column, row
     padded = jnp.asarray(np.pad(maze.walls, 1))  # a rim without walls
-    column, row = jnp.clip(cell + 1, 0, np.array(padded.shape[::-1]) - 1).T
+    column, row = jnp.clip(cell + 1, 0, np.array(padded.shape[::-1], np.int32) - 1).T
     centre = cell.astype(xy.dtype) * UNIT + ORIGIN
     height = jnp.full((NEAR, 1), WALL_HEIGHT / 2, xy.dtype)
     return jnp.concatenate([centre, height], axis=1), padded[row, column]

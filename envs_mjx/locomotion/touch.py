@@ -16,12 +16,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 FAR = 1e6
 """Distance (m) of a point that does not exist."""
+_AXES = np.arange(3, dtype=np.int32)
 _TINY = 1e-15  # MuJoCo's mjMINVAL
 
 # The edges of a box: the axis that each is parallel to, and the signs of its middle along the others.
 _EDGES = [(axis, corner) for corner in range(8) for axis in range(3) if not corner >> axis & 1]
-_EDGE_AXIS = np.array([axis for axis, _ in _EDGES])
-_EDGE_SIGN = np.array([[0 if k == axis else 2 * (c >> k & 1) - 1 for k in range(3)] for axis, c in _EDGES])
+_EDGE_AXIS = np.array([axis for axis, _ in _EDGES], np.int32)
+_EDGE_SIGN = np.array(
+    [[0 if k == axis else 2 * (c >> k & 1) - 1 for k in range(3)] for axis, c in _EDGES], np.int32
+)
 
 
 class Touch(NamedTuple):
@@ -80,7 +83,7 @@ def ball_wall(centre: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[
     distance, out = _length(centre - foot)
     inside = distance <= _TINY
     depth = sides - jnp.abs(centre)
-    nearest = jnp.arange(3) == jnp.argmin(depth)
+    nearest = jnp.argmin(depth) == _AXES
     through = jnp.where(nearest, jnp.where(centre > 0, 1.0, -1.0), 0.0).astype(centre.dtype)
     normal = jnp.where(inside, through, out)
     gap = jnp.where(inside, -jnp.min(depth), distance) - radius
@@ -161,7 +164,7 @@ def _nearest_edge(centre: Float[Array, " 3"], axis: Float[Array, " 3"], half: Fl
     # As in C, an edge whose line passes nearest beyond a corner counts as that corner, even if the end of
     # the axis is nearest to the inside of the edge.
     corner = jnp.where((jnp.abs(free) > 1) & (jnp.abs(back) > 1), back, jnp.where(jnp.abs(line) > 1, line, 0))
-    onto = jnp.where(np.arange(3) == _EDGE_AXIS[:, None], (x * length)[:, None], 0)
+    onto = jnp.where(_EDGE_AXIS[:, None] == _AXES, (x * length)[:, None], 0)
     square = jnp.where(crossing, jnp.sum((apart - t[:, None] * axis + onto) ** 2, axis=1), jnp.inf)
     row = jnp.argmin(square)
     return _Edge(t[row], x[row], square[row], jnp.sign(corner[row]), row)
@@ -185,11 +188,11 @@ def _from_corner(axis: Float[Array, " 3"], half: Float[Array, " 3"], edge: _Edge
 
 def _from_edge(axis: Float[Array, " 3"], half: Float[Array, " 3"], edge: _Edge) -> Float[Array, ""]:
     """From the place nearest to the inside of an edge: over the face that the axis leans to."""
-    own = jnp.arange(3) == jnp.asarray(_EDGE_AXIS)[edge.row]
+    own = jnp.asarray(_EDGE_AXIS)[edge.row] == _AXES
     sign = jnp.asarray(_EDGE_SIGN)[edge.row]
     up = axis > 0
     inward = ~own & ((sign > 0) != up)
-    steep = jnp.arange(3) == jnp.argmax(jnp.where(own, -1, jnp.abs(axis)))
+    steep = jnp.argmax(jnp.where(own, -1, jnp.abs(axis))) == _AXES
     forward = jnp.any(inward & steep)
     room = 1 / jnp.maximum(jnp.abs(axis), _TINY)
     step = jnp.where(forward, 1 - edge.t, 1 + edge.t)
