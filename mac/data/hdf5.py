@@ -60,9 +60,10 @@ def read(path: str | Path, limit: int | None = None) -> RawDataset:
     with _opened(path) as file:
         if "observations" in file:
             return _from_transitions(path, _load(path, file, NEEDED, WANTED), limit)
-        names = sorted((name for name in file if _number(name) is not None), key=lambda name: _number(name))
+        numbers = {name: _number(name) for name in file}
+        names = [name for name, number in numbers.items() if number is not None]
         if names:
-            return _from_episodes(path, file, names)
+            return _from_episodes(path, file, sorted(names, key=lambda name: numbers[name] or 0))
         found = ", ".join(list(file)[:8]) or "nothing"
         raise UserError(f"{path}: neither D4RL's key 'observations' nor Minari's episodes (found: {found})")
 
@@ -75,7 +76,8 @@ def stated_sizes(path: str | Path) -> tuple[int, int]:
     Raises:
         OSError, LookupError, AttributeError: it is damaged, which `read` explains.
     """
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r") as opened:
+        file: Any = opened  # h5py's types leave open whether an item is an array or a group
         groups = [file] if "observations" in file else [file[x] for x in file if _number(x) is not None]
         parts = [[group[name] for name in ("observations", "actions")] for group in groups]
         rows = sum(obs.shape[0] for obs, _ in parts)
@@ -189,28 +191,30 @@ def _last_rows(
 
 def _without_next(path: Path, data: RawDataset) -> RawDataset:
     """Completes episodes whose final state is not in the file; see the module's first lines."""
-    assert data.reward is not None and data.fell is not None
-    short = (data.length < 2) & ~data.fell
+    fell, reward = data.fell, data.reward
+    assert fell is not None and reward is not None
+    short = (data.length < 2) & ~fell
     if short.any():  # a lone state, which nothing leads to or from
         keep = np.ones(len(data.obs), bool)
         keep[data.first[short]] = False
         lost = np.cumsum(short)[~short]
+        reward, fell = reward[keep], fell[~short]
+        first, length = data.first[~short] - lost, data.length[~short]
         data = data._replace(
-            obs=data.obs[keep], action=data.action[keep], reward=data.reward[keep],
-            first=data.first[~short] - lost, length=data.length[~short], fell=data.fell[~short],
-        )  # fmt: skip
+            obs=data.obs[keep], action=data.action[keep], first=first, length=length, fell=fell
+        )
     if not len(data.first):
         raise UserError(f"{path}: holds no transition whose next state is known; make the dataset again")
     final = data.first + data.length - 1
-    cut = final[~data.fell]
-    action, reward = data.action.copy(), data.reward.copy()
+    cut = final[~fell]
+    action, reward = data.action.copy(), reward.copy()
     action[cut], reward[cut] = 0, 0
     note = (
         f"{path}: no 'next_observations': the last transition of {len(cut):,} episodes is left out, and the "
-        f"state before each of {data.fell.sum():,} falls stands for the one after"
+        f"state before each of {fell.sum():,} falls stands for the one after"
     )
     data = data._replace(action=action, reward=reward, notes=(*data.notes, note))
-    return with_final_states(data, data.obs[final], data.fell)
+    return with_final_states(data, data.obs[final], fell)
 
 
 # Minari.
