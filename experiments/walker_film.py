@@ -46,7 +46,8 @@ class Track(NamedTuple):
 def film_walker(run: SavedRun, env: MazeEnv | GymEnv, task: int, draw: int) -> Track:
     """As `film.film_ours`, of a walker."""
     parts, state = play_ours(run, env, task, draw, _look)
-    return Track(*parts, np.asarray(state.target) if isinstance(env, MazeEnv) else None)
+    target = np.asarray(state.target) if isinstance(env, MazeEnv) else None
+    return Track(*parts, target)  # pyright: ignore[reportCallIssue]
 
 
 def _look(state: Any) -> tuple[Any, ...]:
@@ -129,10 +130,10 @@ class _Panel:
             self._draw_maze()
         self.path = axes.plot([], [], color=PATH, lw=1.2, zorder=2)[0]
         geoms = int((walker.model.geom_bodyid > 0).sum())
-        self.pieces = [
-            axes.add_patch(Polygon(np.zeros((3, 2)), facecolor=BODY, edgecolor="#1f2933", lw=0.4, zorder=3))
-            for _ in range(geoms)
-        ]
+        style: Any = {"facecolor": BODY, "edgecolor": "#1f2933", "lw": 0.4, "zorder": 3}
+        self.pieces = [Polygon(np.zeros((3, 2)), **style) for _ in range(geoms)]
+        for piece in self.pieces:
+            axes.add_patch(piece)
 
     def show(self, k: int) -> None:
         """Moves everything to where it is after control step `k`."""
