@@ -13,6 +13,8 @@ from tests import toy
 from tests.by_hand import KINDS, MODES, make
 from tests.walk import make_job, result, run
 
+pytestmark = pytest.mark.slow  # `test_contract` looks at the same without files
+
 RUN = RunConfig(segment=40, eval_every=1000, checkpoint_every=80, keep=2)
 STEPS = 200
 
