@@ -30,7 +30,7 @@ def shard_files(path: str | Path) -> tuple[Path, ...]:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such dataset; give an OGBench .npz, a D4RL or Minari .hdf5, or a folder of files")
+        raise UserError(f"{path}: no such dataset; give an .npz or .hdf5 file, or a folder of them")
     if not path.is_dir():
         return (path,)
     for suffix in (".npz", *hdf5.SUFFIXES):
