@@ -3,9 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
 import pytest
 
 from baselines import REGISTRY
+from tests.acts_by_hand import act
 from tests.algorithm_1 import double
 from tests.baseline_cases import GOALS_ONLY, LR, METRICS, TAU, TAU_ACTOR, Case, make_case
 from tests.mac_cases import assert_first_step_of_adam, assert_followed, leaves, slopes_of
@@ -65,3 +69,16 @@ def test_state_holds_arrays_only(case: Case):
     assert all(isinstance(leaf, jax.Array) for leaf in leaves(case.after))
     assert jax.tree.structure(case.after) == jax.tree.structure(case.state)
     assert [x.aval for x in leaves(case.state)] == [x.aval for x in leaves(case.after)]
+
+
+def test_acting_is_that_of_the_slow_version(case: Case):
+    rng = np.random.default_rng(0)
+    s, g = rng.normal(size=(5, 2)), rng.normal(size=(5, 2))
+    g = None if case.algo.env.goal_dim is None else g
+    obs, goal = (None if x is None else jnp.asarray(x, jnp.float32) for x in (s, g))
+    got = jax.jit(case.algo.act)(case.state, obs, goal, jr.key(1))
+    nets, target = double(case.state.nets), double(case.state.target)
+    with jax.numpy_rank_promotion("allow"):
+        want = act(case.name, nets, target, s, g, case.algo.cfg, jr.key(1))
+    assert got.shape == (5, 1, 2) and np.ptp(want, axis=0).max() > 0.01
+    np.testing.assert_allclose(got[:, 0], want, rtol=1e-3, atol=1e-4)

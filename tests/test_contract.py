@@ -56,7 +56,14 @@ def start(algo: Any, seed: int, seeds: int) -> TrainState:
     return jax.device_get(loop.init(algo, mesh, loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)))
 
 
-@pytest.fixture(scope="module", params=REGISTRY)
+SLOW = ("mac_gaussian", "mac_fql", "mac_nodistill", "ifql", "gciql", "cql")
+"""Kin of others, whose contract is looked at less often."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in REGISTRY],
+)
 def trained(request: pytest.FixtureRequest) -> Trained:
     name, traces, real = request.param, [], AbstractLossAlgorithm.update
 
@@ -65,7 +72,7 @@ def trained(request: pytest.FixtureRequest) -> Trained:
         return real(self, *args)
 
     k = UPDATES.get(name, K)
-    algo = make(name, MODES[name], 3 * k, batch=32, hidden=(16, 16), lr=3e-3, tau_ema=0.05)
+    algo = make(name, MODES[name], 3 * k, batch=32, hidden=(32,), lr=3e-3, tau_ema=0.05)
     states, logs = [start(algo, 0, 2)], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AbstractLossAlgorithm, "update", counted)
