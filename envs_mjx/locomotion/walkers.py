@@ -35,7 +35,7 @@ class _Body(NamedTuple):
 
 
 _FOLDERS = {"ogbench": "locomaze/assets", "gymnasium": "envs/mujoco/assets"}
-_PINS = {"ogbench": "'ogbench>=1.2,<1.3'", "gymnasium": "'gymnasium[mujoco]>=1.1'"}
+_PINS = {"ogbench": "'ogbench>=1.2,<1.3'", "gymnasium": "'gymnasium>=1.1'"}
 _BODIES = {
     "point": _Body("ogbench", "point.xml", 5, jump=0.2),
     "ant": _Body("ogbench", "ant.xml", 5),
