@@ -132,7 +132,7 @@ def generate(
         work: working folder; `work_folder` if None. It is removed at the end.
         threads: host threads for the physics, every available core if None; it does not change the data.
         progress: called with rows simulated so far and rows in total, both splits together.
-        actor: the trained expert whose checksum is `request.expert`.
+        actor: the trained expert whose checksum is `request.expert_checksum`.
     Raises:
         UserError: for a bad request, a folder that holds other data or cannot be written, or a disk
             without room.
@@ -228,7 +228,7 @@ def _metadata(request: Request, settings: dict[str, Any], made: Collected) -> di
         "made by mac-jax with an expert that it trained itself; results on it are not comparable with those "
         "on the files that OGBench hosts"
     )
-    own = {} if request.expert is None else {"expert": "ours", "expert_checksum": request.expert}
+    own = {} if request.expert_checksum is None else {"expert": "ours"}
     rate = {"hit_rate": round(made.hits / max(made.targets, 1), 4)}
     if family_and_style(request)[0] in MAZES:
         steps = (made.train_rows + made.val_rows) * (1 - 1 / episode_rows(request.dataset))

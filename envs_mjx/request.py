@@ -27,7 +27,7 @@ class Request(NamedTuple):
         seed: same seed, same episodes.
         engine: `c`, or another engine of `registry.ENGINES`.
         lanes: episodes simulated together; part of the data's identity, as XLA's rounding depends on it.
-        expert: checksum of a trained expert, for walkers that no script can move; else None.
+        expert_checksum: that of a trained expert, for walkers that no script can move; else None.
     """
 
     dataset: str
@@ -36,7 +36,7 @@ class Request(NamedTuple):
     seed: int = 0
     engine: str = "c"
     lanes: int = LANES["c"]
-    expert: str | None = None
+    expert_checksum: str | None = None
 
     @property
     def settings(self) -> dict[str, str | int]:
@@ -72,7 +72,7 @@ def family_and_style(request: Request) -> tuple[str, str]:
     style = request.dataset.removeprefix(f"{family}-").removesuffix("-v0")
     if style not in (MAZE_STYLES if family in MAZES else experts.STYLES):
         raise UserError(_no_dataset(request.dataset))
-    if (request.expert is None) != (family not in MAZES or family.startswith("point")):
+    if (request.expert_checksum is None) != (family not in MAZES or family.startswith("point")):
         raise UserError(_wrong_expert(request))
     if request.engine not in LANES:
         raise UserError(f"unknown physics engine {request.engine!r}; choose {' or '.join(LANES)}")
@@ -97,7 +97,7 @@ def _no_dataset(name: str) -> str:
 
 
 def _wrong_expert(request: Request) -> str:
-    if request.expert is not None:
+    if request.expert_checksum is not None:
         return f"{request.dataset} is made by a script; leave out --expert"
     body = request.dataset.partition("maze")[0]
     return (

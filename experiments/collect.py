@@ -158,7 +158,7 @@ def read_command(argv: Sequence[str]) -> Command:
     actor = None
     if ask.expert is not None:
         actor, checksum = load_actor(ask.expert, name.partition("maze")[0])
-        request = request._replace(expert=checksum)
+        request = request._replace(expert_checksum=checksum)
     family_and_style(request)
     return Command(request, ask.out or default_folder(request), ask.threads, actor)
 

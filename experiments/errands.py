@@ -175,7 +175,7 @@ class DirectedPolicy(Actor):
     policy: GaussianPolicy
     body: str = eqx.field(static=True)
 
-    def __call__(self, obs: Float[Array, " D-2"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
+    def __call__(self, obs: Float[Array, " R"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
         return jnp.tanh(self.policy(turned(self.body, obs, direction)).mean)
 
 

@@ -175,7 +175,7 @@ def play(
 
     def body(state: Errand, key: Key[Array, ""]) -> tuple[Errand, Transitions]:
         noise_key, step_key = jr.split(key)
-        noise = jr.normal(noise_key, (lanes, errand.action_dim)) * noisy
+        noise = jr.normal(noise_key, (lanes, errand.action_dim)) * float(noisy)
         return step_lanes(errand, state, starts, policy(state.obs).at(noise), step_key)
 
     return jax.lax.scan(body, starts, jr.split(loop_key, steps))[1]

@@ -117,8 +117,7 @@ def update_critics(
     grads, metrics = eqx.filter_grad(critic_loss, has_aux=True)(
         learner.critics, learner, batch, noise, cfg.discount
     )
-    updates, state = optax.adam(cfg.lr).update(grads, learner.critic_state)
-    critics = eqx.apply_updates(learner.critics, updates)
+    critics, state = _descend(cfg, learner.critics, grads, learner.critic_state)
     target = polyak(learner.target, critics, cfg.tau_ema)
     new = lambda x: (x.critics, x.target, x.critic_state)  # noqa: E731
     return eqx.tree_at(new, learner, (critics, target, state)), metrics
@@ -128,15 +127,21 @@ def update_actor(
     cfg: SacConfig, learner: Learner, obs: Float[Array, "B D"], key: Key[Array, ""]
 ) -> tuple[Learner, Metrics]:
     """One step of the policy and of its temperature."""
-    adam, width = optax.adam(cfg.lr), learner.policy.mean.bias.shape[0]
+    width = learner.policy.mean.bias.shape[0]
     noise = jr.normal(key, (len(obs), width))
     grads, entropy = eqx.filter_grad(actor_loss, has_aux=True)(learner.policy, learner, obs, noise)
-    updates, actor_state = adam.update(grads, learner.actor_state)
-    policy = eqx.apply_updates(learner.policy, updates)
+    policy, actor_state = _descend(cfg, learner.policy, grads, learner.actor_state)
     # Gradient of α (entropy - its target) by log α.
-    slope = jnp.exp(learner.log_temperature) * (entropy - cfg.entropy * width)
-    update, temperature_state = adam.update(slope, learner.temperature_state)
-    log_temperature = learner.log_temperature + update
+    log_temperature = learner.log_temperature
+    slope = jnp.exp(log_temperature) * (entropy - cfg.entropy * width)
+    log_temperature, temperature_state = _descend(cfg, log_temperature, slope, learner.temperature_state)
     new = lambda x: (x.policy, x.log_temperature, x.actor_state, x.temperature_state)  # noqa: E731
     learner = eqx.tree_at(new, learner, (policy, log_temperature, actor_state, temperature_state))
     return learner, {"actor/entropy": entropy, "actor/temperature": jnp.exp(log_temperature)}
+
+
+def _descend(cfg: SacConfig, part: Any, grads: Any, state: optax.OptState) -> tuple[Any, optax.OptState]:
+    """One step of Adam."""
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of an integer count
+        updates, state = optax.adam(cfg.lr).update(grads, state)
+    return eqx.apply_updates(part, updates), state

@@ -32,8 +32,8 @@ from mac.nn.heads import GaussianPolicy
 from mac.run.checkpoint import CheckpointStore
 
 EXPERT, CURVE, POLICY = "expert.json", "curve.csv", "policy.eqx"
-EVALUATION_LANES = 16
-_REPORTS = 60
+EVALUATION_LANES = 8
+_REPORTS = 20
 """Lines of the curve, about."""
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from collections import deque
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -86,7 +85,7 @@ def build_compass(size: str) -> Compass:
     maze = build_maze(size)
     is_free = ~maze.walls
     cells = np.arange(is_free.size)
-    distance = np.stack([_distances(is_free, cell) for cell in cells])
+    distance = np.stack([_distances(is_free, int(cell)) for cell in cells])
     near = [np.flatnonzero(row == NEAR) for row in distance]
     near = [found if len(found) else cell[None] for found, cell in zip(near, cells, strict=True)]
     return Compass(

@@ -32,14 +32,14 @@ class Actor(eqx.Module):
     """A policy that takes a walker in a given direction."""
 
     @abc.abstractmethod
-    def __call__(self, obs: Float[Array, " D-2"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
-        """The action in [-1, 1] for an observation without its first two entries, the place."""
+    def __call__(self, obs: Float[Array, " R"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
+        """The action in [-1, 1] for an observation `obs[R]` without its first two entries, the place."""
 
 
 class Point(Actor):
     """The point's expert: its action is the direction."""
 
-    def __call__(self, obs: Float[Array, " D-2"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
+    def __call__(self, obs: Float[Array, " R"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
         del obs
         return direction
 
