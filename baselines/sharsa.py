@@ -101,7 +101,8 @@ class SHARSA(AbstractModelFree[Nets]):
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         k_high, k_low = jr.split(key)
         nets, steps = state.nets, self.cfg.flow_steps
-        noise = jr.normal(k_high, (self.cfg.candidates, *jnp.shape(goal)))
+        assert goal is not None
+        noise = jr.normal(k_high, (self.cfg.candidates, *goal.shape))
         ways = euler(lambda x, t: nets.high(obs, goal, x, t), noise, steps)
         way = best_of_n(ways, combined(scores(nets.q, obs, goal, ways), "min"))
         noise = jr.normal(k_low, (len(obs), self.env.action_dim))
