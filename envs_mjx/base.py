@@ -21,7 +21,7 @@ class EnvState(eqx.Module):
         goal: goal representation of a goal-conditioned environment, None for a single task.
         reward: reward of the last `step` (0 after a reset).
         success: whether the last `step` reported success (False after a reset).
-        done: whether the episode has ended, by success or by the time limit.
+        done: whether the episode has ended, by success, a fall or the time limit.
         t: control steps taken since the reset.
         dropped: contacts that the physics engine left out in this episode (`Physics.dropped`).
     """
