@@ -32,6 +32,11 @@ def test_rows_are_rounded_up_to_episodes() -> None:
     assert {text: episodes_of(text, "--rows") for text in expected} == expected
 
 
+def test_rows_are_counted_in_episodes_of_the_dataset() -> None:
+    assert episodes_of("1M", "--rows", 2001) == 500 and episodes_of("4002", "--rows", 2001) == 2
+    assert default_folder(Request("pointmaze-giant-stitch-v0", 3, 9)).name == "generated-603-seed0"
+
+
 @pytest.mark.parametrize("text", ["1Q", "", "M", "-5", "0", "0k", "1e6", "2.5", "ten", "1 M M", "inf", "٣"])
 def test_other_numbers_of_rows_are_refused(text: str) -> None:
     with pytest.raises(UserError, match=f"--rows={text}: .*number"):
@@ -41,6 +46,8 @@ def test_other_numbers_of_rows_are_refused(text: str) -> None:
 def test_environment_and_style_make_a_dataset_name() -> None:
     assert dataset_name("puzzle-4x5", None) == "puzzle-4x5-play-v0"
     assert dataset_name("scene", "noisy") == "scene-noisy-v0"
+    assert dataset_name("pointmaze-giant", None) == "pointmaze-giant-navigate-v0"
+    assert dataset_name("antmaze-medium", "explore") == "antmaze-medium-explore-v0"
     assert dataset_name("cube-triple-noisy-v0", None) == "cube-triple-noisy-v0"
     assert dataset_name("cube-triple-noisy-singletask-v0", "noisy") == "cube-triple-noisy-v0"
 
@@ -95,6 +102,10 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ({"--env": "hopper"}, "no such environment"),
         ({"--env": "cube-single-play-v0", "--style": "noisy"}, "contradicts"),
         ({"--style": "lazy"}, "'lazy'"),
+        ({"--style": "navigate"}, "datasets of puzzle-3x3 are play or noisy"),
+        ({"--env": "pointmaze-giant", "--style": "explore"}, "are navigate or stitch"),
+        ({"--env": "antmaze-medium"}, "needs a trained expert"),
+        ({"--env": "antmaze-medium", "--expert": str(tmp_path)}, "no trained expert here"),
         ({"--rows": "1Q"}, "--rows=1Q"),
         ({"--shard-rows": "0"}, "--shard-rows=0"),
         ({"--seed": "-1"}, "seed=-1"),
@@ -120,7 +131,7 @@ def test_the_help_names_every_flag_and_value(capsys: pytest.CaptureFixture[str])
         main(["--help"])
     assert not stop.value.code
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for flag in ("env", "rows", "style", "seed", "out", "shard-rows", "engine", "threads", "lanes"):
+    for flag in ("env", "rows", "style", "expert", "seed", "out", "shard-rows", "engine", "threads", "lanes"):
         assert f" --{flag} " in said
     for choices in (scenes.FAMILIES, STYLES, LANES):
         assert all(choice in said for choice in choices)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float, Key
 
-from experiments import errands, expert, online, recorded, training
+from experiments import errands, expert, recorded, training
 from experiments.errands import AbstractErrand, Errand, build_errand, standing, turned
-from experiments.online import OnlineConfig, begin, play, run, step_lanes
+from experiments.online import OnlineConfig, play, step_lanes
 from experiments.sac import SacConfig, Transitions
 from experiments.training import Plan, load_policy, train
 from mac.data.hdf5 import read
@@ -225,11 +225,3 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and message in lines[0], lines
     assert not list(tmp_path.iterdir())
-
-
-def test_the_ring_never_holds_more_than_its_size() -> None:
-    errand, cfg = Compass(), ONLINE._replace(capacity=7, random=0)
-    state = begin(cfg, SAC, errand, jnp.asarray(0))
-    state, _ = run(cfg, SAC, errand, state, jnp.asarray(0), jnp.asarray(0), 10, False)
-    assert state.replay.reward.shape == (7, 8) and len(state.starts.t) == online.STARTS
-    assert (np.asarray(state.replay.reward) != 0).all()
