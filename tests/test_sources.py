@@ -97,7 +97,7 @@ def test_a_mirror_stands_in_for_every_host():
     ],
 )
 def test_rows_are_episodes_times_their_length(name: str, rows: int):
-    """Episodes by rows of each: Table of datasets in Park et al. 2025 (OGBench), and the generators' flags."""
+    """Episodes times rows of each, as in the flags of OGBench's generators (Park et al. 2025)."""
     found = listing(name)
     assert found and found.rows == rows
 
@@ -245,7 +245,7 @@ def test_offline_names_every_way_out(monkeypatch: pytest.MonkeyPatch):
 def test_a_failed_download_of_what_cannot_be_made_does_not_offer_to_make_it(server: Server):
     data = DataConfig(source="download", mirror=server.url("")[:-1])
     server.plan(says(404))
-    with pytest.raises(UserError, match="HTTP 404.*put hopper_medium-v2.hdf5 into data") as caught:
+    with pytest.raises(UserError, match=r"HTTP 404.*put hopper_medium-v2\.hdf5 into data") as caught:
         sources.obtain(sources.choose(data, "hopper-medium-v2"), data, "hopper-medium-v2")
     assert "generate" not in str(caught.value) and "offline" not in str(caught.value)
 
