@@ -16,8 +16,10 @@ from envs_mjx.locomotion.walkers import Walker
 
 
 class Moments(NamedTuple):
-    """Control steps of C, one a row: state, warm start and control before; state after. `walls`: whether a
-    wall was touched before, `touching`: how many contacts there were.
+    """Control steps of C, one a row: state, warm start and control before; state after.
+
+    `walls`: whether a wall was touched before; `touching`: how many contacts there were; `steep`: whether
+    in the step a capsule touched the floor that stands within 30 degrees of upright.
     """
 
     qpos: np.ndarray
@@ -28,6 +30,7 @@ class Moments(NamedTuple):
     next_qvel: np.ndarray
     walls: np.ndarray
     touching: np.ndarray
+    steep: np.ndarray
 
 
 def record(walker: Walker, *, starts: int = 12, steps: int = 20, keep: int = 5, seed: int = 0) -> Moments:
@@ -61,8 +64,17 @@ def control_step(walker: Walker, data: mujoco.MjData, ctrl: np.ndarray) -> tuple
     if walker.jump:
         data.qpos[:] += walker.jump * ctrl
         data.qvel[:] = 0
-    mujoco.mj_step(model, data, walker.substeps)
-    return *before, data.qpos.copy(), data.qvel.copy(), *map(np.asarray, contacts)
+    steep = False
+    for _ in range(walker.substeps):
+        mujoco.mj_step(model, data)
+        steep |= _steep(model, data)
+    return *before, data.qpos.copy(), data.qvel.copy(), *map(np.asarray, (*contacts, steep))
+
+
+def _steep(model: mujoco.MjModel, data: mujoco.MjData) -> bool:
+    kinds = model.geom_type[data.contact.geom]
+    pairs = data.contact.geom[(kinds[:, 0] == 0) & (kinds[:, 1] == mujoco.mjtGeom.mjGEOM_CAPSULE)]
+    return bool(np.any(np.abs(data.geom_xmat[pairs[:, 1], 8]) > np.cos(np.pi / 6)))
 
 
 def _put(walker: Walker, data: mujoco.MjData, rng: np.random.Generator) -> np.ndarray:

@@ -4,7 +4,7 @@ The deepest contacts get the slots. What finds none is counted, not lost silentl
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,15 +107,16 @@ def _on_walls(pairs: Pairs, at: _Solids, centre: Float[Array, "4 3"], there: Boo
     """Every solid at every wall: a ball at one point, a capsule at two."""
     first = len(pairs.solids.body)  # row of the table
 
+    def shifted(t: touch.Touch, wall: Float[Array, " 3"], there: Bool[Array, ""]) -> touch.Touch:
+        return t._replace(gap=jnp.where(there, t.gap, touch.FAR), pos=t.pos + wall)
+
     def at_wall(wall: Float[Array, " 3"], there: Bool[Array, ""]) -> tuple[touch.Touch, touch.Touch]:
         b, c = pairs.balls, pairs.capsules
         balls = jax.vmap(lambda x, r: touch.ball_wall(x - wall, r, HALF))(at.centre[b], at.radius[b])
         capsules = jax.vmap(lambda x, h, r: touch.capsule_wall(x - wall, h, r, HALF))(
             at.centre[c], at.half[c], at.radius[c]
         )
-        return tuple(
-            t._replace(gap=jnp.where(there, t.gap, touch.FAR), pos=t.pos + wall) for t in (balls, capsules)
-        )
+        return shifted(balls, wall, there), shifted(capsules, wall, there)
 
     found = jax.vmap(at_wall)(centre, there)
     rows = [np.tile(pairs.balls, NEAR), np.tile(np.repeat(pairs.capsules, 2), NEAR)]
@@ -140,7 +141,9 @@ def _rows(
     if len(depth) > room:
         chosen = jax.lax.top_k(-depth, room)[1]
         points, depth = _Points(*(x[chosen] for x in points)), depth[chosen]
-    p = Params(*(jnp.asarray(column, dtype)[points.row] for column in table))
+    columns: list[Any] = [jnp.asarray(column, dtype)[points.row] for column in table]
+    p = Params(*columns)
+    solimp: Any = p.solimp
     frame = jax.vmap(frame_of)(points.normal, points.along)
     jacobian = jnp.einsum("sri,sdi->srd", frame, _motions(points.pos, data)) * p.signs[:, None]
     if pyramid:
@@ -148,7 +151,7 @@ def _rows(
         jacobian = jacobian[:, :1] + slip * jnp.array([1, -1, 1, -1], dtype)[:, None]
     else:
         jacobian = jacobian[:, :1]
-    d = impedance(p.solimp[..., None], depth[:, None])[:, 0]
+    d = impedance(solimp[..., None], depth[:, None])[:, 0]
     weight = jnp.where(depth < 0, 1 / jnp.maximum(p.invweight * (1 - d) / d, mujoco.mjMINVAL), 0)
     aref = -p.damping[:, None] * (jacobian @ data.qvel) - (p.stiffness * d * depth)[:, None]
     edges = jacobian.shape[1]
