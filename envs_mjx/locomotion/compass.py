@@ -87,7 +87,7 @@ def build_compass(size: str) -> Compass:
     cells = np.arange(is_free.size)
     distance = np.stack([_distances(is_free, int(cell)) for cell in cells])
     near = [np.flatnonzero(row == NEAR) for row in distance]
-    near = [found if len(found) else cell[None] for found, cell in zip(near, cells, strict=True)]
+    near = [found if len(found) else np.asarray([cell]) for found, cell in zip(near, cells, strict=True)]
     return Compass(
         maze,
         free=np.flatnonzero(is_free).astype(np.int32),
