@@ -124,7 +124,7 @@ def _may_touch(m: mujoco.MjModel, a: int, b: int) -> bool:
     first, second = m.body_weldid[m.geom_bodyid[a]], m.body_weldid[m.geom_bodyid[b]]
     above = m.body_weldid[m.body_parentid[first]], m.body_weldid[m.body_parentid[second]]
     family = first != 0 and second != 0 and (first == above[1] or second == above[0])
-    return bool(bits) and first != second and not family
+    return bool(bits and first != second and not family)
 
 
 def _params(m: mujoco.MjModel, couples: list[tuple[int, int]]) -> Params:
