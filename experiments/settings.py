@@ -109,8 +109,8 @@ class Settings(Generic[HP]):
     steps: int = 1_000_000
     """updates per seed"""
     sweep: tuple[str, ...] = ()
-    """trains every combination of hp.NAME=V1,V2,... with all seeds in one program; each gets a folder of its own
-    in --out"""
+    """trains every combination of hp.NAME=V1,V2,... with all seeds in one program; each leaves a run of its
+    own in the run folder"""
     out: Path | None = None
     """run folder; None = a new one, runs/ALGO_ENV_PRESET_DATE"""
     resume: bool = False

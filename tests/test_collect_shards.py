@@ -18,7 +18,6 @@ from envs_mjx import shards as files
 from envs_mjx.collect import Collected, generate, metadata_path
 from envs_mjx.episodes import EPISODE_ROWS as ROWS
 from envs_mjx.episodes import Job, Simulator
-from envs_mjx.request import Request
 from envs_mjx.shards import TRAIN, VAL, make_shards
 from tests import fake_expert
 from tests.fake_expert import NAME, REQUEST, Killed, calls_until, content, instant, straight_fixture  # noqa: F401

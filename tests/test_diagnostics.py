@@ -14,7 +14,7 @@ from mac import diagnostics
 from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.sequences import Sequences, sample_sequences
-from mac.nn.mlp import MLP
+from mac.nn.mlp import MLP, STANDARD
 from mac.types import Batch
 from tests.algorithm_1 import choose, double, follow, fresh, run
 from tests.by_hand import MODES, make
@@ -130,6 +130,7 @@ class Table(MLP):
 
     def __init__(self, function: Any):
         self.dense, self.norm, self.in_sizes, self.function = (), (), (), function
+        self.style = STANDARD
 
     def __call__(self, *inputs: Any) -> Any:
         return self.function(*inputs)

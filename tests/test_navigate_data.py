@@ -88,9 +88,7 @@ def test_an_episode_depends_on_nothing_but_its_number(made: SimpleNamespace, tmp
 
 
 def test_ants_need_a_trained_expert_and_points_do_not(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"needs a trained expert: run .* --task ant"
-    ):
+    with pytest.raises(UserError, match=r"needs a trained expert: run .* --task ant"):
         generate(Request("antmaze-medium-navigate-v0", 1, 1), tmp_path)
     with pytest.raises(UserError, match="is made by a script; leave out --expert"):
         generate(REQUEST._replace(expert_checksum="0"), tmp_path)

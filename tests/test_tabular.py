@@ -20,7 +20,7 @@ from mac.config import Config
 from mac.data.sampler import sample
 from mac.data.window import index_episodes, make_column
 from mac.mac import MAC, Nets
-from mac.nn.mlp import MLP, scalar, value_net
+from mac.nn.mlp import MLP, STANDARD, scalar, value_net
 from mac.run import segment as loop
 from mac.types import EnvSpec, Window
 from tests.toy import SPEC, window
@@ -36,7 +36,7 @@ class Table(MLP):
     value: Array
 
     def __init__(self, *sizes: int):
-        self.dense, self.norm, self.in_sizes = (), (), sizes
+        self.dense, self.norm, self.in_sizes, self.style = (), (), sizes, STANDARD
         self.value = jnp.zeros(sizes)
 
     def __call__(self, *inputs: Array | None) -> Array:
@@ -176,6 +176,7 @@ class Rule(MLP):
 
     def __init__(self, rule: Callable[..., Array]):
         self.dense, self.norm, self.in_sizes, self.rule = (), (), (), rule
+        self.style = STANDARD
 
     def __call__(self, *inputs: Array | None) -> Array:
         return self.rule(*(x for x in inputs if x is not None))
