@@ -32,7 +32,7 @@ def variants(settings: Settings[Any]) -> tuple[Variant, ...]:
     found = []
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
-        name = ",".join(f"{key}={value:g}" for key, value in chosen.items())
+        name = ",".join(f"{key}={_brief(value)}" for key, value in chosen.items())
         found.append(Variant(name, chosen, alone(settings, chosen).plain()))
     return tuple(found)
 
@@ -53,6 +53,11 @@ def folders(settings: Settings[Any], folder: Path) -> Iterator[tuple[Path, Setti
     yield folder, settings
     for variant in variants(settings) if settings.sweep else ():
         yield folder / variant.name, alone(settings, variant.values)
+
+
+def _brief(value: float) -> str:
+    """A number in few digits, but so many that no other number is written alike."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _read(asked: str, hp: CommonConfig) -> tuple[str, list[float]]:

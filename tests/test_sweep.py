@@ -13,8 +13,10 @@ import pytest
 
 from baselines import REGISTRY
 from experiments import report
+from experiments.arguments import parse
 from experiments.run import main
 from experiments.saved import open_run
+from experiments.sweep import variants
 from mac.algorithm import AbstractAlgorithm
 from mac.run.logger import EVAL, METRICS, read_rows
 from mac.run.outputs import CHECKPOINTS
@@ -158,6 +160,11 @@ def test_a_sweep_that_makes_no_sense_is_one_line(
 ):
     line = error_of(capsys, [*SIZES, "--sweep", *asked, "--out", str(tmp_path / "o")])
     assert said in line and not (tmp_path / "o").exists()
+
+
+def test_values_that_hardly_differ_have_folders_of_their_own():
+    settings, _ = parse([*SIZES, "--sweep", "hp.lr=0.0012345678,0.0012345679,1e-3"])
+    assert [each.name for each in variants(settings)] == ["lr=0.0012345678", "lr=0.0012345679", "lr=0.001"]
 
 
 def test_the_folder_of_a_sweep_tells_what_was_swept(swept: Path):
