@@ -6,7 +6,7 @@ whose methods are written for one environment and may be vmapped and jitted.
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from envs_mjx import arm as arms
 from envs_mjx.scenes import Scene
+
+State = TypeVar("State", bound=eqx.Module)
 
 
 class Physics(eqx.Module):
@@ -79,6 +81,6 @@ def keep(loaded: Physics, physics: Physics, active: Bool[Array, ""]) -> Physics:
     return only_where(active, loaded, physics)
 
 
-def only_where(active: Bool[Array, ""], new: Physics, old: Physics) -> Physics:
+def only_where(active: Bool[Array, ""], new: State, old: State) -> State:
     """`new` where `active`, else `old`."""
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)

@@ -9,9 +9,9 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from envs_mjx.engine import only_where
 
 
 class Motion(eqx.Module):
@@ -53,8 +53,3 @@ class AbstractWalkerEngine(eqx.Module):
         loaded = self.load(motion.qpos.at[:2].set(xy), motion.qvel)
         loaded = dataclasses.replace(loaded, dropped=motion.dropped)
         return only_where(active, loaded, motion)
-
-
-def only_where(active: Bool[Array, ""], new: Motion, old: Motion) -> Motion:
-    """`new` where `active`, else `old`."""
-    return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)
