@@ -16,7 +16,16 @@ from envs_mjx.registry import make, resolve_engine
 from experiments.arguments import read_flags, start_jax
 from experiments.official import play_official
 from experiments.program import exit_status
-from experiments.saved import SavedRun, acting_otherwise, by_environment, data_label, open_run, read_settings
+from experiments.saved import (
+    EVALUATIONS,
+    RANDOM,
+    SavedRun,
+    acting_otherwise,
+    by_environment,
+    data_label,
+    open_run,
+    read_settings,
+)
 from mac.errors import UserError
 from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.logger import EVAL, append_row, read_rows
@@ -27,10 +36,10 @@ from mac.run.record import provenance
 from mac.run.rows import eval_rows, overflow_warning
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
+from mac.run.uniform import UniformPolicy
 from mac.types import Episodes
 
 PROGRAM = "python experiments/evaluate.py"
-EVALUATIONS = "evaluations.jsonl"
 Engine = Literal["auto", "c", "mjx", "warp", "ogbench"]
 
 
@@ -53,6 +62,8 @@ class Ask:
     hp: tuple[str, ...] = ()
     """acts with other hyperparameters than in training, NAME=VALUE each: `candidates_test=1` shows the cloned
     behaviour without the choice among samples"""
+    policy: Literal["trained", "random"] = "trained"
+    """`random` plays uniform random actions in the same episodes instead: what any policy must beat"""
     seed: int = 0
     """which episodes are played: 0 = those of the run's own evaluation after that update, else others"""
 
@@ -62,6 +73,8 @@ class Ask:
             value = getattr(self, name)
             if value is not None and not least <= value < 2**31:
                 raise UserError(f"--{name}={value}: must be at least {least}, and below 2**31")
+        if self.policy == RANDOM and self.hp:
+            raise UserError("--hp says how the trained policies act; leave it out with --policy random")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,9 +93,12 @@ def evaluate_again(ask: Ask) -> int:
     start_jax(1)
     engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
     run = open_run(ask.run, ask.step, settings)
+    if ask.policy == RANDOM:
+        run = at_random(run)
     episodes = ask.episodes or settings.eval.episodes
     tasks = [task for _, each in games for task in each]
-    print(f"policies     {run.title}: {len(run.numbers)} seeds after {run.step:,} updates, from {ask.run}")
+    learnt = "" if ask.policy == RANDOM else f" after {run.step:,} updates"
+    print(f"policies     {title(run)}: {len(run.numbers)} seeds{learnt}, from {ask.run}")
     print(
         f"environment  engine {engine}, {'tasks' if len(tasks) > 1 else 'task'} {', '.join(map(str, tasks))}"
     )
@@ -91,18 +107,30 @@ def evaluate_again(ask: Ask) -> int:
         flush=True,
     )
     began, facts = time.perf_counter(), provenance()
+    step = 0 if ask.policy == RANDOM else run.step  # random actions have learnt nothing
     rows: list[dict[str, Any]] = []
     for name, each in games:
         result = play(run, name, each, engine, episodes, ask)
         spec = run.algo.env
-        rows += eval_rows(run.step, run.numbers, each, result, engine, data_label(ask.run), spec)
+        rows += eval_rows(step, run.numbers, each, result, engine, data_label(ask.run), spec)
     seconds = time.perf_counter() - began
     show(run, rows, engine, seconds)
     asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}
-    more = {"seed": ask.seed, "hp": ask.hp, "batch": ask.batch, "seconds": round(seconds, 2)}
-    append_row(ask.run / EVALUATIONS, asked | more | facts | {"rows": rows})
+    asked |= {"policy": ask.policy, "seed": ask.seed, "hp": ask.hp, "batch": ask.batch}
+    append_row(ask.run / EVALUATIONS, asked | {"seconds": round(seconds, 2)} | facts | {"rows": rows})
     print(f"  {ask.run / EVALUATIONS}")
     return 0
+
+
+def at_random(run: SavedRun) -> SavedRun:
+    """The run with uniform random actions in place of its policies."""
+    algo = UniformPolicy(run.algo.env)
+    return run._replace(algo=algo, state=algo.init(jax.random.key(0)))
+
+
+def title(run: SavedRun) -> str:
+    """Who plays what."""
+    return f"random actions on {run.settings.env}" if isinstance(run.algo, UniformPolicy) else run.title
 
 
 def play(run: SavedRun, name: str, tasks: tuple[int, ...], engine: str, episodes: int, ask: Ask) -> Episodes:
@@ -118,10 +146,10 @@ def play(run: SavedRun, name: str, tasks: tuple[int, ...], engine: str, episodes
 
 
 def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float) -> None:
-    """Prints the table, and what the run's own evaluation after the same update said."""
+    """Prints the table, and what the run's own evaluation of that checkpoint said."""
     if warning := overflow_warning(rows, "--engine"):
         print(warning)
-    Console().print(results_table(learning_curve(rows), title=f"{run.title}, engine {engine}"))
+    Console().print(results_table(learning_curve(rows), title=f"{title(run)}, engine {engine}"))
     path = run.folder / EVAL
     before = {}
     for row in read_rows(path) if path.exists() else ():
@@ -133,7 +161,7 @@ def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float)
         how = sorted(
             {f"engine {row['engine']}, {row['episodes']} per task and seed" for row in before.values()}
         )
-        print(f"in training  {mean:{measure.form}} after the same update ({'; '.join(how)})")
+        print(f"in training  {mean:{measure.form}} after {run.step:,} updates ({'; '.join(how)})")
     print(f"finished     in {duration(seconds)}")
 
 

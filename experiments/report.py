@@ -14,7 +14,7 @@ from rich.console import Console
 from experiments.arguments import read_flags
 from experiments.measured import write_csv
 from experiments.program import exit_status
-from experiments.saved import is_run, read_settings
+from experiments.saved import EVALUATIONS, RANDOM, is_run, read_settings
 from experiments.settings import Settings
 from mac.errors import UserError
 from mac.run.logger import EVAL, read_rows
@@ -70,10 +70,11 @@ def report(ask: Ask, argv: Sequence[str]) -> int:
     found = [each for folder in ask.runs for each in runs_in(folder)]
     curves = compare(found, ask.picture)
     if ask.out:
-        pairs = zip(map(read_settings, found), curves, strict=True)
-        write_csv(
-            ask.out, [row for pair in pairs for row in rows_of(*pair)], ["experiments/report.py", *argv]
-        )
+        settings = list(map(read_settings, found))
+        rows = [row for pair in zip(settings, curves, strict=True) for row in rows_of(*pair)]
+        for env, curve in yardsticks(dict(zip(found, settings, strict=True))).items():
+            rows += [row_of(curve, task, which, RANDOM, env) for task, which in columns_of(curve)]
+        write_csv(ask.out, rows, ["experiments/report.py", *argv])
         print(f"  {ask.out}")
     if ask.picture:
         print(f"  {ask.picture}")
@@ -83,13 +84,18 @@ def report(ask: Ask, argv: Sequence[str]) -> int:
 def compare(folders: Sequence[Path], picture: Path | None) -> list[Curve]:
     """Prints the table of some runs, draws their learning curves, and returns these.
 
+    Random actions, where `evaluate.py --policy random` has played them in one of the runs, are a line too.
+
     Raises:
         UserError: a folder holds no run, or one that was never evaluated.
     """
     settings = {folder: read_settings(folder) for folder in folders}
     curves = curves_of(folders)
     named = dict(zip(names_of(settings), curves, strict=True))
-    title = ", ".join(dict.fromkeys(its.env for its in settings.values()))
+    random, envs = yardsticks(settings), dict.fromkeys(its.env for its in settings.values())
+    for env, curve in random.items():
+        named[f"random actions on {env}" if len(envs) > 1 else "random actions"] = curve
+    title = ", ".join(envs)
     Console().print(comparison_table(named, title=title))
     if picture:
         plot_comparison(named, picture, title=title)
@@ -149,28 +155,49 @@ def hyperparameters(settings: Settings[Any]) -> str:
     return " ".join(f"{name}={json.dumps(value)}" for name, value in pairs if value != getattr(usual, name))
 
 
+def yardsticks(settings: Mapping[Path, Settings[Any]]) -> dict[str, Curve]:
+    """Results of random actions by environment, where they were played in one of the runs; the last count."""
+    found = {}
+    for folder, its in settings.items():
+        path = folder / EVALUATIONS
+        for line in read_rows(path) if path.exists() else ():
+            if line.get("policy") == RANDOM:
+                found[its.env] = learning_curve(line["rows"])
+    return found
+
+
 def rows_of(settings: Settings[Any], curve: Curve) -> Iterator[Row]:
     """The lines of a run: all tasks together, and each of several."""
-    columns = {"all": slice(None)}
+    for task, which in columns_of(curve):
+        row = row_of(curve, task, which, settings.algo, settings.env)
+        yield dataclasses.replace(row, preset=settings.preset, hp=hyperparameters(settings))
+
+
+def columns_of(curve: Curve) -> Iterator[tuple[str, slice]]:
+    """Names of what gets a line, and its columns of the scores."""
+    yield "all", slice(None)
     if len(curve.tasks) > 1:
-        columns |= {str(task): slice(i, i + 1) for i, task in enumerate(curve.tasks)}
-    for task, which in columns.items():
-        mean = summarise(curve.last()[:, which]).mean
-        yield Row(
-            algo=settings.algo,
-            env=settings.env,
-            preset=settings.preset,
-            task=task,
-            measure=curve.measure.name,
-            value=mean.value,
-            low=mean.low,
-            high=mean.high,
-            seeds=len(curve.seeds),
-            episodes=curve.episodes,
-            updates=curve.steps[-1],
-            hp=hyperparameters(settings),
-            data=curve.data,
-        )
+        yield from ((str(task), slice(i, i + 1)) for i, task in enumerate(curve.tasks))
+
+
+def row_of(curve: Curve, task: str, which: slice, algo: str, env: str) -> Row:
+    """The line of the last evaluation on some tasks."""
+    mean = summarise(curve.last()[:, which]).mean
+    return Row(
+        algo=algo,
+        env=env,
+        preset="",
+        task=task,
+        measure=curve.measure.name,
+        value=mean.value,
+        low=mean.low,
+        high=mean.high,
+        seeds=len(curve.seeds),
+        episodes=curve.episodes,
+        updates=curve.steps[-1],
+        hp="",
+        data=curve.data,
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from mac.run.outputs import CHECKPOINTS
 from mac.run.segment import seed_keys
 from mac.types import EnvSpec
 
-CONFIG, NORMALIZER = "config.json", "normalizer.json"
+CONFIG, NORMALIZER, EVALUATIONS = "config.json", "normalizer.json", "evaluations.jsonl"
+RANDOM = "random"  # the policy of lines of EVALUATIONS that are about uniform random actions
 
 
 class SavedRun(NamedTuple):

@@ -58,7 +58,7 @@ def test_run_reports_scores_of_returns(finished: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "normalised score" in said and "in training" in said and "success" not in said
     mean = np.mean([row["score"] for row in rows])
-    assert f"in training  {mean:.1f} after the same update" in said
+    assert f"in training  {mean:.1f} after 4 updates" in said
 
 
 def test_chunks_of_a_real_file_lead_where_the_simulator_leads(file: Path, tmp_path: Path):

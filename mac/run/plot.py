@@ -44,6 +44,9 @@ def plot_comparison(curves: Mapping[str, Curve], path: Path, *, title: str) -> N
         for i, (name, curve) in enumerate(curves.items()):
             colour, dashes = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
             summaries = [summarise(table, reps=2000).mean for table in curve.scores]
+            if curve.steps == [0]:  # of what learns nothing
+                axes.axhline(summaries[0].value, color=colour, ls=dashes, lw=1.2, label=name)
+                continue
             if len(curve.seeds) > 1:
                 low, high = [s.low for s in summaries], [s.high for s in summaries]
                 axes.fill_between(curve.steps, low, high, color=colour, alpha=0.12, lw=0)
