@@ -54,11 +54,13 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
 def merge_rows(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> dict[str, Any]:
     """Values of all rows that match, later ones winning: one dictionary per group, and maybe `steps`.
 
+    Rows of an environment's `sibling` match too.
+
     Raises:
         UserError: none matches.
     """
-    wanted = {"algo": algo, "env": env, "preset": preset}
-    found = [r for r in rows if all(fnmatch.fnmatchcase(v, r.get(k, "*")) for k, v in wanted.items())]
+    wanted = {"algo": (algo,), "env": (env, sibling(env)), "preset": (preset,)}
+    found = [r for r in rows if all(_any_fits(names, r.get(k, "*")) for k, names in wanted.items())]
     if not found:
         raise UserError(
             f"{HPARAMS.name} has no row for --algo {algo} --env {env} --preset {preset}; "
@@ -71,6 +73,24 @@ def merge_rows(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> 
         if "steps" in row:
             merged["steps"] = row["steps"]
     return merged
+
+
+def _any_fits(names: Collection[str], pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def sibling(env: str) -> str:
+    """The environment whose rows serve `env` too; `env` itself if there is none.
+
+    Of `NAME-play-v0`, whose goals are whole observations, it is `NAME-play-oraclerep-v0`; of Minari's
+    `mujoco/NAME/LEVEL-v0` D4RL's `NAME-LEVEL-v2`.
+    """
+    stem = env.removesuffix("-v0")
+    if stem == env or "singletask" in env or "oraclerep" in env:
+        return env
+    if env.startswith("mujoco/"):
+        return "-".join([*stem.split("/")[1:], "v2"])
+    return f"{stem}-oraclerep-v0"
 
 
 def build(cls: type[Any], values: dict[str, Any], where: str) -> Any:

@@ -35,6 +35,8 @@ def listing() -> str:
             parts.append(_indented(f"--preset {preset}: {', '.join(envs)}"))
     parts.append(
         "\nEnvironments are patterns of --env; values and their sources are in experiments/hparams.toml."
+        "\nWhat fits NAME-oraclerep-v0 also serves NAME-v0, whose goals are whole observations, and what fits"
+        "\nD4RL's NAME-LEVEL-v2 serves Minari's mujoco/NAME/LEVEL-v0."
     )
     return "\n".join(parts)
 
