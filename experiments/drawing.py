@@ -169,6 +169,18 @@ def draw(scene: Scene, film: Film, numbers: list[int], title: str, frames: list[
     return (sheet.picture(k) for k in frames)
 
 
+def fit_width(text: Text, canvas: FigureCanvasAgg, size: float) -> None:
+    """Writes a line at the first of `size`, `size - 0.5`, ... points at which the picture holds it, 5 at least.
+
+    Step by step, because letters are whole pixels wide: a line's width is not in proportion to its size.
+    """
+    room = 0.98 * canvas.figure.bbox.width
+    text.set_fontsize(size)
+    while size > 5 and text.get_window_extent(canvas.get_renderer()).width > room:
+        size -= 0.5
+        text.set_fontsize(size)
+
+
 class _Sheet:
     """The picture's layout. What never moves is drawn once; lengths are in inches."""
 
@@ -185,7 +197,9 @@ class _Sheet:
         self.tall = rows * block + self.HEAD + foot
         self.figure = Figure(figsize=(self.wide, self.tall), dpi=100, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
-        self._text(self.wide / 2, 0.24, title, ha="center", fontsize=11, weight="bold")
+        fit_width(
+            self._text(self.wide / 2, 0.24, title, ha="center", fontsize=11, weight="bold"), self.canvas
+        )
         for line, text in enumerate(reversed(told)):
             low = self.tall - self.LINE_HEIGHT * (line + 0.8)
             self._text(self.wide / 2, low, text, ha="center", fontsize=7.5, color="#555555")

@@ -14,7 +14,7 @@ from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import SUCCESS_RADIUS, MazeEnv
 from envs_mjx.locomotion.mazes import TELEPORT_RADIUS, UNIT
 from envs_mjx.locomotion.walkers import Walker
-from experiments.drawing import COLUMNS, VERDICTS
+from experiments.drawing import COLUMNS, VERDICTS, fit_width
 from experiments.film import play_ours
 from experiments.outlines import outline
 from experiments.saved import SavedRun
@@ -92,7 +92,8 @@ def draw_walker(
     wide, tall = max(columns * (WIDTH + GAP) + GAP, 5.6), HEAD + rows * (high + LABEL + GAP)
     figure = Figure(figsize=(wide, tall), dpi=100, facecolor="white")
     canvas, panels = FigureCanvasAgg(figure), []
-    figure.text(0.5, 1 - HEAD / 2 / tall, title, ha="center", va="center", fontsize=11, weight="bold")
+    head = figure.text(0.5, 1 - HEAD / 2 / tall, title, ha="center", va="center", weight="bold")
+    fit_width(head, canvas, 11)
     left = (wide - columns * (WIDTH + GAP) + GAP) / 2
     for s, number in enumerate(numbers):
         row, column = divmod(s, COLUMNS)

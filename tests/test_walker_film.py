@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float, Key
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.registry import make
 from experiments import view
+from experiments.drawing import fit_width
 from experiments.saved import SavedRun
 from experiments.walker_film import GOAL, Track, caption, draw_walker, film_walker, returns
 from mac.algorithm import TrainState
@@ -89,3 +92,15 @@ def test_films_of_walkers_are_drawn_and_of_our_engines(monkeypatch: pytest.Monke
     for flags in ({"engine": "ogbench"}, {"renderer": "mujoco", "engine": "c"}):
         with pytest.raises(UserError, match=r"on engine c, mjx or warp, by --renderer drawing"):
             view.view(view.Ask(run=Path(), **flags))
+
+
+def test_a_long_title_is_shrunk_to_the_picture():
+    canvas = FigureCanvasAgg(Figure(figsize=(5.6, 2), dpi=100))
+    sizes: list[Any] = []
+    for length in (20, 80):
+        text = canvas.figure.text(0.5, 0.5, "a" * length, ha="center", weight="bold")
+        fit_width(text, canvas, 11)
+        box = text.get_window_extent(canvas.get_renderer())
+        assert box.x0 > 0 and box.x1 < canvas.figure.bbox.width
+        sizes.append(text.get_fontsize())
+    assert sizes[0] == 11 > sizes[1] > 5
