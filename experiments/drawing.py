@@ -170,7 +170,7 @@ def draw(scene: Scene, film: Film, numbers: list[int], title: str, frames: list[
 
 
 def fit_width(text: Text, canvas: FigureCanvasAgg, size: float) -> None:
-    """Writes a line at the first of `size`, `size - 0.5`, ... points at which the picture holds it, 5 at least.
+    """Writes a line at the first of `size`, `size - 0.5`, ... 5 points at which the picture holds it.
 
     Step by step, because letters are whole pixels wide: a line's width is not in proportion to its size.
     """
@@ -197,9 +197,7 @@ class _Sheet:
         self.tall = rows * block + self.HEAD + foot
         self.figure = Figure(figsize=(self.wide, self.tall), dpi=100, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
-        fit_width(
-            self._text(self.wide / 2, 0.24, title, ha="center", fontsize=11, weight="bold"), self.canvas
-        )
+        fit_width(self._text(self.wide / 2, 0.24, title, ha="center", weight="bold"), self.canvas, 11)
         for line, text in enumerate(reversed(told)):
             low = self.tall - self.LINE_HEIGHT * (line + 0.8)
             self._text(self.wide / 2, low, text, ha="center", fontsize=7.5, color="#555555")
