@@ -8,28 +8,27 @@ Every configuration runs in a process of its own, so that its peak memory is its
 count as another number of devices. Within it the contenders (`contenders.py`) take turns: machines
 are noisy, and what is compared must see the same noise. All train the paper's MAC, on random data
 of cube-single's shapes. With `--envs`, evaluations are timed too (`bench_eval.py`). The physics of all
-environments has a benchmark of its own, `python experiments/bench.py envs` (`bench_envs.py`).
+environments has a benchmark of its own, `python experiments/bench.py envs` (`bench_envs.py`), and so have
+all algorithms of the registry, `python experiments/bench.py algos` (`bench_algos.py`).
 """
 
 import itertools
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.episodes import EPISODE_ROWS
-from experiments import bench_envs
+from experiments import bench_algos, bench_envs
 from experiments.bench_eval import EvalRow, measure_evaluation
 from experiments.bench_train import TrainRow, measure_training
-from experiments.measured import write_csv
+from experiments.measured import alone, compile_for_real, write_csv
 from mac.config import Config
 from mac.errors import UserError
 from mac.run import segment as loop
@@ -82,8 +81,9 @@ class Args:
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
-    if argv[:1] == ["envs"]:
-        return bench_envs.main(argv[1:])
+    for name, other in (("envs", bench_envs), ("algos", bench_algos)):
+        if argv[:1] == [name]:
+            return other.main(argv[1:])
     try:
         kind = argv[0].removeprefix(ONE) if argv and argv[0].startswith(ONE) else None
         args = tyro.cli(Args, args=list(argv[kind is not None :]), prog="python experiments/bench.py")
@@ -125,35 +125,21 @@ def in_process(kind: str, args: Args) -> dict[str, Any]:
     """
     sizes = {"width": args.widths, "seeds": args.seeds} if kind == "train" else {"envs": args.envs}
     what = ", ".join(f"{name} {values[0]}" for name, values in sizes.items())
-    print(f"measuring {what}", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, ONE + kind, *(["--quick"] if args.quick else [])]
-    for name in ("widths", "seeds", "envs", "batch", "rows", "seconds", "rounds", "engine"):
-        value = getattr(args, name)
-        values = value if isinstance(value, tuple) else (value,)
-        command += [f"--{name}", *map(str, values)] if values else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"{what}: status {done.returncode}; see the lines above")
-    return json.loads(done.stdout.splitlines()[-1])
+    return alone(what, [ONE + kind], args)
 
 
 def training(args: Args) -> TrainRow:
     """Measures training with the first width and number of seeds."""
     loop.use_cpu_devices(args.seeds[0])
-    _compile_for_real()
+    compile_for_real()
     cfg = args.config(args.widths[0])
     return measure_training(cfg, args.seeds[0], rows=args.rows, seconds=args.seconds, rounds=args.rounds)
 
 
 def evaluation(args: Args) -> EvalRow:
     """Measures evaluations with the first number of environments."""
-    _compile_for_real()
+    compile_for_real()
     return measure_evaluation(args.config(args.widths[0]), args.envs[0], args.engine)
-
-
-def _compile_for_real() -> None:
-    """Compile times are among the figures, so nothing may come from the cache."""
-    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def table(rows: Sequence[TrainRow]) -> Table:

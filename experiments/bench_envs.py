@@ -7,11 +7,10 @@ cannot run here is left out with a note.
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import equinox as eqx
@@ -28,7 +27,7 @@ from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.locomotion.walkers import GYM, MAZES
 from envs_mjx.registry import make
 from envs_mjx.scenes import FAMILIES
-from experiments.measured import write_csv
+from experiments.measured import alone, compile_for_real, write_csv
 from mac.errors import UserError
 
 ONE = "--one"  # first flag: measure one environment and batch here, and print JSON
@@ -130,14 +129,9 @@ def in_process(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
     Raises:
         UserError: it failed.
     """
-    print(f"measuring {', '.join(names)}, batch {batch}", file=sys.stderr, flush=True)
-    program = str(Path(__file__).with_name("bench.py"))
-    command = [sys.executable, program, "envs", ONE, "--names", *names, "--batches", str(batch)]
-    command += ["--seconds", str(args.seconds), "--engines", *args.engines]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"{', '.join(names)}, batch {batch}: status {done.returncode}; see the lines above")
-    return [EnvRow(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+    what = f"{', '.join(names)}, batch {batch}"
+    rows = alone(what, ["envs", ONE], replace(args, names=tuple(names), batches=(batch,)))
+    return [EnvRow(**row) for row in rows]
 
 
 def dataset(name: str) -> str:
@@ -149,7 +143,7 @@ def dataset(name: str) -> str:
 
 def measure(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
     """Measures every engine in every one of the environments, by turns."""
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are among the figures
+    compile_for_real()
     runners = []
     for name in names:
         for engine in args.engines:

@@ -3,16 +3,19 @@
 import resource
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 
 from experiments import contenders
 from experiments.contenders import Contender, Timing
+from mac.algorithm import AbstractAlgorithm
 from mac.config import Config
 from mac.mac import MAC
 from mac.run import segment as loop
-from mac.types import EnvSpec
+from mac.types import EnvSpec, Window
 
 SPEC = EnvSpec("shapes of cube-single", 28, 5, None, (1,), 200, 0.05)
 EXPECTED_SHARE = 0.6  # of the matrix-product rate; only sizes the turns
@@ -55,6 +58,20 @@ class TrainRow:
     product_cores: float
 
 
+class Compared(NamedTuple):
+    """Two ways to train the same, timed in turns with each other.
+
+    Attributes:
+        figures: what is known of them, by the names and with the meanings of `TrainRow`'s columns.
+        segment: turns of the compiled segment.
+        beside: turns of what took turns with them.
+    """
+
+    figures: dict[str, Any]
+    segment: list[Timing]
+    beside: list[list[Timing]]
+
+
 def measure_training(cfg: Config, seeds: int, *, rows: int, seconds: float, rounds: int) -> TrainRow:
     """Measures training of MAC as `cfg` says.
 
@@ -63,53 +80,78 @@ def measure_training(cfg: Config, seeds: int, *, rows: int, seconds: float, roun
         seconds: time that each contender is measured for, about; at least `LEAST_UPDATES` updates a turn.
         rounds: turns that this time is cut into.
     """
-    algo, mesh = MAC(cfg, SPEC), loop.seed_mesh(seeds)
     window = contenders.random_window(SPEC, rows, cfg.chunk)
-    flop = contenders.update_flops(algo, window)
-    chains = machine_products(cfg, seeds)
-    turn_s, speed = seconds / rounds, max(contenders.time_turn(c).speed for c in chains)
+    chains, speed = machine_products(cfg.hidden[0], cfg.batch * cfg.candidates, seeds)
+    turn_s = seconds / rounds
+    chains = [c.times(max(1, round(turn_s * speed / c.work))) for c in chains]
+    taken = compare(MAC(cfg, SPEC), window, seeds, speed * turn_s, rounds, chains)
+    product = [max(turns) for turns in zip(*taken.beside, strict=True)]
+    return TrainRow(
+        width=cfg.hidden[0],
+        seeds=seeds,
+        batch=cfg.batch,
+        product_gflops=_median(product) / 1e9,
+        share=median_ratio(taken.segment, product),
+        product_cores=statistics.median(t.cores for t in product),
+        **taken.figures,
+    )
 
-    updates = max(LEAST_UPDATES, round(turn_s * EXPECTED_SHARE * speed / (flop * seeds)))
+
+def compare(
+    algo: AbstractAlgorithm,
+    window: Window,
+    seeds: int,
+    products: float,
+    rounds: int,
+    beside: Sequence[Contender] = (),
+) -> Compared:
+    """Measures training by our segment beside a plain loop.
+
+    Args:
+        products: operations of matrix products that the machine does in the time of a turn.
+        rounds: turns of each.
+        beside: what else takes turns with them.
+    """
+    mesh, flop = loop.seed_mesh(seeds), contenders.update_flops(algo, window)
+    updates = max(LEAST_UPDATES, round(EXPECTED_SHARE * products / (flop * seeds)))
     work = contenders.Work(algo, window, seeds, updates, flop)
     segment = contenders.segment(work, mesh)
     contenders.time_turn(segment)
     peak = peak_bytes()  # before the plain loop adds to it
     plain = contenders.plain_loop(work)
-    chains = {f"product{i}": c.times(max(1, round(turn_s * speed / c.work))) for i, c in enumerate(chains)}
-    taken = contenders.take_turns({"segment": segment, "plain": plain, **chains}, rounds)
-
+    others = {f"beside{i}": c for i, c in enumerate(beside)}
+    taken = contenders.take_turns({"segment": segment, "plain": plain, **others}, rounds)
     ours, usual = taken["segment"], taken["plain"]
-    product = [max(turns) for turns in zip(*(taken[name] for name in chains), strict=True)]
-    return TrainRow(
-        width=cfg.hidden[0],
-        seeds=seeds,
-        batch=cfg.batch,
-        devices=mesh.size,
-        updates=updates,
-        rate=_median(ours) / flop,
-        plain_rate=_median(usual) / flop,
-        ratio=median_ratio(ours, usual),
-        gflop=flop / 1e9,
-        product_gflops=_median(product) / 1e9,
-        share=median_ratio(ours, product),
-        compile_s=segment.compile_s,
-        plain_compile_s=plain.compile_s,
-        peak_mb=peak / 1e6,
-        cores=statistics.median(t.cores for t in ours),
-        plain_cores=statistics.median(t.cores for t in usual),
-        product_cores=statistics.median(t.cores for t in product),
-    )
+    figures = {
+        "devices": mesh.size,
+        "updates": updates,
+        "rate": _median(ours) / flop,
+        "plain_rate": _median(usual) / flop,
+        "ratio": median_ratio(ours, usual),
+        "gflop": flop / 1e9,
+        "compile_s": segment.compile_s,
+        "plain_compile_s": plain.compile_s,
+        "peak_mb": peak / 1e6,
+        "cores": statistics.median(t.cores for t in ours),
+        "plain_cores": statistics.median(t.cores for t in usual),
+    }
+    return Compared(figures, ours, [taken[name] for name in others])
 
 
-def machine_products(cfg: Config, seeds: int) -> list[Contender]:
-    """Products of the shapes that dominate an update, those of the candidates, in one or two ways.
+def machine_products(width: int, rows: int, seeds: int) -> tuple[list[Contender], float]:
+    """Products of the shapes that dominate an update, in one or two ways, and the speed of the better one.
 
     On a CPU each device computes them for one seed at a time, or all cores share them: the better of
     the two is the machine's rate. On an accelerator they are computed for all seeds at once.
+
+    Args:
+        width: of hidden layers.
+        rows: that one seed's update sends through them at a time.
     """
-    rows = cfg.batch * cfg.candidates * (1 if jax.default_backend() == "cpu" else seeds)
+    rows *= 1 if jax.default_backend() == "cpu" else seeds
     meshes = {mesh.size: mesh for mesh in (loop.seed_mesh(seeds), loop.seed_mesh(1))}
-    return [contenders.products(cfg.hidden[0], rows, mesh) for mesh in meshes.values()]
+    chains = [contenders.products(width, rows, mesh) for mesh in meshes.values()]
+    return chains, max(contenders.time_turn(c).speed for c in chains)
 
 
 def _median(turns: list[Timing]) -> float:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from envs_mjx.episodes import EPISODE_ROWS
+from experiments.host_data import HostData
 from experiments.plan import product_chain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
@@ -81,7 +82,10 @@ def take_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, list[
 
 
 def random_window(spec: EnvSpec, rows: int, chunk: int, seed: int = 0) -> Window:
-    """Uniform random data with the shapes of `spec`, in episodes of 1001 rows; a tenth solves the task."""
+    """Uniform random data with the shapes of `spec`, in episodes of 1001 rows; a tenth solves the task.
+
+    With goals there are no rewards, as in a run: the goals decide what is solved.
+    """
     rng = np.random.default_rng(seed)
     first = np.arange(0, rows, EPISODE_ROWS)
     length = np.minimum(EPISODE_ROWS, rows - first)
@@ -89,8 +93,8 @@ def random_window(spec: EnvSpec, rows: int, chunk: int, seed: int = 0) -> Window
     return Window(
         obs=make_column(rng.uniform(-1, 1, (rows, spec.obs_dim)).astype(np.float32)),
         action=make_column(rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32)),
-        reward=jnp.asarray(solved - 1.0, jnp.float32),
-        mask=jnp.asarray(~solved, jnp.float32),
+        reward=jnp.asarray(solved - 1.0, jnp.float32) if spec.goal_dim is None else None,
+        mask=jnp.asarray(~solved, jnp.float32) if spec.goal_dim is None else None,
         episodes=index_episodes(first, length, chunk),
     )
 
@@ -130,7 +134,6 @@ def plain_loop(work: Work) -> Contender:
     seeds share the cores. Calls are asynchronous, so the host draws while the device computes.
     """
     algo, host, rng = work.algo, HostData(work.window), np.random.default_rng(0)
-    size, chunk = algo.sample.batch, algo.sample.chunk
     keys = [jr.key(seed) for seed in range(work.seeds)]
     states = [jax.jit(algo.init)(key) for key in keys]
 
@@ -140,38 +143,16 @@ def plain_loop(work: Work) -> Contender:
         return algo.update(state, batch, step, jr.fold_in(key, step))
 
     began = time.perf_counter()
-    run = jax.jit(update).lower(states[0], host.draw(rng, size, chunk), np.int32(0), keys[0]).compile()
+    run = jax.jit(update).lower(states[0], host.draw(rng, algo.sample), np.int32(0), keys[0]).compile()
     compile_s = time.perf_counter() - began
 
     def turn() -> Any:
         for seed in range(work.seeds):
             for step in range(work.updates):
-                states[seed], _ = run(states[seed], host.draw(rng, size, chunk), np.int32(step), keys[seed])
+                states[seed], _ = run(states[seed], host.draw(rng, algo.sample), np.int32(step), keys[seed])
         return states
 
     return Contender(turn, work.total, compile_s)
-
-
-class HostData:
-    """A window's rows in host memory, for sampling with NumPy's fancy indexing."""
-
-    def __init__(self, window: Window):
-        self.obs, self.action, self.reward, self.mask = (
-            np.asarray(x) for x in (window.obs[:], window.action[:], window.reward, window.mask)
-        )
-        index = jax.tree.map(np.asarray, window.episodes)
-        ends = np.append(index.starts_before[1:], index.n_starts)
-        count = ends - index.starts_before
-        self.starts = np.arange(index.n_starts) + np.repeat(index.first - index.starts_before, count)
-
-    def draw(self, rng: np.random.Generator, batch: int, chunk: int) -> Batch:
-        """A batch like `mac.data.sampler.sample`'s, drawn on the host and sent to the device."""
-        start = self.starts[rng.integers(len(self.starts), size=batch)]
-        rows = start[:, None] + np.arange(chunk)
-        drawn = (
-            self.obs[start], self.action[rows], self.obs[start + chunk], self.reward[rows], self.mask[rows],
-        )  # fmt: skip
-        return Batch(*jax.device_put(drawn))
 
 
 def products(width: int, rows: int, mesh: Mesh) -> Contender:

@@ -14,7 +14,7 @@ import pytest
 from envs_mjx.episodes import EPISODE_ROWS
 from experiments import bench, bench_train, contenders
 from experiments.bench_eval import measure_evaluation
-from experiments.contenders import Contender, HostData
+from experiments.contenders import Contender
 from experiments.plan import product_chain
 from mac.config import Config
 from mac.mac import MAC
@@ -33,28 +33,6 @@ ROW = bench_train.TrainRow(
 @pytest.fixture(scope="module")
 def window():
     return contenders.random_window(bench_train.SPEC, 2 * EPISODE_ROWS, CHUNK)
-
-
-def test_random_chunks_stay_in_one_episode(window):
-    starts = HostData(window).starts
-    assert len(starts) > 1900
-    last = starts + CHUNK
-    assert last.max() < len(window.obs)
-    assert (starts // EPISODE_ROWS == last // EPISODE_ROWS).all()
-
-
-def test_host_batches_are_the_windows_rows(window):
-    drawn = HostData(window).draw(np.random.default_rng(0), batch=5, chunk=CHUNK)
-    batch = jax.tree.map(np.asarray, drawn)
-    obs, action = np.asarray(window.obs[:]), np.asarray(window.action[:])
-    for i in range(5):
-        (start,) = np.flatnonzero((obs == batch.obs[i]).all(axis=1))
-        assert start in HostData(window).starts
-        np.testing.assert_array_equal(batch.next_obs[i], obs[start + CHUNK])
-        for step in range(CHUNK):
-            np.testing.assert_array_equal(batch.actions[i, step], action[start + step])
-            assert batch.rewards[i, step] == window.reward[start + step]
-            assert batch.masks[i, step] == window.mask[start + step]
 
 
 def test_a_segment_does_the_work_that_it_is_credited_with(window):
