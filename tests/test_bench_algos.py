@@ -140,14 +140,14 @@ def test_settings_that_say_only_a_part_do_not_count(monkeypatch, capsys):
 @pytest.mark.slow
 def test_algorithms_with_and_without_goals_are_measured(tmp_path: Path):
     out = tmp_path / "algos.csv"
-    flags = ["--quick", "--algos", "iql", "sharsa", "--seeds", "1", "2", "--preset", "laptop"]
+    flags = ["--quick", "--algos", "iql", "sharsa", "--seeds", "2", "--preset", "laptop"]
     flags += ["--seconds", "0.2", "--rounds", "2", "--rows", "3000"]
     subprocess.run(
         [sys.executable, bench.__file__, "algos", *flags, "--out", str(out)], check=True, capture_output=True
     )
     rows = measured(out)
     assert [(row["algo"], row["seeds"], row["env"]) for row in rows] == [
-        ("iql", "1", REWARD), ("iql", "2", REWARD), ("sharsa", "1", GOALS), ("sharsa", "2", GOALS),
+        ("iql", "2", REWARD), ("sharsa", "2", GOALS),
     ]  # fmt: skip
     for row in rows:
         figures = {name: value for name, value in row.items() if name not in ("algo", "env", "preset")}
