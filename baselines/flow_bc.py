@@ -62,6 +62,10 @@ class FlowBC(AbstractModelFree[Nets]):
         )
         return total({"policy/flow_loss": flow_loss})
 
+    @property
+    def step_discount(self) -> None:
+        """None: it predicts nothing."""
+
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         noise = jr.normal(key, (len(obs), self.env.action_dim))
         return euler(lambda x, t: state.nets.flow(obs, goal, x, t), noise, self.cfg.flow_steps)

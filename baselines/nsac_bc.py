@@ -20,6 +20,7 @@ from mac.modelfree import AbstractModelFree, Goal, LeapConfig, leap, one_step, r
 from mac.nn.critics import Critics, combined, scores, twin_critics
 from mac.nn.heads import GaussianPolicy
 from mac.ops.losses import cross_entropy, mse, total
+from mac.ops.returns import return_of_chance
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 
@@ -95,3 +96,7 @@ class NStepSACBC(AbstractModelFree[Nets]):
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key
         return jnp.tanh(state.nets.actor(obs, goal).mean)
+
+    def predict(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
+        logits = scores(state.nets.q, obs, goal, self.action(state, obs, goal, key))
+        return return_of_chance(combined(logits, "min"), self.cfg.discount)

@@ -31,6 +31,7 @@ from mac.nn.critics import Critics, combined, scores, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import cross_entropy, total
+from mac.ops.returns import return_of_chance
 from mac.ops.select import best_of_n
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
@@ -98,12 +99,23 @@ class SHARSA(AbstractModelFree[Nets]):
             )
         return total(losses, value__chance=jax.nn.sigmoid(v), critic__chance=jax.nn.sigmoid(q))
 
+    def choose(
+        self, nets: Nets, obs: Array, goal: Goal, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "E G"], Float[Array, " E"]]:
+        """The best of many proposals where to be, and the logit of the chance to reach the goal that way."""
+        assert goal is not None
+        noise = jr.normal(key, (self.cfg.candidates, *goal.shape))
+        ways = euler(lambda x, t: nets.high(obs, goal, x, t), noise, self.cfg.flow_steps)
+        logits = combined(scores(nets.q, obs, goal, ways), "min")
+        return best_of_n(ways, logits), jnp.max(logits, axis=0)
+
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         k_high, k_low = jr.split(key)
-        nets, steps = state.nets, self.cfg.flow_steps
-        assert goal is not None
-        noise = jr.normal(k_high, (self.cfg.candidates, *goal.shape))
-        ways = euler(lambda x, t: nets.high(obs, goal, x, t), noise, steps)
-        way = best_of_n(ways, combined(scores(nets.q, obs, goal, ways), "min"))
+        nets = state.nets
+        way, _ = self.choose(nets, obs, goal, k_high)
         noise = jr.normal(k_low, (len(obs), self.env.action_dim))
-        return euler(lambda x, t: nets.low(obs, way, x, t), noise, steps)
+        return euler(lambda x, t: nets.low(obs, way, x, t), noise, self.cfg.flow_steps)
+
+    def predict(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
+        _, logit = self.choose(state.nets, obs, goal, jr.split(key)[0])
+        return return_of_chance(logit, self.cfg.discount)

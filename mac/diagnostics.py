@@ -15,7 +15,6 @@ Returns are in the environment's units (`expected_return`). A method without a t
 
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
@@ -26,6 +25,7 @@ from mac.data.sequences import Sequences, sample_sequences
 from mac.nn.mlp import scalar
 from mac.ops.flow import euler
 from mac.ops.imagine import Model, imagine, predictor, squared_error
+from mac.ops.returns import return_of_chance
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 STATES = 256
@@ -86,7 +86,7 @@ def expected_return(cfg: Config, q: Float[Array, "*B"], *, goals: bool) -> Float
     if not goals:
         return (q * cfg.chunk if cfg.chunk_reward == "mean" else q) / cfg.reward_scale
     if cfg.value == "bce":
-        return -jax.nn.sigmoid(-q) / (1 - cfg.discount)
+        return return_of_chance(q, cfg.discount)
     return q * (1 - cfg.discount**cfg.chunk) / (1 - cfg.discount)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from mac.algorithm import AbstractConfigured, Nets, TrainState
 from mac.config import CommonConfig
 from mac.errors import UserError
-from mac.nn.critics import Combine
+from mac.nn.critics import Combine, combined, scores
 from mac.nn.mlp import Activation, Style
 from mac.types import Batch, EnvSpec, Number, SampleSpec, Subgoals, SubgoalSpec
 
@@ -115,8 +115,8 @@ def one_step(batch: Batch) -> Step:
 class AbstractModelFree(AbstractConfigured[Nets]):
     """A method that learns from single steps of the data and acts anew at every step.
 
-    Its critics `q` have slow copies, unless it says otherwise. With goals, values see the goals of values and
-    policies those of policies; critics that judge a policy's action see the policy's.
+    Unless it says otherwise, its critics `q` have slow copies and predict returns. With goals, values see the
+    goals of values and policies those of policies; critics that judge a policy's action see the policy's.
     """
 
     cfg: Any = eqx.field(static=True)
@@ -145,6 +145,14 @@ class AbstractModelFree(AbstractConfigured[Nets]):
 
     def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E 1 A"]:
         return jnp.clip(self.action(state, obs, goal, key), -1, 1)[:, None]
+
+    @property
+    def step_discount(self) -> Number | None:
+        return self.cfg.discount
+
+    def predict(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
+        chosen = self.act(state, obs, goal, key)[:, 0]
+        return combined(scores(state.nets.q, obs, goal, chosen), "min") / self.cfg.reward_scale
 
 
 class Leap(NamedTuple):

@@ -69,3 +69,20 @@ def act(name: str, nets: Any, target: Any, s: np.ndarray, g: Any, cfg: Any, key:
         a = net(nets.actor, s, g)
         a = np.tanh(a) if name == "rebrac" else a
     return np.clip(a, -1, 1)
+
+
+def expect(
+    name: str, nets: Any, s: np.ndarray, g: Any, cfg: Any, a: np.ndarray, key: jax.Array
+) -> np.ndarray:
+    """Return that a method expects of each state, given what it does there, one state at a time."""
+    ways = a
+    if name == "sharsa":
+        noise = normal(jr.split(key)[0], (cfg.candidates, len(s), 2))
+        ways = best(nets.q, s, g, follow(nets.high, (s, g), noise, cfg.flow_steps))
+    q = [min(value(c, s[i], None if g is None else g[i], ways[i]) for c in nets.q) for i in range(len(s))]
+    if name not in ("nsac_bc", "sharsa"):
+        return np.asarray(q) / cfg.reward_scale
+    way = np.log(1 / (1 + np.exp(-np.asarray(q)))) / np.log(cfg.discount)  # steps to the goal
+    return np.asarray([-np.sum(cfg.discount ** np.arange(int(t))) for t in way]) - (
+        cfg.discount ** np.floor(way) - cfg.discount**way
+    ) / (1 - cfg.discount)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from baselines import REGISTRY
-from tests.acts_by_hand import act
+from tests.acts_by_hand import act, expect
 from tests.algorithm_1 import double
 from tests.baseline_cases import GOALS_ONLY, LR, METRICS, TAU, TAU_ACTOR, Case, make_case
 from tests.mac_cases import assert_first_step_of_adam, assert_followed, leaves, slopes_of
@@ -71,14 +71,35 @@ def test_state_holds_arrays_only(case: Case):
     assert [x.aval for x in leaves(case.state)] == [x.aval for x in leaves(case.after)]
 
 
-def test_acting_is_that_of_the_slow_version(case: Case):
+def situations(case: Case) -> tuple[np.ndarray, np.ndarray | None, jax.Array, jax.Array | None]:
+    """States and goals, if there are any, and the same as JAX has them."""
     rng = np.random.default_rng(0)
     s, g = rng.normal(size=(5, 2)), rng.normal(size=(5, 2))
-    g = None if case.algo.env.goal_dim is None else g
-    obs, goal = (None if x is None else jnp.asarray(x, jnp.float32) for x in (s, g))
+    if case.algo.env.goal_dim is None:
+        return s, None, jnp.asarray(s, jnp.float32), None
+    return s, g, jnp.asarray(s, jnp.float32), jnp.asarray(g, jnp.float32)
+
+
+def test_acting_is_that_of_the_slow_version(case: Case):
+    s, g, obs, goal = situations(case)
     got = jax.jit(case.algo.act)(case.state, obs, goal, jr.key(1))
     nets, target = double(case.state.nets), double(case.state.target)
     with jax.numpy_rank_promotion("allow"):
         want = act(case.name, nets, target, s, g, case.algo.cfg, jr.key(1))
     assert got.shape == (5, 1, 2) and np.ptp(want, axis=0).max() > 0.01
     np.testing.assert_allclose(got[:, 0], want, rtol=1e-3, atol=1e-4)
+
+
+def test_expected_return_is_what_the_critics_say_of_the_action(case: Case):
+    algo = case.algo
+    if case.name == "flow_bc":
+        assert algo.step_discount is None
+        return
+    assert algo.step_discount == algo.cfg.discount
+    s, g, obs, goal = situations(case)
+    got = jax.jit(algo.predict)(case.state, obs, goal, jr.key(1))
+    nets, chosen = double(case.state.nets), np.asarray(algo.act(case.state, obs, goal, jr.key(1))[:, 0])
+    with jax.numpy_rank_promotion("allow"):
+        want = expect(case.name, nets, s, g, algo.cfg, chosen, jr.key(1))
+    assert np.ptp(want) > 1e-3
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
