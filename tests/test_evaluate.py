@@ -17,7 +17,6 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.run import segment as loop
 from mac.run.evaluate import evaluate
-from mac.run.uniform import UniformPolicy
 from mac.types import EnvSpec, Episodes
 from tests.acting import ActsOnly
 from tests.toy import RADIUS, SPEC, STARTS, STRIDE, TARGET, PointEnv, identity, mac, window
@@ -261,16 +260,3 @@ def test_mac_learns_to_reach_the_target():
     assert np.all(success(state) <= 0.3)
     state, _ = loop.segment(algo, mesh, rows, keys, steps, state)
     assert np.all(success(state) >= 0.5)
-
-
-def test_random_actions_are_uniform_and_new_in_every_step_and_episode():
-    algo = UniformPolicy(SPEC)
-    state, keys = algo.init(jr.key(0)), jr.split(jr.key(1), 2)
-    assert not jax.tree.leaves(state)
-    played = evaluate(algo, PointEnv(), 3, identity(SPEC.obs_dim), state, keys)
-    assert played.success.shape == (2, len(SPEC.tasks), 3)
-    drawn = np.asarray(
-        jax.vmap(lambda key: algo.act(state, jnp.zeros((5, 2)), None, key))(jr.split(keys[0], 2000))
-    )
-    assert drawn.shape == (2000, 5, 1, 2) and len(np.unique(drawn)) > 19_000
-    np.testing.assert_allclose(np.quantile(drawn, [0, 0.25, 0.5, 0.75, 1]), [-1, -0.5, 0, 0.5, 1], atol=0.03)

@@ -1,6 +1,5 @@
 """Evaluating a saved run again: the same episodes, in other numbers, elsewhere, and what may go wrong."""
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -15,7 +14,7 @@ import ogbench
 import pytest
 
 from experiments import evaluate as program
-from experiments import official, report
+from experiments import official
 from experiments.evaluate import EVALUATIONS, main
 from experiments.ogbench_worker import Start
 from experiments.saved import acting_otherwise, by_environment, open_run, read_settings
@@ -102,25 +101,6 @@ def test_policies_may_act_otherwise_than_in_training(copied: Path):
 def test_wrong_change_of_acting_is_one_line(copied: Path, change: str, parts: tuple[str, ...], capsys: Any):
     line = error_of(capsys, str(copied), "--hp", change)
     assert all(part in line for part in parts)
-
-
-def test_random_actions_may_play_the_same_episodes(copied: Path, tmp_path: Path, capsys: Any):
-    line = again(copied, "--policy", "random", "--episodes", "2")
-    said = capsys.readouterr().out
-    assert f"random actions on {ENV}: 2 seeds, from" in said and "after 10 updates" in said
-    assert line["policy"] == "random" and line["step"] == 10
-    assert [(row["step"], row["seed"], row["episodes"]) for row in line["rows"]] == [(0, 0, 2), (0, 1, 2)]
-    out = tmp_path / "table.csv"
-    assert report.main([str(copied), "--out", str(out), "--picture", str(tmp_path / "curves.png")]) == 0
-    assert "random actions" in capsys.readouterr().out
-    rows = list(csv.DictReader(line for line in out.read_text().splitlines() if not line.startswith("#")))
-    assert [(row["algo"], row["updates"], row["episodes"]) for row in rows] == [
-        ("mac", "10", "1"),
-        ("random", "0", "2"),
-    ]
-    assert "--policy random" in error_of(
-        capsys, str(copied), "--policy", "random", "--hp", "candidates_test=1"
-    )
 
 
 def test_lines_add_up_and_a_torn_one_is_cut(copied: Path):

@@ -1,6 +1,7 @@
 """What `--list` shows, and that every method can be run as it says."""
 
 import fnmatch
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from baselines import REGISTRY
-from experiments.hparams import HPARAMS, build, load_rows, merge_rows
+from envs_mjx.registry import names
+from experiments.hparams import HPARAMS, build, load_rows, merge_rows, sibling
 from experiments.listing import listing, settings_of
 from experiments.run import main
+from experiments.settings import PRESETS
 from mac.data.normalize import fit
 from mac.errors import UserError
 from tests.toy import GOAL_SPEC, SPEC
@@ -61,6 +64,30 @@ def test_every_method_has_settings_for_single_tasks_or_for_goals():
     for name in REGISTRY:
         patterns = settings_of(name, rows)["laptop"]
         assert {"*-singletask*", "*-oraclerep-*"} & set(patterns), name
+
+
+@pytest.mark.parametrize(
+    ("env", "rows_of"),
+    {
+        "cube-single-play-v0": "cube-single-play-oraclerep-v0",
+        "antmaze-giant-navigate-v0": "antmaze-giant-navigate-oraclerep-v0",
+        "mujoco/walker2d/medium-v0": "walker2d-medium-v2",
+        "cube-single-play-oraclerep-v0": "cube-single-play-oraclerep-v0",
+        "cube-single-play-singletask-v0": "cube-single-play-singletask-v0",
+        "hopper-medium-v2": "hopper-medium-v2",
+    }.items(),
+)
+def test_rows_serve_environments_that_differ_in_goals_or_file_only(env: str, rows_of: str):
+    rows = load_rows(HPARAMS)
+    assert sibling(env) == rows_of and rows_of in names()
+    got, want = (merge_rows(rows, "mac", name, "laptop") for name in (env, rows_of))
+    assert got == want and got["steps"] > 0
+
+
+def test_mac_has_settings_for_every_environment():
+    rows = load_rows(HPARAMS)
+    for env, preset in itertools.product(names(), PRESETS[1:]):
+        assert "steps" in merge_rows(rows, "mac", env, preset), (env, preset)
 
 
 def test_goal_method_without_goals_is_refused():

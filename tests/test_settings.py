@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import itertools
 import json
 import re
 from pathlib import Path
@@ -12,10 +11,9 @@ import jax
 import pytest
 
 from baselines import REGISTRY
-from envs_mjx.registry import names
 from experiments import arguments, hparams
 from experiments.arguments import flags, parse
-from experiments.hparams import build, convert, load_rows, merge_rows, sibling
+from experiments.hparams import build, convert, load_rows, merge_rows
 from experiments.run import MAY_DIFFER
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.config import Config
@@ -150,30 +148,6 @@ def test_later_rows_win_and_patterns_choose_the_environment():
     ]
     merged = merge_rows(rows, "mac", "cube-single-play-v0", "paper")
     assert merged == {"hp": {"batch": 3, "chunk": 2}, "run": {}, "eval": {}, "data": {}, "steps": 10}
-
-
-@pytest.mark.parametrize(
-    ("env", "rows_of"),
-    {
-        "cube-single-play-v0": "cube-single-play-oraclerep-v0",
-        "antmaze-giant-navigate-v0": "antmaze-giant-navigate-oraclerep-v0",
-        "mujoco/walker2d/medium-v0": "walker2d-medium-v2",
-        "cube-single-play-oraclerep-v0": "cube-single-play-oraclerep-v0",
-        "cube-single-play-singletask-v0": "cube-single-play-singletask-v0",
-        "hopper-medium-v2": "hopper-medium-v2",
-    }.items(),
-)
-def test_rows_serve_environments_that_differ_in_goals_or_file_only(env: str, rows_of: str):
-    rows = load_rows(hparams.HPARAMS)
-    assert sibling(env) == rows_of and rows_of in names()
-    got, want = (merge_rows(rows, "mac", name, "laptop") for name in (env, rows_of))
-    assert got == want and got["steps"] > 0
-
-
-def test_mac_has_settings_for_every_environment():
-    rows = load_rows(hparams.HPARAMS)
-    for env, preset in itertools.product(names(), PRESETS[1:]):
-        assert "steps" in merge_rows(rows, "mac", env, preset), (env, preset)
 
 
 def test_environment_without_a_row_is_an_error():
