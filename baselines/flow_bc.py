@@ -64,7 +64,7 @@ class FlowBC(AbstractModelFree[Nets]):
 
     @property
     def step_discount(self) -> None:
-        """None: it predicts nothing."""
+        """None: it has no critics, and predicts nothing."""
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         noise = jr.normal(key, (len(obs), self.env.action_dim))

@@ -150,7 +150,11 @@ class AbstractModelFree(AbstractConfigured[Nets]):
     def step_discount(self) -> Number | None:
         return self.cfg.discount
 
-    def predict(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
+    def predict(
+        self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]
+    ) -> Float[Array, " E"] | None:
+        if self.step_discount is None:
+            return None
         chosen = self.act(state, obs, goal, key)[:, 0]
         return combined(scores(state.nets.q, obs, goal, chosen), "min") / self.cfg.reward_scale
 
