@@ -5,7 +5,6 @@ environment that it has settings for. As in `bench.py`, every algorithm and numb
 process of its own, where our segment and the plain loop (`contenders.py`) take turns.
 """
 
-import fnmatch
 import json
 import sys
 from collections.abc import Sequence
@@ -22,8 +21,7 @@ from envs_mjx.registry import make
 from envs_mjx.registry import parse as parse_env
 from experiments import arguments, contenders
 from experiments.bench_train import compare, machine_products
-from experiments.hparams import HPARAMS, load_rows, unknown_name
-from experiments.listing import settings_of
+from experiments.hparams import HPARAMS, load_rows, merge_rows, unknown_name
 from experiments.measured import alone, compile_for_real, write_csv
 from experiments.program import exit_status
 from experiments.settings import Preset
@@ -198,8 +196,7 @@ def subject_of(args: Args, env: str) -> Subject:
     name, seeds = args.algos[0], args.seeds[0]
     flags = {"algo": name, "env": env, "preset": args.preset, "seeds": str(seeds)}
     settings, _ = arguments.parse([word for flag, value in flags.items() for word in (f"--{flag}", value)])
-    whole = settings_of(name, load_rows(HPARAMS)).get(settings.preset, [])
-    if not any(fnmatch.fnmatchcase(env, pattern) for pattern in whole):
+    if "steps" not in merge_rows(load_rows(HPARAMS), name, env, settings.preset):
         raise UserError(
             f"no row of {HPARAMS.name} says how long it trains on {env}, preset {settings.preset}"
         )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -68,12 +68,13 @@ def main(argv: Sequence[str]) -> int:
 def report(ask: Ask, argv: Sequence[str]) -> int:
     """Does what the flags say; returns the exit status."""
     found = [each for folder in ask.runs for each in runs_in(folder)]
-    curves = compare(found, ask.picture)
+    compared = compare(found, ask.picture)
     if ask.out:
-        settings = list(map(read_settings, found))
-        rows = [row for pair in zip(settings, curves, strict=True) for row in rows_of(*pair)]
-        for env, curve in yardsticks(dict(zip(found, settings, strict=True))).items():
-            rows += [row_of(curve, task, which, RANDOM, env) for task, which in columns_of(curve)]
+        rows: list[Row] = []
+        for its, curve in zip(compared.settings.values(), compared.curves, strict=True):
+            rows += rows_of(curve, its.algo, its.env, its.preset, hyperparameters(its))
+        for env, curve in compared.random.items():
+            rows += rows_of(curve, RANDOM, env)
         write_csv(ask.out, rows, ["experiments/report.py", *argv])
         print(f"  {ask.out}")
     if ask.picture:
@@ -81,8 +82,16 @@ def report(ask: Ask, argv: Sequence[str]) -> int:
     return 0
 
 
-def compare(folders: Sequence[Path], picture: Path | None) -> list[Curve]:
-    """Prints the table of some runs, draws their learning curves, and returns these.
+class Compared(NamedTuple):
+    """Runs by folder, the learning curve of each, and random actions by environment (`yardsticks`)."""
+
+    settings: dict[Path, Settings[Any]]
+    curves: list[Curve]
+    random: dict[str, Curve]
+
+
+def compare(folders: Sequence[Path], picture: Path | None) -> Compared:
+    """Prints the table of some runs, draws their learning curves, and returns what was read.
 
     Random actions, where `evaluate.py --policy random` has played them in one of the runs, are a line too.
 
@@ -99,7 +108,7 @@ def compare(folders: Sequence[Path], picture: Path | None) -> list[Curve]:
     Console().print(comparison_table(named, title=title))
     if picture:
         plot_comparison(named, picture, title=title)
-    return curves
+    return Compared(settings, curves, random)
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
@@ -166,38 +175,28 @@ def yardsticks(settings: Mapping[Path, Settings[Any]]) -> dict[str, Curve]:
     return found
 
 
-def rows_of(settings: Settings[Any], curve: Curve) -> Iterator[Row]:
+def rows_of(curve: Curve, algo: str, env: str, preset: str = "", hp: str = "") -> Iterator[Row]:
     """The lines of a run: all tasks together, and each of several."""
-    for task, which in columns_of(curve):
-        row = row_of(curve, task, which, settings.algo, settings.env)
-        yield dataclasses.replace(row, preset=settings.preset, hp=hyperparameters(settings))
-
-
-def columns_of(curve: Curve) -> Iterator[tuple[str, slice]]:
-    """Names of what gets a line, and its columns of the scores."""
-    yield "all", slice(None)
+    columns = {"all": slice(None)}
     if len(curve.tasks) > 1:
-        yield from ((str(task), slice(i, i + 1)) for i, task in enumerate(curve.tasks))
-
-
-def row_of(curve: Curve, task: str, which: slice, algo: str, env: str) -> Row:
-    """The line of the last evaluation on some tasks."""
-    mean = summarise(curve.last()[:, which]).mean
-    return Row(
-        algo=algo,
-        env=env,
-        preset="",
-        task=task,
-        measure=curve.measure.name,
-        value=mean.value,
-        low=mean.low,
-        high=mean.high,
-        seeds=len(curve.seeds),
-        episodes=curve.episodes,
-        updates=curve.steps[-1],
-        hp="",
-        data=curve.data,
-    )
+        columns |= {str(task): slice(i, i + 1) for i, task in enumerate(curve.tasks)}
+    for task, which in columns.items():
+        mean = summarise(curve.last()[:, which]).mean
+        yield Row(
+            algo=algo,
+            env=env,
+            preset=preset,
+            task=task,
+            measure=curve.measure.name,
+            value=mean.value,
+            low=mean.low,
+            high=mean.high,
+            seeds=len(curve.seeds),
+            episodes=curve.episodes,
+            updates=curve.steps[-1],
+            hp=hp,
+            data=curve.data,
+        )
 
 
 if __name__ == "__main__":
