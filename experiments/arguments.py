@@ -21,7 +21,7 @@ import tyro
 
 from baselines import REGISTRY
 from envs_mjx.registry import parse as parse_env
-from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, unknown_name
+from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, require_steps, unknown_name
 from experiments.saved import CONFIG, read_config
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.errors import UserError, one_line
@@ -61,11 +61,15 @@ def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
         raise unknown_name("--preset", chosen["preset"], PRESETS)
     backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
     preset, reason = _choose_preset(chosen["preset"], backend)
+    rows, asked = [] if saved else load_rows(HPARAMS), (chosen["algo"], chosen["env"], preset)
     if saved:
         values, where, reason = saved, str(first.out), "of the run that is continued"
     else:
-        values, where = merge_rows(load_rows(HPARAMS), chosen["algo"], chosen["env"], preset), str(HPARAMS)
-    settings = _second_stage(argv, entry.config, from_plain(values | chosen, entry.config, where))
+        values, where = merge_rows(rows, *asked), str(HPARAMS)
+    default = from_plain(values | chosen, entry.config, where)
+    if not saved:
+        require_steps(values, rows, *asked)
+    settings = _second_stage(argv, entry.config, default)
     return dataclasses.replace(settings, preset=preset, out=first.out or settings.out), reason
 
 

@@ -174,6 +174,8 @@ def announce(launch: Launch, reason: str) -> None:
     print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1}){each}")
     print(f"updates      {settings.steps:,} of each seed{done}")
     print(f"data         {choice.path} ({feeding.describe(settings.data, known)}{choice.describe()})")
+    if note := plan.data_note(settings.preset, spec, known.rows, sources.larger(settings.env)):
+        print(f"note         {note}")
     if choice.found:
         print(f"source       {dataset.provenance(choice.path).label}")
     print(f"results      {launch.folder}")

@@ -103,6 +103,15 @@ def public_places(data: DataConfig, dataset: str) -> list[Path]:
     return [*own, *elsewhere(dataset, data.shards), downloads(data) / public.folder / public.main]
 
 
+def larger(env: str) -> str:
+    """How to get 100M rows, in words."""
+    dataset = parse(env).dataset
+    if has_large_set(dataset):
+        count = SHARDS // 4 if dataset.startswith("humanoidmaze-giant") else SHARDS
+        return f"--data.shards {count} downloads as many"
+    return "experiments/collect.py --rows 100M makes as many"
+
+
 def downloads(data: DataConfig) -> Path:
     """Where downloads go."""
     return data.dir / "downloads"

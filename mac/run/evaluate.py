@@ -14,12 +14,11 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.run.returns import ended_itself, realised_return, steady_reward, step_reward
 from mac.run.segment import map_seeds
+from mac.run.streams import Stream, stream
 from mac.types import Episodes, Number
 
 Discount = Number | Float[Array, "S 1"]
 """A factor per step, or one for each seed."""
-
-EVAL_STREAM = 1 << 31  # folded into a seed's key for evaluations; training folds in steps below this
 
 
 def evaluation_keys(seeds: Int[Array, " S"], step: int, draw: int = 0) -> Key[Array, " S"]:
@@ -29,8 +28,8 @@ def evaluation_keys(seeds: Int[Array, " S"], step: int, draw: int = 0) -> Key[Ar
     """
 
     def one(seed: Int[Array, ""]) -> Key[Array, ""]:
-        key = jr.fold_in(jr.fold_in(jr.key(seed), EVAL_STREAM), step)
-        return jr.fold_in(key, draw) if draw else key
+        key = jr.fold_in(stream(jr.key(seed), Stream.EVALUATION), step)
+        return jr.fold_in(stream(key, Stream.DRAWS), draw) if draw else key
 
     return jax.vmap(one)(seeds)
 
