@@ -13,6 +13,7 @@ from pathlib import Path
 
 from experiments.doctor import BROKEN, OK, ROOT, WARNING, Line
 from experiments.probes import JAX, MJX, PHYSICS, PICTURE, Outcome, Probe
+from mac.machine import cores, group_memory
 
 GIB = 2**30
 ROOM = 5 * GIB  # free disk below which a dataset of 1M rows and its store may not fit
@@ -179,10 +180,12 @@ def check_memory(data: Path) -> Iterator[Line]:
     if not pages:
         return
     total = pages * os.sysconf("SC_PAGE_SIZE")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    small = total < 4 * GIB
+    text, left = f"{cores()} cores, {total / GIB:.0f} GiB of memory", min(group_memory(), default=total)
+    if left < total:
+        text += f", of which the limits of this container leave {left / GIB:.1f} GiB"
+    small = min(left, total) < 4 * GIB
     remedy = "take fewer --seeds and --data.dtype uint16" if small else ""
-    yield Line(WARNING if small else OK, "host", f"{cores} cores, {total / GIB:.0f} GiB of memory", remedy)
+    yield Line(WARNING if small else OK, "host", text, remedy)
 
 
 def cache_folder() -> Path:

@@ -21,7 +21,6 @@ import tyro
 from envs_mjx.collect import Collected, generate, metadata_path, work_folder
 from envs_mjx.episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
-from envs_mjx.host import available_cores
 from envs_mjx.locomotion.navigate import Actor
 from envs_mjx.locomotion.walkers import MAZES
 from envs_mjx.registry import maze_styles, names, parse, resolve_engine
@@ -32,6 +31,7 @@ from experiments import arguments, dataset
 from experiments.program import exit_status
 from experiments.training import load_actor
 from mac.errors import UserError
+from mac.machine import cores
 from mac.run.claim import claim
 from mac.run.progress import open_progress
 
@@ -175,7 +175,7 @@ def announce(command: Command) -> None:
     request, out = command.request, command.out
     shards = make_shards(request.dataset, request.episodes, request.per_shard)
     val = sum(shard.val.episodes for shard in shards)
-    cores = command.threads or available_cores()
+    threads = command.threads or cores()
     print(f"dataset      {request.dataset}, seed {request.seed}")
     print(
         f"episodes     {request.episodes:,} for training, {val:,} for validation, "
@@ -185,7 +185,7 @@ def announce(command: Command) -> None:
         f"files        {out / shards[0].train.stem}.npz"
         + (f" and {len(shards) - 1} more" if shards[1:] else "")
     )
-    print(f"engine       {request.engine}" + (f" on {cores} threads" if request.engine == "c" else ""))
+    print(f"engine       {request.engine}" + (f" on {threads} threads" if request.engine == "c" else ""))
     if work_folder(out, request.dataset).exists():
         print("continuing   what was begun here earlier")
     sys.stdout.flush()

@@ -23,6 +23,7 @@ from mac.data.normalize import fit
 from mac.data.store import Store
 from mac.data.window import make_held_out
 from mac.errors import UserError
+from mac.machine import cores
 from mac.run.claim import claim
 from mac.run.compatible import check_config
 from mac.run.logger import EVAL, METRICS, read_rows
@@ -30,7 +31,7 @@ from mac.run.meter import duration
 from mac.run.outputs import CHECKPOINTS, Outputs
 from mac.run.plot import plot_learning_curve
 from mac.run.progress import open_progress
-from mac.run.record import cores, cpu_model, record_end, record_launch
+from mac.run.record import cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
 from mac.run.train import Job, Outcome, train
