@@ -28,6 +28,7 @@ from envs_mjx.request import LANES, Request, episode_rows, family_and_style
 from envs_mjx.scenes import FAMILIES as SCENES
 from envs_mjx.shards import make_shards
 from experiments import arguments, dataset
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.training import load_actor
 from mac.errors import UserError
@@ -207,6 +208,7 @@ def report(command: Command, made: Collected) -> None:
 
 def run(command: Command) -> int:
     """Makes the dataset, or what is missing of it; returns the exit status."""
+    outlive_output()
     announce(command)
     request, out = command.request, command.out
     dataset.check_writable(out, "--out")

@@ -24,6 +24,7 @@ from experiments import arguments, dataset
 from experiments.collect import number_of
 from experiments.errands import ERRANDS, GYM
 from experiments.online import OnlineConfig
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.recorded import LEVELS, record
 from experiments.sac import SacConfig
@@ -125,6 +126,7 @@ def show(point: Point, task: str) -> str:
 
 def work(ask: Ask, argv: Sequence[str]) -> int:
     """Trains the expert; returns the exit status."""
+    outlive_output()
     arguments.start_jax(1)
     plan = plan_of(ask, resolve_engine(ask.engine))
     rows = rows_of(ask)

@@ -19,6 +19,7 @@ from experiments.arguments import read_flags, start_jax
 from experiments.drawing import draw
 from experiments.evaluate import Engine
 from experiments.film import Film, film_official, film_ours
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.rendering import platform, render
 from experiments.saved import SavedRun, by_environment, open_run, read_settings
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 def view(ask: Ask) -> int:
     """Does what the flags say; returns the exit status."""
+    outlive_output()
     settings = read_settings(ask.run)
     ((name, (task, *_)),) = by_environment(settings.env, () if ask.task is None else (ask.task,), "--task")
     start_jax(1)

@@ -51,6 +51,24 @@ def test_missing_gpu_is_one_line():
     assert "Traceback" not in err
 
 
+def test_training_outlives_its_log(copied: Path):
+    """The log's disk is full, and the terminal knows ASCII only."""
+    command = [sys.executable, "experiments/run.py", "--out", str(copied), "--resume", "--steps", "20"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("note: standard output cannot be written (No space left on device)")
+    with CheckpointStore(copied / CHECKPOINTS) as store:
+        assert store.latest() == 20
+
+
 def wait_for_update(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Returns when the log has reached `step`."""
     while process.poll() is None:
