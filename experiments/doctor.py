@@ -87,6 +87,7 @@ def all_checks() -> list[tuple[str, Check]]:
 
     trials = checkups.Trials()
     return [
+        ("system", checkups.check_system),
         ("python", checkups.check_python),
         ("install", checkups.check_install),
         ("packages", checkups.check_packages),
