@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments.doctor import BROKEN, OK, ROOT, WARNING, Line
 from experiments.probes import JAX, MJX, PHYSICS, PICTURE, Outcome, Probe, drawing_remedy
+from experiments.variables import ignored
 from mac.machine import cores, group_memory
 
 PROJECT = "mac-jax"
@@ -37,9 +38,7 @@ def _project() -> tuple[str, list[str]]:
 
 def install_command() -> str:
     """The command that installs the project again, from the folder that it came from."""
-    return (
-        f"pip install -e {ROOT}" if (ROOT / "pyproject.toml").is_file() else "pip install . in its checkout"
-    )
+    return f"pip install -e {ROOT}" if (ROOT / "pyproject.toml").is_file() else "pip install . in a checkout"
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -112,6 +111,12 @@ def check_packages(data: Path) -> Iterator[Line]:
             )
     if not wrong:
         yield Line(OK, "packages", f"all {count} that the project asks for, within their bounds")
+
+
+def check_variables(data: Path) -> Iterator[Line]:
+    """Environment variables of JAX that the programs ignore."""
+    for name, value in ignored().items():
+        yield Line(WARNING, "variable", f"{name}={value} is ignored by these programs", f"unset {name}")
 
 
 def check_pairs(data: Path) -> Iterator[Line]:

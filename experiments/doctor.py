@@ -92,6 +92,7 @@ def all_checks() -> list[tuple[str, Check]]:
         ("install", checkups.check_install),
         ("packages", checkups.check_packages),
         ("mujoco", checkups.check_pairs),
+        ("variable", checkups.check_variables),
         ("device", trials.device),
         ("physics", trials.physics),
         ("mjx", trials.mjx),

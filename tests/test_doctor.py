@@ -73,6 +73,15 @@ def test_the_report_for_programs_is_json(capsys: pytest.CaptureFixture[str]):
     ]
 
 
+def test_a_variable_that_is_ignored_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAX_THREEFRY_PARTITIONABLE", "True")
+    monkeypatch.setenv("JAX_DISABLE_JIT", "0")
+    assert report(checkups.check_variables) == []
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    line = only(checkups.check_variables)
+    assert (line.state, line.remedy) == (WARNING, "unset JAX_ENABLE_X64")
+
+
 # Packages.
 
 
