@@ -9,18 +9,22 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import os
 import re
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from baselines import REGISTRY
 from envs_mjx.registry import parse as parse_env
+from experiments.counts import SYNTAX, whole_number
 from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, require_steps, unknown_name
 from experiments.saved import CONFIG, read_config
 from experiments.settings import PRESETS, Settings, from_plain
@@ -28,6 +32,7 @@ from mac.errors import UserError, one_line
 from mac.run.segment import use_cpu_devices
 
 PROGRAM = "python experiments/run.py"
+_NUMBERS = f"Whole numbers may be written as {SYNTAX}."
 
 
 class _First(NamedTuple):
@@ -85,9 +90,13 @@ def _first_stage(argv: Sequence[str]) -> _First:
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}; see --help") from error
     seeds, out = known["seeds"], known["out"]
-    if seeds is not None and not (seeds.isascii() and seeds.isdecimal() and int(seeds) > 0):
-        raise UserError(f"--seeds={seeds}: must be a whole number of at least 1")
-    known["seeds"] = None if seeds is None else int(seeds)
+    if seeds is not None:
+        try:
+            known["seeds"] = whole_number(seeds)
+        except ValueError as error:
+            raise UserError(f"--seeds={seeds}: {error}") from error
+        if known["seeds"] < 1:
+            raise UserError(f"--seeds={seeds}: must be a whole number of at least 1")
     if out is None and known["resume"] and not known["help"]:
         out = _newest_run()
     known["out"] = None if out is None else Path(out)
@@ -156,20 +165,57 @@ def read_flags(cls: Any, argv: Sequence[str], program: str, default: Any = None)
     """
     _check_flags(argv, cls if default is None else default)
     over = {} if default is None else {"default": default}
-    said = io.StringIO()
+    said, rejected = io.StringIO(), list[str]()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 cls,
                 args=list(argv),
                 prog=program,
+                description=f"{_about(cls)}\n\n{_NUMBERS}",
                 config=(tyro.conf.FlagCreatePairsOff,),
+                registry=_registry(rejected),
                 **over,
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise _reason(stop, said.getvalue()) from None
+        raise _reason(stop, said.getvalue(), rejected) from None
+
+
+def _about(cls: Any) -> str:
+    """The docstring of a dataclass, or of the generic one that is given its hyperparameters' class."""
+    return inspect.cleandoc(typing.get_origin(cls).__doc__ if typing.get_origin(cls) else cls.__doc__)
+
+
+def _registry(rejected: list[str]) -> ConstructorRegistry:
+    """Reads whole numbers, which may be written as `1M`; the rest is read in tyro's own way.
+
+    Args:
+        rejected: gets what is wrong with each word that is no number.
+    """
+    registry = ConstructorRegistry()
+
+    def read(words: list[str]) -> int:
+        try:
+            return whole_number(words[0])
+        except ValueError as error:
+            rejected.append(str(error))
+            raise
+
+    @registry.primitive_rule
+    def whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=read,
+            is_instance=lambda value: type(value) is int,
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _check_flags(argv: Sequence[str], default: Any) -> None:
@@ -198,7 +244,7 @@ def flags(default: Any, prefix: str = "--") -> Iterator[str]:
         yield from flags(value, f"{name}.") if dataclasses.is_dataclass(value) else (name,)
 
 
-def _reason(stop: SystemExit, box: str) -> UserError:
+def _reason(stop: SystemExit, box: str, rejected: Sequence[str]) -> UserError:
     """What the parser rejected: our own error where it was one, else its framed message as one line."""
     cause: BaseException | None = stop
     while cause is not None:
@@ -215,6 +261,9 @@ def _reason(stop: SystemExit, box: str) -> UserError:
     said = " ".join(body[first:last]).removeprefix("Error parsing ").rstrip(".")
     said = re.sub(r"^Missing from .*?: (\S+) .*", r"\1 is missing", said)
     said = said.replace("Unrecognized options:", "unexpected argument")
-    said = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", said)
+    if rejected:  # of one of several numbers, or of a type that may be None, the parser says less
+        flag, _, why = said.partition(": ")
+        if why.startswith(("no type matching", "Could not find valid parse")):
+            said = f"{flag}: {rejected[-1]}"
     said = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", said)
     return UserError(f"{said or one_line(stop)}; see --help")

@@ -15,6 +15,7 @@ from rich.console import Console
 from envs_mjx.registry import make, resolve_engine
 from experiments.arguments import read_flags, start_jax
 from experiments.official import play_official
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.saved import (
     EVALUATIONS,
@@ -88,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate_again(ask: Ask) -> int:
     """Does what the flags say; returns the exit status."""
+    outlive_output()
     settings = acting_otherwise(read_settings(ask.run), ask.hp)
     games = by_environment(settings.env, ask.tasks, "--tasks")
     start_jax(1)

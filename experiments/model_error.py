@@ -25,6 +25,7 @@ from experiments.error_figure import draw_chunks
 from experiments.error_rows import ChunkRow
 from experiments.measured import write_csv
 from experiments.open_loop import Errors, check_horizon, held_out, measure, over_episodes, over_seeds
+from experiments.output import outlive_output
 from experiments.policy_error import compare_policies
 from experiments.program import exit_status
 from experiments.settings import DataConfig
@@ -121,6 +122,7 @@ def main(argv: Sequence[str]) -> int:
 
 def study(ask: Ask, argv: Sequence[str]) -> int:
     """Does what the flags say; returns the exit status."""
+    outlive_output()
     command = ["experiments/model_error.py", *argv]
     name = dataset_name(ask.env, None)
     for folder in ask.policy:  # a wrong folder should not be found out after hours of training

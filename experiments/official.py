@@ -17,8 +17,8 @@ from jaxtyping import Array, Key
 from experiments.ogbench_worker import Played, Start
 from experiments.saved import SavedRun
 from mac.errors import UserError, one_line
+from mac.machine import cores
 from mac.run.evaluate import choose, episode_keys, foresee
-from mac.run.record import cores
 from mac.run.returns import realised_return, step_reward
 from mac.types import Episodes
 

@@ -18,9 +18,9 @@ from experiments.costs import mega
 from mac.algorithm import AbstractAlgorithm
 from mac.data.memory import free_memory
 from mac.data.sampler import sample
+from mac.machine import cores
 from mac.run.flops import Operations, operations, total
 from mac.run.meter import duration
-from mac.run.record import cores
 from mac.run.segment import ALL, SEED, place, seed_mesh
 from mac.run.traffic import program_bytes
 from mac.types import Column, EnvSpec, EpisodeIndex, Window

@@ -18,6 +18,7 @@ import tyro
 from envs_mjx.registry import make, names, parse
 from experiments import dataset
 from experiments.arguments import read_flags
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.settings import DataConfig
 from mac.data.convert import prepare
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(ask: Ask) -> int:
     """Makes the store, or what is missing of it; returns the exit status."""
+    outlive_output()
     if is_store(ask.source):
         raise UserError(f"{ask.source} is a store already; name the .npz file or folder that it is made from")
     files = shard_files(ask.source)

@@ -15,6 +15,7 @@ from baselines import REGISTRY
 from envs_mjx.registry import make, parse, resolve_engine
 from experiments import arguments, dataset, feeding, plan, saved, sources, sweep
 from experiments.listing import listing
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.report import compare
 from experiments.saved import CONFIG
@@ -23,6 +24,7 @@ from mac.data.normalize import fit
 from mac.data.store import Store
 from mac.data.window import make_held_out
 from mac.errors import UserError
+from mac.machine import cores
 from mac.run.claim import claim
 from mac.run.compatible import check_config
 from mac.run.logger import EVAL, METRICS, read_rows
@@ -30,7 +32,7 @@ from mac.run.meter import duration
 from mac.run.outputs import CHECKPOINTS, Outputs
 from mac.run.plot import plot_learning_curve
 from mac.run.progress import open_progress
-from mac.run.record import cores, cpu_model, record_end, record_launch
+from mac.run.record import cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
 from mac.run.train import Job, Outcome, train
@@ -70,14 +72,17 @@ class Launch(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
-    if "--list" in argv:
-        print(listing())
-        return 0
     return exit_status(
-        lambda: run(*arguments.parse(argv)),
+        lambda: show_list() if "--list" in argv else run(*arguments.parse(argv)),
         short_of_memory="take fewer --seeds, a smaller --hp.batch, or evaluate in parts with --eval.batch",
         interrupted="nothing half-written was left behind; a download goes on where it was",
     )
+
+
+def show_list() -> int:
+    """Prints what there is to train; returns the exit status."""
+    print(listing())
+    return 0
 
 
 def run(settings: Settings[Any], reason: str) -> int:
@@ -88,6 +93,7 @@ def run(settings: Settings[Any], reason: str) -> int:
         return 0
     if launch.finished:
         return finish(launch, Outcome(launch.reached or 0))
+    outlive_output()
     dataset.check_writable(launch.folder, "--out")
     with claim(launch.folder):
         return finish(launch, train_here(launch, settings))

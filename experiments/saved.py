@@ -14,6 +14,7 @@ import numpy as np
 from baselines import REGISTRY
 from envs_mjx.registry import make, parse, task_ids
 from experiments import dataset, sources
+from experiments.counts import whole_number
 from experiments.hparams import convert, unknown_name
 from experiments.settings import Settings, from_plain
 from mac.algorithm import AbstractAlgorithm, TrainState
@@ -126,11 +127,12 @@ def acting_otherwise(settings: Settings[Any], changes: Sequence[str]) -> Setting
             raise UserError(
                 f"--hp {change}: write NAME=VALUE; acting alone reads, of {settings.algo}: {known}"
             )
+        hint = typing.get_type_hints(cls)[name]
         try:
-            given = json.loads(value)
+            given = whole_number(value) if hint is int else json.loads(value)
         except ValueError:
             given = value
-        values[name] = convert(given, typing.get_type_hints(cls)[name], f"--hp {name}")
+        values[name] = convert(given, hint, f"--hp {name}")
     return dataclasses.replace(settings, hp=dataclasses.replace(settings.hp, **values))
 
 

@@ -19,8 +19,9 @@ from experiments.arguments import read_flags, start_jax
 from experiments.drawing import draw
 from experiments.evaluate import Engine
 from experiments.film import Film, film_official, film_ours
+from experiments.output import outlive_output
 from experiments.program import exit_status
-from experiments.rendering import platform, render
+from experiments.rendering import render, require_drawing, try_drawing
 from experiments.saved import SavedRun, by_environment, open_run, read_settings
 from experiments.walker_film import Track, draw_walker, film_walker, returns
 from mac.errors import UserError
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 def view(ask: Ask) -> int:
     """Does what the flags say; returns the exit status."""
+    outlive_output()
     settings = read_settings(ask.run)
     ((name, (task, *_)),) = by_environment(settings.env, () if ask.task is None else (ask.task,), "--task")
     start_jax(1)
@@ -102,9 +104,15 @@ def view(ask: Ask) -> int:
 
 
 def choose_renderer(wanted: str) -> str:
-    """`mujoco` or `drawing`; auto takes MuJoCo's where the system can draw without a screen."""
+    """`mujoco` or `drawing`; auto takes MuJoCo's where the system can draw without a screen.
+
+    Raises:
+        UserError: `mujoco` is wanted, and cannot draw here.
+    """
     if wanted == "auto":
-        return "mujoco" if platform() else "drawing"
+        return "mujoco" if try_drawing().platform else "drawing"
+    if wanted == "mujoco":
+        require_drawing()
     return wanted
 
 

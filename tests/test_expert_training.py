@@ -216,7 +216,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for change, message in (
         ({"--task": "snail"}, "choose ant, humanoid, hopper"),
         ({"--task": "ant", "--rows": "10k"}, "experiments/collect.py --expert"),
-        ({"--rows": "ten"}, "not a number of rows"),
+        ({"--rows": "ten"}, "'ten' is not a whole number"),
         ({"--steps": "5"}, "take at least"),
         ({"--seed": "-1"}, "seed=-1"),
     ):

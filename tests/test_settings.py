@@ -14,6 +14,7 @@ from baselines import REGISTRY
 from envs_mjx.registry import names
 from experiments import arguments, hparams
 from experiments.arguments import flags, parse
+from experiments.counts import whole_number
 from experiments.hparams import build, convert, fits, load_rows, merge_rows, patterns
 from experiments.run import MAY_DIFFER
 from experiments.settings import PRESETS, Settings, from_plain
@@ -89,6 +90,31 @@ def test_help_needs_no_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "no such device" in message_of()
 
 
+@pytest.mark.parametrize(
+    ("flag", "name", "number"),
+    [("--steps", "steps", 1_000_000), ("--run.segment", "run.segment", 1_000_000)],
+)
+@pytest.mark.parametrize("text", ["1M", "1e6", "1000k", "1_000_000", "0.001b", "+1.0e+6"])
+def test_counts_are_written_in_any_way(flag: str, name: str, number: int, text: str):
+    value: Any = parse([flag, text])[0]
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert value == number
+
+
+def test_counts_in_lists_and_of_seeds_are_written_in_any_way():
+    settings, _ = parse(["--hp.hidden", "1k", "5e1", "--seeds", "0.002k", "--data.rows", "200_200"])
+    assert settings.hp.hidden == (1000, 50) and settings.seeds == 2 and settings.data.rows == 200_200
+
+
+@pytest.mark.parametrize(
+    "text", ["1.5", "1e-3", "0.5", "1q", "", "k", "1__0", "_1", "1,000", "nan", "٣", "0x9"]
+)
+def test_what_is_no_whole_number_is_refused(text: str):
+    with pytest.raises(ValueError, match="is not a whole number"):
+        whole_number(text)
+
+
 BAD_FLAGS = {
     ("--sed", "3"): ("--sed", "--seed"),
     ("--step", "5"): ("--step;", "--steps"),
@@ -107,7 +133,9 @@ BAD_FLAGS = {
     ("--seed", str(2**31 - 2), "--seeds", "4"): ("--seed=", "[0, 2**31)"),
     ("--steps", "0"): ("--steps=0", "at least 1"),
     ("--steps", "-5"): ("--steps=-5", "at least 1"),
-    ("--steps", "1e5"): ("--steps", "'1e5'", "whole number"),
+    ("--steps", "1.5"): ("--steps", "'1.5'", "whole number"),
+    ("--steps", "-1k"): ("--steps=-1000", "at least 1"),
+    ("--hp.hidden", "8", "8q"): ("--hp.hidden", "'8q' is not a whole number"),
     ("--steps", str(2**31)): ("--steps=", "2**31"),
     ("--steps",): ("--steps", "value"),
     ("--out",): ("--out", "argument"),

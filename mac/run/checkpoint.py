@@ -94,9 +94,7 @@ class CheckpointStore:
         if step in self.steps():
             header = self._header(step) | {"meta": dict(meta)}
             return write_json(self._path(step) / "meta.json", header)
-        # A copy, since on CPU the host's view of an array is training's own buffer, and would keep the
-        # next segment from reusing it for as long as the write lasts.
-        arrays = {name: np.array(leaf) for name, leaf in _named(jax.device_get(state)).items()}
+        arrays = _on_host(state)
         text = json.dumps(dict(meta), default=str)  # now, since the caller may change it while we write
         self._pending = self._writer.submit(self._write, step, arrays, text)
 
@@ -270,6 +268,20 @@ def _named(tree: Any) -> dict[str, Any]:
     if len(named) != len(pairs):
         raise ValueError("two leaves of the state have the same dotted name")
     return named
+
+
+def _on_host(state: Any) -> dict[str, np.ndarray]:
+    """Copies of all leaves on the host, by name.
+
+    On CPU the host's view of an array is training's own buffer. A view that the writer holds would keep the
+    next segment from reusing that buffer. Since jax 0.11 an asynchronous copy (part of `jax.device_get`)
+    does so too, until the array is gone: training then needs memory for one more state.
+    """
+    named = _named(state)
+    for leaf in named.values() if jax.default_backend() != "cpu" else ():
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()  # all at once, where there is a bus between device and host
+    return {name: np.array(leaf) for name, leaf in named.items()}
 
 
 def _describe(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from mac.files import read_json, write_json
+from mac.machine import cores
 
 PACKAGES = (
     "mac-jax", "jax", "jaxlib", "numpy", "equinox", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx",
@@ -44,11 +45,6 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware() -> dict[str, Any]:

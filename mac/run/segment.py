@@ -12,7 +12,6 @@ two seeds side by side use two cores better than one seed's small products split
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
+from mac.machine import cores
 from mac.run.streams import Stream, stream
 from mac.types import Window
 
@@ -33,8 +33,7 @@ SEED, ALL = PartitionSpec("seed"), PartitionSpec()
 
 def use_cpu_devices(seeds: int) -> None:
     """Lets the CPU count as as many devices as divide `seeds` evenly; call before JAX starts."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", _even_share(seeds, cores))
+    jax.config.update("jax_num_cpu_devices", _even_share(seeds, cores()))
 
 
 def _even_share(seeds: int, most: int) -> int:
