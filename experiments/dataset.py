@@ -103,7 +103,7 @@ def count_rows(source: Path) -> int | None:
     if is_store(source):
         return sum((read_meta(source) or {}).get("train", {}).values()) or None
     # Reading a damaged file whole will say why.
-    return sum(sizes_of(file)[0] for file in shard_files(source)) or None
+    return sum(sizes_of(file).rows for file in shard_files(source)) or None
 
 
 def check_writable(folder: Path, flag: str) -> None:

@@ -24,6 +24,20 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {refusal(error)}; {then}") from error
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """The paths below `folder` that match a pattern of `Path.glob`, in order of their names, without hidden ones.
+
+    Names that begin with a dot are skipped, and so is all in folders of such names: macOS leaves `._NAME`
+    beside every NAME that it copies to a foreign disk.
+    """
+    found = (path for path in folder.glob(pattern) if not _hidden(path.relative_to(folder)))
+    return sorted(found)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | None = None) -> None:
     """Lets `write` fill a file that takes the place of `path` once it is whole and on the disk.
 

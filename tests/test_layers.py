@@ -18,6 +18,7 @@ ABLATION = ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.config", "mac.m
 ALLOWED = {
     "mac": (),
     "mac.errors": (),
+    "mac.words": (),
     "mac.types": (),
     "mac.files": ("mac.errors",),
     "mac.nn": ("mac.types", "mac.errors"),
@@ -37,9 +38,9 @@ ALLOWED = {
         "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.config", "mac.modelfree",
     ),
     "mac.mbpo": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm"),
-    "mac.data": ("mac.types", "mac.errors", "mac.files"),
-    "mac.run": ("mac.types", "mac.errors", "mac.files", "mac.algorithm", "mac.data"),
-    "envs_mjx": ("mac.types", "mac.errors", "mac.files"),
+    "mac.data": ("mac.types", "mac.errors", "mac.files", "mac.words"),
+    "mac.run": ("mac.types", "mac.errors", "mac.files", "mac.words", "mac.algorithm", "mac.data"),
+    "envs_mjx": ("mac.types", "mac.errors", "mac.files", "mac.words"),
     "baselines": (
         "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.mbpo", "mac.mac",
         "mac.config", "mac.gaussian", "mac.fql", "mac.nodistill", "mac.modelfree", "mac.implicit",
