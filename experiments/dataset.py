@@ -19,10 +19,14 @@ from mac.types import EnvSpec
 
 
 class Facts(NamedTuple):
-    """What is known of a dataset before it is opened: training rows, and how they will be stored."""
+    """What is known of a dataset before it is opened: training rows, and how they will be stored.
+
+    `guessed` says that the rows are no fact but a default, since the files' headers cannot be read.
+    """
 
     rows: int
     dtype: str
+    guessed: bool = False
 
 
 def store_folder(data: DataConfig, source: Path) -> Path:
@@ -87,7 +91,8 @@ def facts(data: DataConfig, source: Path, expected: int | None = None) -> Facts:
     """
     folder = source if is_store(source) else store_folder(data, source)
     dtype = (read_meta(folder) or {}).get("dtype", "float32") if data.dtype == "auto" else data.dtype
-    return Facts(expected or count_rows(source) or data.rows, dtype)
+    rows = expected or count_rows(source)
+    return Facts(rows or data.rows, dtype, guessed=not rows)
 
 
 def provenance(source: Path) -> Provenance:

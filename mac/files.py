@@ -25,7 +25,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """The paths below `folder` that match a pattern of `Path.glob`, in order of their names, without hidden ones.
+    """The paths below `folder` that match a pattern of `Path.glob`, by name, without hidden ones.
 
     Names that begin with a dot are skipped, and so is all in folders of such names: macOS leaves `._NAME`
     beside every NAME that it copies to a foreign disk.

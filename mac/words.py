@@ -21,7 +21,7 @@ def share(part: float | int, whole: float | int) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few of some names, whatever characters they hold, on one line; "nothing" if there are none."""
+    """The first few of some names, whatever letters they hold, on one line; "nothing" if there are none."""
     plain = ("".join(c if c.isprintable() else "?" for c in name) for name in names)
     short = [name if len(name) <= _LETTERS else name[: _LETTERS - 3] + "..." for name in plain]
     more = f" and {len(short) - _NAMES} more" if len(short) > _NAMES else ""

@@ -96,15 +96,19 @@ def stated_sizes(path: str | Path) -> Sizes:
                 shapes.append([part.shape or () for part in parts])
                 raw = max(raw, *(0 if part.dtype == np.float32 else part.dtype.itemsize for part in parts))
     rows = sum((*obs, 0)[0] for obs, _ in shapes)
-    widths = tuple(max((math.prod(each[i][1:]) for each in shapes), default=0) for i in range(2))
-    return sizes(rows, widths, COPIES, raw) if flat else sizes(rows, widths, 1.6)
+    obs, action = (max((math.prod(each[i][1:]) for each in shapes), default=0) for i in range(2))
+    return sizes(rows, (obs, action), COPIES if flat else 1.6, raw if flat else 0)
 
 
 def _episodes(names: list[str]) -> list[str]:
     """The groups of Minari's episodes, by their number."""
-    tails = {name: name.removeprefix(EPISODE) for name in names if name.startswith(EPISODE)}
-    numbers = {name: int(tail) for name, tail in tails.items() if tail.isdecimal() and len(tail) < 18}
-    return sorted(numbers, key=numbers.__getitem__)
+    return sorted((name for name in names if _number(name) >= 0), key=_number)
+
+
+def _number(name: str) -> int:
+    """The number of an episode's group; -1 if it is no such group."""
+    tail = name.removeprefix(EPISODE)
+    return int(tail) if name.startswith(EPISODE) and tail.isdecimal() and len(tail) < 18 else -1
 
 
 # What h5py says of a damaged file is caught where it is called.
@@ -122,8 +126,8 @@ def _damage(path: Path, where: str) -> Iterator[None]:
         raise UserError(f"{path}: damaged at {listed([where])} ({one_line(error)}); {then}") from error
     except MemoryError as error:
         raise UserError(
-            f"{path}: {listed([where])} does not fit into memory; split the file, or make it again if it is not "
-            "that large"
+            f"{path}: {listed([where])} does not fit into memory; split the file, or copy it again if it is "
+            "not that large"
         ) from error
 
 
@@ -141,7 +145,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _names(path: Path, group: Any) -> list[str]:
     with _damage(path, group.name):
-        return list(group)
+        # A name that is no UTF-8 comes as bytes.
+        return [name if isinstance(name, str) else name.decode(errors="replace") for name in group]
 
 
 def _group(path: Path, file: Any, name: str) -> Any:
@@ -180,7 +185,9 @@ def _arrays(
     def load(name: str) -> Any:
         with _damage(path, inside + name):
             if fault := _unwritten(path, items[name]):
-                raise UserError(f"{path}: '{inside}{name}' {fault}; it would read as zeros: make the file again")
+                raise UserError(
+                    f"{path}: '{inside}{name}' {fault}; it would read as zeros: make the file again"
+                )
             return items[name][()]
 
     return Arrays(path, shapes, load, inside, notes)
@@ -215,7 +222,9 @@ def _unmapped(path: Path, item: Any, depth: int) -> str | None:
         with h5py.File(source, "r") as file:
             other = file.get(part.dset_name)
             stated = part.src_space.get_simple_extent_dims()
-            if not isinstance(other, h5py.Dataset) or any(a < b for a, b in zip(other.shape, stated, strict=True)):
+            if not isinstance(other, h5py.Dataset) or any(
+                a < b for a, b in zip(other.shape, stated, strict=True)
+            ):
                 return f"takes numbers from {listed([part.file_name])}, which has not as many"
             if fault := _unwritten(source, other, depth + 1):
                 return f"takes numbers from {listed([part.file_name])}, where {part.dset_name} {fault}"
@@ -258,9 +267,7 @@ def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDatas
     return with_final_states(data, final_obs, np.ones(len(first), bool))
 
 
-def _unmarked(
-    path: Path, found: Joints, last: np.ndarray, reward: np.ndarray, marks: str
-) -> tuple[str, ...]:
+def _unmarked(path: Path, found: Joints, last: np.ndarray, reward: np.ndarray, marks: str) -> tuple[str, ...]:
     """What to say of rows that the next one does not follow, though nothing marks them as `last`."""
     rounded, leap = rounding_notes(path, found.rounded & ~last), found.leap & ~last
     if not leap.any():
@@ -277,8 +284,8 @@ def _unmarked(
     )
     if alone:
         note += (
-            f"; {counted(alone, 'time')} in one column alone, all others going on, which looks like a damaged "
-            "number: compare the file with its origin"
+            f"; {counted(alone, 'time')} in one column alone, all others going on, which is rather a damaged "
+            "number: compare the file with its original"
         )
     return (*rounded, note)
 
@@ -327,7 +334,7 @@ def _without_next(path: Path, data: RawDataset) -> RawDataset:
 
 
 def _completed(path: Path, data: RawDataset) -> Iterator[str]:
-    """What to say of episodes without a final state: the last row of some is lost, of others it is altered."""
+    """What to say of episodes without a final state: some lose their last row, of others it is altered."""
     assert data.fell is not None
     final, remedy = data.first + data.length - 1, "make the dataset again, with 'next_observations'"
     for chosen, text, drops in (
@@ -368,6 +375,8 @@ def _from_episodes(path: Path, file: Any, names: list[str]) -> RawDataset:
         fell[i] = _fell(path, arrays)
     notes = [f"{path}: {note}" for note in converted]
     notes += constant_notes(path, first + length - 1, actions=action, rewards=reward)
+    if gaps := _number(names[-1]) + 1 - len(names):
+        notes.append(f"{path}: {counted(gaps, 'episode')} missing among those up to {names[-1]}")
     if empty := len(names) - len(kept):
         text = f"{counted(empty, 'episode')} without a transition"
         notes.append(f"{path}: {text} ({share(empty, len(names))} of them all) left out")

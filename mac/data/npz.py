@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -66,9 +66,10 @@ _BROKEN = (
     zlib.error,
     lzma.LZMAError,
 )
-"""What zipfile, its decompressors and numpy's reader of headers raise on a file that is damaged or not theirs."""
+"""What zipfile, its decompressors and numpy's reader of headers raise on a file that is damaged or another."""
 
 _BLOCK = 1 << 20  # bytes read at a time
+_END = 22 + (1 << 16)  # bytes that the end of a zip takes at most, its comment included
 
 
 def read(path: str | Path) -> RawDataset:
@@ -125,12 +126,11 @@ def stated_sizes(path: str | Path) -> Sizes:
 
 
 class _Header(NamedTuple):
-    """What the head of an `.npy` says of the numbers behind it, which begin at byte `start`."""
+    """What the head of an `.npy` says of the numbers behind it."""
 
     shape: tuple[int, ...]
     fortran: bool
     dtype: np.dtype
-    start: int
 
     @property
     def raw(self) -> int:
@@ -149,6 +149,18 @@ class _Archive:
             if key in self.members:
                 raise UserError(f"{path}: holds '{listed([key])}' twice; make the file again")
             self.members[key] = info
+        with _damage(path, "its index"):
+            self._check_index()
+
+    def _check_index(self) -> None:
+        """Finds arrays whose entry or name is damaged: an optional one would be missing without a word."""
+        stated, found = _stated_members(self.path), len(self.members)
+        if stated not in (None, found):
+            raise ValueError(f"{found} arrays where it states {stated}")
+        for info in self.members.values():
+            # Opening compares the name with the one that stands before the array itself.
+            with contextlib.suppress(RuntimeError), self.archive.open(info):
+                pass
 
     def arrays(self) -> Arrays:
         """The arrays that this module knows, none of which is read yet."""
@@ -172,15 +184,17 @@ class _Archive:
                     raise EOFError("cut short")
             if stream.read(1):
                 raise ValueError("bytes follow the array")
-        value = data.view(head.dtype)
-        return value.reshape(head.shape[::-1]).T if head.fortran else value.reshape(head.shape)
+            value = data.view(head.dtype)
+            return value.reshape(head.shape[::-1]).T if head.fortran else value.reshape(head.shape)
 
-    def _header(self, stream: zipfile.ZipExtFile, key: str) -> _Header:
+    def _header(self, stream: IO[bytes], key: str) -> _Header:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"unknown version {version} of the .npy format")
         # Versions 2 and 3 differ in letters that only names of fields have.
-        parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        parse = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on files of Python 2, which are read
             shape, fortran, dtype = parse(stream)
@@ -193,8 +207,19 @@ class _Archive:
             raise ValueError(f"its shape is {shape}")
         start, size = stream.tell(), math.prod(shape) * dtype.itemsize
         if size != self.members[key].file_size - start:
-            raise ValueError(f"{dtype} {shape} are {size:,} bytes, not {self.members[key].file_size - start:,}")
-        return _Header(shape, fortran, dtype, start)
+            raise ValueError(
+                f"{dtype} {shape} are {size:,} bytes, not {self.members[key].file_size - start:,}"
+            )
+        return _Header(shape, fortran, dtype)
+
+
+def _stated_members(path: Path) -> int | None:
+    """How many members the end of a zip says that it has; None if they are too many for that field."""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - _END, 0))
+        end = file.read()
+    (count,) = struct.unpack_from("<H", end, end.rindex(b"PK\x05\x06") + 10)
+    return None if count == 0xFFFF else count
 
 
 @contextlib.contextmanager
@@ -209,8 +234,8 @@ def _damage(path: Path, where: str) -> Iterator[None]:
         raise UserError(f"{path}: damaged at {where} ({one_line(error)}); {then}") from error
     except MemoryError as error:  # also of a header without end
         raise UserError(
-            f"{path}: {where} does not fit into memory; split the file into shards, or make it again if it is "
-            "not that large"
+            f"{path}: {where} does not fit into memory; split the file into shards, or copy it again if it "
+            "is not that large"
         ) from error
 
 
@@ -227,9 +252,8 @@ def _opened(path: Path) -> Iterator[_Archive]:
         opened = _Archive(path, archive)
         for key in NEEDED:
             if key not in opened.members:
-                raise UserError(
-                    f"{path}: key '{key}' is missing (found: {listed(opened.members)}); not an OGBench dataset"
-                )
+                found = listed(opened.members)
+                raise UserError(f"{path}: key '{key}' is missing (found: {found}); not an OGBench dataset")
         yield opened
 
 
@@ -256,9 +280,7 @@ def _check_compact(path: Path, terminal: np.ndarray, valid: np.ndarray) -> None:
         )
 
 
-def _check_order(
-    path: Path, obs: np.ndarray, next_obs: np.ndarray, final: np.ndarray
-) -> tuple[str, ...]:
+def _check_order(path: Path, obs: np.ndarray, next_obs: np.ndarray, final: np.ndarray) -> tuple[str, ...]:
     """Within episodes of the regular layout, which `final` rows end, each row leads to the one below it."""
     if next_obs.shape != obs.shape:
         raise UserError(f"{path}: 'next_observations' has shape {next_obs.shape}, 'observations' {obs.shape}")

@@ -94,7 +94,9 @@ def check_file(path: Path, what: str) -> None:
         raise UserError(f"{path}: is a folder, where one file ({what}) is expected")
     # Reading a pipe or a device may wait, or go on, for ever.
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path}: is a pipe or a device, no regular file; copy what it gives into {what} file")
+        raise UserError(
+            f"{path}: is a pipe or a device, no regular file; copy what it gives into {what} file"
+        )
     if found.st_size == 0:
         raise UserError(f"{path}: the file is empty; delete it and make or copy it again")
 
@@ -133,7 +135,9 @@ class Arrays:
         rows = {key: shape[0] for key, shape in self._shapes.items() if shape and key not in but}
         if len(set(rows.values())) > 1:
             text = ", ".join(f"{self.name(key)} {count}" for key, count in rows.items())
-            raise UserError(f"{self.path}: the arrays have unequal row counts ({text}); make the dataset again")
+            raise UserError(
+                f"{self.path}: the arrays have unequal row counts ({text}); make the dataset again"
+            )
 
     def columns(self, key: str) -> tuple[int, int]:
         """Rows and columns of a matrix, which is not read."""
@@ -163,8 +167,9 @@ class Arrays:
             found = value.astype(bool)
         odd = np.flatnonzero(found != value)
         if odd.size:
+            row = odd[0]
             raise UserError(
-                f"{self.path}: {self.name(key)} is {value[odd[0]]} in row {odd[0]}; only 0 and 1 have a meaning"
+                f"{self.path}: {self.name(key)} is {value[row]} in row {row}; only 0 and 1 have a meaning"
             )
         return found
 
@@ -181,7 +186,7 @@ class Arrays:
         if len(value) == 0:
             raise UserError(f"{self.path}: {self.name(key)} has no rows; make the dataset again")
         # A float64 too large for float32 becomes inf here, which the check for finite values reports.
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             converted = np.ascontiguousarray(value, dtype=np.float32)
         if value.dtype.kind != "f":
             large = any(bool((np.abs(converted[block]) > _WHOLE).any()) for block in blocks(len(value)))
@@ -334,8 +339,8 @@ def rounding_notes(path: Path, rounded: Bool[np.ndarray, " N"]) -> tuple[str, ..
         return ()
     count, part = counted(int(rounded.sum()), "row"), share(int(rounded.sum()), len(rounded))
     return (
-        f"{path}: 'next_observations' of {count} ({part}) are the observation of the next row but for rounding; "
-        "that observation is taken",
+        f"{path}: 'next_observations' of {count} ({part}) are the observation of the next row but for "
+        "rounding; that observation is taken",
     )
 
 
