@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,7 +66,7 @@ _BROKEN = (
     zlib.error,
     lzma.LZMAError,
 )
-"""What zipfile, its decompressors and numpy's reader of headers raise on a file that is damaged or another."""
+"""What zipfile, its decompressors and numpy's reader of headers raise on a damaged or another file."""
 
 _BLOCK = 1 << 20  # bytes read at a time
 _END = 22 + (1 << 16)  # bytes that the end of a zip takes at most, its comment included
@@ -187,14 +187,13 @@ class _Archive:
             value = data.view(head.dtype)
             return value.reshape(head.shape[::-1]).T if head.fortran else value.reshape(head.shape)
 
-    def _header(self, stream: IO[bytes], key: str) -> _Header:
+    def _header(self, stream: Any, key: str) -> _Header:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"unknown version {version} of the .npy format")
         # Versions 2 and 3 differ in letters that only names of fields have.
-        parse = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        form = np.lib.format
+        parse = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on files of Python 2, which are read
             shape, fortran, dtype = parse(stream)
@@ -205,11 +204,9 @@ class _Archive:
             raise UserError(f"{self.path}: '{key}' is {kind}, numbers are needed")
         if any(type(size) is not int or size < 0 for size in shape):
             raise ValueError(f"its shape is {shape}")
-        start, size = stream.tell(), math.prod(shape) * dtype.itemsize
-        if size != self.members[key].file_size - start:
-            raise ValueError(
-                f"{dtype} {shape} are {size:,} bytes, not {self.members[key].file_size - start:,}"
-            )
+        size, behind = math.prod(shape) * dtype.itemsize, self.members[key].file_size - stream.tell()
+        if size != behind:
+            raise ValueError(f"{dtype} {shape} are {size:,} bytes, not {behind:,}")
         return _Header(shape, fortran, dtype)
 
 
