@@ -9,7 +9,7 @@ from typing import IO
 import pytest
 
 from mac.errors import UserError, refusal, remedy
-from mac.files import misfit, read_json, read_table, replace_file, write_json, writing
+from mac.files import misfit, read_json, read_table, replace_file, visible, write_json, writing
 
 
 def half(file: IO[bytes]) -> None:
@@ -103,3 +103,25 @@ def test_remedies_are_found_in_what_libraries_say():
     assert remedy(RuntimeError("no such thing"), "look at the file") == "look at the file"
     assert refusal(OSError(errno.ENOSPC, "No space", "a")) == "No space"
     assert refusal(ValueError("a\nb")) == "a b"
+
+
+def test_hidden_files_and_folders_are_not_listed(tmp_path: Path):
+    for name in ("b.npz", "a.npz", "._a.npz", ".hidden.npz", "c/d.npz", "c/._d.npz", ".e/f.npz", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert visible(tmp_path, "*.npz") == [tmp_path / "a.npz", tmp_path / "b.npz"]
+    assert [p.name for p in visible(tmp_path, "**/*.npz")] == ["a.npz", "b.npz", "d.npz"]
+    inside = tmp_path / ".e"  # who names a hidden folder means it
+    assert visible(inside, "*.npz") == [inside / "f.npz"] and visible(tmp_path / "none", "*") == []
+
+
+LISTS = re.compile(r"\.(r?glob|iterdir)\(|listdir\(|scandir\(|os\.walk\(")
+OWN_FOLDERS = ("mac/files.py", "mac/data/convert.py", "mac/run/checkpoint.py", "envs_mjx/engine_warp_setup.py")
+"""Where `visible` is, and modules that look through folders of their own making only."""
+
+
+def test_folders_of_users_are_listed_by_one_function():
+    root = Path(__file__).parent.parent
+    files = [p for folder in ("mac", "envs_mjx", "baselines", "experiments") for p in (root / folder).rglob("*.py")]
+    found = {str(p.relative_to(root)) for p in files if LISTS.search(p.read_text())}
+    assert found <= set(OWN_FOLDERS)

@@ -48,6 +48,7 @@ NEEDED = ("observations", "actions", "rewards", "terminals")
 WANTED = (*NEEDED, "next_observations", "timeouts")
 EPISODE = "episode_"
 STEPS = ("observations", "actions", "rewards", "terminations", "truncations")
+FLAGS = ("terminals", "timeouts", "terminations", "truncations")
 
 COPIES = 2.4
 """Of D4RL's observations and actions, while they are read; Minari's are read episode by episode, into one."""
@@ -182,12 +183,15 @@ def _arrays(
     with _damage(path, inside):
         shapes = {name: tuple(item.shape or ()) for name, item in items.items()}
 
+    notes = {} if notes is None else notes
+
     def load(name: str) -> Any:
         with _damage(path, inside + name):
             if fault := _unwritten(path, items[name]):
-                raise UserError(
-                    f"{path}: '{inside}{name}' {fault}; it would read as zeros: make the file again"
-                )
+                # Flags that were made and never set are what their writer meant.
+                if name not in FLAGS or items[name].is_virtual or items[name].id.get_storage_size():
+                    raise UserError(f"{path}: '{inside}{name}' {fault}, and reads as zeros; make it again")
+                notes[f"'{name}' was never written, so that all of it reads as 0"] = None
             return items[name][()]
 
     return Arrays(path, shapes, load, inside, notes)
@@ -251,6 +255,11 @@ def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDatas
         found = joints(obs, next_obs)
         notes += _unmarked(path, found, last, reward, "" if timeout is not None else "no 'timeouts': ")
         last = last | found.leap
+        if limit is not None and len(last) > limit and not last.any():
+            raise UserError(
+                f"{path}: nothing marks the end of an episode in {counted(len(last), 'row')}, and none has "
+                f"more than {limit:,}; it needs 'timeouts', set on each episode's last row"
+            )
         first, length, tail = episodes_between(path, np.flatnonzero(last).astype(np.int64), len(obs))
         final_obs = next_obs[first + length - 1]
         del next_obs

@@ -207,7 +207,7 @@ class Arrays:
         return UserError(f"{self.path}: {self.name(key)} has shape {shape}, {needed}")
 
     def _unfit(self, key: str, value: Any, needed: str) -> UserError:
-        kind = listed([str(getattr(value, "dtype", "no array"))])
+        kind = listed([str(value.dtype)]) if isinstance(value, np.ndarray) else "no array"
         return UserError(f"{self.path}: {self.name(key)} is {kind}, {needed}")
 
 
