@@ -29,6 +29,7 @@ from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, requi
 from experiments.saved import CONFIG, read_config
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.errors import UserError, one_line
+from mac.files import visible
 from mac.run.segment import use_cpu_devices
 
 PROGRAM = "python experiments/run.py"
@@ -104,7 +105,7 @@ def _first_stage(argv: Sequence[str]) -> _First:
 
 
 def _newest_run() -> Path:
-    runs = sorted(Path("runs").glob(f"*/{CONFIG}"), key=lambda p: p.stat().st_mtime)
+    runs = sorted(visible(Path("runs"), f"*/{CONFIG}"), key=lambda p: p.stat().st_mtime)
     if not runs:
         raise UserError("--resume: there is no run in runs/; name its folder with --out")
     return runs[-1].parent

@@ -19,10 +19,14 @@ from mac.types import EnvSpec
 
 
 class Facts(NamedTuple):
-    """What is known of a dataset before it is opened: training rows, and how they will be stored."""
+    """What is known of a dataset before it is opened: training rows, and how they will be stored.
+
+    `guessed` says that the rows are no fact but a default, since the files' headers cannot be read.
+    """
 
     rows: int
     dtype: str
+    guessed: bool = False
 
 
 def store_folder(data: DataConfig, source: Path) -> Path:
@@ -87,7 +91,8 @@ def facts(data: DataConfig, source: Path, expected: int | None = None) -> Facts:
     """
     folder = source if is_store(source) else store_folder(data, source)
     dtype = (read_meta(folder) or {}).get("dtype", "float32") if data.dtype == "auto" else data.dtype
-    return Facts(expected or count_rows(source) or data.rows, dtype)
+    rows = expected or count_rows(source)
+    return Facts(rows or data.rows, dtype, guessed=not rows)
 
 
 def provenance(source: Path) -> Provenance:
@@ -103,7 +108,7 @@ def count_rows(source: Path) -> int | None:
     if is_store(source):
         return sum((read_meta(source) or {}).get("train", {}).values()) or None
     # Reading a damaged file whole will say why.
-    return sum(sizes_of(file)[0] for file in shard_files(source)) or None
+    return sum(sizes_of(file).rows for file in shard_files(source)) or None
 
 
 def check_writable(folder: Path, flag: str) -> None:

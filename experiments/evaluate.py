@@ -39,6 +39,7 @@ from mac.run.stats import learning_curve
 from mac.run.table import results_table
 from mac.run.uniform import UniformPolicy
 from mac.types import Episodes
+from mac.words import counted
 
 PROGRAM = "python experiments/evaluate.py"
 Engine = Literal["auto", "c", "mjx", "warp", "ogbench"]
@@ -100,7 +101,7 @@ def evaluate_again(ask: Ask) -> int:
     episodes = ask.episodes or settings.eval.episodes
     tasks = [task for _, each in games for task in each]
     learnt = "" if ask.policy == RANDOM else f" after {run.step:,} updates"
-    print(f"policies     {title(run)}: {len(run.numbers)} seeds{learnt}, from {ask.run}")
+    print(f"policies     {title(run)}: {counted(len(run.numbers), 'seed')}{learnt}, from {ask.run}")
     print(
         f"environment  engine {engine}, {'tasks' if len(tasks) > 1 else 'task'} {', '.join(map(str, tasks))}"
     )

@@ -39,6 +39,7 @@ from mac.run import segment as loop
 from mac.run.progress import Progress, open_progress
 from mac.run.train import Diverged
 from mac.types import EnvSpec
+from mac.words import counted
 
 PROGRAM = "python experiments/model_error.py"
 SEGMENT = 500  # updates per compiled call
@@ -156,7 +157,8 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
         check_chunk(str(store.path), store.train[0].length, chunk)
         check_horizon("--horizon", ask.horizon, chunk, store)
     rows: list[ChunkRow] = []
-    title = f"dynamics models of {name}: {ask.seeds} seeds, {ask.steps:,} updates, width {max(ask.hidden)}"
+    size = f"{counted(ask.steps, 'update')}, width {max(ask.hidden)}"
+    title = f"dynamics models of {name}: {counted(ask.seeds, 'seed')}, {size}"
     total = len(ask.chunks) * ask.steps
     numbers = range(ask.seed, ask.seed + ask.seeds)
     with open_progress("model error", total, "updates", seeds=numbers) as progress:

@@ -24,6 +24,7 @@ from mac.run.meter import duration
 from mac.run.segment import ALL, SEED, place, seed_mesh
 from mac.run.traffic import program_bytes
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
+from mac.words import counted
 
 # Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
 COLLECT_RATE = 800.0  # rows per second and core of the scripted expert
@@ -178,7 +179,7 @@ def describe_evaluation(env: AbstractEnv, episodes: int, batch: int) -> str:
     """A line for `--dry-run`: `episodes` of all seeds and tasks, at most `batch` (0: all) at a time."""
     together, size = min(batch or episodes, episodes), environment_bytes(env)
     return (
-        f"evaluation   {episodes:,} episodes, {together:,} at a time (--eval.batch), "
+        f"evaluation   {counted(episodes, 'episode')}, {together:,} at a time (--eval.batch), "
         f"each {size / 1e3:,.1f} kB between steps: {mega(together * size)}"
     )
 

@@ -25,6 +25,8 @@ from mac.data.convert import prepare
 from mac.data.shards import shard_files
 from mac.data.store import Store, is_store, read_meta
 from mac.errors import UserError
+from mac.files import visible
+from mac.words import counted
 
 PROGRAM = "python experiments/prepare.py"
 WORST = 3  # columns of largest error that are shown
@@ -66,7 +68,7 @@ def run(ask: Ask) -> int:
     env = ask.env or guess_env(ask.source, files[0])
     out = ask.out or dataset.store_folder(DataConfig(), ask.source)
     rows = dataset.count_rows(ask.source) or 0
-    print(f"source       {ask.source}: {len(files)} file{'s' * (len(files) > 1)}, {rows:,} training rows")
+    print(f"source       {ask.source}: {counted(len(files), 'file')}, {counted(rows, 'training row')}")
     print(f"environment  {env}")
     print(f"store        {out}, as {ask.dtype}", flush=True)
     spec = make(env, "c").spec
@@ -99,8 +101,8 @@ def report(store: Store) -> None:
     meta = read_meta(store.path) or {}
     for note in store.notes:
         print(f"note: {note}")
-    size = sum(file.stat().st_size for file in store.path.rglob("*.npy"))
-    print(f"rows         {store.rows:,} in {store.episodes:,} episodes, {size / 1e9:,.2f} GB")
+    size = sum(file.stat().st_size for file in visible(store.path, "**/*.npy"))
+    print(f"rows         {store.rows:,} in {counted(store.episodes, 'episode')}, {size / 1e9:,.2f} GB")
     for name, quality in meta["quality"].items():
         print(f"{name:<12} {describe_loss(quality)}")
     print(f"  {store.path / 'meta.json'} says what each column holds")
@@ -111,7 +113,7 @@ def describe_loss(quality: dict[str, Any]) -> str:
     """A line on the errors of some columns: the worst of them, in units of their spread."""
     low, high = quality["low"], quality["high"]
     constant = sum(a == b for a, b in zip(low, high, strict=True))
-    text = f"{len(low)} columns, {constant} of them constant"
+    text = f"{counted(len(low), 'column')}, {constant} of them constant"
     errors = quality.get("largest_error_in_std")
     if errors is None:
         return f"{text}; stored exactly"

@@ -17,6 +17,7 @@ from experiments.program import exit_status
 from experiments.saved import EVALUATIONS, RANDOM, is_run, read_settings
 from experiments.settings import Settings
 from mac.errors import UserError
+from mac.files import visible
 from mac.run.logger import EVAL, read_rows
 from mac.run.plot import plot_comparison
 from mac.run.stats import Curve, learning_curve, summarise
@@ -117,7 +118,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: there is none.
     """
-    inside = sorted(path.parent for path in folder.glob(f"*/{EVAL}") if is_run(path.parent))
+    inside = [path.parent for path in visible(folder, f"*/{EVAL}") if is_run(path.parent)]
     if is_run(folder) and not inside:
         yield folder
         return

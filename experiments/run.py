@@ -36,6 +36,7 @@ from mac.run.record import cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
 from mac.run.table import results_table
 from mac.run.train import Job, Outcome, train
+from mac.words import counted
 
 PICTURE = "learning_curve.png"
 LEFT = (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS)
@@ -162,7 +163,7 @@ def announce(launch: Launch, reason: str) -> None:
     lanes = settings.seeds * count
     sizes = plan.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
     device = jax.devices()[0]
-    where = f"{cpu_model()}, {cores()} cores" if device.platform == "cpu" else device.device_kind
+    where = f"{cpu_model()}, {counted(cores(), 'core')}" if device.platform == "cpu" else device.device_kind
     left = max(settings.steps - (launch.reached or 0), 0)
     evaluations = 0 if launch.finished else -(-left // settings.run.eval_every)
     episodes = lanes * settings.eval.episodes * len(spec.tasks)
@@ -236,7 +237,7 @@ def make_job(launch: Launch, store: Store) -> Job:
     return Job(
         algo=algo,
         env=env,
-        window=feeding.make_source(settings.data, store, normalizer, algo.sample.chunk, relabel),
+        window=feeding.make_source(settings.data, store, normalizer, algo.sample, relabel),
         normalizer=normalizer,
         seed=settings.seed,
         seeds=settings.seeds,
@@ -247,7 +248,7 @@ def make_job(launch: Launch, store: Store) -> Job:
         config=settings.plain(),
         may_differ=may_differ(settings),
         batch=settings.eval.batch,
-        held_out=make_held_out(store, normalizer, algo.sample.chunk),
+        held_out=make_held_out(store, normalizer, algo.sample.chunk, every_row=algo.sample.every_row),
         data=store.provenance.label,
         sweep=sweep.variants(settings),
     )

@@ -1,5 +1,8 @@
 """The one exception that stands for a mistake in the user's input, and how to word it."""
 
+import errno
+import os
+
 
 class UserError(ValueError):
     """Bad input: a file, flag, shape or value that the user can correct.
@@ -17,3 +20,56 @@ def one_line(error: BaseException) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:75]} ... {text[-120:]}"
+
+
+_FULL = "free some space, or choose another folder"
+_RIGHTS = "set rights, or choose another folder"
+_OPEN = "too many files are open: raise the limit (`ulimit -n`)"
+_IN_THE_WAY = "something else has this name: move it away, or choose another folder"
+_SLOW = "the file system does not answer: try again when it does"
+_REMEDIES = {
+    "ENOSPC": _FULL,
+    "EDQUOT": _FULL,
+    "EFBIG": "raise the limit of a file's size (`ulimit -f`), or choose another file system",
+    "EACCES": _RIGHTS,
+    "EPERM": _RIGHTS,
+    "EROFS": "it can only be read there: choose another folder",
+    "EMFILE": _OPEN,
+    "ENFILE": _OPEN,
+    "ENOENT": "check the path",
+    "ENOTDIR": _IN_THE_WAY,
+    "EISDIR": _IN_THE_WAY,
+    "EEXIST": _IN_THE_WAY,
+    "ENOTEMPTY": _IN_THE_WAY,
+    "ENAMETOOLONG": "choose a shorter name",
+    "ELOOP": "its links lead in a circle: check them",
+    "EBUSY": "another program uses it: try again when that has ended",
+    "ENOMEM": "free some memory",
+    "EIO": "the disk itself failed: check it, or choose another one",
+    "ESTALE": _SLOW,
+    "ETIMEDOUT": _SLOW,
+}
+"""By the name of `errno`, since systems differ in which they have."""
+
+
+def remedy(error: BaseException, otherwise: str) -> str:
+    """The remedy for a refusal of the system, by the error's number; `otherwise` for any other error.
+
+    Libraries that wrap the system's error keep its number, or its words, in their text; both are looked for.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    for name, advice in _REMEDIES.items():
+        known = getattr(errno, name, None)
+        if known is not None and (number == known or (number is None and _tells(text, known))):
+            return advice
+    return otherwise
+
+
+def refusal(error: BaseException) -> str:
+    """What the system, or a library, said: the system's own words where there are some, in one line."""
+    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+
+
+def _tells(text: str, number: int) -> bool:
+    return f"errno = {number}," in text or f"[Errno {number}]" in text or os.strerror(number) in text

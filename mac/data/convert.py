@@ -38,7 +38,6 @@ from mac.errors import UserError
 from mac.files import locked, write_json, writing
 from mac.types import EnvSpec
 
-READING = 1.5  # memory that reading and checking a file takes, in sizes of its arrays
 Progress = Callable[[int, int], Any]
 """Called with rows done so far and rows in all; codes count each row twice."""
 
@@ -105,7 +104,7 @@ class _Conversion:
         self.done = 0
         # A damaged file counts nothing here, and is reported when it is read.
         self.sizes = {file: sizes_of(file) for file in (*files, *([val] if val else []))}
-        self.total = sum(self.sizes[file][0] for file in files) * (2 if self.coded else 1)
+        self.total = sum(self.sizes[file].rows for file in files) * (2 if self.coded else 1)
 
     def run(self) -> None:
         self.work.mkdir(exist_ok=True)
@@ -177,16 +176,16 @@ class _Conversion:
 
     def _check_space(self) -> None:
         """Compares what is still to be written with the free space, and what is read with the memory."""
-        largest = max(self.sizes, key=lambda file: self.sizes[file][1])
-        memory, free = READING * self.sizes[largest][1], free_host_memory()
+        largest = max(self.sizes, key=lambda file: self.sizes[file].reading)
+        memory, free = self.sizes[largest].reading, free_host_memory()
         if free is not None and memory > free:
             raise UserError(
                 f"{largest}: {memory / 1e6:,.0f} MB of memory to read it, {free / 1e6:,.0f} MB are free; "
                 "split it into shards, as OGBench's large datasets are"
             )
-        need = sum(size for _, size in self.sizes.values())
+        need = sum(sizes.stored for sizes in self.sizes.values())
         if self.coded:
-            need -= sum(self.sizes[file][1] for file in self.files) // 2
+            need -= sum(self.sizes[file].stored for file in self.files) // 2
         need -= sum(f.stat().st_size for f in self.work.glob("*/*.npy"))
         free = shutil.disk_usage(self.store_dir.parent).free
         if need > free:

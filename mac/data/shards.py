@@ -12,10 +12,10 @@ import numpy as np
 from mac.data import codec as coding
 from mac.data import hdf5, npz
 from mac.data.codec import Codec, Loss, Summary
-from mac.data.raw import RawDataset
+from mac.data.raw import RawDataset, Sizes
 from mac.data.store import ACTION, EPISODES, OBS, REWARD
 from mac.errors import UserError
-from mac.files import settle
+from mac.files import settle, visible
 from mac.types import EnvSpec
 
 SHARD = "shard.json"
@@ -23,7 +23,7 @@ SHARD = "shard.json"
 
 def shard_files(path: str | Path) -> tuple[Path, ...]:
     """The training files at `path`: itself, or a folder's `*.npz` without `*-val.npz`, by name; if it has
-    none, its hdf5 files.
+    none, its hdf5 files. Hidden files do not count.
 
     Raises:
         UserError: if there is none.
@@ -34,7 +34,7 @@ def shard_files(path: str | Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     for suffix in (".npz", *hdf5.SUFFIXES):
-        files = sorted(p for p in path.glob(f"*{suffix}") if not p.stem.endswith("-val"))
+        files = [p for p in visible(path, f"*{suffix}") if not p.stem.endswith("-val")]
         if files:
             return tuple(files)
     raise UserError(f"{path}: this folder holds no training .npz file, nor an hdf5 file")
@@ -155,11 +155,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sizes_of(file: Path) -> tuple[int, int]:
-    """Rows of a file, and bytes of its observations and actions, from its headers; zeros if it is damaged."""
-    with contextlib.suppress(*npz.BROKEN, *hdf5.BROKEN, LookupError, AttributeError):
+def sizes_of(file: Path) -> Sizes:
+    """What the headers of a file tell; zeros if it is damaged."""
+    with contextlib.suppress(UserError):
         return (hdf5 if file.suffix in hdf5.SUFFIXES else npz).stated_sizes(file)
-    return 0, 0
+    return Sizes(0, 0, 0)
 
 
 def fingerprint(file: Path) -> list[Any]:
