@@ -13,7 +13,6 @@ from pathlib import Path
 
 from experiments.doctor import BROKEN, OK, ROOT, WARNING, Line
 from experiments.probes import JAX, MJX, PHYSICS, PICTURE, Outcome, Probe
-from mac.files import visible
 
 GIB = 2**30
 ROOM = 5 * GIB  # free disk below which a dataset of 1M rows and its store may not fit
@@ -200,7 +199,7 @@ def check_cache(data: Path) -> Iterator[Line]:
         remedy = "set JAX_COMPILATION_CACHE_DIR to a folder of yours; without it every start compiles anew"
         yield Line(WARNING, "cache", f"{folder}: {refusal}", remedy)
         return
-    files = [path for path in visible(folder, "*") if path.is_file()]
+    files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
     size = sum(path.stat().st_size for path in files)
     yield Line(OK, "cache", f"{folder}: {len(files):,} files, {size / 1e6:,.0f} MB of compiled programs")
 

@@ -83,9 +83,7 @@ def test_without_next_observations_falls_are_kept_and_other_last_transitions_lef
     # 3 of 23 rows, and 17 + 36 + 44 of the 505 that all rewards add up to; the falls have 5 + 21 of them.
     lost, altered = (note.split("'next_observations': ")[1] for note in data.notes[1:])
     assert lost == "the last transition of 3 episodes is left out (13% of all rows and 19.2% of all reward)"
-    assert altered.startswith(
-        "the state before each of 2 falls stands for the one after (8.7% of all rows and"
-    )
+    assert altered.startswith("the state before each of 2 falls stands for the one after (8.7% of all rows")
 
 
 def test_without_next_observations_a_lone_state_is_left_out(tmp_path: Path):
