@@ -329,12 +329,14 @@ def test_rewards_or_actions_that_are_all_equal_have_a_note(tmp_path: Path, layou
 
 
 def test_minari_says_which_episodes_are_missing_or_empty(tmp_path: Path):
-    path = write_minari(tmp_path / "a.hdf5", d4rl_arrays())
-    with h5py.File(path, "a") as file:
+    arrays = d4rl_arrays()
+    path = write_minari(tmp_path / "a.hdf5", arrays)
+    with h5py.File(path, "a") as opened:
+        file: Any = opened
         del file["episode_1"]
+        group = file["episode_2"]
         for key in ("actions", "rewards", "terminations", "truncations", "observations"):
-            value = file[f"episode_2/{key}"][()]
-            edit_group(file["episode_2"], key, value[:1] if key == "observations" else value[:0])
+            edit_group(group, key, group[key][()][: 1 if key == "observations" else 0])
     data = read(path)
     np.testing.assert_array_equal(data.length, [6, 7, 5])
     assert [note.split(": ")[1] for note in data.notes] == [
