@@ -15,7 +15,6 @@ from pathlib import Path
 from experiments.doctor import BROKEN, OK, ROOT, WARNING, Line
 from experiments.probes import JAX, MJX, PHYSICS, PICTURE, Outcome, Probe, drawing_remedy
 from experiments.variables import ignored
-from mac.files import visible
 from mac.machine import cores, group_memory
 
 PROJECT = "mac-jax"
@@ -238,7 +237,7 @@ def check_cache(data: Path) -> Iterator[Line]:
         remedy = "set JAX_COMPILATION_CACHE_DIR to a folder of yours; without it every start compiles anew"
         yield Line(WARNING, "cache", f"{folder}: {refusal}", remedy)
         return
-    files = [path for path in visible(folder, "*") if path.is_file()]
+    files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
     size = sum(path.stat().st_size for path in files)
     yield Line(OK, "cache", f"{folder}: {len(files):,} files, {size / 1e6:,.0f} MB of compiled programs")
 

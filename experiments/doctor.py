@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mac.words import counted
-
 ROOT = Path(__file__).resolve().parent.parent
 if importlib.util.find_spec("experiments") is None:  # not installed: `check_install` says so
     sys.path.insert(0, str(ROOT))
@@ -63,9 +61,7 @@ def report(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None) -> i
         print(json.dumps([line._asdict() for line in lines], indent=2))
     else:
         counts = {state: sum(line.state == state for line in lines) for state in (BROKEN, WARNING)}
-        print(
-            f"{counts[BROKEN]} broken, {counted(counts[WARNING], 'warning')}, {counted(len(lines), 'check')}"
-        )
+        print(f"{counts[BROKEN]} broken, {counts[WARNING]} warnings, {len(lines)} checks")
     return int(any(line.state == BROKEN for line in lines))
 
 

@@ -186,3 +186,15 @@ def test_disk_that_fills_while_writing_is_one_line(
     with pytest.raises(UserError, match="No space left on device"):
         prepare(train, tmp_path / "store", SPEC)
     assert leftovers(tmp_path) == []
+
+
+def test_a_pipe_is_refused_before_anything_waits_for_it(tmp_path: Path):
+    os.mkfifo(tmp_path / "toy.npz")
+    with pytest.raises(UserError, match=r"toy\.npz: is a pipe or a device"):
+        prepare(tmp_path / "toy.npz", tmp_path / "store", SPEC)
+    (tmp_path / "x").mkdir()
+    path = write_pair(tmp_path / "x")
+    (tmp_path / "x" / "toy-val.npz").unlink()
+    os.mkfifo(tmp_path / "x" / "toy-val.npz")
+    with pytest.raises(UserError, match=r"toy-val\.npz: is a pipe or a device"):
+        prepare(path, tmp_path / "store", SPEC)

@@ -83,7 +83,7 @@ def test_without_next_observations_falls_are_kept_and_other_last_transitions_lef
     # 3 of 23 rows, and 17 + 36 + 44 of the 505 that all rewards add up to; the falls have 5 + 21 of them.
     lost, altered = (note.split("'next_observations': ")[1] for note in data.notes[1:])
     assert lost == "the last transition of 3 episodes is left out (13% of all rows and 19.2% of all reward)"
-    assert altered.startswith("the state before each of 2 falls stands for the one after (8.7% of all rows and")
+    assert altered.startswith("the state before each of 2 falls stands for the one after (8.7% of all rows")
 
 
 def test_without_next_observations_a_lone_state_is_left_out(tmp_path: Path):
@@ -280,7 +280,7 @@ def test_most_of_the_reward_is_not_left_out(tmp_path: Path):
     arrays = long_arrays()
     del arrays["next_observations"]
     with pytest.raises(
-        UserError, match="2% of all rows and 100% of all reward, too much.*'next_observations'"
+        UserError, match=r"2% of all rows and 100% of all reward, too much.*'next_observations'"
     ):
         read(write_d4rl(tmp_path / "a.hdf5", arrays))
     arrays["rewards"] = np.where(np.arange(1500) % 2, -1, 1).astype(np.float32)
@@ -291,7 +291,7 @@ def test_most_of_the_reward_is_not_left_out(tmp_path: Path):
 def test_most_rows_are_not_left_out(tmp_path: Path):
     arrays = long_arrays() | {"rewards": np.ones(1500), "timeouts": np.arange(1500) % 3 != 0}
     del arrays["next_observations"]
-    with pytest.raises(UserError, match="66.7% of all rows"):
+    with pytest.raises(UserError, match=r"66\.7% of all rows"):
         read(write_d4rl(tmp_path / "a.hdf5", arrays))
 
 
@@ -329,12 +329,14 @@ def test_rewards_or_actions_that_are_all_equal_have_a_note(tmp_path: Path, layou
 
 
 def test_minari_says_which_episodes_are_missing_or_empty(tmp_path: Path):
-    path = write_minari(tmp_path / "a.hdf5", d4rl_arrays())
-    with h5py.File(path, "a") as file:
+    arrays = d4rl_arrays()
+    path = write_minari(tmp_path / "a.hdf5", arrays)
+    with h5py.File(path, "a") as opened:
+        file: Any = opened
         del file["episode_1"]
+        group = file["episode_2"]
         for key in ("actions", "rewards", "terminations", "truncations", "observations"):
-            value = file[f"episode_2/{key}"][()]
-            edit_group(file["episode_2"], key, value[:1] if key == "observations" else value[:0])
+            edit_group(group, key, group[key][()][: 1 if key == "observations" else 0])
     data = read(path)
     np.testing.assert_array_equal(data.length, [6, 7, 5])
     assert [note.split(": ")[1] for note in data.notes] == [

@@ -285,6 +285,8 @@ def test_resume_alone_takes_the_newest_run(run_folder: Path, monkeypatch: pytest
     assert "no run in runs/" in message_of("--resume")
     (run_folder / "runs" / "a").mkdir()
     (run_folder / "config.json").rename(run_folder / "runs" / "a" / "config.json")
+    (run_folder / "runs" / ".trash").mkdir()
+    (run_folder / "runs" / ".trash" / "config.json").write_text("{}")
     settings = settings_of("--resume")
     assert settings.out == Path("runs/a") and settings.hp.batch == 9
 
