@@ -156,7 +156,7 @@ def in_turns(
         updates, after = inner.update(grads, state, params, step=step, **extra)
         return when(updates, zeros), when(after, state)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)  # pyright: ignore[reportArgumentType]
 
 
 class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):

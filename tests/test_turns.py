@@ -97,7 +97,7 @@ def test_rebracs_policy_and_target_networks_take_turns(coast: bool, first: bool)
 def test_learning_rate_of_the_policy_cools_down_with_that_of_the_critics(coast: bool, first: bool):
     """Over 12 updates, of which the last half cools; an optimiser that rests counts turns, not updates."""
     algo: Any = make("rebrac", "reward", 12, lr=LR, cooldown=0.5, actor_coasts=coast, actor_first=first)
-    rates = [float(algo.actor_rate(jnp.asarray(i))) for i in range(12 if coast else 6)]
+    rates = [float(jnp.asarray(algo.actor_rate(jnp.asarray(i)))) for i in range(12 if coast else 6)]
     turns = range(12) if coast else range(0 if first else 1, 12, 2)
-    assert rates == pytest.approx([float(cooling(LR, 12, 0.5)(t)) for t in turns])
+    assert rates == pytest.approx([float(jnp.asarray(cooling(LR, 12, 0.5)(t))) for t in turns])
     assert rates[-1] < 0.5 * LR
