@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.episodes import EPISODE_ROWS
@@ -33,6 +32,7 @@ from experiments.program import exit_status
 from mac.config import Config
 from mac.errors import UserError
 from mac.run import segment as loop
+from mac.run.table import print_tables
 
 PROGRAM = "python experiments/bench.py"
 ONE = "--one-"  # first flag, with `train` or `eval`: measure one configuration here, and print JSON
@@ -111,7 +111,7 @@ def every(args: Args, argv: Sequence[str]) -> None:
     rows = [TrainRow(**in_process("train", replace(args, widths=(w,), seeds=(s,)))) for w, s in pairs]
     widest = replace(args, widths=(max(args.widths),))
     evals = [EvalRow(**in_process("eval", replace(widest, envs=(n,)))) for n in args.envs]
-    Console().print(table(rows), *([eval_table(evals)] if evals else []))
+    print_tables(table(rows), *([eval_table(evals)] if evals else []))
     if args.out is not None:
         write_csv(args.out, rows, ["experiments/bench.py", *argv])
         print(args.out)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from baselines import REGISTRY
@@ -27,6 +26,7 @@ from experiments.program import exit_status
 from experiments.settings import Preset
 from mac.algorithm import AbstractAlgorithm
 from mac.errors import UserError
+from mac.run.table import print_tables
 from mac.types import EnvSpec
 
 PROGRAM = "python experiments/bench.py algos"
@@ -137,7 +137,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(
             "nothing was measured, for the reasons above; choose other --algos, --envs or --preset"
         )
-    Console(width=110).print(*tables(rows))
+    print_tables(*tables(rows))
     if args.out is not None:
         write_csv(args.out, rows, ["experiments/bench.py", "algos", *argv])
         print(args.out)

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
-from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.base import AbstractEnv, EnvState
@@ -30,6 +29,7 @@ from experiments.arguments import read_flags
 from experiments.measured import alone, compile_for_real, write_csv
 from experiments.program import exit_status
 from mac.errors import UserError
+from mac.run.table import print_tables
 
 PROGRAM = "python experiments/bench.py envs"
 ONE = "--one"  # first flag: measure one environment and batch here, and print JSON
@@ -110,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
         print(json.dumps([vars(row) for row in measure(args, args.names, args.batches[0])]))
         return 0
     rows = [row for group in groups(args.names) for n in args.batches for row in in_process(args, group, n)]
-    Console(width=110).print(table(rows))
+    print_tables(table(rows))
     if args.out is not None:
         write_csv(args.out, rows, ["experiments/bench.py", "envs", *argv])
         print(args.out)

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import tyro
-from rich.console import Console
 
 from envs_mjx.registry import make, resolve_engine
 from experiments.arguments import read_flags, start_jax
@@ -36,7 +35,7 @@ from mac.run.progress import open_progress
 from mac.run.record import provenance
 from mac.run.rows import eval_rows, overflow_warning
 from mac.run.stats import learning_curve
-from mac.run.table import results_table
+from mac.run.table import print_tables, results_table
 from mac.run.uniform import UniformPolicy
 from mac.types import Episodes
 from mac.words import counted
@@ -152,7 +151,7 @@ def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float)
     """Prints the table, and what the run's own evaluation of that checkpoint said."""
     if warning := overflow_warning(rows, "--engine"):
         print(warning)
-    Console().print(results_table(learning_curve(rows), title=f"{title(run)}, engine {engine}"))
+    print_tables(results_table(learning_curve(rows), title=f"{title(run)}, engine {engine}"))
     path = run.folder / EVAL
     before = {}
     for row in read_rows(path) if path.exists() else ():

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.registry import make
@@ -37,6 +36,7 @@ from mac.errors import UserError
 from mac.nn.mlp import MLP
 from mac.run import segment as loop
 from mac.run.progress import Progress, open_progress
+from mac.run.table import print_tables
 from mac.run.train import Diverged
 from mac.types import EnvSpec
 from mac.words import counted
@@ -169,7 +169,7 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
                 rows += chunk_rows(ask, chunk, loss, errors)
                 write_csv(ask.out / "model_error.csv", rows, command, data=label)
                 draw_chunks(rows, ask.out / "model_error.png", title=title, data=label)
-    Console().print(table(rows, title, label))
+    print_tables(table(rows, title, label))
     print(f"  {ask.out / 'model_error.csv'}\n  {ask.out / 'model_error.png'}")
 
 
@@ -226,7 +226,9 @@ def table(rows: Sequence[ChunkRow], title: str, data: str) -> Table:
         shown.add_column(f"at {horizon} steps", justify="right")
         shown.add_column("95% interval", justify="right")
     for chunk, group in by_chunk.items():
-        cells = ((f"{group[h].error:.3g}", f"{group[h].seed_low:.3g}–{group[h].seed_high:.3g}") for h in ends)
+        cells = (
+            (f"{group[h].error:.3g}", f"{group[h].seed_low:.3g} to {group[h].seed_high:.3g}") for h in ends
+        )
         shown.add_row(str(chunk), *(cell for pair in cells for cell in pair))
     still = next(iter(by_chunk.values()))
     shown.add_row("nothing moves", *(cell for h in ends for cell in (f"{still[h].still:.3g}", "")))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
-from rich.console import Console
 
 from experiments.arguments import read_flags
 from experiments.measured import write_csv
@@ -21,7 +20,7 @@ from mac.files import visible
 from mac.run.logger import EVAL, read_rows
 from mac.run.plot import plot_comparison
 from mac.run.stats import Curve, learning_curve, summarise
-from mac.run.table import comparison_table
+from mac.run.table import comparison_table, print_tables
 
 PROGRAM = "python experiments/report.py"
 
@@ -106,7 +105,7 @@ def compare(folders: Sequence[Path], picture: Path | None) -> Compared:
     for env, curve in random.items():
         named[f"random actions on {env}" if len(envs) > 1 else "random actions"] = curve
     title = ", ".join(envs)
-    Console().print(comparison_table(named, title=title))
+    print_tables(comparison_table(named, title=title))
     if picture:
         plot_comparison(named, picture, title=title)
     return Compared(settings, curves, random)

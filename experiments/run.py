@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from rich.console import Console
 
 from baselines import REGISTRY
 from envs_mjx.registry import make, parse, resolve_engine
@@ -34,7 +33,7 @@ from mac.run.plot import plot_learning_curve
 from mac.run.progress import open_progress
 from mac.run.record import cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
-from mac.run.table import results_table
+from mac.run.table import print_tables, results_table
 from mac.run.train import Job, Outcome, train
 from mac.words import counted
 
@@ -268,7 +267,7 @@ def finish(launch: Launch, outcome: Outcome) -> int:
         compare(parts, folder / PICTURE)
     else:
         curve = learning_curve(read_rows(folder / EVAL))
-        Console().print(results_table(curve, title=launch.title))
+        print_tables(results_table(curve, title=launch.title))
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())
     print(f"finished at update {outcome.step:,}" + (f" ({spent})" if spent else ": nothing was left to do"))
     if (waited := outcome.seconds.get("wait")) is not None:

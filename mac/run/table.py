@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from mac.run.measure import SUCCESS
@@ -11,6 +13,15 @@ from mac.run.stats import Curve, Interval, summarise
 from mac.words import counted
 
 LATE = 3  # evaluations that the second row averages: one evaluation alone is noisy
+WIDEST = 10_000  # columns of a table
+
+
+def print_tables(*tables: Table) -> None:
+    """Prints tables on standard output, as wide as they are: a narrow terminal cuts no number."""
+    console = Console()
+    unbounded = console.options.update(max_width=WIDEST)
+    needed = (Measurement.get(console, unbounded, table).maximum for table in tables)
+    Console(width=max(console.width, *needed)).print(*tables)
 
 
 def results_table(curve: Curve, *, title: str) -> Table:
@@ -19,7 +30,7 @@ def results_table(curve: Curve, *, title: str) -> Table:
     Rows: the last evaluation, the mean of the last `LATE` ones (if there are as many), and where a
     run has several tasks the last evaluation of each. Below, the returns that the algorithm expected at
     the last evaluation beside those that came, if the rows have them, and where the data come from. Print
-    it with `rich.print` or a `Console`.
+    it with `print_tables`.
     """
     seeds, tasks = len(curve.seeds), len(curve.tasks)
     caption = f"{counted(seeds, 'seed')}, {counted(curve.episodes, 'episode')} per seed"
@@ -74,5 +85,6 @@ def _returns(curve: Curve) -> str:
 
 
 def _cells(interval: Interval, form: str) -> tuple[str, str]:
-    ends = "–" if math.isnan(interval.low) else f"{interval.low:{form}} – {interval.high:{form}}"
+    # In words: a dash would look like the sign of a negative number, and not every terminal has a long one.
+    ends = "-" if math.isnan(interval.low) else f"{interval.low:{form}} to {interval.high:{form}}"
     return f"{interval.value:{form}}", ends
