@@ -1,7 +1,6 @@
 """Opening the dataset of a run as a flat store, and what is known of it before (`sources` finds it)."""
 
 import contextlib
-import glob
 import math
 import os
 import time
@@ -34,7 +33,9 @@ def store_folder(data: DataConfig, source: Path, files: Sources, dtype: str) -> 
     The end of its name follows from the files' content, so that no two datasets, nor two types of one,
     share it.
     """
-    return stores(data) / f"{store_name(source)}-{files.key(dtype)}"
+    key = files.key(dtype)
+    made = sorted(stores(data).glob(f"[!.]*-{key}"))  # under whatever name the files had then
+    return made[0] if made else stores(data) / f"{store_name(source)}-{key}"
 
 
 def stores(data: DataConfig) -> Path:
@@ -62,12 +63,13 @@ def stored_as(data: DataConfig, source: Path) -> str | None:
     made: list[tuple[int, str]] = []
     files = shard_files(source)
     files = (*files, *(file for file in map(val_file, files) if file.exists()))
-    for path in stores(data).glob(f"{glob.escape(store_name(source))}-*/{META}"):
+    for path in stores(data).glob(f"[!.]*/{META}"):
         meta = read_meta(path.parent) or {}
         # Only where names and sizes agree are files read as a whole.
         if [size for _, size in meta.get("sources", [])] != [file.stat().st_size for file in files]:
             continue
-        if [*meta["made_from"]["train"], *meta["made_from"]["val"]] == checksums(data).of(files):
+        made_from = meta.get("made_from") or {"train": [], "val": []}  # not known of a completed store
+        if [*made_from["train"], *made_from["val"]] == checksums(data).of(files):
             made.append((path.stat().st_mtime_ns, meta["dtype"]))
     return max(made, default=(0, None))[1]
 
@@ -85,7 +87,13 @@ def open_store(data: DataConfig, source: Path, spec: EnvSpec, progress: Progress
             stores(data).mkdir(parents=True, exist_ok=True)
         files = Sources.of(source, spec, checksums(data))
         dtype = dtype or stored_as(data, source) or "float32"
-        return convert(files, store_folder(data, source, files, dtype), spec, dtype, progress)
+        folder, old = store_folder(data, source, files, dtype), stores(data) / store_name(source)
+        unused = f"{old}: the store of an earlier version, is not used any more and may be deleted"
+        notes = (unused,) if is_store(old) and not folder.exists() else ()
+        store = convert(files, folder, spec, dtype, progress)
+        # The files may have other names, or be known as a download, since they were converted.
+        known = describe(files.train, origin(files.train[0]), store.rows, files.by_name)
+        return store._replace(notes=(*store.notes, *notes), provenance=known)
     store = Store.open(source)
     if store.widths != (spec.obs_dim, spec.action_dim):
         raise UserError(

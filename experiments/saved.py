@@ -222,7 +222,7 @@ class Trained(NamedTuple):
     Attributes:
         label: where they come from, in a few words.
         content: their checksums; None of a run of an earlier version.
-        store: their converted copy at that time.
+        store: a converted copy of them that is still there.
     """
 
     label: str
@@ -232,15 +232,15 @@ class Trained(NamedTuple):
 
 def trained_on(folder: Path, kept: Mapping[str, Any] | None = None) -> Trained:
     """The data of a checkpoint, given what was saved with it, or of the run's newest launch."""
-    launches = _launches(folder)
-    values = (kept or {}).get("data") or (launches[-1].get("data") if launches else None)
-    values = values if isinstance(values, dict) else {}
-    content, store = values.get("content"), values.get("store")
-    return Trained(
-        from_record(values).label,
-        Content(*content) if isinstance(content, list) and len(content) == len(Content._fields) else None,
-        Path(store) if isinstance(store, str) else None,
-    )
+    launches = [each["data"] for each in _launches(folder) if isinstance(each.get("data"), dict)]
+    known = [*([kept["data"]] if kept and isinstance(kept.get("data"), dict) else []), *reversed(launches)]
+    values = known[0] if known else {}
+    label, content = from_record(values).label, values.get("content")
+    if not (isinstance(content, list) and len(content) == len(Content._fields)):
+        return Trained(label, None, None)
+    stores = [Path(each["store"]) for each in known if isinstance(each.get("store"), str)]
+    copies = (store for store in stores if (read_meta(store) or {}).get("content") == content)
+    return Trained(label, Content(*content), next(copies, None))
 
 
 def record_of(store: Store) -> dict[str, Any]:
@@ -265,9 +265,8 @@ def check_same_data(folder: Path, trained: Trained, store: Store, source: Path) 
         what = ": the same training rows, but " + (
             "other validation rows" if store.content.val else "no validation rows"
         )
-    same = trained.store and read_meta(trained.store)
     put = "put the former back or take another --out"
-    if same and same.get("content") == list(trained.content):
+    if trained.store:
         put = f"--data.path {shlex.quote(str(trained.store))} has the former"
     raise UserError(
         f"{folder} was trained on {trained.label} (rows {trained.content}), and {source} is "
@@ -330,7 +329,7 @@ def open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Store:
         if store.content == trained.content:
             return store
     # The run's own copy, if the files from which it was made are gone or were changed.
-    if trained.store and (read_meta(trained.store) or {}).get("content") == list(trained.content or ()):
+    if trained.store:
         return Store.open(trained.store)
     if found:
         check_same_data(folder, trained, store, found[1])

@@ -67,7 +67,7 @@ class Rows:
     """
 
     def __init__(self, descriptor: int, name: str):
-        """Takes the descriptor of an open file, and closes it with the last reference; `name` is for messages.
+        """Takes the descriptor of an open file, closed with the last reference; `name` is for messages.
 
         Raises:
             ValueError: it is no array in C order, or not all of one (NumPy's parser raises other errors too).
@@ -488,6 +488,8 @@ def _open_split(
     if (first != np.cumsum(length) - length).any():
         raise ValueError(f"{name}: episodes do not lie end to end")
     fell = episodes[:, 2].astype(bool) if episodes.shape[1] == 3 else None
+    if fell is not None and (fell != episodes[:, 2]).any():
+        raise ValueError(f"{name}/{EPISODES}: an episode's end is neither 0 nor 1")
     reward = None if fell is None else opened(REWARD, np.float32, (rows,))
     checks = folder.rows(f"{name}/{CHECKS}")[:]
     if checks.dtype != np.uint32 or checks.shape != (len(length), 2 if fell is None else 3):
