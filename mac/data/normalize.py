@@ -20,7 +20,9 @@ the value matters and is the one of the authors' implementation.
 
 LARGEST = 10.0
 """Largest half range (or standard deviation, or distance of the centres) of training rows, in normalised
-units, at which the statistics of a validation split still stand for them."""
+units, at which the statistics of a validation split still stand for them. Measured on 5 training episodes
+and 1 for validation of four scenes: at most 8 in ordinary columns, 12 to 135 in those of buttons that are not
+pressed in the validation episode."""
 
 _SHOWN = 10  # columns that a note names
 
@@ -81,7 +83,8 @@ def fit(how: Normalize, found: Statistics) -> tuple[Normalizer, tuple[str, ...]]
     more = f" and {len(where) - _SHOWN} more" if len(where) > _SHOWN else ""
     notes = (
         f"observation columns {', '.join(map(str, where[:_SHOWN]))}{more} hardly vary in the validation "
-        f"rows (training rows would reach {apart.max():,.0f}), so they are normalised by the training rows",
+        f"rows (training rows spread up to {apart.max():,.0f} times further), so they are normalised by the "
+        "training rows",
     )
     found_map = Normalizer(jnp.asarray(np.where(rare, center, c)), jnp.asarray(np.where(rare, spread, s)))
     return found_map, notes if where else ()
