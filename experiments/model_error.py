@@ -28,7 +28,8 @@ from experiments.output import outlive_output
 from experiments.policy_error import compare_policies
 from experiments.program import exit_status
 from experiments.settings import DataConfig
-from mac.data.normalize import Normalizer, fit_minmax
+from mac.data.normalize import Normalizer
+from mac.data.normalize import fit as fit_normalizer
 from mac.data.store import Store
 from mac.data.window import check_chunk, make_window
 from mac.dynamics import Dynamics
@@ -151,7 +152,9 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
             "--rows 1M`, or name one with --data.path and --data.dir"
         )
     store = dataset.open_store(data, source, spec)
-    label, normalizer = store.provenance.label, fit_minmax(store.statistics_obs)
+    label, (normalizer, notes) = store.provenance.label, fit_normalizer("minmax", store.statistics)
+    for note in notes:
+        print(f"note: {note}")
     real = held_out(store, normalizer)
     for chunk in ask.chunks:
         check_chunk(str(store.path), store.train[0].length, chunk)

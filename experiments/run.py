@@ -35,6 +35,7 @@ from mac.run.record import cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
 from mac.run.table import print_tables, results_table
 from mac.run.train import Job, Outcome, train
+from mac.types import EnvSpec
 from mac.words import counted
 
 PICTURE = "learning_curve.png"
@@ -108,13 +109,29 @@ def prepare(settings: Settings[Any]) -> Launch:
     folder = settings.out or default_folder(settings)
     reached, finished = progress_of(settings, folder)
     engine = resolve_engine(settings.eval.engine)
-    choice = sources.choose(settings.data, settings.env)
     env = make(settings.env, engine)
+    settings, choice = choose(settings, folder, env.spec, finished)
     algo = REGISTRY[settings.algo].algorithm(settings.hp, env.spec, settings.steps)
     known = dataset.facts(settings.data, choice.path, choice.rows)
     if not finished:
         settings = dataclasses.replace(settings, data=feeding.resolve(settings.data, known, env.spec))
     return Launch(settings, engine, env, algo, choice, known, folder, reached, finished)
+
+
+def choose(
+    settings: Settings[Any], folder: Path, spec: EnvSpec, finished: bool
+) -> tuple[Settings[Any], sources.Choice]:
+    """Where the dataset is or comes from, and for a run that goes on the settings that lead there from here.
+
+    Raises:
+        UserError: it is nowhere.
+    """
+    if settings.resume and not finished:
+        if found := saved.find_source(folder, settings, spec):
+            return dataclasses.replace(settings, data=found[0]), sources.Choice(found[1], "local")
+        if settings.data.path is not None:
+            raise saved.missing_dataset(folder, settings)
+    return settings, sources.choose(settings.data, settings.env)
 
 
 def default_folder(settings: Settings[Any]) -> Path:
@@ -208,7 +225,7 @@ def train_here(launch: Launch, asked: Settings[Any]) -> Outcome:
     job = make_job(launch, store)
     seconds = {"data": time.perf_counter() - began}
     for each, its in sweep.folders(settings, folder):
-        record_launch(each, its.plain(), data=store.provenance.plain(), resumed_from=launch.reached)
+        record_launch(each, its.plain(), data=saved.record_of(store), resumed_from=launch.reached)
         saved.save_normalizer(each, job.normalizer)
     try:
         with open_progress(launch.title, job.steps, "updates", seeds=job.lanes) as progress:
@@ -230,7 +247,14 @@ def make_job(launch: Launch, store: Store) -> Job:
     for note in store.notes:
         print(f"note: {note}")
     settings, env, algo = launch.settings, launch.env, launch.algo
-    normalizer = fit(settings.data.normalize, store.statistics_obs)
+    if launch.reached is None:
+        normalizer, notes = fit(settings.data.normalize, store.statistics)
+        for note in notes:
+            print(f"note: {note}")
+    else:  # what was trained so far goes on with the numbers that it has seen
+        parts = [each for each, its in sweep.folders(settings, launch.folder) if not its.sweep]
+        data = (launch.reached, store, launch.choice.path, env.spec)
+        normalizer, *_ = [saved.resumed_normalizer(each, *data) for each in parts]
     task = parse(settings.env).task
     relabel = None if task is None else lambda obs: env.relabel(obs, task)
     return Job(
@@ -249,6 +273,7 @@ def make_job(launch: Launch, store: Store) -> Job:
         batch=settings.eval.batch,
         held_out=make_held_out(store, normalizer, algo.sample.chunk, every_row=algo.sample.every_row),
         data=store.provenance.label,
+        kept={"data": saved.record_of(store), "normalizer": saved.plain_normalizer(normalizer)},
         sweep=sweep.variants(settings),
     )
 

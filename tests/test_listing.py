@@ -14,7 +14,9 @@ from experiments.hparams import HPARAMS, build, load_rows, merge_rows, sibling
 from experiments.listing import listing, settings_of
 from experiments.run import main
 from experiments.settings import PRESETS
+from mac.data.codec import summarize
 from mac.data.normalize import fit
+from mac.data.store import Statistics
 from mac.errors import UserError
 from mac.types import EnvSpec
 from tests.toy import GOAL_SPEC, SPEC
@@ -97,7 +99,7 @@ def test_goal_method_without_goals_is_refused():
 @pytest.mark.parametrize("how", ["minmax", "standard", "none"])
 def test_observations_are_normalised_as_asked(how: Any):
     obs = np.asarray([[0.0, 5.0], [4.0, 5.0], [2.0, 5.0]], np.float32)
-    got = fit(how, obs).apply(jnp.asarray(obs))
+    got = fit(how, Statistics(summarize(obs), None))[0].apply(jnp.asarray(obs))
     want = {
         "minmax": (obs - [2, 5]) / [2.001, 0.001],
         "standard": (obs - [2, 5]) / [(8 / 3) ** 0.5 + 0.001, 0.001],

@@ -282,9 +282,8 @@ def test_two_processes_that_want_one_file_download_it_once(server: Server):
 
 
 def test_minari_files_of_one_name_have_stores_of_their_own():
-    data = DataConfig()
     paths = [Path(f"mujoco/{robot}/medium-v0/data/main_data.hdf5") for robot in ("hopper", "walker2d")]
-    names = [dataset.store_folder(data, path).name for path in paths]
+    names = [dataset.store_name(path) for path in paths]
     assert names == ["hopper-medium-v0-main_data", "walker2d-medium-v0-main_data"]
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mac.data.codec import Affine, blocks
 from mac.data.normalize import Normalizer
-from mac.data.store import Split, Store, read_rows
+from mac.data.store import Store, spans
 from mac.errors import UserError
 from mac.types import Column, EpisodeIndex, Window
 from mac.words import counted
@@ -208,17 +208,14 @@ def _gather(store: Store, pieces: Sequence[Piece], name: str, rows: int) -> Shap
     like = getattr(store.train[0], name)
     out, at = aligned_empty((rows, *like.shape[1:]), like.dtype), 0
     for piece in pieces:
-        start, stop = row_range(store.train[piece.shard], piece)
-        read_rows(getattr(store.train[piece.shard], name), start, out[at : at + stop - start])
-        at += stop - start
+        split = store.train[piece.shard]
+        for first, last in spans(split.length[piece.first : piece.last]):
+            begin, end = piece.first + first, piece.first + last
+            count = int(split.length[begin:end].sum())
+            split.read(name, begin, end, out[at : at + count])  # checked while it is in the cache
+            at += count
     out[at:] = 0
     return out
-
-
-def row_range(split: Split, piece: Piece) -> tuple[int, int]:
-    """First row of a piece, and the row after its last."""
-    last = piece.last - 1
-    return int(split.first[piece.first]), int(split.first[last] + split.length[last])
 
 
 def _labels(

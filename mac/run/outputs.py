@@ -41,8 +41,16 @@ class Outputs:
     `with Outputs(...) as outputs:` waits for the last checkpoint at the end.
     """
 
-    def __init__(self, folder: Path, variants: Sequence[Variant], seeds: Sequence[int], keep: int):
-        """Nothing is read or written yet; `keep` newest checkpoints stay."""
+    def __init__(
+        self,
+        folder: Path,
+        variants: Sequence[Variant],
+        seeds: Sequence[int],
+        keep: int,
+        kept: Mapping[str, Any] | None = None,
+    ):
+        """Nothing is read or written yet; `keep` newest checkpoints stay, each with the facts `kept`."""
+        self._kept = dict(kept or {})
         self.variants, self.seeds = tuple(variants), list(seeds)
         self.folders = [folder / variant.name for variant in variants]
         self._stores = [CheckpointStore(each / CHECKPOINTS, keep) for each in self.folders]
@@ -105,7 +113,7 @@ class Outputs:
     def save(self, step: int, state: TrainState, evaluated: int) -> None:
         """Begins to write a checkpoint of every variant; `evaluated` is the step of the last evaluation."""
         for i, (variant, store, log) in enumerate(zip(self.variants, self._stores, self._logs, strict=True)):
-            meta = {"config": variant.config, "evaluated": evaluated, "log": log.sync()}
+            meta = self._kept | {"config": variant.config, "evaluated": evaluated, "log": log.sync()}
             store.save(step, self._part(state, i), meta)
             if i + 1 < len(self._stores):
                 store.wait()  # Orbax writes one at a time

@@ -2,10 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -59,6 +60,7 @@ class Job(NamedTuple):
         batch: most environments that an evaluation simulates at a time; 0 is all of them.
         held_out: data that is not trained on, for diagnoses; None: they look at `window`.
         data: where the data come from, in a few words, for the rows of `eval.jsonl`.
+        kept: facts that every checkpoint is to hold beside the state, as JSON data.
         sweep: configurations that are trained at once, each for all seeds, in folders of their own; none if
             there is only the one that `algo` and `config` describe.
     """
@@ -78,6 +80,7 @@ class Job(NamedTuple):
     batch: int = 0
     held_out: Window | None = None
     data: str = ""
+    kept: Mapping[str, Any] = MappingProxyType({})
     sweep: tuple[Variant, ...] = ()
 
     @property
@@ -127,7 +130,10 @@ def train(job: Job, folder: Path, progress: Progress, *, resume: bool) -> Outcom
             before it stay.
         UserError: the folder cannot be written, or its checkpoint belongs to another configuration.
     """
-    with Outputs(folder, job.variants, job.numbers, job.run.keep) as outputs, Interrupt() as interrupt:
+    with (
+        Outputs(folder, job.variants, job.numbers, job.run.keep, job.kept) as outputs,
+        Interrupt() as interrupt,
+    ):
         run = _Loop(job, progress, outputs, interrupt)
         with contextlib.closing(run.feed):
             return run.go(resume)
