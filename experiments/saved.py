@@ -20,10 +20,11 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer, fit_minmax
 from mac.data.provenance import from_plain as from_record
 from mac.data.store import Store
-from mac.errors import UserError
-from mac.files import read_json, write_json
+from mac.errors import UserError, refusal, remedy
+from mac.files import misfit, read_json, write_json
 from mac.run.checkpoint import Checkpoint, CheckpointStore
 from mac.run.outputs import CHECKPOINTS
+from mac.run.record import launches
 from mac.run.segment import seed_keys
 from mac.types import EnvSpec
 
@@ -62,6 +63,20 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
+def runs_within(folder: Path) -> list[Path]:
+    """The runs in the folders that `folder` holds, by name."""
+    try:
+        return sorted(path.parent for path in folder.glob(f"*/{CONFIG}") if path.parent.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {refusal(error)}; {remedy(error, 'check it')}") from error
+
+
+def name_one(runs: Sequence[Path]) -> str:
+    """A remedy: to name one of these runs."""
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    return f"name one of its runs: {', '.join(map(str, runs[:4]))}{more}"
+
+
 def read_config(folder: Path, asked_by: str = "") -> dict[str, Any]:
     """The settings that the run in `folder` was last started with, as plain data.
 
@@ -71,10 +86,14 @@ def read_config(folder: Path, asked_by: str = "") -> dict[str, Any]:
         UserError: there is no run, or its settings cannot be read.
     """
     if not is_run(folder):
-        raise UserError(f"{asked_by}{folder} holds no run (no {CONFIG} in it); name a run's folder")
+        within = runs_within(folder)
+        then = name_one(within) if within else "name a run's folder"
+        raise UserError(f"{asked_by}{folder} holds no run (no {CONFIG} in it); {then}")
     values = read_json(folder / CONFIG)
-    if not isinstance(values, dict):
-        raise UserError(f"{folder / CONFIG} holds no settings; restore it, or choose another folder")
+    if fault := misfit(values, algo=str, env=str):
+        raise UserError(
+            f"{folder / CONFIG} holds no settings of a run ({fault}); restore it, or choose another folder"
+        )
     return values
 
 
@@ -85,7 +104,7 @@ def read_settings(folder: Path) -> Settings[Any]:
         UserError: there is no run, or its settings are not those of this version.
     """
     values = read_config(folder)
-    entry = REGISTRY.get(values.get("algo", Settings.algo))
+    entry = REGISTRY.get(values["algo"])
     if entry is None:
         raise unknown_name(f"{folder / CONFIG}: algo", values["algo"], REGISTRY)
     return from_plain(values, entry.config, str(folder / CONFIG))
@@ -137,6 +156,8 @@ def acting_otherwise(settings: Settings[Any], changes: Sequence[str]) -> Setting
 def _restore(folder: Path, template: Any, step: int | None) -> Checkpoint:
     with CheckpointStore(folder / CHECKPOINTS) as store:
         there = store.steps()
+        if not there and (within := runs_within(folder)):
+            raise UserError(f"{folder} is a sweep: {name_one(within)}")
         if not there:
             raise UserError(f"{folder} has no checkpoint yet; wait for the first one, or continue the run")
         if step is not None and step not in there:
@@ -188,8 +209,8 @@ def open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Store:
     Raises:
         UserError: the dataset is not there, or damaged.
     """
-    launches = read_json(folder / "run.json")["launches"] if (folder / "run.json").exists() else []
-    for place in (Path(), *(Path(launch["folder"]) for launch in reversed(launches))):
+    places = [Path(launch["folder"]) for launch in reversed(launches(folder)) if "folder" in launch]
+    for place in (Path(), *places):
         there = settings.data.path and place / settings.data.path
         data = dataclasses.replace(settings.data, path=there, dir=place / settings.data.dir)
         is_there = there is None or there.exists()
@@ -204,9 +225,8 @@ def open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Store:
 
 def data_label(folder: Path) -> str:
     """Where the data of the run in `folder` come from, in a few words."""
-    path = folder / "run.json"
-    launches = read_json(path)["launches"] if path.exists() else []
-    return from_record(launches[-1].get("data") if launches else None).label
+    found = launches(folder)
+    return from_record(found[-1].get("data") if found else None).label
 
 
 def by_environment(name: str, tasks: tuple[int, ...], flag: str) -> list[tuple[str, tuple[int, ...]]]:

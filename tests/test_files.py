@@ -3,13 +3,23 @@
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from mac.errors import UserError, refusal, remedy
-from mac.files import misfit, read_json, read_table, replace_file, write_json, writing
+from mac.files import (
+    misfit,
+    read_json,
+    read_table,
+    remove_leftovers,
+    replace_file,
+    write_json,
+    writing,
+)
 
 
 def half(file: IO[bytes]) -> None:
@@ -103,3 +113,27 @@ def test_remedies_are_found_in_what_libraries_say():
     assert remedy(RuntimeError("no such thing"), "look at the file") == "look at the file"
     assert refusal(OSError(errno.ENOSPC, "No space", "a")) == "No space"
     assert refusal(ValueError("a\nb")) == "a b"
+
+
+def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path: Path):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    number = int(dead.stdout)
+    inner = tmp_path / "checkpoints" / "000000010"
+    inner.mkdir(parents=True)
+    gone = [
+        tmp_path / f".learning_curve.png.{number}",
+        inner / f".meta.json.{number}",
+        tmp_path / ".probe.99999999",
+    ]
+    kept = [
+        tmp_path / f".run.json.{os.getpid()}",
+        tmp_path / ".notes",
+        tmp_path / ".5",
+        tmp_path / f"a.{number}",
+    ]
+    for path in gone + kept:
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert not any(path.exists() for path in gone) and all(path.exists() for path in kept)
