@@ -185,7 +185,8 @@ def rows_within(line: Mapping[str, Any], path: Path) -> list[Any]:
     Raises:
         UserError: it holds none.
     """
-    if fault := misfit(line, rows=list):
+    fault = misfit(line, rows=list) or next(filter(None, map(misfit, line["rows"])), None)
+    if fault:
         raise UserError(f"{path}: a line holds no evaluation ({fault}); restore it or delete the line")
     return line["rows"]
 

@@ -58,7 +58,7 @@ def test_every_float32_is_read_back_exactly(tmp_path: Path):
 
 def test_actions_that_are_not_finite_name_seed_and_task():
     none = jnp.zeros((2, 3, 4), jnp.int32)
-    result = Episodes(none > 0, 1.0 * none, none, none, bad_action=(none > 0).at[1, 2, 3].set(True))
+    result = Episodes(none > 0, none.astype(float), none, none, bad_action=(none > 0).at[1, 2, 3].set(True))
     with pytest.raises(UserError, match=r"update 500: the policy of seed 7 .* not finite in task 5"):
         eval_rows(500, (6, 7), (1, 4, 5), result, "c")
 
@@ -87,7 +87,7 @@ def test_unstable_simulations_are_counted_and_are_one_line():
     none = jnp.zeros((2, 3, 2), jnp.int32)
     unstable = (none > 0).at[0, 1].set(True).at[1, 2, 0].set(True)
     rows = eval_rows(
-        500, (0, 1), (1, 4, 5), Episodes(none > 0, 1.0 * none, none, none, unstable=unstable), "c"
+        500, (0, 1), (1, 4, 5), Episodes(none > 0, none.astype(float), none, none, unstable=unstable), "c"
     )
     assert [row["unstable"] for row in rows] == [0, 2, 0, 0, 0, 1]
     (said,) = warnings_of(rows, "--engine")
@@ -372,6 +372,5 @@ def test_a_resume_elsewhere_says_what_differs(tmp_path: Path, monkeypatch: pytes
         "JAX_ENABLE_CUSTOM_PRNG (0 then, unset now), XLA_FLAGS (unset then, --xla_cpu_max_isa=AVX2 now): "
         "numbers may differ in their last bits from those of a run that was never stopped"
     )
-    del before, last
     assert record.differences({"versions": {"jax": "0.1"}}, {"versions": {"jax": "0.2"}, "environment": {}})
     assert record.differences({}, {"environment": {"XLA_FLAGS": "x"}}) is None  # older records tell nothing
