@@ -111,6 +111,7 @@ def test_remedies_are_found_in_what_libraries_say():
     assert remedy(ValueError(wrapped), "?") == full
     assert remedy(OSError(f"Unable to open file (errno = {errno.ENOSPC}, error message)"), "?") == full
     assert remedy(RuntimeError("no such thing"), "look at the file") == "look at the file"
+    assert refusal(ValueError(wrapped)) == os.strerror(errno.ENOSPC)
     assert refusal(OSError(errno.ENOSPC, "No space", "a")) == "No space"
     assert refusal(ValueError("a\nb")) == "a b"
 
