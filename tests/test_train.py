@@ -263,12 +263,12 @@ def test_ctrl_c_inside_a_checkpoints_write_leaves_it_whole(
 ):
     """Once: the run stops with a checkpoint. Twice: at once, when what is being written is complete."""
     describe = checkpoint._describe  # called between the arrays and the description
+    presses = iter(range(signals))
 
     def press(arrays: Any) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            for _ in range(signals):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.2)
+        for _ in presses:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
         return describe(arrays)
 
     with monkeypatch.context() as patch:

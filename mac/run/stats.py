@@ -134,7 +134,8 @@ def learning_curve(rows: Iterable[Mapping[str, Any]], where: str = "eval.jsonl")
     for line, row in enumerate(rows, start=1):
         score = row.get(measure.name)
         if not isinstance(score, int | float) or not math.isfinite(score):
-            raise UserError(f"{where}, line {line}: {measure.name} is no number; restore the file")
+            fault = "is no number" if measure.name in row else "is missing"
+            raise UserError(f"{where}, line {line}: {measure.name} {fault}; restore the file")
     table = {
         (r["step"], r["seed"], r["task"]): (
             r[measure.name],
