@@ -26,14 +26,15 @@ from baselines import REGISTRY
 from envs_mjx.registry import parse as parse_env
 from experiments.counts import SYNTAX, whole_number
 from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, require_steps, unknown_name
-from experiments.saved import CONFIG, read_config
+from experiments.saved import CONFIG, read_config, runs_within
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.errors import UserError, one_line
-from mac.files import visible
 from mac.run.segment import use_cpu_devices
 
 PROGRAM = "python experiments/run.py"
 _NUMBERS = f"Whole numbers may be written as {SYNTAX}."
+RUNS = Path("runs")
+"""Where runs are, if no folder is named."""
 
 
 class _First(NamedTuple):
@@ -105,10 +106,13 @@ def _first_stage(argv: Sequence[str]) -> _First:
 
 
 def _newest_run() -> Path:
-    runs = sorted(visible(Path("runs"), f"*/{CONFIG}"), key=lambda p: p.stat().st_mtime)
-    if not runs:
-        raise UserError("--resume: there is no run in runs/; name its folder with --out")
-    return runs[-1].parent
+    started = {}
+    for run in runs_within(RUNS):
+        with contextlib.suppress(OSError):  # deleted just now
+            started[run] = (run / CONFIG).stat().st_mtime
+    if not started:
+        raise UserError(f"--resume: there is no run in {RUNS}/; name its folder with --out")
+    return max(started, key=started.__getitem__)
 
 
 def _saved(first: _First) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run's folder, read again: its settings, its normaliser, and the policies of a checkpoint."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -22,10 +23,11 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.data.provenance import from_plain as from_record
 from mac.data.store import Content, Store, read_meta
-from mac.errors import UserError, one_line
-from mac.files import read_json, write_json
+from mac.errors import UserError, one_line, refusal, remedy
+from mac.files import misfit, read_json, visible, write_json
 from mac.run.checkpoint import Checkpoint, CheckpointStore
 from mac.run.outputs import CHECKPOINTS
+from mac.run.record import launches
 from mac.run.segment import seed_keys
 from mac.types import EnvSpec
 
@@ -64,6 +66,20 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).exists()
 
 
+def runs_within(folder: Path) -> list[Path]:
+    """The runs in the folders that `folder` holds, by name."""
+    try:
+        return [path.parent for path in visible(folder, f"*/{CONFIG}")]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {refusal(error)}; {remedy(error, 'check it')}") from error
+
+
+def name_one(runs: Sequence[Path]) -> str:
+    """A remedy: to name one of these runs."""
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    return f"name one of its runs: {', '.join(map(str, runs[:4]))}{more}"
+
+
 def read_config(folder: Path, asked_by: str = "") -> dict[str, Any]:
     """The settings that the run in `folder` was last started with, as plain data.
 
@@ -73,10 +89,14 @@ def read_config(folder: Path, asked_by: str = "") -> dict[str, Any]:
         UserError: there is no run, or its settings cannot be read.
     """
     if not is_run(folder):
-        raise UserError(f"{asked_by}{folder} holds no run (no {CONFIG} in it); name a run's folder")
+        within = runs_within(folder)
+        then = name_one(within) if within else "name a run's folder"
+        raise UserError(f"{asked_by}{folder} holds no run (no {CONFIG} in it); {then}")
     values = read_json(folder / CONFIG)
-    if not isinstance(values, dict):
-        raise UserError(f"{folder / CONFIG} holds no settings; restore it, or choose another folder")
+    if fault := misfit(values, algo=str, env=str):
+        raise UserError(
+            f"{folder / CONFIG} holds no settings of a run ({fault}); restore it, or choose another folder"
+        )
     return values
 
 
@@ -87,7 +107,7 @@ def read_settings(folder: Path) -> Settings[Any]:
         UserError: there is no run, or its settings are not those of this version.
     """
     values = read_config(folder)
-    entry = REGISTRY.get(values.get("algo", Settings.algo))
+    entry = REGISTRY.get(values["algo"])
     if entry is None:
         raise unknown_name(f"{folder / CONFIG}: algo", values["algo"], REGISTRY)
     return from_plain(values, entry.config, str(folder / CONFIG))
@@ -141,6 +161,8 @@ def acting_otherwise(settings: Settings[Any], changes: Sequence[str]) -> Setting
 def _restore(folder: Path, template: Any, step: int | None) -> Checkpoint:
     with CheckpointStore(folder / CHECKPOINTS) as store:
         there = store.steps()
+        if not there and (within := runs_within(folder)):
+            raise UserError(f"{folder} is a sweep: {name_one(within)}")
         if not there:
             raise UserError(f"{folder} has no checkpoint yet; wait for the first one, or continue the run")
         if step is not None and step not in there:
@@ -234,8 +256,8 @@ class Trained(NamedTuple):
 
 def trained_on(folder: Path, kept: Mapping[str, Any] | None = None) -> Trained:
     """The data of a checkpoint, given what was saved with it, or of the run's newest launch."""
-    launches = [each["data"] for each in _launches(folder) if isinstance(each.get("data"), dict)]
-    known = [*([kept["data"]] if kept and isinstance(kept.get("data"), dict) else []), *reversed(launches)]
+    recorded = [each["data"] for each in _launches(folder) if isinstance(each.get("data"), dict)]
+    known = [*([kept["data"]] if kept and isinstance(kept.get("data"), dict) else []), *reversed(recorded)]
     values = known[0] if known else {}
     label, content = from_record(values).label, values.get("content")
     if not (isinstance(content, list) and len(content) == len(Content._fields)):
@@ -355,10 +377,10 @@ def data_label(folder: Path) -> str:
 
 
 def _launches(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "run.json"
-    values = read_json(path) if path.exists() else {}
-    launches = values.get("launches") if isinstance(values, dict) else None
-    return [each for each in launches if isinstance(each, dict)] if isinstance(launches, list) else []
+    """What `run.json` tells of each launch; nothing where it is damaged, which is no reason not to go on."""
+    with contextlib.suppress(UserError):
+        return launches(folder)
+    return []
 
 
 def by_environment(name: str, tasks: tuple[int, ...], flag: str) -> list[tuple[str, tuple[int, ...]]]:

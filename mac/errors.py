@@ -57,19 +57,26 @@ def remedy(error: BaseException, otherwise: str) -> str:
 
     Libraries that wrap the system's error keep its number, or its words, in their text; both are looked for.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    text = str(error)
-    for name, advice in _REMEDIES.items():
-        known = getattr(errno, name, None)
-        if known is not None and (number == known or (number is None and _tells(text, known))):
-            return advice
-    return otherwise
+    number = _number(error)
+    return next(
+        (advice for name, advice in _REMEDIES.items() if getattr(errno, name, 0) == number), otherwise
+    )
 
 
 def refusal(error: BaseException) -> str:
     """What the system, or a library, said: the system's own words where there are some, in one line."""
-    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = _number(error)
+    return one_line(error) if number is None else os.strerror(number)
 
 
-def _tells(text: str, number: int) -> bool:
-    return f"errno = {number}," in text or f"[Errno {number}]" in text or os.strerror(number) in text
+def _number(error: BaseException) -> int | None:
+    """The `errno` of the system's refusal that an error is, or tells of; None if there is none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    for known in (getattr(errno, name) for name in _REMEDIES if hasattr(errno, name)):
+        if f"errno = {known}," in text or f"[Errno {known}]" in text or os.strerror(known) in text:
+            return known
+    return None

@@ -62,15 +62,37 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | 
             part.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what killed processes left of `replace_file` in a folder, and in the folders within it.
+
+    What belongs to a process that runs stays, and so does what the system does not let us delete.
+    """
+    for path in folder.rglob(".*"):
+        name, _, number = path.name.rpartition(".")
+        if len(name) > 1 and number.isascii() and number.isdecimal() and not _runs(int(number)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 def settle(file: IO[bytes]) -> None:
     """Returns when all that was written to an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
-def write_json(path: Path, value: Any, *, part: Path | None = None) -> None:
+def write_json(path: Path, value: Any, *, part: Path | None = None, indent: int | None = 2) -> None:
     """Writes `value` as indented JSON (what JSON lacks as its `str`), as `replace_file` does."""
-    text = json.dumps(value, indent=2, default=str) + "\n"
+    text = json.dumps(value, indent=indent, default=str) + "\n"
     replace_file(path, lambda file: file.write(text.encode()), part=part)
 
 
@@ -81,11 +103,19 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {refusal(error)}; {remedy(error, 'restore it')}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({one_line(error)}); restore it or delete it") from error
+
+
+def load_json(path: Path) -> Any:
+    """As `read_json`, for a caller with more to say: raises `OSError`, or `ValueError` if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def read_table(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]:

@@ -3,13 +3,24 @@
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from mac.errors import UserError, refusal, remedy
-from mac.files import misfit, read_json, read_table, replace_file, visible, write_json, writing
+from mac.files import (
+    misfit,
+    read_json,
+    read_table,
+    remove_leftovers,
+    replace_file,
+    visible,
+    write_json,
+    writing,
+)
 
 
 def half(file: IO[bytes]) -> None:
@@ -101,6 +112,7 @@ def test_remedies_are_found_in_what_libraries_say():
     assert remedy(ValueError(wrapped), "?") == full
     assert remedy(OSError(f"Unable to open file (errno = {errno.ENOSPC}, error message)"), "?") == full
     assert remedy(RuntimeError("no such thing"), "look at the file") == "look at the file"
+    assert refusal(ValueError(wrapped)) == os.strerror(errno.ENOSPC)
     assert refusal(OSError(errno.ENOSPC, "No space", "a")) == "No space"
     assert refusal(ValueError("a\nb")) == "a b"
 
@@ -121,6 +133,7 @@ OWN_FOLDERS = {
     "mac/data/convert.py",
     "mac/run/checkpoint.py",
     "envs_mjx/engine_warp_setup.py",
+    "mac/data/store.py",  # descriptors of this process
     "experiments/checkups.py",  # runs where nothing is installed; only counts compiled programs
 }
 """Where `visible` is, and modules that look through folders of their own making only."""
@@ -132,3 +145,27 @@ def test_folders_of_users_are_listed_by_one_function():
     files = [path for package in packages for path in (root / package).rglob("*.py")]
     found = {str(p.relative_to(root)) for p in files if LISTS.search(p.read_text())}
     assert found <= OWN_FOLDERS
+
+
+def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path: Path):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    number = int(dead.stdout)
+    inner = tmp_path / "checkpoints" / "000000010"
+    inner.mkdir(parents=True)
+    gone = [
+        tmp_path / f".learning_curve.png.{number}",
+        inner / f".meta.json.{number}",
+        tmp_path / ".probe.99999999",
+    ]
+    kept = [
+        tmp_path / f".run.json.{os.getpid()}",
+        tmp_path / ".notes",
+        tmp_path / ".5",
+        tmp_path / f"a.{number}",
+    ]
+    for path in gone + kept:
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert not any(path.exists() for path in gone) and all(path.exists() for path in kept)
