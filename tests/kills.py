@@ -30,10 +30,11 @@ from mac.run.logger import EVAL, METRICS
 
 ROOT = Path(__file__).parent.parent
 RUN, DATA = "run", "data/small.npz"
+STEPS = 100
 ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 """Of all environments its evaluation compiles fastest on the engine `c`, which XLA's cache cannot keep."""
 FLAGS = f"""--algo iql --env {ENV} --preset laptop --seeds 2 --hp.hidden 8 8 --hp.batch 8 --eval.episodes 1
-    --run.segment 10 --run.eval-every 20 --run.checkpoint-every 20 --steps 200""".split()
+    --run.segment 10 --run.eval-every 40 --run.checkpoint-every 20 --steps {STEPS}""".split()
 FLAGS += ["--data.path", DATA, "--data.dir", "data"]
 KINDS = {"single": FLAGS, "sweep": [*FLAGS, "--sweep", "hp.expectile=0.7,0.9"]}
 WANTED = (METRICS, EVAL, "config.json", "normalizer.json", "learning_curve.png")
@@ -51,13 +52,13 @@ GROWTH = {"evaluation and checkpoint": ("run/eval.jsonl", "run/*/eval.jsonl")}
 """Files whose growth ends a phase: rows are there, the checkpoint that covers them is not."""
 
 
-def write_data(folder: Path, episodes: int = 3, length: int = 40) -> None:
+def write_data(folder: Path, episodes: int = 3, length: int = 40, name: str = DATA, seed: int = 0) -> None:
     """A dataset of random numbers in the shapes of the point in a maze, and a validation split beside it."""
-    (folder / DATA).parent.mkdir()
-    for name, count in ((DATA, episodes), (DATA.replace(".npz", "-val.npz"), 1)):
-        rng, rows = np.random.default_rng(count), count * length
+    (folder / name).parent.mkdir(exist_ok=True)
+    for file, count in ((name, episodes), (name.replace(".npz", "-val.npz"), 1)):
+        rng, rows = np.random.default_rng(seed + count), count * length
         np.savez(
-            folder / name,
+            folder / file,
             observations=rng.uniform(0, 20, (rows, 2)).astype(np.float32),
             actions=rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
             terminals=np.arange(rows) % length == length - 1,
@@ -145,7 +146,7 @@ def phase(folder: Path) -> str:
         return "inside a checkpoint"
     if not any(run.glob("**/checkpoints/0*")):
         return "before the first checkpoint"
-    if any(run.glob("**/checkpoints/000000200")):
+    if any(run.glob(f"**/checkpoints/{STEPS:09d}")):
         return "after the last checkpoint"
     return "training and evaluation"
 

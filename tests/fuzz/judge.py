@@ -34,14 +34,19 @@ class Case(NamedTuple):
     Attributes:
         kind: of damage; verdicts are counted by it.
         make: damages the undamaged copy in the folder that it is given.
-        unknowable: why a silent change is no failure of a reader; empty where it is one.
+        unknowable: why a silent change is no failure of a reader; empty where it is one. A mapping if that
+            depends on who is asked.
         valid: whether the input is unusual but right, so that it must be accepted with the same values.
     """
 
     kind: str
     make: Callable[[Path], object]
-    unknowable: str = ""
+    unknowable: str | Mapping[str, str] = ""
     valid: bool = False
+
+    def why(self, asked: str) -> str:
+        """Why a change of what `asked` returns may be silent."""
+        return self.unknowable if isinstance(self.unknowable, str) else self.unknowable.get(asked, "")
 
 
 class Verdict(NamedTuple):
@@ -71,13 +76,15 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def judge(act: Callable[[], Seen], pristine: Seen, case: Case, folder: Path, seconds: float = 4) -> Verdict:
-    """Calls `act` and says how that ended."""
+def judge(
+    act: Callable[[], Seen], pristine: Seen, case: Case, folder: Path, asked: str = "", seconds: float = 4
+) -> Verdict:
+    """Calls `act`, which goes by the name of `asked`, and says how that ended."""
     trap = folder / TRAP
     try:
         with limited(seconds):
             seen = act()
-        verdict = _compare(seen, pristine, case)
+        verdict = _compare(seen, pristine, case, asked)
     except UserError as error:
         verdict = _refusal(str(error), case)
     except MemoryError as error:
@@ -100,7 +107,7 @@ def _refusal(line: str, case: Case) -> Verdict:
     return Verdict(REFUSED, line[:300])
 
 
-def _compare(seen: Seen, pristine: Seen, case: Case) -> Verdict:
+def _compare(seen: Seen, pristine: Seen, case: Case, asked: str) -> Verdict:
     differ = [name for name in {*seen.values, *pristine.values} if not _equal(seen, pristine, name)]
     if not differ:
         return Verdict(SAME)
@@ -109,7 +116,7 @@ def _compare(seen: Seen, pristine: Seen, case: Case) -> Verdict:
         return Verdict(SILENT, f"a valid file gives other {words}")
     if new := [note for note in seen.notes if note not in pristine.notes]:
         return Verdict(NOTED, f"{words}: {new[0][:200]}")
-    return Verdict(UNKNOWABLE if case.unknowable else SILENT, words)
+    return Verdict(UNKNOWABLE if case.why(asked) else SILENT, words)
 
 
 def _equal(seen: Seen, pristine: Seen, name: str) -> bool:

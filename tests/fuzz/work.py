@@ -48,7 +48,7 @@ def subject(name: str, folder: Path, seed: int) -> Any:
 def lines_of(cases: Any, number: int) -> list[Line]:
     """The verdicts on one case."""
     case, found = cases.verdicts(number)
-    return [Line(number, case.kind, asked, v.word, v.detail, case.unknowable) for asked, v in found.items()]
+    return [Line(number, case.kind, asked, v.word, v.detail, case.why(asked)) for asked, v in found.items()]
 
 
 def _worker(name: str, folder: str, seed: int, numbers: Sequence[int], pipe: Any) -> None:
@@ -116,12 +116,16 @@ class _Hand:
             self.begin()
 
 
+def memory() -> Path | None:
+    """A folder in memory, where forcing files to the disk costs nothing; None if there is none."""
+    place = Path("/dev/shm")
+    return place if place.is_dir() and os.access(place, os.W_OK) else None
+
+
 def run(name: str, numbers: Iterable[int], seed: int, workers: int = 2, tmp: Path | None = None) -> list[Line]:
     """The verdicts on cases `numbers`, in up to `workers` processes."""
     numbers = list(numbers)
-    memory = Path("/dev/shm")  # where forcing files to the disk costs nothing
-    tmp = tmp or (memory if memory.is_dir() and os.access(memory, os.W_OK) else None)
-    home = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir=tmp))
+    home = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir=tmp or memory()))
     try:
         shares = [numbers[i::workers] for i in range(workers)]
         hands = [_Hand(name, home / str(i), seed, share) for i, share in enumerate(shares) if share]
