@@ -1,6 +1,7 @@
 """The short edition of the fuzzers (`tests/fuzz`): damage is refused in one line, noted, or changes nothing."""
 
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +18,14 @@ from tests.fuzz.mutators import BYTES, PLACES
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in memory if there is one, since converting forces files to the disk; the place to be again."""
+    """A folder in memory if there is one, since converting forces files to the disk; memory is limited meanwhile,
+    and the working folder is the same again afterwards."""
     here = os.getcwd()
     made = Path(tempfile.mkdtemp(prefix="fuzz-", dir=work.memory()))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (work.most(), before[1]))
     yield made
+    resource.setrlimit(resource.RLIMIT_AS, before)
     os.chdir(here)
     shutil.rmtree(made)
 

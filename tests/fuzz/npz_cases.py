@@ -23,7 +23,8 @@ from tests.small_files import SPEC
 
 KEYS = ("observations", "actions", "terminals")
 FILE, VAL = "toy.npz", "toy-val.npz"
-LENGTHS = (16, 14, 19)
+LENGTHS = (1600, 1400, 1900)
+"""Rows of the episodes: so many that zipfile does not read a whole member, with its checksum, by chance."""
 REWRITTEN = "a header rewritten with a right checksum is another valid file, which numpy reads in the same way"
 EDITED = "numbers that were edited and saved again are valid numbers"
 Arrays = dict[str, Any]
@@ -147,25 +148,25 @@ HEADERS: dict[str, str] = {
     "beyond int64": "{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775808, 3), }",
     "negative": "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 3), }",
     "true": "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 3), }",
-    "float": "{'descr': '<f4', 'fortran_order': False, 'shape': (49.0, 3), }",
+    "float": "{'descr': '<f4', 'fortran_order': False, 'shape': (4900.0, 3), }",
     "fewer rows": "{'descr': '<f4', 'fortran_order': False, 'shape': (20, 3), }",
-    "flat": "{'descr': '<f4', 'fortran_order': False, 'shape': (147,), }",
-    "columns": "{'descr': '<f4', 'fortran_order': False, 'shape': (49, 2), }",
-    "fortran": "{'descr': '<f4', 'fortran_order': True, 'shape': (49, 3), }",
-    "big-endian": "{'descr': '>f4', 'fortran_order': False, 'shape': (49, 3), }",
-    "half": "{'descr': '<f2', 'fortran_order': False, 'shape': (49, 3), }",
-    "object": "{'descr': '|O', 'fortran_order': False, 'shape': (49, 3), }",
+    "flat": "{'descr': '<f4', 'fortran_order': False, 'shape': (14700,), }",
+    "columns": "{'descr': '<f4', 'fortran_order': False, 'shape': (4900, 2), }",
+    "fortran": "{'descr': '<f4', 'fortran_order': True, 'shape': (4900, 3), }",
+    "big-endian": "{'descr': '>f4', 'fortran_order': False, 'shape': (4900, 3), }",
+    "half": "{'descr': '<f2', 'fortran_order': False, 'shape': (4900, 3), }",
+    "object": "{'descr': '|O', 'fortran_order': False, 'shape': (4900, 3), }",
     "code": "__import__('os').system('touch trap-was-sprung')",
     "a list": "['descr', 'fortran_order', 'shape']",
     "no shape": "{'descr': '<f4', 'fortran_order': False, }",
-    "one key more": "{'descr': '<f4', 'fortran_order': False, 'shape': (49, 3), 'x': 1, }",
-    "unclosed": "{'descr': '<f4', 'fortran_order': False, 'shape': (49, 3",
+    "one key more": "{'descr': '<f4', 'fortran_order': False, 'shape': (4900, 3), 'x': 1, }",
+    "unclosed": "{'descr': '<f4', 'fortran_order': False, 'shape': (4900, 3",
     "text": "hello",
     "nothing": "",
     "nested": "(" * 3000,
-    "no type": "{'descr': 'nonsense', 'fortran_order': False, 'shape': (49, 3), }",
-    "deep type": "{'descr': [('a', [('b', '<f4')])], 'fortran_order': False, 'shape': (49, 3), }",
-    "null bytes": "{'descr': '<f4',\x00 'fortran_order': False, 'shape': (49, 3), }",
+    "no type": "{'descr': 'nonsense', 'fortran_order': False, 'shape': (4900, 3), }",
+    "deep type": "{'descr': [('a', [('b', '<f4')])], 'fortran_order': False, 'shape': (4900, 3), }",
+    "null bytes": "{'descr': '<f4',\x00 'fortran_order': False, 'shape': (4900, 3), }",
 }
 NAMES = ("a\nb", "x" * 60_000, "../../up", "/root", "", "a/b/", "\u00e9\u4e2d", "observations.npy.npy", "con\x1b[31m")
 

@@ -23,7 +23,7 @@ SUBJECTS = {
     "run": "tests.fuzz.run_cases:RunCases",
     "store": "tests.fuzz.store_cases:StoreCases",
 }
-SPARE = 3 * 2**30
+SPARE = 3 * 2**29
 """Bytes of address space that a worker may take beyond what it has when the cases begin."""
 PATIENCE = 60  # seconds without an answer after which a worker is killed
 
@@ -51,11 +51,15 @@ def lines_of(cases: Any, number: int) -> list[Line]:
     return [Line(number, case.kind, asked, v.word, v.detail, case.why(asked)) for asked, v in found.items()]
 
 
+def most() -> int:
+    """Bytes of address space that cases may take in this process."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + SPARE
+
+
 def _worker(name: str, folder: str, seed: int, numbers: Sequence[int], pipe: Any) -> None:
     sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115
     cases = subject(name, Path(folder), seed)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, used + SPARE))
+    resource.setrlimit(resource.RLIMIT_AS, (most(), most()))
     for number in numbers:
         pipe.send(number)
         try:
