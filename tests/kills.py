@@ -36,7 +36,11 @@ ENV = "pointmaze-medium-navigate-singletask-task1-v0"
 FLAGS = f"""--algo iql --env {ENV} --preset laptop --seeds 2 --hp.hidden 8 8 --hp.batch 8 --eval.episodes 1
     --run.segment 10 --run.eval-every 40 --run.checkpoint-every 20 --steps {STEPS}""".split()
 FLAGS += ["--data.path", DATA, "--data.dir", "data"]
-KINDS = {"single": FLAGS, "sweep": [*FLAGS, "--sweep", "hp.expectile=0.7,0.9"]}
+KINDS = {
+    "single": FLAGS,
+    "sweep": [*FLAGS, "--sweep", "hp.expectile=0.7,0.9"],
+    "windows": [*FLAGS, "--data.resident", "no", "--data.window", "80", "--data.window-updates", "10"],
+}
 WANTED = (METRICS, EVAL, "config.json", "normalizer.json", "learning_curve.png")
 
 MOMENTS = {
@@ -232,7 +236,9 @@ class Kills:
                 else:
                     killed = launch.kill_when(when_seen(folder, MOMENTS[moment]), 0.0005)
                 if not killed:
-                    assert launch.process.returncode == 0, f"status {launch.process.returncode}: {tail(launch.log)}"
+                    assert launch.process.returncode == 0, (
+                        f"status {launch.process.returncode}: {tail(launch.log)}"
+                    )
                     break
                 self.kills += 1
                 at = phase(folder)

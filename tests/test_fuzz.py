@@ -12,8 +12,8 @@ import pytest
 
 from tests.fuzz import work
 from tests.fuzz.judge import FAILURES
-from tests.fuzz.npz_cases import CONTENT, VALID
 from tests.fuzz.mutators import BYTES, PLACES
+from tests.fuzz.npz_cases import CONTENT, VALID
 
 
 @pytest.fixture
@@ -33,7 +33,9 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def failures(cases: Any, numbers: Iterator[int] | range) -> list[str]:
     """The verdicts that must not be, in words."""
     lines = [line for number in numbers for line in work.lines_of(cases, number)]
-    return [f"{x.number} {x.kind}, {x.asked}: {x.word}, {x.detail[:200]}" for x in lines if x.word in FAILURES]
+    return [
+        f"{x.number} {x.kind}, {x.asked}: {x.word}, {x.detail[:200]}" for x in lines if x.word in FAILURES
+    ]
 
 
 def test_kinds_of_damage_are_many():

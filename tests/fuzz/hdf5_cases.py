@@ -79,7 +79,13 @@ def _entry(value: Any, wanted: str = "f") -> Callable[[Random, Any, str], None]:
 
 
 def _type(rng: Random, file: Any, key: str) -> None:
-    name = rng.choice([name for name in TYPES if name not in ("no npy", "an empty member", "a pickled npy", "text", "dates")])
+    name = rng.choice(
+        [
+            name
+            for name in TYPES
+            if name not in ("no npy", "an empty member", "a pickled npy", "text", "dates")
+        ]
+    )
     _put(file, key, TYPES[name](_values(file, key)))
 
 
@@ -147,7 +153,9 @@ def _resized(rng: Random, file: Any, key: str) -> None:
 def _episode_name(rng: Random, file: Any, key: str) -> None:
     first = key.split("/")[0]
     if "/" in key:
-        file.move(first, rng.choice(["episode_x", "episode_", "episode_-1", "episode_\u0663", "episode_00000", "e"]))
+        file.move(
+            first, rng.choice(["episode_x", "episode_", "episode_-1", "episode_\u0663", "episode_00000", "e"])
+        )
     else:
         file.move(key, key.upper())
 
@@ -216,7 +224,11 @@ def _again(path: Path, **options: Any) -> None:
     """The same arrays, stored in another way."""
     with h5py.File(path) as file:
         arrays: dict[str, np.ndarray] = {}
-        file.visititems(lambda name, item: arrays.update({name: item[()]}) if hasattr(item, "dtype") and item.ndim else None)
+        file.visititems(
+            lambda name, item: (
+                arrays.update({name: item[()]}) if hasattr(item, "dtype") and item.ndim else None
+            )
+        )
     with h5py.File(path, "w", libver="latest" if options.pop("latest", False) else None) as file:
         for name, value in arrays.items():
             big = options.get("dtype") and value.dtype.kind == "f"
@@ -262,11 +274,15 @@ class Hdf5Cases:
         file = Path("toy.hdf5")
         if group == "bytes":
             why = "" if layout == "checked" else UNCHECKED
-            return layout, Case(f"bytes: {layout}, {name}", lambda folder: damage(folder / file, BYTES[name], rng), why)
+            return layout, Case(
+                f"bytes: {layout}, {name}", lambda folder: damage(folder / file, BYTES[name], rng), why
+            )
         if group == "place":
             return layout, Case(f"place: {name}", lambda folder: PLACES[name](folder / file))
         if group == "valid":
-            return layout, Case(f"valid: {name}", lambda folder: _again(folder / file, **VALID[name]), "", True)
+            return layout, Case(
+                f"valid: {name}", lambda folder: _again(folder / file, **VALID[name]), "", True
+            )
         edit, why = CONTENT[name]
         return layout, Case(f"content: {name}", partial(self._edit, edit, rng, layout), why)
 

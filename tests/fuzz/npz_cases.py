@@ -25,7 +25,9 @@ KEYS = ("observations", "actions", "terminals")
 FILE, VAL = "toy.npz", "toy-val.npz"
 LENGTHS = (1600, 1400, 1900)
 """Rows of the episodes: so many that zipfile does not read a whole member, with its checksum, by chance."""
-REWRITTEN = "a header rewritten with a right checksum is another valid file, which numpy reads in the same way"
+REWRITTEN = (
+    "a header rewritten with a right checksum is another valid file, which numpy reads in the same way"
+)
 EDITED = "numbers that were edited and saved again are valid numbers"
 Arrays = dict[str, Any]
 
@@ -84,7 +86,13 @@ def header(text: str, content: bytes, version: int = 1, length: int | None = Non
     encoded = text.encode("latin-1", "replace")
     encoded += b" " * (-(len(encoded) + 11) % 64) + b"\n"
     size = len(encoded) if length is None else length
-    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", size) + encoded + content
+    return (
+        b"\x93NUMPY"
+        + bytes([version, 0])
+        + struct.pack("<H" if version == 1 else "<I", size)
+        + encoded
+        + content
+    )
 
 
 def header_bits(content: bytes) -> list[int]:
@@ -134,7 +142,9 @@ TYPES: dict[str, Callable[[np.ndarray], Any]] = {
     "no columns": lambda a: np.zeros((len(a), 0), np.float32),
     "one row fewer": lambda a: a[:-1],
     "one row more": lambda a: np.concatenate([a, a[-1:]]),
-    "one column more": lambda a: np.concatenate([a.reshape(len(a), -1), np.ones((len(a), 1))], 1).astype("f4"),
+    "one column more": lambda a: np.concatenate([a.reshape(len(a), -1), np.ones((len(a), 1))], 1).astype(
+        "f4"
+    ),
     "one column fewer": lambda a: a.reshape(len(a), -1)[:, 1:],
     "transposed": lambda a: a.T,
     "all zero": np.zeros_like,
@@ -168,10 +178,22 @@ HEADERS: dict[str, str] = {
     "deep type": "{'descr': [('a', [('b', '<f4')])], 'fortran_order': False, 'shape': (4900, 3), }",
     "null bytes": "{'descr': '<f4',\x00 'fortran_order': False, 'shape': (4900, 3), }",
 }
-NAMES = ("a\nb", "x" * 60_000, "../../up", "/root", "", "a/b/", "\u00e9\u4e2d", "observations.npy.npy", "con\x1b[31m")
+NAMES = (
+    "a\nb",
+    "x" * 60_000,
+    "../../up",
+    "/root",
+    "",
+    "a/b/",
+    "\u00e9\u4e2d",
+    "observations.npy.npy",
+    "con\x1b[31m",
+)
 
 
-def _rewritten(rng: Random, path: Path, data: Arrays, name: str, key: str, version: int, length: int | None) -> Arrays:
+def _rewritten(
+    rng: Random, path: Path, data: Arrays, name: str, key: str, version: int, length: int | None
+) -> Arrays:
     content = np.ascontiguousarray(data[key]).tobytes()
     return data | {key: header(HEADERS[name], content, version, length)}
 
@@ -221,7 +243,9 @@ def _member(rng: Random, path: Path, data: Arrays) -> Arrays:
     key = rng.choice(KEYS)
     content = npy(data[key])
     extra = rng.randbytes(rng.choice([1, 4, 12, 1000, 10**6]))
-    return data | {key: rng.choice([content + extra, content[:-4], content[:-1], content[: len(content) // 2]])}
+    return data | {
+        key: rng.choice([content + extra, content[:-4], content[:-1], content[: len(content) // 2]])
+    }
 
 
 def _concatenated(rng: Random, path: Path, data: Arrays) -> None:
@@ -364,7 +388,11 @@ class NpzCases:
         before = (self.work / VAL).read_bytes()
         case.make(self.work)
         other = not (self.work / VAL).is_file() or (self.work / VAL).read_bytes() != before
-        pristine = self.regular_same if case.kind in ("valid: regular", "content: next of another type") else self.read_same
+        pristine = (
+            self.regular_same
+            if case.kind in ("valid: regular", "content: next of another type")
+            else self.read_same
+        )
         found = {} if other else {"read": judge(partial(self.read, FILE), pristine, case, self.work)}
         if case.kind not in ("valid: regular", "content: next of another type"):
             if other:
@@ -401,5 +429,3 @@ def stored(store: Store) -> Seen:
             value = getattr(split, name)
             values[f"{i}/{name}"] = None if value is None else np.asarray(value)
     return Seen(values, store.notes)
-
-

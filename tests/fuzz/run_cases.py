@@ -67,7 +67,9 @@ class _Lowered:
 
 def checksum(*trees: Any) -> int:
     """Of all arrays in some trees."""
-    leaves = [np.asarray(x) for x in jax.tree.leaves(eqx.filter(trees, eqx.is_array)) if x.dtype != jax.numpy.bool_]
+    leaves = [
+        np.asarray(x) for x in jax.tree.leaves(eqx.filter(trees, eqx.is_array)) if x.dtype != jax.numpy.bool_
+    ]
     data = b"".join(x.tobytes() for x in leaves if x.dtype.kind in "fiu")
     return zlib.crc32(data)
 
@@ -77,11 +79,18 @@ def played(seeds: int, tasks: int, episodes: int, number: int) -> Episodes:
     shape = (seeds, tasks, episodes)
     value = np.full(shape, number % 9973, np.float32)
     return Episodes(
-        np.full(shape, number % 2 == 0), -value, np.full(shape, 5, np.int32), np.zeros(shape, np.int32), value, value
+        np.full(shape, number % 2 == 0),
+        -value,
+        np.full(shape, 5, np.int32),
+        np.zeros(shape, np.int32),
+        value,
+        value,
     )
 
 
-def _evaluate(algo: Any, env: Any, episodes: int, normalizer: Any, state: Any, keys: Any, **_: Any) -> Episodes:
+def _evaluate(
+    algo: Any, env: Any, episodes: int, normalizer: Any, state: Any, keys: Any, **_: Any
+) -> Episodes:
     number = checksum(normalizer, state.nets, jax.random.key_data(keys))
     return played(len(keys), len(env.spec.tasks), episodes, number)
 
@@ -132,7 +141,9 @@ def called(main: Callable[[list[str]], int], argv: list[str]) -> tuple[str, ...]
         if status != 2:
             raise RuntimeError(f"status {status}: {said}")
         raise UserError("\n".join(lines))
-    notes = [line for line in (out.getvalue() + err.getvalue()).splitlines() if "note" in line or "warning" in line]
+    notes = [
+        line for line in (out.getvalue() + err.getvalue()).splitlines() if "note" in line or "warning" in line
+    ]
     return tuple(notes)
 
 
@@ -155,7 +166,13 @@ def files_of(run: Path) -> dict[str, tuple[Path, ...]]:
     }
 
 
-FOLDERS = ("checkpoints", f"checkpoints/{STEPS:09d}", f"checkpoints/{STEPS:09d}/state", f"checkpoints/{5:09d}", ".")
+FOLDERS = (
+    "checkpoints",
+    f"checkpoints/{STEPS:09d}",
+    f"checkpoints/{STEPS:09d}/state",
+    f"checkpoints/{5:09d}",
+    ".",
+)
 
 
 def _row(rng: Random, path: Path, edit: Callable[[list[bytes], int], object]) -> None:
@@ -319,15 +336,33 @@ class RunCases:
         if group == "shape":
             name = rng.choice(list(SHAPES))
             make, harmless = SHAPES[name]
-            why = {"evaluate": OLDER} if "checkpoint" in name or harmless else reasons("config.json", "") if "settings" in name else {}
+            why = (
+                {"evaluate": OLDER}
+                if "checkpoint" in name or harmless
+                else reasons("config.json", "")
+                if "settings" in name
+                else {}
+            )
             return Case(f"shape: {name}", lambda folder: make(rng, folder / RUN), why)
         if group == "place" and rng.random() < 0.3:
             part, name = rng.choice(FOLDERS), rng.choice(list(PLACES))
-            return Case(f"place: {part}, {name}", lambda folder: PLACES[name](folder / RUN / part), {"evaluate": OLDER})
+            return Case(
+                f"place: {part}, {name}",
+                lambda folder: PLACES[name](folder / RUN / part),
+                {"evaluate": OLDER},
+            )
         jsons = ("config.json", "run.json", "normalizer.json", "checkpoint meta.json")
         rows = ("metrics.jsonl", "eval.jsonl", "evaluations.jsonl")
-        part = rng.choice({"json": jsons, "text": jsons, "lines": rows}.get(group, (*jsons, *rows, "checkpoint state")))
-        kinds = {"bytes": {**BYTES, "digit": None}, "json": JSON, "text": TEXTS, "lines": LINES, "place": PLACES}[group]
+        part = rng.choice(
+            {"json": jsons, "text": jsons, "lines": rows}.get(group, (*jsons, *rows, "checkpoint state"))
+        )
+        kinds = {
+            "bytes": {**BYTES, "digit": None},
+            "json": JSON,
+            "text": TEXTS,
+            "lines": LINES,
+            "place": PLACES,
+        }[group]
         name = rng.choice(list(kinds))
 
         def make(folder: Path) -> None:
@@ -381,5 +416,3 @@ class RunCases:
         notes = called(report.main, [RUN, "--out", "table.csv"])
         lines = [line for line in Path("table.csv").read_text().splitlines() if not line.startswith("#")]
         return Seen({"table": tuple(lines)}, notes)
-
-

@@ -162,16 +162,29 @@ class StoreCases:
         """How rows are held, and case `i`."""
         rng = Random(f"store-{self.seed}-{i}")
         way = rng.choice(list(WAYS))
-        group = rng.choices(("bytes", "content", "json", "text", "place", "shape"), (28, 24, 14, 8, 12, 14))[0]
-        names = {"bytes": BYTES, "content": CONTENT, "json": JSON, "text": TEXTS, "place": PLACES, "shape": SHAPES}
+        group = rng.choices(("bytes", "content", "json", "text", "place", "shape"), (28, 24, 14, 8, 12, 14))[
+            0
+        ]
+        names = {
+            "bytes": BYTES,
+            "content": CONTENT,
+            "json": JSON,
+            "text": TEXTS,
+            "place": PLACES,
+            "shape": SHAPES,
+        }
         name = rng.choice(list(names[group]))
         arrays = [f"{part}/{file}" for part in PARTS for file in ARRAYS]
         jsons = ["meta.json", "train-000/shard.json", "val/shard.json"]
         folders = [*PARTS, "."]
         part = rng.choice(
-            {"content": arrays, "json": jsons, "text": jsons, "bytes": arrays + jsons, "place": arrays + jsons + folders}.get(
-                group, ["."]
-            )
+            {
+                "content": arrays,
+                "json": jsons,
+                "text": jsons,
+                "bytes": arrays + jsons,
+                "place": arrays + jsons + folders,
+            }.get(group, ["."])
         )
 
         def make(folder: Path) -> None:

@@ -126,7 +126,9 @@ def memory() -> Path | None:
     return place if place.is_dir() and os.access(place, os.W_OK) else None
 
 
-def run(name: str, numbers: Iterable[int], seed: int, workers: int = 2, tmp: Path | None = None) -> list[Line]:
+def run(
+    name: str, numbers: Iterable[int], seed: int, workers: int = 2, tmp: Path | None = None
+) -> list[Line]:
     """The verdicts on cases `numbers`, in up to `workers` processes."""
     numbers = list(numbers)
     home = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir=tmp or memory()))
@@ -147,7 +149,9 @@ def summary(lines: Sequence[Line]) -> str:
     for asked in sorted({line.asked for line in lines}):
         counts = Counter(line.word for line in lines if line.asked == asked)
         out.append(f"  {asked}: " + ", ".join(f"{word} {n:,}" for word, n in counts.most_common()))
-    allowed = Counter((line.asked, line.kind, line.why) for line in lines if line.word == "silent, unknowable")
+    allowed = Counter(
+        (line.asked, line.kind, line.why) for line in lines if line.word == "silent, unknowable"
+    )
     out += [f"  allowed {n}x {asked}, {kind}: {why}" for (asked, kind, why), n in allowed.most_common()]
     failed: dict[tuple[str, str, str], list[Line]] = {}
     for line in lines:
@@ -157,7 +161,9 @@ def summary(lines: Sequence[Line]) -> str:
             failed.setdefault((line.word, line.asked, at), []).append(line)
     for (word, asked, at), found in sorted(failed.items(), key=lambda item: -len(item[1])):
         first = found[0]
-        out.append(f"  FAILED {len(found)}x {word}, {asked}, {at}; case {first.number} ({first.kind}): {first.detail[:160]}")
+        out.append(
+            f"  FAILED {len(found)}x {word}, {asked}, {at}; case {first.number} ({first.kind}): {first.detail[:160]}"
+        )
     return "\n".join(out)
 
 
