@@ -14,7 +14,7 @@ from mac.data import convert as convert_module
 from mac.data.convert import prepare
 from mac.data.npz import read
 from mac.data.shards import shard_files
-from mac.data.store import Rows, Store
+from mac.data.store import Rows, Store, read_meta
 from mac.data.window import make_window
 from mac.errors import UserError
 from mac.types import EnvSpec
@@ -144,6 +144,15 @@ def test_damaged_description_of_a_store_is_named(tmp_path: Path, meta: str):
     (tmp_path / "meta.json").write_text(meta)
     with pytest.raises(UserError, match=r"damaged store .* delete this folder"):
         Store.open(tmp_path)
+
+
+def test_edited_description_of_a_store_is_none(tmp_path: Path, train: Path):
+    prepare(train, tmp_path / "store", SPEC)
+    meta = json.loads((tmp_path / "store" / "meta.json").read_text())
+    assert read_meta(tmp_path / "store") == meta
+    del meta["val"]
+    (tmp_path / "store" / "meta.json").write_text(json.dumps(meta))
+    assert read_meta(tmp_path / "store") is None
 
 
 def test_store_of_another_format_is_converted_again(tmp_path: Path, train: Path):

@@ -347,7 +347,7 @@ def upgrade(path: Path) -> bool:
             save_meta(path, meta | {"made_from": None})
         except UserError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: damaged store ({one_line(error)}); make it again") from error
     return True
 

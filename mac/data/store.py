@@ -319,12 +319,13 @@ def values_of(split: Split) -> Float[np.ndarray, "N D"]:
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:
-    """A store's description, or None if there is no readable one of this format."""
+    """A store's description as it was written, or None if there is no such one of this format."""
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
+        whole = isinstance(meta, dict) and meta.get("format") == FORMAT and meta.get("seal") == seal(meta)
     except (OSError, ValueError, RecursionError):
         return None
-    return meta if isinstance(meta, dict) and meta.get("format") == FORMAT else None
+    return meta if whole else None
 
 
 def is_store(path: Path) -> bool:
