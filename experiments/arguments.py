@@ -25,14 +25,16 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from baselines import REGISTRY
 from envs_mjx.registry import parse as parse_env
 from experiments.counts import SYNTAX, whole_number
-from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, unknown_name
-from experiments.saved import CONFIG, read_config
+from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, require_steps, unknown_name
+from experiments.saved import CONFIG, read_config, runs_within
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.errors import UserError, one_line
 from mac.run.segment import use_cpu_devices
 
 PROGRAM = "python experiments/run.py"
 _NUMBERS = f"Whole numbers may be written as {SYNTAX}."
+RUNS = Path("runs")
+"""Where runs are, if no folder is named."""
 
 
 class _First(NamedTuple):
@@ -66,11 +68,15 @@ def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
         raise unknown_name("--preset", chosen["preset"], PRESETS)
     backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
     preset, reason = _choose_preset(chosen["preset"], backend)
+    rows, asked = [] if saved else load_rows(HPARAMS), (chosen["algo"], chosen["env"], preset)
     if saved:
         values, where, reason = saved, str(first.out), "of the run that is continued"
     else:
-        values, where = merge_rows(load_rows(HPARAMS), chosen["algo"], chosen["env"], preset), str(HPARAMS)
-    settings = _second_stage(argv, entry.config, from_plain(values | chosen, entry.config, where))
+        values, where = merge_rows(rows, *asked), str(HPARAMS)
+    default = from_plain(values | chosen, entry.config, where)
+    if not saved:
+        require_steps(values, rows, *asked)
+    settings = _second_stage(argv, entry.config, default)
     return dataclasses.replace(settings, preset=preset, out=first.out or settings.out), reason
 
 
@@ -100,10 +106,13 @@ def _first_stage(argv: Sequence[str]) -> _First:
 
 
 def _newest_run() -> Path:
-    runs = sorted(Path("runs").glob(f"*/{CONFIG}"), key=lambda p: p.stat().st_mtime)
-    if not runs:
-        raise UserError("--resume: there is no run in runs/; name its folder with --out")
-    return runs[-1].parent
+    started = {}
+    for run in runs_within(RUNS):
+        with contextlib.suppress(OSError):  # deleted just now
+            started[run] = (run / CONFIG).stat().st_mtime
+    if not started:
+        raise UserError(f"--resume: there is no run in {RUNS}/; name its folder with --out")
+    return max(started, key=started.__getitem__)
 
 
 def _saved(first: _First) -> dict[str, Any]:

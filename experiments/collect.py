@@ -35,6 +35,7 @@ from mac.errors import UserError
 from mac.machine import cores
 from mac.run.claim import claim
 from mac.run.progress import open_progress
+from mac.words import counted
 
 PROGRAM = "python experiments/collect.py"
 DATA = Path("data")
@@ -197,7 +198,7 @@ def report(command: Command, made: Collected) -> None:
     else:
         print(f"expert was   at {made.hits:,} goals")
     if made.thrown:
-        print(f"redone       {made.thrown:,} episodes that failed the health check")
+        print(f"redone       {counted(made.thrown, 'episode')} that failed the health check")
     if made.dropped:
         print(f"warning: the engine left out {made.dropped:,} contacts; compare with --engine c")
     print(f"wrote        {made.train_rows:,} + {made.val_rows:,} rows to {command.out}")

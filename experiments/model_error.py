@@ -28,7 +28,8 @@ from experiments.output import outlive_output
 from experiments.policy_error import compare_policies
 from experiments.program import exit_status
 from experiments.settings import DataConfig
-from mac.data.normalize import Normalizer, fit_minmax
+from mac.data.normalize import Normalizer
+from mac.data.normalize import fit as fit_normalizer
 from mac.data.store import Store
 from mac.data.window import check_chunk, make_window
 from mac.dynamics import Dynamics
@@ -39,6 +40,7 @@ from mac.run.progress import Progress, open_progress
 from mac.run.table import print_tables
 from mac.run.train import Diverged
 from mac.types import EnvSpec
+from mac.words import counted
 
 PROGRAM = "python experiments/model_error.py"
 SEGMENT = 500  # updates per compiled call
@@ -150,13 +152,16 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
             "--rows 1M`, or name one with --data.path and --data.dir"
         )
     store = dataset.open_store(data, source, spec)
-    label, normalizer = store.provenance.label, fit_minmax(store.statistics_obs)
+    label, (normalizer, notes) = store.provenance.label, fit_normalizer("minmax", store.statistics)
+    for note in notes:
+        print(f"note: {note}")
     real = held_out(store, normalizer)
     for chunk in ask.chunks:
         check_chunk(str(store.path), store.train[0].length, chunk)
         check_horizon("--horizon", ask.horizon, chunk, store)
     rows: list[ChunkRow] = []
-    title = f"dynamics models of {name}: {ask.seeds} seeds, {ask.steps:,} updates, width {max(ask.hidden)}"
+    size = f"{counted(ask.steps, 'update')}, width {max(ask.hidden)}"
+    title = f"dynamics models of {name}: {counted(ask.seeds, 'seed')}, {size}"
     total = len(ask.chunks) * ask.steps
     numbers = range(ask.seed, ask.seed + ask.seeds)
     with open_progress("model error", total, "updates", seeds=numbers) as progress:

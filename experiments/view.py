@@ -25,6 +25,7 @@ from experiments.rendering import render, require_drawing, try_drawing
 from experiments.saved import SavedRun, by_environment, open_run, read_settings
 from experiments.walker_film import Track, draw_walker, film_walker, returns
 from mac.errors import UserError
+from mac.words import counted
 
 PROGRAM = "python experiments/view.py"
 PICTURES = 200  # of one film, unless told otherwise
@@ -84,9 +85,10 @@ def view(ask: Ask) -> int:
     painter = "drawing" if walks else choose_renderer(ask.renderer)
     if parse(settings.env).task not in (None, task):
         print(f"note: the run was trained on task {parse(settings.env).task}, not on task {task}")
-    seeds = len(run.numbers)
+    seeds = counted(len(run.numbers), "seed")
     print(
-        f"playing      task {task} on engine {engine}: {seeds} seeds, after {run.step:,} updates", flush=True
+        f"playing      task {task} on engine {engine}: {seeds}, after {run.step:,} updates",
+        flush=True,
     )
     film = record(run, name, task, engine, ask.seed)
     frames = pick_frames(len(film.t), ask.every)

@@ -1,9 +1,11 @@
 """Whether a run's data fit, and what is said if not."""
 
+from pathlib import Path
+
 import pytest
 
 from experiments import feeding
-from experiments.dataset import Facts
+from experiments.dataset import Facts, facts
 from experiments.settings import DataConfig
 from mac.data import memory
 from mac.data.memory import Memory, free_memory
@@ -74,3 +76,14 @@ def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch, tm
     assert memory.free_host_memory() == 1_024_000
     monkeypatch.setattr(memory, "group_memory", lambda: [300_000, 2_000_000])
     assert memory.free_host_memory() == 300_000
+
+
+def test_rows_that_cannot_be_counted_are_no_fact(tmp_path: Path):
+    path = tmp_path / "x.npz"
+    path.write_bytes(b"no archive")
+    known = facts(DataConfig(), path)
+    assert known.guessed and known.rows == DataConfig().rows
+    assert "rows cannot be counted" in feeding.describe(DataConfig(), known)
+    assert str(known.rows) not in feeding.describe(DataConfig(), known).replace(",", "")
+    assert feeding.describe(DataConfig(), Facts(1, "float32")) == "1 row as float32, all on the device"
+    assert not facts(DataConfig(), path, 5).guessed

@@ -18,6 +18,7 @@ ABLATION = ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.config", "mac.m
 ALLOWED = {
     "mac": (),
     "mac.errors": (),
+    "mac.words": (),
     "mac.types": (),
     "mac.files": ("mac.errors",),
     "mac.machine": (),
@@ -38,9 +39,11 @@ ALLOWED = {
         "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.config", "mac.modelfree",
     ),
     "mac.mbpo": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm"),
-    "mac.data": ("mac.types", "mac.errors", "mac.files", "mac.machine"),
-    "mac.run": ("mac.types", "mac.errors", "mac.files", "mac.machine", "mac.algorithm", "mac.data"),
-    "envs_mjx": ("mac.types", "mac.errors", "mac.files", "mac.machine"),
+    "mac.data": ("mac.types", "mac.errors", "mac.files", "mac.machine", "mac.words"),
+    "mac.run": (
+        "mac.types", "mac.errors", "mac.files", "mac.machine", "mac.words", "mac.algorithm", "mac.data",
+    ),
+    "envs_mjx": ("mac.types", "mac.errors", "mac.files", "mac.machine", "mac.words"),
     "baselines": (
         "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.mbpo", "mac.mac",
         "mac.config", "mac.gaussian", "mac.fql", "mac.nodistill", "mac.modelfree", "mac.implicit",

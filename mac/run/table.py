@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mac.run.measure import SUCCESS
 from mac.run.stats import Curve, Interval, summarise
+from mac.words import counted
 
 LATE = 3  # evaluations that the second row averages: one evaluation alone is noisy
 WIDEST = 10_000  # columns of a table
@@ -32,9 +33,8 @@ def results_table(curve: Curve, *, title: str) -> Table:
     it with `print_tables`.
     """
     seeds, tasks = len(curve.seeds), len(curve.tasks)
-    caption = f"{seeds} {_plural('seed', seeds)}, {curve.episodes} episodes per seed" + " and task" * (
-        tasks > 1
-    )
+    caption = f"{counted(seeds, 'seed')}, {counted(curve.episodes, 'episode')} per seed"
+    caption += " and task" * (tasks > 1)
     if seeds == 1:
         caption += "; intervals need two seeds"
     caption += _returns(curve)
@@ -44,7 +44,7 @@ def results_table(curve: Curve, *, title: str) -> Table:
     for name in ("mean", "95% interval", "IQM", "95% interval"):
         table.add_column(name, justify="right")
     form = curve.measure.form
-    _add(table, f"at {curve.steps[-1]:,} updates", curve.last(), form)
+    _add(table, f"at {counted(curve.steps[-1], 'update')}", curve.last(), form)
     if len(curve.steps) >= LATE:
         _add(table, f"last {LATE} evaluations", curve.last(LATE), form)
     if tasks > 1:
@@ -88,7 +88,3 @@ def _cells(interval: Interval, form: str) -> tuple[str, str]:
     # In words: a dash would look like the sign of a negative number, and not every terminal has a long one.
     ends = "-" if math.isnan(interval.low) else f"{interval.low:{form}} to {interval.high:{form}}"
     return f"{interval.value:{form}}", ends
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else noun + "s"
