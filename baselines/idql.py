@@ -10,7 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState, polyak
 from mac.implicit import AbstractImplicit, ImplicitConfig, ImplicitNets
@@ -60,7 +60,8 @@ class IDQL(AbstractImplicit):
     def targeted(self, nets: ImplicitNets) -> Any:
         return super().targeted(nets) | {"actor": nets.actor}
 
-    def follow(self, target: Any, online: Any) -> Any:
+    def follow(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
+        del step
         rates = {"q": self.tau_ema, "actor": self.cfg.tau_actor}
         return {name: polyak(target[name], online[name], rate) for name, rate in rates.items()}
 

@@ -3,12 +3,19 @@
 TD3 with a penalty for leaving the data, in the policy's loss and in the critics' target: there for the
 distance between the policy's next action and the data's.
 
-The policy and all slow copies move at every second update only. Between its turns the policy rests
-altogether; in the runs on OGBench (Park et al. 2025, arXiv 2502.02538) Adam's momentum moves it on. Where an
-episode ends without a next action in the data, its last one stands for it.
+The policy learns, and all target networks follow, at every second update only. In between, two published
+versions differ, and so do the weights that were tuned for them:
+
+    OGBench (Park et al. 2025, arXiv 2502.02538), the default: Adam goes on with gradients of 0, and its
+    momentum moves the policy on; the second update is the first turn.
+
+    D4RL (Tarasov et al. 2023): the policy and its optimiser rest; the first update is the first turn.
+
+Where an episode ends without a next action in the data, its last one stands for it. Not as in the D4RL runs:
+the policy's loss sees the critics of before the update, there those of after it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -17,9 +24,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.algorithm import TrainState, adam_by_network
+from mac.algorithm import Rate, TrainState, by_network, in_turns
 from mac.modelfree import AbstractModelFree, Goal, ModelFreeConfig, one_step
 from mac.nn.critics import Critics, combined, critic_loss, scores, twin_critics
 from mac.nn.heads import HEAD_VARIANCE
@@ -41,7 +48,11 @@ class ReBRACConfig(ModelFreeConfig):
     noise_clip: float = 0.5
     """bound of that noise"""
     actor_every: int = 2
-    """updates per turn of the policy and of the slow copies"""
+    """updates per turn of the policy and of the target networks"""
+    actor_coasts: bool = True
+    """between turns Adam's momentum moves the policy on, as in the runs on OGBench; else it rests (D4RL)"""
+    actor_first: bool = False
+    """the first update is a turn, as in the runs on D4RL; else the last of each `actor_every` is (OGBench)"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,26 +107,26 @@ class ReBRAC(AbstractModelFree[Nets]):
             losses["policy/bc_loss"] = cfg.alpha_actor * jnp.mean(distance(mine, step.action))
         return total(losses, critic__q_mean=q)
 
-    def update(
-        self, state: TrainState, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
-    ) -> tuple[TrainState, Metrics]:
-        after, metrics = super().update(state, batch, step, key)
-        turn = step % self.cfg.actor_every == 0
+    def turn(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether update number `step`, from 0, is one of the policy's turns."""
+        return step % self.cfg.actor_every == (0 if self.cfg.actor_first else self.cfg.actor_every - 1)
 
-        def now_and_then(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(turn, n, o), new, old)
-
-        adam, before = after.opt_state.inner_states, state.opt_state.inner_states
-        adam = adam | {"actor": now_and_then(adam["actor"], before["actor"])}
-        actor = now_and_then(after.nets.actor, state.nets.actor)
-        return TrainState(
-            nets=replace(after.nets, actor=actor),
-            target=now_and_then(after.target, state.target),
-            opt_state=after.opt_state._replace(inner_states=adam),
-        ), metrics
+    def follow(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
+        moved, now = super().follow(target, online, step), self.turn(step)
+        return jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, target)
 
     def optimiser(self) -> optax.GradientTransformation:
-        return adam_by_network({"actor": self.rate}, self.rate)
+        actor = in_turns(optax.adam(self.actor_rate), self.turn, coast=self.cfg.actor_coasts)
+        return by_network({"actor": actor}, optax.adam(self.rate))
+
+    @property
+    def actor_rate(self) -> Rate:
+        """Learning rate of the policy: at each update that of the critics."""
+        rate, every = self.rate, self.cfg.actor_every
+        if self.cfg.actor_coasts or not callable(rate):
+            return rate
+        # An optimiser that rests counts its own turns only.
+        return lambda turns: rate(every * turns + (0 if self.cfg.actor_first else every - 1))
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key

@@ -37,8 +37,10 @@ from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 
 @dataclass(frozen=True)
-class SHARSAConfig(FlowChoiceConfig, LeapConfig):
+class SHARSAConfig(LeapConfig, FlowChoiceConfig):
     """Hyperparameters of SHARSA: those of its values over n steps and of its choice."""
+
+    # In a dataclass the first base's fields, its inherited ones too, replace those of the second.
 
 
 class Nets(eqx.Module):

@@ -22,7 +22,6 @@ import numpy as np
 
 from envs_mjx.engine_c import CEngine
 from envs_mjx.episodes import Job, Simulator, Wave
-from envs_mjx.host import available_cores
 from envs_mjx.locomotion.engine_c import CWalkerEngine
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.locomotion.navigate import Actor, NavigationScript
@@ -35,6 +34,7 @@ from envs_mjx.shards import TRAIN, VAL, columns, make_shards
 from envs_mjx.workshop import Note, Workshop, check_settings
 from mac.errors import UserError
 from mac.files import write_json
+from mac.machine import cores
 
 _CORES_PER_WAVE = 4  # so many threads can share the physics of a wave before its JAX part limits them
 _POLL = 0.2  # s between two looks at the waves under way
@@ -156,7 +156,7 @@ def generate(
     shop.open(settings)
     shop.check_room()
     simulator = Simulator(script, seed=request.seed, lanes=request.lanes)
-    at_once = max(1, (threads or available_cores()) // _CORES_PER_WAVE) if request.engine == "c" else 1
+    at_once = max(1, (threads or cores()) // _CORES_PER_WAVE) if request.engine == "c" else 1
     _simulate(simulator, shop, at_once, progress or (lambda rows, total: None))
     made = earlier or _sum_up(shop, script.rows)
     write_json(done, _metadata(request, settings, made), part=shop.draft(done.name))

@@ -8,7 +8,6 @@ order; rounding positions to float32 between steps would diverge within a few co
 import abc
 import collections
 import concurrent.futures
-import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -20,17 +19,11 @@ import numpy as np
 from jaxtyping import Array
 
 from mac.errors import UserError
+from mac.machine import cores
 
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 """What MuJoCo needs to go on exactly: positions, velocities, warm start, mocap poses, time ..."""
 W = TypeVar("W")
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Host(abc.ABC, Generic[W]):
@@ -50,7 +43,7 @@ class Host(abc.ABC, Generic[W]):
         """
         if threads is not None and threads < 1:
             raise UserError(f"threads={threads} of engine 'c' must be at least 1")
-        self.threads = threads or available_cores()
+        self.threads = threads or cores()
         self.state_size, self.row_size = state_size, row_size
         self._idle: collections.deque[W] = collections.deque()
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None

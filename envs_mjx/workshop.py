@@ -21,7 +21,7 @@ from envs_mjx.episodes import Job
 from envs_mjx.script import Rows
 from envs_mjx.shards import Bench, Column, Part, Shard, row_bytes
 from mac.errors import UserError, one_line
-from mac.files import settle, write_json, writing
+from mac.files import settle, visible, write_json, writing
 
 SETTINGS, JOURNAL = "settings.json", "journal.jsonl"
 
@@ -117,7 +117,7 @@ class Workshop:
         """
         sizes = [sum(part.episodes for part in shard) for shard in self.shards if not self.finished(shard)]
         whole = (sum(sizes) + max(sizes, default=0)) * self._episode_rows * self._row_bytes
-        there = sum(file.stat().st_size for file in self.work.glob("*/*.npy"))
+        there = sum(file.stat().st_size for file in visible(self.work, "*/*.npy"))
         free, needed = shutil.disk_usage(self.work).free, 1.02 * max(whole - there, 0)
         if free < needed:
             raise UserError(
@@ -137,7 +137,7 @@ class Workshop:
                 check_settings(self.work / SETTINGS, settings, f"delete {self.work}")
             else:
                 write_json(self.work / SETTINGS, settings, part=self.draft(SETTINGS))
-            for stale in self.work.glob("*.part"):
+            for stale in visible(self.work, "*.part"):
                 stale.unlink()
             self._replay()
         for number, shard in enumerate(self.shards):

@@ -9,25 +9,32 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import os
 import re
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from baselines import REGISTRY
 from envs_mjx.registry import parse as parse_env
-from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, unknown_name
-from experiments.saved import CONFIG, read_config
+from experiments.counts import SYNTAX, whole_number
+from experiments.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, require_steps, unknown_name
+from experiments.saved import CONFIG, read_config, runs_within
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.errors import UserError, one_line
 from mac.run.segment import use_cpu_devices
 
 PROGRAM = "python experiments/run.py"
+_NUMBERS = f"Whole numbers may be written as {SYNTAX}."
+RUNS = Path("runs")
+"""Where runs are, if no folder is named."""
 
 
 class _First(NamedTuple):
@@ -61,11 +68,15 @@ def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
         raise unknown_name("--preset", chosen["preset"], PRESETS)
     backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
     preset, reason = _choose_preset(chosen["preset"], backend)
+    rows, asked = [] if saved else load_rows(HPARAMS), (chosen["algo"], chosen["env"], preset)
     if saved:
         values, where, reason = saved, str(first.out), "of the run that is continued"
     else:
-        values, where = merge_rows(load_rows(HPARAMS), chosen["algo"], chosen["env"], preset), str(HPARAMS)
-    settings = _second_stage(argv, entry.config, from_plain(values | chosen, entry.config, where))
+        values, where = merge_rows(rows, *asked), str(HPARAMS)
+    default = from_plain(values | chosen, entry.config, where)
+    if not saved:
+        require_steps(values, rows, *asked)
+    settings = _second_stage(argv, entry.config, default)
     return dataclasses.replace(settings, preset=preset, out=first.out or settings.out), reason
 
 
@@ -81,9 +92,13 @@ def _first_stage(argv: Sequence[str]) -> _First:
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}; see --help") from error
     seeds, out = known["seeds"], known["out"]
-    if seeds is not None and not (seeds.isascii() and seeds.isdecimal() and int(seeds) > 0):
-        raise UserError(f"--seeds={seeds}: must be a whole number of at least 1")
-    known["seeds"] = None if seeds is None else int(seeds)
+    if seeds is not None:
+        try:
+            known["seeds"] = whole_number(seeds)
+        except ValueError as error:
+            raise UserError(f"--seeds={seeds}: {error}") from error
+        if known["seeds"] < 1:
+            raise UserError(f"--seeds={seeds}: must be a whole number of at least 1")
     if out is None and known["resume"] and not known["help"]:
         out = _newest_run()
     known["out"] = None if out is None else Path(out)
@@ -91,10 +106,13 @@ def _first_stage(argv: Sequence[str]) -> _First:
 
 
 def _newest_run() -> Path:
-    runs = sorted(Path("runs").glob(f"*/{CONFIG}"), key=lambda p: p.stat().st_mtime)
-    if not runs:
-        raise UserError("--resume: there is no run in runs/; name its folder with --out")
-    return runs[-1].parent
+    started = {}
+    for run in runs_within(RUNS):
+        with contextlib.suppress(OSError):  # deleted just now
+            started[run] = (run / CONFIG).stat().st_mtime
+    if not started:
+        raise UserError(f"--resume: there is no run in {RUNS}/; name its folder with --out")
+    return max(started, key=started.__getitem__)
 
 
 def _saved(first: _First) -> dict[str, Any]:
@@ -152,20 +170,57 @@ def read_flags(cls: Any, argv: Sequence[str], program: str, default: Any = None)
     """
     _check_flags(argv, cls if default is None else default)
     over = {} if default is None else {"default": default}
-    said = io.StringIO()
+    said, rejected = io.StringIO(), list[str]()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 cls,
                 args=list(argv),
                 prog=program,
+                description=f"{_about(cls)}\n\n{_NUMBERS}",
                 config=(tyro.conf.FlagCreatePairsOff,),
+                registry=_registry(rejected),
                 **over,
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise _reason(stop, said.getvalue()) from None
+        raise _reason(stop, said.getvalue(), rejected) from None
+
+
+def _about(cls: Any) -> str:
+    """The docstring of a dataclass, or of the generic one that is given its hyperparameters' class."""
+    return inspect.cleandoc(typing.get_origin(cls).__doc__ if typing.get_origin(cls) else cls.__doc__)
+
+
+def _registry(rejected: list[str]) -> ConstructorRegistry:
+    """Reads whole numbers, which may be written as `1M`; the rest is read in tyro's own way.
+
+    Args:
+        rejected: gets what is wrong with each word that is no number.
+    """
+    registry = ConstructorRegistry()
+
+    def read(words: list[str]) -> int:
+        try:
+            return whole_number(words[0])
+        except ValueError as error:
+            rejected.append(str(error))
+            raise
+
+    @registry.primitive_rule
+    def whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=read,
+            is_instance=lambda value: type(value) is int,
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _check_flags(argv: Sequence[str], default: Any) -> None:
@@ -194,7 +249,7 @@ def flags(default: Any, prefix: str = "--") -> Iterator[str]:
         yield from flags(value, f"{name}.") if dataclasses.is_dataclass(value) else (name,)
 
 
-def _reason(stop: SystemExit, box: str) -> UserError:
+def _reason(stop: SystemExit, box: str, rejected: Sequence[str]) -> UserError:
     """What the parser rejected: our own error where it was one, else its framed message as one line."""
     cause: BaseException | None = stop
     while cause is not None:
@@ -211,6 +266,9 @@ def _reason(stop: SystemExit, box: str) -> UserError:
     said = " ".join(body[first:last]).removeprefix("Error parsing ").rstrip(".")
     said = re.sub(r"^Missing from .*?: (\S+) .*", r"\1 is missing", said)
     said = said.replace("Unrecognized options:", "unexpected argument")
-    said = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", said)
+    if rejected:  # of one of several numbers, or of a type that may be None, the parser says less
+        flag, _, why = said.partition(": ")
+        if why.startswith(("no type matching", "Could not find valid parse")):
+            said = f"{flag}: {rejected[-1]}"
     said = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", said)
     return UserError(f"{said or one_line(stop)}; see --help")

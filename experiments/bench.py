@@ -20,19 +20,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.episodes import EPISODE_ROWS
 from experiments import bench_algos, bench_envs
+from experiments.arguments import read_flags
 from experiments.bench_eval import EvalRow, measure_evaluation
 from experiments.bench_train import TrainRow, measure_training
 from experiments.measured import alone, compile_for_real, write_csv
+from experiments.program import exit_status
 from mac.config import Config
 from mac.errors import UserError
 from mac.run import segment as loop
+from mac.run.table import print_tables
 
+PROGRAM = "python experiments/bench.py"
 ONE = "--one-"  # first flag, with `train` or `eval`: measure one configuration here, and print JSON
 
 
@@ -80,22 +82,27 @@ class Args:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     for name, other in (("envs", bench_envs), ("algos", bench_algos)):
         if argv[:1] == [name]:
             return other.main(argv[1:])
-    try:
-        kind = argv[0].removeprefix(ONE) if argv and argv[0].startswith(ONE) else None
-        args = tyro.cli(Args, args=list(argv[kind is not None :]), prog="python experiments/bench.py")
-        args.check()
-        if kind is not None:
-            print(json.dumps(vars(training(args) if kind == "train" else evaluation(args))))
-            return 0
-        every(args, argv)
+    return exit_status(
+        lambda: run(argv),
+        short_of_memory="take fewer --seeds, --envs or --rows",
+        interrupted="nothing was written",
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measures, prints the tables, writes the files; returns the exit status."""
+    kind = argv[0].removeprefix(ONE) if argv and argv[0].startswith(ONE) else None
+    args = read_flags(Args, argv[kind is not None :], PROGRAM)
+    args.check()
+    if kind is not None:
+        print(json.dumps(vars(training(args) if kind == "train" else evaluation(args))))
         return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    every(args, argv)
+    return 0
 
 
 def every(args: Args, argv: Sequence[str]) -> None:
@@ -104,7 +111,7 @@ def every(args: Args, argv: Sequence[str]) -> None:
     rows = [TrainRow(**in_process("train", replace(args, widths=(w,), seeds=(s,)))) for w, s in pairs]
     widest = replace(args, widths=(max(args.widths),))
     evals = [EvalRow(**in_process("eval", replace(widest, envs=(n,)))) for n in args.envs]
-    Console().print(table(rows), *([eval_table(evals)] if evals else []))
+    print_tables(table(rows), *([eval_table(evals)] if evals else []))
     if args.out is not None:
         write_csv(args.out, rows, ["experiments/bench.py", *argv])
         print(args.out)

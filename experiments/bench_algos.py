@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from baselines import REGISTRY
@@ -21,12 +20,13 @@ from envs_mjx.registry import make
 from envs_mjx.registry import parse as parse_env
 from experiments import arguments, contenders
 from experiments.bench_train import compare, machine_products
-from experiments.hparams import HPARAMS, load_rows, merge_rows, unknown_name
+from experiments.hparams import unknown_name
 from experiments.measured import alone, compile_for_real, write_csv
 from experiments.program import exit_status
 from experiments.settings import Preset
 from mac.algorithm import AbstractAlgorithm
 from mac.errors import UserError
+from mac.run.table import print_tables
 from mac.types import EnvSpec
 
 PROGRAM = "python experiments/bench.py algos"
@@ -137,7 +137,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(
             "nothing was measured, for the reasons above; choose other --algos, --envs or --preset"
         )
-    Console(width=110).print(*tables(rows))
+    print_tables(*tables(rows))
     if args.out is not None:
         write_csv(args.out, rows, ["experiments/bench.py", "algos", *argv])
         print(args.out)
@@ -196,10 +196,6 @@ def subject_of(args: Args, env: str) -> Subject:
     name, seeds = args.algos[0], args.seeds[0]
     flags = {"algo": name, "env": env, "preset": args.preset, "seeds": str(seeds)}
     settings, _ = arguments.parse([word for flag, value in flags.items() for word in (f"--{flag}", value)])
-    if "steps" not in merge_rows(load_rows(HPARAMS), name, env, settings.preset):
-        raise UserError(
-            f"no row of {HPARAMS.name} says how long it trains on {env}, preset {settings.preset}"
-        )
     hp = replace(settings.hp, **QUICK) if args.quick else settings.hp
     spec = make(env, "c").spec
     return Subject(REGISTRY[name].algorithm(hp, spec, settings.steps), spec, settings.preset, hp)

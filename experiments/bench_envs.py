@@ -18,18 +18,20 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import tyro
 from jaxtyping import Array, Float
-from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.locomotion.walkers import GYM, MAZES
 from envs_mjx.registry import make
 from envs_mjx.scenes import FAMILIES
+from experiments.arguments import read_flags
 from experiments.measured import alone, compile_for_real, write_csv
+from experiments.program import exit_status
 from mac.errors import UserError
+from mac.run.table import print_tables
 
+PROGRAM = "python experiments/bench.py envs"
 ONE = "--one"  # first flag: measure one environment and batch here, and print JSON
 STEPS = 5  # control steps per call
 _PLANES = tuple(name for name in GYM if "-" not in name)
@@ -93,25 +95,26 @@ class EnvRow:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status."""
-    try:
-        alone = argv[:1] == [ONE]
-        args = tyro.cli(Args, args=list(argv[alone:]), prog="python experiments/bench.py envs")
-        args.check()
-        if alone:
-            print(json.dumps([vars(row) for row in measure(args, args.names, args.batches[0])]))
-            return 0
-        rows = [
-            row for group in groups(args.names) for n in args.batches for row in in_process(args, group, n)
-        ]
-        Console(width=110).print(table(rows))
-        if args.out is not None:
-            write_csv(args.out, rows, ["experiments/bench.py", "envs", *argv])
-            print(args.out)
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: run(argv), short_of_memory="take smaller --batches", interrupted="nothing was written"
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measures, prints the table, writes the file; returns the exit status."""
+    alone = argv[:1] == [ONE]
+    args = read_flags(Args, argv[alone:], PROGRAM)
+    args.check()
+    if alone:
+        print(json.dumps([vars(row) for row in measure(args, args.names, args.batches[0])]))
         return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows = [row for group in groups(args.names) for n in args.batches for row in in_process(args, group, n)]
+    print_tables(table(rows))
+    if args.out is not None:
+        write_csv(args.out, rows, ["experiments/bench.py", "envs", *argv])
+        print(args.out)
+    return 0
 
 
 def groups(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -31,9 +31,8 @@ from mac.algorithm import AbstractAlgorithm
 from mac.data.codec import LARGEST
 from mac.data.feed import Feed, Resident, Rotating, plan_rotation
 from mac.data.normalize import fit_minmax
-from mac.data.store import ACTION, EPISODES, FORMAT, META, OBS, Store, is_store
+from mac.data.store import ACTION, EPISODES, OBS, Store, is_store, save_checks, save_meta
 from mac.errors import UserError
-from mac.files import write_json
 from mac.run import segment as loop
 from mac.types import EnvSpec
 
@@ -228,18 +227,22 @@ def make_store(folder: Path, spec: EnvSpec, rows: int) -> None:
         name: {"low": [-1.0] * width, "step": [2 / LARGEST] * width}
         for name, width in (("obs", spec.obs_dim), ("action", spec.action_dim))
     }
-    meta = {"format": FORMAT, "env": spec.name, "dtype": "uint16", "codec": maps, "notes": ["random codes"]}
-    write_json(part / META, meta | {"train": train, "val": val, "sources": []})
+    meta = {"env": spec.name, "dtype": "uint16", "codec": maps, "notes": ["random codes"], "statistics": None}
+    columns = [spec.obs_dim, spec.action_dim]
+    save_meta(part, meta | {"columns": columns, "train": train, "val": val, "sources": []})
     part.rename(folder)
 
 
 def write_split(folder: Path, obs: np.ndarray, action: np.ndarray) -> int:
     """Writes the arrays of a split, numbers other than codes as float32; returns its rows."""
     folder.mkdir(parents=True)
-    for name, rows in ((OBS, obs), (ACTION, action)):
-        np.save(folder / name, rows if rows.dtype == np.uint16 else rows.astype(np.float32))
+    stored = [rows if rows.dtype == np.uint16 else rows.astype(np.float32) for rows in (obs, action)]
+    for name, rows in zip((OBS, ACTION), stored, strict=True):
+        np.save(folder / name, rows)
     first = np.arange(len(obs) // EPISODE_ROWS) * EPISODE_ROWS
-    np.save(folder / EPISODES, np.stack([first, np.full(len(first), EPISODE_ROWS)], axis=1))
+    length = np.full(len(first), EPISODE_ROWS)
+    np.save(folder / EPISODES, np.stack([first, length], axis=1))
+    save_checks(folder, length, stored)
     return len(obs)
 
 

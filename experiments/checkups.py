@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import sys
@@ -12,15 +13,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.doctor import BROKEN, OK, ROOT, WARNING, Line
-from experiments.probes import JAX, MJX, PHYSICS, PICTURE, Outcome, Probe
+from experiments.probes import JAX, MJX, PHYSICS, PICTURE, Outcome, Probe, drawing_remedy
+from experiments.variables import ignored
+from mac.machine import cores, group_memory
 
+PROJECT = "mac-jax"
 GIB = 2**30
 ROOM = 5 * GIB  # free disk below which a dataset of 1M rows and its store may not fit
 PLATFORMS = ("egl", "osmesa", "glfw")
 
 
-def _project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+def _project() -> tuple[str, list[str]]:
+    """Bounds of Python's version, and the dependencies, each with its bounds.
+
+    A checkout's own file says it, else the description of the installed project does.
+    """
+    if (file := ROOT / "pyproject.toml").is_file():
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        return project["requires-python"], project["dependencies"]
+    described = importlib.metadata.metadata(PROJECT)
+    needed = [line for line in importlib.metadata.requires(PROJECT) or () if "extra ==" not in line]
+    return described["Requires-Python"], needed
+
+
+def install_command() -> str:
+    """The command that installs the project again, from the folder that it came from."""
+    return f"pip install -e {ROOT}" if (ROOT / "pyproject.toml").is_file() else "pip install . in a checkout"
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -50,7 +68,7 @@ def installed(package: str) -> str | None:
 
 def check_python(data: Path) -> Iterator[Line]:
     """Python's version."""
-    pins = _project()["requires-python"]
+    pins, _ = _project()
     have = ".".join(map(str, sys.version_info[:3]))
     if fits(have, pins):
         yield Line(OK, "python", f"{have} ({pins})")
@@ -62,17 +80,29 @@ def check_python(data: Path) -> Iterator[Line]:
 
 def check_install(data: Path) -> Iterator[Line]:
     """Whether the project itself is installed."""
-    if version := installed("mac-jax"):
-        yield Line(OK, "mac-jax", version)
+    if version := installed(PROJECT):
+        yield Line(OK, PROJECT, version)
     else:
-        yield Line(BROKEN, "mac-jax", "not installed", f"pip install -e {ROOT}")
+        yield Line(BROKEN, PROJECT, "not installed", install_command())
+
+
+def check_system(data: Path) -> Iterator[Line]:
+    """The operating system: all tests and measurements are Linux's."""
+    name = platform.system() or sys.platform
+    if name == "Linux":
+        yield Line(OK, "system", f"{name}, {platform.machine()}")
+    elif name == "Windows":
+        text = "Windows: untested, and files that another program has open cannot be replaced there"
+        yield Line(WARNING, "system", text, "use Linux, or WSL (Linux within Windows)")
+    else:
+        yield Line(WARNING, "system", f"{name}: untested", "use Linux where something does not work")
 
 
 def check_packages(data: Path) -> Iterator[Line]:
     """Every dependency, against its bounds."""
     wrong, count = 0, 0
-    for requirement in _project()["dependencies"]:
-        name, pins = re.match(r"([\w.-]+)(.*)", requirement).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    for requirement in _project()[1]:
+        name, pins = re.match(r"([\w.-]+)([^;]*)", requirement).groups()  # pyright: ignore[reportOptionalMemberAccess]
         have, count = installed(name), count + 1
         if have is None or not fits(have, pins):
             wrong += 1
@@ -80,7 +110,13 @@ def check_packages(data: Path) -> Iterator[Line]:
                 BROKEN, name, f"{have or 'not installed'}, needed is {pins}", f"pip install '{requirement}'"
             )
     if not wrong:
-        yield Line(OK, "packages", f"all {count} that pyproject.toml asks for, within their bounds")
+        yield Line(OK, "packages", f"all {count} that the project asks for, within their bounds")
+
+
+def check_variables(data: Path) -> Iterator[Line]:
+    """Environment variables of JAX that the programs ignore."""
+    for name, value in ignored().items():
+        yield Line(WARNING, "variable", f"{name}={value} is ignored by these programs", f"unset {name}")
 
 
 def check_pairs(data: Path) -> Iterator[Line]:
@@ -162,8 +198,8 @@ class Trials:
         yield Line(
             WARNING,
             "renderer",
-            f"none without a screen works ({why[:160]})",
-            "apt-get install libegl1 (with a GPU) or libosmesa6; view.py --renderer drawing needs neither",
+            f"none without a screen works ({why[:400]})",
+            drawing_remedy(why),
         )
 
     @staticmethod
@@ -179,10 +215,12 @@ def check_memory(data: Path) -> Iterator[Line]:
     if not pages:
         return
     total = pages * os.sysconf("SC_PAGE_SIZE")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    small = total < 4 * GIB
+    text, left = f"{cores()} cores, {total / GIB:.0f} GiB of memory", min(group_memory(), default=total)
+    if left < total:
+        text += f", of which the limits of this container leave {left / GIB:.1f} GiB"
+    small = min(left, total) < 4 * GIB
     remedy = "take fewer --seeds and --data.dtype uint16" if small else ""
-    yield Line(WARNING if small else OK, "host", f"{cores} cores, {total / GIB:.0f} GiB of memory", remedy)
+    yield Line(WARNING if small else OK, "host", text, remedy)
 
 
 def cache_folder() -> Path:

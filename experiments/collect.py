@@ -8,7 +8,6 @@ Run the same command again after an interruption, and it continues.
 """
 
 import difflib
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ import tyro
 from envs_mjx.collect import Collected, generate, metadata_path, work_folder
 from envs_mjx.episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
-from envs_mjx.host import available_cores
 from envs_mjx.locomotion.navigate import Actor
 from envs_mjx.locomotion.walkers import MAZES
 from envs_mjx.registry import maze_styles, names, parse, resolve_engine
@@ -29,17 +27,20 @@ from envs_mjx.request import LANES, Request, episode_rows, family_and_style
 from envs_mjx.scenes import FAMILIES as SCENES
 from envs_mjx.shards import make_shards
 from experiments import arguments, dataset
+from experiments.counts import read_count
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.training import load_actor
 from mac.errors import UserError
+from mac.machine import cores
 from mac.run.claim import claim
 from mac.run.progress import open_progress
+from mac.words import counted
 
 PROGRAM = "python experiments/collect.py"
 DATA = Path("data")
 FAMILIES = (*SCENES, *MAZES)
 REQUIRED = tyro.MISSING
-_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 @dataclass(frozen=True)
@@ -98,26 +99,25 @@ def episodes_of(text: str, flag: str, rows: int = EPISODE_ROWS) -> int:
     transitions: of episodes of 1001 rows, 1M is 1000, or 1,001,000 rows.
 
     Raises:
-        UserError: for anything else than a positive number such as 200_200, 100k, 1.5M or 1B.
+        UserError: for anything else than a positive number such as 200_200, 100k, 1.5M, 1B or 1e6.
     """
-    wanted, has_unit = number_of(text, flag)
+    wanted, has_unit = rows_of(text, flag)
     return -(-wanted // (rows - 1 if has_unit else rows))
 
 
-def number_of(text: str, flag: str) -> tuple[int, bool]:
-    """A number such as 200_200, 100k, 1.5M or 1B, and whether it has a unit.
+def rows_of(text: str, flag: str) -> tuple[int, bool]:
+    """A number of rows such as 200_200, 100k, 1.5M or 1B, and whether it has a unit.
 
     Raises:
         UserError: for anything else than a positive whole number.
     """
-    match = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?)([kmbg]?)", text.strip().lower(), re.ASCII)
-    if match is None:
-        raise UserError(f"{flag}={text}: not a number of rows; write it as 1M, 100k or 200_200")
-    number, unit = match[1].replace("_", "").replace(",", ""), match[2]
-    wanted = float(number) * _UNITS.get(unit, 1)
-    if wanted < 1 or wanted != int(wanted):
+    try:
+        rows, has_unit = read_count(text)
+    except ValueError as error:
+        raise UserError(f"{flag}={text}: {error}") from error
+    if rows < 1:
         raise UserError(f"{flag}={text}: must be a whole number of at least 1")
-    return int(wanted), bool(unit)
+    return rows, has_unit
 
 
 def dataset_name(env: str, style: str | None) -> str:
@@ -175,7 +175,7 @@ def announce(command: Command) -> None:
     request, out = command.request, command.out
     shards = make_shards(request.dataset, request.episodes, request.per_shard)
     val = sum(shard.val.episodes for shard in shards)
-    cores = command.threads or available_cores()
+    threads = command.threads or cores()
     print(f"dataset      {request.dataset}, seed {request.seed}")
     print(
         f"episodes     {request.episodes:,} for training, {val:,} for validation, "
@@ -185,7 +185,7 @@ def announce(command: Command) -> None:
         f"files        {out / shards[0].train.stem}.npz"
         + (f" and {len(shards) - 1} more" if shards[1:] else "")
     )
-    print(f"engine       {request.engine}" + (f" on {cores} threads" if request.engine == "c" else ""))
+    print(f"engine       {request.engine}" + (f" on {threads} threads" if request.engine == "c" else ""))
     if work_folder(out, request.dataset).exists():
         print("continuing   what was begun here earlier")
     sys.stdout.flush()
@@ -198,7 +198,7 @@ def report(command: Command, made: Collected) -> None:
     else:
         print(f"expert was   at {made.hits:,} goals")
     if made.thrown:
-        print(f"redone       {made.thrown:,} episodes that failed the health check")
+        print(f"redone       {counted(made.thrown, 'episode')} that failed the health check")
     if made.dropped:
         print(f"warning: the engine left out {made.dropped:,} contacts; compare with --engine c")
     print(f"wrote        {made.train_rows:,} + {made.val_rows:,} rows to {command.out}")
@@ -207,6 +207,7 @@ def report(command: Command, made: Collected) -> None:
 
 def run(command: Command) -> int:
     """Makes the dataset, or what is missing of it; returns the exit status."""
+    outlive_output()
     announce(command)
     request, out = command.request, command.out
     dataset.check_writable(out, "--out")

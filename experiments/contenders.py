@@ -23,6 +23,7 @@ from mac.data.sampler import sample
 from mac.data.window import index_episodes, make_column
 from mac.run import segment as loop
 from mac.run.flops import product_flops
+from mac.run.streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, Window
 
 
@@ -134,8 +135,9 @@ def plain_loop(work: Work) -> Contender:
     seeds share the cores. Calls are asynchronous, so the host draws while the device computes.
     """
     algo, host, rng = work.algo, HostData(work.window), np.random.default_rng(0)
-    keys = [jr.key(seed) for seed in range(work.seeds)]
-    states = [jax.jit(algo.init)(key) for key in keys]
+    seeds = [jr.key(seed) for seed in range(work.seeds)]
+    states = [jax.jit(algo.init)(stream(key, Stream.INIT)) for key in seeds]
+    keys = [stream(key, Stream.UPDATES) for key in seeds]
 
     def update(
         state: TrainState, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]

@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.doctor import OK, WARNING, Line
 from mac.data.provenance import describe, of_meta, origin
 from mac.errors import UserError
+from mac.files import visible
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
 META = "meta.json"
@@ -25,8 +26,7 @@ def check_datasets(data: Path) -> Iterator[Line]:
             found = True
             yield _line(folder, files)
         yield from _parts(root)
-    stores = sorted((data / "stores").glob(f"*/{META}"))
-    for path in stores:
+    for path in visible(data / "stores", f"*/{META}"):
         found = True
         yield _store(path)
     if not found:
@@ -36,16 +36,14 @@ def check_datasets(data: Path) -> Iterator[Line]:
 def folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Folders below `root` that hold datasets, with their training files."""
     by_folder: dict[Path, list[Path]] = {}
-    for path in sorted(p for suffix in SUFFIXES for p in root.rglob(f"*{suffix}")):
-        if not path.stem.endswith("-val") and not any(
-            part.startswith(".") for part in path.relative_to(root).parts
-        ):
+    for path in sorted(p for suffix in SUFFIXES for p in visible(root, f"**/*{suffix}")):
+        if not path.stem.endswith("-val"):
             by_folder.setdefault(path.parent, []).append(path)
     yield from by_folder.items()
 
 
 def _line(folder: Path, files: list[Path]) -> Line:
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in SUFFIXES)
+    size = sum(path.stat().st_size for path in visible(folder, "*") if path.suffix in SUFFIXES)
     names = ", ".join(path.stem for path in files[:3]) + (f" and {len(files) - 3} more" if files[3:] else "")
     try:
         labels = dict.fromkeys(describe([file], origin(file), 0).label for file in files[:3])
@@ -66,7 +64,7 @@ def _store(path: Path) -> Line:
 
 def _parts(root: Path) -> Iterator[Line]:
     """Downloads that did not end."""
-    for part in sorted(root.rglob("*.part")):
+    for part in visible(root, "**/*.part"):
         if part.is_file():
             text = f"{part}: a download that did not end, {part.stat().st_size / 1e6:,.0f} MB"
             yield Line(WARNING, "data", text, "run the same command again to continue it, or delete it")

@@ -36,11 +36,21 @@ Check = Callable[[Path], Iterable[Line]]
 
 def main(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None = None) -> int:
     """The command line; returns the exit status: 0 all that is needed works, 1 something is broken."""
+    from experiments.output import standard_streams
+
+    with standard_streams() as streams:
+        return streams.verdict(report(argv, checks))
+
+
+def report(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None) -> int:
+    """Does what the flags say; returns the exit status."""
     about = "Checks this machine for all that the project needs."
     parser = argparse.ArgumentParser(prog="python experiments/doctor.py", description=about)
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets")
     parser.add_argument("--json", action="store_true", help="print a list of findings for programs")
     given = parser.parse_args(list(argv))
+    if not given.json:
+        print(f"{platform.node()}: {platform.platform()}")
     lines: list[Line] = []
     for what, check in all_checks() if checks is None else checks:
         for line in examine(what, check, given.data):
@@ -77,10 +87,12 @@ def all_checks() -> list[tuple[str, Check]]:
 
     trials = checkups.Trials()
     return [
+        ("system", checkups.check_system),
         ("python", checkups.check_python),
         ("install", checkups.check_install),
         ("packages", checkups.check_packages),
         ("mujoco", checkups.check_pairs),
+        ("variable", checkups.check_variables),
         ("device", trials.device),
         ("physics", trials.physics),
         ("mjx", trials.mjx),
@@ -94,5 +106,4 @@ def all_checks() -> list[tuple[str, Check]]:
 
 
 if __name__ == "__main__":
-    print(f"{platform.node()}: {platform.platform()}")
     sys.exit(main(sys.argv[1:]))

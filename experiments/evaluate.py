@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import tyro
-from rich.console import Console
 
 from envs_mjx.registry import make, resolve_engine
 from experiments.arguments import read_flags, start_jax
 from experiments.official import play_official
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.saved import (
     EVALUATIONS,
@@ -28,16 +28,17 @@ from experiments.saved import (
 )
 from mac.errors import UserError
 from mac.run.evaluate import evaluate, evaluation_keys
-from mac.run.logger import EVAL, append_row, read_rows
+from mac.run.logger import EVAL, append_row, check_appendable, read_rows
 from mac.run.measure import measure_of
 from mac.run.meter import duration
 from mac.run.progress import open_progress
 from mac.run.record import provenance
-from mac.run.rows import eval_rows, overflow_warning
+from mac.run.rows import eval_rows, warnings_of
 from mac.run.stats import learning_curve
-from mac.run.table import results_table
+from mac.run.table import print_tables, results_table
 from mac.run.uniform import UniformPolicy
 from mac.types import Episodes
+from mac.words import counted
 
 PROGRAM = "python experiments/evaluate.py"
 Engine = Literal["auto", "c", "mjx", "warp", "ogbench"]
@@ -49,6 +50,8 @@ class Ask:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of the run; a line is added to its evaluations.jsonl and nothing else changes"""
+    out: Path | None = None
+    """file of rows that the line is added to instead, where the run's folder may only be read"""
     engine: Engine = "auto"
     """physics: `c`, `mjx` or `warp` as in training (auto = the best one here), or the original `ogbench`"""
     episodes: int | None = None
@@ -88,17 +91,20 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate_again(ask: Ask) -> int:
     """Does what the flags say; returns the exit status."""
+    outlive_output()
     settings = acting_otherwise(read_settings(ask.run), ask.hp)
+    out, label = ask.out or ask.run / EVALUATIONS, data_label(ask.run)
     games = by_environment(settings.env, ask.tasks, "--tasks")
     start_jax(1)
     engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
     run = open_run(ask.run, ask.step, settings)
+    check_appendable(out, "--out")
     if ask.policy == RANDOM:
         run = at_random(run)
     episodes = ask.episodes or settings.eval.episodes
     tasks = [task for _, each in games for task in each]
     learnt = "" if ask.policy == RANDOM else f" after {run.step:,} updates"
-    print(f"policies     {title(run)}: {len(run.numbers)} seeds{learnt}, from {ask.run}")
+    print(f"policies     {title(run)}: {counted(len(run.numbers), 'seed')}{learnt}, from {ask.run}")
     print(
         f"environment  engine {engine}, {'tasks' if len(tasks) > 1 else 'task'} {', '.join(map(str, tasks))}"
     )
@@ -112,13 +118,13 @@ def evaluate_again(ask: Ask) -> int:
     for name, each in games:
         result = play(run, name, each, engine, episodes, ask)
         spec = run.algo.env
-        rows += eval_rows(step, run.numbers, each, result, engine, data_label(ask.run), spec)
+        rows += eval_rows(step, run.numbers, each, result, engine, label, spec)
     seconds = time.perf_counter() - began
     show(run, rows, engine, seconds)
     asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}
     asked |= {"policy": ask.policy, "seed": ask.seed, "hp": ask.hp, "batch": ask.batch}
-    append_row(ask.run / EVALUATIONS, asked | {"seconds": round(seconds, 2)} | facts | {"rows": rows})
-    print(f"  {ask.run / EVALUATIONS}")
+    append_row(out, asked | {"seconds": round(seconds, 2)} | facts | {"rows": rows})
+    print(f"  {out}")
     return 0
 
 
@@ -147,9 +153,9 @@ def play(run: SavedRun, name: str, tasks: tuple[int, ...], engine: str, episodes
 
 def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float) -> None:
     """Prints the table, and what the run's own evaluation of that checkpoint said."""
-    if warning := overflow_warning(rows, "--engine"):
+    for warning in warnings_of(rows, "--engine"):
         print(warning)
-    Console().print(results_table(learning_curve(rows), title=f"{title(run)}, engine {engine}"))
+    print_tables(results_table(learning_curve(rows), title=f"{title(run)}, engine {engine}"))
     path = run.folder / EVAL
     before = {}
     for row in read_rows(path) if path.exists() else ():

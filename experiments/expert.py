@@ -21,9 +21,9 @@ import tyro
 
 from envs_mjx.registry import resolve_engine
 from experiments import arguments, dataset
-from experiments.collect import number_of
 from experiments.errands import ERRANDS, GYM
 from experiments.online import OnlineConfig
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.recorded import LEVELS, record
 from experiments.sac import SacConfig
@@ -75,7 +75,7 @@ class Ask:
     """folder of the expert"""
     seed: int = 0
     """same seed, same expert"""
-    rows: str | None = None
+    rows: int | None = None
     """rows of each dataset of a gym walker to write after training, such as 100k; None = none"""
     steps: int | None = None
     """control steps to train for, all lanes together; None = that of the preset"""
@@ -108,13 +108,15 @@ def rows_of(ask: Ask) -> int:
     """Rows of the datasets to write, 0 for none.
 
     Raises:
-        UserError: not a number of rows, or the task has no such datasets.
+        UserError: the number is out of range, or the task has no such datasets.
     """
     if ask.rows is None:
         return 0
+    if ask.rows < 1:
+        raise UserError(f"--rows={ask.rows}: must be at least 1")
     if ask.task not in GYM:
         raise UserError(f"--rows: datasets of {ask.task} are made by experiments/collect.py --expert FOLDER")
-    return number_of(ask.rows, "--rows")[0]
+    return ask.rows
 
 
 def show(point: Point, task: str) -> str:
@@ -125,6 +127,7 @@ def show(point: Point, task: str) -> str:
 
 def work(ask: Ask, argv: Sequence[str]) -> int:
     """Trains the expert; returns the exit status."""
+    outlive_output()
     arguments.start_jax(1)
     plan = plan_of(ask, resolve_engine(ask.engine))
     rows = rows_of(ask)

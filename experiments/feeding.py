@@ -12,7 +12,8 @@ from mac.data.normalize import Normalizer
 from mac.data.store import Store
 from mac.data.window import Relabel, all_pieces, check_chunk, recorded_falls
 from mac.errors import UserError
-from mac.types import EnvSpec
+from mac.types import EnvSpec, SampleSpec
+from mac.words import counted
 
 SHARE = 0.75  # of the free memory that data may take; the rest is for networks and what updates need
 WINDOWS_HELD = 3  # the one that trains, the next, and for a moment the one before
@@ -70,26 +71,29 @@ def _excess(size: float, held: int, free: Memory) -> str | None:
 
 
 def make_source(
-    data: DataConfig, store: Store, normalizer: Normalizer, chunk: int, relabel: Relabel | None
+    data: DataConfig, store: Store, normalizer: Normalizer, sample: SampleSpec, relabel: Relabel | None
 ) -> Source:
     """What training draws from, as `resolve` decided.
 
+    Args:
+        sample: how chunks will be drawn.
     Raises:
         UserError: no episode, or none of some window, is long enough for the chunk.
     """
     everything = all_pieces(store)
     length = np.concatenate([split.length for split in store.train])
-    check_chunk(str(store.path), length, chunk, recorded_falls(store, everything))
+    check_chunk(str(store.path), length, sample.chunk, recorded_falls(store, everything), sample.every_row)
     if data.resident == "yes":
-        return Whole(store, normalizer, chunk, relabel)
+        return Whole(store, normalizer, sample.chunk, relabel, sample.every_row)
     return plan_rotation(
         store,
         normalizer,
-        chunk,
+        sample.chunk,
         relabel,
         rows=data.window,
         updates=data.window_updates,
         seed=data.seed,
+        every_row=sample.every_row,
     )
 
 
@@ -100,7 +104,10 @@ def windows(data: DataConfig, known: Facts) -> tuple[int, int]:
 
 def describe(data: DataConfig, known: Facts) -> str:
     """How rows are held, in a few words; `data` as `resolve` decided."""
-    stored = f"{known.rows:,} rows as {known.dtype}"
+    if known.guessed:
+        return "its rows cannot be counted, so sizes and times below are guesses"
+    stored = f"{counted(known.rows, 'row')} as {known.dtype}"
     if data.resident != "no":
         return f"{stored}, all on the device"
-    return f"{stored}, in windows of {data.window:,} rows for {data.window_updates:,} updates each"
+    updates = counted(data.window_updates, "update")
+    return f"{stored}, in windows of {counted(data.window, 'row')} for {updates} each"

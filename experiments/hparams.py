@@ -43,6 +43,8 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
     for key, value in row.items():
         if key not in _ROW_KEYS:
             raise unknown_name(f"{where}: key", key, _ROW_KEYS)
+        if key in SELECTORS and isinstance(value, list) and value and all(isinstance(x, str) for x in value):
+            continue
         wanted = dict if key in GROUPS else int if key == "steps" else str
         if not isinstance(value, wanted):
             kind = {dict: "a table", int: "a whole number", str: "a text"}[wanted]
@@ -59,13 +61,9 @@ def merge_rows(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> 
     Raises:
         UserError: none matches.
     """
-    wanted = {"algo": (algo,), "env": (env, sibling(env)), "preset": (preset,)}
-    found = [r for r in rows if all(_any_fits(names, r.get(k, "*")) for k, names in wanted.items())]
+    found = [row for row in rows if fits(row, algo, env, preset)]
     if not found:
-        raise UserError(
-            f"{HPARAMS.name} has no row for --algo {algo} --env {env} --preset {preset}; "
-            "add one, or choose another environment or preset"
-        )
+        raise _missing(rows, algo, env, preset)
     merged: dict[str, Any] = {group: {} for group in GROUPS}
     for row in found:
         for group in GROUPS:
@@ -75,8 +73,39 @@ def merge_rows(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> 
     return merged
 
 
-def _any_fits(names: Collection[str], pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+def fits(row: dict[str, Any], algo: str, env: str | None, preset: str) -> bool:
+    """Whether a row applies; to any environment if `env` is None."""
+    wanted = {"algo": (algo,), "preset": (preset,)} | ({} if env is None else {"env": (env, sibling(env))})
+    return all(
+        any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns(row, key))
+        for key, names in wanted.items()
+    )
+
+
+def patterns(row: dict[str, Any], key: str) -> list[str]:
+    """A row's patterns of algorithms, environments or presets."""
+    value = row.get(key, "*")
+    return value if isinstance(value, list) else [value]
+
+
+def require_steps(
+    merged: dict[str, Any], rows: list[dict[str, Any]], algo: str, env: str, preset: str
+) -> None:
+    """Raises UserError if no row that was merged says how long to train: then none is made for this."""
+    if "steps" not in merged:
+        raise _missing(rows, algo, env, preset)
+
+
+def _missing(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> UserError:
+    whole = [row for row in rows if "steps" in row]
+    known = [pattern for row in whole if fits(row, algo, None, preset) for pattern in patterns(row, "env")]
+    where = ", ".join(dict.fromkeys(known)) or "no environment"
+    others = [name for row in whole for name in patterns(row, "preset") if fits(row, algo, env, name)]
+    remedy = f"take --preset {others[0]}" if others else "choose another environment or preset"
+    return UserError(
+        f"{HPARAMS.name} has no row for --algo {algo} --env {env} --preset {preset} that says how long to "
+        f"train, only for {where}; {remedy}, or add a row"
+    )
 
 
 def sibling(env: str) -> str:

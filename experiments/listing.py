@@ -1,11 +1,10 @@
 """What there is to train: `python experiments/run.py --list`."""
 
-import fnmatch
 import textwrap
 from typing import Any
 
 from baselines import REGISTRY
-from experiments.hparams import HPARAMS, load_rows
+from experiments.hparams import HPARAMS, fits, load_rows, patterns
 from experiments.settings import PRESETS
 
 WIDTH, INDENT = 110, 16
@@ -18,10 +17,9 @@ def settings_of(algo: str, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for preset in PRESETS:
-        whole = [row for row in rows if "steps" in row and row.get("preset", preset) == preset]
-        fits = [row.get("env", "*") for row in whole if fnmatch.fnmatchcase(algo, row.get("algo", "*"))]
-        if preset != "auto" and fits:
-            found[preset] = list(dict.fromkeys(fits))
+        whole = [row for row in rows if "steps" in row and fits(row, algo, None, preset)]
+        if preset != "auto" and whole:
+            found[preset] = list(dict.fromkeys(pattern for row in whole for pattern in patterns(row, "env")))
     return found
 
 

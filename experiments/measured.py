@@ -18,7 +18,8 @@ import jax
 
 from mac.errors import UserError
 from mac.files import replace_file
-from mac.run.record import cores, cpu_model, git_state
+from mac.machine import cores
+from mac.run.record import cpu_model, git_state
 
 BENCH = Path(__file__).with_name("bench.py")
 

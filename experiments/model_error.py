@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from envs_mjx.registry import make
@@ -25,10 +24,12 @@ from experiments.error_figure import draw_chunks
 from experiments.error_rows import ChunkRow
 from experiments.measured import write_csv
 from experiments.open_loop import Errors, check_horizon, held_out, measure, over_episodes, over_seeds
+from experiments.output import outlive_output
 from experiments.policy_error import compare_policies
 from experiments.program import exit_status
 from experiments.settings import DataConfig
-from mac.data.normalize import Normalizer, fit_minmax
+from mac.data.normalize import Normalizer
+from mac.data.normalize import fit as fit_normalizer
 from mac.data.store import Store
 from mac.data.window import check_chunk, make_window
 from mac.dynamics import Dynamics
@@ -36,8 +37,10 @@ from mac.errors import UserError
 from mac.nn.mlp import MLP
 from mac.run import segment as loop
 from mac.run.progress import Progress, open_progress
+from mac.run.table import print_tables
 from mac.run.train import Diverged
 from mac.types import EnvSpec
+from mac.words import counted
 
 PROGRAM = "python experiments/model_error.py"
 SEGMENT = 500  # updates per compiled call
@@ -121,6 +124,7 @@ def main(argv: Sequence[str]) -> int:
 
 def study(ask: Ask, argv: Sequence[str]) -> int:
     """Does what the flags say; returns the exit status."""
+    outlive_output()
     command = ["experiments/model_error.py", *argv]
     name = dataset_name(ask.env, None)
     for folder in ask.policy:  # a wrong folder should not be found out after hours of training
@@ -148,13 +152,16 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
             "--rows 1M`, or name one with --data.path and --data.dir"
         )
     store = dataset.open_store(data, source, spec)
-    label, normalizer = store.provenance.label, fit_minmax(store.statistics_obs)
+    label, (normalizer, notes) = store.provenance.label, fit_normalizer("minmax", store.statistics)
+    for note in notes:
+        print(f"note: {note}")
     real = held_out(store, normalizer)
     for chunk in ask.chunks:
         check_chunk(str(store.path), store.train[0].length, chunk)
         check_horizon("--horizon", ask.horizon, chunk, store)
     rows: list[ChunkRow] = []
-    title = f"dynamics models of {name}: {ask.seeds} seeds, {ask.steps:,} updates, width {max(ask.hidden)}"
+    size = f"{counted(ask.steps, 'update')}, width {max(ask.hidden)}"
+    title = f"dynamics models of {name}: {counted(ask.seeds, 'seed')}, {size}"
     total = len(ask.chunks) * ask.steps
     numbers = range(ask.seed, ask.seed + ask.seeds)
     with open_progress("model error", total, "updates", seeds=numbers) as progress:
@@ -165,7 +172,7 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
                 rows += chunk_rows(ask, chunk, loss, errors)
                 write_csv(ask.out / "model_error.csv", rows, command, data=label)
                 draw_chunks(rows, ask.out / "model_error.png", title=title, data=label)
-    Console().print(table(rows, title, label))
+    print_tables(table(rows, title, label))
     print(f"  {ask.out / 'model_error.csv'}\n  {ask.out / 'model_error.png'}")
 
 
@@ -222,7 +229,9 @@ def table(rows: Sequence[ChunkRow], title: str, data: str) -> Table:
         shown.add_column(f"at {horizon} steps", justify="right")
         shown.add_column("95% interval", justify="right")
     for chunk, group in by_chunk.items():
-        cells = ((f"{group[h].error:.3g}", f"{group[h].seed_low:.3g}–{group[h].seed_high:.3g}") for h in ends)
+        cells = (
+            (f"{group[h].error:.3g}", f"{group[h].seed_low:.3g} to {group[h].seed_high:.3g}") for h in ends
+        )
         shown.add_row(str(chunk), *(cell for pair in cells for cell in pair))
     still = next(iter(by_chunk.values()))
     shown.add_row("nothing moves", *(cell for h in ends for cell in (f"{still[h].still:.3g}", "")))

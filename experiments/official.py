@@ -17,8 +17,8 @@ from jaxtyping import Array, Key
 from experiments.ogbench_worker import Played, Start
 from experiments.saved import SavedRun
 from mac.errors import UserError, one_line
-from mac.run.evaluate import choose, episode_keys, foresee
-from mac.run.record import cores
+from mac.machine import cores
+from mac.run.evaluate import UNSTABLE, choose, episode_keys, foresee
 from mac.run.returns import realised_return, step_reward
 from mac.types import Episodes
 
@@ -139,8 +139,11 @@ def play_official(
             match.move()
             report(match.ended)
     dropped = np.zeros_like(match.length)  # MuJoCo C has room for every contact
-    results = [match.success, match.total, match.length, dropped, *match.returns()]
-    return Episodes(*(jnp.asarray(x.reshape(seeds, len(tasks), episodes)) for x in results))
+    results = {"success": match.success, "episode_return": match.total, "length": match.length}
+    results |= {"dropped": dropped, "unstable": match.unstable, "bad_action": match.bad_action}
+    results |= match.returns()
+    table = seeds, len(tasks), episodes
+    return Episodes(**{name: jnp.asarray(value.reshape(table)) for name, value in results.items()})
 
 
 class _Match:
@@ -150,6 +153,7 @@ class _Match:
         playing: number of the episode in each environment; -1 is none.
         success, total, length: results by episode, and what `realised_return` asks for.
         predicted: what the algorithm expected at the start of each episode.
+        unstable, bad_action: what ended an episode, as `Episodes` says.
     """
 
     def __init__(
@@ -172,6 +176,7 @@ class _Match:
         self.total, self.length = np.zeros(k_reset.shape, np.float32), np.zeros(k_reset.shape, np.int32)
         self.discounted, self.last = np.zeros_like(self.total), np.zeros_like(self.total)
         self.predicted = np.zeros_like(self.total)
+        self.unstable, self.bad_action = np.zeros_like(self.success), np.zeros_like(self.success)
 
     @property
     def ended(self) -> int:
@@ -206,16 +211,25 @@ class _Match:
         """Executes one chunk in each environment that plays."""
         actions = np.asarray(decide(*self._situation(), decision=jnp.asarray(self.decision)))
         self.decision += 1
+        for s, w in np.argwhere((self.playing >= 0) & ~np.isfinite(actions).all(axis=(2, 3))).tolist():
+            self.bad_action[s, self.playing[s, w]], self.playing[s, w] = True, -1
         places = [(s, w) for s, w in np.argwhere(self.playing >= 0).tolist()]
         for at, played in self._obey([(at, actions[at]) for at in places]):
             episode = at[0], self.playing[at]
+            rewards = np.asarray(played.rewards, np.float32)
+            sound = np.cumprod(np.abs(rewards) <= UNSTABLE).astype(bool)
+            self._add(episode, rewards[sound])
+            if not sound.all() or not np.all(np.abs(played.obs) <= UNSTABLE):
+                self.unstable[episode], self.playing[at] = True, -1
+                continue
             self.obs[at] = played.obs
-            self._add(episode, np.asarray(played.rewards, np.float32))
             if played.done:
                 self.success[episode], self.playing[at] = played.success, -1
 
     def _add(self, episode: tuple[int, int], rewards: np.ndarray) -> None:
         """Enters the rewards of the steps that an episode has taken."""
+        if not len(rewards):
+            return
         paid = np.asarray(step_reward(self.run.algo.env, jnp.asarray(rewards)))
         time = self.length[episode] + np.arange(len(rewards))
         self.discounted[episode] += np.sum((self.run.algo.step_discount or 0.0) ** time * paid)
@@ -223,13 +237,14 @@ class _Match:
         self.length[episode] += len(rewards)
         self.last[episode] = paid[-1]
 
-    def returns(self) -> list[np.ndarray]:
+    def returns(self) -> dict[str, np.ndarray]:
         """Expected and realised return by episode, if the algorithm expects any."""
         discount = self.run.algo.step_discount
         if discount is None:
-            return []
+            return {}
         facts = map(jnp.asarray, (self.discounted, self.last, self.success, self.length))
-        return [self.predicted, np.asarray(realised_return(*facts, discount=discount))]
+        realised = np.asarray(realised_return(*facts, discount=discount))
+        return {"predicted": self.predicted, "realised": realised}
 
     def _obey(self, orders: list[tuple[tuple[int, int], Any]]) -> list[tuple[tuple[int, int], Played]]:
         """`Fleet.obey` by seed and column."""

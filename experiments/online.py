@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from experiments.errands import AbstractErrand, Errand
 from experiments.sac import Learner, SacConfig, Transitions, init, update_actor, update_critics
 from mac.nn.heads import GaussianPolicy
+from mac.run.streams import Stream, stream
 
 STARTS = 256
 """Starts drawn before training; an errand that is over goes on at one of them, which costs no physics."""
@@ -70,8 +71,8 @@ class Signs(NamedTuple):
 @eqx.filter_jit
 def begin(cfg: OnlineConfig, sac: SacConfig, errand: AbstractErrand, seed: Int[Array, ""]) -> Training:
     """The state before the first iteration."""
-    learner_key, start_key = jr.split(jr.key(seed))
-    starts = jax.vmap(errand.start)(jr.split(start_key, STARTS))
+    starts_key, learner_key = (stream(jr.key(seed), x) for x in (Stream.EXPERT_STARTS, Stream.EXPERT_INIT))
+    starts = jax.vmap(errand.start)(jr.split(starts_key, STARTS))
     lanes = jax.tree.map(lambda x: jnp.take(x, jnp.arange(cfg.lanes) % STARTS, axis=0), starts)
 
     def ring(*tail: int, dtype: Any = jnp.float32) -> Array:
@@ -99,7 +100,7 @@ def run(
     """
 
     def body(state: Training, i: Int[Array, ""]) -> tuple[Training, Signs]:
-        keys = jr.split(jr.fold_in(jr.key(seed), i), 4)
+        keys = jr.split(jr.fold_in(stream(jr.key(seed), Stream.EXPERT_STEPS), i), 3)
         learner, shape = state.learner, (cfg.lanes, errand.action_dim)
         if learn:
             action = learner.policy(state.lanes.obs).at(jr.normal(keys[0], shape))
@@ -170,7 +171,7 @@ def play(
     noisy: bool,
 ) -> Transitions:
     """What a policy does from fresh starts, [steps, lanes, ...]; actions are its means unless `noisy`."""
-    start_key, loop_key = jr.split(jr.key(seed))
+    start_key, loop_key = jr.split(stream(jr.key(seed), Stream.EXPERT_PLAY))
     starts = jax.vmap(errand.start)(jr.split(start_key, lanes))
 
     def body(state: Errand, key: Key[Array, ""]) -> tuple[Errand, Transitions]:

@@ -49,7 +49,7 @@ def held_out(store: Store, normalizer: Normalizer) -> Window:
             f"{store.path}: this dataset has no held-out data (a file ...-val.npz beside the first); "
             "make one that has with python experiments/collect.py"
         )
-    return make_window(store._replace(train=(store.val,)), normalizer, 1)
+    return make_window(store._replace(train=(store.val,)), normalizer, 1, every_row=True)
 
 
 def check_horizon(flag: str, horizon: int, chunk: int, store: Store) -> None:

@@ -18,16 +18,18 @@ from experiments.costs import mega
 from mac.algorithm import AbstractAlgorithm
 from mac.data.memory import free_memory
 from mac.data.sampler import sample
+from mac.machine import cores
 from mac.run.flops import Operations, operations, total
 from mac.run.meter import duration
-from mac.run.record import cores
 from mac.run.segment import ALL, SEED, place, seed_mesh
 from mac.run.traffic import program_bytes
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
+from mac.words import counted
 
 # Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
 COLLECT_RATE = 800.0  # rows per second and core of the scripted expert
 EVAL_RATE = 800.0  # control steps per second and core, policy included
+PAPER_ROWS = 100_000_000  # of the datasets with goals in the MAC paper
 TRAIN_SHARE = 0.65  # share of the measured matrix-product rate that training reaches
 
 
@@ -177,7 +179,7 @@ def describe_evaluation(env: AbstractEnv, episodes: int, batch: int) -> str:
     """A line for `--dry-run`: `episodes` of all seeds and tasks, at most `batch` (0: all) at a time."""
     together, size = min(batch or episodes, episodes), environment_bytes(env)
     return (
-        f"evaluation   {episodes:,} episodes, {together:,} at a time (--eval.batch), "
+        f"evaluation   {counted(episodes, 'episode')}, {together:,} at a time (--eval.batch), "
         f"each {size / 1e3:,.1f} kB between steps: {mega(together * size)}"
     )
 
@@ -194,6 +196,18 @@ def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> l
         *costs.work_lines(plan.parts, compiled.traffic),
         *costs.memory_lines(memory_of(plan, compiled.scratch), free_memory()),
     ]
+
+
+def data_note(preset: str, spec: EnvSpec, rows: int, remedy: str) -> str | None:
+    """What to know of the size of the data before comparing with the paper's tables; None if nothing.
+
+    Args:
+        rows: of the data that the run trains on.
+        remedy: how to get as many as the paper has.
+    """
+    if preset != "paper" or spec.goal_dim is None or rows >= PAPER_ROWS:
+        return None
+    return f"tables 1 and 12 of the paper are of {PAPER_ROWS:,} rows, this run of {rows:,}; {remedy}"
 
 
 def describe_time(parts: dict[str, float]) -> str:

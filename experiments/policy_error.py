@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments import evaluate, saved
@@ -13,6 +12,7 @@ from experiments.measured import write_csv
 from experiments.open_loop import check_horizon, held_out, measure, network_of
 from mac.run.logger import EVAL, read_rows
 from mac.run.stats import Curve, learning_curve
+from mac.run.table import print_tables
 
 
 def compare_policies(
@@ -31,7 +31,7 @@ def compare_policies(
     data = "; ".join(dict.fromkeys(row.data for row in rows))
     write_csv(out / "success.csv", rows, command, data=data)
     draw_policies(rows, out / "success.png", title=title, data=data)
-    Console().print(table(rows, title, data))
+    print_tables(table(rows, title, data))
     print(f"  {out / 'success.csv'}\n  {out / 'success.png'}")
 
 

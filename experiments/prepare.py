@@ -1,6 +1,7 @@
 """Turns a dataset into the flat store that training reads, once: `python experiments/prepare.py DIR`.
 
     python experiments/prepare.py ~/.ogbench/data/puzzle-4x5-play-100m-v0 --dtype uint16
+    python experiments/prepare.py STORE --check
 
 Run the same command again after an interruption, and it goes on with the files that are missing.
 """
@@ -18,12 +19,16 @@ import tyro
 from envs_mjx.registry import make, names, parse
 from experiments import dataset
 from experiments.arguments import read_flags
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.settings import DataConfig
-from mac.data.convert import prepare
+from mac.data.convert import Sources, convert, upgrade
+from mac.data.provenance import of_meta
 from mac.data.shards import shard_files
 from mac.data.store import Store, is_store, read_meta
 from mac.errors import UserError
+from mac.files import visible, writing
+from mac.words import counted
 
 PROGRAM = "python experiments/prepare.py"
 WORST = 3  # columns of largest error that are shown
@@ -41,6 +46,8 @@ class Ask:
     """uint16 takes half the space; its error is reported, in units of each column's spread"""
     out: Path | None = None
     """folder of the store; None = data/stores/..., where run.py looks for a converted --data.path"""
+    check: bool = False
+    """read all rows of the store and compare them with its checksums; DIR may be a store then"""
 
     def __post_init__(self):
         if self.env is not None:
@@ -58,20 +65,46 @@ def main(argv: Sequence[str]) -> int:
 
 def run(ask: Ask) -> int:
     """Makes the store, or what is missing of it; returns the exit status."""
+    outlive_output()
     if is_store(ask.source):
-        raise UserError(f"{ask.source} is a store already; name the .npz file or folder that it is made from")
+        return run_store(ask)
     files = shard_files(ask.source)
     env = ask.env or guess_env(ask.source, files[0])
-    out = ask.out or dataset.store_folder(DataConfig(), ask.source)
     rows = dataset.count_rows(ask.source) or 0
-    print(f"source       {ask.source}: {len(files)} file{'s' * (len(files) > 1)}, {rows:,} training rows")
+    print(f"source       {ask.source}: {counted(len(files), 'file')}, {counted(rows, 'training row')}")
     print(f"environment  {env}")
+    spec, data = make(env, "c").spec, DataConfig()
+    with writing(dataset.stores(data)):
+        dataset.stores(data).mkdir(parents=True, exist_ok=True)
+    found = Sources.of(ask.source, spec, dataset.checksums(data))
+    out = ask.out or dataset.store_folder(data, ask.source, found, ask.dtype)
     print(f"store        {out}, as {ask.dtype}", flush=True)
-    spec = make(env, "c").spec
+    before = read_meta(out)
     passes = " (each row twice)" if ask.dtype == "uint16" else ""
     with dataset.shown(f"preparing {ask.source.name}{passes}") as progress:
-        store = prepare(ask.source, out, spec, ask.dtype, progress)
+        store = convert(found, out, spec, ask.dtype, progress)
+    if before is not None and store.meta is not None and before.get("content") != store.meta["content"]:
+        print(f"note: {out}: held {of_meta(before).label} as {before['dtype']}, and was replaced")
     report(store)
+    return check(store) if ask.check else 0
+
+
+def run_store(ask: Ask) -> int:
+    """Checks a store, or completes one of an earlier version; returns the exit status."""
+    if upgrade(ask.source):
+        print(f"store        {ask.source}: its rows have checksums now")
+        return 0
+    if not ask.check:
+        raise UserError(
+            f"{ask.source} is a store already; name the .npz file or folder that it is made from, or --check"
+        )
+    return check(Store.open(ask.source))
+
+
+def check(store: Store) -> int:
+    """Compares all rows with their checksums."""
+    store.check()
+    print(f"checked      {store.path}: {store.rows:,} training rows are as they were written")
     return 0
 
 
@@ -97,8 +130,8 @@ def report(store: Store) -> None:
     meta = read_meta(store.path) or {}
     for note in store.notes:
         print(f"note: {note}")
-    size = sum(file.stat().st_size for file in store.path.rglob("*.npy"))
-    print(f"rows         {store.rows:,} in {store.episodes:,} episodes, {size / 1e9:,.2f} GB")
+    size = sum(file.stat().st_size for file in visible(store.path, "**/*.npy"))
+    print(f"rows         {store.rows:,} in {counted(store.episodes, 'episode')}, {size / 1e9:,.2f} GB")
     for name, quality in meta["quality"].items():
         print(f"{name:<12} {describe_loss(quality)}")
     print(f"  {store.path / 'meta.json'} says what each column holds")
@@ -109,7 +142,7 @@ def describe_loss(quality: dict[str, Any]) -> str:
     """A line on the errors of some columns: the worst of them, in units of their spread."""
     low, high = quality["low"], quality["high"]
     constant = sum(a == b for a, b in zip(low, high, strict=True))
-    text = f"{len(low)} columns, {constant} of them constant"
+    text = f"{counted(len(low), 'column')}, {constant} of them constant"
     errors = quality.get("largest_error_in_std")
     if errors is None:
         return f"{text}; stored exactly"

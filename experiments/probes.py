@@ -65,6 +65,21 @@ print(json.dumps({}))
 """
 
 
+def drawing_remedy(why: str) -> str:
+    """What helps where MuJoCo's renderer cannot draw.
+
+    Args:
+        why: what the system said.
+    """
+    otherwise = "or take view.py --renderer drawing, which needs neither EGL nor OSMesa"
+    variables = [name for name in ("MUJOCO_EGL_DEVICE_ID", "MUJOCO_GL") if name in os.environ]
+    named = [name for name in variables if name in why] or variables
+    if named:
+        values = " and ".join(f"{name} (it is {os.environ[name]!r})" for name in named)
+        return f"unset or correct {values}, {otherwise}"
+    return f"install libegl1 (with a GPU) or libosmesa6, {otherwise}"
+
+
 class Outcome(NamedTuple):
     """What came of a probe: its findings, or the last line of what it said against it."""
 

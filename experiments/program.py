@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import jax
 
+from experiments import variables
+from experiments.output import standard_streams
 from mac.errors import UserError, one_line
 from mac.run.interrupt import Terminated, sigterm_raises
 from mac.run.train import Diverged
@@ -13,10 +15,30 @@ from mac.run.train import Diverged
 def exit_status(work: Callable[[], int], *, short_of_memory: str, interrupted: str) -> int:
     """Calls `work` and returns its exit status: its own, or 1 diverged, 2 bad input, 128 + a signal's number.
 
+    Meanwhile output that cannot be written or encoded raises nothing (`output.py`), and variables of JAX
+    that would change results are ignored (`variables.py`).
+
     Args:
         short_of_memory: what to do when memory runs out.
         interrupted: what Ctrl-C leaves behind.
+    Raises:
+        SystemExit: after printing the help.
     """
+    with standard_streams() as streams:
+        for note in variables.settle():
+            print(note, file=sys.stderr)
+        if sys.platform == "win32":
+            print("note: untested on Windows; take Linux, or WSL", file=sys.stderr)
+        try:
+            status = _status(work, short_of_memory, interrupted)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+            raise SystemExit(streams.verdict(0)) from None
+        return streams.verdict(status)
+
+
+def _status(work: Callable[[], int], short_of_memory: str, interrupted: str) -> int:
     try:
         with sigterm_raises():
             return work()

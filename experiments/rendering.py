@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
@@ -18,7 +18,8 @@ from envs_mjx.readings import Objects
 from envs_mjx.scenes import Scene
 from experiments.drawing import BUTTONS, COLUMNS, CUBES, VERDICTS
 from experiments.film import Film, caption, verdict
-from mac.errors import UserError
+from experiments.probes import drawing_remedy
+from mac.errors import UserError, one_line
 
 PLATFORMS = ("egl", "osmesa")
 WIDTH, HEIGHT, LABEL, TITLE, FOOT = 320, 300, 26, 34, 22  # pixels: a scene; labels, title, legend
@@ -34,34 +35,50 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontSca
 """
 
 
-@functools.cache
-def platform() -> str | None:
-    """The way of drawing without a screen that works here; None if there is none.
+class Drawing(NamedTuple):
+    """The way of drawing without a screen that works here, None if none does; and why the others do not."""
 
-    It is tried in another process, since what is missing may end the process that asks.
-    """
-    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    platform: str | None
+    why: str = ""
+
+
+@functools.cache
+def try_drawing() -> Drawing:
+    """Tries EGL and OSMesa, in other processes, since what is missing may end the process that asks."""
+    wanted, reasons = os.environ.get("MUJOCO_GL", "").lower(), []
     for name in [wanted] if wanted in PLATFORMS else PLATFORMS:
         environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
-        trial = [sys.executable, "-P", "-c", _TRIAL.format(platform=name)]
+        trial = [sys.executable, "-P", "-W", "ignore", "-c", _TRIAL.format(platform=name)]
         try:
-            if subprocess.run(trial, env=environment, capture_output=True, timeout=60).returncode == 0:
-                return name
+            done = subprocess.run(trial, env=environment, capture_output=True, timeout=60)
         except subprocess.TimeoutExpired:
+            reasons.append(f"{name}: no answer within 60 s")
             continue
-    return None
+        if done.returncode == 0:
+            return Drawing(name, "; ".join(reasons))
+        lines = done.stderr.decode(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), f"exit status {done.returncode}")
+        reasons.append(f"{name}: {one_line(RuntimeError(said))}")
+    return Drawing(None, "; ".join(reasons))
+
+
+def require_drawing() -> str:
+    """The way of drawing that works here.
+
+    Raises:
+        UserError: none does, with what the system said of each.
+    """
+    platform, why = try_drawing()
+    if platform is None:
+        raise UserError(f"MuJoCo's renderer cannot draw here ({why}); {drawing_remedy(why)}")
+    return platform
 
 
 class Camera:
     """Draws scenes of one model; a context manager, since the graphics context must be given back."""
 
     def __init__(self, scene: Scene):
-        name = platform()
-        if name is None:
-            raise UserError(
-                "MuJoCo's renderer finds neither EGL nor OSMesa here; install libegl1 or libosmesa6, "
-                "or take --renderer drawing"
-            )
+        name = require_drawing()
         os.environ["PYOPENGL_PLATFORM"] = name
         self.scene, self.model = scene, copy.copy(scene.model)
         self.model.vis.global_.offwidth, self.model.vis.global_.offheight = WIDTH, HEIGHT

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
-from rich.console import Console
 
 from experiments.arguments import read_flags
 from experiments.measured import write_csv
 from experiments.program import exit_status
-from experiments.saved import EVALUATIONS, RANDOM, is_run, read_settings
+from experiments.saved import EVALUATIONS, RANDOM, is_run, read_settings, runs_within
 from experiments.settings import Settings
 from mac.errors import UserError
+from mac.files import misfit
 from mac.run.logger import EVAL, read_rows
 from mac.run.plot import plot_comparison
 from mac.run.stats import Curve, learning_curve, summarise
-from mac.run.table import comparison_table
+from mac.run.table import comparison_table, print_tables
 
 PROGRAM = "python experiments/report.py"
 
@@ -67,7 +67,10 @@ def main(argv: Sequence[str]) -> int:
 
 def report(ask: Ask, argv: Sequence[str]) -> int:
     """Does what the flags say; returns the exit status."""
-    found = [each for folder in ask.runs for each in runs_in(folder)]
+    if not ask.runs:
+        raise UserError("RUN is missing; name folders of runs, or one that holds runs")
+    every = {each.resolve(): each for folder in ask.runs for each in runs_in(folder)}
+    found = list(every.values())  # each once, however often and however it was named
     compared = compare(found, ask.picture)
     if ask.out:
         rows: list[Row] = []
@@ -105,7 +108,7 @@ def compare(folders: Sequence[Path], picture: Path | None) -> Compared:
     for env, curve in random.items():
         named[f"random actions on {env}" if len(envs) > 1 else "random actions"] = curve
     title = ", ".join(envs)
-    Console().print(comparison_table(named, title=title))
+    print_tables(comparison_table(named, title=title))
     if picture:
         plot_comparison(named, picture, title=title)
     return Compared(settings, curves, random)
@@ -117,7 +120,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: there is none.
     """
-    inside = sorted(path.parent for path in folder.glob(f"*/{EVAL}") if is_run(path.parent))
+    inside = [run for run in runs_within(folder) if (run / EVAL).exists()]
     if is_run(folder) and not inside:
         yield folder
         return
@@ -136,7 +139,7 @@ def curves_of(folders: Sequence[Path]) -> list[Curve]:
     for folder in folders:
         if not (folder / EVAL).exists():
             raise UserError(f"{folder} has no {EVAL}; train it until the first evaluation")
-        curves.append(learning_curve(read_rows(folder / EVAL)))
+        curves.append(learning_curve(read_rows(folder / EVAL), str(folder / EVAL)))
     return curves
 
 
@@ -171,8 +174,20 @@ def yardsticks(settings: Mapping[Path, Settings[Any]]) -> dict[str, Curve]:
         path = folder / EVALUATIONS
         for line in read_rows(path) if path.exists() else ():
             if line.get("policy") == RANDOM:
-                found[its.env] = learning_curve(line["rows"])
+                found[its.env] = learning_curve(rows_within(line, path), str(path))
     return found
+
+
+def rows_within(line: Mapping[str, Any], path: Path) -> list[Any]:
+    """The rows that a line of `evaluations.jsonl` holds.
+
+    Raises:
+        UserError: it holds none.
+    """
+    fault = misfit(line, rows=list) or next(filter(None, map(misfit, line["rows"])), None)
+    if fault:
+        raise UserError(f"{path}: a line holds no evaluation ({fault}); restore it or delete the line")
+    return line["rows"]
 
 
 def rows_of(curve: Curve, algo: str, env: str, preset: str = "", hp: str = "") -> Iterator[Row]:

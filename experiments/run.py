@@ -2,19 +2,22 @@
 
 import contextlib
 import dataclasses
+import itertools
+import os
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from rich.console import Console
 
 from baselines import REGISTRY
 from envs_mjx.registry import make, parse, resolve_engine
 from experiments import arguments, dataset, feeding, plan, saved, sources, sweep
 from experiments.listing import listing
+from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.report import compare
 from experiments.saved import CONFIG
@@ -22,7 +25,8 @@ from experiments.settings import Settings
 from mac.data.normalize import fit
 from mac.data.store import Store
 from mac.data.window import make_held_out
-from mac.errors import UserError
+from mac.errors import UserError, refusal
+from mac.machine import cores
 from mac.run.claim import claim
 from mac.run.compatible import check_config
 from mac.run.logger import EVAL, METRICS, read_rows
@@ -30,10 +34,12 @@ from mac.run.meter import duration
 from mac.run.outputs import CHECKPOINTS, Outputs
 from mac.run.plot import plot_learning_curve
 from mac.run.progress import open_progress
-from mac.run.record import cores, cpu_model, record_end, record_launch
+from mac.run.record import cpu_model, record_end, record_launch
 from mac.run.stats import learning_curve
-from mac.run.table import results_table
+from mac.run.table import print_tables, results_table
 from mac.run.train import Job, Outcome, train
+from mac.types import EnvSpec
+from mac.words import counted
 
 PICTURE = "learning_curve.png"
 LEFT = (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS)
@@ -48,6 +54,7 @@ class Launch(NamedTuple):
     Attributes:
         choice: where the dataset is, or how it will come to be there.
         known: its rows, and how they are stored.
+        folder: of the run; where none was asked for, a free name, which `occupied` makes sure of.
         reached: updates done by the run that is continued; None without a checkpoint of it.
         finished: whether nothing is left to do.
     """
@@ -70,27 +77,77 @@ class Launch(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
-    if "--list" in argv:
-        print(listing())
-        return 0
     return exit_status(
-        lambda: run(*arguments.parse(argv)),
+        lambda: show_list() if "--list" in argv else run(*arguments.parse(argv)),
         short_of_memory="take fewer --seeds, a smaller --hp.batch, or evaluate in parts with --eval.batch",
         interrupted="nothing half-written was left behind; a download goes on where it was",
     )
 
 
+def show_list() -> int:
+    """Prints what there is to train; returns the exit status."""
+    print(listing())
+    return 0
+
+
 def run(settings: Settings[Any], reason: str) -> int:
     """Does what the settings say; returns the exit status."""
     launch = prepare(settings)
-    announce(launch, reason)
-    if settings.dry_run:
-        return 0
-    if launch.finished:
-        return finish(launch, Outcome(launch.reached or 0))
-    dataset.check_writable(launch.folder, "--out")
-    with claim(launch.folder):
+    if settings.dry_run or launch.finished:
+        announce(launch, reason)
+        return 0 if settings.dry_run else finish(launch, Outcome(launch.reached or 0))
+    outlive_output()
+    with occupied(launch.folder, anew=settings.out is None) as folder:
+        launch = launch._replace(folder=folder)
+        announce(launch, reason)
         return finish(launch, train_here(launch, settings))
+
+
+@contextlib.contextmanager
+def occupied(folder: Path, *, anew: bool) -> Iterator[Path]:
+    """Holds a run's folder for this process while entered, and makes it if it is missing.
+
+    If it is still empty at the end, because the data could not be made, say, then it is deleted again, and
+    so are the folders above it that were made for it.
+
+    Args:
+        anew: take the next free name instead, if there is such a folder: it is another launch's.
+    Raises:
+        UserError: it cannot be written, or another process holds it.
+    """
+    made = [each for each in folder.parents if not each.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if anew:
+            folder = _new(folder)
+            made.insert(0, folder)
+        elif not folder.exists():
+            folder.mkdir(exist_ok=True)
+            made.insert(0, folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({refusal(error)}); choose another --out") from error
+    dataset.check_writable(folder, "--out")
+    with claim(folder):
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):
+                for each in made:
+                    each.rmdir()
+
+
+def _new(folder: Path) -> Path:
+    """Makes `folder`, or, where that name is taken, one with a number after it."""
+    for name in _names(folder):
+        with contextlib.suppress(FileExistsError):
+            name.mkdir()
+            return name
+    raise AssertionError
+
+
+def _names(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
 
 
 def prepare(settings: Settings[Any]) -> Launch:
@@ -102,8 +159,8 @@ def prepare(settings: Settings[Any]) -> Launch:
     folder = settings.out or default_folder(settings)
     reached, finished = progress_of(settings, folder)
     engine = resolve_engine(settings.eval.engine)
-    choice = sources.choose(settings.data, settings.env)
     env = make(settings.env, engine)
+    settings, choice = choose(settings, folder, env.spec, finished)
     algo = REGISTRY[settings.algo].algorithm(settings.hp, env.spec, settings.steps)
     known = dataset.facts(settings.data, choice.path, choice.rows)
     if not finished:
@@ -111,10 +168,27 @@ def prepare(settings: Settings[Any]) -> Launch:
     return Launch(settings, engine, env, algo, choice, known, folder, reached, finished)
 
 
+def choose(
+    settings: Settings[Any], folder: Path, spec: EnvSpec, finished: bool
+) -> tuple[Settings[Any], sources.Choice]:
+    """Where the dataset is or comes from, and for a run that goes on the settings that lead there from here.
+
+    Raises:
+        UserError: it is nowhere.
+    """
+    if settings.resume and not finished:
+        if found := saved.find_source(folder, settings, spec):
+            return dataclasses.replace(settings, data=found[0]), sources.Choice(found[1], "local")
+        if settings.data.path is not None:
+            raise saved.missing_dataset(folder, settings)
+    return settings, sources.choose(settings.data, settings.env)
+
+
 def default_folder(settings: Settings[Any]) -> Path:
-    """A new folder under runs/, named after what runs in it and when it started."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{settings.algo}_{settings.env}_{settings.preset}_{stamp}"
+    """A new folder in runs/, named after what runs in it and when it started."""
+    env = settings.env.replace("/", "-")  # Minari's names have slashes
+    name = f"{settings.algo}_{env}_{settings.preset}_{time.strftime('%Y%m%d-%H%M%S')}"
+    return next(path for path in _names(arguments.RUNS / name) if not path.exists())
 
 
 def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool]:
@@ -156,7 +230,7 @@ def announce(launch: Launch, reason: str) -> None:
     lanes = settings.seeds * count
     sizes = plan.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
     device = jax.devices()[0]
-    where = f"{cpu_model()}, {cores()} cores" if device.platform == "cpu" else device.device_kind
+    where = f"{cpu_model()}, {counted(cores(), 'core')}" if device.platform == "cpu" else device.device_kind
     left = max(settings.steps - (launch.reached or 0), 0)
     evaluations = 0 if launch.finished else -(-left // settings.run.eval_every)
     episodes = lanes * settings.eval.episodes * len(spec.tasks)
@@ -174,6 +248,8 @@ def announce(launch: Launch, reason: str) -> None:
     print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1}){each}")
     print(f"updates      {settings.steps:,} of each seed{done}")
     print(f"data         {choice.path} ({feeding.describe(settings.data, known)}{choice.describe()})")
+    if note := plan.data_note(settings.preset, spec, known.rows, sources.larger(settings.env)):
+        print(f"note         {note}")
     if choice.found:
         print(f"source       {dataset.provenance(choice.path).label}")
     print(f"results      {launch.folder}")
@@ -199,9 +275,13 @@ def train_here(launch: Launch, asked: Settings[Any]) -> Outcome:
         store = dataset.open_store(settings.data, source, launch.env.spec, progress)
     job = make_job(launch, store)
     seconds = {"data": time.perf_counter() - began}
+    notes: dict[str, None] = {}  # the runs of a sweep have most of them in common
     for each, its in sweep.folders(settings, folder):
-        record_launch(each, its.plain(), data=store.provenance.plain(), resumed_from=launch.reached)
+        data = saved.record_of(store)
+        notes |= dict.fromkeys(record_launch(each, its.plain(), data=data, resumed_from=launch.reached))
         saved.save_normalizer(each, job.normalizer)
+    for note in notes:
+        print(note)
     try:
         with open_progress(launch.title, job.steps, "updates", seeds=job.lanes) as progress:
             outcome = train(job, folder, progress, resume=settings.resume)
@@ -222,13 +302,20 @@ def make_job(launch: Launch, store: Store) -> Job:
     for note in store.notes:
         print(f"note: {note}")
     settings, env, algo = launch.settings, launch.env, launch.algo
-    normalizer = fit(settings.data.normalize, store.statistics_obs)
+    if launch.reached is None:
+        normalizer, notes = fit(settings.data.normalize, store.statistics)
+        for note in notes:
+            print(f"note: {note}")
+    else:  # what was trained so far goes on with the numbers that it has seen
+        parts = [each for each, its in sweep.folders(settings, launch.folder) if not its.sweep]
+        data = (launch.reached, store, launch.choice.path, env.spec)
+        normalizer, *_ = [saved.resumed_normalizer(each, *data) for each in parts]
     task = parse(settings.env).task
     relabel = None if task is None else lambda obs: env.relabel(obs, task)
     return Job(
         algo=algo,
         env=env,
-        window=feeding.make_source(settings.data, store, normalizer, algo.sample.chunk, relabel),
+        window=feeding.make_source(settings.data, store, normalizer, algo.sample, relabel),
         normalizer=normalizer,
         seed=settings.seed,
         seeds=settings.seeds,
@@ -239,8 +326,9 @@ def make_job(launch: Launch, store: Store) -> Job:
         config=settings.plain(),
         may_differ=may_differ(settings),
         batch=settings.eval.batch,
-        held_out=make_held_out(store, normalizer, algo.sample.chunk),
+        held_out=make_held_out(store, normalizer, algo.sample.chunk, every_row=algo.sample.every_row),
         data=store.provenance.label,
+        kept={"data": saved.record_of(store), "normalizer": saved.plain_normalizer(normalizer)},
         sweep=sweep.variants(settings),
     )
 
@@ -250,16 +338,16 @@ def finish(launch: Launch, outcome: Outcome) -> int:
     folder = launch.folder
     if outcome.interrupted:
         print(f"stopped at update {outcome.step:,}; a checkpoint is written. Continue with:")
-        print(f"  {arguments.PROGRAM} --out {folder} --resume")
+        print(f"  {again(folder)}")
         return 128 + outcome.interrupted
     parts = [each for each, its in sweep.folders(launch.settings, folder) if not its.sweep]
+    curves = {each: learning_curve(read_rows(each / EVAL), str(each / EVAL)) for each in parts}
+    if not launch.settings.sweep:  # shown first, since a full disk refuses the picture
+        print_tables(results_table(curves[folder], title=launch.title))
     for each in parts:
         plot_learning_curve(read_rows(each / EVAL), each / PICTURE, title=launch.title)
     if launch.settings.sweep:
         compare(parts, folder / PICTURE)
-    else:
-        curve = learning_curve(read_rows(folder / EVAL))
-        Console().print(results_table(curve, title=launch.title))
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())
     print(f"finished at update {outcome.step:,}" + (f" ({spent})" if spent else ": nothing was left to do"))
     if (waited := outcome.seconds.get("wait")) is not None:
@@ -268,6 +356,13 @@ def finish(launch: Launch, outcome: Outcome) -> int:
     for path in (*parts, folder / PICTURE) if launch.settings.sweep else (folder / name for name in LEFT):
         print(f"  {path}")
     return 0
+
+
+def again(folder: Path) -> str:
+    """The command that continues the run in `folder`, to be called from the same place as this one."""
+    called = os.path.basename(sys.argv[0]) == "run.py"
+    program = ["python", sys.argv[0]] if called else arguments.PROGRAM.split()
+    return shlex.join([*program, "--out", str(folder), "--resume"])
 
 
 if __name__ == "__main__":

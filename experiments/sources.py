@@ -16,6 +16,7 @@ from mac.data.sources.fetch import fetch, is_here
 from mac.data.sources.transfer import Progress, Unavailable
 from mac.data.store import is_store
 from mac.errors import UserError
+from mac.files import visible
 from mac.run.progress import open_progress
 
 How = Literal["local", "generate", "download"]
@@ -103,6 +104,15 @@ def public_places(data: DataConfig, dataset: str) -> list[Path]:
     return [*own, *elsewhere(dataset, data.shards), downloads(data) / public.folder / public.main]
 
 
+def larger(env: str) -> str:
+    """How to get 100M rows, in words."""
+    dataset = parse(env).dataset
+    if has_large_set(dataset):
+        count = SHARDS // 4 if dataset.startswith("humanoidmaze-giant") else SHARDS
+        return f"--data.shards {count} downloads as many"
+    return "experiments/collect.py --rows 100M makes as many"
+
+
 def downloads(data: DataConfig) -> Path:
     """Where downloads go."""
     return data.dir / "downloads"
@@ -163,7 +173,7 @@ def _is_whole(path: Path, public: Listing | None, data: DataConfig) -> bool:
         return is_here(public, downloads(data))
     if not data.shards:
         return path.exists()
-    return sum(not p.stem.endswith("-val") for p in path.glob("*.npz")) >= data.shards
+    return sum(not p.stem.endswith("-val") for p in visible(path, "*.npz")) >= data.shards
 
 
 def _nowhere(data: DataConfig, dataset: str) -> str:
@@ -196,7 +206,7 @@ def _nowhere(data: DataConfig, dataset: str) -> str:
 
 def _other_sizes(data: DataConfig, dataset: str) -> str:
     """A hint at generated data of this name that has another size or seed."""
-    found = sorted(data.dir.glob(f"generated-*-seed*/{dataset}.npz"))
+    found = visible(data.dir, f"generated-*-seed*/{dataset}.npz")
     if not found or data.source == "download":
         return ""
     _, rows, seed = found[0].parent.name.split("-")[:3]

@@ -19,11 +19,13 @@ from experiments.arguments import read_flags, start_jax
 from experiments.drawing import draw
 from experiments.evaluate import Engine
 from experiments.film import Film, film_official, film_ours
+from experiments.output import outlive_output
 from experiments.program import exit_status
-from experiments.rendering import platform, render
+from experiments.rendering import render, require_drawing, try_drawing
 from experiments.saved import SavedRun, by_environment, open_run, read_settings
 from experiments.walker_film import Track, draw_walker, film_walker, returns
 from mac.errors import UserError
+from mac.words import counted
 
 PROGRAM = "python experiments/view.py"
 PICTURES = 200  # of one film, unless told otherwise
@@ -69,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 def view(ask: Ask) -> int:
     """Does what the flags say; returns the exit status."""
+    outlive_output()
     settings = read_settings(ask.run)
     ((name, (task, *_)),) = by_environment(settings.env, () if ask.task is None else (ask.task,), "--task")
     start_jax(1)
@@ -82,9 +85,10 @@ def view(ask: Ask) -> int:
     painter = "drawing" if walks else choose_renderer(ask.renderer)
     if parse(settings.env).task not in (None, task):
         print(f"note: the run was trained on task {parse(settings.env).task}, not on task {task}")
-    seeds = len(run.numbers)
+    seeds = counted(len(run.numbers), "seed")
     print(
-        f"playing      task {task} on engine {engine}: {seeds} seeds, after {run.step:,} updates", flush=True
+        f"playing      task {task} on engine {engine}: {seeds}, after {run.step:,} updates",
+        flush=True,
     )
     film = record(run, name, task, engine, ask.seed)
     frames = pick_frames(len(film.t), ask.every)
@@ -102,9 +106,15 @@ def view(ask: Ask) -> int:
 
 
 def choose_renderer(wanted: str) -> str:
-    """`mujoco` or `drawing`; auto takes MuJoCo's where the system can draw without a screen."""
+    """`mujoco` or `drawing`; auto takes MuJoCo's where the system can draw without a screen.
+
+    Raises:
+        UserError: `mujoco` is wanted, and cannot draw here.
+    """
     if wanted == "auto":
-        return "mujoco" if platform() else "drawing"
+        return "mujoco" if try_drawing().platform else "drawing"
+    if wanted == "mujoco":
+        require_drawing()
     return wanted
 
 

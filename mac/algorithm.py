@@ -2,14 +2,14 @@
 
 import abc
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mac.config import CommonConfig
 from mac.errors import UserError
@@ -117,14 +117,46 @@ def cooling(lr: Number, steps: int, share: float) -> optax.Schedule:
 
 def adam_by_network(rates: dict[str, Rate], other: Rate) -> optax.GradientTransformation:
     """Adam with a learning rate of its own for the networks named in `rates`, and `other` for the rest."""
+    return by_network({name: optax.adam(rate) for name, rate in rates.items()}, optax.adam(other))
+
+
+def by_network(
+    own: Mapping[str, optax.GradientTransformation], other: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """An optimiser of its own for each network named in `own`, and `other` for the rest."""
 
     def names(params: Any) -> Any:
-        label = lambda path, _: path[0].name if path[0].name in rates else ""  # noqa: E731
+        label = lambda path, _: path[0].name if path[0].name in own else ""  # noqa: E731
         return jax.tree_util.tree_map_with_path(label, params)
 
-    return optax.multi_transform(
-        {name: optax.adam(rate) for name, rate in {**rates, "": other}.items()}, names
-    )
+    return optax.multi_transform({**own, "": other}, names)
+
+
+def in_turns(
+    inner: optax.GradientTransformation, turn: Callable[[Int[Array, ""]], Bool[Array, ""]], *, coast: bool
+) -> optax.GradientTransformationExtraArgs:
+    """`inner`, fed with gradients at some updates only; needs the update's number as `step`.
+
+    Args:
+        turn: whether the update of that number is one of them.
+        coast: between turns `inner` sees gradients of 0, so that momentum moves the weights on; otherwise it
+            rests, and neither weights nor its state change.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(grads: Any, state: Any, params: Any = None, *, step: Int[Array, ""], **extra: Any) -> Any:
+        now = turn(step)
+
+        def when(there: Any, otherwise: Any) -> Any:
+            return jax.tree.map(lambda x, y: jnp.where(now, x, y), there, otherwise)
+
+        zeros = jax.tree.map(jnp.zeros_like, grads)
+        if coast:
+            return inner.update(when(grads, zeros), state, params, step=step, **extra)
+        updates, after = inner.update(grads, state, params, step=step, **extra)
+        return when(updates, zeros), when(after, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)  # pyright: ignore[reportArgumentType]
 
 
 class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
@@ -157,16 +189,17 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
     def update(
         self, state: TrainState, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        del step
         grads, metrics = jax.grad(self.loss, has_aux=True)(state.nets, state.target, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of an integer count
-            updates, opt_state = self.optimiser().update(grads, state.opt_state, state.nets)
+            optimiser = optax.with_extra_args_support(self.optimiser())
+            updates, opt_state = optimiser.update(grads, state.opt_state, state.nets, step=step)
         # The slow copy follows the weights from *before* this update, as in the paper's runs.
-        target = self.follow(state.target, self.targeted(state.nets))
+        target = self.follow(state.target, self.targeted(state.nets), step)
         return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics
 
-    def follow(self, target: Any, online: Any) -> Any:
-        """The slow copies after one update."""
+    def follow(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
+        """The target networks after update number `step`."""
+        del step
         return polyak(target, online, self.tau_ema)
 
     def optimiser(self) -> optax.GradientTransformation:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mac.errors import UserError, one_line
+from mac.errors import UserError, one_line, refusal, remedy
 
 
 @contextlib.contextmanager
@@ -20,10 +20,22 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(
-            f"cannot write {path}: {reason}; free some space, set rights or choose another folder"
-        ) from error
+        then = remedy(error, "choose another folder")
+        raise UserError(f"cannot write {path}: {refusal(error)}; {then}") from error
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """The paths below `folder` that match a pattern of `Path.glob`, by name, without hidden ones.
+
+    Names that begin with a dot are skipped, and so is all in folders of such names: macOS leaves `._NAME`
+    beside every NAME that it copies to a foreign disk.
+    """
+    found = (path for path in folder.glob(pattern) if not _hidden(path.relative_to(folder)))
+    return sorted(found)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | None = None) -> None:
@@ -50,15 +62,37 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | 
             part.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what killed processes left of `replace_file` in a folder, and in the folders within it.
+
+    What belongs to a process that runs stays, and so does what the system does not let us delete.
+    """
+    for path in folder.rglob(".*"):
+        name, _, number = path.name.rpartition(".")
+        if len(name) > 1 and number.isascii() and number.isdecimal() and not _runs(int(number)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 def settle(file: IO[bytes]) -> None:
     """Returns when all that was written to an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
-def write_json(path: Path, value: Any, *, part: Path | None = None) -> None:
+def write_json(path: Path, value: Any, *, part: Path | None = None, indent: int | None = 2) -> None:
     """Writes `value` as indented JSON (what JSON lacks as its `str`), as `replace_file` does."""
-    text = json.dumps(value, indent=2, default=str) + "\n"
+    text = json.dumps(value, indent=indent, default=str) + "\n"
     replace_file(path, lambda file: file.write(text.encode()), part=part)
 
 
@@ -69,11 +103,59 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+        raise UserError(f"cannot read {path}: {refusal(error)}; {remedy(error, 'restore it')}") from error
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it or delete it") from error
+        raise UserError(f"{path} is not JSON ({one_line(error)}); restore it or delete it") from error
+
+
+def load_json(path: Path) -> Any:
+    """As `read_json`, for a caller with more to say: raises `OSError`, or `ValueError` if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_table(path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+    """The content of a JSON file that must be a table with at least these fields, of these types.
+
+    Raises:
+        UserError: it cannot be read, is not JSON, no table, or a field is missing or of another type.
+    """
+    value = read_json(path)
+    if fault := misfit(value, **fields):
+        raise UserError(f"{path} is damaged ({fault}); restore it or delete it")
+    return value
+
+
+def misfit(value: Any, **fields: type | tuple[type, ...]) -> str | None:
+    """The first reason why `value`, as JSON gave it, is no table with these fields; None if it is one.
+
+    `int` and `float` do not take true and false, which Python counts as whole numbers.
+    """
+    if not isinstance(value, dict):
+        return f"{_kind(value)} where a table was expected"
+    for name, kinds in fields.items():
+        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+        found = value.get(name, _NOTHING)
+        if found is _NOTHING:
+            return f"{name} is missing"
+        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+            return f"{name} is {_kind(found)}"
+    return None
+
+
+_NOTHING = object()
+
+
+def _kind(value: Any) -> str:
+    """The name that JSON has for a value's type."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "a table"}
+    return kinds[type(value)]
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ The one-step policy learns on all imagined states: to stay near the flow policy,
 sample of it, without choice, acts in rollouts and in the environment. It shows what rejection sampling
 is worth: a policy trained on Q finds the actions at which Q and the model are wrong.
 
+Chunks have 10 actions, as table 8 says of MAC; the authors' configuration has 5 (`--hp.chunk 5`).
+
 The Q loss is divided by the mean of |Q|. The authors' implementation averages over the rollout before
 it takes the absolute value, which is the same while Q has one sign. Where the environment has goals the
 paper has no such runs; the policy then learns for the goal of the rollout.

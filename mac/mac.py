@@ -88,7 +88,7 @@ class MAC(AbstractConfigured[Nets]):
     def nets(self, key: Key[Array, ""]) -> Nets:
         obs, goal, hidden = self.env.obs_dim, self.env.goal_dim, self.cfg.hidden
         chunk = self.cfg.chunk * self.env.action_dim
-        k = jr.split(key, 5)
+        k = jr.split(key, 6)
         outcome = value_net((obs, goal, chunk), hidden, key=k[1])
         flow, policy = self.policy_nets((obs, goal, chunk), k[2])
         return Nets(
@@ -99,7 +99,7 @@ class MAC(AbstractConfigured[Nets]):
             policy=policy,
             v=value_net((obs, goal), hidden, key=k[3]),
             q=value_net((obs, goal, chunk), hidden, key=k[4]),
-            fall=value_net((obs, chunk), hidden, key=jr.fold_in(key, 5)) if self.env.recorded else None,
+            fall=value_net((obs, chunk), hidden, key=k[5]) if self.env.recorded else None,
         )
 
     def targeted(self, nets: Nets) -> MLP:

@@ -103,5 +103,6 @@ def make_case(name: str, mode: str, **changes: Any) -> Case:
     if batch.rewards is not None:  # other than -1 and 0
         rewards = np.random.default_rng(3).normal(size=batch.rewards.shape)
         batch = dataclasses.replace(batch, rewards=jnp.asarray(rewards, jnp.float32))
-    after, metrics = jax.jit(algo.update)(state, batch, jnp.zeros((), jnp.int32), jr.key(5))
+    # The second update, in which ReBRAC's policy has its first turn.
+    after, metrics = jax.jit(algo.update)(state, batch, jnp.ones((), jnp.int32), jr.key(5))
     return Case(name, algo, state, batch, jr.key(5), metrics, first_gradients(after.opt_state), after)

@@ -130,8 +130,7 @@ def test_an_algorithm_is_measured_as_run_would_train_it(name: str, env: str):
 
 def test_settings_that_say_only_a_part_do_not_count(monkeypatch, capsys):
     part = {"algo": "iql", "env": "*", "source": "a test", "hp": {"batch": 8}}
-    for module in (bench_algos, arguments):
-        monkeypatch.setattr(module, "load_rows", lambda path: [part])
+    monkeypatch.setattr(arguments, "load_rows", lambda path: [part])
     assert bench_algos.find(Args(algos=("iql",), preset="laptop")) is None
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 2 and all(note.startswith("note: iql is not measured: ") for note in notes)

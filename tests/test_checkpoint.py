@@ -1,7 +1,9 @@
 """Checkpoints: exact, atomic and written beside the training."""
 
+import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -228,3 +230,91 @@ def test_importing_the_module_does_not_import_orbax():
     code = "import sys, mac.run.checkpoint; sys.exit('orbax.checkpoint' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=300).returncode == 0
+
+
+# What stands in the way.
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_what_has_a_checkpoints_name_and_is_none_is_moved_aside(tmp_path: Path, is_file: bool):
+    for attempt, aside in enumerate(("000000004-aside", "000000004-aside-2")):
+        other = tmp_path / "000000004"
+        if attempt:
+            (other / "meta.json").unlink()
+        elif is_file:
+            other.write_text("mine")
+        else:
+            (other / "state").mkdir(parents=True)
+        with CheckpointStore(tmp_path) as store:
+            assert store.steps() == []
+            store.save(4, {"a": jnp.ones(3)}, {})
+            store.wait()
+            assert store.steps() == [4]
+            (note,) = store.notes
+            assert str(other) in note and f"called {aside} now" in note
+        assert (tmp_path / aside).exists()
+    if is_file:
+        assert (tmp_path / "000000004-aside").read_text() == "mine"
+
+
+def test_leftovers_that_cannot_be_deleted_are_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file where a folder was expected is deleted; where the system refuses, another name is used."""
+    (tmp_path / f"{TEMPORARY}000000002").write_text("a file")
+    stuck = tmp_path / f"{TEMPORARY}000000004"
+    (stuck / "state").mkdir(parents=True)
+    rmtree = shutil.rmtree
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if Path(path) != stuck:
+            rmtree(path, ignore_errors)
+        elif not ignore_errors:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with CheckpointStore(tmp_path) as store:
+        store.save(4, {"a": jnp.ones(3)}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [stuck.name, "000000004"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rename = os.rename
+
+    def refuse(old: Path, new: Path) -> None:
+        if str(new).endswith("-old"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with CheckpointStore(tmp_path, keep=1) as store:
+        store.save(4, {"a": jnp.ones(3)}, {})
+        store.save(5, {"a": jnp.ones(3)}, {})
+        store.wait()
+        assert store.steps() == [4, 5] and "old checkpoint 4 (Permission denied)" in store.notes[0]
+
+
+def test_only_checkpoints_names_are_steps(tmp_path: Path):
+    for name in ("5", "0000000005", "٠٠٠٠٠٠٠٠٥", "-00000005", "000000005-aside", "._000000005"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.json").write_text("{}")
+    assert CheckpointStore(tmp_path).steps() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "free some space"), (errno.EACCES, "set rights"), (errno.EMFILE, "ulimit -n")],
+)
+def test_a_write_that_fails_has_the_remedy_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with CheckpointStore(tmp_path) as store:
+        monkeypatch.setattr(Path, "write_text", fail)
+        store.save(6, {"x": jnp.ones(2)}, {})
+        with pytest.raises(
+            UserError, match=rf"\({os.strerror(number)}\); there is none before it; .*{advice}"
+        ):
+            store.wait()

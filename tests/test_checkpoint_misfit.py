@@ -96,10 +96,47 @@ def test_wrong_values_are_found_by_their_checksum(copy: Path):
     expect(copy, r"damaged checkpoint \(checksum of count\)")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"format": 1}', "[" * 100_000])
 def test_damaged_description_is_named(copy: Path, content: str):
     (copy / "000000009" / "meta.json").write_text(content)
-    expect(copy, "000000009: damaged checkpoint")
+    expect(copy, r"000000009: damaged checkpoint \(.*\); delete this folder to continue from step 8$")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("format", "1", "format is a text"),
+        ("step", 9.0, "step is a number"),
+        ("meta", [], "meta is a list"),
+        ("meta", {}, "config: null"),
+        ("meta", {"config": [1]}, "config: a list"),
+        ("arrays", None, "arrays is null"),
+        ("arrays", {"count": 3.5}, "count is not described"),
+        ("arrays", {"count": ["int32", 2.0, 1]}, "count is not described"),
+        ("arrays", {"count": ["int32", [2.0], 1]}, "count is not described"),
+        ("arrays", {"count": ["int32", [-2], 1]}, "count is not described"),
+    ],
+)
+def test_damaged_fields_of_the_description_are_named(copy: Path, key: str, value: object, said: str):
+    header = copy / "000000009" / "meta.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {key: value}))
+    expect(copy, rf"000000009: damaged checkpoint \(.*{said}.*continue from step 8$", config={})
+
+
+def test_a_checkpoint_under_another_name_is_named_as_it_is(copy: Path):
+    (copy / "000000009").rename(copy / "000000210")
+    expect(copy, r"000000210: damaged checkpoint \(it is the one of step 9\); delete this folder .* step 8$")
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store, steps = CheckpointStore(copy), CheckpointStore.steps
+    later = iter([[8, 9], [9]])
+    monkeypatch.setattr(CheckpointStore, "steps", lambda self: next(later, steps(self)))
+    shutil.rmtree(copy / "000000008")
+    with pytest.raises(UserError, match="000000008 was deleted while it was read; try again"):
+        store.meta(8)
 
 
 def test_missing_arrays_are_named(copy: Path):

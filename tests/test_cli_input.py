@@ -91,7 +91,7 @@ def test_bad_data_is_named_in_one_line_and_leaves_nothing(
     said = error_of(capsys, argv)
     assert part in said and str(tmp_path) in said
     left = {name: text for name, text in content(tmp_path).items() if not name.startswith("d/")}
-    assert left == before, "the run's folder is empty and the data is as it was"
+    assert left == before and not (tmp_path / "o").exists()
 
 
 # Bad folders.
@@ -195,7 +195,7 @@ def test_interrupted_generation_leaves_no_dataset(
     assert interrupted(tmp_path, KeyboardInterrupt, "mac.run.progress.Progress.count", monkeypatch) == 130
     printed = capsys.readouterr()
     assert len(printed.err.splitlines()) == 1 and "interrupted" in printed.err
-    assert content(tmp_path) == {}
+    assert content(tmp_path) == {} and not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])

@@ -51,6 +51,42 @@ def test_missing_gpu_is_one_line():
     assert "Traceback" not in err
 
 
+def test_training_outlives_its_log(copied: Path):
+    """The log's disk is full, and the terminal knows ASCII only."""
+    command = [sys.executable, "experiments/run.py", "--out", str(copied), "--resume", "--steps", "20"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("note: standard output cannot be written (No space left on device)")
+    with CheckpointStore(copied / CHECKPOINTS) as store:
+        assert store.latest() == 20
+
+
+def test_variables_of_jax_change_no_number(finished: Path, data: list[str], tmp_path: Path):
+    """Each of them would end the run with a traceback, or change its random numbers."""
+    variables = {
+        "JAX_ENABLE_X64": "1",
+        "JAX_DISABLE_JIT": "true",
+        "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+        "JAX_RANDOM_SEED_OFFSET": "3",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    }
+    process = launch(*SIZES, *data, "--steps", "10", "--out", str(tmp_path / "run"), **variables)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert params(tmp_path / "run") == params(finished)
+    assert [line.split("=")[0] for line in err.splitlines()] == [f"note: {name}" for name in variables]
+
+
 def wait_for_update(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Returns when the log has reached `step`."""
     while process.poll() is None:
@@ -94,7 +130,7 @@ def test_signal_while_data_is_made_leaves_none(tmp_path: Path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 143 and "Traceback" not in err
-    assert content(tmp_path / "d") == {} and content(tmp_path / "o") == {}
+    assert content(tmp_path / "d") == {} and not (tmp_path / "o").exists()
 
 
 @pytest.mark.slow

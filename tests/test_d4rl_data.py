@@ -9,8 +9,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from experiments.feeding import make_source
+from experiments.settings import DataConfig
 from mac.data.convert import prepare
-from mac.data.feed import plan_rotation
+from mac.data.feed import Rotation, Whole, plan_rotation
 from mac.data.sampler import sample
 from mac.data.store import Store
 from mac.data.window import Room, make_held_out, make_window, start_counts
@@ -113,6 +115,27 @@ def test_a_chunk_longer_than_any_episode_needs_a_fall(store: Store, tmp_path: Pa
     path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays(((8, LIMIT), (9, LIMIT))))
     with pytest.raises(UserError, match="no episode is long enough for chunk=20"):
         make_window(prepare(path, tmp_path / "store", SPEC), identity(), chunk=20)
+
+
+def test_episodes_of_one_step_are_enough_where_every_row_starts(tmp_path: Path):
+    write_d4rl(tmp_path / "toy-val.hdf5", d4rl_arrays(((1, LIMIT), (1, LIMIT))))
+    path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays(((1, LIMIT),) * 40))
+    store, steps = prepare(path, tmp_path / "store", SPEC), SampleSpec(64, 1, every_row=True)
+    with pytest.raises(UserError, match="the longest has 1 transition, 3 are needed"):
+        make_window(store, identity(), 1)
+    with pytest.raises(UserError, match="the longest has 1 transition, 3 are needed"):
+        make_source(DataConfig(resident="yes"), store, identity(), SampleSpec(64, 1), None)
+    put = partial(jax.tree.map, jnp.asarray)
+    whole = make_source(DataConfig(resident="yes"), store, identity(), steps, None)
+    turns = make_source(DataConfig(resident="no", window=20), store, identity(), steps, None)
+    assert isinstance(whole, Whole) and isinstance(turns, Rotation)
+    for window, episodes in ((whole.window(put), 40), (turns.window(1, put), 10)):
+        batch = draw(window, steps, jr.key(0))
+        assert len(np.unique(np.asarray(batch.obs)[:, 0])) > episodes / 2
+        np.testing.assert_array_equal(batch.next_obs[:, 1], np.ones(64))
+    assert make_held_out(store, identity(), 1) is None
+    held = make_held_out(store, identity(), 1, every_row=True)
+    assert held is not None and int(held.episodes.n_steps) == 2
 
 
 def test_windows_that_take_turns_keep_rewards_and_falls_with_their_rows(store: Store):

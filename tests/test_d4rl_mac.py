@@ -82,7 +82,7 @@ def test_nothing_counts_after_a_certain_fall(case: Case):
 
 
 def test_networks_of_other_environments_are_bitwise_as_they_were():
-    """The network of falls has a key of its own, derived and not split, so that it moves no other draw."""
+    """The network of terminations has the last key, so that it moves no other draw."""
     with_fall, without = fresh(edge_mac()).nets, fresh(mac()).nets
     assert without.fall is None and with_fall.fall is not None
     for x, y in zip(leaves(dataclasses.replace(with_fall, fall=None)), leaves(without), strict=True):

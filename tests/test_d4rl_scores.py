@@ -138,7 +138,7 @@ def test_picture_of_scores_has_their_axis():
 
 
 def test_a_row_that_lacks_its_measure_is_an_error():
-    with pytest.raises(Exception, match="row without 'score'"):
+    with pytest.raises(Exception, match="line 1: score is missing"):
         learning_curve([row(1, 0, 3.0, measure="score")])
 
 

@@ -1,14 +1,19 @@
 """Reading dataset files: three layouts, one result, and one clear line for each kind of bad file."""
 
+import io
+import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from ogbench.utils import load_dataset
 
-from mac.data.npz import RawDataset, read
+from mac.data.npz import RawDataset, read, stated_sizes
+from mac.data.shards import sizes_of
 from mac.errors import UserError
 
 
@@ -92,7 +97,7 @@ def test_file_that_stops_within_an_episode_keeps_it_as_a_shorter_one(tmp_path: P
     data = read(path)
     np.testing.assert_array_equal(data.length, [6, 4, 6])
     (note,) = data.notes
-    assert "last 6 rows are kept as a shorter episode" in note
+    assert "last 6 rows are kept as a shorter episode (37.5% of all rows)" in note
 
 
 def test_float64_and_float16_files_are_read_as_float32(tmp_path: Path):
@@ -123,7 +128,6 @@ BAD_ARRAYS: dict[str, tuple[Change, str]] = {
         "'observations' is complex",
     ),
     "strings": (lambda a: a | {"actions": a["actions"].astype("U8")}, "'actions' is <U8"),
-    "integers": (lambda a: a | {"actions": a["actions"].astype(int)}, "'actions' is int64"),
     "images": (
         lambda a: a | {"observations": np.zeros((19, 8, 8, 3), np.uint8)},
         "image observations are not supported",
@@ -154,7 +158,18 @@ BAD_ARRAYS: dict[str, tuple[Change, str]] = {
         lambda a: a | {"terminals": set_at(a["terminals"].astype(float), (2,), np.nan)},
         "'terminals' is nan in row 2",
     ),
-    "terminals of rank 2": (lambda a: a | {"terminals": a["terminals"][:, None]}, "one value per row"),
+    "terminals of two columns": (
+        lambda a: a | {"terminals": np.stack([a["terminals"]] * 2, 1)},
+        "one value per row",
+    ),
+    "image columns": (
+        lambda a: a | {"observations": np.zeros((19, 3), np.uint8)},
+        "image observations are not supported",
+    ),
+    "physical whole numbers": (
+        lambda a: a | {"actions": np.full((19, 2), 3)},
+        "'actions' is 3 in row 0, column 0; actions must be normalised",
+    ),
     "string terminals": (lambda a: a | {"terminals": a["terminals"].astype("U5")}, "'terminals' is <U5"),
     "compact without valids": (
         lambda a: a | {"terminals": a["terminals"] | np.append(a["terminals"][1:], False)},
@@ -234,3 +249,237 @@ def expect_one_line(path: Path, message: str) -> None:
     text = str(caught.value)
     assert "\n" not in text
     assert path.name in text
+
+
+# What is unusual, and unambiguous.
+
+
+def npy(array: Any) -> bytes:
+    """An array as `np.save` writes it."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def pack(path: Path, members: dict[str, Any], kind: int = zipfile.ZIP_STORED) -> Path:
+    """A zip of arrays and of bytes, by file name."""
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, value in members.items():
+            archive.writestr(name, value if isinstance(value, bytes) else npy(value))
+    return path
+
+
+def members(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {f"{key}.npy": value for key, value in arrays.items()}
+
+
+UNUSUAL: dict[str, Change] = {
+    "float64": lambda a: {k: v.astype(float) for k, v in a.items()},
+    "long doubles": lambda a: a | {"observations": a["observations"].astype(np.longdouble)},
+    "big-endian": lambda a: a | {"observations": a["observations"].astype(">f4")},
+    "Fortran order": lambda a: a | {"actions": np.asfortranarray(a["actions"])},
+    "flags as a column": lambda a: a | {"terminals": a["terminals"][:, None].astype(np.int8)},
+    "odd keys": lambda a: a | {"a b/c\n": np.asarray("x"), "empty": np.zeros((0, 3))},
+}
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_unusual_but_valid_arrays_are_read(tmp_path: Path, case: str):
+    arrays = disk_arrays()
+    want, got = (read(write(tmp_path / "x.npz", a)) for a in (arrays, UNUSUAL[case](arrays)))
+    for one, other in zip(got[:5], want[:5], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_every_kind_of_zip_is_read(tmp_path: Path, kind: int):
+    pack(tmp_path / "x.npz", members(disk_arrays()), kind)
+    (tmp_path / "link.npz").symlink_to("x.npz")
+    np.testing.assert_array_equal(read(tmp_path / "link.npz").obs, disk_arrays()["observations"])
+
+
+def test_whole_numbers_are_read_with_a_note(tmp_path: Path):
+    arrays = disk_arrays()
+    arrays |= {"actions": np.sign(arrays["actions"]).astype(np.int8)}
+    arrays |= {"observations": np.arange(57, dtype=np.int64).reshape(19, 3)}
+    data = read(write(tmp_path / "x.npz", arrays))
+    np.testing.assert_array_equal(data.action, arrays["actions"])
+    assert [note.split(": ")[1] for note in data.notes] == [
+        "'observations' are whole numbers (int64), read as float32",
+        "'actions' are whole numbers (int8), read as float32",
+    ]
+    arrays["observations"] += 2**24
+    assert "the largest of them rounded" in read(write(tmp_path / "x.npz", arrays)).notes[0]
+
+
+def test_one_lone_row_is_left_out_with_its_share(tmp_path: Path):
+    arrays = disk_arrays((6, 4, 1, 9))
+    data = read(write(tmp_path / "x.npz", arrays))
+    np.testing.assert_array_equal(data.length, [6, 4, 9])
+    np.testing.assert_array_equal(data.first, [0, 6, 10])
+    np.testing.assert_array_equal(data.obs, np.delete(arrays["observations"], 10, axis=0))
+    (note,) = data.notes
+    assert note.endswith("1 episode of one row is left out (5% of all rows)")
+    with pytest.raises(UserError, match="row 6 is an episode of one row"):
+        read(write(tmp_path / "x.npz", disk_arrays((6, 1, 1, 9))))
+
+
+def test_actions_that_are_all_equal_have_a_note(tmp_path: Path):
+    arrays = disk_arrays() | {"actions": np.zeros((19, 2), np.float32)}
+    assert "all 19 rows of 'actions' are 0" in read(write(tmp_path / "x.npz", arrays)).notes[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rounded_next_observations_are_in_order(tmp_path: Path, dtype: type):
+    path = write(tmp_path / "x.npz", disk_arrays((60, 40, 90)))
+    arrays = load_dataset(str(path), compact_dataset=False)
+    want = read(write(tmp_path / "y.npz", arrays))
+    shift = 0 if dtype == np.float16 else 1e-3
+    arrays["next_observations"] = (arrays["next_observations"] + np.float32(shift)).astype(dtype)
+    data = read(write(tmp_path / "y.npz", arrays))
+    np.testing.assert_array_equal(data.length, want.length)
+    inside = rows_of(data, 0, data.length - 1)  # final states are in `next_observations` alone
+    np.testing.assert_array_equal(data.obs[inside], want.obs[inside])
+    assert "the observation of the next row but for rounding" in data.notes[0]
+    arrays["next_observations"][70] += 1
+    expect_one_line(write(tmp_path / "y.npz", arrays), "'next_observations' of row 70 is not the observation")
+
+
+# What is damaged. Every member has a checksum, which only counts for who reads to the end.
+
+HEAD = "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }"
+
+
+def with_head(array: np.ndarray, text: str) -> bytes:
+    """The bytes of an array behind another head."""
+    head = text.encode("latin1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + array.tobytes()
+
+
+@pytest.mark.parametrize("key", ["observations", "actions"])
+@pytest.mark.parametrize("bit", range(8))
+def test_a_flipped_bit_in_the_length_of_a_head_is_refused(tmp_path: Path, key: str, bit: int):
+    path = pack(tmp_path / "x.npz", members(disk_arrays()))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\x93NUMPY", content.index(f"{key}.npy".encode())) + 8] ^= 1 << bit
+    path.write_bytes(content)
+    expect_one_line(path, f"damaged at {key}")
+
+
+DAMAGED: dict[str, tuple[Callable[[dict[str, np.ndarray]], dict[str, Any]], str]] = {
+    "fewer columns": (
+        lambda a: {"observations.npy": with_head(a["observations"], HEAD % "(19, 2)")},
+        r"damaged at observations \(float32 \(19, 2\) are 152 bytes, not 228\)",
+    ),
+    "bytes behind": (lambda a: {"actions.npy": npy(a["actions"]) + b"x" * 10**6}, "damaged at actions"),
+    "absurd shape": (
+        lambda a: {"observations.npy": with_head(a["observations"], HEAD % "(100000000000000, 3)")},
+        "damaged at observations",
+    ),
+    "true as a length": (
+        lambda a: {"observations.npy": with_head(a["observations"], HEAD % "(True, 3)")},
+        r"its shape is \(True, 3\)",
+    ),
+    "too many sides": (
+        lambda a: {"observations.npy": with_head(a["observations"], HEAD % str((19, 3) + (1,) * 70))},
+        "damaged at observations",
+    ),
+    "head that ends too soon": (lambda a: {"actions.npy": with_head(a["actions"], "{'descr'")}, "damaged"),
+    "head without end": (lambda a: {"actions.npy": with_head(a["actions"], "-" * 9000 + "1")}, "actions"),
+    "head that is code": (
+        lambda a: {"actions.npy": with_head(a["actions"], "__import__('os').abort()")},
+        "damaged at actions",
+    ),
+    "structured": (
+        lambda a: {"actions.npy": np.zeros(19, [("a", "f4"), ("b", "f4")])},
+        "'actions' is .*, numbers are needed",
+    ),
+    "valids no array": (lambda a: {"valids.npy": b"hello"}, "damaged at valids"),
+    "next_observations no array": (lambda a: {"next_observations.npy": b"hello"}, "damaged at next_obs"),
+    "scalar": (lambda a: {"actions.npy": np.float32(1)}, r"'actions' has shape \(\)"),
+    "a key twice": (lambda a: {"actions": npy(a["actions"])}, "holds 'actions' twice"),
+    "a broken line as a key": (
+        lambda a: {"actions.npy": b"", "a\nb" + "c" * 60_000: b""},
+        "damaged at actions",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_members_whose_checksum_is_right_are_checked_too(tmp_path: Path, case: str):
+    change, message = DAMAGED[case]
+    path = pack(tmp_path / "x.npz", members(disk_arrays()) | change(disk_arrays()))
+    expect_one_line(path, message)
+
+
+def test_names_in_a_message_are_short_and_on_one_line(tmp_path: Path):
+    path = pack(tmp_path / "x.npz", {"a\nb.npy": b"", "c" * 60_000: b""})
+    with pytest.raises(UserError, match=r"key 'observations' is missing \(found: a\?b, ccc") as caught:
+        read(path)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def flipped(path: Path, at: Callable[[bytes], int], bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at(bytes(content))] ^= bit
+    path.write_bytes(content)
+
+
+FLIPS: dict[str, tuple[int, Callable[[bytes], int], int]] = {
+    "encrypted": (0, lambda c: c.index(b"PK\x01\x02") + 8, 1),
+    "unknown compression": (0, lambda c: c.index(b"PK\x01\x02") + 10, 64),
+    "lzma": (zipfile.ZIP_LZMA, lambda c: c.index(b"actions.npy") + 40, 255),
+    "checksum": (0, lambda c: c.index(b"PK\x01\x02") + 16, 1),
+    "name of an optional array": (0, lambda c: c.rindex(b"next_obs"), 1),
+    "an entry that swallows the next": (
+        0,
+        lambda c: c.rindex(b"PK\x01\x02", 0, c.rindex(b"next_obs") - 50) + 30,
+        64,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLIPS)
+def test_a_flipped_bit_in_the_index_is_refused(tmp_path: Path, case: str):
+    kind, at, bit = FLIPS[case]
+    arrays = disk_arrays()
+    path = pack(tmp_path / "x.npz", members(arrays | {"next_observations": arrays["observations"]}), kind)
+    flipped(path, at, bit)
+    expect_one_line(path, "damaged at|not a complete")
+
+
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path):
+    path = tmp_path / "x.npz"
+    os.mkfifo(path)
+    (tmp_path / "y.npz").symlink_to("/dev/zero")
+    for each in (path, tmp_path / "y.npz"):
+        assert sizes_of(each).rows == 0
+        expect_one_line(each, "is a pipe or a device")
+
+
+# Memory.
+
+KINDS = {
+    "disk": ("observations", "actions", "terminals"),
+    "regular": ("observations", "actions", "terminals", "next_observations"),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_takes_no_more_memory_than_is_said(tmp_path: Path, kind: str, dtype: type):
+    rows = 100_000
+    obs = np.random.default_rng(0).normal(size=(rows + 1, 4)).astype(dtype)
+    arrays = {"observations": obs[:-1], "actions": np.tanh(obs[:-1, :2]), "next_observations": obs[1:]}
+    arrays["terminals"] = np.arange(rows) % 100 == 99
+    path = tmp_path / "x.npz"
+    np.savez(path, **{key: arrays[key] for key in KINDS[kind]})  # pyright: ignore[reportArgumentType]
+    stated = stated_sizes(path)
+    assert (stated.rows, stated.stored) == (rows, 4 * rows * 6)
+    tracemalloc.start()
+    read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.3 * stated.reading < peak < stated.reading

@@ -14,7 +14,7 @@ from mac.data import convert as convert_module
 from mac.data.convert import prepare
 from mac.data.npz import read
 from mac.data.shards import shard_files
-from mac.data.store import Store
+from mac.data.store import Rows, Store
 from mac.data.window import make_window
 from mac.errors import UserError
 from mac.types import EnvSpec
@@ -38,7 +38,7 @@ def test_store_holds_what_the_file_holds(tmp_path: Path, train: Path):
     assert store.val is not None
     np.testing.assert_array_equal(store.val.obs, read(tmp_path / "toy-val.npz").obs)
     assert (store.rows, store.episodes, store.env, store.notes) == (49, 3, "toy-v0", ())
-    assert isinstance(store.train[0].obs, np.memmap)
+    assert isinstance(store.train[0].obs, Rows)
     assert leftovers(tmp_path) == []
 
 
@@ -64,12 +64,12 @@ def test_added_validation_file_is_noticed(tmp_path: Path):
     file = write(tmp_path / "toy.npz", (16,))
     store = prepare(file, tmp_path / "store", SPEC)
     assert store.val is None
-    assert store.statistics_obs is store.train[0].obs
+    assert store.statistics.val is None and store.statistics.train.rows == 16
     assert "toy-val.npz: absent" in store.notes[0]
     write(tmp_path / "toy-val.npz", (12,), seed=1)
     store = prepare(file, tmp_path / "store", SPEC)
     assert store.val is not None
-    assert store.statistics_obs is store.val.obs
+    assert store.statistics.val is not None and store.statistics.val.rows == 12
     assert store.notes == ()
 
 
@@ -139,7 +139,7 @@ def test_damaged_store_is_named(tmp_path: Path, train: Path):
     np.testing.assert_array_equal(prepare(train, tmp_path / "store", SPEC).train[0].obs, read(train).obs)
 
 
-@pytest.mark.parametrize("meta", ['{"format": 2}', '{"format": 2, "train": 3, "val": 0, "env": "x"}'])
+@pytest.mark.parametrize("meta", ['{"format": 3}', '{"format": 3, "train": 3, "val": 0, "env": "x"}', "[]"])
 def test_damaged_description_of_a_store_is_named(tmp_path: Path, meta: str):
     (tmp_path / "meta.json").write_text(meta)
     with pytest.raises(UserError, match=r"damaged store .* delete this folder"):
@@ -150,7 +150,7 @@ def test_store_of_another_format_is_converted_again(tmp_path: Path, train: Path)
     prepare(train, tmp_path / "store", SPEC)
     meta = tmp_path / "store" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 0}))
-    with pytest.raises(UserError, match="no dataset store of format 2"):
+    with pytest.raises(UserError, match="no dataset store of format 3"):
         Store.open(tmp_path / "store")
     assert prepare(train, tmp_path / "store", SPEC).rows == 49
 
@@ -186,3 +186,15 @@ def test_disk_that_fills_while_writing_is_one_line(
     with pytest.raises(UserError, match="No space left on device"):
         prepare(train, tmp_path / "store", SPEC)
     assert leftovers(tmp_path) == []
+
+
+def test_a_pipe_is_refused_before_anything_waits_for_it(tmp_path: Path):
+    os.mkfifo(tmp_path / "toy.npz")
+    with pytest.raises(UserError, match=r"toy\.npz: is a pipe or a device"):
+        prepare(tmp_path / "toy.npz", tmp_path / "store", SPEC)
+    (tmp_path / "x").mkdir()
+    path = write_pair(tmp_path / "x")
+    (tmp_path / "x" / "toy-val.npz").unlink()
+    os.mkfifo(tmp_path / "x" / "toy-val.npz")
+    with pytest.raises(UserError, match=r"toy-val\.npz: is a pipe or a device"):
+        prepare(path, tmp_path / "store", SPEC)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mac.data.codec import summarize
 from mac.data.convert import prepare
-from mac.data.normalize import fit_minmax
+from mac.data.normalize import Normalize, fit, fit_minmax
 from mac.data.sampler import sample
-from mac.data.store import Split, Store
+from mac.data.store import Split, Statistics, Store
 from mac.data.window import make_window, start_counts
 from mac.errors import UserError
 from mac.types import SampleSpec
@@ -33,6 +34,36 @@ def test_normaliser_is_minmax_with_a_floor():
     # The midpoint and half range of (-1, 3) are 1 and 2: (3 - 1) / 2.001 = 0.9995002498750625.
     norm = fit_minmax(np.array([[-1.0], [3.0]], np.float32))
     np.testing.assert_allclose(norm.apply(jnp.array([3.0])), [0.9995002498750625], rtol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["minmax", "standard"])
+def test_columns_that_are_constant_in_validation_are_normalised_by_training_rows(how: Normalize):
+    rng = np.random.default_rng(0)
+    train, val = (rng.normal(size=(rows, 4)).astype(np.float32) for rows in (500, 50))
+    train[:, 1] = rng.integers(0, 2, 500)  # a button that nobody pressed in the validation episodes
+    train[:, 3], val[:, 3] = train[:, 3] * 1e-4 + 5, val[:, 3] * 1e-4  # nearly constant, elsewhere
+    val[:, 1] = 0
+    norm, notes = fit(how, Statistics(summarize(train), summarize(val)))
+    assert len(notes) == 1 and "observation columns 1, 3 hardly vary in the validation rows" in notes[0]
+    assert np.abs(norm.apply(jnp.asarray(train))).max() < 5
+    alone, none = fit(how, Statistics(summarize(val), None))
+    assert none == ()
+    for name in ("center", "half_range"):  # all other columns, to the bit
+        ours, theirs = np.asarray(getattr(norm, name)), np.asarray(getattr(alone, name))
+        np.testing.assert_array_equal(ours[[0, 2]], theirs[[0, 2]])
+
+
+def test_ordinary_columns_keep_the_bits_of_the_validation_rows():
+    rng = np.random.default_rng(1)
+    train, val = (rng.normal(size=(rows, 28)).astype(np.float32) for rows in (2000, 100_000))
+    low, high, wide = val.min(axis=0), val.max(axis=0), val.astype(np.float64)
+    want = {"minmax": (high / 2 + low / 2, high / 2 - low / 2)}
+    want["standard"] = tuple(np.float32(x) for x in (wide.mean(axis=0), wide.std(axis=0)))
+    for how in ("minmax", "standard"):
+        norm, notes = fit(how, Statistics(summarize(train), summarize(val)))
+        np.testing.assert_array_equal(norm.center, want[how][0])
+        np.testing.assert_array_equal(norm.half_range, want[how][1])
+        assert notes == ()
 
 
 @pytest.mark.parametrize("seed", range(5))

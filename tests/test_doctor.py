@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +73,15 @@ def test_the_report_for_programs_is_json(capsys: pytest.CaptureFixture[str]):
     ]
 
 
+def test_a_variable_that_is_ignored_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAX_THREEFRY_PARTITIONABLE", "True")
+    monkeypatch.setenv("JAX_DISABLE_JIT", "0")
+    assert report(checkups.check_variables) == []
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    line = only(checkups.check_variables)
+    assert (line.state, line.remedy) == (WARNING, "unset JAX_ENABLE_X64")
+
+
 # Packages.
 
 
@@ -111,6 +122,26 @@ def test_packages_of_a_pair_must_fit_each_other(monkeypatch: pytest.MonkeyPatch)
 def test_an_old_python_is_broken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
     assert only(checkups.check_python).state == BROKEN
+
+
+def test_a_project_that_is_not_a_checkout_is_described_by_its_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """After `pip install .` no pyproject.toml is beside the program."""
+    here = checkups._project()
+    monkeypatch.setattr(checkups, "ROOT", tmp_path)
+    assert [only(check).state for check in (checkups.check_python, checkups.check_packages)] == [OK, OK]
+    names = [[re.split(r"[<>=;]", line)[0] for line in needed] for _, needed in (here, checkups._project())]
+    assert sorted(names[0]) == sorted(names[1])
+    versions(monkeypatch, optax=None)
+    assert only(checkups.check_packages).what == "optax"
+
+
+@pytest.mark.parametrize(("name", "state"), [("Linux", OK), ("Windows", WARNING), ("Darwin", WARNING)])
+def test_other_systems_than_linux_are_untested(name: str, state: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(platform, "system", lambda: name)
+    line = only(checkups.check_system)
+    assert line.state == state and name in line.found and ("untested" in line.found) == (state == WARNING)
 
 
 def test_a_project_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch):
@@ -191,6 +222,8 @@ def test_datasets_are_listed_with_sizes_and_labels(home: Path):
     theirs = home / ".ogbench/data/cube-single-play-v0.npz"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"x")
+    for beside in (made / "scene-play-v0.npz", theirs):  # as macOS leaves them
+        beside.with_name(f"._{beside.name}").write_bytes(bytes(4_000_000))
     found = {Path(line.found.split(":")[0]).name: line.found for line in report(dataset_list.check_datasets)}
     assert "scene-play-v0, 6 MB; generated (mac-jax, seed 3)" in found["generated-2002-seed3"]
     assert found["d4rl"].endswith("hopper_medium-v2, 0 MB; D4RL")

@@ -65,12 +65,23 @@ def test_mjx_is_needed_and_warp_is_not(monkeypatch: pytest.MonkeyPatch):
     assert (mjx.state, warp.state, warp.found) == (OK, WARNING, "too old")
 
 
-def test_a_machine_without_pictures_is_warned_and_told_what_draws_without():
+def test_a_machine_without_pictures_is_warned_and_told_what_draws_without(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
     none = {name: Outcome(None, f"no {name}") for name in checkups.PLATFORMS}
     line = only(trials(pictures=none).renderer)
     assert line.state == WARNING and "no egl" in line.found and "--renderer drawing" in line.remedy
     assert only(trials(pictures=none | {"osmesa": Outcome({})}).renderer).state == OK
     assert only(trials(pictures=none | {"glfw": Outcome({})}).renderer).state == WARNING  # needs a screen
+
+
+def test_a_variable_that_misleads_the_renderer_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    none = {name: Outcome(None, f"no {name}") for name in checkups.PLATFORMS}
+    none["egl"] = Outcome(None, "RuntimeError: MUJOCO_EGL_DEVICE_ID must be between 0 and 0")
+    line = only(trials(pictures=none).renderer)
+    assert "unset or correct MUJOCO_EGL_DEVICE_ID (it is '99')" in line.remedy
+    assert "libegl1" not in line.remedy
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,13 @@ def test_original_environment_plays_every_episode(copied: Path):
     """Untrained policies fail, so every episode lasts 200 steps at a reward of -1."""
     line = again(copied, "--engine", "ogbench", "--episodes", "2", "--batch", "2")
     wanted = {"step": 10, "task": 2, "success": 0.0, "return": -200.0, "length": 200.0}
-    wanted |= {"episodes": 2, "engine": "ogbench", "dropped": 0, "data": "local file small.npz"}
+    wanted |= {
+        "episodes": 2,
+        "engine": "ogbench",
+        "dropped": 0,
+        "unstable": 0,
+        "data": "local file small.npz",
+    }
     for seed, row in enumerate(line["rows"]):
         # A failure is taken to go on for ever: -1 / (1 - 0.99).
         assert row.pop("realised_return") == pytest.approx(-100, rel=1e-5)

@@ -18,11 +18,13 @@ from jaxtyping import Array, Float, Key
 
 from experiments import errands, expert, recorded, training
 from experiments.errands import AbstractErrand, Errand, build_errand, standing, turned
-from experiments.online import OnlineConfig, play, step_lanes
+from experiments.online import OnlineConfig, begin, play, run, step_lanes
 from experiments.sac import SacConfig, Transitions
 from experiments.training import Plan, load_policy, train
 from mac.data.hdf5 import read
 from mac.errors import UserError
+from tests.keys_used import recorded as keys_recorded
+from tests.keys_used import used_twice
 
 SAC = SacConfig(hidden=(32, 32), lr=3e-3, discount=0.5, temperature=0.01)
 ONLINE = OnlineConfig(lanes=8, iterations=300, random=20, critic_updates=1, batch=64, capacity=200)
@@ -137,6 +139,18 @@ def test_the_replay_buffer_holds_the_newest_steps_in_order(trained: Path) -> Non
     np.testing.assert_array_equal(same, goes_on[:-1])
 
 
+def test_no_key_of_a_training_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, starts, iterations and the evaluation; sizes that no other test has, so that all is traced."""
+    cfg, seed = ONLINE._replace(lanes=3, iterations=4, batch=5, capacity=4), jnp.asarray(0)
+    sac, errand = SAC._replace(hidden=(4,)), Compass()
+    with keys_recorded(monkeypatch) as seen:
+        state = begin(cfg, sac, errand, seed)
+        for first, learn in ((0, False), (2, True)):
+            state, _ = run(cfg, sac, errand, state, seed, jnp.asarray(first), 2, learn)
+        play(errand, state.learner.policy, seed, 3, 4, False)
+    assert len(seen) > 50 and used_twice(seen) == {}
+
+
 def test_lanes_that_are_over_begin_again_and_others_go_on() -> None:
     errand = Compass()
     starts = jax.vmap(errand.start)(jr.split(jr.key(0), 4))
@@ -216,7 +230,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for change, message in (
         ({"--task": "snail"}, "choose ant, humanoid, hopper"),
         ({"--task": "ant", "--rows": "10k"}, "experiments/collect.py --expert"),
-        ({"--rows": "ten"}, "not a number of rows"),
+        ({"--rows": "ten"}, "'ten' is not a whole number"),
         ({"--steps": "5"}, "take at least"),
         ({"--seed": "-1"}, "seed=-1"),
     ):

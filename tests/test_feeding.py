@@ -1,9 +1,11 @@
 """Whether a run's data fit, and what is said if not."""
 
+from pathlib import Path
+
 import pytest
 
 from experiments import feeding
-from experiments.dataset import Facts
+from experiments.dataset import Facts, facts
 from experiments.settings import DataConfig
 from mac.data import memory
 from mac.data.memory import Memory, free_memory
@@ -70,15 +72,18 @@ def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch, tm
     assert here.shared and here.host == here.device and here.host and 0 < here.host < 2**50
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:     1000 kB\n")
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    monkeypatch.setattr(memory, "group_memory", lambda: [])
     assert memory.free_host_memory() == 1_024_000
-    # A container that may take 700,000 bytes, of which 500,000 are used, 100,000 of those a cache.
-    for name, text in (
-        ("max", "700000"),
-        ("current", "500000"),
-        ("stat", "anon 1\ninactive_file 100000\n"),
-    ):
-        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(memory, "group_memory", lambda: [300_000, 2_000_000])
     assert memory.free_host_memory() == 300_000
-    (tmp_path / "memory.max").write_text("max")
-    assert memory.free_host_memory() == 1_024_000
+
+
+def test_rows_that_cannot_be_counted_are_no_fact(tmp_path: Path):
+    path = tmp_path / "x.npz"
+    path.write_bytes(b"no archive")
+    known = facts(DataConfig(), path)
+    assert known.guessed and known.rows == DataConfig().rows
+    assert "rows cannot be counted" in feeding.describe(DataConfig(), known)
+    assert str(known.rows) not in feeding.describe(DataConfig(), known).replace(",", "")
+    assert feeding.describe(DataConfig(), Facts(1, "float32")) == "1 row as float32, all on the device"
+    assert not facts(DataConfig(), path, 5).guessed

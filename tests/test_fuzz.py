@@ -1,4 +1,4 @@
-"""The short edition of the fuzzers (`tests/fuzz`): damage is refused in one line, is noted, or is harmless."""
+"""Short edition of the fuzzers in `tests/fuzz`: damage is refused in one line, noted, or changes nothing."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ from tests.fuzz.npz_cases import CONTENT, VALID
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in memory if there is one, since converting forces files to the disk.
 
-    The process's memory is limited meanwhile, and its working folder is the same again afterwards.
+    Memory is limited meanwhile, and the working folder is the same again afterwards.
     """
     here = os.getcwd()
     made = Path(tempfile.mkdtemp(prefix="fuzz-", dir=work.memory()))

@@ -18,8 +18,10 @@ ABLATION = ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.config", "mac.m
 ALLOWED = {
     "mac": (),
     "mac.errors": (),
+    "mac.words": (),
     "mac.types": (),
     "mac.files": ("mac.errors",),
+    "mac.machine": (),
     "mac.nn": ("mac.types", "mac.errors"),
     "mac.ops": ("mac.types", "mac.errors"),
     "mac.algorithm": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.config"),
@@ -37,9 +39,11 @@ ALLOWED = {
         "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.config", "mac.modelfree",
     ),
     "mac.mbpo": ("mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm"),
-    "mac.data": ("mac.types", "mac.errors", "mac.files"),
-    "mac.run": ("mac.types", "mac.errors", "mac.files", "mac.algorithm", "mac.data"),
-    "envs_mjx": ("mac.types", "mac.errors", "mac.files"),
+    "mac.data": ("mac.types", "mac.errors", "mac.files", "mac.machine", "mac.words"),
+    "mac.run": (
+        "mac.types", "mac.errors", "mac.files", "mac.machine", "mac.words", "mac.algorithm", "mac.data",
+    ),
+    "envs_mjx": ("mac.types", "mac.errors", "mac.files", "mac.machine", "mac.words"),
     "baselines": (
         "mac.types", "mac.errors", "mac.nn", "mac.ops", "mac.algorithm", "mac.mbpo", "mac.mac",
         "mac.config", "mac.gaussian", "mac.fql", "mac.nodistill", "mac.modelfree", "mac.implicit",

@@ -1,6 +1,7 @@
 """Row files survive kills, full disks and second processes; records are complete and atomic."""
 
 import errno
+import fcntl
 import math
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mac import files
 from mac.errors import UserError
 from mac.run import record
 from mac.run.logger import (
@@ -17,9 +19,11 @@ from mac.run.logger import (
     METRICS,
     JsonlWriter,
     RunLog,
+    append_row,
+    check_appendable,
     read_rows,
 )
-from mac.run.rows import eval_rows, overflow_warning
+from mac.run.rows import eval_rows, warnings_of
 from mac.types import Episodes
 
 EPISODES = Episodes(
@@ -52,9 +56,9 @@ def test_every_float32_is_read_back_exactly(tmp_path: Path):
     assert np.isnan(back[~finite]).all() and "NaN" not in (tmp_path / METRICS).read_text()
 
 
-def test_returns_that_are_not_finite_name_seed_and_task():
-    returns, none = jnp.zeros((2, 3, 4)).at[1, 2, 3].set(jnp.nan), jnp.zeros((2, 3, 4), jnp.int32)
-    result = Episodes(returns > 0, returns, none, none)
+def test_actions_that_are_not_finite_name_seed_and_task():
+    none = jnp.zeros((2, 3, 4), jnp.int32)
+    result = Episodes(none > 0, none.astype(float), none, none, bad_action=(none > 0).at[1, 2, 3].set(True))
     with pytest.raises(UserError, match=r"update 500: the policy of seed 7 .* not finite in task 5"):
         eval_rows(500, (6, 7), (1, 4, 5), result, "c")
 
@@ -63,7 +67,7 @@ def test_eval_rows_are_means_over_episodes():
     rows = eval_rows(500, (0, 1), (2,), EPISODES, "c")
     assert rows[0] == {
         "step": 500, "seed": 0, "task": 2, "success": 0.75, "return": -65.0, "length": 65.0,
-        "episodes": 4, "engine": "c", "dropped": 4,
+        "episodes": 4, "engine": "c", "dropped": 4, "unstable": 0,
     }  # fmt: skip
     assert rows[1]["seed"] == 1 and rows[1]["success"] == 0.0 and rows[1]["return"] == -200.0
 
@@ -72,11 +76,23 @@ def test_contacts_left_out_are_one_line_that_names_tasks_and_remedy():
     dropped = jnp.asarray([[[0, 0], [1, 2], [0, 1000]], [[0, 0], [4, 0], [0, 0]]])
     none = jnp.zeros(dropped.shape)
     result = Episodes(none > 0, none, dropped, dropped)
-    said = overflow_warning(eval_rows(500, (0, 1), (1, 4, 5), result, "mjx"), "--eval.engine")
-    assert said and "\n" not in said and said.startswith("warning: engine mjx")
+    (said,) = warnings_of(eval_rows(500, (0, 1), (1, 4, 5), result, "mjx"), "--eval.engine")
+    assert "\n" not in said and said.startswith("warning: engine mjx")
     assert "1,007 contacts (task 4: 7, task 5: 1,000)" in said and "--eval.engine c" in said
     clean = eval_rows(500, (0, 1), (1, 4, 5), Episodes(none > 0, none, dropped, 0 * dropped), "mjx")
-    assert overflow_warning(clean, "--eval.engine") is None
+    assert warnings_of(clean, "--eval.engine") == []
+
+
+def test_unstable_simulations_are_counted_and_are_one_line():
+    none = jnp.zeros((2, 3, 2), jnp.int32)
+    unstable = (none > 0).at[0, 1].set(True).at[1, 2, 0].set(True)
+    rows = eval_rows(
+        500, (0, 1), (1, 4, 5), Episodes(none > 0, none.astype(float), none, none, unstable=unstable), "c"
+    )
+    assert [row["unstable"] for row in rows] == [0, 2, 0, 0, 0, 1]
+    (said,) = warnings_of(rows, "--engine")
+    assert "on engine c became unstable in 3 episodes (task 4: 2, task 5: 1)" in said
+    assert "another --engine" in said and "\n" not in said
 
 
 def test_eval_rows_name_each_seed_and_task():
@@ -123,18 +139,18 @@ def test_resume_without_a_checkpoint_starts_empty(tmp_path: Path):
 WRITER = """
 import os, pathlib, signal, sys, time
 import numpy as np
-from mac.run import record
+from mac import files
 from mac.run.logger import RunLog
 
 folder, saved = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1], "saved.json")
 
 def write(last):
-    start, positions = record.read_json(saved) if saved.exists() else (0, {})
+    start, positions = files.read_json(saved) if saved.exists() else (0, {})
     with RunLog(folder, positions) as log:
         for step in range(start, last or 10**9):
             log.metrics(step, range(3), {"loss": np.float32([step, step / 3, -step])})
             if step % 50 == 49:
-                record.write_json(saved, [step + 1, log.sync()])
+                files.write_json(saved, [step + 1, log.sync()])
 
 for seconds in (0.05, 0.1, 0.17, 0.23, 0.31):
     if not (child := os.fork()):
@@ -142,7 +158,7 @@ for seconds in (0.05, 0.1, 0.17, 0.23, 0.31):
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-write(record.read_json(saved)[0] + 120)
+write(files.read_json(saved)[0] + 120)
 """
 
 
@@ -176,7 +192,8 @@ def test_null_is_read_as_nan(tmp_path: Path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_is_a_user_error():
     writer = JsonlWriter(Path("/dev/full"), 0)
-    with pytest.raises(UserError, match=r"cannot write /dev/full: No space left on device; free space"):
+    said = r"cannot write /dev/full: No space left on device; free some space, .*; then --resume$"
+    with pytest.raises(UserError, match=said):
         writer.write([{"a": 1}])
     writer.close()
 
@@ -225,12 +242,57 @@ def test_files_that_do_not_fit_the_checkpoint_are_left_alone(tmp_path: Path, con
     assert path.read_text() == content
 
 
+def test_rows_that_were_edited_since_are_refused_and_left_alone(tmp_path: Path):
+    with RunLog(tmp_path) as log:
+        write_steps(log, range(20))
+        marks = log.sync(), log.checksums()
+    path = tmp_path / METRICS
+    text = path.read_bytes()
+    lines = text.splitlines(keepends=True)
+    digit = text.replace(b'"step": 12,', b'"step": 13,', 1)
+    for edited in (digit, b"".join([lines[1], lines[0], *lines[2:]])):
+        assert len(edited) == len(text) and edited != text
+        path.write_bytes(edited)
+        with pytest.raises(UserError, match="was edited after its checkpoint"):
+            RunLog(tmp_path, *marks)
+        assert path.read_bytes() == edited
+    path.write_bytes(text + b'{"step": 20')
+    with RunLog(tmp_path, *marks) as log:
+        assert (log.sync(), log.checksums()) == marks
+        write_steps(log, range(20, 30))
+        later = log.sync(), log.checksums()
+    RunLog(tmp_path, *later).close()
+    RunLog(tmp_path, marks[0]).close()  # a checkpoint of an older version tells no checksums
+
+
+def test_a_row_is_appended_after_another_writer_is_done(tmp_path: Path):
+    """The other one holds the file, and adds a row, while we wait: none is lost."""
+    path = tmp_path / "rows.jsonl"
+    append_row(path, {"a": 1})
+    with open(path, "ab") as other:
+        other.write(b'{"a": 2}\n{"a"')
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="being written by another process"):
+            append_row(path, {"a": 3}, patience=0.1)
+    append_row(path, {"a": 3})
+    assert [row["a"] for row in read_rows(path)] == [1, 2, 3]
+
+
+def test_a_file_that_cannot_be_appended_to_is_found_early(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "rows.jsonl", tmp_path):
+        with pytest.raises(UserError, match=f"cannot write {path}: .*; choose another file with --out"):
+            check_appendable(path, "--out")
+    check_appendable(tmp_path / "new" / "rows.jsonl", "--out")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_unwritable_folder_is_a_user_error(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         RunLog(tmp_path / "file" / "run")
     with pytest.raises(UserError, match="cannot write"):
-        record.write_json(tmp_path / "file" / "config.json", {})
+        files.write_json(tmp_path / "file" / "config.json", {})
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path):
@@ -239,26 +301,76 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path):
             raise RuntimeError
 
     path = tmp_path / "config.json"
-    record.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(RuntimeError):
-        record.write_json(path, {"a": 2, "b": Explodes()})
-    assert record.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": 2, "b": Explodes()})
+    assert files.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_each_launch_is_recorded(tmp_path: Path):
     record.record_launch(tmp_path, {"algo": "mac", "out": tmp_path})
     record.record_launch(tmp_path, {"algo": "mac", "out": tmp_path}, resumed_from=500)
-    assert record.read_json(tmp_path / "config.json") == {"algo": "mac", "out": str(tmp_path)}
-    first, second = record.read_json(tmp_path / "run.json")["launches"]
+    assert files.read_json(tmp_path / "config.json") == {"algo": "mac", "out": str(tmp_path)}
+    first, second = files.read_json(tmp_path / "run.json")["launches"]
     assert (first["resumed_from"], second["resumed_from"]) == (None, 500)
     assert first["versions"]["numpy"] == np.__version__
     assert "missing" not in {first["versions"][name] for name in ("jax", "jaxlib", "mujoco", "mujoco-mjx")}
     assert first["hardware"]["cores"] >= 1 and first["hardware"]["memory_gib"] > 0.1
-    assert set(first) >= {"started", "command", "git", "hardware"}
+    assert set(first) >= {"started", "command", "git", "hardware", "environment"}
 
 
-def test_broken_record_is_a_user_error(tmp_path: Path):
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run\.json is not JSON"):
-        record.record_launch(tmp_path, {})
+BROKEN_RECORDS = {
+    "{": "is not JSON",
+    "{}": "launches is missing",
+    "null": "null where a table was expected",
+    "[]": "a list where a table was expected",
+    '"text"': "a text where a table was expected",
+    '{"launches": 3}': "launches is a number",
+    '{"launches": [3]}': "a launch: a number where a table was expected",
+    '{"launches": [{"folder": 3}]}': "a launch: folder is a number",
+    "[" * 100_000: "is not JSON (nested too deeply)",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_RECORDS, ids=range(len(BROKEN_RECORDS)))
+def test_a_broken_record_is_set_aside_and_begun_anew(text: str, tmp_path: Path):
+    path = tmp_path / "run.json"
+    for attempt, name in enumerate(("run.json.damaged", "run.json.damaged-2")):
+        path.write_text(text)
+        with pytest.raises(UserError) as caught:
+            record.launches(tmp_path)
+        assert str(path) in str(caught.value) and BROKEN_RECORDS[text] in str(caught.value)
+        (note,) = record.record_launch(tmp_path, {}, resumed_from=5 * attempt)
+        assert note.startswith("note: ") and f"called {name} now" in note and "\n" not in note
+        assert (tmp_path / name).read_text() == text
+        (launch,) = record.launches(tmp_path)
+        assert launch["resumed_from"] == 5 * attempt
+
+
+def test_the_end_is_recorded_even_if_the_record_is_gone(tmp_path: Path):
+    record.record_end(tmp_path, step=10)
+    (launch,) = record.launches(tmp_path)
+    assert launch["step"] == 10 and "ended" in launch
+
+
+def test_a_resume_elsewhere_says_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("JAX_ENABLE_CUSTOM_PRNG", "0")
+    assert record.record_launch(tmp_path, {}) == []
+    assert record.record_launch(tmp_path, {}, resumed_from=5) == []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
+    monkeypatch.delenv("JAX_ENABLE_CUSTOM_PRNG")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))  # which changes no number
+    monkeypatch.setattr(record, "cpu_model", lambda: "Abacus 3")
+    (note,) = record.record_launch(tmp_path, {}, resumed_from=5)
+    last = record.launches(tmp_path)[-1]
+    assert last["environment"]["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
+    before = record.launches(tmp_path)[0]["hardware"]["cpu"]
+    assert note == (
+        f"note: this launch differs from the last one in cpu ({before} then, Abacus 3 now), "
+        "JAX_ENABLE_CUSTOM_PRNG (0 then, unset now), XLA_FLAGS (unset then, --xla_cpu_max_isa=AVX2 now): "
+        "numbers may differ in their last bits from those of a run that was never stopped"
+    )
+    assert record.differences({"versions": {"jax": "0.1"}}, {"versions": {"jax": "0.2"}, "environment": {}})
+    assert record.differences({}, {"environment": {"XLA_FLAGS": "x"}}) is None  # older records tell nothing

@@ -4,12 +4,13 @@ import jax
 import pytest
 
 from baselines import REGISTRY
-from experiments import costs, plan
+from experiments import costs, plan, sources
 from experiments.hparams import HPARAMS, build, load_rows, merge_rows
 from mac.algorithm import AbstractAlgorithm
 from mac.data.memory import Memory
 from mac.run.flops import Operations, total
 from mac.types import EnvSpec
+from tests.toy import GOAL_SPEC, SPEC
 
 GB = 10**9
 NEED = costs.Memory(data=2 * GB, state=4 * GB, scratch=GB, seeds=4, devices=1, together=2)
@@ -89,3 +90,27 @@ def test_work_is_listed_from_the_dearest_part():
     assert "4 GFLOP per update and seed: matrix products 3, elementwise 1;" in head
     assert first.split() == ["large", "3.000", "GFLOP", "75.0%"] and second.split()[0] == "small"
     assert "2.0 GB" in traffic and traffic.endswith("2 FLOP per byte")
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "rows", "note"),
+    [
+        ("cube-double-play-oraclerep-v0", "paper", 1_001_000, "--data.shards 100 downloads"),
+        ("cube-double-play-v0", "paper", 200_200, "--data.shards 100 downloads"),
+        ("humanoidmaze-giant-navigate-oraclerep-v0", "paper", 1_001_000, "--data.shards 25 downloads"),
+        ("cube-single-play-oraclerep-v0", "paper", 1_001_000, "collect.py --rows 100M"),
+        ("cube-double-play-oraclerep-v0", "paper", 100_100_000, None),
+        ("cube-double-play-oraclerep-v0", "laptop", 1_001_000, None),
+        ("cube-double-play-singletask-v0", "paper", 1_001_000, None),
+    ],
+)
+def test_fewer_rows_than_the_paper_has_with_goals_are_noted(
+    name: str, preset: str, rows: int, note: str | None
+):
+    spec = SPEC if "singletask" in name else GOAL_SPEC
+    said = plan.data_note(preset, spec, rows, sources.larger(name))
+    if note is None:
+        assert said is None
+    else:
+        assert said is not None and f"{rows:,}" in said and "100,000,000" in said and note in said
+        assert "\n" not in said

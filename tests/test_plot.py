@@ -14,7 +14,7 @@ from rich.console import Console
 from mac.errors import UserError
 from mac.run import plot
 from mac.run.stats import learning_curve, summarise
-from mac.run.table import results_table
+from mac.run.table import comparison_table, print_tables, results_table
 
 
 def make_rows(seeds: int, tasks: int = 1, steps: int = 4) -> list[dict]:
@@ -88,9 +88,19 @@ def test_table_states_mean_iqm_and_intervals():
     rows = make_rows(seeds=4, tasks=2)
     text, last = printed(rows), summarise(learning_curve(rows).last())
     for interval in (last.mean, last.iqm):
-        assert f"{interval.value:.1%}" in text and f"{interval.low:.1%} – {interval.high:.1%}" in text
+        assert f"{interval.value:.1%}" in text and f"{interval.low:.1%} to {interval.high:.1%}" in text
     assert "at 3,000 updates" in text and "last 3 evaluations" in text and "task 2" in text
     assert "4 seeds, 20 episodes per seed and task" in text
+
+
+def test_tables_cut_no_number_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    curve = learning_curve(make_rows(seeds=4, tasks=2))
+    end = summarise(curve.last()).mean
+    print_tables(results_table(curve, title="MAC"))
+    print_tables(comparison_table({"mac": curve}, title="MAC"))
+    text = capsys.readouterr().out
+    assert text.count(f"{end.low:.1%} to {end.high:.1%}") >= 2 and "…" not in text and "–" not in text
 
 
 def test_table_of_one_seed_says_why_it_has_no_interval():

@@ -140,6 +140,18 @@ def test_terminal_shows_metrics_and_success_of_the_seeds(monkeypatch: pytest.Mon
     assert ("seed 0" in text) == (seeds <= 8) and ("max" in text) == (seeds > 8)
 
 
+@pytest.mark.parametrize(("columns", "shown"), [(40, "mean"), (60, "max"), (120, "seed 7")])
+def test_narrow_terminal_cuts_no_number(monkeypatch: pytest.MonkeyPatch, columns: int, shown: str):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = Terminal()
+    with open_progress("MAC", 200, "updates", seeds=range(8), file=out) as progress:
+        progress.update(100, {"critic/long_loss": np.linspace(1234.5, 99999.5, 8)})
+        progress.success(100, np.full(8, 0.5))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert shown in text and "5.06e+04" in text and "…" not in text
+
+
 def test_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "dumb")
     out = Terminal()

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from experiments import dataset, saved
 from experiments.evaluate import main as evaluate_main
+from mac.data.checksums import sha256
 from mac.data.convert import prepare
 from mac.data.provenance import LEDGER, UNKNOWN, Entry, describe, from_plain, record
-from mac.data.shards import sha256
 from mac.data.store import META, Store
 from mac.errors import UserError
 from mac.run.logger import EVAL, read_rows

@@ -22,6 +22,7 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.mac import MAC
 from mac.run import segment as loop
+from mac.run.streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 from tests.toy import SMALL, SPEC, mac, window
 
@@ -109,7 +110,7 @@ def test_keys_are_the_seeds_folded_with_the_step():
     rows = window(2)
     for k, step in enumerate(range(3, 6)):
         for s, seed in enumerate((5, 6)):
-            k_sample, k_update = jr.split(jr.fold_in(jr.key(seed), step))
+            k_sample, k_update = jr.split(jr.fold_in(stream(jr.key(seed), Stream.UPDATES), step))
             assert log["probe/draw"][k, s] == jr.uniform(k_update)
             batch = sample(rows, SampleSpec(3, 2), k_sample)
             assert log["probe/obs"][k, s] == pytest.approx(float(jnp.sum(batch.obs)), rel=1e-6)
@@ -119,7 +120,7 @@ def test_keys_are_the_seeds_folded_with_the_step():
 
 def test_initial_states_are_those_of_the_seeds_own_keys():
     state, _ = run(Probe(), 2, 3)
-    want = [float(jr.uniform(jr.key(seed))) for seed in (2, 3, 4)]
+    want = [float(jr.uniform(stream(jr.key(seed), Stream.INIT))) for seed in (2, 3, 4)]
     np.testing.assert_array_equal(state.nets, np.asarray(want, np.float32))
 
 
@@ -230,7 +231,7 @@ def test_loop_equals_updates_called_one_by_one(whole: Any):
 
     @jax.jit
     def one(state: TrainState, step: jax.Array) -> tuple[TrainState, Metrics]:
-        k_sample, k_update = jr.split(jr.fold_in(key, step))
+        k_sample, k_update = jr.split(jr.fold_in(stream(key, Stream.UPDATES), step))
         return algo.update(state, sample(rows, algo.sample, k_sample), step, k_update)
 
     alone = pick(start(COUNTING, 0, SEEDS), 1)

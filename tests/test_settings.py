@@ -1,7 +1,7 @@
 """From the command line and the rows of `hparams.toml` to settings, and what is said of mistakes in them."""
 
 import dataclasses
-import fnmatch
+import itertools
 import json
 import re
 from pathlib import Path
@@ -11,9 +11,11 @@ import jax
 import pytest
 
 from baselines import REGISTRY
+from envs_mjx.registry import names
 from experiments import arguments, hparams
 from experiments.arguments import flags, parse
-from experiments.hparams import build, convert, load_rows, merge_rows
+from experiments.counts import whole_number
+from experiments.hparams import build, convert, fits, load_rows, merge_rows, patterns
 from experiments.run import MAY_DIFFER
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.config import Config
@@ -88,6 +90,31 @@ def test_help_needs_no_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "no such device" in message_of()
 
 
+@pytest.mark.parametrize(
+    ("flag", "name", "number"),
+    [("--steps", "steps", 1_000_000), ("--run.segment", "run.segment", 1_000_000)],
+)
+@pytest.mark.parametrize("text", ["1M", "1e6", "1000k", "1_000_000", "0.001b", "+1.0e+6"])
+def test_counts_are_written_in_any_way(flag: str, name: str, number: int, text: str):
+    value: Any = parse([flag, text])[0]
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert value == number
+
+
+def test_counts_in_lists_and_of_seeds_are_written_in_any_way():
+    settings, _ = parse(["--hp.hidden", "1k", "5e1", "--seeds", "0.002k", "--data.rows", "200_200"])
+    assert settings.hp.hidden == (1000, 50) and settings.seeds == 2 and settings.data.rows == 200_200
+
+
+@pytest.mark.parametrize(
+    "text", ["1.5", "1e-3", "0.5", "1q", "", "k", "1__0", "_1", "1,000", "nan", "٣", "0x9"]
+)
+def test_what_is_no_whole_number_is_refused(text: str):
+    with pytest.raises(ValueError, match="is not a whole number"):
+        whole_number(text)
+
+
 BAD_FLAGS = {
     ("--sed", "3"): ("--sed", "--seed"),
     ("--step", "5"): ("--step;", "--steps"),
@@ -106,7 +133,9 @@ BAD_FLAGS = {
     ("--seed", str(2**31 - 2), "--seeds", "4"): ("--seed=", "[0, 2**31)"),
     ("--steps", "0"): ("--steps=0", "at least 1"),
     ("--steps", "-5"): ("--steps=-5", "at least 1"),
-    ("--steps", "1e5"): ("--steps", "'1e5'", "whole number"),
+    ("--steps", "1.5"): ("--steps", "'1.5'", "whole number"),
+    ("--steps", "-1k"): ("--steps=-1000", "at least 1"),
+    ("--hp.hidden", "8", "8q"): ("--hp.hidden", "'8q' is not a whole number"),
     ("--steps", str(2**31)): ("--steps=", "2**31"),
     ("--steps",): ("--steps", "value"),
     ("--out",): ("--out", "argument"),
@@ -190,12 +219,36 @@ def test_missing_rows_file_is_named(tmp_path: Path):
 def test_shipped_rows_fit_their_algorithms():
     rows = load_rows(hparams.HPARAMS)
     for row in rows:
-        env, preset = row.get("env", "*").replace("*", "x"), row.get("preset", "paper")
-        assert preset in PRESETS
-        algorithms = fnmatch.filter(REGISTRY, row.get("algo", "*"))
-        assert algorithms
-        for algo in algorithms:
+        presets = PRESETS[1:] if "preset" not in row else patterns(row, "preset")
+        made_for = [
+            (algo, env, preset)
+            for algo, env, preset in itertools.product(REGISTRY, names(), presets)
+            if fits(row, algo, env, preset)
+        ]
+        assert made_for and set(presets) <= set(PRESETS), row
+        for algo, env, preset in made_for[:: max(len(made_for) // 5, 1)]:
             build(REGISTRY[algo].config, merge_rows(rows, algo, env, preset)["hp"], "hparams.toml")
+
+
+def test_a_selector_may_be_a_list_of_patterns(tmp_path: Path):
+    path = tmp_path / "hparams.toml"
+    path.write_text("[[row]]\nsource = 'x'\nalgo = ['iql', 'i*ql']\nenv = ['cube-*', 'maze']\nsteps = 3")
+    (row,) = load_rows(path)
+    assert fits(row, "idql", "cube-double-play-v0", "paper") and fits(row, "iql", "maze", "laptop")
+    assert not fits(row, "fql", "maze", "paper") and not fits(row, "iql", "mazes", "paper")
+    for text in ("env = []", "env = [1]", "algo = 3"):
+        path.write_text(f"[[row]]\nsource = 'x'\n{text}")
+        with pytest.raises(UserError, match=r"row 1: (env|algo) = .* must be a text"):
+            load_rows(path)
+
+
+def test_environment_whose_rows_say_no_length_is_refused():
+    argv = ("--algo", "iql", "--env", "antmaze-medium-navigate-singletask-v0", "--preset", "paper")
+    message = message_of(*argv)
+    for part in (*argv, "says how long to train", "humanoidmaze-medium-navigate", "take --preset laptop"):
+        assert part in message
+    assert settings_of(*argv[:-1], "laptop").steps == 20_000
+    assert "only for *-v2" in message_of("--algo", "cql", "--preset", "paper")
 
 
 # Saved settings.
@@ -232,6 +285,8 @@ def test_resume_alone_takes_the_newest_run(run_folder: Path, monkeypatch: pytest
     assert "no run in runs/" in message_of("--resume")
     (run_folder / "runs" / "a").mkdir()
     (run_folder / "config.json").rename(run_folder / "runs" / "a" / "config.json")
+    (run_folder / "runs" / ".trash").mkdir()
+    (run_folder / "runs" / ".trash" / "config.json").write_text("{}")
     settings = settings_of("--resume")
     assert settings.out == Path("runs/a") and settings.hp.batch == 9
 

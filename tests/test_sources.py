@@ -10,6 +10,7 @@ import pytest
 from experiments import dataset, sources
 from experiments.settings import DataConfig
 from mac.data.provenance import LEDGER, ledger
+from mac.data.shards import shard_files
 from mac.data.sources.catalogue import listing
 from mac.data.sources.fetch import fetch
 from mac.errors import UserError
@@ -152,6 +153,16 @@ def test_a_large_set_counts_as_there_with_all_its_files():
     assert not sources.choose(DataConfig(shards=3), "puzzle-4x5-play-v0").found
 
 
+def test_hidden_files_are_no_shards_and_no_generated_data(tmp_path: Path):
+    env, place = "cube-double-play-v0", Path("data") / "cube-double-play-100m-v0"
+    touch(place / "cube-double-play-v0-000.npz")
+    touch(place / "._cube-double-play-v0-000.npz")
+    assert sources.search(DataConfig(source="local", shards=2), env) is None
+    assert [p.name for p in shard_files(place)] == ["cube-double-play-v0-000.npz"]
+    touch(Path("data") / "._generated-9009-seed7" / f"{env}.npz")
+    assert "there is one with" not in refused(env, source="local")
+
+
 def refused(env: str, **data: Any) -> str:
     with pytest.raises(UserError) as caught:
         sources.choose(DataConfig(**data), env)
@@ -271,9 +282,8 @@ def test_two_processes_that_want_one_file_download_it_once(server: Server):
 
 
 def test_minari_files_of_one_name_have_stores_of_their_own():
-    data = DataConfig()
     paths = [Path(f"mujoco/{robot}/medium-v0/data/main_data.hdf5") for robot in ("hopper", "walker2d")]
-    names = [dataset.store_folder(data, path).name for path in paths]
+    names = [dataset.store_name(path) for path in paths]
     assert names == ["hopper-medium-v0-main_data", "walker2d-medium-v0-main_data"]
 
 
@@ -284,5 +294,5 @@ def test_a_large_set_stops_before_it_fills_the_disk(server: Server, monkeypatch:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=len(CONTENT) * 3))
     data = DataConfig(shards=5, mirror=server.url("")[:-1])
     server.plan(sends(CONTENT))
-    with pytest.raises(UserError, match=r"files that are missing.*--data\.shards"):
+    with pytest.raises(UserError, match=r"missing files.*--data\.shards"):
         sources.obtain(sources.choose(data, "scene-play-v0"), data, "scene-play-v0")

@@ -120,5 +120,5 @@ def test_learning_curve_sorts_rows_and_drops_incomplete_steps():
 def test_learning_curve_needs_a_complete_evaluation():
     with pytest.raises(UserError, match="no complete evaluation"):
         learning_curve([])
-    with pytest.raises(UserError, match="row without 'task'"):
+    with pytest.raises(UserError, match=r"eval\.jsonl, line 1: task is missing"):
         learning_curve([{"step": 1, "seed": 0}])

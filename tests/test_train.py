@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from mac.errors import UserError
+from mac.run import checkpoint
 from mac.run import segment as loop
 from mac.run.checkpoint import CheckpointStore
 from mac.run.claim import claim
@@ -252,6 +254,34 @@ def test_second_signal_acts_as_usual():
             pytest.fail("the second signal was ignored")
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_inside_a_checkpoints_write_leaves_it_whole(
+    straight: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
+):
+    """Once: the run stops with a checkpoint. Twice: at once, when what is being written is complete."""
+    describe = checkpoint._describe  # called between the arrays and the description
+    presses = iter(range(signals))
+
+    def press(arrays: Any) -> Any:
+        for _ in presses:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        return describe(arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_describe", press)
+        if signals == 1:
+            assert run(make_job(), tmp_path).interrupted == signal.SIGINT
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                run(make_job(), tmp_path)
+    kept = checkpoints(tmp_path)
+    assert kept and not list((tmp_path / CHECKPOINTS).glob(".*"))
+    run(make_job(), tmp_path, resume=True)
+    assert result(tmp_path) == result(straight[0])
 
 
 def test_handlers_are_put_back():

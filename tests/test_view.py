@@ -174,12 +174,15 @@ def test_caption_tells_time_goals_and_outcome():
 
 def test_renderer_shows_the_cube_or_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     scene, made = still("cube-single", steps=1)
-    if rendering.platform():
+    for name in ("MUJOCO_EGL_DEVICE_ID", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    rendering.try_drawing.cache_clear()
+    if rendering.try_drawing().platform:
         (picture,) = rendering.render(scene, made, [0], "title", [0])
         red = (picture[..., 0] > 120) & (picture[..., 1] < 60)
         assert picture.shape == (34 + 326 + 22, 640, 3) and 50 < red.sum() < 5000
-    monkeypatch.setattr(rendering, "platform", lambda: None)
-    with pytest.raises(UserError, match=r"libosmesa6.*--renderer drawing"):
+    monkeypatch.setattr(rendering, "try_drawing", lambda: rendering.Drawing(None, "egl: no display"))
+    with pytest.raises(UserError, match=r"egl: no display.*libosmesa6.*--renderer drawing"):
         next(rendering.render(scene, made, [0], "title", [0]))
 
 
@@ -211,6 +214,24 @@ def test_command_writes_a_film_and_nothing_else(copied: Path, capsys: pytest.Cap
         assert getattr(gif, "n_frames", 1) == len(pick_frames(201, 80))
     after = content(copied)
     assert after.pop(out.name) and after == before
+
+
+def test_a_renderer_that_cannot_draw_is_found_out_before_playing(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The system's own reason is in the line, and the variable that is wrong."""
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    rendering.try_drawing.cache_clear()
+    capsys.readouterr()
+    try:
+        assert main([str(finished), "--renderer", "mujoco"]) == 2
+    finally:
+        rendering.try_drawing.cache_clear()
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: MuJoCo's renderer cannot draw here (egl: ") and "playing" not in said.out
+    assert "MUJOCO_EGL_DEVICE_ID (it is '99')" in line and "--renderer drawing" in line
 
 
 BAD = {

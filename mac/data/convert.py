@@ -4,43 +4,120 @@ A shard is converted in a folder of its own that takes its name when it is whole
 all its shards are there. So whatever kills a conversion, the next one goes on with the shards that are
 missing. Codes (`codec.py`) need the range of every column before the first row is written, so for them
 the files are read twice; what the first reading found is kept too.
+
+A store belongs to the content of its files: a file that is moved, renamed or touched has the store that it
+had, and one that was changed has another.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mac.data.codec import Codec, fit_affine
+import numpy as np
+
+from mac.data.checksums import KEPT, Checksums
+from mac.data.codec import Codec, Summary, fit_affine, merge_summaries
 from mac.data.memory import free_host_memory
 from mac.data.provenance import describe, origin
-from mac.data.raw import RawDataset
+from mac.data.raw import RawDataset, check_file
 from mac.data.shards import (
     SHARD,
     Part,
-    fingerprint,
     merged,
     quality,
     read_file,
     read_part,
-    sha256,
     shard_files,
     sizes_in,
     sizes_of,
+    statistics,
     summarize,
     val_file,
     write_rows,
 )
-from mac.data.store import DTYPES, FORMAT, META, Store, read_meta
-from mac.errors import UserError
-from mac.files import locked, write_json, writing
+from mac.data.store import (
+    ACTION,
+    DTYPES,
+    EPISODES,
+    FORMAT,
+    META,
+    OBS,
+    REWARD,
+    Split,
+    Statistics,
+    Store,
+    is_store,
+    read_meta,
+    save_checks,
+    save_meta,
+)
+from mac.errors import UserError, one_line
+from mac.files import locked, read_json, write_json, writing
 from mac.types import EnvSpec
 
-READING = 1.5  # memory that reading and checking a file takes, in sizes of its arrays
 Progress = Callable[[int, int], Any]
 """Called with rows done so far and rows in all; codes count each row twice."""
+
+
+class Sources(NamedTuple):
+    """The files of a dataset, as they are now.
+
+    Attributes:
+        train: training files, in the order of their names; `val` the validation files beside them.
+        columns: of observations and actions, which the files must have.
+        recorded: whether rewards and falls are taken from the files.
+        sha256: checksum of each training file, then of each validation file.
+        checksums: remembers them.
+    """
+
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+    columns: tuple[int, int]
+    recorded: bool
+    sha256: tuple[str, ...]
+    checksums: Checksums
+
+    @classmethod
+    def of(cls, path: str | Path, spec: EnvSpec, checksums: Checksums) -> "Sources":
+        """The files at `path`, for an environment.
+
+        Raises:
+            UserError: there are none, or they cannot be read.
+        """
+        train = shard_files(path)
+        val = tuple(file for file in map(val_file, train) if file.exists())
+        for file in (*train, *val):
+            check_file(file, "an .npz or .hdf5")
+        found = checksums.of((*train, *val))
+        return cls(train, val, (spec.obs_dim, spec.action_dim), spec.recorded, tuple(found), checksums)
+
+    def check_unchanged(self) -> None:
+        """Raises UserError if a file is not any more what it was."""
+        files = (*self.train, *self.val)
+        for file, before, now in zip(files, self.sha256, self.checksums.of(files), strict=True):
+            if before != now:
+                raise UserError(f"{file}: changed while it was converted; start again when it is whole")
+
+    @property
+    def by_name(self) -> dict[str, str]:
+        """Checksum of each file by its name."""
+        return {file.name: each for file, each in zip((*self.train, *self.val), self.sha256, strict=True)}
+
+    def wanted(self, dtype: str | None) -> dict[str, Any]:
+        """What the description of their store says, whatever the files' names and places are."""
+        count = len(self.train)
+        found = {"format": FORMAT, "columns": list(self.columns), "recorded": self.recorded}
+        found |= {"made_from": {"train": list(self.sha256[:count]), "val": list(self.sha256[count:])}}
+        return found if dtype is None else found | {"dtype": dtype}
+
+    def key(self, dtype: str) -> str:
+        """A few digits that no two stores of other content or type share."""
+        return hashlib.sha256(json.dumps(self.wanted(dtype), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def prepare(
@@ -52,9 +129,10 @@ def prepare(
 ) -> Store:
     """Opens the store of a dataset, converting the dataset first if that has not been done.
 
-    A store is up to date if its sources have the same names, sizes and modification times, and it has
-    the environment's widths; otherwise it is replaced. Several processes may call this at once: one
-    converts, the others wait. A conversion that was killed leaves nothing that is read, and is continued.
+    A store is up to date if its sources had the same content, and it has the environment's widths; otherwise
+    it is replaced, while whoever has it open goes on reading what was opened. Several processes may call this
+    at once: one converts, the others wait. A conversion that was killed leaves nothing that is read, and is
+    continued.
 
     Args:
         train_npz: a file, or a folder of shards; see `shard_files`.
@@ -62,27 +140,37 @@ def prepare(
         spec: the environment whose observation and action widths the files must have.
         dtype: how rows are to be stored, one of `DTYPES`; None is as they are, else float32.
     Raises:
-        UserError: for any problem with the files, widths, disk space or permissions.
+        UserError: for any problem with the files, widths, disk space or permissions; or if `store_dir` holds
+            something else than a store.
     """
+    store_dir = Path(store_dir)
+    return convert(
+        Sources.of(train_npz, spec, Checksums(store_dir.parent / KEPT)), store_dir, spec, dtype, progress
+    )
+
+
+def convert(
+    sources: Sources,
+    store_dir: Path,
+    spec: EnvSpec,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Store:
+    """As `prepare`, of files whose checksums are known."""
     if dtype not in (None, *DTYPES):
         raise UserError(f"dtype={dtype}: rows are stored as {' or '.join(DTYPES)}")
-    store_dir = Path(store_dir)
-    files = shard_files(train_npz)
-    val = val_file(files[0])
-    sources = [fingerprint(p) for p in (*files, val) if p.exists()]
-    wanted = {"format": FORMAT, "columns": [spec.obs_dim, spec.action_dim], "sources": sources}
-    wanted |= {"recorded": True} if spec.recorded else {}
-    wanted |= {} if dtype is None else {"dtype": dtype}
+    wanted = sources.wanted(dtype)
     if current := _open_current(store_dir, wanted):
         return current
+    if store_dir.exists() and not is_store(store_dir) and (store_dir.is_file() or any(store_dir.iterdir())):
+        raise UserError(f"{store_dir}: holds something else than a dataset store; choose another folder")
     with writing(store_dir):
         store_dir.parent.mkdir(parents=True, exist_ok=True)
     with writing(store_dir), locked(store_dir.with_name(f".{store_dir.name}.lock")):
         # Another process may have converted while this one waited for the lock.
-        if not _open_current(store_dir, wanted):
-            wanted = {"dtype": "float32"} | wanted
-            _Conversion(files, val if val.exists() else None, store_dir, spec, wanted, progress).run()
-    return Store.open(store_dir)
+        if current := _open_current(store_dir, wanted):
+            return current
+        return _Conversion(sources, store_dir, spec, {"dtype": "float32"} | wanted, progress).run()
 
 
 class _Conversion:
@@ -90,66 +178,72 @@ class _Conversion:
 
     def __init__(
         self,
-        files: Sequence[Path],
-        val: Path | None,
+        sources: Sources,
         store_dir: Path,
         spec: EnvSpec,
         wanted: dict[str, Any],
         progress: Progress | None,
     ):
-        self.files, self.val, self.store_dir, self.spec = files, val, store_dir, spec
+        self.sources, self.store_dir, self.spec = sources, store_dir, spec
+        self.files, self.val = sources.train, sources.val
         self.wanted, self.progress = wanted, progress or (lambda done, total: None)
         self.work = store_dir.with_name(f".{store_dir.name}.part")
         self.coded = wanted["dtype"] == "uint16"
         self.widths = (spec.obs_dim, spec.action_dim)
         self.done = 0
         # A damaged file counts nothing here, and is reported when it is read.
-        self.sizes = {file: sizes_of(file) for file in (*files, *([val] if val else []))}
-        self.total = sum(self.sizes[file][0] for file in files) * (2 if self.coded else 1)
+        self.sizes = {file: sizes_of(file) for file in (*self.files, *self.val)}
+        self.total = sum(self.sizes[file].rows for file in self.files) * (2 if self.coded else 1)
 
-    def run(self) -> None:
+    def run(self) -> Store:
         self.work.mkdir(exist_ok=True)
         try:
             self._check_space()
-            codec = self._survey() if self.coded else None
+            found = (
+                [self._survey("survey", i, file) for i, file in enumerate(self.files)] if self.coded else []
+            )
+            codec = Codec(*(fit_affine(summary) for summary in merged(found))) if self.coded else None
             parts = {
                 f"train-{i:03d}": self._shard(f"train-{i:03d}", file, codec)
                 for i, file in enumerate(self.files)
             }
-            val = self._shard("val", self.val, None) if self.val else None
-            write_json(self.work / META, self._meta(parts, val, codec))
+            val = [self._shard("val", self.val[0], None)] if self.val else []
+            val += [self._survey("survey-val", i, file) for i, file in enumerate(self.val) if i]
+            self.sources.check_unchanged()
+            self._tidy({*parts, "val"} if val else set(parts))
+            save_meta(self.work, self._meta(parts, val))
+            store = Store.open(self.work)  # before others can replace it
             _swap(self.work, self.store_dir)
+            return _moved(store, self.store_dir)
         finally:
             if not any(self.work.glob(f"*/{SHARD}")) and not any(self.work.glob("survey-*")):
                 shutil.rmtree(self.work, ignore_errors=True)  # there is nothing to continue from
 
-    def _survey(self) -> Codec:
-        """Reads and checks all files, and returns the codec of their rows."""
-        found = []
-        for i, file in enumerate(self.files):
-            kept = self.work / f"survey-{i:03d}.json"
-            part = read_part(kept)
-            if part is None or part.source != fingerprint(file):
-                data = self._read(file)
-                part = Part(fingerprint(file), "", None, len(data.obs), [], summarize(data))
-                write_json(kept, part._asdict())
-            found.append(part)
+    def _survey(self, name: str, number: int, file: Path) -> Part:
+        """Reads and checks a file, and returns what is in it."""
+        kept = self.work / f"{name}-{number:03d}.json"
+        part, checksum = read_part(kept), self.sources.by_name[file.name]
+        if part is None or part.sha256 != checksum:
+            data = self._read(file)
+            part = Part(file.name, checksum, None, len(data.obs), list(data.notes), summarize(data))
+            write_json(kept, part._asdict())
+        if file in self.files:
             self._count(part.rows)
-        return Codec(*(fit_affine(summary) for summary in merged(found)))
+        return part
 
     def _shard(self, name: str, file: Path, codec: Codec | None) -> Part:
         """Converts one file, unless an earlier attempt did."""
-        folder, source = self.work / name, fingerprint(file)
+        folder, checksum = self.work / name, self.sources.by_name[file.name]
         plain = None if codec is None else {key: affine.plain() for key, affine in codec._asdict().items()}
         part = read_part(folder / SHARD)
-        if part is None or (part.source, part.codec) != (source, plain) or not self._is_whole(folder, part):
+        if part is None or (part.sha256, part.codec) != (checksum, plain) or not self._is_whole(folder, part):
             shutil.rmtree(folder, ignore_errors=True)
             data, new = self._read(file), folder.with_name(name + ".new")
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             loss = write_rows(new, data, codec)
             facts = (len(data.obs), list(data.notes), summarize(data), loss, sizes_in(new))
-            part = Part(source, sha256(file), plain, *facts)
+            part = Part(file.name, checksum, plain, *facts)
             write_json(new / SHARD, part._asdict())
             os.replace(new, folder)
         if name != "val":
@@ -169,7 +263,14 @@ class _Conversion:
     def _is_whole(self, folder: Path, part: Part) -> bool:
         """Whether a kept shard is as it was left, and of this environment's widths."""
         widths = tuple(len(summary["low"]) for summary in part.summary)
-        return widths == self.widths and sizes_in(folder) == part.sizes
+        recorded = REWARD in (part.sizes or {})
+        return (widths, recorded, sizes_in(folder)) == (self.widths, self.spec.recorded, part.sizes)
+
+    def _tidy(self, wanted: set[str]) -> None:
+        """Deletes what an earlier conversion of other files left."""
+        for path in self.work.iterdir():
+            if path.name not in wanted:
+                path.unlink() if path.is_file() else shutil.rmtree(path)
 
     def _count(self, rows: int) -> None:
         self.done += rows
@@ -177,16 +278,16 @@ class _Conversion:
 
     def _check_space(self) -> None:
         """Compares what is still to be written with the free space, and what is read with the memory."""
-        largest = max(self.sizes, key=lambda file: self.sizes[file][1])
-        memory, free = READING * self.sizes[largest][1], free_host_memory()
+        largest = max(self.sizes, key=lambda file: self.sizes[file].reading)
+        memory, free = self.sizes[largest].reading, free_host_memory()
         if free is not None and memory > free:
             raise UserError(
                 f"{largest}: {memory / 1e6:,.0f} MB of memory to read it, {free / 1e6:,.0f} MB are free; "
                 "split it into shards, as OGBench's large datasets are"
             )
-        need = sum(size for _, size in self.sizes.values())
+        need = sum(sizes.stored for sizes in self.sizes.values())
         if self.coded:
-            need -= sum(self.sizes[file][1] for file in self.files) // 2
+            need -= sum(self.sizes[file].stored for file in self.files) // 2
         need -= sum(f.stat().st_size for f in self.work.glob("*/*.npy"))
         free = shutil.disk_usage(self.store_dir.parent).free
         if need > free:
@@ -196,45 +297,87 @@ class _Conversion:
                 f"{free / 1e6:,.0f} MB are free; free some space{other} or choose another data folder"
             )
 
-    def _meta(self, parts: dict[str, Part], val: Part | None, codec: Codec | None) -> dict[str, Any]:
+    def _meta(self, parts: dict[str, Part], val: Sequence[Part]) -> dict[str, Any]:
         found = list(parts.values())
-        notes = [note for part in (*found, *([val] if val else [])) for note in part.notes]
-        if val is None:
+        notes = [note for part in (*found, *val) for note in part.notes]
+        if not val:
             notes.append(
                 f"{val_file(self.files[0])}: absent, so the normaliser's statistics come from training rows"
             )
-        checksums = {part.source[0]: part.sha256 for part in (*found, *([val] if val else []))}
+        checksums = self.sources.by_name
         made_by, rows = origin(self.files[0]), sum(part.rows for part in found)
         return self.wanted | {
             "env": self.spec.name,
             "codec": found[0].codec,
             "train": {name: part.rows for name, part in parts.items()},
-            "val": val.rows if val else 0,
+            "val": val[0].rows if val else 0,
             "notes": notes,
             "quality": quality(found),
+            "statistics": statistics(found, val).plain(),
+            "sources": [[file.name, file.stat().st_size] for file in (*self.files, *self.val)],
             "checksums": checksums,
             "source": describe(self.files, made_by, rows, checksums).plain(),
             "made_by": made_by,
         }
 
 
+def upgrade(path: Path) -> bool:
+    """Adds checksums to a store of format 2, whose dataset files may be gone; False if it has another format.
+
+    Its rows are taken to be as they were written: that version could not check them.
+
+    Raises:
+        UserError: it is damaged, or cannot be written.
+    """
+    meta = read_json(path / META)
+    if not isinstance(meta, dict) or meta.get("format") != 2:
+        return False
+    with writing(path), locked(path.with_name(f".{path.name}.lock")):
+        try:
+            val = ["val"] if meta["val"] else []
+            parts = {name: json.loads((path / name / SHARD).read_text()) for name in (*meta["train"], *val)}
+            for name in parts:
+                files = [path / name / file for file in (EPISODES, OBS, ACTION, REWARD)]
+                arrays = [np.load(file, mmap_mode="r") for file in files if file.exists()]
+                save_checks(path / name, np.asarray(arrays[0][:, 1]), arrays[1:])
+            found = [Summary.from_plain(part["summary"][0]) for part in parts.values()]
+            train = merge_summaries(found[: len(meta["train"])])
+            meta["statistics"] = Statistics(train, found[-1] if val else None).plain()
+            meta["sources"] = [[name, size] for name, size, *_ in meta["sources"]]
+            save_meta(path, meta | {"made_from": None})
+        except UserError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged store ({one_line(error)}); make it again") from error
+    return True
+
+
 def _open_current(path: Path, wanted: dict[str, Any]) -> Store | None:
     """The store, if there is one that matches and is whole; a damaged one is converted again."""
-    meta = read_meta(path)
-    if meta is None or any(meta.get(key) != value for key, value in wanted.items()):
+    if read_meta(path) is None:
         return None
     with contextlib.suppress(UserError):
-        return Store.open(path)
+        store = Store.open(path)
+        if store.meta and all(store.meta.get(key) == value for key, value in wanted.items()):
+            return store
     return None
 
 
 def _swap(new: Path, store_dir: Path) -> None:
-    """Puts `new` in the place of `store_dir`; rows already mapped from the old one stay readable."""
-    for survey in new.glob("survey-*.json"):
-        survey.unlink()
+    """Puts `new` in the place of `store_dir`; rows of the old one that are open stay readable."""
     old = new.with_name(new.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if store_dir.exists():
         os.replace(store_dir, old)
     os.replace(new, store_dir)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _moved(store: Store, path: Path) -> Store:
+    """An open store whose folder has another name now."""
+
+    def named(split: Split) -> Split:
+        return split._replace(name=str(path / Path(split.name).name))
+
+    val = None if store.val is None else named(store.val)
+    return store._replace(path=path, train=tuple(map(named, store.train)), val=val)

@@ -35,10 +35,12 @@ class Whole(NamedTuple):
     normalizer: Normalizer
     chunk: int
     relabel: Relabel | None = None
+    every_row: bool = False
 
     def window(self, put: Put) -> Window:
         """The window, on the devices; from the host's memory there, without a copy in between."""
-        return put(make_window(self.store, self.normalizer, self.chunk, self.relabel, put=put))
+        store, normalizer, chunk, relabel, every_row = self
+        return put(make_window(store, normalizer, chunk, relabel, every_row=every_row, put=put))
 
 
 class Rotation(NamedTuple):
@@ -54,6 +56,7 @@ class Rotation(NamedTuple):
         room: shape of every window.
         updates: how many updates each window serves.
         seed: of the order of the blocks.
+        every_row: whether chunks begin as `SampleSpec.every_row` says.
     """
 
     store: Store
@@ -65,6 +68,7 @@ class Rotation(NamedTuple):
     room: Room
     updates: int
     seed: int
+    every_row: bool = False
 
     def members(self, number: int) -> list[int]:
         """The blocks of window `number`, ascending; no block is in two windows of an epoch.
@@ -79,7 +83,14 @@ class Rotation(NamedTuple):
         """Window `number` (from 0 on), on the devices; a pure function of the plan and the number."""
         pieces = [self.blocks[i] for i in self.members(number)]
         made = make_window(
-            self.store, self.normalizer, self.chunk, self.relabel, pieces=pieces, room=self.room, put=put
+            self.store,
+            self.normalizer,
+            self.chunk,
+            self.relabel,
+            every_row=self.every_row,
+            pieces=pieces,
+            room=self.room,
+            put=put,
         )
         return put(made)
 
@@ -93,6 +104,7 @@ def plan_rotation(
     rows: int,
     updates: int,
     seed: int,
+    every_row: bool = False,
 ) -> Rotation:
     """Windows of at most about `rows` rows, each for `updates` updates.
 
@@ -113,14 +125,14 @@ def plan_rotation(
         )
     per_window = min(per_window, len(blocks))
     fell = [None if relabel else recorded_falls(store, [block]) for block in blocks]
-    starts = np.sort([start_counts(x, chunk, f).sum() for x, f in zip(lengths, fell, strict=True)])
+    starts = np.sort([start_counts(x, chunk, f, every_row).sum() for x, f in zip(lengths, fell, strict=True)])
     if not starts[:per_window].any():
         raise UserError(
             f"--data.window={rows}: some windows would hold no episode long enough for chunk={chunk}; take a "
             "larger window or a smaller chunk"
         )
     room = Room(*(int(np.sort(x)[::-1][:per_window].sum()) for x in (sizes, counts)))
-    return Rotation(store, normalizer, chunk, relabel, blocks, per_window, room, updates, seed)
+    return Rotation(store, normalizer, chunk, relabel, blocks, per_window, room, updates, seed, every_row)
 
 
 def _cut(shard: int, length: Int[np.ndarray, " E"], target: int, most: int) -> list[Piece]:

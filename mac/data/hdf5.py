@@ -4,7 +4,8 @@
 mostly also `next_observations` and `timeouts`. `terminals` marks a transition that ended the episode by
 itself (here: a fall), `timeouts` one after which the time limit cut it. Files differ, so
 
-- an episode also ends where `next_observations` does not lead on to the next row, marked or not;
+- an episode also ends where `next_observations` does not lead on to the next row, marked or not; what is
+  but rounding (`raw.joints`) does not end it;
 - without `next_observations` the state after an episode's last transition is nowhere. After a time limit
   that transition is left out. A fall is too rare to lose: the state before it stands for the one after;
 - without `timeouts` and `next_observations` an episode is cut at the environment's time limit;
@@ -17,7 +18,8 @@ Both become the same rows: T + 1 per episode. Other keys (`infos/`, `metadata/`,
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +27,34 @@ import h5py
 import numpy as np
 
 from mac.data.raw import (
+    Arrays,
+    Joints,
     RawDataset,
-    check_equal_rows,
+    Sizes,
     check_file,
     check_range,
-    check_values,
+    constant_notes,
     episodes_between,
-    flags,
-    matrix,
-    vector,
+    joints,
+    repair,
+    rounding_notes,
+    sizes,
     with_final_states,
 )
-from mac.errors import UserError, one_line
+from mac.errors import UserError, one_line, remedy
+from mac.words import counted, listed, share
 
 SUFFIXES = (".hdf5", ".h5")
 NEEDED = ("observations", "actions", "rewards", "terminals")
 WANTED = (*NEEDED, "next_observations", "timeouts")
 EPISODE = "episode_"
+STEPS = ("observations", "actions", "rewards", "terminations", "truncations")
+FLAGS = ("terminals", "timeouts", "terminations", "truncations")
 
-BROKEN = (OSError, ValueError, KeyError, RuntimeError, TypeError)
+COPIES = 2.4
+"""Of D4RL's observations and actions, while they are read; Minari's are read episode by episode, into one."""
+
+_BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, OverflowError, EOFError)
 """What h5py raises on a file that is damaged or not its own."""
 
 
@@ -58,36 +69,68 @@ def read(path: str | Path, limit: int | None = None) -> RawDataset:
     """
     path = Path(path)
     with _opened(path) as file:
-        if "observations" in file:
-            return _from_transitions(path, _load(path, file, NEEDED, WANTED), limit)
-        numbers = {name: _number(name) for name in file}
-        names = [name for name, number in numbers.items() if number is not None]
-        if names:
-            return _from_episodes(path, file, sorted(names, key=lambda name: numbers[name] or 0))
-        found = ", ".join(list(file)[:8]) or "nothing"
-        raise UserError(f"{path}: neither D4RL's key 'observations' nor Minari's episodes (found: {found})")
+        names = _names(path, file)
+        if "observations" in names:
+            data = _from_transitions(path, _arrays(path, file, NEEDED, WANTED), limit)
+        elif episodes := _episodes(names):
+            data = _from_episodes(path, file, episodes)
+        else:
+            raise UserError(
+                f"{path}: neither D4RL's key 'observations' nor Minari's episodes (found: {listed(names)})"
+            )
+    return data
 
 
-def stated_sizes(path: str | Path) -> tuple[int, int]:
-    """Rows of a file, and bytes of its observations and actions, from its headers alone.
-
-    Rows that reading adds (final states) are not counted.
+def stated_sizes(path: str | Path) -> Sizes:
+    """What the headers of a file tell.
 
     Raises:
-        OSError, LookupError, AttributeError: it is damaged, which `read` explains.
+        UserError: it is damaged, as far as headers tell.
     """
-    with h5py.File(path, "r") as opened:
-        file: Any = opened  # h5py's types leave open whether an item is an array or a group
-        groups = [file] if "observations" in file else [file[x] for x in file if _number(x) is not None]
-        parts = [[group[name] for name in ("observations", "actions")] for group in groups]
-        rows = sum(obs.shape[0] for obs, _ in parts)
-        return rows, sum(int(x.size) * x.dtype.itemsize for part in parts for x in part)
+    path = Path(path)
+    with _opened(path) as file:
+        names = _names(path, file)
+        flat = "observations" in names
+        shapes, raw = [], 0
+        for group in [file] if flat else [_group(path, file, name) for name in _episodes(names)]:
+            with _damage(path, group.name):
+                parts = [group[name] for name in NEEDED[:2]]
+                shapes.append([part.shape or () for part in parts])
+                raw = max(raw, *(0 if part.dtype == np.float32 else part.dtype.itemsize for part in parts))
+    rows = sum((*obs, 0)[0] for obs, _ in shapes)
+    obs, action = (max((math.prod(each[i][1:]) for each in shapes), default=0) for i in range(2))
+    return sizes(rows, (obs, action), COPIES if flat else 1.6, raw if flat else 0)
 
 
-def _number(name: str) -> int | None:
-    """The number of an episode's group, None if it is no such group."""
+def _episodes(names: list[str]) -> list[str]:
+    """The groups of Minari's episodes, by their number."""
+    return sorted((name for name in names if _number(name) >= 0), key=_number)
+
+
+def _number(name: str) -> int:
+    """The number of an episode's group; -1 if it is no such group."""
     tail = name.removeprefix(EPISODE)
-    return int(tail) if name.startswith(EPISODE) and tail.isdigit() else None
+    return int(tail) if name.startswith(EPISODE) and tail.isdecimal() and len(tail) < 18 else -1
+
+
+# What h5py says of a damaged file is caught where it is called.
+
+
+@contextlib.contextmanager
+def _damage(path: Path, where: str) -> Iterator[None]:
+    """While entered, what h5py says of a damaged file is a `UserError` that names the place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _BROKEN as error:
+        then = remedy(error, "copy or make the file again")
+        raise UserError(f"{path}: damaged at {listed([where])} ({one_line(error)}); {then}") from error
+    except MemoryError as error:
+        raise UserError(
+            f"{path}: {listed([where])} does not fit into memory; split the file, or copy it again if it is "
+            "not that large"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -95,105 +138,195 @@ def _opened(path: Path) -> Iterator[Any]:
     check_file(path, "a D4RL or Minari .hdf5")
     try:
         file = h5py.File(path, "r")
-    except BROKEN as error:
-        raise UserError(
-            f"{path}: not a complete hdf5 file ({one_line(error)}); copy or make it again"
-        ) from error
+    except _BROKEN as error:
+        then = remedy(error, "copy or make it again")
+        raise UserError(f"{path}: not a complete hdf5 file ({one_line(error)}); {then}") from error
     with file:
         yield file
 
 
-def _load(path: Path, group: Any, needed: tuple[str, ...], wanted: tuple[str, ...]) -> dict[str, Any]:
-    """The arrays of a group that this module knows, by name; the file's other contents are not read."""
+def _names(path: Path, group: Any) -> list[str]:
+    with _damage(path, group.name):
+        # A name that is no UTF-8 comes as bytes.
+        return [name if isinstance(name, str) else name.decode(errors="replace") for name in group]
+
+
+def _group(path: Path, file: Any, name: str) -> Any:
+    with _damage(path, name):
+        group = file[name]
+    if not isinstance(group, h5py.Group):
+        raise UserError(f"{path}: '{name}' is no group; Minari has one per episode")
+    return group
+
+
+def _arrays(
+    path: Path,
+    group: Any,
+    needed: tuple[str, ...],
+    wanted: tuple[str, ...],
+    notes: dict[str, None] | None = None,
+) -> Arrays:
+    """The arrays of a group that this module knows, none of which is read yet."""
     inside = "" if group.name == "/" else f"{group.name.strip('/')}/"
-    arrays = {}
+    items: dict[str, Any] = {}
     for name in wanted:
-        try:
+        with _damage(path, inside + name):
             item = group.get(name)
-            if isinstance(item, h5py.Group):
-                raise UserError(f"{path}: '{inside}{name}' is a group; only arrays are supported there")
+            if item is not None and not isinstance(item, h5py.Dataset):
+                kind = "a group" if isinstance(item, h5py.Group) else "a type"
+                raise UserError(f"{path}: '{inside}{name}' is {kind}; only arrays are supported there")
             if item is not None:
-                arrays[name] = item[()]
-        except BROKEN as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{path}: damaged at {inside}{name} ({one_line(error)}); copy or make the file again"
-            ) from error
+                items[name] = item
     for name in needed:
-        if name not in arrays:
-            found = ", ".join(list(group)[:8])
+        if name not in items:
+            found = listed(_names(path, group))
             raise UserError(f"{path}: key '{inside}{name}' is missing (found: {found})")
-    return arrays
+    with _damage(path, inside):
+        shapes = {name: tuple(item.shape or ()) for name, item in items.items()}
+
+    notes = {} if notes is None else notes
+
+    def load(name: str) -> Any:
+        with _damage(path, inside + name):
+            if fault := _unwritten(path, items[name]):
+                # Flags that were made and never set are what their writer meant.
+                if name not in FLAGS or items[name].is_virtual or items[name].id.get_storage_size():
+                    raise UserError(f"{path}: '{inside}{name}' {fault}, and reads as zeros; make it again")
+                notes[f"'{name}' was never written, so that all of it reads as 0"] = None
+            return items[name][()]
+
+    return Arrays(path, shapes, load, inside, notes)
+
+
+def _unwritten(path: Path, item: Any, depth: int = 0) -> str | None:
+    """Why some of an array's numbers are in no file, so that hdf5 makes them up; None if all are there."""
+    if not item.shape or not item.size:
+        return None
+    if item.is_virtual:
+        return _unmapped(path, item, depth)
+    if item.external:
+        return "keeps its numbers in other files, which is not supported"
+    if item.chunks is None:
+        missing = item.id.get_storage_size() < item.size * item.dtype.itemsize
+    else:
+        needed = math.prod(-(-size // part) for size, part in zip(item.shape, item.chunks, strict=True))
+        missing = item.id.get_num_chunks() < needed
+    return "was never written, or not all of it" if missing else None
+
+
+def _unmapped(path: Path, item: Any, depth: int) -> str | None:
+    """As `_unwritten`, of an array that is put together from those of other files."""
+    if depth > 8:
+        return "is made of arrays that are made of each other"
+    mapped = 0
+    for part in item.virtual_sources():
+        mapped += part.vspace.get_select_npoints()
+        source = path if part.file_name == "." else path.parent / part.file_name
+        if not source.is_file():
+            return f"takes numbers from {listed([part.file_name])}, which is missing"
+        with h5py.File(source, "r") as file:
+            other = file.get(part.dset_name)
+            stated = part.src_space.get_simple_extent_dims()
+            if not isinstance(other, h5py.Dataset) or any(
+                a < b for a, b in zip(other.shape, stated, strict=True)
+            ):
+                return f"takes numbers from {listed([part.file_name])}, which has not as many"
+            if fault := _unwritten(source, other, depth + 1):
+                return f"takes numbers from {listed([part.file_name])}, where {part.dset_name} {fault}"
+    return "is not filled by the arrays that it is made of" if mapped < item.size else None
 
 
 # D4RL.
 
 
-def _from_transitions(path: Path, arrays: Mapping[str, Any], limit: int | None) -> RawDataset:
-    obs, action = matrix(path, arrays, "observations"), matrix(path, arrays, "actions")
-    reward, terminal = vector(path, arrays, "rewards"), flags(path, arrays, "terminals")
-    timeout = flags(path, arrays, "timeouts") if "timeouts" in arrays else None
-    next_obs = matrix(path, arrays, "next_observations") if "next_observations" in arrays else None
-    check_equal_rows(path, arrays)
-    for name, value in (("observations", obs), ("actions", action), ("rewards", reward)):
-        check_values(path, name, value)
+def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDataset:
+    arrays.check_equal_rows()
+    obs, action = arrays.matrix("observations"), arrays.matrix("actions")
     check_range(path, action)
-    if next_obs is not None:
-        check_values(path, "next_observations", next_obs)
+    reward, terminal = arrays.vector("rewards"), arrays.flags("terminals")
+    timeout = arrays.flags("timeouts") if "timeouts" in arrays else None
+    last, final_obs = terminal if timeout is None else terminal | timeout, None
+    notes = constant_notes(path, actions=action, rewards=reward)
+    if "next_observations" in arrays:
+        next_obs = arrays.matrix("next_observations")
         if next_obs.shape != obs.shape:
             raise UserError(
                 f"{path}: 'next_observations' has shape {next_obs.shape}, 'observations' {obs.shape}"
             )
-    last, notes = _last_rows(path, obs, next_obs, terminal, timeout, limit)
-    first, length, tail = episodes_between(path, np.flatnonzero(last).astype(np.int64), len(obs))
-    fell = terminal[first + length - 1]
-    data = RawDataset(obs, action, first, length, (*notes, *tail), reward, fell)
-    if next_obs is not None:
-        return with_final_states(data, next_obs[first + length - 1], np.ones(len(first), bool))
-    return _without_next(path, data)
-
-
-def _last_rows(
-    path: Path,
-    obs: np.ndarray,
-    next_obs: np.ndarray | None,
-    terminal: np.ndarray,
-    timeout: np.ndarray | None,
-    limit: int | None,
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Whether each row is the last of its episode, and what to say about how that was found out."""
-    last = terminal if timeout is None else terminal | timeout
-    if next_obs is not None:
-        leap = np.append((next_obs[:-1] != obs[1:]).any(axis=1), False)
-        unmarked = int((leap & ~last).sum())
-        if unmarked > len(obs) // 2:
+        found = joints(obs, next_obs)
+        notes += _unmarked(path, found, last, reward, "" if timeout is not None else "no 'timeouts': ")
+        last = last | found.leap
+        if limit is not None and len(last) > limit and not last.any():
             raise UserError(
-                f"{path}: 'next_observations' of {unmarked:,} rows is not the observation of the next row; "
-                "rows must be in time order"
+                f"{path}: nothing marks the end of an episode in {counted(len(last), 'row')}, and none has "
+                f"more than {limit:,}; it needs 'timeouts', set on each episode's last row"
             )
-        marks = "no 'timeouts': " if timeout is None else ""
-        note = f"{path}: {marks}{unmarked:,} episodes end unmarked, where 'next_observations' leads elsewhere"
-        return last | leap, (note,) if unmarked else ()
-    if timeout is not None:
-        return last, ()
+        first, length, tail = episodes_between(path, np.flatnonzero(last).astype(np.int64), len(obs))
+        final_obs = next_obs[first + length - 1]
+        del next_obs
+    else:
+        if timeout is None:
+            last, cut = _cut(path, last, limit, reward)
+            notes += cut
+        first, length, tail = episodes_between(path, np.flatnonzero(last).astype(np.int64), len(obs))
+    notes = (*(f"{path}: {note}" for note in arrays.notes), *notes, *tail)
+    data = RawDataset(obs, action, first, length, notes, reward, terminal[first + length - 1])
+    del obs, action, reward
+    if final_obs is None:
+        return _without_next(path, data)
+    return with_final_states(data, final_obs, np.ones(len(first), bool))
+
+
+def _unmarked(path: Path, found: Joints, last: np.ndarray, reward: np.ndarray, marks: str) -> tuple[str, ...]:
+    """What to say of rows that the next one does not follow, though nothing marks them as `last`."""
+    rounded, leap = rounding_notes(path, found.rounded & ~last), found.leap & ~last
+    if not leap.any():
+        return rounded
+    count, alone = int(leap.sum()), int((leap & found.single).sum())
+    ends = f"{counted(count, 'episode')} {'ends' if count == 1 else 'end'} unmarked"
+    note = repair(
+        path,
+        f"{marks}{ends}, where 'next_observations' leads elsewhere",
+        leap,
+        reward,
+        drops=False,
+        remedy="rows must be in time order: make the dataset again",
+    )
+    if alone:
+        note += (
+            f"; {counted(alone, 'time')} in one column alone, all others going on, which is rather a damaged "
+            "number: compare the file with its original"
+        )
+    return (*rounded, note)
+
+
+def _cut(
+    path: Path, last: np.ndarray, limit: int | None, reward: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Cuts episodes at the time limit; returns which rows are `last` then, and what to say of it."""
     if limit is None:
         raise UserError(
             f"{path}: neither 'timeouts' nor 'next_observations' tells where episodes end; "
             "name the environment, whose time limit does"
         )
     starts = np.concatenate([[0], np.flatnonzero(last) + 1])
-    row = np.arange(len(obs))
+    row = np.arange(len(last))
     age = row - starts[np.searchsorted(starts, row, side="right") - 1] + 1
-    note = f"{path}: no 'timeouts': episodes are cut after {limit:,} steps"
-    return last | (age % limit == 0), (note,)
+    cut = (age % limit == 0) & ~last
+    if not cut.any():
+        return last, ()
+    text = f"no 'timeouts': {counted(int(cut.sum()), 'episode')} cut after {counted(limit, 'step')}"
+    return last | cut, (repair(path, text, cut, reward, drops=False),)
 
 
 def _without_next(path: Path, data: RawDataset) -> RawDataset:
     """Completes episodes whose final state is not in the file; see the module's first lines."""
     fell, reward = data.fell, data.reward
     assert fell is not None and reward is not None
-    short = (data.length < 2) & ~fell
+    final, short = data.first + data.length - 1, (data.length < 2) & ~fell
+    if short.all():
+        raise UserError(f"{path}: holds no transition whose next state is known; make the dataset again")
+    notes = [*data.notes, *_completed(path, data)]
     if short.any():  # a lone state, which nothing leads to or from
         keep = np.ones(len(data.obs), bool)
         keep[data.first[short]] = False
@@ -203,66 +336,80 @@ def _without_next(path: Path, data: RawDataset) -> RawDataset:
         data = data._replace(
             obs=data.obs[keep], action=data.action[keep], first=first, length=length, fell=fell
         )
-    if not len(data.first):
-        raise UserError(f"{path}: holds no transition whose next state is known; make the dataset again")
-    final = data.first + data.length - 1
+        final = data.first + data.length - 1
     cut = final[~fell]
-    action, reward = data.action.copy(), reward.copy()
-    action[cut], reward[cut] = 0, 0
-    note = (
-        f"{path}: no 'next_observations': the last transition of {len(cut):,} episodes is left out, and the "
-        f"state before each of {fell.sum():,} falls stands for the one after"
-    )
-    data = data._replace(action=action, reward=reward, notes=(*data.notes, note))
+    data.action[cut], reward[cut] = 0, 0
+    data = data._replace(reward=reward, notes=tuple(notes))
     return with_final_states(data, data.obs[final], fell)
+
+
+def _completed(path: Path, data: RawDataset) -> Iterator[str]:
+    """What to say of episodes without a final state: some lose their last row, of others it is altered."""
+    assert data.fell is not None
+    final, remedy = data.first + data.length - 1, "make the dataset again, with 'next_observations'"
+    for chosen, text, drops in (
+        (~data.fell, "the last transition of {} is left out", True),
+        (data.fell, "the state before each of {} stands for the one after", False),
+    ):
+        if chosen.any():
+            where = np.zeros(len(data.obs), bool)
+            where[final[chosen]] = True
+            what = text.format(counted(int(chosen.sum()), "episode" if drops else "fall"))
+            what = f"no 'next_observations': {what}"
+            yield repair(path, what, where, data.reward, drops=drops, remedy=remedy)
 
 
 # Minari.
 
 
 def _from_episodes(path: Path, file: Any, names: list[str]) -> RawDataset:
-    needed = ("observations", "actions", "rewards", "terminations", "truncations")
-    parts, empty = [], 0
-    for name in names:
-        part = _episode(path, name, _load(path, file[name], needed, needed))
-        if len(part[0]) < 2:
-            empty += 1
-        else:
-            parts.append(part)
-    if not parts:
-        raise UserError(f"{path}: none of its {len(names):,} episodes has a transition")
-    widths = {(obs.shape[1], action.shape[1]) for obs, action, *_ in parts}
+    converted: dict[str, None] = {}
+    every = [_arrays(path, _group(path, file, name), STEPS, STEPS, converted) for name in names]
+    steps = [_steps(path, name, arrays) for name, arrays in zip(names, every, strict=True)]
+    kept = [arrays for arrays, count in zip(every, steps, strict=True) if count]
+    if not kept:
+        raise UserError(f"{path}: none of its {counted(len(names), 'episode')} has a transition")
+    widths = {tuple(arrays.columns(key)[1] for key in NEEDED[:2]) for arrays in kept}
     if len(widths) > 1:
         raise UserError(f"{path}: episodes differ in their columns (observations, actions): {sorted(widths)}")
-    length = np.asarray([len(obs) for obs, *_ in parts], np.int64)
-    obs, action, reward = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    notes = (f"{path}: {empty:,} episodes without a transition are left out",) if empty else ()
-    fell = np.asarray([part[3] for part in parts], bool)
-    return RawDataset(obs, action, np.cumsum(length) - length, length, notes, reward, fell)
+    length = np.asarray([count + 1 for count in steps if count], np.int64)
+    first, rows = np.cumsum(length) - length, int(length.sum())
+    # Actions and rewards of final states stay 0.
+    obs, action = (np.zeros((rows, width), np.float32) for width in next(iter(widths)))
+    reward, fell = np.zeros(rows, np.float32), np.zeros(len(kept), bool)
+    for i, (arrays, at, count) in enumerate(zip(kept, first, length, strict=True)):
+        obs[at : at + count] = arrays.matrix("observations")
+        part = slice(at, at + count - 1)
+        action[part], reward[part] = arrays.matrix("actions"), arrays.vector("rewards")
+        check_range(path, action[part], arrays.name("actions"))
+        fell[i] = _fell(path, arrays)
+    notes = [f"{path}: {note}" for note in converted]
+    notes += constant_notes(path, first + length - 1, actions=action, rewards=reward)
+    if gaps := _number(names[-1]) + 1 - len(names):
+        notes.append(f"{path}: {counted(gaps, 'episode')} missing among those up to {names[-1]}")
+    if empty := len(names) - len(kept):
+        text = f"{counted(empty, 'episode')} without a transition"
+        notes.append(f"{path}: {text} ({share(empty, len(names))} of them all) left out")
+    return RawDataset(obs, action, first, length, tuple(notes), reward, fell)
 
 
-def _episode(
-    path: Path, name: str, arrays: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Observations, actions, rewards, and whether it ended in a fall; T + 1 rows each."""
-    arrays = {f"{name}/{key}": value for key, value in arrays.items()}
-    obs, count = matrix(path, arrays, f"{name}/observations"), len(arrays[f"{name}/actions"])
-    if len(obs) != count + 1:
+def _steps(path: Path, name: str, arrays: Arrays) -> int:
+    """Transitions of an episode, from its arrays' shapes."""
+    states, count = (arrays.columns(key)[0] for key in NEEDED[:2])
+    if states != count + 1:
         raise UserError(
-            f"{path}: {name} has {len(obs)} observations for {count} actions; T + 1 and T are needed"
+            f"{path}: {name} has {counted(states, 'observation')} for {counted(count, 'action')}; "
+            "T + 1 and T are needed"
         )
-    if not count:
-        width = arrays[f"{name}/actions"].shape[-1]
-        return obs, np.zeros((1, width), np.float32), np.zeros(1, np.float32), False
-    action, reward = matrix(path, arrays, f"{name}/actions"), vector(path, arrays, f"{name}/rewards")
-    fell, cut = (flags(path, arrays, f"{name}/{key}") for key in ("terminations", "truncations"))
-    steps = {key: value for key, value in arrays.items() if not key.endswith("/observations")}
-    check_equal_rows(path, steps)
-    for key, value in (("observations", obs), ("actions", action), ("rewards", reward)):
-        check_values(path, f"{name}/{key}", value)
-    check_range(path, action, f"{name}/actions")
+    if count:
+        arrays.check_equal_rows("observations")
+    return count
+
+
+def _fell(path: Path, arrays: Arrays) -> bool:
+    """Whether an episode ended in a fall."""
+    fell, cut = (arrays.flags(key) for key in STEPS[3:])
     if (fell | cut)[:-1].any():
-        row = int(np.flatnonzero(fell | cut)[0])
+        row, name = int((fell | cut).argmax()), arrays.inside.strip("/")
         raise UserError(f"{path}: {name} ends in step {row} and goes on; make the dataset again")
-    nothing = np.zeros((1, action.shape[1]), np.float32)
-    return obs, np.concatenate([action, nothing]), np.append(reward, np.float32(0)), bool(fell[-1])
+    return bool(fell[-1])

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import jax
 
-_MEMINFO, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+from mac.machine import group_memory
+
+_MEMINFO = Path("/proc/meminfo")
 
 
 class Memory(NamedTuple):
@@ -38,11 +40,7 @@ def free_host_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError, StopIteration, IndexError):
         lines = _MEMINFO.read_text().splitlines()
         free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    # A container may be allowed less than the machine has.
-    with contextlib.suppress(OSError, ValueError):
-        used = int((_GROUP / "memory.current").read_text())
-        cache = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        free.append(int((_GROUP / "memory.max").read_text()) - used + int(cache.get("inactive_file", 0)))
+    free += group_memory()  # a container may be allowed less than the machine has
     if not free:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             free.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

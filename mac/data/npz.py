@@ -14,110 +14,244 @@ Source: OGBench, Park et al. 2025, and `ogbench.utils.load_dataset` (1.2), to wh
 tests compare ours.
 """
 
+import contextlib
+import lzma
+import math
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mac.data.raw import (
+    Arrays,
     RawDataset,
-    check_equal_rows,
+    Sizes,
     check_file,
     check_range,
-    check_values,
+    constant_notes,
     episodes_between,
-    flags,
-    matrix,
+    joints,
+    repair,
+    rounding_notes,
+    sizes,
     with_final_states,
 )
-from mac.errors import UserError, one_line
+from mac.errors import UserError, one_line, remedy
+from mac.words import counted, listed
 
-BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-"""What numpy, zipfile and zlib raise on a file that is damaged or not theirs."""
+NEEDED = ("observations", "actions", "terminals")
+WANTED = (*NEEDED, "valids", "next_observations")
+
+COPIES = {False: 1.6, True: 2.4}
+"""Of observations and actions, while they are read: without `next_observations`, and with them."""
+
+_BROKEN = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    RuntimeError,  # encrypted members, and kinds of compression that zipfile does not have
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What zipfile, its decompressors and numpy's reader of headers raise on a damaged or another file."""
+
+_BLOCK = 1 << 20  # bytes read at a time
+_END = 22 + (1 << 16)  # bytes that the end of a zip takes at most, its comment included
 
 
 def read(path: str | Path) -> RawDataset:
     """Reads and checks one file; extra keys (`qpos`, `rewards`, ...) are ignored.
 
     A file that stops within an episode keeps that part: its last state becomes the end of a
-    shorter episode, and `notes` says so.
+    shorter episode, and `notes` says so. Of states that no action leads to or from, the same.
 
     Raises:
         UserError: if the file is missing, damaged, not an OGBench archive, or holds values that
             cannot be trained on (wrong dtype, rank or length, NaN, actions outside [-1, 1]).
     """
     path = Path(path)
-    arrays = _load(path)
-    obs = matrix(path, arrays, "observations")
-    action = matrix(path, arrays, "actions")
-    terminal = flags(path, arrays, "terminals")
-    check_equal_rows(path, arrays)
-    check_values(path, "observations", obs)
-    check_values(path, "actions", action)
-    check_range(path, action)
-    if "next_observations" in arrays:
-        return _from_regular(path, obs, action, terminal, matrix(path, arrays, "next_observations"))
-    if "valids" in arrays:
-        valid = flags(path, arrays, "valids")
-        _check_compact(path, terminal, valid)
-        terminal = ~valid
-    first, length, notes = _episodes(path, terminal)
-    if (length < 2).any():
-        raise UserError(
-            f"{path}: row {first[length < 2][0]} is an episode of one row; 'terminals' must be set once per "
-            "episode, on its last row (a compact file also needs the key 'valids')"
-        )
-    return RawDataset(obs, action, first, length, notes)
+    with _opened(path) as archive:
+        arrays = archive.arrays()
+        arrays.check_equal_rows()
+        obs, action = arrays.matrix("observations"), arrays.matrix("actions")
+        check_range(path, action)
+        notes = constant_notes(path, actions=action)
+        last, final_obs = arrays.flags("terminals"), None
+        if "next_observations" in arrays:
+            next_obs = arrays.matrix("next_observations")
+            first, length, more = _episodes(path, last)
+            final = first + length - 1
+            more += _check_order(path, obs, next_obs, final)
+            final_obs = next_obs[final]
+            del next_obs
+        else:
+            if "valids" in arrays:
+                valid = arrays.flags("valids")
+                _check_compact(path, last, valid)
+                last = ~valid
+            first, length, more = _episodes(path, last)
+    notes = (*(f"{path}: {note}" for note in arrays.notes), *notes, *more)
+    data = RawDataset(obs, action, first, length, notes)
+    del obs, action
+    if final_obs is None:
+        return _without_lone_rows(path, data)
+    return with_final_states(data, final_obs, np.ones(len(first), bool))
 
 
-def stated_sizes(path: str | Path) -> tuple[int, int]:
-    """Rows of a file, and bytes of its observations and actions when unpacked, from its headers alone.
+def stated_sizes(path: str | Path) -> Sizes:
+    """What the headers of a file tell.
 
     Raises:
-        OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error: it is damaged, which
-            `read` explains.
+        UserError: it is damaged, as far as headers tell.
     """
-    with zipfile.ZipFile(path) as archive:
-        size = sum(archive.getinfo(f"{name}.npy").file_size for name in ("observations", "actions"))
-        with archive.open("observations.npy") as stream:
-            if np.lib.format.read_magic(stream) == (1, 0):
-                return np.lib.format.read_array_header_1_0(stream)[0][0], size
-            return np.lib.format.read_array_header_2_0(stream)[0][0], size
+    with _opened(Path(path)) as archive:
+        heads = {key: archive.header(key) for key in WANTED if key in archive.members}
+    obs, action = (heads[key].shape for key in NEEDED[:2])
+    widest = max(heads[key].raw for key in heads if len(heads[key].shape) > 1)
+    widths = math.prod(obs[1:]), math.prod(action[1:])
+    return sizes((*obs, 0)[0], widths, COPIES["next_observations" in heads], widest)
 
 
-def _load(path: Path) -> Mapping[str, Any]:
-    """The arrays of the archive that this module knows, by name."""
-    wanted = ("observations", "actions", "terminals", "valids", "next_observations")
-    check_file(path, "an OGBench .npz")
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path}: not a complete .npz archive (cut short, or another format); copy or make it again"
-        )
-    name = "its index"
+class _Header(NamedTuple):
+    """What the head of an `.npy` says of the numbers behind it."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+
+    @property
+    def raw(self) -> int:
+        """Bytes of each number that are held while it is converted to float32; 0 if it is float32."""
+        return 0 if self.dtype == np.float32 and not self.fortran else self.dtype.itemsize
+
+
+class _Archive:
+    """An open `.npz`, whose arrays are read to their last byte: only there the zip's checksum is compared."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile):
+        self.path, self.archive = path, archive
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        for info in archive.infolist():
+            key = info.filename.removesuffix(".npy")
+            if key in self.members:
+                raise UserError(f"{path}: holds '{listed([key])}' twice; make the file again")
+            self.members[key] = info
+        with _damage(path, "its index"):
+            self._check_index()
+
+    def _check_index(self) -> None:
+        """Finds arrays whose entry or name is damaged: an optional one would be missing without a word."""
+        stated, found = _stated_members(self.path), len(self.members)
+        if stated not in (None, found):
+            raise ValueError(f"{found} arrays where it states {stated}")
+        for info in self.members.values():
+            # Opening compares the name with the one that stands before the array itself.
+            with contextlib.suppress(RuntimeError), self.archive.open(info):
+                pass
+
+    def arrays(self) -> Arrays:
+        """The arrays that this module knows, none of which is read yet."""
+        shapes = {key: self.header(key).shape for key in WANTED if key in self.members}
+        return Arrays(self.path, shapes, self.load)
+
+    def header(self, key: str) -> _Header:
+        """What an array's head says of it; that it is numbers, as many as there are bytes for, is checked."""
+        with _damage(self.path, key), self.archive.open(self.members[key]) as stream:
+            return self._header(stream, key)
+
+    def load(self, key: str) -> np.ndarray:
+        """An array, as it is stored."""
+        with _damage(self.path, key), self.archive.open(self.members[key]) as stream:
+            head = self._header(stream, key)
+            data = np.empty(math.prod(head.shape) * head.dtype.itemsize, np.uint8)
+            for at in range(0, len(data), _BLOCK):
+                part = stream.read(min(_BLOCK, len(data) - at))
+                data[at : at + len(part)] = np.frombuffer(part, np.uint8)
+                if len(part) < min(_BLOCK, len(data) - at):
+                    raise EOFError("cut short")
+            if stream.read(1):
+                raise ValueError("bytes follow the array")
+            value = data.view(head.dtype)
+            return value.reshape(head.shape[::-1]).T if head.fortran else value.reshape(head.shape)
+
+    def _header(self, stream: Any, key: str) -> _Header:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"unknown version {version} of the .npy format")
+        # Versions 2 and 3 differ in letters that only names of fields have.
+        form = np.lib.format
+        parse = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on files of Python 2, which are read
+            shape, fortran, dtype = parse(stream)
+        if dtype.hasobject:
+            raise UserError(f"{self.path}: '{key}' holds Python objects; numbers (float32) are needed")
+        if dtype.kind not in "biufc":
+            kind = listed([str(dtype)])
+            raise UserError(f"{self.path}: '{key}' is {kind}, numbers are needed")
+        if any(type(size) is not int or size < 0 for size in shape):
+            raise ValueError(f"its shape is {shape}")
+        size, behind = math.prod(shape) * dtype.itemsize, self.members[key].file_size - stream.tell()
+        if size != behind:
+            raise ValueError(f"{dtype} {shape} are {size:,} bytes, not {behind:,}")
+        return _Header(shape, fortran, dtype)
+
+
+def _stated_members(path: Path) -> int | None:
+    """How many members the end of a zip says that it has; None if they are too many for that field."""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - _END, 0))
+        end = file.read()
+    (count,) = struct.unpack_from("<H", end, end.rindex(b"PK\x05\x06") + 10)
+    return None if count == 0xFFFF else count
+
+
+@contextlib.contextmanager
+def _damage(path: Path, where: str) -> Iterator[None]:
+    """While entered, what numpy and zipfile say of a damaged file is a `UserError` that names the place."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [k for k in wanted[:3] if k not in archive.files]
-            if missing:
-                found = ", ".join(archive.files[:8]) or "nothing"
-                raise UserError(
-                    f"{path}: key '{missing[0]}' is missing (found: {found}); not an OGBench dataset"
-                )
-            arrays = {}
-            for name in wanted:
-                if name in archive.files:
-                    arrays[name] = archive[name]
-            return arrays
+        yield
     except UserError:
         raise
-    except BROKEN as error:
-        if "allow_pickle" in str(error):
-            raise UserError(f"{path}: '{name}' holds Python objects; numbers (float32) are needed") from error
+    except _BROKEN as error:
+        then = remedy(error, "copy or make the file again")
+        raise UserError(f"{path}: damaged at {where} ({one_line(error)}); {then}") from error
+    except MemoryError as error:  # also of a header without end
         raise UserError(
-            f"{path}: damaged at {name} ({one_line(error)}); copy or make the file again"
+            f"{path}: {where} does not fit into memory; split the file into shards, or copy it again if it "
+            "is not that large"
         ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Archive]:
+    check_file(path, "an OGBench .npz")
+    with _damage(path, "its index"):
+        if not zipfile.is_zipfile(path):
+            raise UserError(
+                f"{path}: not a complete .npz archive (cut short, or another format); copy or make it again"
+            )
+        archive = zipfile.ZipFile(path)
+    with archive:
+        opened = _Archive(path, archive)
+        for key in NEEDED:
+            if key not in opened.members:
+                found = listed(opened.members)
+                raise UserError(f"{path}: key '{key}' is missing (found: {found}); not an OGBench dataset")
+        yield opened
 
 
 def _episodes(path: Path, last: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -143,22 +277,40 @@ def _check_compact(path: Path, terminal: np.ndarray, valid: np.ndarray) -> None:
         )
 
 
-def _from_regular(
-    path: Path, obs: np.ndarray, action: np.ndarray, terminal: np.ndarray, next_obs: np.ndarray
-) -> RawDataset:
-    """Appends to each episode the final state, which the regular layout holds in `next_observations`."""
+def _check_order(path: Path, obs: np.ndarray, next_obs: np.ndarray, final: np.ndarray) -> tuple[str, ...]:
+    """Within episodes of the regular layout, which `final` rows end, each row leads to the one below it."""
     if next_obs.shape != obs.shape:
         raise UserError(f"{path}: 'next_observations' has shape {next_obs.shape}, 'observations' {obs.shape}")
-    check_values(path, "next_observations", next_obs)
-    first, length, notes = _episodes(path, terminal)
-    final = first + length - 1
-    follows = (next_obs[:-1] == obs[1:]).all(axis=1)
-    follows[final[:-1]] = True
-    if not follows.all():
-        row = int(np.flatnonzero(~follows)[0])
+    found = joints(obs, next_obs)
+    found.leap[final] = found.rounded[final] = False
+    if found.leap.any():
+        row = int(found.leap.argmax())
         raise UserError(
             f"{path}: 'next_observations' of row {row} is not the observation of row {row + 1}; "
             "rows must be in time order, with 'terminals' set at each episode's last transition"
         )
-    data = RawDataset(obs, action, first, length, notes)
-    return with_final_states(data, next_obs[final], np.ones(len(first), bool))
+    return rounding_notes(path, found.rounded)
+
+
+def _without_lone_rows(path: Path, data: RawDataset) -> RawDataset:
+    """Leaves out episodes of one row: states that nothing leads to or from."""
+    lone = data.length < 2
+    if not lone.any():
+        return data
+    # In a compact file that lost its `valids` there is one such row behind each episode: its last state.
+    if 2 * lone.sum() >= len(lone):
+        raise UserError(
+            f"{path}: row {data.first[lone][0]} is an episode of one row; 'terminals' must be set once per "
+            "episode, on its last row (a compact file also needs the key 'valids')"
+        )
+    keep = np.ones(len(data.obs), bool)
+    keep[data.first[lone]] = False
+    count = int(lone.sum())
+    text = f"{counted(count, 'episode')} of one row {'is' if count == 1 else 'are'} left out"
+    return RawDataset(
+        obs=data.obs[keep],
+        action=data.action[keep],
+        first=(data.first - np.cumsum(lone))[~lone],
+        length=data.length[~lone],
+        notes=(*data.notes, repair(path, text, ~keep)),
+    )

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from mac.data.sources.catalogue import PRIMARY
 from mac.errors import UserError
 from mac.files import locked, read_json, write_json
+from mac.words import counted
 
 LEDGER = "checksums.json"
 OURS = "own expert: not comparable with published numbers"
@@ -110,7 +111,7 @@ def generated(made_by: Any, rows: int) -> Provenance | None:
     if not isinstance(made_by, dict) or "mac-jax" not in str(made_by.get("source", "")):
         return None
     details = [f"seed {made_by['seed']}"] if "seed" in made_by else []
-    details += [f"{rows:,} rows"] if rows else []
+    details += [counted(rows, "row")] if rows else []
     ours = [OURS] if made_by.get("expert") == "ours" else []
     label = f"generated ({', '.join(['mac-jax', *ours, *details])})"
     keys = ("dataset", "seed", "engine", "expert", "versions")

@@ -23,13 +23,13 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     """
     if spec.every_row and spec.chunk != 1:
         raise ValueError(f"chunk={spec.chunk}: only chunks of 1 action may start at every row")
-    k_start, k_goals = jr.split(key)
+    k_start, k_goals, k_elsewhere = jr.split(key, 3)
     starts = step_starts if spec.every_row else chunk_starts
     start, last = starts(window.episodes, spec.batch, k_start)
     rows = start[:, None] + jnp.arange(spec.chunk)[None, :]
     end, actions = start + spec.chunk, _actions(window, rows)
     if window.episodes.fell is not None:
-        actions = _over_falls(window, rows, last, actions, k_goals)
+        actions = _over_falls(window, rows, last, actions, k_elsewhere)
         rows, end = jnp.minimum(rows, last[:, None] + 1), jnp.minimum(end, last + 1)
     goals, subgoals = _goals(window, spec, start, last, k_goals) if spec.goals else (None, None)
     following = jnp.minimum(start + spec.chunk, last)
@@ -61,7 +61,7 @@ def _over_falls(
     key: Key[Array, ""],
 ) -> Float[Array, "B H A"]:
     """`actions`, with those after the last action of an episode taken from runs of actions elsewhere."""
-    start, end = step_starts(window.episodes, len(rows), jr.fold_in(key, 1))
+    start, end = step_starts(window.episodes, len(rows), key)
     since = jnp.maximum(rows - last[:, None] - 1, 0)  # steps since the fall
     elsewhere = jnp.minimum(start[:, None] + since, end[:, None])
     fallen = jnp.broadcast_to((rows > last[:, None])[..., None], actions.shape)

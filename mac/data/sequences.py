@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from mac.data.sampler import ACTION_LIMIT, chunk_starts
 from mac.errors import UserError
 from mac.types import EpisodeIndex, Window
+from mac.words import counted
 
 
 class Sequences(NamedTuple):
@@ -55,10 +56,12 @@ def sequence_starts(
 def check_sequences(where: str, length: Int[np.ndarray, " E"], chunk: int, count: int) -> None:
     """Raises UserError, which begins with `where`, if no episode of `length` rows holds such a sequence."""
     if min(chunk, count) < 1:
-        raise UserError(f"{where}: a sequence of {count} chunks of {chunk} actions: give at least 1 of each")
+        what = f"{counted(count, 'chunk')} of {counted(chunk, 'action')}"
+        raise UserError(f"{where}: a sequence of {what}: give at least 1 of each")
     longest = int(length.max(initial=1)) - 1
     if longest < chunk * count:
         raise UserError(
-            f"{where}: no episode holds {count} chunks of {chunk} actions ({chunk * count} transitions): the "
-            f"longest has {longest}; take a shorter horizon or longer episodes"
+            f"{where}: no episode holds {counted(count, 'chunk')} of {counted(chunk, 'action')} "
+            f"({counted(chunk * count, 'transition')}): the longest has {longest}; take a shorter horizon or "
+            "longer episodes"
         )

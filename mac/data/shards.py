@@ -1,7 +1,6 @@
 """The files that a store is made from, and one shard of it with the note beside it of what it holds."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 from mac.data import codec as coding
 from mac.data import hdf5, npz
 from mac.data.codec import Codec, Loss, Summary
-from mac.data.raw import RawDataset
-from mac.data.store import ACTION, EPISODES, OBS, REWARD
+from mac.data.raw import RawDataset, Sizes
+from mac.data.store import ACTION, CHECKS, EPISODES, OBS, REWARD, Statistics, save_checks
 from mac.errors import UserError
-from mac.files import settle
+from mac.files import settle, visible
 from mac.types import EnvSpec
 
 SHARD = "shard.json"
@@ -23,7 +22,7 @@ SHARD = "shard.json"
 
 def shard_files(path: str | Path) -> tuple[Path, ...]:
     """The training files at `path`: itself, or a folder's `*.npz` without `*-val.npz`, by name; if it has
-    none, its hdf5 files.
+    none, its hdf5 files. Hidden files do not count.
 
     Raises:
         UserError: if there is none.
@@ -34,7 +33,7 @@ def shard_files(path: str | Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     for suffix in (".npz", *hdf5.SUFFIXES):
-        files = sorted(p for p in path.glob(f"*{suffix}") if not p.stem.endswith("-val"))
+        files = [p for p in visible(path, f"*{suffix}") if not p.stem.endswith("-val")]
         if files:
             return tuple(files)
     raise UserError(f"{path}: this folder holds no training .npz file, nor an hdf5 file")
@@ -63,7 +62,7 @@ class Part(NamedTuple):
     """What is known of a converted shard; kept beside it.
 
     Attributes:
-        source: fingerprint of its file; `sha256` the checksum of the file's content.
+        source: name of its file; `sha256` the checksum of the file's content.
         codec: how its rows are coded, as plain data; None for float32.
         rows: its rows.
         notes: what a user should know about the file.
@@ -71,7 +70,7 @@ class Part(NamedTuple):
         sizes: bytes of its files.
     """
 
-    source: list[Any]
+    source: str
     sha256: str
     codec: dict[str, Any] | None
     rows: int
@@ -84,7 +83,7 @@ class Part(NamedTuple):
 def sizes_in(folder: Path) -> dict[str, int]:
     """Bytes of each array in the folder of a shard; of those that are missing nothing is said."""
     found = {}
-    for name in (OBS, ACTION, EPISODES, REWARD):
+    for name in (OBS, ACTION, EPISODES, REWARD, CHECKS):
         with contextlib.suppress(OSError):
             found[name] = (folder / name).stat().st_size
     return found
@@ -100,20 +99,25 @@ def merged(parts: Sequence[Part]) -> list[Summary]:
     return [coding.merge_summaries([Summary.from_plain(part.summary[i]) for part in parts]) for i in range(2)]
 
 
+def statistics(train: Sequence[Part], val: Sequence[Part]) -> Statistics:
+    """Summaries of the observations of all training and of all validation rows."""
+    return Statistics(merged(train)[0], merged(val)[0] if val else None)
+
+
 def write_rows(folder: Path, data: RawDataset, codec: Codec | None) -> list[dict[str, Any]] | None:
     """Writes the arrays of a shard, and returns what its codes lose."""
     recorded = [] if data.fell is None else [data.fell.astype(np.int64)]
     _save(folder / EPISODES, np.stack([data.first, data.length, *recorded], axis=1))
     if data.reward is not None:
         _save(folder / REWARD, data.reward)
-    losses = []
+    losses, stored = [], []
     for i, (name, rows) in enumerate(((OBS, data.obs), (ACTION, data.action))):
-        if codec is None:
-            _save(folder / name, rows)
-            continue
-        codes = codec[i].encode(rows)
+        codes = rows if codec is None else codec[i].encode(rows)
         _save(folder / name, codes)
-        losses.append(coding.coding_loss(rows, codes, codec[i]).plain())
+        stored.append(codes)
+        if codec is not None:
+            losses.append(coding.coding_loss(rows, codes, codec[i]).plain())
+    save_checks(folder, data.length, [*stored, *([] if data.reward is None else [data.reward])])
     return losses or None
 
 
@@ -149,20 +153,8 @@ def read_part(path: Path) -> Part | None:
         return None
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sizes_of(file: Path) -> tuple[int, int]:
-    """Rows of a file, and bytes of its observations and actions, from its headers; zeros if it is damaged."""
-    with contextlib.suppress(*npz.BROKEN, *hdf5.BROKEN, LookupError, AttributeError):
+def sizes_of(file: Path) -> Sizes:
+    """What the headers of a file tell; zeros if it is damaged."""
+    with contextlib.suppress(UserError):
         return (hdf5 if file.suffix in hdf5.SUFFIXES else npz).stated_sizes(file)
-    return 0, 0
-
-
-def fingerprint(file: Path) -> list[Any]:
-    """Name, bytes and time of modification, in nanoseconds."""
-    stat = file.stat()
-    return [file.name, stat.st_size, stat.st_mtime_ns]
+    return Sizes(0, 0, 0)

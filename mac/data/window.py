@@ -9,9 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mac.data.codec import Affine, blocks
 from mac.data.normalize import Normalizer
-from mac.data.store import Split, Store, read_rows
+from mac.data.store import Store, spans
 from mac.errors import UserError
 from mac.types import Column, EpisodeIndex, Window
+from mac.words import counted
 
 Relabel = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Raw observations [N, D] to reward [N] and mask [N] (0 where the task is solved) of those states."""
@@ -39,7 +40,10 @@ EXACT = Room(0, 0)
 
 
 def start_counts(
-    length: Int[np.ndarray, " E"], chunk: int, fell: Bool[np.ndarray, " E"] | None = None
+    length: Int[np.ndarray, " E"],
+    chunk: int,
+    fell: Bool[np.ndarray, " E"] | None = None,
+    every_row: bool = False,
 ) -> Int[np.ndarray, " E"]:
     """At how many rows of each episode a chunk may begin: the first ones, all but the last `chunk + 2`.
 
@@ -48,10 +52,13 @@ def start_counts(
     them is given up because the reference marks the last *two* rows of an episode as terminal.
 
     An episode that `fell` goes on for ever where it ended, so there a chunk may begin at each of its T
-    transitions: else no chunk would ever hold a fall, and a model could not learn of it.
+    transitions: else no chunk would ever hold a fall, and a model could not learn of it. With `every_row`
+    (`SampleSpec`), chunks of one action begin at each transition of any episode.
 
     Source: `ACDataset` in the authors' implementation of MAC; which has no rule for falls.
     """
+    if every_row:
+        return length - 1
     whole = np.maximum(length - (chunk + 2), 0)
     return whole if fell is None else np.where(fell, length - 1, whole)
 
@@ -114,6 +121,7 @@ def make_window(
     chunk: int,
     relabel: Relabel | None = None,
     *,
+    every_row: bool = False,
     pieces: Sequence[Piece] | None = None,
     room: Room = EXACT,
     put: Callable[[Any], Any] = jnp.asarray,
@@ -124,6 +132,7 @@ def make_window(
         normalizer: folded into the observations; `relabel` sees values in the environment's units.
         chunk: actions per chunk, at least 1.
         relabel: reward and mask of each row; without it the window has those that the store records, if any.
+        every_row: whether chunks begin as `SampleSpec.every_row` says, which decides what is long enough.
         pieces: which episodes; None is all of them, of all shards.
         room: size of the window if that is more than the pieces need.
         put: moves an array, or a tree of them, to the device.
@@ -134,7 +143,7 @@ def make_window(
     pieces = pieces or all_pieces(store)
     length = np.concatenate([store.train[p.shard].length[p.first : p.last] for p in pieces])
     fell = recorded_falls(store, pieces)
-    check_chunk(str(store.path), length, chunk, fell)
+    check_chunk(str(store.path), length, chunk, fell, every_row)
     rows = max(int(length.sum()), room.rows)
     if rows >= 2**31:
         raise UserError(f"{store.path}: {rows:,} rows are too many for one window; at most 2**31 - 1")
@@ -154,7 +163,9 @@ def make_window(
     )
 
 
-def make_held_out(store: Store, normalizer: Normalizer, chunk: int, rows: int = 100_000) -> Window | None:
+def make_held_out(
+    store: Store, normalizer: Normalizer, chunk: int, rows: int = 100_000, *, every_row: bool = False
+) -> Window | None:
     """The first episodes of the validation split, at most about `rows` rows, with recorded rewards only.
 
     For looks at data that are not trained on. None if there is no such split, or no chunk in it.
@@ -163,9 +174,9 @@ def make_held_out(store: Store, normalizer: Normalizer, chunk: int, rows: int = 
         return None
     count = max(int(np.searchsorted(np.cumsum(store.val.length), rows, side="right")), 1)
     held, pieces = store._replace(train=(store.val,)), [Piece(0, 0, count)]
-    if not start_counts(store.val.length[:count], chunk, recorded_falls(held, pieces)).any():
+    if not start_counts(store.val.length[:count], chunk, recorded_falls(held, pieces), every_row).any():
         return None
-    return make_window(held, normalizer, chunk, pieces=pieces)
+    return make_window(held, normalizer, chunk, every_row=every_row, pieces=pieces)
 
 
 def all_pieces(store: Store) -> list[Piece]:
@@ -197,17 +208,14 @@ def _gather(store: Store, pieces: Sequence[Piece], name: str, rows: int) -> Shap
     like = getattr(store.train[0], name)
     out, at = aligned_empty((rows, *like.shape[1:]), like.dtype), 0
     for piece in pieces:
-        start, stop = row_range(store.train[piece.shard], piece)
-        read_rows(getattr(store.train[piece.shard], name), start, out[at : at + stop - start])
-        at += stop - start
+        split = store.train[piece.shard]
+        for first, last in spans(split.length[piece.first : piece.last]):
+            begin, end = piece.first + first, piece.first + last
+            count = int(split.length[begin:end].sum())
+            split.read(name, begin, end, out[at : at + count])  # checked while it is in the cache
+            at += count
     out[at:] = 0
     return out
-
-
-def row_range(split: Split, piece: Piece) -> tuple[int, int]:
-    """First row of a piece, and the row after its last."""
-    last = piece.last - 1
-    return int(split.first[piece.first]), int(split.first[last] + split.length[last])
 
 
 def _labels(
@@ -231,15 +239,20 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray,
 
 
 def check_chunk(
-    where: str, length: Int[np.ndarray, " E"], chunk: int, fell: Bool[np.ndarray, " E"] | None = None
+    where: str,
+    length: Int[np.ndarray, " E"],
+    chunk: int,
+    fell: Bool[np.ndarray, " E"] | None = None,
+    every_row: bool = False,
 ) -> None:
     """Raises UserError if no episode of `length` rows holds a chunk of so many actions."""
     if chunk < 1:
         raise UserError(f"chunk={chunk}: a chunk has at least 1 action")
-    if not start_counts(length, chunk, fell).any():
+    if not start_counts(length, chunk, fell, every_row).any():
+        longest = counted(int(length.max()) - 1, "transition")
         raise UserError(
-            f"{where}: no episode is long enough for chunk={chunk}: the longest has {length.max() - 1} "
-            f"transitions, {chunk + 2} are needed; take a smaller chunk or longer episodes"
+            f"{where}: no episode is long enough for chunk={chunk}: the longest has {longest}, {chunk + 2} "
+            "are needed; take a smaller chunk or longer episodes"
         )
 
 

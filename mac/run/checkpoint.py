@@ -5,7 +5,8 @@
 
 A checkpoint is written under a temporary name and renamed when it is complete, so a process that is
 killed at any moment leaves the last complete one as it was. What it was writing is deleted by the
-next process that opens the folder to write. Only one process may write to a folder.
+next process that opens the folder to write. Only one process may write to a folder. Whatever else has a
+checkpoint's name is moved aside, never deleted.
 """
 
 import contextlib
@@ -24,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mac.errors import UserError, one_line
-from mac.files import write_json
+from mac.errors import UserError, one_line, refusal, remedy
+from mac.files import load_json, misfit, write_json
 from mac.run.compatible import check_config, check_shapes
 
 FORMAT = 1
@@ -33,6 +34,9 @@ FORMAT = 1
 
 TEMPORARY = ".incomplete-"
 """Prefix of what is being written or deleted."""
+
+ASIDE = "-aside"
+"""Suffix of what had a checkpoint's name and was none."""
 
 
 class Checkpoint(NamedTuple):
@@ -49,6 +53,9 @@ class CheckpointStore:
     Args:
         folder: made when first written to.
         keep: how many of the newest checkpoints stay, at least 1.
+
+    Attributes:
+        notes: lines for the user, about what was found in the folder; whoever shows them removes them.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2):
@@ -59,6 +66,7 @@ class CheckpointStore:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._cleaned = False
+        self.notes: list[str] = []
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -68,9 +76,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        if not self.folder.is_dir():
-            return []
-        found = (p for p in self.folder.iterdir() if p.name.isdecimal() and (p / "meta.json").is_file())
+        found = (p for p in self._entries() if _is_step(p.name) and (p / "meta.json").is_file())
         return sorted(int(p.name) for p in found)
 
     def latest(self) -> int | None:
@@ -92,11 +98,9 @@ class CheckpointStore:
         """
         self.wait()
         if step in self.steps():
-            header = self._header(step) | {"meta": dict(meta)}
-            return write_json(self._path(step) / "meta.json", header)
-        # A copy, since on CPU the host's view of an array is training's own buffer, and would keep the
-        # next segment from reusing it for as long as the write lasts.
-        arrays = {name: np.array(leaf) for name, leaf in _named(jax.device_get(state)).items()}
+            header = self._header(step) | {"meta": json.loads(json.dumps(dict(meta), default=str))}
+            return write_json(self._path(step) / "meta.json", header, indent=None)
+        arrays = _on_host(state)
         text = json.dumps(dict(meta), default=str)  # now, since the caller may change it while we write
         self._pending = self._writer.submit(self._write, step, arrays, text)
 
@@ -115,9 +119,9 @@ class CheckpointStore:
         except (OSError, ValueError, RuntimeError) as error:
             last = self.latest()
             kept = "there is none before it" if last is None else f"the one of step {last} is intact"
+            then = remedy(error, "check the disk and the rights to the folder")
             raise UserError(
-                f"{self.folder}: cannot write a checkpoint ({one_line(error)}); {kept}; "
-                "free some space or check the folder's permissions"
+                f"{self.folder}: cannot write a checkpoint ({refusal(error)}); {kept}; {then}; then --resume"
             ) from error
 
     def close(self) -> None:
@@ -155,13 +159,31 @@ class CheckpointStore:
         header = self._header(step)
         path = self._path(header["step"])
         if config is not None:
-            check_config(path, header["meta"].get("config", {}), config, may_differ)
+            saved = header["meta"].get("config")
+            if fault := misfit(saved):
+                raise self.damaged(header["step"], f"config: {fault}")
+            check_config(path, saved, config, may_differ)
         expected = _named(template)
         check_shapes(path, header["arrays"], expected)
         arrays = self._read_arrays(path, header)
         leaves = [jnp.array(arrays[name]) for name in expected]
         state = jax.tree.unflatten(jax.tree.structure(template), leaves)
         return Checkpoint(header["step"], state, header["meta"])
+
+    def damaged(self, step: int, reason: str) -> UserError:
+        """The error of a checkpoint whose content is wrong, with what to do."""
+        before = [s for s in self.steps() if s < step]
+        then = f"continue from step {before[-1]}" if before else "start again"
+        return UserError(f"{self._path(step)}: damaged checkpoint ({reason}); delete this folder to {then}")
+
+    def _entries(self) -> list[Path]:
+        try:
+            return list(self.folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            then = remedy(error, "check the folder")
+            raise UserError(f"cannot read {self.folder}: {refusal(error)}; {then}") from error
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:09d}"
@@ -173,9 +195,9 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._cleaned:
             for stale in self.folder.glob(TEMPORARY + "*"):
-                shutil.rmtree(stale)
+                _remove(stale)
             self._cleaned = True
-        new = self.folder / f"{TEMPORARY}{step:09d}"
+        new = _unused(self.folder / f"{TEMPORARY}{step:09d}")
         new.mkdir()
         try:
             filled = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty ones
@@ -183,18 +205,30 @@ class CheckpointStore:
                 writer.save(new / "state", args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
             header = {"format": FORMAT, "step": step, "meta": json.loads(meta), "arrays": _describe(arrays)}
             (new / "meta.json").write_text(json.dumps(header))
+            self._clear(self._path(step))
             os.rename(new, self._path(step))
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)  # on a full disk it is in the way
             raise
         self._delete_oldest()
 
+    def _clear(self, path: Path) -> None:
+        """Moves aside what has a checkpoint's name and is none, such as one that lost its `meta.json`."""
+        if path.exists() or path.is_symlink():
+            aside = _unused(path.with_name(path.name + ASIDE))
+            os.rename(path, aside)
+            self.notes.append(f"note: {path} was no checkpoint; it is called {aside.name} now")
+
     def _delete_oldest(self) -> None:
         for step in self.steps()[: -self._keep]:
             # Renamed first, so that half a checkpoint never stands under a checkpoint's name.
-            gone = self.folder / f"{TEMPORARY}{step:09d}-old"
-            os.rename(self._path(step), gone)
-            shutil.rmtree(gone)
+            gone = _unused(self.folder / f"{TEMPORARY}{step:09d}-old")
+            try:
+                os.rename(self._path(step), gone)
+            except OSError as error:  # one too many is no reason to stop
+                self.notes.append(f"note: cannot delete the old checkpoint {step} ({refusal(error)})")
+                return
+            _remove(gone)
 
     def _header(self, step: int | None) -> dict[str, Any]:
         steps = self.steps()
@@ -207,14 +241,22 @@ class CheckpointStore:
             )
         path = self._path(step)
         try:
-            header = json.loads((path / "meta.json").read_text())
-            version, *_ = (header[key] for key in ("format", "step", "meta", "arrays"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(path, step, error) from error
-        if version != FORMAT:
+            header = load_json(path / "meta.json")
+        except FileNotFoundError as error:
+            if step in self.steps():
+                raise
+            raise UserError(f"{path} was deleted while it was read; try again") from error
+        except (OSError, ValueError) as error:
+            raise self.damaged(step, refusal(error)) from error
+        if fault := misfit(header, format=int, step=int, meta=dict, arrays=dict) or _misdescribed(header):
+            raise self.damaged(step, fault)
+        if header["format"] != FORMAT:
             raise UserError(
-                f"{path}: checkpoint of format {version}, this version reads {FORMAT}; start a new run"
+                f"{path}: checkpoint of format {header['format']}, this version reads {FORMAT}; "
+                "start a new run"
             )
+        if header["step"] != step:
+            raise self.damaged(step, f"it is the one of step {header['step']}")
         return header
 
     def _read_arrays(self, path: Path, header: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -228,16 +270,13 @@ class CheckpointStore:
             with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
                 arrays |= reader.restore(path / "state", args=ocp.args.StandardRestore(filled))  # pyright: ignore[reportCallIssue]
         except Exception as error:  # whatever damage makes of the format: Orbax promises no type
-            raise self._damaged(path, header["step"], error) from error
+            if header["step"] not in self.steps():
+                raise UserError(f"{path} was deleted while it was read; try again") from error
+            raise self.damaged(header["step"], one_line(error)) from error
         for name, description in _describe(arrays).items():
             if description != header["arrays"][name]:
-                raise self._damaged(path, header["step"], ValueError(f"checksum of {name}"))
+                raise self.damaged(header["step"], f"checksum of {name}")
         return arrays
-
-    def _damaged(self, path: Path, step: int, error: Exception) -> UserError:
-        before = [s for s in self.steps() if s < step]
-        then = f"continue from step {before[-1]}" if before else "start again"
-        return UserError(f"{path}: damaged checkpoint ({one_line(error)}); delete this folder to {then}")
 
 
 @contextlib.contextmanager
@@ -263,6 +302,38 @@ def _unlogged() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _is_step(name: str) -> bool:
+    """Whether a folder has the name of a checkpoint, `000012000`."""
+    return name.isascii() and name.isdecimal() and name == f"{int(name):09d}"
+
+
+def _misdescribed(header: Mapping[str, Any]) -> str | None:
+    """The first of the arrays in a header whose description is not one that `_describe` makes."""
+    for name, entry in header["arrays"].items():
+        right = isinstance(entry, list) and [type(x) for x in entry] == [str, list, int]
+        if not right or not all(type(n) is int and n >= 0 for n in entry[1]):
+            return f"arrays: {name} is not described"
+    return None
+
+
+def _unused(path: Path) -> Path:
+    """`path`, with a number after its name where something has that name."""
+    found, number = path, 1
+    while found.exists() or found.is_symlink():
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found
+
+
+def _remove(path: Path) -> None:
+    """Deletes a leftover, as far as the system lets us: one that stays is in nobody's way."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _named(tree: Any) -> dict[str, Any]:
     """Leaves by their path in the tree, e.g. `nets.flow.layers.0.weight`, in the tree's order."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
@@ -270,6 +341,20 @@ def _named(tree: Any) -> dict[str, Any]:
     if len(named) != len(pairs):
         raise ValueError("two leaves of the state have the same dotted name")
     return named
+
+
+def _on_host(state: Any) -> dict[str, np.ndarray]:
+    """Copies of all leaves on the host, by name.
+
+    On CPU the host's view of an array is training's own buffer. A view that the writer holds would keep the
+    next segment from reusing that buffer. Since jax 0.11 an asynchronous copy (part of `jax.device_get`)
+    does so too, until the array is gone: training then needs memory for one more state.
+    """
+    named = _named(state)
+    for leaf in named.values() if jax.default_backend() != "cpu" else ():
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()  # all at once, where there is a bus between device and host
+    return {name: np.array(leaf) for name, leaf in named.items()}
 
 
 def _describe(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:

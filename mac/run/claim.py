@@ -2,15 +2,19 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from mac.errors import UserError
+from mac.files import remove_leftovers
 
 
-def lock(descriptor: int, path: Path) -> None:
+def lock(descriptor: int, path: Path, patience: float = 0.0) -> None:
     """Holds an open file or folder for this process until it is closed, if the system has locks.
 
+    Args:
+        patience: seconds to wait for another process that holds it.
     Raises:
         UserError: another process holds it.
     """
@@ -18,19 +22,25 @@ def lock(descriptor: int, path: Path) -> None:
         import fcntl
     except ImportError:  # not a POSIX system: run without the guard
         return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{path} is being written by another process: wait for it, or choose another --out"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= limit:
+                raise UserError(
+                    f"{path} is being written by another process: wait for it, or choose another --out"
+                ) from None
+            time.sleep(0.05)
+        except OSError:
+            return  # a file system without locks
 
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Holds an existing folder for this process while entered; the system frees it if the process dies.
+
+    What a process that was killed left half-written there is deleted.
 
     Raises:
         UserError: another process holds it.
@@ -42,6 +52,7 @@ def claim(folder: Path) -> Iterator[None]:
         return
     try:
         lock(descriptor, folder)
+        remove_leftovers(folder)
         yield
     finally:
         os.close(descriptor)

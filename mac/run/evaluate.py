@@ -1,5 +1,6 @@
 """The third compiled function: every seed, task and episode of an evaluation in one call."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,18 +9,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.run.returns import ended_itself, realised_return, steady_reward, step_reward
 from mac.run.segment import map_seeds
+from mac.run.streams import Stream, stream
 from mac.types import Episodes, Number
 
 Discount = Number | Float[Array, "S 1"]
 """A factor per step, or one for each seed."""
 
-EVAL_STREAM = 1 << 31  # folded into a seed's key for evaluations; training folds in steps below this
+UNSTABLE = 1e10
+"""Magnitude from which an entry of a state means that the simulation is unstable, MuJoCo's `mjMAXVAL`."""
 
 
 def evaluation_keys(seeds: Int[Array, " S"], step: int, draw: int = 0) -> Key[Array, " S"]:
@@ -29,8 +32,8 @@ def evaluation_keys(seeds: Int[Array, " S"], step: int, draw: int = 0) -> Key[Ar
     """
 
     def one(seed: Int[Array, ""]) -> Key[Array, ""]:
-        key = jr.fold_in(jr.fold_in(jr.key(seed), EVAL_STREAM), step)
-        return jr.fold_in(key, draw) if draw else key
+        key = jr.fold_in(stream(jr.key(seed), Stream.EVALUATION), step)
+        return jr.fold_in(stream(key, Stream.DRAWS), draw) if draw else key
 
     return jax.vmap(one)(seeds)
 
@@ -114,7 +117,7 @@ def _ask(
 class _Rollout(eqx.Module):
     """What a batch of episodes carries; leading axes seeds, then episodes.
 
-    `discounted` and `last` are as `realised_return` wants them.
+    `discounted` and `last` are as `realised_return` wants them, `unstable` and `bad_action` as in `Episodes`.
     """
 
     env: Any
@@ -122,6 +125,8 @@ class _Rollout(eqx.Module):
     discounted: Float[Array, "S E"]
     last: Float[Array, "S E"]
     decision: Int[Array, ""]
+    unstable: Bool[Array, "S E"]
+    bad_action: Bool[Array, "S E"]
 
 
 @eqx.filter_jit
@@ -154,7 +159,7 @@ def evaluate(
     tasks = tasks or env.spec.tasks
     task, episode = jnp.repeat(jnp.asarray(tasks), episodes), jnp.tile(jnp.arange(episodes), len(tasks))
 
-    def play(rows: Int[Array, " s"], columns: Int[Array, " e"]) -> tuple[Array, ...]:
+    def play(rows: Int[Array, " s"], columns: Int[Array, " e"]) -> dict[str, Array]:
         """Those seeds times those episodes; numbers beyond the last stand for nothing."""
         wanted = (rows < len(keys))[:, None] & (columns < len(task))[None]
         rows, columns = jnp.minimum(rows, len(keys) - 1), jnp.minimum(columns, len(task) - 1)
@@ -165,13 +170,15 @@ def evaluate(
         players, discount = (algo, normalizer, policies), _discounts(algo, policies)
         end = _play(env, start, partial(choose, *players, keys=k_act), 0.0 if discount is None else discount)
         success, length = end.env.success, end.env.t
-        facts = (success, end.total, length, end.env.dropped)
+        facts = {"success": success, "episode_return": end.total, "length": length}
+        facts |= {"dropped": end.env.dropped, "unstable": end.unstable, "bad_action": end.bad_action}
         if discount is None:
             return facts
         expected = foresee(*players, start.obs, start.goal, k_act)
         ended = ended_itself(env.spec, success, length)
         steady = steady_reward(env.spec, end.last, end.total, length)
-        return *facts, expected, realised_return(end.discounted, steady, ended, length, discount)
+        realised = realised_return(end.discounted, steady, ended, length, discount)
+        return facts | {"predicted": expected, "realised": realised}
 
     # A batch takes all seeds if it can, so that no policy is asked twice as often for half as much.
     group = _even_share(len(keys), batch or len(keys))
@@ -186,20 +193,26 @@ def evaluate(
         table = jnp.moveaxis(x, 2, 1).reshape(row_chunks.size, column_chunks.size)
         return table[: len(keys), : len(task)].reshape(len(keys), len(tasks), episodes)
 
-    return Episodes(*map(arrange, results))
+    return Episodes(**jax.tree.map(arrange, results))
 
 
 def _play(
     env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]], discount: Discount
 ) -> _Rollout:
-    """Plays from the states `start` until all are done; `policy(obs=, goal=, decision=)` gives chunks."""
+    """Plays from the states `start` until all are done; `policy(obs=, goal=, decision=)` gives chunks.
+
+    An episode whose policy gives an action that is not finite, or whose next state is unsound, ends before
+    that step, without success: policies never see an unsound state, so that the two can be told apart.
+    """
 
     def step(c: _Rollout, action: Float[Array, "S E A"]) -> tuple[_Rollout, None]:
-        after, over = jax.vmap(jax.vmap(env.step))(c.env, action), c.env.done
+        after, unstable, bad_action = jax.vmap(jax.vmap(partial(_advance, env)))(c.env, action)
+        over = c.env.done | unstable | bad_action
         paid = step_reward(env.spec, after.reward)
         discounted = c.discounted + jnp.where(over, 0, discount ** c.env.t.astype(paid.dtype) * paid)
         total, last = c.total + jnp.where(over, 0, after.reward), jnp.where(over, c.last, paid)
-        return _Rollout(after, total, discounted, last, c.decision), None
+        marks = (c.unstable | unstable, c.bad_action | bad_action)
+        return _Rollout(after, total, discounted, last, c.decision, *marks), None
 
     def decide(c: _Rollout) -> _Rollout:
         actions = policy(
@@ -208,9 +221,41 @@ def _play(
         c, _ = jax.lax.scan(step, c, jnp.moveaxis(actions, 2, 0))
         return eqx.tree_at(lambda c: c.decision, c, c.decision + 1)
 
-    zero = jnp.zeros(start.done.shape)
-    fresh = _Rollout(start, zero, zero, zero, jnp.zeros((), jnp.int32))
+    zero, no = jnp.zeros(start.done.shape), jnp.zeros(start.done.shape, bool)
+    unstable = ~start.done & ~jax.vmap(jax.vmap(_sound))(start)
+    start = eqx.tree_at(lambda s: s.done, start, start.done | unstable)
+    fresh = _Rollout(start, zero, zero, zero, jnp.zeros((), jnp.int32), unstable, no)
     return jax.lax.while_loop(lambda c: ~jnp.all(c.env.done), decide, fresh)
+
+
+def _advance(
+    env: Any, before: Any, action: Float[Array, " A"]
+) -> tuple[Any, Bool[Array, ""], Bool[Array, ""]]:
+    """A step of one episode, and whether that makes it unstable, or its action is not finite.
+
+    Either way the episode is done, without success, and stays in the state before.
+    """
+    after, plays = env.step(before, action), ~before.done
+    bad_action = plays & ~jnp.all(jnp.isfinite(action))
+    unstable = plays & ~bad_action & ~_sound(after)
+    broken = bad_action | unstable
+    return (
+        dataclasses.replace(
+            after,
+            obs=jnp.where(broken, before.obs, after.obs),
+            reward=jnp.where(broken, before.reward, after.reward),
+            success=after.success & ~broken,
+            done=after.done | broken,
+            t=jnp.where(broken, before.t, after.t),
+        ),
+        unstable,
+        bad_action,
+    )
+
+
+def _sound(state: Any) -> Bool[Array, ""]:
+    """Whether observation and reward of a state are numbers, and not huge."""
+    return jnp.all(jnp.abs(state.obs) <= UNSTABLE) & (jnp.abs(state.reward) <= UNSTABLE)
 
 
 def _discounts(algo: AbstractAlgorithm, state: TrainState) -> Discount | None:

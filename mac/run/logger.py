@@ -2,26 +2,31 @@
 
 A checkpoint records how many bytes of each file it covers (`RunLog.sync`); a resumed run cuts both
 files back to that position and writes the same rows again. So no row is ever lost or doubled,
-whatever moment the process was killed at.
+whatever moment the process was killed at. It records a CRC-32 of those bytes too, so that rows which were
+edited since are found.
 """
 
 import contextlib
 import json
 import math
 import os
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mac.errors import UserError, one_line
+from mac.errors import UserError, refusal, remedy
 from mac.run.claim import lock
 from mac.run.rows import eval_rows
 from mac.types import EnvSpec, Episodes
 
 METRICS = "metrics.jsonl"
 EVAL = "eval.jsonl"
+ALL = -1
+"""Position of a `JsonlWriter` that keeps all whole rows of a file."""
 
 
 def _plain(value: Any) -> Any:
@@ -48,22 +53,37 @@ class JsonlWriter:
     Args:
         path: the file; its folder is made if missing.
         position: bytes to keep, as returned by `sync` of an earlier run: what follows is cut off.
-            None for a new file.
+            None for a new file; `ALL` keeps all but a last row that was cut short.
+        checksum: CRC-32 of those bytes, as `checksum` was then; None if it is not known.
+        patience: seconds to wait for another process that is writing the file.
+        then: what comes after the remedy, where the system refuses.
+    Attributes:
+        position, checksum: bytes that are rows, and their CRC-32.
     Raises:
         UserError: the file cannot be written, another process is writing it, it already has rows
-            although `position` is None, or it is shorter than `position`.
+            although `position` is None, or its first `position` bytes are not those of then.
     """
 
-    def __init__(self, path: Path, position: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        position: int | None = None,
+        checksum: int | None = None,
+        *,
+        patience: float = 0.0,
+        then: str = "; then --resume",
+    ):
         self.path = path
-        self.position = position or 0
+        self.position, self.checksum = 0, 0
+        self._then = then
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
         except OSError as error:
             raise self._failure(error) from error
         try:
-            self._claim(position)
+            lock(self._file.fileno(), path, patience)
+            self._keep(position, checksum)
         except OSError as error:
             self._file.close()
             raise self._failure(error) from error
@@ -71,24 +91,24 @@ class JsonlWriter:
             self._file.close()
             raise
 
-    def _claim(self, position: int | None) -> None:
-        lock(self._file.fileno(), self.path)
+    def _keep(self, position: int | None, checksum: int | None) -> None:
+        """Makes sure that the rows are those of then, and cuts off what follows them."""
         size = os.fstat(self._file.fileno()).st_size
         if position is None and size:
             raise UserError(
                 f"{self.path} holds a run already: add --resume to continue it, or choose another --out"
             )
+        self.position = self.path.read_bytes().rfind(b"\n") + 1 if position == ALL else position or 0
         if size < self.position:
             raise UserError(
                 f"{self.path} has {size} bytes but its checkpoint was written at {self.position}: "
                 "the file was shortened; restore it, or choose another --out"
             )
-        with open(self.path, "rb") as file:
-            file.seek(max(self.position - 1, 0))
-            if self.position and file.read(1) != b"\n":
-                raise UserError(
-                    f"{self.path} was edited after its checkpoint: restore it, or choose another --out"
-                )
+        self.checksum, last = _sum_of(self.path, self.position)
+        if self.position and (last != b"\n" or checksum not in (None, self.checksum)):
+            raise UserError(
+                f"{self.path} was edited after its checkpoint: restore it, or choose another --out"
+            )
         if size > self.position:
             self._file.truncate(self.position)
 
@@ -107,6 +127,7 @@ class JsonlWriter:
             self._cut()
             raise self._failure(error) from error
         self.position += len(data)
+        self.checksum = zlib.crc32(data, self.checksum)
 
     def sync(self) -> int:
         """Forces all rows to the disk; returns the position for a checkpoint to keep."""
@@ -125,22 +146,47 @@ class JsonlWriter:
             self._file.truncate(self.position)
 
     def _failure(self, error: OSError) -> UserError:
-        reason = error.strerror or one_line(error)
-        return UserError(f"cannot write {self.path}: {reason}; free space or set rights, then --resume")
+        then = remedy(error, "check the disk") + self._then
+        return UserError(f"cannot write {self.path}: {refusal(error)}; {then}")
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
+def _sum_of(path: Path, size: int) -> tuple[int, bytes]:
+    """CRC-32 of the first `size` bytes of a file, and the last one of them."""
+    checksum, last = 0, b""
+    with open(path, "rb") as file:
+        while size and (part := file.read(min(size, 1 << 20))):
+            checksum, last, size = zlib.crc32(part, checksum), part[-1:], size - len(part)
+    return checksum, last
+
+
+def append_row(path: Path, row: Mapping[str, Any], *, patience: float = 10.0) -> None:
     """Adds a row to a file to which many programs write, one after the other; whole or not at all.
 
+    Args:
+        patience: seconds to wait for another process that is writing it.
     Raises:
         UserError: the file cannot be written, or another process is writing it.
     """
-    position = None
-    with contextlib.suppress(FileNotFoundError):
-        position = path.read_bytes().rfind(b"\n") + 1  # without what is left of a write cut short
-    with contextlib.closing(JsonlWriter(path, position)) as writer:
+    with contextlib.closing(JsonlWriter(path, ALL, patience=patience, then="")) as writer:
         writer.write([row])
         writer.sync()
+
+
+def check_appendable(path: Path, flag: str) -> None:
+    """Finds out early that `append_row` could not write a file; changes nothing.
+
+    Raises:
+        UserError: naming the flag that chooses another file.
+    """
+    try:
+        if path.exists():
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {refusal(error)}; choose another file with {flag}") from error
 
 
 class RunLog:
@@ -150,16 +196,22 @@ class RunLog:
         folder: the run's folder.
         positions: what `sync` returned when the checkpoint to resume from was written; an empty
             mapping when the run left no checkpoint (both files are emptied); None for a new run.
+        checksums: what `checksums` returned then; empty if the checkpoint tells none.
     Raises:
         UserError: as `JsonlWriter`.
     """
 
-    def __init__(self, folder: Path, positions: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        positions: Mapping[str, int] | None = None,
+        checksums: Mapping[str, int] | None = None,
+    ):
         self._writers: dict[str, JsonlWriter] = {}
         for name in (METRICS, EVAL):
             try:
                 position = None if positions is None else positions.get(name, 0)
-                self._writers[name] = JsonlWriter(folder / name, position)
+                self._writers[name] = JsonlWriter(folder / name, position, (checksums or {}).get(name))
             except UserError:
                 self.close()
                 raise
@@ -192,6 +244,10 @@ class RunLog:
         """Forces all rows to the disk; returns the byte position of each file, for the checkpoint."""
         return {name: writer.sync() for name, writer in self._writers.items()}
 
+    def checksums(self) -> dict[str, int]:
+        """CRC-32 of the rows of each file, to be kept beside what `sync` returns."""
+        return {name: writer.checksum for name, writer in self._writers.items()}
+
     def close(self) -> None:
         for writer in self._writers.values():
             writer.close()
@@ -214,11 +270,12 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
+        then = remedy(error, "restore it")
+        raise UserError(f"cannot read {path}: {refusal(error)}; {then}") from error
     for number, line in enumerate(text.split(b"\n")[:-1], start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: not a JSON object; delete the line and try again")

@@ -14,11 +14,14 @@ import jax
 import numpy as np
 
 from mac.algorithm import TrainState
+from mac.files import misfit
 from mac.run.checkpoint import Checkpoint, CheckpointStore
 from mac.run.logger import RunLog
 from mac.types import EnvSpec, Episodes
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
+MARK = ("evaluated", "log", "checksums")
+"""Entries of a checkpoint's `meta`: step of the last evaluation; bytes and CRC-32 of the files of rows."""
 
 
 class Variant(NamedTuple):
@@ -41,8 +44,16 @@ class Outputs:
     `with Outputs(...) as outputs:` waits for the last checkpoint at the end.
     """
 
-    def __init__(self, folder: Path, variants: Sequence[Variant], seeds: Sequence[int], keep: int):
-        """Nothing is read or written yet; `keep` newest checkpoints stay."""
+    def __init__(
+        self,
+        folder: Path,
+        variants: Sequence[Variant],
+        seeds: Sequence[int],
+        keep: int,
+        kept: Mapping[str, Any] | None = None,
+    ):
+        """Nothing is read or written yet; `keep` newest checkpoints stay, each with the facts `kept`."""
+        self._kept = dict(kept or {})
         self.variants, self.seeds = tuple(variants), list(seeds)
         self.folders = [folder / variant.name for variant in variants]
         self._stores = [CheckpointStore(each / CHECKPOINTS, keep) for each in self.folders]
@@ -63,7 +74,7 @@ class Outputs:
 
     def evaluated(self, step: int) -> bool:
         """Whether the checkpoints of `step` were written after the evaluation of that step."""
-        return all(store.meta(step)["evaluated"] == step for store in self._stores)
+        return all(self._mark(store, step)["evaluated"] == step for store in self._stores)
 
     def restore(self, template: TrainState, may_differ: tuple[str, ...]) -> Checkpoint:
         """The newest checkpoint of all variants, as one state, and the `meta` of the first.
@@ -71,13 +82,17 @@ class Outputs:
         Raises:
             UserError: as `CheckpointStore.restore`.
         """
-        step, found = self.latest(), []
+        step, parts = self.latest(), []
+        assert step is not None
         for i, (variant, store) in enumerate(zip(self.variants, self._stores, strict=True)):
-            found.append(store.restore(self._part(template, i), step, variant.config, may_differ))
-        self._open([each.meta["log"] for each in found])
-        parts = [each.state for each in found]
+            parts.append(store.restore(self._part(template, i), step, variant.config, may_differ).state)
+        marks = [self._mark(store, step) for store in self._stores]
+        if any(mark["evaluated"] != step for mark in marks):
+            # Killed while they learnt of an evaluation: as if none of them had.
+            marks = [mark.get("before", mark) for mark in marks]
+        self._open([(mark["log"], mark.get("checksums", {})) for mark in marks])
         state = jax.tree.map(lambda *x: np.concatenate(x), *parts) if len(parts) > 1 else parts[0]
-        return Checkpoint(found[0].step, dataclasses.replace(state, swept=template.swept), found[0].meta)
+        return Checkpoint(step, dataclasses.replace(state, swept=template.swept), marks[0])
 
     def begin(self, again: bool) -> None:
         """Opens the files of rows, emptied if the run is begun `again` because it left no checkpoint.
@@ -85,7 +100,7 @@ class Outputs:
         Raises:
             UserError: they hold rows, and the run is not begun again.
         """
-        self._open([{} if again else None] * len(self.variants))
+        self._open([({} if again else None, {})] * len(self.variants))
 
     def metrics(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         """Writes one row per lane; `values` are arrays of shape [lanes]."""
@@ -103,10 +118,19 @@ class Outputs:
         return rows
 
     def save(self, step: int, state: TrainState, evaluated: int) -> None:
-        """Begins to write a checkpoint of every variant; `evaluated` is the step of the last evaluation."""
+        """Begins to write a checkpoint of every variant; `evaluated` is the step of the last evaluation.
+
+        Checkpoints of this step that were written before that evaluation only learn of it.
+        """
         for i, (variant, store, log) in enumerate(zip(self.variants, self._stores, self._logs, strict=True)):
-            meta = {"config": variant.config, "evaluated": evaluated, "log": log.sync()}
-            store.save(step, self._part(state, i), meta)
+            store.wait()
+            before = {}
+            if len(self._stores) > 1 and step in store.steps():
+                # A kill between two variants leaves one that knows of the evaluation and one that does not.
+                mark = self._mark(store, step)
+                before = {"before": {name: mark[name] for name in MARK if name in mark}}
+            mark = {"evaluated": evaluated, "log": log.sync(), "checksums": log.checksums()}
+            store.save(step, self._part(state, i), {**self._kept, "config": variant.config, **mark, **before})
             if i + 1 < len(self._stores):
                 store.wait()  # Orbax writes one at a time
 
@@ -119,9 +143,27 @@ class Outputs:
         for store in self._stores:
             store.wait()
 
-    def _open(self, positions: Sequence[Mapping[str, int] | None]) -> None:
-        for folder, position in zip(self.folders, positions, strict=True):
-            self._logs.append(RunLog(folder, position))
+    def notes(self) -> list[str]:
+        """Lines for the user, about what was found in the folders of checkpoints; each is told once."""
+        found = [note for store in self._stores for note in store.notes]
+        for store in self._stores:
+            store.notes.clear()
+        return found
+
+    def _mark(self, store: CheckpointStore, step: int) -> dict[str, Any]:
+        """What a checkpoint says of evaluations and rows.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        meta = store.meta(step)
+        if fault := _unmarked(meta) or ("before" in meta and _unmarked(meta["before"])):
+            raise store.damaged(step, fault)
+        return meta
+
+    def _open(self, marks: Sequence[tuple[Mapping[str, int] | None, Mapping[str, int]]]) -> None:
+        for folder, mark in zip(self.folders, marks, strict=True):
+            self._logs.append(RunLog(folder, *mark))
 
     def _range(self, variant: int) -> slice:
         return slice(variant * len(self.seeds), (variant + 1) * len(self.seeds))
@@ -130,3 +172,13 @@ class Outputs:
         """One variant's lanes, as a run of its own has them."""
         state = dataclasses.replace(state, swept={})
         return state if len(self.variants) == 1 else jax.tree.map(lambda x: x[self._range(variant)], state)
+
+
+def _unmarked(meta: Any) -> str | None:
+    """The first reason why a checkpoint's `meta` does not tell of rows; older ones lack the checksums."""
+    if fault := misfit(meta, evaluated=int, log=dict):
+        return fault
+    sums = meta.get("checksums", {})
+    if not isinstance(sums, dict) or not all(type(n) is int for n in (*meta["log"].values(), *sums.values())):
+        return "log and checksums must hold whole numbers"
+    return None

@@ -9,6 +9,7 @@ import numpy as np
 from mac.files import replace_file
 from mac.run.measure import SUCCESS
 from mac.run.stats import Curve, Summary, learning_curve, summarise
+from mac.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +122,7 @@ def _dress(axes: "Axes", curve: Curve) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     tasks = f"{len(curve.tasks)} tasks × " if len(curve.tasks) > 1 else ""
     axes.set_xlabel("gradient updates")
-    axes.set_ylabel(f"{curve.measure.axis}\n({tasks}{curve.episodes} episodes per seed)")
+    axes.set_ylabel(f"{curve.measure.axis}\n({tasks}{counted(curve.episodes, 'episode')} per seed)")
     axes.grid(True, color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,17 +3,14 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.run.segment import ALL, SEED, map_seeds
+from mac.run.streams import Stream, stream
 from mac.types import Episodes, Window
-
-PROBE_STREAM = 1 << 31  # folded into an evaluation's key; episodes fold in tasks and draws below this
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -30,7 +27,7 @@ def diagnose(
 
     def one_device(window: Window, keys: Key[Array, " s"], state: TrainState):
         def one_seed(state: TrainState, key: Key[Array, ""]):
-            return algo.under(state.swept).diagnose(state, window, jr.fold_in(key, jnp.uint32(PROBE_STREAM)))
+            return algo.under(state.swept).diagnose(state, window, stream(key, Stream.DIAGNOSIS))
 
         return map_seeds(one_seed, state, keys)
 

@@ -19,6 +19,7 @@ from typing import IO, Any, Protocol, cast, runtime_checkable
 import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +29,7 @@ from mac.run.meter import Meter, duration
 
 MAX_COLUMNS = 8  # seeds shown one by one; more are summed up as min, mean, max
 MAX_ROWS = 8  # metrics shown
+_EACH, _SPREAD, _MEAN = (), ("min", "mean", "max"), ("mean",)  # columns of the live table
 
 
 @runtime_checkable
@@ -179,16 +181,24 @@ class _Live(Progress):
         return Group(*parts, self._table()) if self.scores or self.metrics else Group(*parts)
 
     def _table(self) -> Table:
-        many = len(self.seeds) > MAX_COLUMNS
-        names = (
-            ["min", "mean", "max"] if many else [s if isinstance(s, str) else f"seed {s}" for s in self.seeds]
-        )
-        if len(names) > 1 and not many:
-            names.append("mean")
+        """The widest table that fits the terminal: of every seed, of min, mean and max, or of the mean."""
+        console = self._live.console
+        unbounded = console.options.update(max_width=10 * console.width)
+        tables = [self._columns(_EACH)] if len(self.seeds) <= MAX_COLUMNS else []
+        tables += [self._columns(_SPREAD), self._columns(_MEAN)] if len(self.seeds) > 1 else []
+        fitting = (t for t in tables if Measurement.get(console, unbounded, t).maximum <= console.width)
+        return next(fitting, tables[-1])
+
+    def _columns(self, shown: tuple[str, ...]) -> Table:
+        """Scores and metrics: of each seed (`_EACH`) and their mean, or of these summaries of the seeds."""
+        names = shown
+        if shown is _EACH:
+            names = tuple(s if isinstance(s, str) else f"seed {s}" for s in self.seeds)
+            names += _MEAN if len(names) > 1 else ()
 
         def cells(values: np.ndarray, form: str) -> list[str]:
-            if many:
-                values = np.array([values.min(), values.mean(), values.max()])
+            if shown is not _EACH:
+                values = np.array([getattr(values, name)() for name in shown])
             elif len(values) > 1:
                 values = np.append(values, values.mean())
             return [format(float(x), form) for x in values]
@@ -199,10 +209,11 @@ class _Live(Progress):
             table.add_column(name, justify="right")
         if self.scores:
             step, scores = self.scores
-            shown = cells(scores, self.measure.short)
-            table.add_row(f"{self.measure.name} at {step:,}", *shown, style="bold")
-        for name, values in self.metrics.items():
-            table.add_row(name, *cells(values, ".3g"))
+            table.add_row(
+                f"{self.measure.name} at {step:,}", *cells(scores, self.measure.short), style="bold"
+            )
+        for name, value in self.metrics.items():
+            table.add_row(name, *cells(value, ".3g"))
         return table
 
     def __enter__(self) -> "Progress":

@@ -1,4 +1,7 @@
-"""What a result cannot be reproduced without: `config.json` and `run.json` of a run folder."""
+"""What a result cannot be reproduced without: `config.json` and `run.json` of a run folder.
+
+`run.json` is a record for people. Nothing is trained otherwise because of it, so a damaged one is set aside.
+"""
 
 import contextlib
 import datetime
@@ -9,12 +12,17 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mac.files import read_json, write_json
+from mac.errors import UserError
+from mac.files import misfit, read_table, write_json, writing
+from mac.machine import cores
+
+RECORD = "run.json"
 
 PACKAGES = (
     "mac-jax", "jax", "jaxlib", "numpy", "equinox", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx",
@@ -44,11 +52,6 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware() -> dict[str, Any]:
@@ -86,27 +89,96 @@ def record_launch(
     *,
     data: dict[str, Any] | None = None,
     resumed_from: int | None = None,
-) -> None:
+) -> list[str]:
     """Writes `config.json` (the full configuration) and adds this launch to `run.json`.
 
     `run.json` keeps one entry per launch, so that a run that was resumed on another machine or with
-    other versions says so.
+    other versions says so. Returns lines for the user: a record that was damaged, and, of a run that is
+    resumed, in what this launch differs from the last one.
 
     Args:
         data: where the dataset comes from, if it is known, as `mac.data.provenance.Provenance.plain` says it.
         resumed_from: step of the checkpoint, None for a new run.
     Raises:
-        UserError: the folder cannot be written, or its `run.json` cannot be read.
+        UserError: the folder cannot be written.
     """
-    path = folder / "run.json"
-    launches = read_json(path)["launches"] if path.exists() else []
+    before, notes = _kept(folder)
     write_json(folder / "config.json", config)
-    launches.append({"resumed_from": resumed_from, "data": data or {}} | provenance())
-    write_json(path, {"launches": launches})
+    launch = {"resumed_from": resumed_from, "data": data or {}} | provenance()
+    write_json(folder / RECORD, {"launches": [*before, launch]})
+    if before and resumed_from is not None and (note := differences(before[-1], launch)):
+        notes.append(note)
+    return notes
+
+
+def launches(folder: Path) -> list[dict[str, Any]]:
+    """What `run.json` tells of each launch of the run in `folder`, the newest last; none without the file.
+
+    Entries that older versions did not write are missing; those that there are have the types of today.
+
+    Raises:
+        UserError: it cannot be read, or is no such record.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return []
+    found = read_table(path, launches=list)["launches"]
+    kinds = {"folder": str, "data": dict, "versions": dict, "hardware": dict, "environment": dict}
+    for launch in found:
+        there = {name: kind for name, kind in kinds.items() if isinstance(launch, dict) and name in launch}
+        if fault := misfit(launch, **there):
+            raise UserError(f"{path} is damaged (a launch: {fault}); restore it or delete it")
+    return found
+
+
+def _kept(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The launches on record, and a note if the record is damaged: then it is renamed, and there are none."""
+    try:
+        return launches(folder), []
+    except UserError as error:
+        path, number = folder / f"{RECORD}.damaged", 1
+        while path.exists():
+            number += 1
+            path = folder / f"{RECORD}.damaged-{number}"
+        with writing(path):
+            os.rename(folder / RECORD, path)
+        return [], [f"note: {error}. It is called {path.name} now, and a new one is begun"]
+
+
+_NO_MATTER = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE", "JAX_PLATFORMS")
+"""Prefixes of variables that change no number, or whose effect the device's kind tells."""
+
+
+def environment() -> dict[str, str]:
+    """Variables that decide how JAX computes."""
+    chosen = {name for name in os.environ if name == "XLA_FLAGS" or name.startswith("JAX_")}
+    return {name: os.environ[name] for name in sorted(chosen)}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """One line if two launches differ in what decides the last bits of numbers, else None.
+
+    What either of them does not tell, as older versions did not tell of variables, is not compared.
+    """
+    pairs = []
+    for group, names in (("hardware", ("cpu", "device")), ("versions", ("jax", "jaxlib", "numpy"))):
+        there, here = before.get(group, {}), now.get(group, {})
+        pairs += [(name, there[name], here[name]) for name in names if name in there and name in here]
+    if "environment" in before and "environment" in now:
+        there, here = before["environment"], now["environment"]
+        names = sorted(name for name in {*there, *here} if not name.startswith(_NO_MATTER))
+        pairs += [(name, there.get(name, "unset"), here.get(name, "unset")) for name in names]
+    differing = [f"{name} ({old} then, {new} now)" for name, old, new in pairs if old != new]
+    if not differing:
+        return None
+    return (
+        f"note: this launch differs from the last one in {', '.join(differing)}: numbers may differ in "
+        "their last bits from those of a run that was never stopped"
+    )
 
 
 def provenance() -> dict[str, Any]:
-    """What a number cannot be reproduced without: time, command, folder, git, versions, hardware."""
+    """What a number cannot be reproduced without: time, command, folder, git, versions, hardware, ..."""
     return {
         "started": _now(),
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -114,6 +186,7 @@ def provenance() -> dict[str, Any]:
         "git": git_state(Path(__file__).parent),
         "versions": versions(),
         "hardware": hardware(),
+        "environment": environment(),
     }
 
 
@@ -121,12 +194,12 @@ def record_end(folder: Path, **facts: Any) -> None:
     """Adds to the newest launch in `run.json` when it ended, the peak memory, and `facts`.
 
     Raises:
-        UserError: the file is gone or damaged, or cannot be written.
+        UserError: it cannot be written.
     """
-    path = folder / "run.json"
-    launches = read_json(path)["launches"]
-    launches[-1] |= {"ended": _now(), **facts, "peak_memory_mb": peak_memory()}
-    write_json(path, {"launches": launches})
+    found, _ = _kept(folder)
+    found = found or [{}]  # somebody deleted it meanwhile
+    found[-1] |= {"ended": _now(), **facts, "peak_memory_mb": peak_memory()}
+    write_json(folder / RECORD, {"launches": found})
 
 
 def peak_memory() -> dict[str, int]:

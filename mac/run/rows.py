@@ -21,19 +21,27 @@ def eval_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `eval.jsonl`: `step`, `seed`, `task`, `success` in [0, 1], `return` (undiscounted, mean
     over episodes), `length` (control steps, mean), `episodes`, `engine`, `dropped` (contacts that the
-    engine left out, sum over episodes), `data` (where the training data come from, if it is known); of an
-    algorithm that predicts returns also `predicted_return`, what it expected at the start, and
-    `realised_return`, what came (means over episodes, of discounted returns as
+    engine left out, sum over episodes), `unstable` (episodes that ended because the simulation became
+    unstable; they count as failures, with the return up to then), `data` (where the training data come
+    from, if it is known); of an algorithm that predicts returns also `predicted_return`, what it expected at
+    the start, and `realised_return`, what came (means over episodes, of discounted returns as
     `mac.run.returns.realised_return` defines them). Where `spec` says that data record rewards, also
     `measure`, the column to judge by in place of `success`, and maybe `score` (`mac.run.measure`).
 
     Raises:
-        UserError: a return is not finite, because the policy's actions were not.
+        UserError: a policy gave actions that are not finite (`bad_actions`).
     """
+    if fault := bad_actions(tasks, result):
+        lane, what = fault
+        raise UserError(
+            f"evaluation after update {step}: the policy of seed {seeds[lane]} {what}; "
+            "look for the update where its losses grow in metrics.jsonl"
+        )
     success, returns, length = (
         np.asarray(x, np.float64) for x in (result.success, result.episode_return, result.length)
     )
     dropped = np.asarray(result.dropped, np.int64)
+    unstable = np.zeros(success.shape, bool) if result.unstable is None else np.asarray(result.unstable)
     expected = (
         {}
         if result.predicted is None or result.realised is None
@@ -42,11 +50,6 @@ def eval_rows(
             "realised_return": np.asarray(result.realised, np.float64),
         }
     )
-    for i, j, _ in np.argwhere(~np.isfinite(returns))[:1]:
-        raise UserError(
-            f"evaluation after update {step}: the policy of seed {seeds[i]} gave actions that are not finite "
-            f"in task {tasks[j]}; look for the update where its losses grow in metrics.jsonl"
-        )
     return [
         {
             "step": step,
@@ -58,6 +61,7 @@ def eval_rows(
             "episodes": success.shape[2],
             "engine": engine,
             "dropped": dropped[i, j].sum(),
+            "unstable": unstable[i, j].sum(),
             **({"data": data} if data else {}),
             **(columns(spec, returns[i, j].mean()) if spec else {}),
             **{name: x[i, j].mean() for name, x in expected.items()},
@@ -67,22 +71,57 @@ def eval_rows(
     ]
 
 
-def overflow_warning(rows: Iterable[Mapping[str, Any]], flag: str) -> str | None:
-    """One line if an engine left out contacts in the evaluation that `rows` describe, else None.
+def bad_actions(tasks: Sequence[int], result: Episodes) -> tuple[int, str] | None:
+    """The first lane whose policy gave an action that is not finite, and what it did, as an error says it."""
+    if result.bad_action is None:
+        return None
+    found = np.argwhere(np.asarray(result.bad_action))
+    if not len(found):
+        return None
+    lane, task, _ = found[0]
+    return int(lane), f"gave actions that are not finite in task {tasks[task]}, where the states were finite"
+
+
+def warnings_of(rows: Iterable[Mapping[str, Any]], flag: str) -> list[str]:
+    """A line for each thing that makes the evaluation doubtful that `rows` describe.
 
     Args:
         rows: as `eval_rows` makes them.
         flag: of the command line, that chooses the engine.
     """
-    by_task: dict[int, int] = {}
-    engine = ""
-    for row in rows:
-        engine = row["engine"]
-        by_task[row["task"]] = by_task.get(row["task"], 0) + int(row["dropped"])
-    if not any(by_task.values()):
-        return None
-    each = ", ".join(f"task {task}: {count:,}" for task, count in by_task.items() if count)
-    return (
-        f"warning: engine {engine} had no room for {sum(by_task.values()):,} contacts ({each}), so success "
+    rows = list(rows)
+    return [said for warn in (overflow_warning, instability_warning) if (said := warn(rows, flag))]
+
+
+def overflow_warning(rows: Sequence[Mapping[str, Any]], flag: str) -> str | None:
+    """One line if an engine left out contacts in the evaluation that `rows` describe, else None.
+
+    The arguments are those of `warnings_of`.
+    """
+    total, each = _by_task(rows, "dropped")
+    return total and (
+        f"warning: engine {rows[0]['engine']} had no room for {total} contacts ({each}), so success "
         f"there may be wrong; use {flag} c, which keeps every contact"
     )
+
+
+def instability_warning(rows: Sequence[Mapping[str, Any]], flag: str) -> str | None:
+    """One line if simulations became unstable in the evaluation that `rows` describe, else None.
+
+    The arguments are those of `warnings_of`.
+    """
+    total, each = _by_task(rows, "unstable")
+    return total and (
+        f"warning: the simulation on engine {rows[0]['engine']} became unstable in {total} episodes "
+        f"({each}); they count as failures, with the return up to then; compare with another {flag}"
+    )
+
+
+def _by_task(rows: Iterable[Mapping[str, Any]], column: str) -> tuple[str | None, str]:
+    """Sum of a column, None if that is 0, and the sum of each task where it is not, as text."""
+    by_task: dict[int, int] = {}
+    for row in rows:
+        by_task[row["task"]] = by_task.get(row["task"], 0) + int(row[column])
+    total = sum(by_task.values())
+    each = ", ".join(f"task {task}: {count:,}" for task, count in by_task.items() if count)
+    return (f"{total:,}" if total else None), each

@@ -1,9 +1,9 @@
 """The training loop's two compiled functions: `init`, and `segment`, the scan over updates.
 
 `scan` over steps of a map over seeds: a step counter that belongs to the loop is the same for all
-seeds, so an algorithm may branch on it without computing both sides. Keys are
-`fold_in(seed key, step)`: a state and a step number determine everything that follows, and seed k
-of a group is seed k alone.
+seeds, so an algorithm may branch on it without computing both sides. Initial weights and updates have
+streams of their own (`mac.run.streams`), and each update's key is its stream's folded with its number: a
+state and a step number determine everything that follows, and seed k of a group is seed k alone.
 
 Seeds are spread evenly over the devices, and mapped within each: by `vmap` on accelerators, where
 one seed's products are too small to fill the chip; by `lax.map` on CPU, where XLA's batched
@@ -12,7 +12,6 @@ two seeds side by side use two cores better than one seed's small products split
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -25,6 +24,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
+from mac.machine import cores
+from mac.run.streams import Stream, stream
 from mac.types import Window
 
 SEED, ALL = PartitionSpec("seed"), PartitionSpec()
@@ -32,8 +33,7 @@ SEED, ALL = PartitionSpec("seed"), PartitionSpec()
 
 def use_cpu_devices(seeds: int) -> None:
     """Lets the CPU count as as many devices as divide `seeds` evenly; call before JAX starts."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", _even_share(seeds, cores))
+    jax.config.update("jax_num_cpu_devices", _even_share(seeds, cores()))
 
 
 def _even_share(seeds: int, most: int) -> int:
@@ -81,7 +81,7 @@ def init(
     """
 
     def one(key: Key[Array, ""], swept: Mapping[str, Float[Array, ""]]) -> TrainState:
-        return dataclasses.replace(algo.under(swept).init(key), swept=swept)
+        return dataclasses.replace(algo.under(swept).init(stream(key, Stream.INIT)), swept=swept)
 
     every = jax.jit(lambda *args: map_seeds(one, *args), out_shardings=NamedSharding(mesh, SEED))
     return every(keys, dict(swept or {}))
@@ -103,6 +103,8 @@ def segment(
     """
 
     def one_device(window: Window, keys: Key[Array, " s"], steps: Int[Array, " K"], state: TrainState):
+        updates = jax.vmap(partial(stream, which=Stream.UPDATES))(keys)
+
         def one_step(state: TrainState, step: Int[Array, ""]):
             def one_seed(state: TrainState, key: Key[Array, ""]):
                 k_sample, k_update = jr.split(jr.fold_in(key, step))
@@ -111,7 +113,7 @@ def segment(
                 new, metrics = here.update(state, batch, step, k_update)
                 return dataclasses.replace(new, swept=state.swept), metrics
 
-            return map_seeds(one_seed, state, keys)
+            return map_seeds(one_seed, state, updates)
 
         return jax.lax.scan(one_step, state, steps)
 

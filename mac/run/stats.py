@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mac.errors import UserError
+from mac.files import misfit
 from mac.run.measure import MEASURES, SUCCESS, Measure
 
 
@@ -114,33 +115,49 @@ class Curve(NamedTuple):
         return self.scores[-count:].mean(axis=0)
 
 
-def learning_curve(rows: Iterable[Mapping[str, Any]]) -> Curve:
+def learning_curve(rows: Iterable[Mapping[str, Any]], where: str = "eval.jsonl") -> Curve:
     """Arranges rows of `eval.jsonl`. Steps at which a seed or a task is missing are left out.
 
     `episodes` is the smallest number of episodes behind one score.
 
+    Args:
+        where: the file, for messages; its lines are counted from 1.
     Raises:
-        UserError: there is no complete evaluation, or a row lacks a field.
+        UserError: there is no complete evaluation, a row lacks a field, or has one of a wrong type.
     """
     rows = list(rows)
+    for line, row in enumerate(rows, start=1):
+        if fault := _misread(row):
+            raise UserError(f"{where}, line {line}: {fault}; restore the file, or delete the line")
     data = "; ".join(dict.fromkeys(row["data"] for row in rows if row.get("data")))
     measure = MEASURES[next((row["measure"] for row in rows if row.get("measure") in MEASURES), SUCCESS.name)]
-    try:
-        table = {
-            (r["step"], r["seed"], r["task"]): (
-                r[measure.name],
-                r["episodes"],
-                *(r.get(k, math.nan) for k in RETURNS),
-            )
-            for r in rows
-        }
-    except KeyError as error:
-        raise UserError(f"eval.jsonl has a row without {error}: not written by this program?") from error
+    for line, row in enumerate(rows, start=1):
+        score = row.get(measure.name)
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            fault = "is no number" if measure.name in row else "is missing"
+            raise UserError(f"{where}, line {line}: {measure.name} {fault}; restore the file")
+    table = {
+        (r["step"], r["seed"], r["task"]): (
+            r[measure.name],
+            r["episodes"],
+            *(r.get(k, math.nan) for k in RETURNS),
+        )
+        for r in rows
+    }
     steps, seeds, tasks = (sorted({key[axis] for key in table}) for axis in range(3))
     complete = [i for i in steps if all((i, s, t) in table for s in seeds for t in tasks)]
     if not complete:
-        raise UserError("eval.jsonl holds no complete evaluation: train until the first one")
+        raise UserError(f"{where} holds no complete evaluation: train until the first one")
     cells = [[[table[i, s, t] for t in tasks] for s in seeds] for i in complete]
     values = np.asarray(cells, np.float64)
     scores, episodes, predicted, realised = np.moveaxis(values, -1, 0)
     return Curve(complete, seeds, tasks, scores, int(episodes.min()), predicted, realised, data, measure)
+
+
+def _misread(row: Any) -> str | None:
+    """The first reason why a row is none of `eval.jsonl`, whatever it is measured by."""
+    if fault := misfit(row, step=int, seed=int, task=int, episodes=int):
+        return fault
+    number, text = (int, float), str
+    known = {"data": text, "measure": text, **dict.fromkeys(RETURNS, number)}
+    return misfit(row, **{name: kind for name, kind in known.items() if name in row})

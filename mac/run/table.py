@@ -4,12 +4,24 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from mac.run.measure import SUCCESS
 from mac.run.stats import Curve, Interval, summarise
+from mac.words import counted
 
 LATE = 3  # evaluations that the second row averages: one evaluation alone is noisy
+WIDEST = 10_000  # columns of a table
+
+
+def print_tables(*tables: Table) -> None:
+    """Prints tables on standard output, as wide as they are: a narrow terminal cuts no number."""
+    console = Console()
+    unbounded = console.options.update(max_width=WIDEST)
+    needed = (Measurement.get(console, unbounded, table).maximum for table in tables)
+    Console(width=max(console.width, *needed)).print(*tables)
 
 
 def results_table(curve: Curve, *, title: str) -> Table:
@@ -18,12 +30,11 @@ def results_table(curve: Curve, *, title: str) -> Table:
     Rows: the last evaluation, the mean of the last `LATE` ones (if there are as many), and where a
     run has several tasks the last evaluation of each. Below, the returns that the algorithm expected at
     the last evaluation beside those that came, if the rows have them, and where the data come from. Print
-    it with `rich.print` or a `Console`.
+    it with `print_tables`.
     """
     seeds, tasks = len(curve.seeds), len(curve.tasks)
-    caption = f"{seeds} {_plural('seed', seeds)}, {curve.episodes} episodes per seed" + " and task" * (
-        tasks > 1
-    )
+    caption = f"{counted(seeds, 'seed')}, {counted(curve.episodes, 'episode')} per seed"
+    caption += " and task" * (tasks > 1)
     if seeds == 1:
         caption += "; intervals need two seeds"
     caption += _returns(curve)
@@ -33,7 +44,7 @@ def results_table(curve: Curve, *, title: str) -> Table:
     for name in ("mean", "95% interval", "IQM", "95% interval"):
         table.add_column(name, justify="right")
     form = curve.measure.form
-    _add(table, f"at {curve.steps[-1]:,} updates", curve.last(), form)
+    _add(table, f"at {counted(curve.steps[-1], 'update')}", curve.last(), form)
     if len(curve.steps) >= LATE:
         _add(table, f"last {LATE} evaluations", curve.last(LATE), form)
     if tasks > 1:
@@ -74,9 +85,6 @@ def _returns(curve: Curve) -> str:
 
 
 def _cells(interval: Interval, form: str) -> tuple[str, str]:
-    ends = "–" if math.isnan(interval.low) else f"{interval.low:{form}} – {interval.high:{form}}"
+    # In words: a dash would look like the sign of a negative number, and not every terminal has a long one.
+    ends = "-" if math.isnan(interval.low) else f"{interval.low:{form}} to {interval.high:{form}}"
     return f"{interval.value:{form}}", ends
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else noun + "s"

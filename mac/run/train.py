@@ -2,10 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -24,7 +25,7 @@ from mac.run.measure import measure_of, values
 from mac.run.outputs import Outputs, Variant
 from mac.run.probe import diagnose, overestimation
 from mac.run.progress import Progress
-from mac.run.rows import overflow_warning
+from mac.run.rows import bad_actions, warnings_of
 from mac.types import Window
 
 
@@ -59,6 +60,7 @@ class Job(NamedTuple):
         batch: most environments that an evaluation simulates at a time; 0 is all of them.
         held_out: data that is not trained on, for diagnoses; None: they look at `window`.
         data: where the data come from, in a few words, for the rows of `eval.jsonl`.
+        kept: facts that every checkpoint is to hold beside the state, as JSON data.
         sweep: configurations that are trained at once, each for all seeds, in folders of their own; none if
             there is only the one that `algo` and `config` describe.
     """
@@ -78,6 +80,7 @@ class Job(NamedTuple):
     batch: int = 0
     held_out: Window | None = None
     data: str = ""
+    kept: Mapping[str, Any] = MappingProxyType({})
     sweep: tuple[Variant, ...] = ()
 
     @property
@@ -121,13 +124,18 @@ def train(job: Job, folder: Path, progress: Progress, *, resume: bool) -> Outcom
 
     A checkpoint holds the state, the number of updates done and how far each log file reached, so
     a resumed run writes the rows after it anew and ends with the same bits as one that never stopped.
+    Where an evaluation is due too, the checkpoint is written before it, and learns of it afterwards: an
+    evaluation that fails loses no updates.
 
     Raises:
-        Diverged: naming the first update, seed and metric that was not finite; checkpoints written
-            before it stay.
+        Diverged: naming the first update, seed and metric that was not finite, or the evaluation in which
+            a policy's actions were not; checkpoints written before it stay.
         UserError: the folder cannot be written, or its checkpoint belongs to another configuration.
     """
-    with Outputs(folder, job.variants, job.numbers, job.run.keep) as outputs, Interrupt() as interrupt:
+    with (
+        Outputs(folder, job.variants, job.numbers, job.run.keep, job.kept) as outputs,
+        Interrupt() as interrupt,
+    ):
         run = _Loop(job, progress, outputs, interrupt)
         with contextlib.closing(run.feed):
             return run.go(resume)
@@ -141,6 +149,7 @@ class _Loop:
         self.numbers = job.numbers * len(job.variants)  # of the lanes' seeds
         self.outcome = Outcome()
         self.evaluated = 0  # step of the last evaluation
+        self.saved: tuple[int, int] | None = None  # of the newest checkpoint: its step, and `evaluated`
         self.pending: tuple[int, dict[str, Any]] | None = None  # not yet logged: first update, [K, S] arrays
         self.mesh = loop.seed_mesh(len(self.numbers))
         self.feed = open_feed(job.window, lambda tree: loop.place(self.mesh, tree, loop.ALL), job.steps)
@@ -158,14 +167,15 @@ class _Loop:
         state = self._start(resume)
         while True:
             step = self.outcome.step
+            self._save_if_due(state)
             if self._due(self.job.run.eval_every) and self.evaluated != step and not self.interrupt.asked:
                 self._evaluate(state)
             stop = step >= self.job.steps or self.interrupt.asked
-            if stop or self._due(self.job.run.checkpoint_every):
-                self._save(state)
+            self._save_if_due(state)
             if stop:
                 with self._timed("checkpoint"):
                     self.outputs.wait()
+                self._tell()
                 # A signal that came when all was done has nothing to stop.
                 done = step >= self.job.steps and self.evaluated == step
                 self.outcome.interrupted = 0 if done else self.interrupt.signal
@@ -177,10 +187,13 @@ class _Loop:
         """The state to begin with."""
         fresh = loop.init(self.job.algo, self.mesh, self.keys, self.swept)
         if not resume or self.outputs.latest() is None:
+            if resume:
+                self.progress.note("the run left no checkpoint, so it begins again")
             self.outputs.begin(again=resume)
             return fresh
         found = self.outputs.restore(fresh, self.job.may_differ)
         self.outcome.step, self.evaluated = found.step, found.meta["evaluated"]
+        self.saved = found.step, self.evaluated
         self.progress.note(f"resumed from the checkpoint of update {found.step:,}")
         self.progress.update(found.step)
         return loop.place(self.mesh, found.state, loop.SEED)
@@ -248,12 +261,15 @@ class _Loop:
             state = jax.device_put(state, jax.local_devices()[0])
             policies = (job.normalizer, state, keys)
             result = jax.device_get(evaluate(job.algo, job.env, job.episodes, *policies, batch=job.batch))
-        self.evaluated = step
+        if fault := bad_actions(job.env.spec.tasks, result):
+            lane, what = fault
+            raise self._diverged(f"after update {step:,} the policy of {job.lanes[lane]} {what}")
         if found := found | overestimation(result):
             self.outputs.metrics(step, found)
         spec = job.env.spec
         rows = self.outputs.evals(step, spec.tasks, result, job.engine, job.data, spec)
-        if warning := overflow_warning(rows, "--eval.engine"):
+        self.evaluated = step
+        for warning in warnings_of(rows, "--eval.engine"):
             self.progress.note(warning)
         scores = values(spec, result)
         tasks = dict(zip(spec.tasks, scores.mean(axis=(0, 2)), strict=True))
@@ -266,6 +282,18 @@ class _Loop:
         keys = loop.place(self.mesh, keys, loop.SEED)
         return jax.device_get(diagnose(self.job.algo, self.mesh, window, keys, state))
 
+    def _save_if_due(self, state: TrainState) -> None:
+        """Begins to write a checkpoint, or tells the one of this update of the evaluation since."""
+        step = self.outcome.step
+        due = step >= self.job.steps or self.interrupt.asked or self._due(self.job.run.checkpoint_every)
+        if due and self.saved != (step, self.evaluated):
+            self._save(state)
+            self.saved = step, self.evaluated
+
+    def _tell(self) -> None:
+        for note in self.outputs.notes():
+            self.progress.note(note)
+
     def _save(self, state: TrainState) -> None:
         self._flush()
         finite = np.asarray(_finite(state))
@@ -274,6 +302,7 @@ class _Loop:
             raise self._diverged(f"a weight is not finite after update {self.outcome.step:,}, {lane}")
         with self._timed("checkpoint"):
             self.outputs.save(self.outcome.step, state, self.evaluated)
+        self._tell()
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -11,6 +11,7 @@ from mac.data.sources.catalogue import Listing, Remote
 from mac.data.sources.transfer import Patience, Progress, Unavailable, download
 from mac.errors import UserError
 from mac.files import locked, writing
+from mac.words import counted
 
 Display = Callable[[str], contextlib.AbstractContextManager[Progress]]
 Say = Callable[[str], Any]
@@ -90,7 +91,7 @@ def _check_room(listing: Listing, home: Path, path: Path) -> None:
     need, free = missing * 1.1 * path.stat().st_size, shutil.disk_usage(home).free
     if need > free:
         raise UserError(
-            f"{home}: about {need / 1e6:,.0f} MB are needed for the {missing} files that are missing, "
+            f"{home}: about {need / 1e6:,.0f} MB are needed for {counted(missing, 'missing file')}, "
             f"{free / 1e6:,.0f} MB are free; free some space, take fewer --data.shards or choose another "
             "--data.dir"
         )

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import requests
 import urllib3
 
-from mac.data.shards import sha256
+from mac.data.checksums import sha256
 from mac.data.sources.answers import blocks, is_page, reason_of, stated_length, stated_range, version
 from mac.data.sources.formats import PAGE, complaint, looks_like
 from mac.errors import UserError, one_line
