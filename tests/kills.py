@@ -169,7 +169,7 @@ def result(folder: Path) -> dict[str, Any]:
         if path.name in WANTED or path.suffix == ".npy":
             found[name] = path.read_bytes()
         if path.name == "meta.json" and "checkpoints" in path.parts:
-            found[name] = json.loads(path.read_text())
+            found[name] = json.loads(path.read_text().replace(str(folder), ""))  # names where the data are
     return found
 
 

@@ -28,7 +28,6 @@ WAYS = {
 """How the rows are held; each has a store of its own."""
 ARRAYS = ("obs.npy", "action.npy", "episodes.npy")
 PARTS = ("train-000", "val")
-NOTES = "notes and places of origin are for people"
 
 Edit = Callable[[Random, np.ndarray], np.ndarray]
 
@@ -36,7 +35,8 @@ Edit = Callable[[Random, np.ndarray], np.ndarray]
 def _entry(value: float) -> Edit:
     def edit(rng: Random, array: np.ndarray) -> np.ndarray:
         array = array.copy()
-        array[rng.randrange(len(array)), rng.randrange(array.shape[1])] = value
+        place = rng.randrange(len(array)), rng.randrange(array.shape[1])
+        array[place] = np.asarray(value).astype(array.dtype)
         return array
 
     return edit

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.fuzz.judge import FAILURES, HANG, TRACEBACK
+from tests.fuzz.judge import FAILURES, HANG, MEMORY, TRACEBACK
 
 SUBJECTS = {
     "npz": "tests.fuzz.npz_cases:NpzCases",
@@ -156,8 +156,9 @@ def summary(lines: Sequence[Line]) -> str:
     failed: dict[tuple[str, str, str], list[Line]] = {}
     for line in lines:
         if line.word in FAILURES:
-            # Silent changes are told apart by kind, errors by where they were raised.
-            at = line.kind if line.word == "silent" else ":".join(line.detail.split(":")[:3])
+            # Errors are told apart by where they were raised, all else by kind.
+            errors = {TRACEBACK, HANG, MEMORY}
+            at = ":".join(line.detail.split(":")[:3]) if line.word in errors else line.kind
             failed.setdefault((line.word, line.asked, at), []).append(line)
     for (word, asked, at), found in sorted(failed.items(), key=lambda item: -len(item[1])):
         first = found[0]
