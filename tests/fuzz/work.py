@@ -87,7 +87,7 @@ class _Hand:
         self.process.start()
         theirs.close()
         self.at: int | None = None
-        self.heard = time.monotonic() + 120  # to import and to prepare
+        self.heard = time.monotonic() + 600  # to import and to prepare
 
     def step(self) -> bool:
         """Takes what there is; False when all is done."""
