@@ -146,6 +146,21 @@ def test_damaged_description_of_a_store_is_named(tmp_path: Path, meta: str):
         Store.open(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["train-000/obs.npy", "val/episodes.npy", "meta.json"])
+def test_a_pipe_in_a_store_is_damage(tmp_path: Path, train: Path, name: str):
+    prepare(train, tmp_path / "store", SPEC)
+    (tmp_path / "store" / name).unlink()
+    os.mkfifo(tmp_path / "store" / name)
+    with pytest.raises(UserError):
+        Store.open(tmp_path / "store")
+
+
+def test_a_device_in_the_place_of_a_store_is_named(tmp_path: Path, train: Path):
+    (tmp_path / "store").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="something else than a dataset store"):
+        prepare(train, tmp_path / "store", SPEC)
+
+
 def test_edited_description_of_a_store_is_none(tmp_path: Path, train: Path):
     prepare(train, tmp_path / "store", SPEC)
     meta = json.loads((tmp_path / "store" / "meta.json").read_text())

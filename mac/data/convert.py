@@ -162,7 +162,11 @@ def convert(
     wanted = sources.wanted(dtype)
     if current := _open_current(store_dir, wanted):
         return current
-    if store_dir.exists() and not is_store(store_dir) and (store_dir.is_file() or any(store_dir.iterdir())):
+    if (
+        store_dir.exists()
+        and not is_store(store_dir)
+        and (not store_dir.is_dir() or any(store_dir.iterdir()))
+    ):
         raise UserError(f"{store_dir}: holds something else than a dataset store; choose another folder")
     with writing(store_dir):
         store_dir.parent.mkdir(parents=True, exist_ok=True)
