@@ -373,6 +373,7 @@ def missing_dataset(folder: Path, settings: Settings[Any]) -> UserError:
 
 def data_label(folder: Path) -> str:
     """Where the data of the run in `folder` come from, in a few words."""
+    launches(folder)  # a damaged record is named here, not passed over
     return trained_on(folder).label
 
 

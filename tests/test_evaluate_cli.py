@@ -141,15 +141,14 @@ def test_draws_are_other_episodes_and_draw_0_is_that_of_training():
     np.testing.assert_array_equal(keys[0][1], jr.key_data(evaluation_keys(seeds[1:], 7))[0])
 
 
-def test_run_without_a_normaliser_takes_that_of_its_dataset(copied: Path, capsys: pytest.CaptureFixture[str]):
+def test_run_without_a_normaliser_takes_that_of_its_checkpoint(copied: Path):
     saved = open_run(copied).normalizer
     (copied / "normalizer.json").unlink()
+    config = json.loads((copied / "config.json").read_text())
+    config["data"] |= {"path": str(copied / "gone.npz")}  # nor is its dataset needed
+    (copied / "config.json").write_text(json.dumps(config))
     for got, want in zip(jax.tree.leaves(open_run(copied).normalizer), jax.tree.leaves(saved), strict=True):
         np.testing.assert_array_equal(got, want)
-    config = json.loads((copied / "config.json").read_text())
-    config["data"] |= {"path": str(copied / "gone.npz")}
-    (copied / "config.json").write_text(json.dumps(config))
-    assert "gone.npz" in error_of(capsys, str(copied))
 
 
 BAD = {

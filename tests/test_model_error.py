@@ -159,6 +159,9 @@ def test_run_without_its_dataset_is_one_line(
     config = json.loads((copied / "config.json").read_text())
     config["data"] |= {"path": str(copied / "gone.npz")}
     (copied / "config.json").write_text(json.dumps(config))
+    record = json.loads((copied / "run.json").read_text())
+    record["launches"][-1]["data"]["store"] = str(copied / "gone")  # its own converted copy is gone, too
+    (copied / "run.json").write_text(json.dumps(record))
     said = error_of(
         capsys, "--steps", "0", "--policy", str(copied), "--horizon", "10", "--out", str(tmp_path / "out")
     )

@@ -15,7 +15,7 @@ from experiments.evaluate import main as evaluate_main
 from mac.data.checksums import sha256
 from mac.data.convert import prepare
 from mac.data.provenance import LEDGER, UNKNOWN, Entry, describe, from_plain, record
-from mac.data.store import META, Store
+from mac.data.store import META, Store, seal
 from mac.errors import UserError
 from mac.run.logger import EVAL, read_rows
 from mac.run.plot import plot_learning_curve
@@ -115,9 +115,13 @@ def test_stores_of_before_say_what_they_know(tmp_path: Path):
     store = stored(write_pair(tmp_path)).path
     meta = json.loads((store / META).read_text())
     del meta["source"]
-    (store / META).write_text(json.dumps(meta))
+
+    def write_meta(meta: dict[str, Any]) -> None:
+        (store / META).write_text(json.dumps(meta | {"seal": seal(meta)}))
+
+    write_meta(meta)
     assert Store.open(store).provenance == UNKNOWN and UNKNOWN.label == "unknown source"
-    (store / META).write_text(json.dumps(meta | {"made_by": MADE}))
+    write_meta(meta | {"made_by": MADE})
     assert Store.open(store).provenance.label == "generated (mac-jax, seed 7, 49 rows)"
     assert dataset.provenance(store) == Store.open(store).provenance
 

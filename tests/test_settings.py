@@ -305,11 +305,12 @@ def test_resume_cannot_change_what_the_run_is(run_folder: Path, argv: tuple[str,
     [
         ("{", "not JSON"),
         ("[]", "no settings"),
-        ('{"algo": "mac", "hp": {"btch": 1}}', "'batch'"),
-        ('{"stepz": 1}', "'steps'"),
-        ('{"run": 3}', "must be a table"),
-        ('{"steps": "many"}', "whole number"),
-        ('{"algo": "sac"}', "'sac'"),
+        ('{"algo": "mac", "env": "cube-single-play-singletask-task2-v0", "hp": {"btch": 1}}', "'batch'"),
+        ('{"algo": "mac", "env": "cube-single-play-singletask-task2-v0", "stepz": 1}', "'steps'"),
+        ('{"algo": "mac", "env": "cube-single-play-singletask-task2-v0", "run": 3}', "must be a table"),
+        ('{"algo": "mac", "env": "cube-single-play-singletask-task2-v0", "steps": "many"}', "whole number"),
+        ('{"algo": "sac", "env": "cube-single-play-singletask-task2-v0"}', "'sac'"),
+        ("{}", "algo is missing"),
     ],
 )
 def test_damaged_saved_settings_are_named(run_folder: Path, content: str, part: str):

@@ -22,6 +22,7 @@ from mac.run.checkpoint import CheckpointStore
 from mac.run.logger import EVAL, METRICS
 from mac.run.outputs import CHECKPOINTS
 from mac.run.progress import Progress
+from mac.run.streams import Stream, stream
 from mac.run.train import Job, Outcome, RunConfig, train
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 from tests import toy
@@ -42,7 +43,8 @@ class Walk(AbstractAlgorithm):
     poison: str = eqx.field(static=True, default="")
 
     def init(self, key: Key[Array, ""]) -> TrainState:
-        number = jr.key_data(key)[-1].astype(jnp.int32)
+        named = jr.key_data(key) == jr.key_data(stream(jr.key(POISON_SEED), Stream.INIT))
+        number = jnp.where(jnp.all(named), POISON_SEED, 0).astype(jnp.int32)
         return TrainState({"place": jr.normal(key, (self.size,)), "number": number}, None, None)
 
     def update(
