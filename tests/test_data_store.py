@@ -14,7 +14,7 @@ from mac.data import convert as convert_module
 from mac.data.convert import prepare
 from mac.data.npz import read
 from mac.data.shards import shard_files
-from mac.data.store import Rows, Store
+from mac.data.store import Rows, Store, read_meta
 from mac.data.window import make_window
 from mac.errors import UserError
 from mac.types import EnvSpec
@@ -144,6 +144,30 @@ def test_damaged_description_of_a_store_is_named(tmp_path: Path, meta: str):
     (tmp_path / "meta.json").write_text(meta)
     with pytest.raises(UserError, match=r"damaged store .* delete this folder"):
         Store.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train-000/obs.npy", "val/episodes.npy", "meta.json"])
+def test_a_pipe_in_a_store_is_damage(tmp_path: Path, train: Path, name: str):
+    prepare(train, tmp_path / "store", SPEC)
+    (tmp_path / "store" / name).unlink()
+    os.mkfifo(tmp_path / "store" / name)
+    with pytest.raises(UserError):
+        Store.open(tmp_path / "store")
+
+
+def test_a_device_in_the_place_of_a_store_is_named(tmp_path: Path, train: Path):
+    (tmp_path / "store").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="something else than a dataset store"):
+        prepare(train, tmp_path / "store", SPEC)
+
+
+def test_edited_description_of_a_store_is_none(tmp_path: Path, train: Path):
+    prepare(train, tmp_path / "store", SPEC)
+    meta = json.loads((tmp_path / "store" / "meta.json").read_text())
+    assert read_meta(tmp_path / "store") == meta
+    del meta["val"]
+    (tmp_path / "store" / "meta.json").write_text(json.dumps(meta))
+    assert read_meta(tmp_path / "store") is None
 
 
 def test_store_of_another_format_is_converted_again(tmp_path: Path, train: Path):

@@ -126,7 +126,8 @@ def test_headers_tell_rows_and_bytes(tmp_path: Path, layout: Callable[..., Path]
     arrays = d4rl_arrays()
     path = layout(tmp_path / "a.hdf5", arrays)
     rows, size, _ = stated_sizes(path)
-    with h5py.File(path) as file:
+    with h5py.File(path) as opened:
+        file: Any = opened
         groups = [file] if "observations" in file else list(file.values())
         read_whole = [group[k][()] for group in groups for k in ("observations", "actions")]
     assert rows == sum(map(len, read_whole[::2]))

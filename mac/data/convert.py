@@ -162,7 +162,11 @@ def convert(
     wanted = sources.wanted(dtype)
     if current := _open_current(store_dir, wanted):
         return current
-    if store_dir.exists() and not is_store(store_dir) and (store_dir.is_file() or any(store_dir.iterdir())):
+    if (
+        store_dir.exists()
+        and not is_store(store_dir)
+        and (not store_dir.is_dir() or any(store_dir.iterdir()))
+    ):
         raise UserError(f"{store_dir}: holds something else than a dataset store; choose another folder")
     with writing(store_dir):
         store_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -347,7 +351,7 @@ def upgrade(path: Path) -> bool:
             save_meta(path, meta | {"made_from": None})
         except UserError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path}: damaged store ({one_line(error)}); make it again") from error
     return True
 

@@ -26,6 +26,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tokenize
 import weakref
 import zlib
@@ -319,12 +320,15 @@ def values_of(split: Split) -> Float[np.ndarray, "N D"]:
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:
-    """A store's description, or None if there is no readable one of this format."""
+    """A store's description as it was written, or None if there is no such one of this format."""
+    if not is_store(path):
+        return None
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
+        whole = isinstance(meta, dict) and meta.get("format") == FORMAT and meta.get("seal") == seal(meta)
     except (OSError, ValueError, RecursionError):
         return None
-    return meta if isinstance(meta, dict) and meta.get("format") == FORMAT else None
+    return meta if whole else None
 
 
 def is_store(path: Path) -> bool:
@@ -429,8 +433,13 @@ class _Folder:
         os.close(self._held)
 
     def open(self, name: str) -> int:
-        """Descriptor of a file of the folder, for reading."""
-        return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._held)
+        """Descriptor of a regular file of the folder, for reading."""
+        # A pipe would otherwise wait for its writer.
+        found = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._held)
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            os.close(found)
+            raise ValueError(f"{name} is no regular file")
+        return found
 
     def rows(self, name: str) -> Rows:
         """An array of the folder."""

@@ -87,7 +87,7 @@ class _Hand:
         self.process.start()
         theirs.close()
         self.at: int | None = None
-        self.heard = time.monotonic() + 900  # to import and to prepare, on a machine that may be busy
+        self.heard = time.monotonic() + 600  # to import and to prepare
 
     def step(self) -> bool:
         """Takes what there is; False when all is done."""
