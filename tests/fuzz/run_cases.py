@@ -389,7 +389,7 @@ class RunCases:
             case = self.case(i)
             self.fresh()
             case.make(self.work)
-            found[name] = judge(act, self.same[name], case, self.work, name, 60)
+            found[name] = judge(act, self.same[name], case, self.work, name, 200)
         return self.case(i), found
 
     def fresh(self) -> None:

@@ -25,7 +25,7 @@ SUBJECTS = {
 }
 SPARE = 3 * 2**29
 """Bytes of address space that a worker may take beyond what it has when the cases begin."""
-PATIENCE = 60  # seconds without an answer after which a worker is killed
+PATIENCE = 300  # seconds without an answer after which a worker is killed; the machine may be busy
 
 
 class Line(NamedTuple):
