@@ -4,11 +4,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import arguments, dataset
@@ -223,7 +225,7 @@ class StoreCases:
         store = dataset.open_store(launch.settings.data, launch.choice.path, launch.env.spec)
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
             job = program.make_job(launch, store)
-        feed = open_feed(job.window, lambda tree: tree, 4)
+        feed = open_feed(job.window, partial(jax.tree.map, jnp.asarray), 4)
         with contextlib.closing(feed):
             windows: list[Any] = [feed.at(step) for step in (range(3) if way == "windows" else (0,))]
         leaves = jax.tree.leaves((windows, job.normalizer, job.held_out))
