@@ -26,6 +26,7 @@ from mac.data.normalize import fit
 from mac.data.store import Store
 from mac.data.window import make_held_out
 from mac.errors import UserError, refusal
+from mac.files import remove_leftovers
 from mac.machine import cores
 from mac.run.claim import claim
 from mac.run.compatible import check_config
@@ -95,7 +96,10 @@ def run(settings: Settings[Any], reason: str) -> int:
     launch = prepare(settings)
     if settings.dry_run or launch.finished:
         announce(launch, reason)
-        return 0 if settings.dry_run else finish(launch, Outcome(launch.reached or 0))
+        if settings.dry_run:
+            return 0
+        remove_leftovers(launch.folder)  # of a process that was killed while it drew the picture
+        return finish(launch, Outcome(launch.reached or 0))
     outlive_output()
     with occupied(launch.folder, anew=settings.out is None) as folder:
         launch = launch._replace(folder=folder)

@@ -58,7 +58,7 @@ GROWTH = {"evaluation and checkpoint": ("run/eval.jsonl", "run/*/eval.jsonl")}
 
 def write_data(folder: Path, episodes: int = 3, length: int = 40, name: str = DATA, seed: int = 0) -> None:
     """A dataset of random numbers in the shapes of the point in a maze, and a validation split beside it."""
-    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for file, count in ((name, episodes), (name.replace(".npz", "-val.npz"), 1)):
         rng, rows = np.random.default_rng(seed + count), count * length
         np.savez(

@@ -316,3 +316,10 @@ def test_a_row_may_go_elsewhere(copied: Path, tmp_path: Path, capsys: pytest.Cap
     assert evaluate.main([str(copied), "--out", str(out)]) == 0
     assert content(copied) == before and len(out.read_text().splitlines()) == 1
     assert str(out) in capsys.readouterr().out
+
+
+def test_a_finished_run_loses_what_a_killed_process_left(copied: Path, quiet: None):
+    left = copied / ".learning_curve.png.99999999"
+    left.touch()
+    assert main(["--out", str(copied), "--resume"]) == 0
+    assert not left.exists()
