@@ -14,7 +14,7 @@ from mac.data.convert import Progress, Sources, convert
 from mac.data.provenance import Provenance, describe, of_meta, origin
 from mac.data.shards import shard_files, sizes_of, val_file
 from mac.data.store import META, Content, Store, is_store, read_meta
-from mac.errors import UserError
+from mac.errors import UserError, refusal
 from mac.files import visible, writing
 from mac.run.progress import open_progress
 from mac.types import EnvSpec
@@ -184,6 +184,4 @@ def check_writable(folder: Path, flag: str) -> None:
         probe.write_bytes(b"x" * 4096)
         probe.unlink()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror or error}); choose another {flag}"
-        ) from error
+        raise UserError(f"cannot write to {folder} ({refusal(error)}); choose another {flag}") from error

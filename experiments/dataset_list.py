@@ -1,13 +1,12 @@
 """The datasets on this machine, for `doctor.py`; found by their names, without reading them."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.doctor import OK, WARNING, Line
 from mac.data.provenance import describe, of_meta, origin
 from mac.errors import UserError
-from mac.files import visible
+from mac.files import load_json, visible
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
 META = "meta.json"
@@ -55,7 +54,7 @@ def _line(folder: Path, files: list[Path]) -> Line:
 def _store(path: Path) -> Line:
     remedy = f"delete {path.parent}; it is made again"
     try:
-        meta = json.loads(path.read_text())
+        meta = load_json(path)
         rows = sum(meta["train"].values())
         return Line(OK, "store", f"{path.parent}: {rows:,} rows as {meta['dtype']}; {of_meta(meta).label}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

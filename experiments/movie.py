@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mac.errors import UserError, one_line
+from mac.errors import UserError, one_line, refusal
 from mac.files import replace_file
 
 KINDS = (".gif", ".mp4")
@@ -123,6 +123,6 @@ def write_mp4(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> Non
             raise UserError(f"ffmpeg could not write {path}: {one_line(RuntimeError(said))}; take .gif")
         part.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}); choose another --out") from error
+        raise UserError(f"cannot write {path} ({refusal(error)}); choose another --out") from error
     finally:
         part.unlink(missing_ok=True)

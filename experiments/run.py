@@ -345,11 +345,12 @@ def finish(launch: Launch, outcome: Outcome) -> int:
         print(f"  {again(folder)}")
         return 128 + outcome.interrupted
     parts = [each for each, its in sweep.folders(launch.settings, folder) if not its.sweep]
-    curves = {each: learning_curve(read_rows(each / EVAL), str(each / EVAL)) for each in parts}
+    rows = {each: list(read_rows(each / EVAL)) for each in parts}
+    curves = {each: learning_curve(rows[each], str(each / EVAL)) for each in parts}
     if not launch.settings.sweep:  # shown first, since a full disk refuses the picture
         print_tables(results_table(curves[folder], title=launch.title))
     for each in parts:
-        plot_learning_curve(read_rows(each / EVAL), each / PICTURE, title=launch.title)
+        plot_learning_curve(rows[each], each / PICTURE, title=launch.title)
     if launch.settings.sweep:
         compare(parts, folder / PICTURE)
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())

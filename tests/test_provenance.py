@@ -14,7 +14,8 @@ from experiments import dataset, saved
 from experiments.evaluate import main as evaluate_main
 from mac.data.checksums import sha256
 from mac.data.convert import prepare
-from mac.data.provenance import LEDGER, UNKNOWN, Entry, describe, from_plain, record
+from mac.data.provenance import LEDGER, UNKNOWN, Entry, describe, from_plain, origin, record
+from mac.data.shards import read_part
 from mac.data.store import META, Store, seal
 from mac.errors import UserError
 from mac.run.logger import EVAL, read_rows
@@ -124,6 +125,14 @@ def test_stores_of_before_say_what_they_know(tmp_path: Path):
     write_meta(meta | {"made_by": MADE})
     assert Store.open(store).provenance.label == "generated (mac-jax, seed 7, 49 rows)"
     assert dataset.provenance(store) == Store.open(store).provenance
+
+
+def test_notes_that_are_nested_without_end_are_no_notes(tmp_path: Path):
+    file = write(tmp_path / "toy.npz", (5, 5))
+    file.with_suffix(".json").write_text("[" * 100_000)
+    assert origin(file) is None
+    (tmp_path / "shard.json").write_text("[" * 100_000)
+    assert read_part(tmp_path / "shard.json") is None
 
 
 @pytest.mark.parametrize("values", [None, "text", {}, {"kind": "local"}])

@@ -2,13 +2,12 @@
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mac.errors import UserError, one_line
-from mac.files import locked, write_json
+from mac.errors import UserError, refusal
+from mac.files import load_json, locked, write_json
 
 KEPT = ".checksums.json"
 """Name of the file in which they are kept, beside the stores."""
@@ -25,8 +24,8 @@ class Checksums:
         """Remembers in the file `kept`, if it can be read and written; None: for this object's life only."""
         self._kept, self._known = kept, {}
         if kept is not None:
-            with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-                self._known = dict(json.loads(kept.read_text(encoding="utf-8")))
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                self._known = dict(load_json(kept))
 
     def of(self, files: Sequence[Path]) -> list[str]:
         """The checksum of each file's content.
@@ -66,12 +65,12 @@ def sha256(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read ({refusal(error)})") from error
 
 
 def _state(file: Path) -> list[int]:
     try:
         stat = file.stat()
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or one_line(error)})") from error
+        raise UserError(f"{file}: cannot be read ({refusal(error)})") from error
     return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]

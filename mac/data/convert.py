@@ -57,7 +57,7 @@ from mac.data.store import (
     save_meta,
 )
 from mac.errors import UserError, one_line
-from mac.files import locked, read_json, write_json, writing
+from mac.files import load_json, locked, read_json, write_json, writing
 from mac.types import EnvSpec
 
 Progress = Callable[[int, int], Any]
@@ -339,7 +339,7 @@ def upgrade(path: Path) -> bool:
     with writing(path), locked(path.with_name(f".{path.name}.lock")):
         try:
             val = ["val"] if meta["val"] else []
-            parts = {name: json.loads((path / name / SHARD).read_text()) for name in (*meta["train"], *val)}
+            parts = {name: load_json(path / name / SHARD) for name in (*meta["train"], *val)}
             for name in parts:
                 files = [path / name / file for file in (EPISODES, OBS, ACTION, REWARD)]
                 arrays = [np.load(file, mmap_mode="r") for file in files if file.exists()]
@@ -351,7 +351,7 @@ def upgrade(path: Path) -> bool:
             save_meta(path, meta | {"made_from": None})
         except UserError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged store ({one_line(error)}); make it again") from error
     return True
 

@@ -20,6 +20,7 @@ Both become the same rows: T + 1 per episode. Other keys (`infos/`, `metadata/`,
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from mac.data.raw import (
     check_file,
     check_range,
     constant_notes,
+    damage,
     episodes_between,
     joints,
     repair,
@@ -56,6 +58,8 @@ COPIES = 2.4
 
 _BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, OverflowError, EOFError)
 """What h5py raises on a file that is damaged or not its own."""
+
+_damage = partial(damage, broken=_BROKEN, split="split the file")
 
 
 def read(path: str | Path, limit: int | None = None) -> RawDataset:
@@ -114,23 +118,6 @@ def _number(name: str) -> int:
 
 
 # What h5py says of a damaged file is caught where it is called.
-
-
-@contextlib.contextmanager
-def _damage(path: Path, where: str) -> Iterator[None]:
-    """While entered, what h5py says of a damaged file is a `UserError` that names the place."""
-    try:
-        yield
-    except UserError:
-        raise
-    except _BROKEN as error:
-        then = remedy(error, "copy or make the file again")
-        raise UserError(f"{path}: damaged at {listed([where])} ({one_line(error)}); {then}") from error
-    except MemoryError as error:
-        raise UserError(
-            f"{path}: {listed([where])} does not fit into memory; split the file, or copy it again if it is "
-            "not that large"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from mac.data.raw import (
     check_file,
     check_range,
     constant_notes,
+    damage,
     episodes_between,
     joints,
     repair,
@@ -42,7 +44,7 @@ from mac.data.raw import (
     sizes,
     with_final_states,
 )
-from mac.errors import UserError, one_line, remedy
+from mac.errors import UserError
 from mac.words import counted, listed
 
 NEEDED = ("observations", "actions", "terminals")
@@ -67,6 +69,8 @@ _BROKEN = (
     lzma.LZMAError,
 )
 """What zipfile, its decompressors and numpy's reader of headers raise on a damaged or another file."""
+
+_damage = partial(damage, broken=_BROKEN, split="split the file into shards")
 
 _BLOCK = 1 << 20  # bytes read at a time
 _END = 22 + (1 << 16)  # bytes that the end of a zip takes at most, its comment included
@@ -217,23 +221,6 @@ def _stated_members(path: Path) -> int | None:
         end = file.read()
     (count,) = struct.unpack_from("<H", end, end.rindex(b"PK\x05\x06") + 10)
     return None if count == 0xFFFF else count
-
-
-@contextlib.contextmanager
-def _damage(path: Path, where: str) -> Iterator[None]:
-    """While entered, what numpy and zipfile say of a damaged file is a `UserError` that names the place."""
-    try:
-        yield
-    except UserError:
-        raise
-    except _BROKEN as error:
-        then = remedy(error, "copy or make the file again")
-        raise UserError(f"{path}: damaged at {where} ({one_line(error)}); {then}") from error
-    except MemoryError as error:  # also of a header without end
-        raise UserError(
-            f"{path}: {where} does not fit into memory; split the file into shards, or copy it again if it "
-            "is not that large"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ place is known. `Provenance.label` is what tables, pictures and rows of results 
 
 import contextlib
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 
 from mac.data.sources.catalogue import PRIMARY
 from mac.errors import UserError
-from mac.files import locked, read_json, write_json
+from mac.files import load_json, locked, read_json, write_json
 from mac.words import counted
 
 LEDGER = "checksums.json"
@@ -102,7 +101,7 @@ def origin(file: Path) -> Any:
     stems = {file.stem, file.stem.rsplit("-", 1)[0]}
     for path in (file.with_name(stem + ".json") for stem in sorted(stems, key=len, reverse=True)):
         with contextlib.suppress(OSError, ValueError):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return load_json(path)
     return None
 
 

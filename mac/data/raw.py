@@ -4,8 +4,9 @@ A check raises `UserError` with one line that names the file, the array, the row
 note that says how much of the data it concerns, and is refused where that is most of them.
 """
 
+import contextlib
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped
 
 from mac.data.codec import BLOCK, blocks, summarize
-from mac.errors import UserError, refusal, remedy
+from mac.errors import UserError, one_line, refusal, remedy
 from mac.words import counted, listed, share
 
 ACTION_SLACK = 1e-3
@@ -80,6 +81,29 @@ def sizes(rows: int, widths: tuple[int, int], copies: float, raw: int = 0) -> Si
     # Summaries take three copies of a block in float64; rewards, flags and row numbers some bytes a row.
     work = 24 * min(rows, BLOCK) * widest + 32 * rows
     return Sizes(rows, stored, round(copies * stored) + raw * rows * widest + work)
+
+
+@contextlib.contextmanager
+def damage(path: Path, where: str, *, broken: tuple[type[Exception], ...], split: str) -> Iterator[None]:
+    """Turns what a library says of a damaged file, while entered, into a `UserError` that names the place.
+
+    Args:
+        where: the array or the part of the file that is read.
+        broken: what the library raises on a file that is damaged or not its own.
+        split: the remedy where memory runs out, as it also does for a header without end.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except broken as error:
+        then = remedy(error, "copy or make the file again")
+        raise UserError(f"{path}: damaged at {listed([where])} ({one_line(error)}); {then}") from error
+    except MemoryError as error:
+        raise UserError(
+            f"{path}: {listed([where])} does not fit into memory; {split}, or copy it again if it is "
+            "not that large"
+        ) from error
 
 
 def check_file(path: Path, what: str) -> None:

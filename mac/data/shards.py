@@ -1,7 +1,6 @@
 """The files that a store is made from, and one shard of it with the note beside it of what it holds."""
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from mac.data.codec import Codec, Loss, Summary
 from mac.data.raw import RawDataset, Sizes
 from mac.data.store import ACTION, CHECKS, EPISODES, OBS, REWARD, Statistics, save_checks
 from mac.errors import UserError
-from mac.files import settle, visible
+from mac.files import load_json, settle, visible
 from mac.types import EnvSpec
 
 SHARD = "shard.json"
@@ -148,7 +147,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 def read_part(path: Path) -> Part | None:
     """What was noted there; None if there is no readable note."""
     try:
-        return Part(**json.loads(path.read_text()))
+        return Part(**load_json(path))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -39,8 +39,8 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt32
 
 from mac.data.codec import BLOCK, Affine, Codec, Summary, merge_summaries, summarize
 from mac.data.provenance import UNKNOWN, Provenance, of_meta
-from mac.errors import UserError, one_line
-from mac.files import settle, write_json
+from mac.errors import UserError, one_line, refusal
+from mac.files import load_json, settle, write_json
 
 FORMAT = 3
 """Version of the layout above, and of what is read from a file; a store of another one is made again."""
@@ -324,9 +324,9 @@ def read_meta(path: Path) -> dict[str, Any] | None:
     if not is_store(path):
         return None
     try:
-        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        meta = load_json(path / META)
         whole = isinstance(meta, dict) and meta.get("format") == FORMAT and meta.get("seal") == seal(meta)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
     return meta if whole else None
 
@@ -519,7 +519,7 @@ def _refused(path: Path, error: OSError) -> UserError:
     remedy = "check the disk and the folder's rights"
     if error.errno == errno.EMFILE:
         remedy = "raise the limit of open files (ulimit -n): a store holds up to 3 files of each shard"
-    return UserError(f"{path}: cannot be read ({error.strerror or one_line(error)}); {remedy}")
+    return UserError(f"{path}: cannot be read ({refusal(error)}); {remedy}")
 
 
 def _damaged(path: Path, why: str) -> UserError:

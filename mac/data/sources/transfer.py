@@ -10,7 +10,6 @@ what will not change by waiting (no such file, a page instead of data) leads to 
 """
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from mac.data.checksums import sha256
 from mac.data.sources.answers import blocks, is_page, reason_of, stated_length, stated_range, version
 from mac.data.sources.formats import PAGE, complaint, looks_like
 from mac.errors import UserError, one_line
-from mac.files import settle, write_json, writing
+from mac.files import load_json, settle, write_json, writing
 
 _LATER = (408, 425, 429, 500, 502, 503, 504)  # states of a server that pass
 _AGAIN = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
@@ -261,6 +260,6 @@ class _Address:
 
 def _read(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
+        found = load_json(path)
         return found if isinstance(found, dict) else {}
     return {}
