@@ -13,12 +13,12 @@ from baselines.iql import IQL, IQLConfig
 from baselines.nsac_bc import NStepConfig, NStepSACBC
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
+from mac.ablations.gaussian import GaussianConfig, MACGaussian
+from mac.ablations.mac_fql import MACFQL, FQLConfig
+from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
 from mac.algorithm import AbstractAlgorithm
 from mac.config import Config as MACConfig
-from mac.fql import MACFQL, FQLConfig
-from mac.gaussian import GaussianConfig, MACGaussian
 from mac.mac import MAC
-from mac.nodistill import MACNoDistill, NoDistillConfig
 
 
 class Entry(NamedTuple):

@@ -19,9 +19,9 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState, adam_by_network
-from mac.modelfree import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
+from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
 from mac.nn.critics import Critics, combined, critic_loss, scores, twin_critics
-from mac.nn.heads import GaussianPolicy
+from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import Activation
 from mac.ops.losses import total
 from mac.types import Batch, Metrics

@@ -12,7 +12,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.modelfree import AbstractModelFree, Goal, ModelFreeConfig
+from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import total

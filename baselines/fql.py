@@ -15,7 +15,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.modelfree import AbstractModelFree, Goal, ModelFreeConfig, one_step
+from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
 from mac.nn.critics import Combine, Critics, combined, critic_loss, scores, twin_critics
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss

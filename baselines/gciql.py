@@ -15,10 +15,10 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.implicit import AbstractImplicit, ImplicitConfig, ImplicitNets
-from mac.modelfree import Goal, Step
+from mac.implicit_q import AbstractImplicit, ImplicitConfig, ImplicitNets
+from mac.model_free import Goal, Step
 from mac.nn.critics import combined, scores
-from mac.nn.heads import HEAD_VARIANCE, normal_log_prob
+from mac.nn.gaussian_policy import HEAD_VARIANCE, normal_log_prob
 from mac.nn.mlp import MLP
 from mac.ops.losses import Losses, normalised
 

@@ -13,9 +13,9 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState, polyak
-from mac.implicit import AbstractImplicit, ImplicitConfig, ImplicitNets
-from mac.modelfree import Goal, Step
-from mac.nn.resnet import ResNet
+from mac.implicit_q import AbstractImplicit, ImplicitConfig, ImplicitNets
+from mac.model_free import Goal, Step
+from mac.nn.diffusion_resnet import ResNet
 from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
 from mac.ops.losses import Losses
 

@@ -20,8 +20,8 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.implicit import AbstractImplicit, ImplicitConfig, ImplicitNets
-from mac.modelfree import FlowChoiceConfig, Goal, Step
+from mac.implicit_q import AbstractImplicit, ImplicitConfig, ImplicitNets
+from mac.model_free import FlowChoiceConfig, Goal, Step
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import Losses

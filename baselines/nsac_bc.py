@@ -16,9 +16,9 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.modelfree import AbstractModelFree, Goal, LeapConfig, leap, one_step, require_goals
+from mac.model_free import AbstractModelFree, Goal, LeapConfig, leap, one_step, require_goals
 from mac.nn.critics import Critics, combined, scores, twin_critics
-from mac.nn.heads import GaussianPolicy
+from mac.nn.gaussian_policy import GaussianPolicy
 from mac.ops.losses import cross_entropy, mse, total
 from mac.ops.returns import return_of_chance
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec

@@ -27,9 +27,9 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mac.algorithm import Rate, TrainState, by_network, in_turns
-from mac.modelfree import AbstractModelFree, Goal, ModelFreeConfig, one_step
+from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
 from mac.nn.critics import Critics, combined, critic_loss, scores, twin_critics
-from mac.nn.heads import HEAD_VARIANCE
+from mac.nn.gaussian_policy import HEAD_VARIANCE
 from mac.nn.mlp import MLP
 from mac.ops.losses import normalised, total
 from mac.types import Batch, Metrics, SampleSpec

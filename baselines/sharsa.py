@@ -18,7 +18,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.modelfree import (
+from mac.model_free import (
     AbstractModelFree,
     FlowChoiceConfig,
     Goal,
@@ -29,10 +29,10 @@ from mac.modelfree import (
 )
 from mac.nn.critics import Critics, combined, scores, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
+from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import cross_entropy, total
 from mac.ops.returns import return_of_chance
-from mac.ops.select import best_of_n
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 

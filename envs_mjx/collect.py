@@ -32,8 +32,8 @@ from envs_mjx.scenes import build_scene
 from envs_mjx.script import AbstractScript, TabletopScript
 from envs_mjx.shards import TRAIN, VAL, columns, make_shards
 from envs_mjx.workshop import Note, Workshop, check_settings
+from mac.atomic_files import write_json
 from mac.errors import UserError
-from mac.files import write_json
 from mac.machine import cores
 
 _CORES_PER_WAVE = 4  # so many threads can share the physics of a wave before its JAX part limits them

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from envs_mjx.script import Rows
-from mac.files import replace_file, settle
+from mac.atomic_files import replace_file, settle
 
 TRAIN, VAL = 0, 1
 _DISK_TYPES = {"button_states": np.dtype(np.int64)}  # of the other columns: float32

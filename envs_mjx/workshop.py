@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from envs_mjx.episodes import Job
 from envs_mjx.script import Rows
 from envs_mjx.shards import Bench, Column, Part, Shard, row_bytes
+from mac.atomic_files import settle, visible, write_json, writing
 from mac.errors import UserError, one_line
-from mac.files import settle, visible, write_json, writing
 
 SETTINGS, JOURNAL = "settings.json", "journal.jsonl"
 

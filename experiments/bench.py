@@ -32,7 +32,7 @@ from experiments.program import exit_status
 from mac.config import Config
 from mac.errors import UserError
 from mac.run import segment as loop
-from mac.run.table import print_tables
+from mac.run.report.table import print_tables
 
 PROGRAM = "python experiments/bench.py"
 ONE = "--one-"  # first flag, with `train` or `eval`: measure one configuration here, and print JSON

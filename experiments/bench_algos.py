@@ -26,7 +26,7 @@ from experiments.program import exit_status
 from experiments.settings import Preset
 from mac.algorithm import AbstractAlgorithm
 from mac.errors import UserError
-from mac.run.table import print_tables
+from mac.run.report.table import print_tables
 from mac.types import EnvSpec
 
 PROGRAM = "python experiments/bench.py algos"

@@ -29,7 +29,7 @@ from experiments.arguments import read_flags
 from experiments.measured import alone, compile_for_real, write_csv
 from experiments.program import exit_status
 from mac.errors import UserError
-from mac.run.table import print_tables
+from mac.run.report.table import print_tables
 
 PROGRAM = "python experiments/bench.py envs"
 ONE = "--one"  # first flag: measure one environment and batch here, and print JSON

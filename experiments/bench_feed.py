@@ -28,10 +28,10 @@ from experiments.dataset import check_writable
 from experiments.measured import write_csv
 from experiments.program import exit_status
 from mac.algorithm import AbstractAlgorithm
-from mac.data.codec import LARGEST
-from mac.data.feed import Feed, Resident, Rotating, plan_rotation
 from mac.data.normalize import fit_minmax
+from mac.data.quantize import LARGEST
 from mac.data.store import ACTION, EPISODES, OBS, Store, is_store, save_checks, save_meta
+from mac.data.window_feed import Feed, Resident, Rotating, plan_rotation
 from mac.errors import UserError
 from mac.run import segment as loop
 from mac.types import EnvSpec

@@ -32,10 +32,10 @@ from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.training import load_actor
 from mac.errors import UserError
+from mac.formatting import counted
 from mac.machine import cores
-from mac.run.claim import claim
-from mac.run.progress import open_progress
-from mac.words import counted
+from mac.run.io.folder_lock import claim
+from mac.run.report.progress import open_progress
 
 PROGRAM = "python experiments/collect.py"
 DATA = Path("data")

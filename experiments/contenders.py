@@ -22,8 +22,8 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.data.window import index_episodes, make_column
 from mac.run import segment as loop
-from mac.run.flops import product_flops
-from mac.run.streams import Stream, stream
+from mac.run.cost.flops import product_flops
+from mac.run.rng_streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, Window
 
 

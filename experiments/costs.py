@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from mac.data import memory
-from mac.run.flops import Operations, total
+from mac import free_memory
+from mac.run.cost.flops import Operations, total
 
 
 class Memory(NamedTuple):
@@ -48,7 +48,7 @@ def work_lines(parts: dict[str, Operations], traffic: int) -> list[str]:
     return lines
 
 
-def memory_lines(need: Memory, free: memory.Memory) -> list[str]:
+def memory_lines(need: Memory, free: free_memory.Memory) -> list[str]:
     """What training takes here and on an accelerator, and whether there is enough."""
     where = "in all" if need.devices == 1 else f"on each of {need.devices} devices"
     lines = [

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.settings import DataConfig
+from mac.atomic_files import visible, writing
 from mac.data.checksums import KEPT, Checksums
 from mac.data.convert import Progress, Sources, convert
 from mac.data.provenance import Provenance, describe, of_meta, origin
 from mac.data.shards import shard_files, sizes_of, val_file
 from mac.data.store import META, Content, Store, is_store, read_meta
 from mac.errors import UserError, refusal
-from mac.files import visible, writing
-from mac.run.progress import open_progress
+from mac.run.report.progress import open_progress
 from mac.types import EnvSpec
 
 

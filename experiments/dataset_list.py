@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.doctor import OK, WARNING, Line
+from mac.atomic_files import load_json, visible
 from mac.data.provenance import describe, of_meta, origin
 from mac.errors import UserError
-from mac.files import load_json, visible
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
 META = "meta.json"

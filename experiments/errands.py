@@ -27,7 +27,7 @@ from envs_mjx.locomotion.walkers import Walker, build_walker, describe
 from envs_mjx.registry import make
 from envs_mjx.rotations import rotate
 from experiments.sac import Transitions
-from mac.nn.heads import GaussianPolicy
+from mac.nn.gaussian_policy import GaussianPolicy
 
 GYM = ("hopper", "walker2d", "halfcheetah")
 DIRECTED = ("ant", "humanoid")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.error_rows import ChunkRow, PolicyRow
-from mac.files import replace_file
-from mac.run.plot import GREY
-from mac.run.stats import Interval, summarise
+from mac.atomic_files import replace_file
+from mac.run.report.plot import GREY
+from mac.run.report.stats import Interval, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

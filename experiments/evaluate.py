@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from baselines.random_policy import UniformPolicy
 from envs_mjx.registry import make, resolve_engine
 from experiments.arguments import read_flags, start_jax
 from experiments.official import play_official
@@ -27,18 +28,17 @@ from experiments.saved import (
     read_settings,
 )
 from mac.errors import UserError
+from mac.formatting import counted
 from mac.run.evaluate import evaluate, evaluation_keys
-from mac.run.logger import EVAL, append_row, check_appendable, read_rows
-from mac.run.measure import measure_of
-from mac.run.meter import duration
-from mac.run.progress import open_progress
-from mac.run.record import provenance
-from mac.run.rows import eval_rows, warnings_of
-from mac.run.stats import learning_curve
-from mac.run.table import print_tables, results_table
-from mac.run.uniform import UniformPolicy
+from mac.run.io.eval_rows import eval_rows, warnings_of
+from mac.run.io.logger import EVAL, append_row, check_appendable, read_rows
+from mac.run.io.run_metadata import provenance
+from mac.run.report.progress import open_progress
+from mac.run.report.score import measure_of
+from mac.run.report.stats import learning_curve
+from mac.run.report.table import print_tables, results_table
+from mac.run.report.timing import duration
 from mac.types import Episodes
-from mac.words import counted
 
 PROGRAM = "python experiments/evaluate.py"
 Engine = Literal["auto", "c", "mjx", "warp", "ogbench"]

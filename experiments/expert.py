@@ -29,9 +29,9 @@ from experiments.recorded import LEVELS, record
 from experiments.sac import SacConfig
 from experiments.training import CURVE, POLICY, Plan, Point, train
 from mac.errors import UserError
-from mac.run.claim import claim
-from mac.run.interrupt import Interrupt
-from mac.run.progress import open_progress
+from mac.run.io.folder_lock import claim
+from mac.run.io.signals import Interrupt
+from mac.run.report.progress import open_progress
 
 PROGRAM = "python experiments/expert.py"
 REQUIRED = tyro.MISSING

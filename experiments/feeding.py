@@ -6,14 +6,14 @@ import numpy as np
 
 from experiments.dataset import Facts
 from experiments.settings import DataConfig
-from mac.data.feed import Source, Whole, plan_rotation
-from mac.data.memory import Memory, free_memory
 from mac.data.normalize import Normalizer
 from mac.data.store import Store
 from mac.data.window import Relabel, all_pieces, check_chunk, recorded_falls
+from mac.data.window_feed import Source, Whole, plan_rotation
 from mac.errors import UserError
+from mac.formatting import counted
+from mac.free_memory import Memory, free_memory
 from mac.types import EnvSpec, SampleSpec
-from mac.words import counted
 
 SHARE = 0.75  # of the free memory that data may take; the rest is for networks and what updates need
 WINDOWS_HELD = 3  # the one that trains, the next, and for a moment the one before

@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 
+from mac.atomic_files import replace_file
 from mac.errors import UserError
-from mac.files import replace_file
 from mac.machine import cores
-from mac.run.record import cpu_model, git_state
+from mac.run.io.run_metadata import cpu_model, git_state
 
 BENCH = Path(__file__).with_name("bench.py")
 

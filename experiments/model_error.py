@@ -28,19 +28,19 @@ from experiments.output import outlive_output
 from experiments.policy_error import compare_policies
 from experiments.program import exit_status
 from experiments.settings import DataConfig
+from mac.ablations.dynamics_only import Dynamics
 from mac.data.normalize import Normalizer
 from mac.data.normalize import fit as fit_normalizer
 from mac.data.store import Store
 from mac.data.window import check_chunk, make_window
-from mac.dynamics import Dynamics
 from mac.errors import UserError
+from mac.formatting import counted
 from mac.nn.mlp import MLP
 from mac.run import segment as loop
-from mac.run.progress import Progress, open_progress
-from mac.run.table import print_tables
+from mac.run.report.progress import Progress, open_progress
+from mac.run.report.table import print_tables
 from mac.run.train import Diverged
 from mac.types import EnvSpec
-from mac.words import counted
 
 PROGRAM = "python experiments/model_error.py"
 SEGMENT = 500  # updates per compiled call

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mac.atomic_files import replace_file
 from mac.errors import UserError, one_line, refusal
-from mac.files import replace_file
 
 KINDS = (".gif", ".mp4")
 EXACT = 128  # colours of a GIF that are kept as they are

@@ -19,7 +19,7 @@ from experiments.saved import SavedRun
 from mac.errors import UserError, one_line
 from mac.machine import cores
 from mac.run.evaluate import UNSTABLE, choose, episode_keys, foresee
-from mac.run.returns import realised_return, step_reward
+from mac.run.report.episode_returns import realised_return, step_reward
 from mac.types import Episodes
 
 WORKER = Path(__file__).with_name("ogbench_worker.py")

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from experiments.errands import AbstractErrand, Errand
 from experiments.sac import Learner, SacConfig, Transitions, init, update_actor, update_critics
-from mac.nn.heads import GaussianPolicy
-from mac.run.streams import Stream, stream
+from mac.nn.gaussian_policy import GaussianPolicy
+from mac.run.rng_streams import Stream, stream
 
 STARTS = 256
 """Starts drawn before training; an errand that is over goes on at one of them, which costs no physics."""

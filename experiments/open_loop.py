@@ -14,9 +14,9 @@ from mac.data.store import Store
 from mac.data.window import make_window
 from mac.errors import UserError
 from mac.nn.mlp import MLP
-from mac.ops.imagine import predictor, squared_error
+from mac.ops.rollout import predictor, squared_error
+from mac.run.report.stats import Interval, summarise
 from mac.run.segment import map_seeds
-from mac.run.stats import Interval, summarise
 from mac.types import Window
 
 REPS = 2000  # bootstrap samples of an interval
@@ -69,7 +69,7 @@ def measure(nets: MLP, window: Window, chunk: int, horizon: int, trajectories: i
     the chunk length.
 
     Args:
-        nets: as `mac.dynamics.Dynamics` trains them, leading axis S.
+        nets: as `mac.ablations.dynamics_only.Dynamics` trains them, leading axis S.
     """
     count, key = horizon // chunk, jr.key(seed)
     real = jax.jit(sample_sequences, static_argnums=(1, 2, 3))(window, chunk, count, trajectories, key)

@@ -16,15 +16,15 @@ from envs_mjx.episodes import EPISODE_ROWS
 from experiments import costs
 from experiments.costs import mega
 from mac.algorithm import AbstractAlgorithm
-from mac.data.memory import free_memory
 from mac.data.sampler import sample
+from mac.formatting import counted
+from mac.free_memory import free_memory
 from mac.machine import cores
-from mac.run.flops import Operations, operations, total
-from mac.run.meter import duration
+from mac.run.cost.flops import Operations, operations, total
+from mac.run.cost.hlo_bytes import program_bytes
+from mac.run.report.timing import duration
 from mac.run.segment import ALL, SEED, place, seed_mesh
-from mac.run.traffic import program_bytes
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
-from mac.words import counted
 
 # Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
 COLLECT_RATE = 800.0  # rows per second and core of the scripted expert

@@ -10,9 +10,9 @@ from experiments.error_figure import draw_policies
 from experiments.error_rows import PolicyRow
 from experiments.measured import write_csv
 from experiments.open_loop import check_horizon, held_out, measure, network_of
-from mac.run.logger import EVAL, read_rows
-from mac.run.stats import Curve, learning_curve
-from mac.run.table import print_tables
+from mac.run.io.logger import EVAL, read_rows
+from mac.run.report.stats import Curve, learning_curve
+from mac.run.report.table import print_tables
 
 
 def compare_policies(

@@ -22,13 +22,13 @@ from experiments.arguments import read_flags
 from experiments.output import outlive_output
 from experiments.program import exit_status
 from experiments.settings import DataConfig
+from mac.atomic_files import visible, writing
 from mac.data.convert import Sources, convert, upgrade
 from mac.data.provenance import of_meta
 from mac.data.shards import shard_files
 from mac.data.store import Store, is_store, read_meta
 from mac.errors import UserError
-from mac.files import visible, writing
-from mac.words import counted
+from mac.formatting import counted
 
 PROGRAM = "python experiments/prepare.py"
 WORST = 3  # columns of largest error that are shown

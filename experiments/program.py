@@ -8,7 +8,7 @@ import jax
 from experiments import variables
 from experiments.output import standard_streams
 from mac.errors import UserError, one_line
-from mac.run.interrupt import Terminated, sigterm_raises
+from mac.run.io.signals import Terminated, sigterm_raises
 from mac.run.train import Diverged
 
 

@@ -19,9 +19,9 @@ from experiments.errands import build_errand
 from experiments.online import begin, play
 from experiments.sac import Transitions
 from experiments.training import Plan, load_policy
+from mac.atomic_files import replace_file, write_json
 from mac.errors import UserError
-from mac.files import replace_file, write_json
-from mac.run.checkpoint import CheckpointStore
+from mac.run.io.checkpoint import CheckpointStore
 
 LEVELS = ("medium", "medium-replay")
 LANES = 16

@@ -15,12 +15,12 @@ from experiments.measured import write_csv
 from experiments.program import exit_status
 from experiments.saved import EVALUATIONS, RANDOM, is_run, read_settings, runs_within
 from experiments.settings import Settings
+from mac.atomic_files import misfit
 from mac.errors import UserError
-from mac.files import misfit
-from mac.run.logger import EVAL, read_rows
-from mac.run.plot import plot_comparison
-from mac.run.stats import Curve, learning_curve, summarise
-from mac.run.table import comparison_table, print_tables
+from mac.run.io.logger import EVAL, read_rows
+from mac.run.report.plot import plot_comparison
+from mac.run.report.stats import Curve, learning_curve, summarise
+from mac.run.report.table import comparison_table, print_tables
 
 PROGRAM = "python experiments/report.py"
 

@@ -22,25 +22,25 @@ from experiments.program import exit_status
 from experiments.report import compare
 from experiments.saved import CONFIG
 from experiments.settings import Settings
+from mac.atomic_files import remove_leftovers
 from mac.data.normalize import fit
 from mac.data.store import Store
 from mac.data.window import make_held_out
 from mac.errors import UserError, refusal
-from mac.files import remove_leftovers
+from mac.formatting import counted
 from mac.machine import cores
-from mac.run.claim import claim
-from mac.run.compatible import check_config
-from mac.run.logger import EVAL, METRICS, read_rows
-from mac.run.meter import duration
-from mac.run.outputs import CHECKPOINTS, Outputs
-from mac.run.plot import plot_learning_curve
-from mac.run.progress import open_progress
-from mac.run.record import cpu_model, record_end, record_launch
-from mac.run.stats import learning_curve
-from mac.run.table import print_tables, results_table
+from mac.run.io.checkpoint_compat import check_config
+from mac.run.io.folder_lock import claim
+from mac.run.io.logger import EVAL, METRICS, read_rows
+from mac.run.io.run_metadata import cpu_model, record_end, record_launch
+from mac.run.io.run_outputs import CHECKPOINTS, Outputs
+from mac.run.report.plot import plot_learning_curve
+from mac.run.report.progress import open_progress
+from mac.run.report.stats import learning_curve
+from mac.run.report.table import print_tables, results_table
+from mac.run.report.timing import duration
 from mac.run.train import Job, Outcome, train
 from mac.types import EnvSpec
-from mac.words import counted
 
 PICTURE = "learning_curve.png"
 LEFT = (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS)

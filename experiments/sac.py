@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import polyak
 from mac.nn.critics import Critics, combined, scores, twin_critics
-from mac.nn.heads import GaussianPolicy
+from mac.nn.gaussian_policy import GaussianPolicy
 from mac.types import Metrics
 
 

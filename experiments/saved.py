@@ -20,14 +20,14 @@ from experiments.counts import whole_number
 from experiments.hparams import convert, unknown_name
 from experiments.settings import DataConfig, Settings, from_plain
 from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.atomic_files import misfit, read_json, visible, write_json
 from mac.data.normalize import Normalizer
 from mac.data.provenance import from_plain as from_record
 from mac.data.store import Content, Store, read_meta
 from mac.errors import UserError, one_line, refusal, remedy
-from mac.files import misfit, read_json, visible, write_json
-from mac.run.checkpoint import Checkpoint, CheckpointStore
-from mac.run.outputs import CHECKPOINTS
-from mac.run.record import launches
+from mac.run.io.checkpoint import Checkpoint, CheckpointStore
+from mac.run.io.run_metadata import launches
+from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.segment import seed_keys
 from mac.types import EnvSpec
 

@@ -10,14 +10,14 @@ from envs_mjx.registry import names, parse
 from envs_mjx.request import Request, episode_rows, family_and_style
 from experiments.dataset import check_writable, shown
 from experiments.settings import DataConfig
+from mac.atomic_files import visible
 from mac.data.shards import shard_files
 from mac.data.sources.catalogue import SHARDS, Listing, elsewhere, has_large_set, large_folder, listing
-from mac.data.sources.fetch import fetch, is_here
-from mac.data.sources.transfer import Progress, Unavailable
+from mac.data.sources.download import fetch, is_here
+from mac.data.sources.http_download import Progress, Unavailable
 from mac.data.store import is_store
 from mac.errors import UserError
-from mac.files import visible
-from mac.run.progress import open_progress
+from mac.run.report.progress import open_progress
 
 How = Literal["local", "generate", "download"]
 

@@ -10,7 +10,7 @@ from experiments.hparams import unknown_name
 from experiments.settings import Settings
 from mac.config import CommonConfig
 from mac.errors import UserError
-from mac.run.outputs import Variant
+from mac.run.io.run_outputs import Variant
 
 _PREFIX = "hp."
 

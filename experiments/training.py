@@ -26,10 +26,10 @@ from experiments.errands import GYM, AbstractErrand, DirectedPolicy, build_erran
 from experiments.measured import write_csv
 from experiments.online import OnlineConfig, Signs, Training, begin, play, run
 from experiments.sac import SacConfig
+from mac.atomic_files import read_json, replace_file, write_json
 from mac.errors import UserError
-from mac.files import read_json, replace_file, write_json
-from mac.nn.heads import GaussianPolicy
-from mac.run.checkpoint import CheckpointStore
+from mac.nn.gaussian_policy import GaussianPolicy
+from mac.run.io.checkpoint import CheckpointStore
 
 EXPERT, CURVE, POLICY = "expert.json", "curve.csv", "policy.eqx"
 EVALUATION_LANES = 8

@@ -25,7 +25,7 @@ from experiments.rendering import render, require_drawing, try_drawing
 from experiments.saved import SavedRun, by_environment, open_run, read_settings
 from experiments.walker_film import Track, draw_walker, film_walker, returns
 from mac.errors import UserError
-from mac.words import counted
+from mac.formatting import counted
 
 PROGRAM = "python experiments/view.py"
 PICTURES = 200  # of one film, unless told otherwise

@@ -93,7 +93,8 @@ class AbstractAlgorithm(eqx.Module):
     ) -> Float[Array, " E"] | None:
         """Return that the algorithm expects from acting as `act` does, given the same arguments.
 
-        It is in the units of `mac.run.returns.realised_return`, with which evaluations compare it.
+        It is in the units of `mac.run.report.episode_returns.realised_return`, with which evaluations
+        compare it.
         """
         del state, obs, goal, key
         return None

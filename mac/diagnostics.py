@@ -24,8 +24,8 @@ from mac.data.sampler import sample
 from mac.data.sequences import Sequences, sample_sequences
 from mac.nn.mlp import scalar
 from mac.ops.flow import euler
-from mac.ops.imagine import Model, imagine, predictor, squared_error
 from mac.ops.returns import return_of_chance
+from mac.ops.rollout import Model, imagine, predictor, squared_error
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 STATES = 256

@@ -38,11 +38,11 @@ from mac.algorithm import AbstractConfigured, TrainState
 from mac.config import Config
 from mac.errors import UserError
 from mac.nn.mlp import MLP, scalar, value_net
+from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.imagine import Trajectory, imagine, predictor
 from mac.ops.losses import Losses, cross_entropy, mse, total
 from mac.ops.returns import chunk_reward, lambda_return
-from mac.ops.select import best_of_n
+from mac.ops.rollout import Trajectory, imagine, predictor
 from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
 
 States = Float[Array, "B D"]

@@ -227,7 +227,7 @@ class Episodes(eqx.Module):
     `length` is in control steps; `dropped` counts the contacts that the physics engine left out in the
     whole episode for want of a slot: where it is not 0, the episode is doubtful. `predicted` is what the
     algorithm thought at the start that `realised` would be, the episode's discounted return
-    (`mac.run.returns.realised_return`); None for an algorithm that predicts nothing.
+    (`mac.run.report.episode_returns.realised_return`); None for an algorithm that predicts nothing.
     `unstable` marks episodes that ended because the simulation gave a state that is no number, or a huge one,
     after finite actions; such an episode has failed, with the return and the length up to the last sound
     state. `bad_action` marks those that ended because the policy gave an action that is not finite. None is

@@ -6,12 +6,12 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from mac.fql import MACFQL, FQLConfig
-from mac.gaussian import GaussianConfig, MACGaussian
+from mac.ablations.gaussian import GaussianConfig, MACGaussian
+from mac.ablations.mac_fql import MACFQL, FQLConfig
+from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
 from mac.mac import MAC, Nets
-from mac.nn.heads import GaussianPolicy
+from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import MLP
-from mac.nodistill import MACNoDistill, NoDistillConfig
 from mac.types import Batch
 from tests.algorithm_1 import outcome_loss, run
 from tests.toy import GOAL_SPEC, SPEC

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.run import main
-from mac.run.checkpoint import CheckpointStore
-from mac.run.outputs import CHECKPOINTS
+from mac.run.io.checkpoint import CheckpointStore
+from mac.run.io.run_outputs import CHECKPOINTS
 
 SIZES = [
     "--preset",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mac.data.sources.transfer import Patience, Receipt, download
+from mac.data.sources.http_download import Patience, Receipt, download
 from mac.errors import UserError
 
 Fault = Callable[["Handler"], None]

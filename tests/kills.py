@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mac.run.logger import EVAL, METRICS
+from mac.run.io.logger import EVAL, METRICS
 
 ROOT = Path(__file__).parent.parent
 RUN, DATA = "run", "data/small.npz"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mac.algorithm import AbstractLossAlgorithm
-from mac.run.logger import EVAL, METRICS, read_rows
+from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.train import RunConfig
 from tests import toy
 from tests.by_hand import KINDS, MODES, make

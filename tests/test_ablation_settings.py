@@ -6,10 +6,10 @@ import pytest
 
 from experiments.arguments import parse
 from experiments.hparams import HPARAMS, load_rows, merge_rows
+from mac.ablations.gaussian import GaussianConfig
+from mac.ablations.mac_fql import FQLConfig
+from mac.ablations.no_distillation import NoDistillConfig
 from mac.errors import UserError
-from mac.fql import FQLConfig
-from mac.gaussian import GaussianConfig
-from mac.nodistill import NoDistillConfig
 from tests.by_hand import KINDS
 
 

@@ -15,9 +15,9 @@ from baselines import REGISTRY
 from baselines.iql import IQLConfig
 from mac.algorithm import adam_by_network
 from mac.errors import UserError
-from mac.modelfree import leap
+from mac.model_free import leap
 from mac.nn.critics import combined, critic_loss, twin_critics
-from mac.nn.heads import TanhGaussian, normal_log_prob
+from mac.nn.gaussian_policy import TanhGaussian, normal_log_prob
 from mac.nn.mlp import MLP, Style
 from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
 from mac.ops.losses import advantage_weight, cross_entropy, expectile_loss, normalised, total

@@ -19,7 +19,7 @@ from experiments.plan import product_chain
 from mac.config import Config
 from mac.mac import MAC
 from mac.run import segment as loop
-from mac.run.flops import product_flops
+from mac.run.cost.flops import product_flops
 
 CHUNK = 3
 TINY = Config(batch=4, hidden=(8, 8), chunk=CHUNK, candidates=2, rollout=2, flow_steps=2)

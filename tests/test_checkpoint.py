@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mac.errors import UserError
-from mac.run.checkpoint import TEMPORARY, CheckpointStore
+from mac.run.io.checkpoint import TEMPORARY, CheckpointStore
 from tests.small_states import State, assert_same_bits, make_state
 
 
@@ -116,7 +116,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
 import orbax.checkpoint
-from mac.run.checkpoint import CheckpointStore
+from mac.run.io.checkpoint import CheckpointStore
 
 def train(folder):
     with CheckpointStore(folder, keep=2) as store:
@@ -227,7 +227,7 @@ def test_at_least_one_checkpoint_is_kept(tmp_path: Path):
 
 
 def test_importing_the_module_does_not_import_orbax():
-    code = "import sys, mac.run.checkpoint; sys.exit('orbax.checkpoint' in sys.modules)"
+    code = "import sys, mac.run.io.checkpoint; sys.exit('orbax.checkpoint' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=300).returncode == 0
 

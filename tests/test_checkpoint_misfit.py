@@ -10,7 +10,7 @@ import pytest
 from jaxtyping import Array
 
 from mac.errors import UserError
-from mac.run.checkpoint import CheckpointStore
+from mac.run.io.checkpoint import CheckpointStore
 from tests.small_states import State, assert_same_bits, make_state
 
 

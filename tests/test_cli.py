@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from experiments.run import main
-from mac.run.claim import claim
-from mac.run.logger import EVAL, METRICS, read_rows
-from mac.run.outputs import CHECKPOINTS
+from mac.run.io.folder_lock import claim
+from mac.run.io.logger import EVAL, METRICS, read_rows
+from mac.run.io.run_outputs import CHECKPOINTS
 from tests.cli import SIZES, content, error_of, params
 
 # A run.

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import run as program
 from experiments.run import main
-from mac.run.interrupt import Terminated
+from mac.run.io.signals import Terminated
 from mac.run.train import Diverged
 from tests.cli import SIZES, arrays, content, error_of, params
 
@@ -191,7 +191,9 @@ def test_interrupted_generation_leaves_no_dataset(
     tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     """At the first rows that the expert has made."""
-    assert interrupted(tmp_path, KeyboardInterrupt, "mac.run.progress.Progress.count", monkeypatch) == 130
+    assert (
+        interrupted(tmp_path, KeyboardInterrupt, "mac.run.report.progress.Progress.count", monkeypatch) == 130
+    )
     printed = capsys.readouterr()
     assert len(printed.err.splitlines()) == 1 and "interrupted" in printed.err
     assert content(tmp_path) == {} and not (tmp_path / "o").exists()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from experiments.run import main
-from mac.run.checkpoint import CheckpointStore
-from mac.run.logger import EVAL, METRICS
-from mac.run.outputs import CHECKPOINTS
+from mac.run.io.checkpoint import CheckpointStore
+from mac.run.io.logger import EVAL, METRICS
+from mac.run.io.run_outputs import CHECKPOINTS
 from tests.cli import SIZES, content, params
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import pytest
 from baselines import REGISTRY
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.run import segment as loop
-from mac.run.checkpoint import CheckpointStore
+from mac.run.io.checkpoint import CheckpointStore
 from tests.baseline_cases import GOALS_ONLY, make
 from tests.journeys import distance_left, journeys, one_seed
 

@@ -12,10 +12,10 @@ import pytest
 from experiments.feeding import make_source
 from experiments.settings import DataConfig
 from mac.data.convert import prepare
-from mac.data.feed import Rotation, Whole, plan_rotation
 from mac.data.sampler import sample
 from mac.data.store import Store
 from mac.data.window import Room, make_held_out, make_window, start_counts
+from mac.data.window_feed import Rotation, Whole, plan_rotation
 from mac.errors import UserError
 from mac.types import EnvSpec, SampleSpec, Window
 from tests.hdf5_files import EPISODES, FALL, LIMIT, d4rl_arrays, write_d4rl, write_minari

@@ -20,7 +20,7 @@ from mac.nn.mlp import scalar, value_net
 from mac.ops.losses import cross_entropy
 from mac.run import segment as loop
 from mac.run.evaluate import evaluate, evaluation_keys
-from mac.run.returns import ended_itself, realised_return, steady_reward
+from mac.run.report.episode_returns import ended_itself, realised_return, steady_reward
 from mac.types import Episodes, SampleSpec
 from tests.algorithm_1 import double, fresh
 from tests.mac_cases import Case, leaves, make_case, own_losses, touched

@@ -16,7 +16,7 @@ from experiments import evaluate, run
 from mac.data.convert import prepare
 from mac.data.sampler import sample
 from mac.data.window import make_window
-from mac.run.logger import EVAL, METRICS, read_rows
+from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.types import SampleSpec
 from tests.gym_data import write_random
 from tests.small_files import identity

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mac.run import measure
-from mac.run.logger import EVAL, read_rows
-from mac.run.measure import RETURN, SCORE, SUCCESS, measure_of, normalised_score
-from mac.run.plot import _draw
-from mac.run.rows import eval_rows
-from mac.run.stats import learning_curve
-from mac.run.table import results_table
+from mac.run.io.eval_rows import eval_rows
+from mac.run.io.logger import EVAL, read_rows
+from mac.run.report import score as measure
+from mac.run.report.plot import _draw
+from mac.run.report.score import RETURN, SCORE, SUCCESS, measure_of, normalised_score
+from mac.run.report.stats import learning_curve
+from mac.run.report.table import results_table
 from mac.types import Episodes
 from tests import toy, walk
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mac.data import codec as coding
+from mac.data import quantize as coding
 from mac.data.normalize import fit_minmax
 from mac.data.window import make_column
 

@@ -6,9 +6,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.data.memory import free_memory
 from mac.data.sampler import sample
 from mac.data.window import aligned_empty, index_episodes, make_column
+from mac.free_memory import free_memory
 from mac.types import SampleSpec, Window
 
 LENGTH = 1001

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mac.data.codec import summarize
 from mac.data.convert import prepare
 from mac.data.normalize import Normalize, fit, fit_minmax
+from mac.data.quantize import summarize
 from mac.data.sampler import sample
 from mac.data.store import Split, Statistics, Store
 from mac.data.window import make_window, start_counts

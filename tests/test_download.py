@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mac.data.sources.transfer import Unavailable, download
+from mac.data.sources.http_download import Unavailable, download
 from tests.faulty_server import (
     CONTENT,
     FAST,

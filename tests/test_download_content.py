@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mac.data.sources import transfer
-from mac.data.sources.transfer import download
+from mac.data.sources import http_download
+from mac.data.sources.http_download import download
 from tests.faulty_server import (
     CONTENT,
     FAST,
@@ -78,7 +78,7 @@ def test_a_full_disk_is_found_before_anything_is_written(server: Server, path: P
 def test_a_disk_that_fills_up_is_one_line_and_keeps_what_is_there(
     server: Server, path: Path, monkeypatch: Any
 ):
-    real_open = transfer._Address._open
+    real_open = http_download._Address._open
 
     def failing(self: Any, here: int) -> Any:
         return opened(real_open(self, here))
@@ -98,7 +98,7 @@ def test_a_disk_that_fills_up_is_one_line_and_keeps_what_is_there(
         with inner as file:
             yield Disk(file)
 
-    monkeypatch.setattr(transfer._Address, "_open", failing)
+    monkeypatch.setattr(http_download._Address, "_open", failing)
     assert "No space left on device" in refused(server, path)
     kept = len(left(path) or b"")
     monkeypatch.undo()

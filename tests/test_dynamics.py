@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from experiments.open_loop import measure, network_of, over_episodes, over_seeds
+from mac.ablations.dynamics_only import Dynamics
 from mac.data.sampler import ACTION_LIMIT, sample
 from mac.data.sequences import Sequences, sample_sequences
-from mac.dynamics import Dynamics
 from mac.errors import UserError
 from mac.nn.mlp import MLP
-from mac.ops.imagine import open_loop, predictor, squared_error
+from mac.ops.rollout import open_loop, predictor, squared_error
 from mac.run import segment as loop
 from mac.types import Window
 from tests.toy import SPEC, STRIDE, mac, window

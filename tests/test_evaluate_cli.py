@@ -20,7 +20,7 @@ from experiments.ogbench_worker import Start
 from experiments.saved import acting_otherwise, by_environment, open_run, read_settings
 from mac.errors import UserError
 from mac.run.evaluate import episode_keys, evaluation_keys
-from mac.run.logger import EVAL, read_rows
+from mac.run.io.logger import EVAL, read_rows
 from mac.types import Episodes
 from tests.cli import content
 from tests.lanes import Lanes

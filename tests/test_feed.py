@@ -9,14 +9,14 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.data.codec import Codec, fit_affine, summarize
-from mac.data.feed import Resident, Rotating, Rotation, Whole, open_feed, plan_rotation
+from mac.data.quantize import Codec, fit_affine, summarize
 from mac.data.sampler import sample
 from mac.data.store import Split, Store
 from mac.data.window import make_window
+from mac.data.window_feed import Resident, Rotating, Rotation, Whole, open_feed, plan_rotation
 from mac.errors import UserError
 from mac.run import segment
-from mac.run.logger import METRICS, read_rows
+from mac.run.io.logger import METRICS, read_rows
 from mac.run.train import RunConfig
 from mac.types import Batch, SampleSpec, Window
 from tests import toy
@@ -149,7 +149,7 @@ def test_windows_share_one_program_and_their_chunks_stay_in_one_episode():
 
 def test_labels_are_made_block_by_block_in_the_environments_units(monkeypatch: pytest.MonkeyPatch):
     store, seen = numbered_store(coded=True), []
-    monkeypatch.setattr("mac.data.codec.BLOCK", 16)
+    monkeypatch.setattr("mac.data.quantize.BLOCK", 16)
 
     def relabel(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         seen.append(len(obs))

@@ -7,9 +7,9 @@ import pytest
 from experiments import feeding
 from experiments.dataset import Facts, facts
 from experiments.settings import DataConfig
-from mac.data import memory
-from mac.data.memory import Memory, free_memory
+from mac import free_memory as memory
 from mac.errors import UserError
+from mac.free_memory import Memory, free_memory
 from mac.types import EnvSpec
 
 GOALS = EnvSpec("toy", obs_dim=99, action_dim=5, goal_dim=20, tasks=(1,), max_steps=9, control_dt=0.05)

@@ -10,8 +10,7 @@ from typing import IO
 
 import pytest
 
-from mac.errors import UserError, refusal, remedy
-from mac.files import (
+from mac.atomic_files import (
     misfit,
     read_json,
     read_table,
@@ -21,6 +20,7 @@ from mac.files import (
     write_json,
     writing,
 )
+from mac.errors import UserError, refusal, remedy
 
 
 def half(file: IO[bytes]) -> None:
@@ -129,9 +129,9 @@ def test_hidden_files_and_folders_are_not_listed(tmp_path: Path):
 
 LISTS = re.compile(r"\.(r?glob|iterdir)\(|listdir\(|scandir\(|os\.walk\(")
 OWN_FOLDERS = {
-    "mac/files.py",
+    "mac/atomic_files.py",
     "mac/data/convert.py",
-    "mac/run/checkpoint.py",
+    "mac/run/io/checkpoint.py",
     "envs_mjx/engine_warp_setup.py",
     "mac/data/store.py",  # descriptors of this process
     "experiments/checkups.py",  # runs where nothing is installed; only counts compiled programs

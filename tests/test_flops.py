@@ -10,8 +10,8 @@ import pytest
 from mac.data.sampler import sample
 from mac.mac import MAC
 from mac.nn.mlp import MLP
-from mac.run.flops import REST, operations, product_flops, total
-from mac.run.traffic import program_bytes
+from mac.run.cost.flops import REST, operations, product_flops, total
+from mac.run.cost.hlo_bytes import program_bytes
 from mac.types import Batch
 from tests.toy import SPEC, mac, window
 

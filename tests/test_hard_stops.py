@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mac.run.checkpoint import CheckpointStore
+from mac.run.io.checkpoint import CheckpointStore
 from tests.kills import (
     DATA,
     KINDS,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mac.data.hdf5 import read, stated_sizes
-from mac.data.raw import RawDataset
+from mac.data.raw_dataset import RawDataset
 from mac.data.shards import sizes_of
 from mac.errors import UserError
 from tests.hdf5_files import EPISODES, FALL, LIMIT, d4rl_arrays, states, write_d4rl, write_minari

@@ -6,7 +6,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.nn.heads import GaussianPolicy, TanhGaussian
+from mac.nn.gaussian_policy import GaussianPolicy, TanhGaussian
 from tests.algorithm_1 import double, perturb
 from tests.by_hand import gaussian
 

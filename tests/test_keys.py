@@ -15,9 +15,9 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.mac import MAC
 from mac.run import segment as loop
+from mac.run.diagnose import diagnose
 from mac.run.evaluate import evaluate, evaluation_keys
-from mac.run.probe import diagnose
-from mac.run.streams import Stream
+from mac.run.rng_streams import Stream
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 from tests import toy
 from tests.baseline_cases import GOALS_ONLY, make

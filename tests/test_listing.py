@@ -14,8 +14,8 @@ from experiments.hparams import HPARAMS, build, load_rows, merge_rows, sibling
 from experiments.listing import listing, settings_of
 from experiments.run import main
 from experiments.settings import PRESETS
-from mac.data.codec import summarize
 from mac.data.normalize import fit
+from mac.data.quantize import summarize
 from mac.data.store import Statistics
 from mac.errors import UserError
 from mac.types import EnvSpec

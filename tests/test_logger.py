@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mac import files
+from mac import atomic_files
 from mac.errors import UserError
-from mac.run import record
-from mac.run.logger import (
+from mac.run.io import run_metadata
+from mac.run.io.eval_rows import eval_rows, warnings_of
+from mac.run.io.logger import (
     EVAL,
     METRICS,
     JsonlWriter,
@@ -23,7 +24,6 @@ from mac.run.logger import (
     check_appendable,
     read_rows,
 )
-from mac.run.rows import eval_rows, warnings_of
 from mac.types import Episodes
 
 EPISODES = Episodes(
@@ -139,8 +139,8 @@ def test_resume_without_a_checkpoint_starts_empty(tmp_path: Path):
 WRITER = """
 import os, pathlib, signal, sys, time
 import numpy as np
-from mac import files
-from mac.run.logger import RunLog
+from mac import atomic_files as files
+from mac.run.io.logger import RunLog
 
 folder, saved = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1], "saved.json")
 
@@ -292,7 +292,7 @@ def test_unwritable_folder_is_a_user_error(tmp_path: Path):
     with pytest.raises(UserError, match="cannot write"):
         RunLog(tmp_path / "file" / "run")
     with pytest.raises(UserError, match="cannot write"):
-        files.write_json(tmp_path / "file" / "config.json", {})
+        atomic_files.write_json(tmp_path / "file" / "config.json", {})
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path):
@@ -301,18 +301,18 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path):
             raise RuntimeError
 
     path = tmp_path / "config.json"
-    files.write_json(path, {"a": 1})
+    atomic_files.write_json(path, {"a": 1})
     with pytest.raises(RuntimeError):
-        files.write_json(path, {"a": 2, "b": Explodes()})
-    assert files.read_json(path) == {"a": 1}
+        atomic_files.write_json(path, {"a": 2, "b": Explodes()})
+    assert atomic_files.read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_each_launch_is_recorded(tmp_path: Path):
-    record.record_launch(tmp_path, {"algo": "mac", "out": tmp_path})
-    record.record_launch(tmp_path, {"algo": "mac", "out": tmp_path}, resumed_from=500)
-    assert files.read_json(tmp_path / "config.json") == {"algo": "mac", "out": str(tmp_path)}
-    first, second = files.read_json(tmp_path / "run.json")["launches"]
+    run_metadata.record_launch(tmp_path, {"algo": "mac", "out": tmp_path})
+    run_metadata.record_launch(tmp_path, {"algo": "mac", "out": tmp_path}, resumed_from=500)
+    assert atomic_files.read_json(tmp_path / "config.json") == {"algo": "mac", "out": str(tmp_path)}
+    first, second = atomic_files.read_json(tmp_path / "run.json")["launches"]
     assert (first["resumed_from"], second["resumed_from"]) == (None, 500)
     assert first["versions"]["numpy"] == np.__version__
     assert "missing" not in {first["versions"][name] for name in ("jax", "jaxlib", "mujoco", "mujoco-mjx")}
@@ -339,38 +339,42 @@ def test_a_broken_record_is_set_aside_and_begun_anew(text: str, tmp_path: Path):
     for attempt, name in enumerate(("run.json.damaged", "run.json.damaged-2")):
         path.write_text(text)
         with pytest.raises(UserError) as caught:
-            record.launches(tmp_path)
+            run_metadata.launches(tmp_path)
         assert str(path) in str(caught.value) and BROKEN_RECORDS[text] in str(caught.value)
-        (note,) = record.record_launch(tmp_path, {}, resumed_from=5 * attempt)
+        (note,) = run_metadata.record_launch(tmp_path, {}, resumed_from=5 * attempt)
         assert note.startswith("note: ") and f"called {name} now" in note and "\n" not in note
         assert (tmp_path / name).read_text() == text
-        (launch,) = record.launches(tmp_path)
+        (launch,) = run_metadata.launches(tmp_path)
         assert launch["resumed_from"] == 5 * attempt
 
 
 def test_the_end_is_recorded_even_if_the_record_is_gone(tmp_path: Path):
-    record.record_end(tmp_path, step=10)
-    (launch,) = record.launches(tmp_path)
+    run_metadata.record_end(tmp_path, step=10)
+    (launch,) = run_metadata.launches(tmp_path)
     assert launch["step"] == 10 and "ended" in launch
 
 
 def test_a_resume_elsewhere_says_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setenv("JAX_ENABLE_CUSTOM_PRNG", "0")
-    assert record.record_launch(tmp_path, {}) == []
-    assert record.record_launch(tmp_path, {}, resumed_from=5) == []
+    assert run_metadata.record_launch(tmp_path, {}) == []
+    assert run_metadata.record_launch(tmp_path, {}, resumed_from=5) == []
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
     monkeypatch.delenv("JAX_ENABLE_CUSTOM_PRNG")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))  # which changes no number
-    monkeypatch.setattr(record, "cpu_model", lambda: "Abacus 3")
-    (note,) = record.record_launch(tmp_path, {}, resumed_from=5)
-    last = record.launches(tmp_path)[-1]
+    monkeypatch.setattr(run_metadata, "cpu_model", lambda: "Abacus 3")
+    (note,) = run_metadata.record_launch(tmp_path, {}, resumed_from=5)
+    last = run_metadata.launches(tmp_path)[-1]
     assert last["environment"]["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
-    before = record.launches(tmp_path)[0]["hardware"]["cpu"]
+    before = run_metadata.launches(tmp_path)[0]["hardware"]["cpu"]
     assert note == (
         f"note: this launch differs from the last one in cpu ({before} then, Abacus 3 now), "
         "JAX_ENABLE_CUSTOM_PRNG (0 then, unset now), XLA_FLAGS (unset then, --xla_cpu_max_isa=AVX2 now): "
         "numbers may differ in their last bits from those of a run that was never stopped"
     )
-    assert record.differences({"versions": {"jax": "0.1"}}, {"versions": {"jax": "0.2"}, "environment": {}})
-    assert record.differences({}, {"environment": {"XLA_FLAGS": "x"}}) is None  # older records tell nothing
+    assert run_metadata.differences(
+        {"versions": {"jax": "0.1"}}, {"versions": {"jax": "0.2"}, "environment": {}}
+    )
+    assert (
+        run_metadata.differences({}, {"environment": {"XLA_FLAGS": "x"}}) is None
+    )  # older records tell nothing

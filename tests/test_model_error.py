@@ -13,7 +13,7 @@ from experiments.evaluate import EVALUATIONS
 from experiments.model_error import main
 from experiments.open_loop import held_out, measure
 from experiments.saved import open_dataset, open_run
-from mac.run.logger import EVAL, append_row, read_rows
+from mac.run.io.logger import EVAL, append_row, read_rows
 
 SIZES = ["--env", "cube-single", "--seeds", "2", "--hidden", "8", "--batch", "4", "--trajectories", "8"]
 STUDY = [*SIZES, "--chunks", "1", "4", "--steps", "3", "--horizon", "12"]

@@ -8,10 +8,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import Field, euler, flow_matching_loss
-from mac.ops.imagine import imagine
 from mac.ops.returns import chunk_reward, lambda_return
-from mac.ops.select import best_of_n
+from mac.ops.rollout import imagine
 
 GAMMA = 0.999
 GAMMA_10 = GAMMA**10

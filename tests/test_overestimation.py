@@ -14,12 +14,12 @@ from rich.console import Console
 from envs_mjx.base import AbstractEnv, EnvState
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.run import segment as loop
+from mac.run.diagnose import overestimation
 from mac.run.evaluate import evaluate
-from mac.run.probe import overestimation
-from mac.run.returns import realised_return
-from mac.run.rows import eval_rows
-from mac.run.stats import learning_curve
-from mac.run.table import results_table
+from mac.run.io.eval_rows import eval_rows
+from mac.run.report.episode_returns import realised_return
+from mac.run.report.stats import learning_curve
+from mac.run.report.table import results_table
 from mac.types import EnvSpec, Episodes
 from tests.acting import ActsOnly
 from tests.toy import identity

@@ -7,8 +7,8 @@ from baselines import REGISTRY
 from experiments import costs, plan, sources
 from experiments.hparams import HPARAMS, build, load_rows, merge_rows
 from mac.algorithm import AbstractAlgorithm
-from mac.data.memory import Memory
-from mac.run.flops import Operations, total
+from mac.free_memory import Memory
+from mac.run.cost.flops import Operations, total
 from mac.types import EnvSpec
 from tests.toy import GOAL_SPEC, SPEC
 

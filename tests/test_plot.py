@@ -12,9 +12,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from mac.errors import UserError
-from mac.run import plot
-from mac.run.stats import learning_curve, summarise
-from mac.run.table import comparison_table, print_tables, results_table
+from mac.run.report import plot
+from mac.run.report.stats import learning_curve, summarise
+from mac.run.report.table import comparison_table, print_tables, results_table
 
 
 def make_rows(seeds: int, tasks: int = 1, steps: int = 4) -> list[dict]:
@@ -73,7 +73,7 @@ def test_unwritable_picture_is_a_user_error(tmp_path: Path):
 
 
 def test_importing_the_module_does_not_import_matplotlib():
-    code = "import sys, mac.run.plot; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, mac.run.report.plot; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mac.data.store import Split, Store
 from mac.data.window import make_held_out
-from mac.run.logger import METRICS, read_rows
+from mac.run.io.logger import METRICS, read_rows
 from mac.types import Metrics, Window
 from tests import toy
 from tests.walk import Walk, make_job, result, run

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from mac.run.meter import Meter, duration
-from mac.run.progress import open_progress
+from mac.run.report.progress import open_progress
+from mac.run.report.timing import Meter, duration
 
 
 class Clock:

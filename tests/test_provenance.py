@@ -18,10 +18,10 @@ from mac.data.provenance import LEDGER, UNKNOWN, Entry, describe, from_plain, or
 from mac.data.shards import read_part
 from mac.data.store import META, Store, seal
 from mac.errors import UserError
-from mac.run.logger import EVAL, read_rows
-from mac.run.plot import plot_learning_curve
-from mac.run.stats import learning_curve
-from mac.run.table import results_table
+from mac.run.io.logger import EVAL, read_rows
+from mac.run.report.plot import plot_learning_curve
+from mac.run.report.stats import learning_curve
+from mac.run.report.table import results_table
 from tests.small_files import SPEC, write, write_pair
 
 MADE = {

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from baselines.random_policy import UniformPolicy
 from experiments import report
 from mac.run.evaluate import evaluate
-from mac.run.uniform import UniformPolicy
 from tests.test_evaluate_cli import ENV, again, error_of
 from tests.toy import SPEC, PointEnv, identity
 

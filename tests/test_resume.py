@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mac.run.logger import METRICS
+from mac.run.io.logger import METRICS
 from tests.walk import SEEDS, SPARSE, make_job, result, run
 
 ROOT = Path(__file__).parent.parent

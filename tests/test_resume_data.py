@@ -14,7 +14,7 @@ from experiments import saved
 from experiments.evaluate import main as evaluate
 from experiments.model_error import main as model_error
 from experiments.run import main
-from mac.run.outputs import CHECKPOINTS
+from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.train import Job, Outcome
 from tests.cli import arrays, content, error_of
 

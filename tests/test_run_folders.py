@@ -17,10 +17,10 @@ from experiments import evaluate, report
 from experiments import run as program
 from experiments.run import main, occupied
 from mac.errors import UserError
-from mac.run.claim import claim
-from mac.run.logger import EVAL
-from mac.run.outputs import CHECKPOINTS
-from mac.run.record import launches
+from mac.run.io.folder_lock import claim
+from mac.run.io.logger import EVAL
+from mac.run.io.run_metadata import launches
+from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.train import Outcome
 from tests.cli import SIZES, content, error_of
 

@@ -22,7 +22,7 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.mac import MAC
 from mac.run import segment as loop
-from mac.run.streams import Stream, stream
+from mac.run.rng_streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 from tests.toy import SMALL, SPEC, mac, window
 

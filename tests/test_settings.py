@@ -20,7 +20,7 @@ from experiments.run import MAY_DIFFER
 from experiments.settings import PRESETS, Settings, from_plain
 from mac.config import Config
 from mac.errors import UserError
-from mac.run.compatible import check_config
+from mac.run.io.checkpoint_compat import check_config
 
 ROW = {"source": "a table", "hp": {"batch": 7}}
 

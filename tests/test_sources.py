@@ -12,7 +12,7 @@ from experiments.settings import DataConfig
 from mac.data.provenance import LEDGER, ledger
 from mac.data.shards import shard_files
 from mac.data.sources.catalogue import listing
-from mac.data.sources.fetch import fetch
+from mac.data.sources.download import fetch
 from mac.errors import UserError
 from tests.faulty_server import CONTENT, FAST, Server, closed_port, drops, says, sends, serving
 
@@ -243,7 +243,7 @@ def test_a_file_that_comes_again_must_be_the_one_recorded(server: Server):
 
 
 def test_offline_names_every_way_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mac.data.sources.transfer.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("mac.data.sources.http_download.time.sleep", lambda seconds: None)
     data = DataConfig(source="download", mirror=f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(UserError) as caught:
         sources.obtain(sources.choose(data, CUBE), data, CUBE)

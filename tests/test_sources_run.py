@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.run import main
-from mac.data.sources import transfer
+from mac.data.sources import http_download
 from mac.run.train import Job, Outcome
 from tests.cli import SIZES, arrays, error_of
 from tests.faulty_server import Server, closed_port, says, serving
@@ -47,7 +47,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
         yield response.raw.read1(3000)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transfer, "blocks", blocks)
+    monkeypatch.setattr(http_download, "blocks", blocks)
 
 
 @pytest.mark.usefixtures("quiet", "interrupted")
@@ -66,7 +66,7 @@ def test_ctrl_c_in_a_download_is_one_line_and_leaves_a_part(
 def test_a_download_that_fails_is_one_line(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(transfer.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(http_download.time, "sleep", lambda seconds: None)
     server.plan(says(404))
     assert "HTTP 404" in error_of(capsys, flags(server))
     assert "seems to be offline" in error_of(capsys, flags(None))

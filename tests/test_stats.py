@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from mac.errors import UserError
-from mac.run.stats import bootstrap, iqm, learning_curve, summarise
+from mac.run.report.stats import bootstrap, iqm, learning_curve, summarise
 
 
 @pytest.mark.parametrize("count", range(1, 21))

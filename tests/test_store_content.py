@@ -17,10 +17,10 @@ from mac.data import checksums, convert
 from mac.data import store as store_module
 from mac.data.checksums import Checksums
 from mac.data.convert import Sources, prepare
-from mac.data.feed import plan_rotation
 from mac.data.npz import read
 from mac.data.store import META, Rows, Store
 from mac.data.window import make_window
+from mac.data.window_feed import plan_rotation
 from mac.errors import UserError
 from mac.types import EnvSpec
 from tests.hdf5_files import d4rl_arrays, write_d4rl

@@ -18,8 +18,8 @@ from experiments.run import main
 from experiments.saved import open_run
 from experiments.sweep import variants
 from mac.algorithm import AbstractAlgorithm
-from mac.run.logger import EVAL, METRICS, read_rows
-from mac.run.outputs import CHECKPOINTS
+from mac.run.io.logger import EVAL, METRICS, read_rows
+from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.segment import init, seed_keys, seed_mesh, segment
 from tests.baseline_cases import GOALS_ONLY, make
 from tests.cli import SIZES, content, error_of, params

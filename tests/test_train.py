@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from mac.errors import UserError
-from mac.run import checkpoint
 from mac.run import segment as loop
-from mac.run.checkpoint import CheckpointStore
-from mac.run.claim import claim
-from mac.run.interrupt import Interrupt, Terminated, sigterm_raises
-from mac.run.logger import EVAL, METRICS, read_rows
-from mac.run.outputs import CHECKPOINTS
+from mac.run.io import checkpoint
+from mac.run.io.checkpoint import CheckpointStore
+from mac.run.io.folder_lock import claim
+from mac.run.io.logger import EVAL, METRICS, read_rows
+from mac.run.io.run_outputs import CHECKPOINTS
+from mac.run.io.signals import Interrupt, Terminated, sigterm_raises
 from mac.run.train import Diverged, Outcome, RunConfig
 from tests.walk import RUN, Walk, make_job, result, run
 

@@ -10,9 +10,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import pytest
 
-from mac.run.checkpoint import CheckpointStore
-from mac.run.logger import EVAL, read_rows
-from mac.run.outputs import CHECKPOINTS, Outputs, Variant
+from mac.run.io.checkpoint import CheckpointStore
+from mac.run.io.logger import EVAL, read_rows
+from mac.run.io.run_outputs import CHECKPOINTS, Outputs, Variant
 from mac.run.train import Diverged
 from tests.toy import PointEnv
 from tests.walk import RUN, Silent, Walk, make_job, result, run

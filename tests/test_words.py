@@ -1,6 +1,6 @@
 """Wording of messages."""
 
-from mac.words import counted, listed, share
+from mac.formatting import counted, listed, share
 
 
 def test_one_is_singular_and_all_else_plural():

@@ -18,11 +18,11 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
-from mac.run.checkpoint import CheckpointStore
-from mac.run.logger import EVAL, METRICS
-from mac.run.outputs import CHECKPOINTS
-from mac.run.progress import Progress
-from mac.run.streams import Stream, stream
+from mac.run.io.checkpoint import CheckpointStore
+from mac.run.io.logger import EVAL, METRICS
+from mac.run.io.run_outputs import CHECKPOINTS
+from mac.run.report.progress import Progress
+from mac.run.rng_streams import Stream, stream
 from mac.run.train import Job, Outcome, RunConfig, train
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 from tests import toy

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mac.atomic_files import load_json, locked, write_json
 from mac.errors import UserError, refusal
-from mac.files import load_json, locked, write_json
 
 KEPT = ".checksums.json"
 """Name of the file in which they are kept, beside the stores."""

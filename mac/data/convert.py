@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mac.atomic_files import load_json, locked, read_json, write_json, writing
 from mac.data.checksums import KEPT, Checksums
-from mac.data.codec import Codec, Summary, fit_affine, merge_summaries
-from mac.data.memory import free_host_memory
 from mac.data.provenance import describe, origin
-from mac.data.raw import RawDataset, check_file
+from mac.data.quantize import Codec, Summary, fit_affine, merge_summaries
+from mac.data.raw_dataset import RawDataset, check_file
 from mac.data.shards import (
     SHARD,
     Part,
@@ -57,7 +57,7 @@ from mac.data.store import (
     save_meta,
 )
 from mac.errors import UserError, one_line
-from mac.files import load_json, locked, read_json, write_json, writing
+from mac.free_memory import free_host_memory
 from mac.types import EnvSpec
 
 Progress = Callable[[int, int], Any]

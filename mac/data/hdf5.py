@@ -27,7 +27,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mac.data.raw import (
+from mac.data.raw_dataset import (
     Arrays,
     Joints,
     RawDataset,
@@ -44,7 +44,7 @@ from mac.data.raw import (
     with_final_states,
 )
 from mac.errors import UserError, one_line, remedy
-from mac.words import counted, listed, share
+from mac.formatting import counted, listed, share
 
 SUFFIXES = (".hdf5", ".h5")
 NEEDED = ("observations", "actions", "rewards", "terminals")

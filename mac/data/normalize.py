@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mac.data.codec import Summary, summarize
+from mac.data.quantize import Summary, summarize
 from mac.data.store import Statistics
 
 EPSILON = 1e-3

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mac.data.raw import (
+from mac.data.raw_dataset import (
     Arrays,
     RawDataset,
     Sizes,
@@ -45,7 +45,7 @@ from mac.data.raw import (
     with_final_states,
 )
 from mac.errors import UserError
-from mac.words import counted, listed
+from mac.formatting import counted, listed
 
 NEEDED = ("observations", "actions", "terminals")
 WANTED = (*NEEDED, "valids", "next_observations")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from mac.atomic_files import load_json, locked, read_json, write_json
 from mac.data.sources.catalogue import PRIMARY
 from mac.errors import UserError
-from mac.files import load_json, locked, read_json, write_json
-from mac.words import counted
+from mac.formatting import counted
 
 LEDGER = "checksums.json"
 OURS = "own expert: not comparable with published numbers"

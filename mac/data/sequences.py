@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from mac.data.sampler import ACTION_LIMIT, chunk_starts
 from mac.errors import UserError
+from mac.formatting import counted
 from mac.types import EpisodeIndex, Window
-from mac.words import counted
 
 
 class Sequences(NamedTuple):

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mac.data import codec as coding
+from mac.atomic_files import load_json, settle, visible
 from mac.data import hdf5, npz
-from mac.data.codec import Codec, Loss, Summary
-from mac.data.raw import RawDataset, Sizes
+from mac.data import quantize as coding
+from mac.data.quantize import Codec, Loss, Summary
+from mac.data.raw_dataset import RawDataset, Sizes
 from mac.data.store import ACTION, CHECKS, EPISODES, OBS, REWARD, Statistics, save_checks
 from mac.errors import UserError
-from mac.files import load_json, settle, visible
 from mac.types import EnvSpec
 
 SHARD = "shard.json"

@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt32
 
-from mac.data.codec import BLOCK, Affine, Codec, Summary, merge_summaries, summarize
+from mac.atomic_files import load_json, settle, write_json
 from mac.data.provenance import UNKNOWN, Provenance, of_meta
+from mac.data.quantize import BLOCK, Affine, Codec, Summary, merge_summaries, summarize
 from mac.errors import UserError, one_line, refusal
-from mac.files import load_json, settle, write_json
 
 FORMAT = 3
 """Version of the layout above, and of what is read from a file; a store of another one is made again."""

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from mac.data.codec import Affine, blocks
 from mac.data.normalize import Normalizer
+from mac.data.quantize import Affine, blocks
 from mac.data.store import Store, spans
 from mac.errors import UserError
+from mac.formatting import counted
 from mac.types import Column, EpisodeIndex, Window
-from mac.words import counted
 
 Relabel = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Raw observations [N, D] to reward [N] and mask [N] (0 where the task is solved) of those states."""

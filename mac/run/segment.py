@@ -2,7 +2,7 @@
 
 `scan` over steps of a map over seeds: a step counter that belongs to the loop is the same for all
 seeds, so an algorithm may branch on it without computing both sides. Initial weights and updates have
-streams of their own (`mac.run.streams`), and each update's key is its stream's folded with its number: a
+streams of their own (`mac.run.rng_streams`), and each update's key is its stream's folded with its number: a
 state and a step number determine everything that follows, and seed k of a group is seed k alone.
 
 Seeds are spread evenly over the devices, and mapped within each: by `vmap` on accelerators, where
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, Key
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.machine import cores
-from mac.run.streams import Stream, stream
+from mac.run.rng_streams import Stream, stream
 from mac.types import Window
 
 SEED, ALL = PartitionSpec("seed"), PartitionSpec()

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mac.algorithm import AbstractAlgorithm, TrainState
-from mac.data.feed import Source, open_feed
 from mac.data.normalize import Normalizer
+from mac.data.window_feed import Source, open_feed
 from mac.errors import UserError
 from mac.run import segment as loop
+from mac.run.diagnose import diagnose, overestimation
 from mac.run.evaluate import evaluate, evaluation_keys
-from mac.run.interrupt import Interrupt
-from mac.run.measure import measure_of, values
-from mac.run.outputs import Outputs, Variant
-from mac.run.probe import diagnose, overestimation
-from mac.run.progress import Progress
-from mac.run.rows import bad_actions, warnings_of
+from mac.run.io.eval_rows import bad_actions, warnings_of
+from mac.run.io.run_outputs import Outputs, Variant
+from mac.run.io.signals import Interrupt
+from mac.run.report.progress import Progress
+from mac.run.report.score import measure_of, values
 from mac.types import Window
 
 

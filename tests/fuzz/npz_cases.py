@@ -15,7 +15,7 @@ import numpy as np
 
 from mac.data import npz
 from mac.data.convert import prepare
-from mac.data.raw import RawDataset
+from mac.data.raw_dataset import RawDataset
 from mac.data.store import Store
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, PLACES, Trap, damage

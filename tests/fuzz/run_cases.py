@@ -23,9 +23,10 @@ import numpy as np
 from experiments import evaluate, report
 from experiments import run as program
 from mac.errors import UserError
-from mac.run import record, train
-from mac.run.checkpoint import CheckpointStore
-from mac.run.logger import EVAL, METRICS
+from mac.run import train
+from mac.run.io import run_metadata
+from mac.run.io.checkpoint import CheckpointStore
+from mac.run.io.logger import EVAL, METRICS
 from mac.types import Episodes
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, JSON, PLACES, TEXTS, damage, edit_json
@@ -112,8 +113,8 @@ def shortened() -> Iterator[None]:
         (program, "plot_learning_curve", _drawn),
         (train, "evaluate", _evaluate),
         (evaluate, "play", _play),
-        (record, "git_state", lambda folder: None),
-        (record, "versions", functools.cache(record.versions)),
+        (run_metadata, "git_state", lambda folder: None),
+        (run_metadata, "versions", functools.cache(run_metadata.versions)),
         (train.loop, "segment", _Compiled(train.loop.segment)),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in changes]

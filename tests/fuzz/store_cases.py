@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import arguments, dataset
 from experiments import run as program
-from mac.data.feed import open_feed
+from mac.data.window_feed import open_feed
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, JSON, PLACES, TEXTS, Trap, damage, edit_json
 from tests.kills import ENV, write_data

@@ -1,1 +1,1 @@
-"""Public datasets: what is where (`catalogue`), how a file comes here (`transfer`), what came (`fetch`)."""
+"""Public datasets: what is where (`catalogue`), how a file comes here (`http_download`), what came (`download`)."""

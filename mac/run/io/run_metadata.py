@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
+from mac.atomic_files import misfit, read_table, write_json, writing
 from mac.errors import UserError
-from mac.files import misfit, read_table, write_json, writing
 from mac.machine import cores
 
 RECORD = "run.json"

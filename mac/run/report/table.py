@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from mac.run.measure import SUCCESS
-from mac.run.stats import Curve, Interval, summarise
-from mac.words import counted
+from mac.formatting import counted
+from mac.run.report.score import SUCCESS
+from mac.run.report.stats import Curve, Interval, summarise
 
 LATE = 3  # evaluations that the second row averages: one evaluation alone is noisy
 WIDEST = 10_000  # columns of a table

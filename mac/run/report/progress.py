@@ -24,8 +24,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mac.run.measure import SUCCESS, Measure
-from mac.run.meter import Meter, duration
+from mac.run.report.score import SUCCESS, Measure
+from mac.run.report.timing import Meter, duration
 
 MAX_COLUMNS = 8  # seeds shown one by one; more are summed up as min, mean, max
 MAX_ROWS = 8  # metrics shown

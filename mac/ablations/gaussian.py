@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.config import Config
 from mac.mac import MAC, Goal, Nets, States
-from mac.nn.heads import GaussianPolicy
+from mac.nn.gaussian_policy import GaussianPolicy
 from mac.ops.losses import Losses
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from mac.atomic_files import misfit
 from mac.errors import UserError
-from mac.files import misfit
-from mac.run.measure import MEASURES, SUCCESS, Measure
+from mac.run.report.score import MEASURES, SUCCESS, Measure
 
 
 class Interval(NamedTuple):

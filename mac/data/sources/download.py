@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mac.atomic_files import locked, writing
 from mac.data.provenance import LEDGER, Entry, ledger, record
 from mac.data.sources.catalogue import Listing, Remote
-from mac.data.sources.transfer import Patience, Progress, Unavailable, download
+from mac.data.sources.http_download import Patience, Progress, Unavailable, download
 from mac.errors import UserError
-from mac.files import locked, writing
-from mac.words import counted
+from mac.formatting import counted
 
 Display = Callable[[str], contextlib.AbstractContextManager[Progress]]
 Say = Callable[[str], Any]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mac.files import replace_file
-from mac.run.measure import SUCCESS
-from mac.run.stats import Curve, Summary, learning_curve, summarise
-from mac.words import counted
+from mac.atomic_files import replace_file
+from mac.formatting import counted
+from mac.run.report.score import SUCCESS
+from mac.run.report.stats import Curve, Summary, learning_curve, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

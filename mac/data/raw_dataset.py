@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped
 
-from mac.data.codec import BLOCK, blocks, summarize
+from mac.data.quantize import BLOCK, blocks, summarize
 from mac.errors import UserError, one_line, refusal, remedy
-from mac.words import counted, listed, share
+from mac.formatting import counted, listed, share
 
 ACTION_SLACK = 1e-3
 """How far outside [-1, 1] an action may lie (rounding of a float16 file) before it is an error."""

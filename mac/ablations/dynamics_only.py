@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.nn.mlp import MLP
-from mac.ops.imagine import predictor
+from mac.ops.rollout import predictor
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 

@@ -19,11 +19,11 @@ from typing import IO, Any, NamedTuple
 import requests
 import urllib3
 
+from mac.atomic_files import load_json, settle, write_json, writing
 from mac.data.checksums import sha256
-from mac.data.sources.answers import blocks, is_page, reason_of, stated_length, stated_range, version
-from mac.data.sources.formats import PAGE, complaint, looks_like
+from mac.data.sources.file_checks import PAGE, complaint, looks_like
+from mac.data.sources.http_response import blocks, is_page, reason_of, stated_length, stated_range, version
 from mac.errors import UserError, one_line
-from mac.files import load_json, settle, write_json, writing
 
 _LATER = (408, 425, 429, 500, 502, 503, 504)  # states of a server that pass
 _AGAIN = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)

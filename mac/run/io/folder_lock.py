@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mac.atomic_files import remove_leftovers
 from mac.errors import UserError
-from mac.files import remove_leftovers
 
 
 def lock(descriptor: int, path: Path, patience: float = 0.0) -> None:

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from mac.algorithm import TrainState
-from mac.files import misfit
-from mac.run.checkpoint import Checkpoint, CheckpointStore
-from mac.run.logger import RunLog
+from mac.atomic_files import misfit
+from mac.run.io.checkpoint import Checkpoint, CheckpointStore
+from mac.run.io.logger import RunLog
 from mac.types import EnvSpec, Episodes
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mac.atomic_files import load_json, misfit, write_json
 from mac.errors import UserError, one_line, refusal, remedy
-from mac.files import load_json, misfit, write_json
-from mac.run.compatible import check_config, check_shapes
+from mac.run.io.checkpoint_compat import check_config, check_shapes
 
 FORMAT = 1
 """Version of the layout above."""

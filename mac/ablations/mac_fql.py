@@ -24,8 +24,8 @@ from mac.config import Config
 from mac.mac import MAC, Goal, Nets, integrate
 from mac.nn.mlp import scalar
 from mac.ops.flow import flow_matching_loss
-from mac.ops.imagine import Trajectory
 from mac.ops.losses import Losses, mse
+from mac.ops.rollout import Trajectory
 from mac.types import Number
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mac.errors import UserError
-from mac.run.measure import columns
+from mac.run.report.score import columns
 from mac.types import EnvSpec, Episodes
 
 
@@ -25,8 +25,9 @@ def eval_rows(
     unstable; they count as failures, with the return up to then), `data` (where the training data come
     from, if it is known); of an algorithm that predicts returns also `predicted_return`, what it expected at
     the start, and `realised_return`, what came (means over episodes, of discounted returns as
-    `mac.run.returns.realised_return` defines them). Where `spec` says that data record rewards, also
-    `measure`, the column to judge by in place of `success`, and maybe `score` (`mac.run.measure`).
+    `mac.run.report.episode_returns.realised_return` defines them). Where `spec` says that data record
+    rewards, also `measure`, the column to judge by in place of `success`, and maybe `score`
+    (`mac.run.report.score`).
 
     Raises:
         UserError: a policy gave actions that are not finite (`bad_actions`).

@@ -16,11 +16,11 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import adam_by_network
-from mac.modelfree import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
+from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
 from mac.nn.critics import Critics, combined, critic_loss, scores, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
+from mac.ops.best_of_n import best_of_n
 from mac.ops.losses import Losses, expectile_loss, total
-from mac.ops.select import best_of_n
 from mac.types import Batch, Metrics
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from mac.errors import UserError, refusal, remedy
-from mac.run.claim import lock
-from mac.run.rows import eval_rows
+from mac.run.io.eval_rows import eval_rows
+from mac.run.io.folder_lock import lock
 from mac.types import EnvSpec, Episodes
 
 METRICS = "metrics.jsonl"
