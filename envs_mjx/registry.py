@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import jax
 
 from envs_mjx.base import AbstractEnv
-from envs_mjx.engine import AbstractEngine
-from envs_mjx.engine_warp_setup import available as warp_available
-from envs_mjx.locomotion.engine import AbstractWalkerEngine
+from envs_mjx.engines.base import AbstractEngine
+from envs_mjx.engines.walker_base import AbstractWalkerEngine
+from envs_mjx.engines.warp_setup import available as warp_available
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.locomotion.walkers import MAZES, build_walker
-from envs_mjx.manip import ManipEnv
-from envs_mjx.scenes import FAMILIES, build_scene
-from envs_mjx.tasks import TASKS, default_task
+from envs_mjx.manipulation.env import ManipEnv
+from envs_mjx.manipulation.scenes import FAMILIES, build_scene
+from envs_mjx.manipulation.tasks import TASKS, default_task
 from mac.errors import UserError
 
 ENGINES = ("auto", "c", "mjx", "warp")
@@ -123,14 +123,14 @@ def engine_for(family: str, engine: str) -> Any:
 def _scene_engine(family: str, engine: str) -> AbstractEngine:
     scene = build_scene(family)
     if engine == "mjx":
-        from envs_mjx.engine_mjx import MjxEngine
+        from envs_mjx.engines.tabletop_mjx.engine import MjxEngine
 
         return MjxEngine(scene)
     if engine == "warp":
-        from envs_mjx.engine_warp import WarpEngine
+        from envs_mjx.engines.tabletop_warp import WarpEngine
 
         return WarpEngine(scene)
-    from envs_mjx.engine_c import CEngine
+    from envs_mjx.engines.tabletop_c import CEngine
 
     return CEngine(scene)
 
@@ -139,14 +139,14 @@ def _scene_engine(family: str, engine: str) -> AbstractEngine:
 def _walker_engine(family: str, engine: str) -> AbstractWalkerEngine:
     walker = build_walker(family)
     if engine == "mjx":
-        from envs_mjx.locomotion.engine_mjx import MjxWalkerEngine
+        from envs_mjx.engines.walker_mjx.engine import MjxWalkerEngine
 
         return MjxWalkerEngine(walker)
     if engine == "warp":
-        from envs_mjx.locomotion.engine_warp import WarpWalkerEngine
+        from envs_mjx.engines.walker_warp import WarpWalkerEngine
 
         return WarpWalkerEngine(walker)
-    from envs_mjx.locomotion.engine_c import CWalkerEngine
+    from envs_mjx.engines.walker_c import CWalkerEngine
 
     return CWalkerEngine(walker)
 

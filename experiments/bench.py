@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from envs_mjx.episodes import EPISODE_ROWS
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments import bench_algos, bench_envs
 from experiments.arguments import read_flags
 from experiments.bench_eval import EvalRow, measure_evaluation

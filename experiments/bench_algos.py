@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from baselines import REGISTRY
-from envs_mjx.episodes import EPISODE_ROWS
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.registry import make
 from envs_mjx.registry import parse as parse_env
 from experiments import arguments, contenders

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.locomotion.walkers import GYM, MAZES
+from envs_mjx.manipulation.scenes import FAMILIES
 from envs_mjx.registry import make
-from envs_mjx.scenes import FAMILIES
 from experiments.arguments import read_flags
 from experiments.measured import alone, compile_for_real, write_csv
 from experiments.program import exit_status

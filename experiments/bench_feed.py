@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from baselines import REGISTRY
-from envs_mjx.episodes import EPISODE_ROWS
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.registry import make
 from experiments.arguments import parse, read_flags
 from experiments.bench_train import median_ratio, peak_bytes

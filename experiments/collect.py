@@ -17,15 +17,15 @@ from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from envs_mjx.collect import Collected, generate, metadata_path, work_folder
-from envs_mjx.episodes import EPISODE_ROWS
+from envs_mjx.datagen.dataset_spec import LANES, Request, episode_rows, family_and_style
+from envs_mjx.datagen.generate import Collected, generate, metadata_path, work_folder
+from envs_mjx.datagen.npz_shards import make_shards
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
-from envs_mjx.locomotion.navigate import Actor
+from envs_mjx.experts.maze_experts import Actor
 from envs_mjx.locomotion.walkers import MAZES
+from envs_mjx.manipulation.scenes import FAMILIES as SCENES
 from envs_mjx.registry import maze_styles, names, parse, resolve_engine
-from envs_mjx.request import LANES, Request, episode_rows, family_and_style
-from envs_mjx.scenes import FAMILIES as SCENES
-from envs_mjx.shards import make_shards
 from experiments import arguments, dataset
 from experiments.counts import read_count
 from experiments.output import outlive_output

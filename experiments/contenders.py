@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
-from envs_mjx.episodes import EPISODE_ROWS
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.host_data import HostData
 from experiments.plan import product_chain
 from mac.algorithm import AbstractAlgorithm, TrainState

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon
 from matplotlib.text import Text
 
-from envs_mjx.assets import ARM, GRIPPER
-from envs_mjx.readings import Objects
-from envs_mjx.scenes import Scene
+from envs_mjx.manipulation.assets import ARM, GRIPPER
+from envs_mjx.manipulation.observation import Objects
+from envs_mjx.manipulation.scenes import Scene
 from experiments.film import Film, caption, verdict
 from experiments.outlines import Look, Shape, cube_corners, looks, outline, pieces
 

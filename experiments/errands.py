@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from envs_mjx.locomotion.engine import AbstractWalkerEngine, Motion
-from envs_mjx.locomotion.engine_c import CWalkerEngine
+from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.engines.walker_c import CWalkerEngine
+from envs_mjx.experts.maze_experts import Actor
 from envs_mjx.locomotion.gym_env import GymEnv
+from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.maze_env import MazeEnv
-from envs_mjx.locomotion.navigate import Actor
-from envs_mjx.locomotion.starts import random_start
 from envs_mjx.locomotion.walkers import Walker, build_walker, describe
 from envs_mjx.registry import make
 from envs_mjx.rotations import rotate
@@ -189,11 +189,11 @@ def build_errand(name: str, engine: str = "c") -> AbstractErrand:
 def walker_engine(walker: Walker, engine: str) -> AbstractWalkerEngine:
     """An engine for a walker that the registry does not know."""
     if engine == "mjx":
-        from envs_mjx.locomotion.engine_mjx import MjxWalkerEngine
+        from envs_mjx.engines.walker_mjx.engine import MjxWalkerEngine
 
         return MjxWalkerEngine(walker)
     if engine == "warp":
-        from envs_mjx.locomotion.engine_warp import WarpWalkerEngine
+        from envs_mjx.engines.walker_warp import WarpWalkerEngine
 
         return WarpWalkerEngine(walker)
     return CWalkerEngine(walker)

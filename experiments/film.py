@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.manip import ManipEnv
-from envs_mjx.readings import SUCCESS_RADIUS, Objects
-from envs_mjx.scenes import CONTROL_DT, Scene
+from envs_mjx.manipulation.env import ManipEnv
+from envs_mjx.manipulation.observation import SUCCESS_RADIUS, Objects
+from envs_mjx.manipulation.scenes import CONTROL_DT, Scene
 from experiments.official import Fleet, decide, start_seed
 from experiments.ogbench_worker import Played, Start
 from experiments.saved import SavedRun

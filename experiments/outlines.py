@@ -5,8 +5,8 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
-from envs_mjx.scenes import Scene
-from envs_mjx.tasks import CUBE_SIZE
+from envs_mjx.manipulation.scenes import Scene
+from envs_mjx.manipulation.tasks import CUBE_SIZE
 
 
 class Look(NamedTuple):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from envs_mjx.base import AbstractEnv
-from envs_mjx.episodes import EPISODE_ROWS
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments import costs
 from experiments.costs import mega
 from mac.algorithm import AbstractAlgorithm

@@ -26,7 +26,7 @@ print(json.dumps({"backend": devices[0].platform, "device": devices[0].device_ki
 
 PHYSICS = """
 import json, time, mujoco, numpy as np
-from envs_mjx.scenes import build_scene
+from envs_mjx.manipulation.scenes import build_scene
 model = build_scene("cube-single").model
 data = mujoco.MjData(model)
 began = time.perf_counter()
@@ -43,7 +43,7 @@ model = mujoco.MjModel.from_xml_string(
     "<mujoco><worldbody><body><freejoint/><geom size='.1'/></body></worldbody></mujoco>")
 assert mjx.put_model(model).nq == 7, "a model has the wrong size"
 try:  # MJX imports warp where it is installed, so that one process tells of both
-    from envs_mjx.engine_warp_setup import require_warp
+    from envs_mjx.engines.warp_setup import require_warp
     require_warp()
     import warp
     print(json.dumps({"warp": True, "cuda": warp.is_cuda_available()}))

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
-from envs_mjx.readings import Objects
-from envs_mjx.scenes import Scene
+from envs_mjx.manipulation.observation import Objects
+from envs_mjx.manipulation.scenes import Scene
 from experiments.drawing import BUTTONS, COLUMNS, CUBES, VERDICTS
 from experiments.film import Film, caption, verdict
 from experiments.probes import drawing_remedy

@@ -5,9 +5,9 @@ import functools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from envs_mjx.collect import collect
+from envs_mjx.datagen.dataset_spec import Request, episode_rows, family_and_style
+from envs_mjx.datagen.generate import collect
 from envs_mjx.registry import names, parse
-from envs_mjx.request import Request, episode_rows, family_and_style
 from experiments.dataset import check_writable, shown
 from experiments.settings import DataConfig
 from mac.atomic_files import visible

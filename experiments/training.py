@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from envs_mjx.request import versions
+from envs_mjx.datagen.dataset_spec import versions
 from experiments.errands import GYM, AbstractErrand, DirectedPolicy, build_errand
 from experiments.measured import write_csv
 from experiments.online import OnlineConfig, Signs, Training, begin, play, run

@@ -11,9 +11,9 @@ import tyro
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.locomotion.walkers import build_walker
-from envs_mjx.manip import ManipEnv
+from envs_mjx.manipulation.env import ManipEnv
+from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from envs_mjx.registry import make, parse, resolve_engine
-from envs_mjx.scenes import FAMILIES, build_scene
 from experiments import movie
 from experiments.arguments import read_flags, start_jax
 from experiments.drawing import draw

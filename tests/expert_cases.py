@@ -19,8 +19,8 @@ from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
 from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target
-from envs_mjx.readings import Readings
-from envs_mjx.scenes import Scene
+from envs_mjx.manipulation.observation import Readings
+from envs_mjx.manipulation.scenes import Scene
 
 KIND_NAMES = ("cube", "button", "drawer", "window")
 CASES = [

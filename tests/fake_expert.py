@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs_mjx.collect import generate, work_folder
-from envs_mjx.episodes import Job, Simulator, Wave
-from envs_mjx.request import Request
-from envs_mjx.script import Events, Rows
+from envs_mjx.datagen.data_policy import Events, Rows
+from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.generate import generate, work_folder
+from envs_mjx.datagen.simulate_episodes import Job, Simulator, Wave
 
 
 def number(split: int, index: int, attempt: int) -> int:

@@ -23,12 +23,12 @@ import ogbench  # noqa: F401  (registers the environments)
 from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
 from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
 
-from envs_mjx.engine_c import CEngine
-from envs_mjx.episodes import EPISODE_ROWS, STRETCH, Job, Simulator, Stopped
+from envs_mjx.datagen.data_policy import TabletopScript
+from envs_mjx.datagen.dataset_spec import LANES
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS, STRETCH, Job, Simulator, Stopped
+from envs_mjx.engines.tabletop_c import CEngine
+from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from envs_mjx.registry import make, parse
-from envs_mjx.request import LANES
-from envs_mjx.scenes import FAMILIES, build_scene
-from envs_mjx.script import TabletopScript
 
 COMPARED = (
     "cube-single-play-v0",

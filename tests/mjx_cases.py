@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs_mjx.engine import Physics
-from envs_mjx.engine_c import CEngine
-from envs_mjx.engine_mjx import MjxEngine
-from envs_mjx.scenes import LOCKED_DAMPING, Scene
+from envs_mjx.engines.base import Physics
+from envs_mjx.engines.tabletop_c import CEngine
+from envs_mjx.engines.tabletop_mjx.engine import MjxEngine
+from envs_mjx.manipulation.scenes import LOCKED_DAMPING, Scene
 from tests.ogbench_runs import play, single
 
 

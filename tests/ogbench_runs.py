@@ -15,10 +15,10 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-from envs_mjx.engine_c import CEngine
-from envs_mjx.manip import ManipState
-from envs_mjx.readings import Objects
-from envs_mjx.world import World
+from envs_mjx.engines.tabletop_c import CEngine
+from envs_mjx.manipulation.env import ManipState
+from envs_mjx.manipulation.observation import Objects
+from envs_mjx.manipulation.tabletop import World
 
 
 class Run(NamedTuple):

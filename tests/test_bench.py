@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs_mjx.episodes import EPISODE_ROWS
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments import bench, bench_train, contenders
 from experiments.bench_eval import measure_evaluation
 from experiments.contenders import Contender

@@ -13,16 +13,16 @@ import numpy as np
 import ogbench
 import pytest
 
-from envs_mjx import episodes as simulation
-from envs_mjx import shards
-from envs_mjx.collect import collect, generate, val_path
-from envs_mjx.engine_c import CEngine
-from envs_mjx.episodes import Job, Simulator
-from envs_mjx.manip import ManipEnv
+from envs_mjx.datagen import npz_shards
+from envs_mjx.datagen import simulate_episodes as simulation
+from envs_mjx.datagen.data_policy import TabletopScript
+from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.generate import collect, generate, val_path
+from envs_mjx.datagen.simulate_episodes import Job, Simulator
+from envs_mjx.engines.tabletop_c import CEngine
+from envs_mjx.manipulation.env import ManipEnv
+from envs_mjx.manipulation.scenes import build_scene
 from envs_mjx.registry import make
-from envs_mjx.request import Request
-from envs_mjx.scenes import build_scene
-from envs_mjx.script import TabletopScript
 from mac.errors import UserError
 from tests.fake_expert import instant  # noqa: F401
 
@@ -184,12 +184,12 @@ def test_an_unhealthy_episode_goes_no_further(scenes: SimpleNamespace) -> None:
 
 @pytest.mark.usefixtures("instant")
 def test_no_file_appears_unless_both_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: object, part: shards.Part, final: Path) -> None:
+    def full(self: object, part: npz_shards.Part, final: Path) -> None:
         if "val" not in part.stem:
             raise OSError(28, "No space left on device")
         final.touch()
 
-    monkeypatch.setattr(shards.Bench, "assemble", full)
+    monkeypatch.setattr(npz_shards.Bench, "assemble", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
         collect(NAME, ROWS, tmp_path / "a.npz")
     assert list(tmp_path.iterdir()) == []

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from envs_mjx import episodes, scenes
-from envs_mjx.episodes import Simulator
+from envs_mjx.datagen import simulate_episodes
+from envs_mjx.datagen.dataset_spec import LANES, Request
+from envs_mjx.datagen.simulate_episodes import Simulator
 from envs_mjx.experts import STYLES
-from envs_mjx.request import LANES, Request
+from envs_mjx.manipulation import scenes
 from experiments import collect, dataset, sources
 from experiments.collect import dataset_name, default_folder, episodes_of, main
 from experiments.settings import DataConfig
@@ -22,7 +23,7 @@ from mac.errors import UserError
 from tests.fake_expert import instant  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
-ROWS = episodes.EPISODE_ROWS
+ROWS = simulate_episodes.EPISODE_ROWS
 
 
 def test_rows_are_rounded_up_to_episodes() -> None:
@@ -181,8 +182,8 @@ def test_too_many_lanes_for_the_memory_are_one_line(
 
 COMMAND = """
 import sys, time
-from envs_mjx.request import Request
-from envs_mjx.episodes import Simulator
+from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.simulate_episodes import Simulator
 from experiments.collect import main
 from tests import fake_expert
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from envs_mjx.collect import generate
-from envs_mjx.episodes import EPISODE_ROWS as ROWS
-from envs_mjx.episodes import Simulator
-from envs_mjx.request import LANES
+from envs_mjx.datagen.dataset_spec import LANES
+from envs_mjx.datagen.generate import generate
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS as ROWS
+from envs_mjx.datagen.simulate_episodes import Simulator
 from mac.errors import UserError
 from tests.fake_expert import NAME, REQUEST, begin, content, instant, straight_fixture  # noqa: F401
 

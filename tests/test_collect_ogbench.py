@@ -5,7 +5,7 @@
 
 import pytest
 
-from envs_mjx.scenes import FAMILIES
+from envs_mjx.manipulation.scenes import FAMILIES
 from tests.generators import COMPARED, compare, speed
 
 pytestmark = [pytest.mark.slow, pytest.mark.promotion]

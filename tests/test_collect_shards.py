@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs_mjx import collect
-from envs_mjx import shards as files
-from envs_mjx.collect import Collected, generate, metadata_path
-from envs_mjx.episodes import EPISODE_ROWS as ROWS
-from envs_mjx.episodes import Job, Simulator
-from envs_mjx.shards import TRAIN, VAL, make_shards
+from envs_mjx.datagen import generate as collect
+from envs_mjx.datagen import npz_shards as files
+from envs_mjx.datagen.generate import Collected, generate, metadata_path
+from envs_mjx.datagen.npz_shards import TRAIN, VAL, make_shards
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS as ROWS
+from envs_mjx.datagen.simulate_episodes import Job, Simulator
 from tests import fake_expert
 from tests.fake_expert import NAME, REQUEST, Killed, calls_until, content, instant, straight_fixture  # noqa: F401
 
@@ -159,9 +159,9 @@ def test_a_shard_that_was_removed_is_made_again(straight: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from envs_mjx.collect import generate
-from envs_mjx.request import Request
-from envs_mjx.episodes import Simulator
+from envs_mjx.datagen.generate import generate
+from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.simulate_episodes import Simulator
 from tests import fake_expert
 
 def slow(*args):

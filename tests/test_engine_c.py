@@ -6,8 +6,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_mjx.engine_c import CEngine
-from envs_mjx.scenes import build_scene
+from envs_mjx.engines.tabletop_c import CEngine
+from envs_mjx.manipulation.scenes import build_scene
 from mac.errors import UserError
 
 STEPS = 12

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Bool, Int, Key
 
-from envs_mjx import engine_warp_setup, experts
-from envs_mjx.arm import build_arm
-from envs_mjx.engine import AbstractEngine
-from envs_mjx.engine_c import CEngine
-from envs_mjx.engine_mjx import MjxEngine
-from envs_mjx.engine_warp import WarpEngine
-from envs_mjx.scenes import Scene, build_scene
-from envs_mjx.world import Tabletop
+from envs_mjx import experts
+from envs_mjx.engines import warp_setup
+from envs_mjx.engines.base import AbstractEngine
+from envs_mjx.engines.tabletop_c import CEngine
+from envs_mjx.engines.tabletop_mjx.engine import MjxEngine
+from envs_mjx.engines.tabletop_warp import WarpEngine
+from envs_mjx.manipulation.arm import build_arm
+from envs_mjx.manipulation.scenes import Scene, build_scene
+from envs_mjx.manipulation.tabletop import Tabletop
 
 needs_warp = pytest.mark.skipif(
-    not engine_warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
+    not warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
 )
 pytestmark = pytest.mark.promotion
 EPISODES, STEPS = 10, 120

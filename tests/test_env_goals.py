@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs_mjx.manip import ManipEnv
-from envs_mjx.readings import Objects
+from envs_mjx.manipulation.env import ManipEnv
+from envs_mjx.manipulation.observation import Objects
+from envs_mjx.manipulation.scenes import FAMILIES, Scene
+from envs_mjx.manipulation.tabletop import World
+from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
-from envs_mjx.scenes import FAMILIES, Scene
-from envs_mjx.tasks import task_table
-from envs_mjx.world import World
 from experiments.ogbench_worker import Slots, Start
 from tests.ogbench_runs import Run, official, play
 

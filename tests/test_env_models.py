@@ -9,9 +9,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_mjx.readings import Objects, handle_pos
-from envs_mjx.scenes import FAMILIES, build_scene
-from envs_mjx.tasks import MAX_STEPS, default_task, task_table
+from envs_mjx.manipulation.observation import Objects, handle_pos
+from envs_mjx.manipulation.scenes import FAMILIES, build_scene
+from envs_mjx.manipulation.tasks import MAX_STEPS, default_task, task_table
 from mac.errors import UserError
 from tests.ogbench_runs import official
 

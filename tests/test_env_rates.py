@@ -11,10 +11,10 @@ import pytest
 
 from envs_mjx import experts
 from envs_mjx.experts import Expert
-from envs_mjx.manip import ManipEnv
-from envs_mjx.readings import read
+from envs_mjx.manipulation.env import ManipEnv
+from envs_mjx.manipulation.observation import read
+from envs_mjx.manipulation.tabletop import World
 from envs_mjx.registry import make
-from envs_mjx.world import World
 from tests.ogbench_runs import official, stack, world_of
 
 EPISODES = 200

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs_mjx.manip import ManipState
+from envs_mjx.manipulation.env import ManipState
+from envs_mjx.manipulation.tabletop import SLIDE_RANGE
+from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
-from envs_mjx.tasks import task_table
-from envs_mjx.world import SLIDE_RANGE
 
 
 @pytest.fixture(scope="module")

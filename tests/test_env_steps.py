@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs_mjx.manip import ManipEnv, ManipState
+from envs_mjx.manipulation.env import ManipEnv, ManipState
+from envs_mjx.manipulation.scenes import FAMILIES
 from envs_mjx.registry import make
-from envs_mjx.scenes import FAMILIES
 from tests.ogbench_runs import Run, official, play, single, stack, state_of, target_of, world_of
 
 TASKS = (1, 2, 3, 4, 5)

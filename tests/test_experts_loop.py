@@ -12,10 +12,10 @@ import pytest
 
 from envs_mjx import experts
 from envs_mjx.experts import STYLES, Expert
-from envs_mjx.experts.markov import MAX_STEPS
+from envs_mjx.experts.noisy import MAX_STEPS
 from envs_mjx.experts.targets import DRAWER
-from envs_mjx.readings import Readings
-from envs_mjx.scenes import Scene, build_scene
+from envs_mjx.manipulation.observation import Readings
+from envs_mjx.manipulation.scenes import Scene, build_scene
 from mac.errors import UserError
 from tests.expert_cases import f32, random_readings, random_target
 

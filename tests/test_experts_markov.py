@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from envs_mjx import experts
-from envs_mjx.experts.markov import MAX_STEPS, Pursuit, Rest, react, rest_from_draws
+from envs_mjx.experts.noisy import MAX_STEPS, Pursuit, Rest, react, rest_from_draws
 from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target
-from envs_mjx.readings import Readings
-from envs_mjx.scenes import Scene, build_scene
+from envs_mjx.manipulation.observation import Readings
+from envs_mjx.manipulation.scenes import Scene, build_scene
 from tests.expert_cases import (
     CASES,
     KIND_NAMES,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from envs_mjx.experts.keyframes import Keys, PlanDraws, key_poses
-from envs_mjx.experts.plan import Plan, build_plan, follow, max_rows, plan_from_draws, plan_row
+from envs_mjx.experts.play import Plan, build_plan, follow, max_rows, plan_from_draws, plan_row
 from envs_mjx.experts.targets import BUTTON, CUBE, Target
-from envs_mjx.readings import Readings
-from envs_mjx.scenes import Scene, build_scene
+from envs_mjx.manipulation.observation import Readings
+from envs_mjx.manipulation.scenes import Scene, build_scene
 from tests.expert_cases import (
     CASES,
     PLAN_ORACLES,

@@ -22,8 +22,8 @@ from envs_mjx.experts.targets import (
     target_from_draws,
     unset_targets,
 )
-from envs_mjx.readings import Readings, handle_pos
-from envs_mjx.scenes import Scene, build_scene
+from envs_mjx.manipulation.observation import Readings, handle_pos
+from envs_mjx.manipulation.scenes import Scene, build_scene
 from tests.expert_cases import (
     KIND_NAMES,
     Tape,

@@ -132,7 +132,7 @@ OWN_FOLDERS = {
     "mac/atomic_files.py",
     "mac/data/convert.py",
     "mac/run/io/checkpoint.py",
-    "envs_mjx/engine_warp_setup.py",
+    "envs_mjx/engines/warp_setup.py",
     "mac/data/store.py",  # descriptors of this process
     "experiments/checkups.py",  # runs where nothing is installed; only counts compiled programs
 }

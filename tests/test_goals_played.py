@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.readings import Objects
+from envs_mjx.manipulation.observation import Objects
 from experiments import film, official
 from experiments.film import film_official, film_ours
 from experiments.ogbench_worker import Played, Snapshot, Start

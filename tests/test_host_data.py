@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from baselines import REGISTRY
-from envs_mjx.episodes import EPISODE_ROWS
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments import contenders
 from experiments.bench_train import SPEC
 from experiments.host_data import HostData

@@ -139,6 +139,6 @@ def test_rules_catch_what_they_forbid():
     assert not may_import("mac.run.train", "envs_mjx.base")
     assert not may_import("mac.mac", "mac.ablations.gaussian")
     assert not may_import("baselines.iql", "baselines.fql")
-    assert not may_import("envs_mjx.manip", "mac.data.store")
+    assert not may_import("envs_mjx.manipulation.env", "mac.data.store")
     assert not may_import("mac.types", "experiments.run")
     assert may_import("baselines", "baselines.fql") and may_import("mac.run.train", "mac.run.io.logger")

@@ -8,8 +8,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_mjx import mjx_boxes, mjx_caps, mjx_capsules
-from envs_mjx.mjx_boxes import Solid, Touch
+from envs_mjx.engines.tabletop_mjx.collision import box_box, box_button_cap, box_capsule
+from envs_mjx.engines.tabletop_mjx.collision.box_box import Solid, Touch
 
 COUNT = 400
 
@@ -133,7 +133,7 @@ def test_boxes_touch_where_they_do_in_c(aligned: bool):
     datas = touching(BOXES, aligned)
     assert not aligned or {d.ncon for d in datas} >= {1, 2, 4, 5}
     boxes = [solid(datas, g, BOXES.geom_size[g]) for g in (0, 1)]
-    touch = jax.jit(mjx_boxes.box_box)(*boxes)
+    touch = jax.jit(box_box.box_box)(*boxes)
     # the rest choose another of two axes that are equally good
     assert share_that_agrees(touch, datas, 1e-8) > 0.98
 
@@ -145,7 +145,7 @@ def test_boxes_that_are_apart_have_no_contact():
         mujoco.mj_forward(BOXES, data)
     datas = [d for d in datas if mujoco.mj_geomDistance(BOXES, d, 0, 1, 1, None) > 1e-6]
     assert len(datas) > COUNT / 2
-    touch = jax.jit(mjx_boxes.box_box)(*(solid(datas, g, BOXES.geom_size[g]) for g in (0, 1)))
+    touch = jax.jit(box_box.box_box)(*(solid(datas, g, BOXES.geom_size[g]) for g in (0, 1)))
     assert not (np.asarray(touch.dist) < 0).any()
 
 
@@ -153,7 +153,7 @@ def test_a_finger_meets_a_handle_where_it_does_in_c():
     datas = touching(HANDLE, True, offset=0.06)
     assert {d.ncon for d in datas} == {1, 2}
     capsule, radius = solid(datas, 0, np.array([0, 0, 0.05])), jnp.full((1, COUNT), 0.009)
-    touch = jax.jit(mjx_capsules.capsule_box)(capsule, radius, solid(datas, 1, HANDLE.geom_size[1]))
+    touch = jax.jit(box_capsule.capsule_box)(capsule, radius, solid(datas, 1, HANDLE.geom_size[1]))
     # the second point is off by up to 0.2 mm along the handle
     assert share_that_agrees(touch, datas, 1e-3) > 0.8
     first = np.array([min(c.dist for c in d.contact) for d in datas])
@@ -164,8 +164,8 @@ def test_a_finger_meets_a_handle_where_it_does_in_c():
 def test_a_pad_meets_a_cap_where_it_does_in_c(aside: float, share: float):
     datas = pressing(aside)
     assert {d.ncon for d in datas} >= {1, 2, 3, 4}
-    half = np.array([*(2 * [CAP[0] * mjx_caps.SIDE_OF_RADIUS]), CAP[1]])
-    touch = jax.jit(mjx_caps.pad_cap)(solid(datas, 0, PAD), solid(datas, 1, half))
+    half = np.array([*(2 * [CAP[0] * box_button_cap.SIDE_OF_RADIUS]), CAP[1]])
+    touch = jax.jit(box_button_cap.pad_cap)(solid(datas, 0, PAD), solid(datas, 1, half))
     # the rest have a corner beyond the rim, where C may make other contacts on the rim
     assert share_that_agrees(touch, datas, 1e-7) > share
 
@@ -182,5 +182,5 @@ def test_boxes_meet_the_floor_at_their_lower_corners():
         mujoco.mj_forward(model, data)
         datas.append(data)
     assert {d.ncon for d in datas} >= {0, 4}
-    touch = jax.jit(mjx_boxes.floor_box)(solid(datas, 1, model.geom_size[1]))
+    touch = jax.jit(box_box.floor_box)(solid(datas, 1, model.geom_size[1]))
     assert share_that_agrees(touch, datas, 1e-9) == 1

@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("ogbench")
 
-from envs_mjx.engine import Physics
-from envs_mjx.engine_mjx import SLOTS, MjxEngine, over_batches
-from envs_mjx.mjx_contacts import Slots
-from envs_mjx.scenes import FAMILIES, build_scene
+from envs_mjx.engines.base import Physics
+from envs_mjx.engines.tabletop_mjx.collision.contacts import Slots
+from envs_mjx.engines.tabletop_mjx.engine import SLOTS, MjxEngine, over_batches
+from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from mac.errors import UserError
 from tests.mjx_cases import Moments, chosen, errors_of, physics_of, record
 

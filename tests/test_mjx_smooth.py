@@ -10,9 +10,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_mjx import collisions, mjx_contacts, mjx_model, mjx_smooth
-from envs_mjx.mjx_contacts import Slots
-from envs_mjx.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
+from envs_mjx.engines.tabletop_mjx import dynamics
+from envs_mjx.engines.tabletop_mjx import model as mjx_model
+from envs_mjx.engines.tabletop_mjx.collision import contacts as mjx_contacts
+from envs_mjx.engines.tabletop_mjx.collision import geometry
+from envs_mjx.engines.tabletop_mjx.collision.contacts import Slots
+from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
 from mac.errors import UserError
 
 FAMILIES = ("cube-double", "scene")
@@ -31,15 +34,13 @@ class Case(NamedTuple):
     scene: Scene
     constants: mjx_model.Constants
     datas: list[mujoco.MjData]
-    at: mjx_smooth.Poses
-    smooth: mjx_smooth.Smooth
-    model: collisions.CollisionModel
+    at: dynamics.Poses
+    smooth: dynamics.Smooth
+    model: geometry.CollisionModel
     contacts: mjx_contacts.Contacts
 
 
-def contacts_of(
-    model: collisions.CollisionModel, slots: Slots, at: mjx_smooth.Poses
-) -> mjx_contacts.Contacts:
+def contacts_of(model: geometry.CollisionModel, slots: Slots, at: dynamics.Poses) -> mjx_contacts.Contacts:
     return jax.jit(lambda at: mjx_contacts.find(model, slots, at))(at)
 
 
@@ -68,15 +69,15 @@ def case(request: pytest.FixtureRequest) -> Case:
     qpos, qvel, ctrl = (
         jnp.asarray(np.stack([getattr(d, f) for d in datas], -1)) for f in ("qpos", "qvel", "ctrl")
     )
-    at = jax.jit(lambda q: mjx_smooth.poses(c, q))(qpos)
+    at = jax.jit(lambda q: dynamics.poses(c, q))(qpos)
     lanes = jnp.asarray(np.tile(damping[:, None], LANES))
-    smooth = jax.jit(lambda *x: mjx_smooth.smooth(c, *x))(at, qpos, qvel, ctrl, lanes)
-    model = collisions.collision_model(scene, c)
+    smooth = jax.jit(lambda *x: dynamics.smooth(c, *x))(at, qpos, qvel, ctrl, lanes)
+    model = geometry.collision_model(scene, c)
     return Case(scene, c, datas, at, smooth, model, contacts_of(model, Slots(40, 20, 200), at))
 
 
 def test_sites_are_where_they_are_in_c(case: Case):
-    found = mjx_smooth.attach(case.constants.sites, case.at)
+    found = dynamics.attach(case.constants.sites, case.at)
     for i, d in enumerate(case.datas):
         np.testing.assert_allclose(found.pos[..., i], d.site_xpos[case.scene.sites], atol=1e-12)
         mats = d.site_xmat[case.scene.sites].reshape(-1, 3, 3)
@@ -163,7 +164,7 @@ def test_points_without_a_slot_are_counted(case: Case):
 
 def test_slides_stop_where_furniture_meets():
     scene = build_scene("scene")
-    stops = collisions.collision_model(scene, mjx_model.read(scene)).stops
+    stops = geometry.collision_model(scene, mjx_model.read(scene)).stops
     ends = {(int(s), int(e)): (float(a), int(n)) for s, e, a, n in zip(*stops[:4], strict=True)}
     # buttons 0 and 1: the cap comes down on four boxes with four points each
     assert ends[0, 1] == (pytest.approx(-0.0272, abs=1e-4), 16) and ends[1, 1][1] == 16

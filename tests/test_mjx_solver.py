@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from envs_mjx.mjx_linear import cholesky_solve
-from envs_mjx.mjx_problem import Cones, Ends, Losses, Problem, Ties
-from envs_mjx.mjx_solver import Limits, newton
+from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve
+from envs_mjx.engines.tabletop_mjx.constraints import Cones, Ends, Losses, Problem, Ties
+from envs_mjx.engines.tabletop_mjx.solver import Limits, newton
 
 EXACT = Limits(iterations=100, ls_iterations=50, tolerance=1e-15, ls_tolerance=1e-2)
 NV, TIES, ENDS, CONES, IMPRATIO = 6, 2, 3, 4, 10.0

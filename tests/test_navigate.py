@@ -10,12 +10,12 @@ import numpy as np
 import ogbench  # noqa: F401  (registers the environments)
 import pytest
 
-from envs_mjx.locomotion.compass import NEAR, build_compass
+from envs_mjx.datagen.dataset_spec import episode_rows
+from envs_mjx.experts.maze_experts import Actor, NavigationScript, Walk
 from envs_mjx.locomotion.maze_env import MazeEnv
+from envs_mjx.locomotion.maze_paths import NEAR, build_compass
 from envs_mjx.locomotion.mazes import SIZES
-from envs_mjx.locomotion.navigate import Actor, NavigationScript, Walk
 from envs_mjx.registry import make
-from envs_mjx.request import episode_rows
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -10,13 +10,13 @@ import numpy as np
 import ogbench
 import pytest
 
-from envs_mjx.collect import generate, val_path
-from envs_mjx.episodes import Job, Simulator
-from envs_mjx.locomotion.compass import build_compass
+from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.generate import generate, val_path
+from envs_mjx.datagen.simulate_episodes import Job, Simulator
+from envs_mjx.experts.maze_experts import Actor, NavigationScript
 from envs_mjx.locomotion.maze_env import MazeEnv
-from envs_mjx.locomotion.navigate import Actor, NavigationScript
+from envs_mjx.locomotion.maze_paths import build_compass
 from envs_mjx.registry import make
-from envs_mjx.request import Request
 from mac.errors import UserError
 
 NAME = "pointmaze-medium-stitch-v0"

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from envs_mjx.readings import Objects
+from envs_mjx.manipulation.observation import Objects
+from envs_mjx.manipulation.scenes import Scene, build_scene
 from envs_mjx.registry import make
-from envs_mjx.scenes import Scene, build_scene
 from experiments import drawing, film, movie, outlines, rendering
 from experiments.film import Film, film_official, film_ours, reached
 from experiments.ogbench_worker import Played, Snapshot, Start

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from envs_mjx.locomotion import engine_mjx_step
-from envs_mjx.locomotion.engine import Motion
-from envs_mjx.locomotion.engine_c import CWalkerEngine
-from envs_mjx.locomotion.engine_mjx import MJX_VERSION, MjxWalkerEngine, require_version
-from envs_mjx.locomotion.engine_mjx_contacts import Slots
-from envs_mjx.locomotion.engine_mjx_step import State
+from envs_mjx.engines.walker_base import Motion
+from envs_mjx.engines.walker_c import CWalkerEngine
+from envs_mjx.engines.walker_mjx import step as engine_mjx_step
+from envs_mjx.engines.walker_mjx.contacts import Slots
+from envs_mjx.engines.walker_mjx.engine import MJX_VERSION, MjxWalkerEngine, require_version
+from envs_mjx.engines.walker_mjx.near_walls import near_walls, reach
+from envs_mjx.engines.walker_mjx.step import State
 from envs_mjx.locomotion.mazes import SIZES, UNIT, build_maze
-from envs_mjx.locomotion.near_walls import near_walls, reach
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
 from mac.errors import UserError
 from tests.walk_cases import Moments, accelerations, chosen, errors_of, loaded, open_loop, record

@@ -10,8 +10,8 @@ import pytest
 from mujoco.mjx._src import collision_primitive
 from mujoco.mjx._src import collision_types as mjx_types
 
-from envs_mjx.locomotion import touch
-from envs_mjx.locomotion.engine_mjx_contacts import frame_of
+from envs_mjx.engines.walker_mjx import sphere_capsule
+from envs_mjx.engines.walker_mjx.contacts import frame_of
 
 pytestmark = pytest.mark.promotion
 
@@ -43,7 +43,7 @@ def contacts_at(model: mujoco.MjModel, data: mujoco.MjData, pos: np.ndarray, qua
     return [(c.dist, c.pos.copy(), c.frame.reshape(3, 3).copy()) for c in data.contact]
 
 
-def same(found: touch.Touch, row: int, expected: list) -> bool:
+def same(found: sphere_capsule.Touch, row: int, expected: list) -> bool:
     """Whether the points of a row within the margin are C's, whatever their order and normal's sign."""
     points = zip(
         *(np.atleast_1d(x[row]) for x in found[:1]), *(x[row].reshape(-1, 3) for x in found[1:]), strict=True
@@ -78,7 +78,7 @@ def test_a_capsule_at_a_wall_touches_where_it_does_in_c(length: float):
         centre.append(pos)
         axis.append(data.geom_xmat[1].reshape(3, 3)[:, 2] * length)
     assert sum(len(e) == 2 for e in expected) > 50 and sum(len(e) == 1 for e in expected) > 50
-    find = jax.jit(jax.vmap(lambda c, a: touch.capsule_wall(c, a, jnp.asarray(0.08), HALF)))
+    find = jax.jit(jax.vmap(lambda c, a: sphere_capsule.capsule_wall(c, a, jnp.asarray(0.08), HALF)))
     found = jax.tree.map(np.asarray, find(jnp.array(centre), jnp.array(axis)))
     wrong = [row for row in range(n) if not same(found, row, expected[row])]
     assert len(wrong) <= 1  # a tie between two edges may fall either way
@@ -91,7 +91,7 @@ def test_a_ball_at_a_wall_touches_where_it_does_in_c(radius: float):
     centre = np.array([near_box(rng) for _ in range(n)])
     expected = [contacts_at(model, data, c, np.array([1.0, 0, 0, 0])) for c in centre]
     assert sum(len(e) for e in expected) > 50
-    find = jax.vmap(lambda c: touch.ball_wall(c, jnp.asarray(radius), HALF))
+    find = jax.vmap(lambda c: sphere_capsule.ball_wall(c, jnp.asarray(radius), HALF))
     found = jax.tree.map(np.asarray, find(jnp.asarray(centre)))
     assert all(same(found, row, expected[row]) for row in range(n))
 
@@ -107,7 +107,7 @@ def test_two_capsules_touch_where_they_do_in_c():
         centre.append(pos)
         axis.append(data.geom_xmat[1].reshape(3, 3)[:, 2] * 0.2)
     first, r = (jnp.zeros(3), jnp.array([0, 0, 0.3]), jnp.asarray(0.1)), jnp.asarray(0.06)
-    find = jax.jit(jax.vmap(lambda c, a: touch.capsule_capsule(*first, c, a, r)))
+    find = jax.jit(jax.vmap(lambda c, a: sphere_capsule.capsule_capsule(*first, c, a, r)))
     found = jax.tree.map(np.asarray, find(jnp.array(centre), jnp.array(axis)))
     assert all(same(found, row, expected[row]) for row in range(n))
 

@@ -10,16 +10,16 @@ import pytest
 from jaxtyping import Array
 from mujoco import mjx
 
-from envs_mjx import engine_warp_batch, engine_warp_setup
-from envs_mjx.locomotion.engine import Motion
-from envs_mjx.locomotion.engine_c import CWalkerEngine
-from envs_mjx.locomotion.engine_warp import WarpWalkerEngine
+from envs_mjx.engines import warp_batch, warp_setup
+from envs_mjx.engines.walker_base import Motion
+from envs_mjx.engines.walker_c import CWalkerEngine
+from envs_mjx.engines.walker_warp import WarpWalkerEngine
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
 from mac.errors import UserError
 from tests.walk_cases import Moments, accelerations, chosen, errors_of, loaded, open_loop, record
 
 needs_warp = pytest.mark.skipif(
-    not engine_warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
+    not warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
 )
 pytestmark = [pytest.mark.promotion, needs_warp]
 
@@ -93,10 +93,10 @@ def test_accelerations_equal_those_of_c_in_float32(family: str):
     def forward(engine: WarpWalkerEngine, *state: Array) -> Array:
         def one(engine, walkers, qpos, qvel, ctrl):
             slots = walkers * engine.max_contacts
-            data = engine_warp_batch.with_slots(engine.blank, slots, qpos, qvel)
+            data = warp_batch.with_slots(engine.blank, slots, qpos, qvel)
             return mjx.forward(engine.model, data.replace(ctrl=ctrl)).qacc
 
-        return jax.vmap(lambda *row: engine_warp_batch.over_scenes(one, engine, *row))(*state)
+        return jax.vmap(lambda *row: warp_batch.over_scenes(one, engine, *row))(*state)
 
     columns = moments.qpos, moments.qvel, moments.ctrl
     found = forward(engine, *(jnp.asarray(x, jnp.float32) for x in columns))

@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Bool, Float
 
-from envs_mjx import engine_warp_setup
-from envs_mjx.engine import Physics
-from envs_mjx.engine_c import CEngine
-from envs_mjx.engine_warp import WarpEngine
-from envs_mjx.scenes import FAMILIES, FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
+from envs_mjx.engines import warp_setup
+from envs_mjx.engines.base import Physics
+from envs_mjx.engines.tabletop_c import CEngine
+from envs_mjx.engines.tabletop_warp import WarpEngine
+from envs_mjx.manipulation.scenes import FAMILIES, FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
 from mac.errors import UserError
 
 needs_warp = pytest.mark.skipif(
-    not engine_warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
+    not warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
 )
 pytestmark = pytest.mark.promotion
 
@@ -226,7 +226,7 @@ def test_contacts_left_out_are_counted(sizes: dict[str, int]):
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine_warp_setup, "available", lambda: False)
+    monkeypatch.setattr(warp_setup, "available", lambda: False)
     with pytest.raises(UserError, match=r"warp-lang.*pip install 'mac-jax\[warp\]'"):
         WarpEngine(build_scene("cube-single"))
 
@@ -242,8 +242,8 @@ def test_sizes_below_one_are_refused(options: dict[str, int]):
 @pytest.mark.slow
 def test_nothing_is_printed_to_standard_output():
     program = (
-        "import jax.numpy as jnp; from envs_mjx.scenes import build_scene;"
-        "from envs_mjx.engine_warp import WarpEngine; scene = build_scene('cube-single');"
+        "import jax.numpy as jnp; from envs_mjx.manipulation.scenes import build_scene;"
+        "from envs_mjx.engines.tabletop_warp import WarpEngine; scene = build_scene('cube-single');"
         "qpos = jnp.asarray(scene.model.qpos0, jnp.float32);"
         "WarpEngine(scene).load(qpos, jnp.zeros(scene.model.nv))"
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs_mjx.locomotion.engine import AbstractWalkerEngine, Motion
+from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
 from envs_mjx.locomotion.mazes import UNIT
 from envs_mjx.locomotion.walkers import Walker
 

@@ -5,7 +5,7 @@ action, and where `done` the expert becomes `retarget(...)` of the readings afte
 whether a target was hit, `healthy` whether OGBench would keep an episode with such a state.
 """
 
-from envs_mjx.experts.expert import STYLES, Expert, act, begin, retarget
+from envs_mjx.experts.loop import STYLES, Expert, act, begin, retarget
 from envs_mjx.experts.targets import Target, achieved, healthy
 
 __all__ = ["STYLES", "Expert", "Target", "achieved", "act", "begin", "healthy", "retarget"]

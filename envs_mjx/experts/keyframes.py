@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from envs_mjx.experts.geometry import between, raised, toward, wrap
 from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target, kinds
-from envs_mjx.readings import Readings, handle_pos
-from envs_mjx.scenes import Scene
+from envs_mjx.manipulation.observation import Readings, handle_pos
+from envs_mjx.manipulation.scenes import Scene
 
 KEYS = 11
 """Keys of the longest list, the cube's."""

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.locomotion.engine import AbstractWalkerEngine, Motion
+from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.mazes import PLACE_NOISE, TELEPORT_RADIUS, Maze
-from envs_mjx.locomotion.starts import random_start
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
 from mac.types import EnvSpec

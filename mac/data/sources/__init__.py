@@ -1,1 +1,1 @@
-"""Public datasets: what is where (`catalogue`), how a file comes here (`http_download`), what came (`download`)."""
+"""Public datasets: files by name (`catalogue`), downloads (`download`, `http_download`), their checks."""

@@ -1,0 +1,159 @@
+"""What a dataset is made of: a world, and an expert who acts in it; and the rows that they leave.
+
+`episodes.Simulator` runs any `AbstractScript`; there is one for manipulation here, and one for mazes in
+`locomotion.navigate`.
+"""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from envs_mjx import experts
+from envs_mjx.engines.base import AbstractEngine
+from envs_mjx.manipulation.arm import ACTION_DIM, build_arm
+from envs_mjx.manipulation.observation import obs_dim
+from envs_mjx.manipulation.scenes import Scene
+from envs_mjx.manipulation.tabletop import Tabletop, World
+
+
+class Rows(NamedTuple):
+    """What a dataset holds of each state; leading axes, if any, are episodes and time."""
+
+    observations: Float[Array | np.ndarray, "*batch D"]
+    actions: Float[Array | np.ndarray, "*batch A"]
+    qpos: Float[Array | np.ndarray, "*batch nq"]
+    qvel: Float[Array | np.ndarray, "*batch nv"]
+    button_states: Bool[Array | np.ndarray, "*batch buttons"]
+
+
+class Events(NamedTuple):
+    """What happened in a control step: whether the expert was through with a target, and had hit it."""
+
+    done: Bool[Array | np.ndarray, "*batch"]
+    hit: Bool[Array | np.ndarray, "*batch"]
+
+
+class Decision(NamedTuple):
+    """What an expert makes of a state.
+
+    Attributes:
+        row: the state, and the action in it.
+        play: world and expert, the latter one action further.
+        done: whether the expert will be through with its target once the action is taken.
+        healthy: whether OGBench keeps an episode with such a state.
+    """
+
+    row: Rows
+    play: Any
+    done: Bool[Array, ""]
+    healthy: Bool[Array, ""]
+
+
+class AbstractScript(eqx.Module):
+    """A world and its expert, as pure functions of one episode; the caller vmaps.
+
+    `play`, an `eqx.Module`, is the state of both. An episode: `begin`; then each control step `decide` and
+    `advance`; at last `decide` alone, for the row of the final state.
+    """
+
+    rows: eqx.AbstractVar[int]
+    """Rows of an episode."""
+
+    @property
+    @abc.abstractmethod
+    def engine(self) -> str:
+        """Name of the physics engine."""
+
+    @property
+    @abc.abstractmethod
+    def widths(self) -> dict[str, int]:
+        """Numbers per row of each field of `Rows`."""
+
+    @abc.abstractmethod
+    def begin(self, world_key: Key[Array, ""], expert_key: Key[Array, ""]) -> Any:
+        """A world at its beginning, and an expert who knows what it wants."""
+
+    @abc.abstractmethod
+    def decide(self, play: Any, key: Key[Array, ""]) -> Decision:
+        """The row of the current state, with the expert's action in it."""
+
+    @abc.abstractmethod
+    def advance(
+        self,
+        play: Any,
+        action: Float[Array, " A"],
+        done: Bool[Array, ""],
+        active: Bool[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[Any, Events]:
+        """Takes the action that `decide` gave, if `active`, and gives the expert a new target where it is
+        through with the old one."""
+
+    @abc.abstractmethod
+    def dropped(self, play: Any) -> Int[Array, "..."]:
+        """Contacts that the engine has left out since the beginning; `play` may be a batch."""
+
+
+class TabletopPlay(eqx.Module):
+    """A scene with objects, and an expert at work in it."""
+
+    world: World
+    expert: experts.Expert
+
+
+class TabletopScript(AbstractScript):
+    """A scripted manipulation expert of one `style` (`experts.STYLES`) in one scene."""
+
+    table: Tabletop
+    style: str = eqx.field(static=True)
+    rows: int = eqx.field(static=True)
+
+    def __init__(self, style: str, scene: Scene, engine: AbstractEngine, rows: int):
+        self.table = Tabletop(engine, scene, build_arm(scene))
+        self.style, self.rows = style, rows
+
+    @property
+    def engine(self) -> str:
+        return self.table.engine.name
+
+    @property
+    def widths(self) -> dict[str, int]:
+        scene = self.table.scene
+        sizes = obs_dim(scene), ACTION_DIM, int(scene.model.nq), int(scene.model.nv), scene.buttons
+        return dict(zip(Rows._fields, sizes, strict=True))
+
+    def begin(self, world_key: Key[Array, ""], expert_key: Key[Array, ""]) -> TabletopPlay:
+        world = self.table.reset_collect(world_key)
+        expert = experts.begin(self.style, self.table.scene, expert_key, self.table.readings(world))
+        return TabletopPlay(world, expert)
+
+    def decide(self, play: TabletopPlay, key: Key[Array, ""]) -> Decision:
+        table, world, physics = self.table, play.world, play.world.physics
+        seen = table.readings(world)
+        action, expert, done = experts.act(self.style, table.scene, play.expert, seen, key)
+        row = Rows(table.observe(world), action, physics.qpos, physics.qvel, world.buttons)
+        return Decision(row, TabletopPlay(world, expert), done, experts.healthy(table.scene, seen))
+
+    def advance(
+        self,
+        play: TabletopPlay,
+        action: Float[Array, " A"],
+        done: Bool[Array, ""],
+        active: Bool[Array, ""],
+        key: Key[Array, ""],
+    ) -> tuple[TabletopPlay, Events]:
+        table, expert = self.table, play.expert
+        world = table.advance(play.world, action, active)
+        seen = table.readings(world)
+        hit = done & experts.achieved(table.scene, expert.target, seen)
+        fresh = experts.retarget(self.style, table.scene, expert, seen, key)
+        expert = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, expert)
+        return TabletopPlay(world, expert), Events(done, hit)
+
+    def dropped(self, play: TabletopPlay) -> Int[Array, "..."]:
+        return play.world.physics.dropped

@@ -1,0 +1,111 @@
+"""What a generated dataset shall be: everything that its content depends on."""
+
+import importlib.metadata
+from typing import NamedTuple
+
+from envs_mjx import experts
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
+from envs_mjx.locomotion.maze_paths import STYLES as MAZE_STYLES
+from envs_mjx.locomotion.walkers import MAZES
+from envs_mjx.registry import parse
+from mac.errors import UserError
+
+LANES = {"c": 64, "mjx": 1024, "warp": 1024}
+"""Episodes simulated together on each engine. On `c` they are enough to keep the JAX part cheap, on the
+others enough to fill an accelerator."""
+_ROWS = {"navigate": 1001, "stitch": 201, "explore": 501}
+_MAX_SHARDS = 10_000  # ten times what the largest dataset of OGBench has
+
+
+class Request(NamedTuple):
+    """What to make.
+
+    Attributes:
+        dataset: name such as `puzzle-4x5-play-v0`.
+        episodes: training episodes; there are a tenth as many for validation.
+        per_shard: training episodes in each pair of files.
+        seed: same seed, same episodes.
+        engine: `c`, or another engine of `registry.ENGINES`.
+        lanes: episodes simulated together; part of the data's identity, as XLA's rounding depends on it.
+        expert_checksum: that of a trained expert, for walkers that no script can move; else None.
+    """
+
+    dataset: str
+    episodes: int
+    per_shard: int
+    seed: int = 0
+    engine: str = "c"
+    lanes: int = LANES["c"]
+    expert_checksum: str | None = None
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """What identifies the data, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def episode_rows(dataset: str) -> int:
+    """Rows of an episode of a dataset, as OGBench has them: its transitions, and the final state, whose
+    action means nothing.
+
+    A humanoid, and whoever navigates the giant maze, takes twice as many steps.
+
+    Args:
+        dataset: name such as `scene-play-v0` or `antmaze-giant-navigate-v0`; of names that have no episodes
+            of fixed length, such as `hopper-medium-v2`, the answer means nothing.
+    """
+    walker, _, rest = dataset.partition("maze-")
+    style = next((style for style in _ROWS if f"-{style}-" in rest), None)
+    if style is None:
+        return EPISODE_ROWS
+    longer = (walker == "humanoid") + (rest.startswith("giant-") and style == "navigate")
+    return (_ROWS[style] - 1) * 2**longer + 1
+
+
+def family_and_style(request: Request) -> tuple[str, str]:
+    """Family and style of a request, if it can be met.
+
+    Raises:
+        UserError: it cannot.
+    """
+    family = parse(request.dataset).family
+    style = request.dataset.removeprefix(f"{family}-").removesuffix("-v0")
+    if style not in (MAZE_STYLES if family in MAZES else experts.STYLES):
+        raise UserError(_no_dataset(request.dataset))
+    if (request.expert_checksum is None) != (family not in MAZES or family.startswith("point")):
+        raise UserError(_wrong_expert(request))
+    if request.engine not in LANES:
+        raise UserError(f"unknown physics engine {request.engine!r}; choose {' or '.join(LANES)}")
+    for name in ("episodes", "per_shard", "lanes"):
+        if getattr(request, name) < 1:
+            raise UserError(f"{name}={getattr(request, name)}: must be at least 1")
+    if request.episodes / request.per_shard > _MAX_SHARDS or request.episodes >= 2**31:
+        raise UserError(
+            f"{request.episodes:,} episodes, {request.per_shard:,} in each file, are too many files; "
+            "ask for fewer rows or larger shards"
+        )
+    if not 0 <= request.seed < 2**31:
+        raise UserError(f"seed={request.seed}: must be in [0, 2**31)")
+    return family, style
+
+
+def _no_dataset(name: str) -> str:
+    proper = parse(name).dataset
+    if proper == name:
+        return f"{name} is not made by an expert of ours; download it, or see experiments/expert.py"
+    return f"{name!r} is not the name of a dataset; try {proper}"
+
+
+def _wrong_expert(request: Request) -> str:
+    if request.expert_checksum is not None:
+        return f"{request.dataset} is made by a script; leave out --expert"
+    body = request.dataset.partition("maze")[0]
+    return (
+        f"{request.dataset} needs a trained expert: run `python experiments/expert.py --task {body} "
+        "--out FOLDER`, then `python experiments/collect.py` with --expert FOLDER"
+    )
+
+
+def versions() -> dict[str, str]:
+    """What the bits of an episode may depend on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "mujoco")}

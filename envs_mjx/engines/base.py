@@ -1,0 +1,86 @@
+"""Physics engines behind one protocol.
+
+All task logic reads `Physics` only, so an engine is interchangeable. Engines are `eqx.Module`s
+whose methods are written for one environment and may be vmapped and jitted.
+"""
+
+import abc
+import dataclasses
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from envs_mjx.manipulation import arm as arms
+from envs_mjx.manipulation.scenes import Scene
+
+State = TypeVar("State", bound=eqx.Module)
+
+
+class Physics(eqx.Module):
+    """State of one simulated scene after a control step, as C MuJoCo would leave it.
+
+    Site poses are those of the *last substep's start* (2 ms older than `qpos`), because
+    `mj_step` integrates after computing them and OGBench reads them so. Where `Scene.fresh` they are
+    those of `qpos`, because there OGBench calls `mj_forward` after each control step.
+
+    Attributes:
+        qpos, qvel: joint positions (m, rad) and velocities, float32.
+        site_pos: world positions (m) of the model's tracked sites, in the order of `Scene.sites`.
+        site_mat: their rotation matrices.
+        touch: `cfrc_ext` of the right finger pad (torque, force; N m and N), after
+            `mj_rnePostConstraint`.
+        locked: which slides of the scene are locked: their joint damping is 1e6 instead of 2 N s / m
+            from the next step on. The task logic sets it.
+        dropped: contacts left out for want of a slot since the scene was loaded, summed over
+            substeps; always 0 on engine `c`, which has no limit. Not 0 means that results are doubtful.
+        raw: whatever else the engine must carry for an exact continuation.
+    """
+
+    qpos: Float[Array, " nq"]
+    qvel: Float[Array, " nv"]
+    site_pos: Float[Array, "sites 3"]
+    site_mat: Float[Array, "sites 3 3"]
+    touch: Float[Array, " 6"]
+    locked: Bool[Array, " slides"]
+    dropped: Int[Array, ""]
+    raw: Any
+
+
+class AbstractEngine(eqx.Module):
+    """A physics engine bound to one compiled model."""
+
+    name: eqx.AbstractVar[str]
+
+    @abc.abstractmethod
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
+        """A scene put into the given state at time 0, nothing locked, and all derived
+        quantities fresh (`mj_forward`)."""
+
+    def control(self, arm: arms.Arm, scene: Scene, physics: Physics, action: Float[Array, " 5"]) -> Array:
+        """Servo targets for an action in [-1, 1]^5, in the form that `step` takes (`arm.control`)."""
+        pinch = arms.Pinch(physics.site_pos[0], physics.site_mat[0])
+        return arms.control(arm, scene, pinch, physics.qpos, action)
+
+    @abc.abstractmethod
+    def step(self, physics: Physics, ctrl: Array, active: Bool[Array, ""]) -> Physics:
+        """One control step (all substeps under constant `ctrl`); unchanged where not `active`."""
+
+    def place(
+        self, physics: Physics, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], active: Bool[Array, ""]
+    ) -> Physics:
+        """A running scene put into another state where `active`; contact force and locks are kept."""
+        return keep(self.load(qpos, qvel), physics, active)
+
+
+def keep(loaded: Physics, physics: Physics, active: Bool[Array, ""]) -> Physics:
+    """`physics`, or where `active` what was just loaded, with the contact force and locks of `physics`."""
+    loaded = dataclasses.replace(loaded, touch=physics.touch, locked=physics.locked, dropped=physics.dropped)
+    return only_where(active, loaded, physics)
+
+
+def only_where(active: Bool[Array, ""], new: State, old: State) -> State:
+    """`new` where `active`, else `old`."""
+    return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)

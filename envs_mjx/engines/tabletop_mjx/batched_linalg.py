@@ -1,0 +1,58 @@
+"""Sums and linear systems of every scene of a batch, written for one contiguous batch axis, the last."""
+
+import functools
+import operator
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from envs_mjx.engines.tabletop_mjx.stage import stage
+
+
+def total(parts: list[Array] | Array) -> Array:
+    """Sum along the first axis, written out: XLA on CPU does not vectorise such a reduction over scenes."""
+    return functools.reduce(operator.add, [parts[i] for i in range(len(parts))])
+
+
+def product(matrix: Float[Array, "*m n B"], v: Float[Array, "n B"]) -> Float[Array, "*m B"]:
+    """`matrix @ v` of every scene."""
+    return total([matrix[..., i, :] * v[i] for i in range(v.shape[0])])
+
+
+@stage
+def plus_outer(
+    matrix: Float[Array, "n m B"], left: Float[Array, "3 c n B"], right: Float[Array, "3 c m B"]
+) -> Float[Array, "n m B"]:
+    """A matrix plus the outer products of rows."""
+    pairs = [(r, c) for r in range(3) for c in range(left.shape[1])]
+    return matrix + total([left[r, c][:, None] * right[r, c][None] for r, c in pairs])
+
+
+def cholesky_solve(a: Float[Array, "n n B"], b: Float[Array, "n B"]) -> Float[Array, "n B"]:
+    """Solution of a x = b for symmetric positive definite matrices: Cholesky's, column by column.
+
+    The right side rides along as one more row, which is the forward substitution.
+    """
+    n = b.shape[0]
+    rest = jnp.concatenate([a, b[None]])  # rows j.. of the trailing matrix, and the right side
+    columns: list[Array] = []
+    for _ in range(n):
+        column, rest = _eliminated(rest)
+        columns.append(column)
+    solution: list[Array] = []
+    for j in reversed(range(n)):
+        solution.insert(0, _substituted(columns[j], solution))
+    return jnp.stack(solution)
+
+
+@stage
+def _eliminated(rest: Float[Array, "m1 m B"]) -> tuple[Float[Array, "m1 B"], Float[Array, "m m-1 B"]]:
+    """First column of the factor, and what is left without its row and column."""
+    least = jnp.finfo(rest.dtype).tiny
+    column = rest[:, 0] / jnp.sqrt(jnp.maximum(rest[0, 0], least))
+    return column, rest[1:, 1:] - column[1:, None] * column[None, 1:-1]
+
+
+@stage
+def _substituted(column: Float[Array, "m1 B"], known: list[Array]) -> Float[Array, " B"]:
+    return total([column[-1], *(-column[1 + i] * x for i, x in enumerate(known))]) / column[0]

@@ -1,0 +1,148 @@
+"""Engine `c` for walkers: MuJoCo C on host threads; the state travels exactly, see `host_threads.py`."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt32
+
+from envs_mjx.engines.host_threads import STATE, Host
+from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
+from envs_mjx.locomotion.walkers import TORSO, Walker
+
+
+class CWalkerEngine(AbstractWalkerEngine):
+    """MuJoCo C on host threads.
+
+    Any number of `vmap`s around a method becomes one callback for the whole batch; walkers that are not
+    `active` are skipped and cost nothing. `Motion.raw` are the bits of the doubles of the integration
+    state, uint32[2 * n].
+    """
+
+    name: str = eqx.field(static=True)
+    host: "_WalkerHost" = eqx.field(static=True)
+
+    def __init__(self, walker: Walker, threads: int | None = None):
+        """An engine for `walker` on `threads` host threads (default: every available core).
+
+        Raises:
+            UserError: if `threads` is less than 1.
+        """
+        self.name = "c"
+        self.host = _WalkerHost(walker, threads)
+
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
+        return self._unpack(*self.host.call(self.host.load, qpos, qvel))
+
+    def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
+        new = self._unpack(*self.host.call(self.host.step, motion.raw, ctrl, active))
+        return only_where(active, new, motion)
+
+    def place(self, motion: Motion, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> Motion:
+        new = self._unpack(*self.host.call(self.host.place, motion.raw, xy, active))
+        return only_where(active, new, motion)
+
+    def read(self, data: mujoco.MjData) -> Motion:
+        """`Motion` of an `MjData` of this engine's model, exactly as it stands (host side, no forward)."""
+        raw, row = self.host.empty_rows(1)
+        _Worker(self.host.walker, data).save(raw[0], row[0], data.qpos[0])
+        return self._unpack(jnp.asarray(raw[0].view(np.uint32)), jnp.asarray(row[0]))
+
+    def _unpack(self, raw: UInt32[Array, " words"], row: Float[Array, " readings"]) -> Motion:
+        model = self.host.walker.model
+        qpos, qvel, seen = jnp.split(row, np.cumsum([model.nq, model.nv]))
+        return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), raw)
+
+
+class _WalkerHost(Host["_Worker"]):
+    """Workers of one walker."""
+
+    def __init__(self, walker: Walker, threads: int | None):
+        self.walker = walker
+        size = mujoco.mj_stateSize(walker.model, STATE)
+        super().__init__(threads, size, walker.model.nq + walker.model.nv + walker.seen_size)
+
+    def load(self, qpos, qvel):
+        """Puts environments into given states at time 0 and computes what follows from them."""
+        qpos, qvel = np.asarray(qpos), np.asarray(qvel)
+        batch, model = qpos.shape[:-1], self.walker.model
+        qpos, qvel = qpos.reshape(-1, model.nq), qvel.reshape(-1, model.nv)
+
+        def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
+            worker.load(qpos[i], qvel[i])
+            worker.save(new, row, worker.data.qpos[0])
+
+        return self.fill(one, np.ones(batch, bool))
+
+    def step(self, raw, ctrl, active):
+        """Advances every active environment by one control step."""
+        old, active = self.doubles(np.asarray(raw)), np.asarray(active)
+        ctrl = np.asarray(ctrl).reshape(len(old), -1)
+
+        def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
+            worker.restore(old[i])
+            before = worker.data.qpos[0]
+            worker.step(ctrl[i])
+            worker.save(new, row, before)
+
+        return self.fill(one, active)
+
+    def place(self, raw, xy, active):
+        """Puts every active environment at another place, and computes what follows from it."""
+        old, active = self.doubles(np.asarray(raw)), np.asarray(active)
+        xy = np.asarray(xy).reshape(len(old), 2)
+
+        def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
+            worker.restore(old[i])
+            worker.place(xy[i])
+            worker.save(new, row, worker.data.qpos[0])
+
+        return self.fill(one, active)
+
+    def hire(self) -> "_Worker":
+        return _Worker(self.walker, mujoco.MjData(self.walker.model))
+
+
+class _Worker:
+    """One `MjData` of a walker."""
+
+    def __init__(self, walker: Walker, data: mujoco.MjData):
+        self.walker, self.model, self.data = walker, data.model, data
+        self.ends = np.cumsum([walker.model.nq, walker.model.nv]).tolist()
+
+    def load(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:] = qpos
+        self.data.qvel[:] = qvel
+        mujoco.mj_forward(self.model, self.data)
+
+    def restore(self, state: np.ndarray) -> None:
+        mujoco.mj_setState(self.model, self.data, state, STATE)
+
+    def step(self, ctrl: np.ndarray) -> None:
+        if self.walker.jump:
+            self.data.qpos[:] += self.walker.jump * ctrl.astype(float)
+            self.data.qvel[:] = 0.0
+        else:
+            self.data.ctrl[:] = ctrl
+        mujoco.mj_step(self.model, self.data, self.walker.substeps)  # releases the GIL
+        if self.walker.fresh:
+            mujoco.mj_step1(self.model, self.data)
+
+    def place(self, xy: np.ndarray) -> None:
+        self.data.qpos[:2] = xy
+        mujoco.mj_forward(self.model, self.data)
+
+    def save(self, state: np.ndarray, row: np.ndarray, before: float) -> None:
+        """Writes the integration state and the readings of the current `MjData`.
+
+        Args:
+            before: `qpos[0]` (m) at the start of the control step.
+        """
+        data, (positions, end) = self.data, self.ends
+        mujoco.mj_getState(self.model, data, state, STATE)
+        row[:positions] = data.qpos
+        row[positions:end] = data.qvel
+        if len(row) > end:
+            moved, mat = np.asarray(data.qpos[0] - before), data.xmat.reshape(-1, 3, 3)
+            row[end:] = self.walker.seen(moved, data.xpos, mat, data.subtree_linvel[TORSO])

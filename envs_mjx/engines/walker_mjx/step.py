@@ -1,0 +1,109 @@
+"""One physics step of one walker: MJX's smooth dynamics, with contacts, solver and integration of our own.
+
+MJX-JAX's stages for kinematics, inertia, passive and actuator forces agree with C. Its contacts do not
+(`touch`), and it would collide with every wall of a maze; so its own are switched off in the model, and rows
+of constraints come from `engine_mjx_contacts`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jaxtyping import Array, Float, Int
+from mujoco import mjx
+from mujoco.mjx._src import math as mjx_math
+
+from envs_mjx.engines.tabletop_mjx.solver import Limits
+from envs_mjx.engines.walker_mjx import contacts
+from envs_mjx.engines.walker_mjx.contacts import Slots
+from envs_mjx.engines.walker_mjx.near_walls import near_walls
+from envs_mjx.engines.walker_mjx.pairs import Pairs
+from envs_mjx.engines.walker_mjx.solver import Problem, solve
+from envs_mjx.locomotion.mazes import Maze
+from envs_mjx.locomotion.walkers import TORSO
+
+_STAGES = mjx.kinematics, mjx.com_pos, mjx.crb, mjx.factor_m, mjx.transmission
+_STAGES = *_STAGES, mjx.fwd_velocity, mjx.fwd_actuation, mjx.fwd_acceleration
+_RK4_PATHS, _RK4_WEIGHTS = (0.5, 0.5, 1.0, 0.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+
+
+class State(NamedTuple):
+    """What a physics step advances. `warm` is an acceleration to start the solver from."""
+
+    qpos: Float[Array, " nq"]
+    qvel: Float[Array, " nv"]
+    warm: Float[Array, " nv"]
+    dropped: Int[Array, ""]
+
+
+class Machine(NamedTuple):
+    """How a walker is simulated. Hashable: its parts are compared by identity."""
+
+    pairs: Pairs
+    limits: contacts.Limits
+    slots: Slots
+    maze: Maze | None
+    solver: Limits
+
+
+def step(machine: Machine, model: mjx.Model, blank: mjx.Data, state: State) -> State:
+    """`model.opt.timestep` seconds, as `mj_step`; `blank` holds the controls."""
+    if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
+        return _runge_kutta(machine, model, blank, state)
+    data, lost = forward(machine, model, blank, state)
+    data = mjx.euler(model, data)
+    return State(data.qpos, data.qvel, data.qacc_warmstart, state.dropped + lost)
+
+
+def forward(
+    machine: Machine, model: mjx.Model, blank: mjx.Data, state: State
+) -> tuple[mjx.Data, Int[Array, ""]]:
+    """Everything up to `qacc`, as `mj_forward` without sensors, and how many contacts found no slot."""
+    data = blank.replace(qpos=state.qpos, qvel=state.qvel)
+    for stage in _STAGES:
+        data = stage(model, data)
+    rows, lost = constraint_rows(machine, data)
+    problem = Problem(mjx.full_m(model, data), data.qfrc_smooth, data.qacc_smooth, *rows)
+    acc, push = solve(problem, state.warm, machine.solver)
+    return data.replace(qacc=acc, qfrc_constraint=push), lost
+
+
+def constraint_rows(machine: Machine, data: mjx.Data) -> tuple[contacts.Rows, Int[Array, ""]]:
+    """Rows of contacts and limits after `com_pos`."""
+    walls = None if machine.maze is None else near_walls(machine.maze, data.xpos[TORSO, :2])
+    rows, lost = contacts.contact_rows(machine.pairs, machine.slots, data, walls)
+    if not len(machine.limits.dof):
+        return rows, lost
+    return contacts.joined(rows, contacts.limit_rows(machine.limits, data.qpos, data.qvel)), lost
+
+
+def _runge_kutta(machine: Machine, model: mjx.Model, blank: mjx.Data, start: State) -> State:
+    """The classic method of order 4: four forwards, the last of which gives the next warm start."""
+    h = model.opt.timestep
+    table = jnp.asarray(np.stack([_RK4_PATHS, _RK4_WEIGHTS], axis=1), start.qpos.dtype)
+
+    def leg(carry: tuple[State, Array, Array], row: Float[Array, " 2"]) -> tuple[tuple, None]:
+        at, velocity, acceleration = carry
+        path, weight = row
+        data, lost = forward(machine, model, blank, at)
+        velocity, acceleration = velocity + weight * at.qvel, acceleration + weight * data.qacc
+        qpos = integrate(model, start.qpos, at.qvel, path * h)
+        qvel = start.qvel + path * h * data.qacc
+        return (State(qpos, qvel, data.qacc, at.dropped + lost), velocity, acceleration), None
+
+    zero = jnp.zeros_like(start.qvel)
+    (last, velocity, acceleration), _ = jax.lax.scan(leg, (start, zero, zero), table)
+    qpos = integrate(model, start.qpos, velocity, h)
+    return State(qpos, start.qvel + h * acceleration, last.warm, last.dropped)
+
+
+def integrate(
+    model: mjx.Model, qpos: Float[Array, " nq"], velocity: Float[Array, " nv"], h: Float[Array, ""]
+) -> Float[Array, " nq"]:
+    """Positions after `h` seconds at constant velocity; only the first joint may be free."""
+    if model.jnt_type[0] != mujoco.mjtJoint.mjJNT_FREE:
+        return qpos + h * velocity
+    quat = mjx_math.quat_integrate(qpos[3:7], velocity[3:6], h)
+    return jnp.concatenate([qpos[:3] + h * velocity[:3], quat, qpos[7:] + h * velocity[6:]])
