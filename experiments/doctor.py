@@ -36,7 +36,7 @@ Check = Callable[[Path], Iterable[Line]]
 
 def main(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None = None) -> int:
     """The command line; returns the exit status: 0 all that is needed works, 1 something is broken."""
-    from experiments.output import standard_streams
+    from experiments.cli.output import standard_streams
 
     with standard_streams() as streams:
         return streams.verdict(report(argv, checks))
@@ -83,7 +83,8 @@ def show(line: Line) -> None:
 
 def all_checks() -> list[tuple[str, Check]]:
     """Every check, in the order of the report; those that try something begin at once."""
-    from experiments import checkups, dataset_list
+    from experiments.doctor_checks import checks as checkups
+    from experiments.doctor_checks import datasets
 
     trials = checkups.Trials()
     return [
@@ -101,7 +102,7 @@ def all_checks() -> list[tuple[str, Check]]:
         ("cache", checkups.check_cache),
         ("disk", checkups.check_disk),
         ("folders", checkups.check_folders),
-        ("data", dataset_list.check_datasets),
+        ("data", datasets.check_datasets),
     ]
 
 

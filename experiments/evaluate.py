@@ -13,11 +13,10 @@ import tyro
 
 from baselines.random_policy import UniformPolicy
 from envs_mjx.registry import make, resolve_engine
-from experiments.arguments import read_flags, start_jax
-from experiments.official import play_official
-from experiments.output import outlive_output
-from experiments.program import exit_status
-from experiments.saved import (
+from experiments.cli.arguments import read_flags, start_jax
+from experiments.cli.exit_status import exit_status
+from experiments.cli.output import outlive_output
+from experiments.launch.saved_run import (
     EVALUATIONS,
     RANDOM,
     SavedRun,
@@ -27,6 +26,7 @@ from experiments.saved import (
     open_run,
     read_settings,
 )
+from experiments.ogbench_eval.play import play_official
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.run.evaluate import evaluate, evaluation_keys

@@ -18,16 +18,25 @@ import numpy as np
 from rich.table import Table
 
 from envs_mjx.registry import make
-from experiments import arguments, dataset, saved, sources
-from experiments.collect import dataset_name
-from experiments.error_figure import draw_chunks
-from experiments.error_rows import ChunkRow
-from experiments.measured import write_csv
-from experiments.open_loop import Errors, check_horizon, held_out, measure, over_episodes, over_seeds
-from experiments.output import outlive_output
-from experiments.policy_error import compare_policies
-from experiments.program import exit_status
-from experiments.settings import DataConfig
+from experiments.benchmarks.harness import write_csv
+from experiments.cli import arguments
+from experiments.cli.exit_status import exit_status
+from experiments.cli.output import outlive_output
+from experiments.cli.settings import DataConfig
+from experiments.data import locate, run_store
+from experiments.generate_data import dataset_name
+from experiments.launch import saved_run
+from experiments.open_loop_study.figures import draw_chunks
+from experiments.open_loop_study.open_loop import (
+    Errors,
+    check_horizon,
+    held_out,
+    measure,
+    over_episodes,
+    over_seeds,
+)
+from experiments.open_loop_study.policies import compare_policies
+from experiments.open_loop_study.rows import ChunkRow
 from mac.ablations.dynamics_only import Dynamics
 from mac.data.normalize import Normalizer
 from mac.data.normalize import fit as fit_normalizer
@@ -51,7 +60,7 @@ class Where:
     """Where the dataset is."""
 
     path: Path | None = None
-    """an OGBench .npz file, a folder of shards, or prepare.py's store; None = search"""
+    """an OGBench .npz file, a folder of shards, or convert_data.py's store; None = search"""
     dir: Path = Path("data")
     """folder for converted stores; also searched, as is ~/.ogbench/data"""
     rows: int = 1_001_000
@@ -128,8 +137,8 @@ def study(ask: Ask, argv: Sequence[str]) -> int:
     command = ["experiments/model_error.py", *argv]
     name = dataset_name(ask.env, None)
     for folder in ask.policy:  # a wrong folder should not be found out after hours of training
-        saved.read_settings(folder)
-    dataset.check_writable(ask.out, "--out")
+        saved_run.read_settings(folder)
+    run_store.check_writable(ask.out, "--out")
     arguments.start_jax(ask.seeds)
     if ask.steps:
         compare_chunks(ask, name, command)
@@ -145,13 +154,13 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
     """Trains and measures the models of every chunk length; writes after each what is known by then."""
     spec = make(name, "c").spec
     data = DataConfig(**vars(ask.data))
-    source = sources.search(data, name)
+    source = locate.search(data, name)
     if source is None:
         raise UserError(
-            f"--env={ask.env}: no dataset found; make one with `python experiments/collect.py --env {name} "
-            "--rows 1M`, or name one with --data.path and --data.dir"
+            f"--env={ask.env}: no dataset found; make one with `python experiments/generate_data.py "
+            f"--env {name} --rows 1M`, or name one with --data.path and --data.dir"
         )
-    store = dataset.open_store(data, source, spec)
+    store = run_store.open_store(data, source, spec)
     label, (normalizer, notes) = store.provenance.label, fit_normalizer("minmax", store.statistics)
     for note in notes:
         print(f"note: {note}")

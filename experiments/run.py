@@ -15,13 +15,15 @@ import jax
 
 from baselines import REGISTRY
 from envs_mjx.registry import make, parse, resolve_engine
-from experiments import arguments, dataset, feeding, plan, saved, sources, sweep
-from experiments.listing import listing
-from experiments.output import outlive_output
-from experiments.program import exit_status
+from experiments.cli import arguments
+from experiments.cli.exit_status import exit_status
+from experiments.cli.listing import listing
+from experiments.cli.output import outlive_output
+from experiments.cli.settings import Settings
+from experiments.data import device_fit, locate, run_store
+from experiments.launch import cost_estimate, saved_run, sweep
+from experiments.launch.saved_run import CONFIG
 from experiments.report import compare
-from experiments.saved import CONFIG
-from experiments.settings import Settings
 from mac.atomic_files import remove_leftovers
 from mac.data.normalize import fit
 from mac.data.store import Store
@@ -64,8 +66,8 @@ class Launch(NamedTuple):
     engine: str
     env: Any
     algo: Any
-    choice: sources.Choice
-    known: dataset.Facts
+    choice: locate.Choice
+    known: run_store.Facts
     folder: Path
     reached: int | None
     finished: bool
@@ -130,7 +132,7 @@ def occupied(folder: Path, *, anew: bool) -> Iterator[Path]:
             made.insert(0, folder)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({refusal(error)}); choose another --out") from error
-    dataset.check_writable(folder, "--out")
+    run_store.check_writable(folder, "--out")
     with claim(folder):
         try:
             yield folder
@@ -166,26 +168,26 @@ def prepare(settings: Settings[Any]) -> Launch:
     env = make(settings.env, engine)
     settings, choice = choose(settings, folder, env.spec, finished)
     algo = REGISTRY[settings.algo].algorithm(settings.hp, env.spec, settings.steps)
-    known = dataset.facts(settings.data, choice.path, choice.rows)
+    known = run_store.facts(settings.data, choice.path, choice.rows)
     if not finished:
-        settings = dataclasses.replace(settings, data=feeding.resolve(settings.data, known, env.spec))
+        settings = dataclasses.replace(settings, data=device_fit.resolve(settings.data, known, env.spec))
     return Launch(settings, engine, env, algo, choice, known, folder, reached, finished)
 
 
 def choose(
     settings: Settings[Any], folder: Path, spec: EnvSpec, finished: bool
-) -> tuple[Settings[Any], sources.Choice]:
+) -> tuple[Settings[Any], locate.Choice]:
     """Where the dataset is or comes from, and for a run that goes on the settings that lead there from here.
 
     Raises:
         UserError: it is nowhere.
     """
     if settings.resume and not finished:
-        if found := saved.find_source(folder, settings, spec):
-            return dataclasses.replace(settings, data=found[0]), sources.Choice(found[1], "local")
+        if found := saved_run.find_source(folder, settings, spec):
+            return dataclasses.replace(settings, data=found[0]), locate.Choice(found[1], "local")
         if settings.data.path is not None:
-            raise saved.missing_dataset(folder, settings)
-    return settings, sources.choose(settings.data, settings.env)
+            raise saved_run.missing_dataset(folder, settings)
+    return settings, locate.choose(settings.data, settings.env)
 
 
 def default_folder(settings: Settings[Any]) -> Path:
@@ -202,12 +204,12 @@ def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool
         UserError: there is a run and it is not to be resumed, or it has other settings.
     """
     if not settings.resume:
-        if saved.is_run(folder):
+        if saved_run.is_run(folder):
             raise UserError(
                 f"{folder} holds a run already; continue it with --resume, or choose another --out"
             )
         return None, False
-    before = saved.read_config(folder)
+    before = saved_run.read_config(folder)
     if settings.hp.cooldown > 0 and before.get("steps") != settings.steps:
         raise UserError(
             f"--steps={settings.steps}: the learning rate of {folder} cools down towards its end at "
@@ -229,19 +231,21 @@ def announce(launch: Launch, reason: str) -> None:
     """Says in a few lines what will happen, and what it will cost."""
     settings, spec = launch.settings, launch.env.spec
     known, choice = launch.known, launch.choice
-    rows, held = feeding.windows(settings.data, known)
+    rows, held = device_fit.windows(settings.data, known)
     count = len(sweep.variants(settings))
     lanes = settings.seeds * count
-    sizes = plan.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
+    sizes = cost_estimate.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
     device = jax.devices()[0]
     where = f"{cpu_model()}, {counted(cores(), 'core')}" if device.platform == "cpu" else device.device_kind
     left = max(settings.steps - (launch.reached or 0), 0)
     evaluations = 0 if launch.finished else -(-left // settings.run.eval_every)
     episodes = lanes * settings.eval.episodes * len(spec.tasks)
     parts = {
-        "data": plan.seconds_to_collect(round(1.1 * known.rows)) if choice.how == "generate" else 0.0,
-        "training": plan.seconds_to_train(sizes, left * lanes),
-        "evaluation": plan.seconds_to_evaluate(evaluations, episodes, spec),
+        "data": cost_estimate.seconds_to_collect(round(1.1 * known.rows))
+        if choice.how == "generate"
+        else 0.0,
+        "training": cost_estimate.seconds_to_train(sizes, left * lanes),
+        "evaluation": cost_estimate.seconds_to_evaluate(evaluations, episodes, spec),
     }
     done = "" if launch.reached is None else f", {launch.reached:,} of them done"
     print(f"algorithm    {REGISTRY[settings.algo].title}")
@@ -251,16 +255,16 @@ def announce(launch: Launch, reason: str) -> None:
     each = f" of each of {count} configurations" if settings.sweep else ""
     print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1}){each}")
     print(f"updates      {settings.steps:,} of each seed{done}")
-    print(f"data         {choice.path} ({feeding.describe(settings.data, known)}{choice.describe()})")
-    if note := plan.data_note(settings.preset, spec, known.rows, sources.larger(settings.env)):
+    print(f"data         {choice.path} ({device_fit.describe(settings.data, known)}{choice.describe()})")
+    if note := cost_estimate.data_note(settings.preset, spec, known.rows, locate.larger(settings.env)):
         print(f"note         {note}")
     if choice.found:
-        print(f"source       {dataset.provenance(choice.path).label}")
+        print(f"source       {run_store.provenance(choice.path).label}")
     print(f"results      {launch.folder}")
-    print(f"time         {plan.describe_time(parts)}", flush=True)
+    print(f"time         {cost_estimate.describe_time(parts)}", flush=True)
     if settings.dry_run:
-        print("\n".join(plan.describe(sizes, launch.algo, spec, rows)))
-        print(plan.describe_evaluation(launch.env, episodes, settings.eval.batch))
+        print("\n".join(cost_estimate.describe(sizes, launch.algo, spec, rows)))
+        print(cost_estimate.describe_evaluation(launch.env, episodes, settings.eval.batch))
 
 
 def train_here(launch: Launch, asked: Settings[Any]) -> Outcome:
@@ -271,19 +275,19 @@ def train_here(launch: Launch, asked: Settings[Any]) -> Outcome:
     """
     began = time.perf_counter()
     if not launch.choice.found:
-        sources.obtain(launch.choice, asked.data, asked.env)
+        locate.obtain(launch.choice, asked.data, asked.env)
         # Now its rows can be counted, which decides how they are fed.
         launch = prepare(dataclasses.replace(asked, out=launch.folder))
     settings, folder, source = launch.settings, launch.folder, launch.choice.path
-    with dataset.shown(f"converting {source.name}") as progress:
-        store = dataset.open_store(settings.data, source, launch.env.spec, progress)
+    with run_store.shown(f"converting {source.name}") as progress:
+        store = run_store.open_store(settings.data, source, launch.env.spec, progress)
     job = make_job(launch, store)
     seconds = {"data": time.perf_counter() - began}
     notes: dict[str, None] = {}  # the runs of a sweep have most of them in common
     for each, its in sweep.folders(settings, folder):
-        data = saved.record_of(store)
+        data = saved_run.record_of(store)
         notes |= dict.fromkeys(record_launch(each, its.plain(), data=data, resumed_from=launch.reached))
-        saved.save_normalizer(each, job.normalizer)
+        saved_run.save_normalizer(each, job.normalizer)
     for note in notes:
         print(note)
     try:
@@ -313,13 +317,13 @@ def make_job(launch: Launch, store: Store) -> Job:
     else:  # what was trained so far goes on with the numbers that it has seen
         parts = [each for each, its in sweep.folders(settings, launch.folder) if not its.sweep]
         data = (launch.reached, store, launch.choice.path, env.spec)
-        normalizer, *_ = [saved.resumed_normalizer(each, *data) for each in parts]
+        normalizer, *_ = [saved_run.resumed_normalizer(each, *data) for each in parts]
     task = parse(settings.env).task
     relabel = None if task is None else lambda obs: env.relabel(obs, task)
     return Job(
         algo=algo,
         env=env,
-        window=feeding.make_source(settings.data, store, normalizer, algo.sample, relabel),
+        window=device_fit.make_source(settings.data, store, normalizer, algo.sample, relabel),
         normalizer=normalizer,
         seed=settings.seed,
         seeds=settings.seeds,
@@ -332,7 +336,7 @@ def make_job(launch: Launch, store: Store) -> Job:
         batch=settings.eval.batch,
         held_out=make_held_out(store, normalizer, algo.sample.chunk, every_row=algo.sample.every_row),
         data=store.provenance.label,
-        kept={"data": saved.record_of(store), "normalizer": saved.plain_normalizer(normalizer)},
+        kept={"data": saved_run.record_of(store), "normalizer": saved_run.plain_normalizer(normalizer)},
         sweep=sweep.variants(settings),
     )
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.ogbench_worker import Played, Start
+from experiments.ogbench_eval.worker import Played, Start
 
 
 class Lanes:

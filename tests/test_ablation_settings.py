@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from experiments.arguments import parse
-from experiments.hparams import HPARAMS, load_rows, merge_rows
+from experiments.cli.arguments import parse
+from experiments.launch.hparams import HPARAMS, load_rows, merge_rows
 from mac.ablations.gaussian import GaussianConfig
 from mac.ablations.mac_fql import FQLConfig
 from mac.ablations.no_distillation import NoDistillConfig

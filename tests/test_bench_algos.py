@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from baselines import REGISTRY
-from experiments import arguments, bench, bench_algos, bench_envs
-from experiments.bench_algos import AlgoRow, Args
-from experiments.measured import as_flags
+from experiments import benchmark
+from experiments.benchmarks import algorithms, envs
+from experiments.benchmarks.algorithms import AlgoRow, Args
+from experiments.benchmarks.harness import as_flags
+from experiments.cli import arguments
 
 REWARD, GOALS = Args.envs
 ROW = AlgoRow(
@@ -49,7 +51,7 @@ def measured(path: Path) -> list[dict[str, str]]:
 
 def test_every_algorithm_and_number_of_seeds_gets_a_process(monkeypatch):
     asked = answer(monkeypatch)
-    assert bench.main(["algos", "--preset", "paper", "--quick"]) == 0
+    assert benchmark.main(["algos", "--preset", "paper", "--quick"]) == 0
     assert {tuple(c[:2]) for c in asked} == {("algos", "--one")}
     assert [(after(c, "--algos"), after(c, "--seeds")) for c in asked] == [
         (name, seeds) for name in REGISTRY for seeds in ("1", "4")
@@ -60,8 +62,8 @@ def test_every_algorithm_and_number_of_seeds_gets_a_process(monkeypatch):
 def test_file_and_tables_hold_the_rows(tmp_path: Path, monkeypatch, capsys):
     answer(monkeypatch)
     out = tmp_path / "new" / "algos.csv"
-    assert bench.main(["algos", "--algos", "iql", "gciql", "--seeds", "2", "--out", str(out)]) == 0
-    assert "# command: python experiments/bench.py algos --algos iql gciql" in out.read_text()
+    assert benchmark.main(["algos", "--algos", "iql", "gciql", "--seeds", "2", "--out", str(out)]) == 0
+    assert "# command: python experiments/benchmark.py algos --algos iql gciql" in out.read_text()
     rows = measured(out)
     assert [(row["algo"], row["env"], row["seeds"]) for row in rows] == [
         ("iql", REWARD, "2"), ("gciql", GOALS, "2"),
@@ -74,15 +76,15 @@ def test_file_and_tables_hold_the_rows(tmp_path: Path, monkeypatch, capsys):
 
 def test_an_algorithm_without_settings_is_left_out(monkeypatch, capsys):
     asked = answer(monkeypatch, fits=("iql",))
-    assert bench.main(["algos", "--algos", "cql", "iql"]) == 0
+    assert benchmark.main(["algos", "--algos", "cql", "iql"]) == 0
     assert [after(c, "--algos") for c in asked] == ["cql", "iql", "iql"], "asked once is enough"
-    assert bench.main(["algos", "--algos", "cql"]) == 2
+    assert benchmark.main(["algos", "--algos", "cql"]) == 2
     assert "nothing was measured" in capsys.readouterr().err
 
 
 def test_a_failed_process_is_named(monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
-    assert bench.main(["algos", "--algos", "iql", "--seeds", "3"]) == 2
+    assert benchmark.main(["algos", "--algos", "iql", "--seeds", "3"]) == 2
     assert "error: iql, seeds 3: status 1" in capsys.readouterr().err
 
 
@@ -100,7 +102,7 @@ def test_a_failed_process_is_named(monkeypatch, capsys):
     ],
 )
 def test_a_senseless_flag_is_one_line(flags: list[str], capsys):
-    assert bench.main(["algos", *flags]) == 2
+    assert benchmark.main(["algos", *flags]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("error: ")
     assert flags[0] in error or flags[1] in error
@@ -111,8 +113,8 @@ def test_a_senseless_flag_is_one_line(flags: list[str], capsys):
     [
         Args(),
         Args(algos=("iql", "fql"), seeds=(1, 16), preset="paper", seconds=0.5, quick=True),
-        bench_envs.Args(names=("hopper",), batches=(8,), engines=("c",)),
-        bench.Args(envs=(3, 4), engine="c", quick=True),
+        envs.Args(names=("hopper",), batches=(8,), engines=("c",)),
+        benchmark.Args(envs=(3, 4), engine="c", quick=True),
     ],
 )
 def test_flags_say_all_that_a_process_must_know(args):
@@ -121,7 +123,7 @@ def test_flags_say_all_that_a_process_must_know(args):
 
 @pytest.mark.parametrize(("name", "env"), [("iql", REWARD), ("gciql", GOALS)])
 def test_an_algorithm_is_measured_as_run_would_train_it(name: str, env: str):
-    subject = bench_algos.find(Args(algos=(name,), seeds=(1,), preset="laptop"))
+    subject = algorithms.find(Args(algos=(name,), seeds=(1,), preset="laptop"))
     assert subject is not None and subject.env.name == env and subject.preset == "laptop"
     settings, _ = arguments.parse(["--algo", name, "--env", env, "--preset", "laptop", "--seeds", "1"])
     assert subject.hp == settings.hp
@@ -131,7 +133,7 @@ def test_an_algorithm_is_measured_as_run_would_train_it(name: str, env: str):
 def test_settings_that_say_only_a_part_do_not_count(monkeypatch, capsys):
     part = {"algo": "iql", "env": "*", "source": "a test", "hp": {"batch": 8}}
     monkeypatch.setattr(arguments, "load_rows", lambda path: [part])
-    assert bench_algos.find(Args(algos=("iql",), preset="laptop")) is None
+    assert algorithms.find(Args(algos=("iql",), preset="laptop")) is None
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 2 and all(note.startswith("note: iql is not measured: ") for note in notes)
 
@@ -142,7 +144,9 @@ def test_algorithms_with_and_without_goals_are_measured(tmp_path: Path):
     flags = ["--quick", "--algos", "iql", "sharsa", "--seeds", "2", "--preset", "laptop"]
     flags += ["--seconds", "0.2", "--rounds", "2", "--rows", "3000"]
     subprocess.run(
-        [sys.executable, bench.__file__, "algos", *flags, "--out", str(out)], check=True, capture_output=True
+        [sys.executable, benchmark.__file__, "algos", *flags, "--out", str(out)],
+        check=True,
+        capture_output=True,
     )
     rows = measured(out)
     assert [(row["algo"], row["seeds"], row["env"]) for row in rows] == [

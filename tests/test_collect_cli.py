@@ -1,4 +1,4 @@
-"""`experiments/collect.py`: how much it makes, where, what it says, and what it refuses."""
+"""`experiments/generate_data.py`: how much it makes, where, what it says, and what it refuses."""
 
 import json
 import os
@@ -16,9 +16,10 @@ from envs_mjx.datagen.dataset_spec import LANES, Request
 from envs_mjx.datagen.simulate_episodes import Simulator
 from envs_mjx.experts import STYLES
 from envs_mjx.manipulation import scenes
-from experiments import collect, dataset, sources
-from experiments.collect import dataset_name, default_folder, episodes_of, main
-from experiments.settings import DataConfig
+from experiments import generate_data
+from experiments.cli.settings import DataConfig
+from experiments.data import locate, run_store
+from experiments.generate_data import dataset_name, default_folder, episodes_of, main
 from mac.errors import UserError
 from tests.fake_expert import instant  # noqa: F401
 
@@ -67,9 +68,9 @@ def test_a_pair_of_files_is_found_by_run_py(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert main(["--env", "cube-single", "--rows", "2002", "--seed", "7"]) == 0
     data = DataConfig(rows=2002, seed=7)
-    path = sources.generated_file(data, "cube-single-play-v0")
-    assert sources.search(data, "cube-single-play-singletask-task2-v0") == path
-    assert dataset.count_rows(path) == 2002
+    path = locate.generated_file(data, "cube-single-play-v0")
+    assert locate.search(data, "cube-single-play-singletask-task2-v0") == path
+    assert run_store.count_rows(path) == 2002
 
 
 @pytest.mark.usefixtures("instant")
@@ -79,10 +80,10 @@ def test_shards_are_found_by_run_py_when_all_are_there(
     monkeypatch.chdir(tmp_path)
     assert main(["--env", "cube-single", "--rows", "3003", "--shard-rows", "1001"]) == 0
     path = default_folder(Request("cube-single-play-v0", 3, 1))
-    assert sources.search(DataConfig(rows=3003), "cube-single-play-v0") == path
-    assert dataset.count_rows(path) == 3003
+    assert locate.search(DataConfig(rows=3003), "cube-single-play-v0") == path
+    assert run_store.count_rows(path) == 3003
     (path / "cube-single-play-v0.json").unlink()
-    assert sources.search(DataConfig(rows=3003), "cube-single-play-v0") is None
+    assert locate.search(DataConfig(rows=3003), "cube-single-play-v0") is None
 
 
 @pytest.mark.usefixtures("instant")
@@ -165,7 +166,7 @@ def test_a_folder_in_use_is_refused(
         assert "another process" in error_of(argv, capsys)
         raise UserError("the other")
 
-    monkeypatch.setattr(collect, "generate", meanwhile)
+    monkeypatch.setattr(generate_data, "generate", meanwhile)
     assert "the other" in error_of(argv, capsys)
 
 
@@ -184,7 +185,7 @@ COMMAND = """
 import sys, time
 from envs_mjx.datagen.dataset_spec import Request
 from envs_mjx.datagen.simulate_episodes import Simulator
-from experiments.collect import main
+from experiments.generate_data import main
 from tests import fake_expert
 
 def slow(self, jobs, tick, stop):
@@ -223,7 +224,7 @@ def test_a_signal_stops_it_and_says_how_to_continue(number: signal.Signals, tmp_
             break
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, (out, err)
-    assert "Traceback" not in err and f"collect.py {' '.join(argv[:-1])} '{argv[-1]}'" in err
+    assert "Traceback" not in err and f"generate_data.py {' '.join(argv[:-1])} '{argv[-1]}'" in err
     out, err = start().communicate(timeout=120)
     assert "continuing" in out and "130,130 + 12,012 rows" in out, err
     meta = json.loads((tmp_path / "a b" / "cube-single-play-v0.json").read_text())

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from experiments import checkups, dataset_list, doctor
+from experiments import doctor
 from experiments.doctor import BROKEN, OK, WARNING, Line
+from experiments.doctor_checks import checks as checkups
+from experiments.doctor_checks import datasets
 from mac.data.provenance import Entry, record
 from tests.medical import only, report, versions
 
@@ -174,7 +176,7 @@ def test_nothing_is_made_by_looking(tmp_path: Path):
         checkups.check_folders,
         checkups.check_cache,
         checkups.check_disk,
-        dataset_list.check_datasets,
+        datasets.check_datasets,
     ):
         report(check)
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
@@ -205,7 +207,7 @@ def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_no_data_is_no_fault():
-    line = only(dataset_list.check_datasets)
+    line = only(datasets.check_datasets)
     assert line.state == OK and "--data.source download" in line.found
 
 
@@ -224,7 +226,7 @@ def test_datasets_are_listed_with_sizes_and_labels(home: Path):
     theirs.write_bytes(b"x")
     for beside in (made / "scene-play-v0.npz", theirs):  # as macOS leaves them
         beside.with_name(f"._{beside.name}").write_bytes(bytes(4_000_000))
-    found = {Path(line.found.split(":")[0]).name: line.found for line in report(dataset_list.check_datasets)}
+    found = {Path(line.found.split(":")[0]).name: line.found for line in report(datasets.check_datasets)}
     assert "scene-play-v0, 6 MB; generated (mac-jax, seed 3)" in found["generated-2002-seed3"]
     assert found["d4rl"].endswith("hopper_medium-v2, 0 MB; D4RL")
     assert found["data"].endswith("OGBench (file in ~/.ogbench)")
@@ -237,11 +239,11 @@ def test_stores_and_downloads_that_did_not_end_are_listed():
     part = Path("data/downloads/ogbench/b.npz.part")
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x")
-    unfinished, listed = report(dataset_list.check_datasets)
+    unfinished, listed = report(datasets.check_datasets)
     assert unfinished.state == WARNING and "continue it" in unfinished.remedy
     assert listed.found == "data/stores/a: 49 rows as float32; unknown source"
     store.joinpath("meta.json").write_text("{")
-    assert report(dataset_list.check_datasets)[1].state == WARNING
+    assert report(datasets.check_datasets)[1].state == WARNING
 
 
 # Without the project's packages.

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from experiments import checkups, probes
 from experiments.doctor import BROKEN, OK, WARNING
-from experiments.probes import Outcome, Probe
+from experiments.doctor_checks import checks, probes
+from experiments.doctor_checks.probes import Outcome, Probe
 from tests.medical import only, report, versions
 
 
-def trials(**probed: Any) -> checkups.Trials:
+def trials(**probed: Any) -> checks.Trials:
     """Trials with these outcomes."""
-    made = object.__new__(checkups.Trials)
+    made = object.__new__(checks.Trials)
 
     class Done:
         def __init__(self, outcome: Outcome):
@@ -68,7 +68,7 @@ def test_mjx_is_needed_and_warp_is_not(monkeypatch: pytest.MonkeyPatch):
 def test_a_machine_without_pictures_is_warned_and_told_what_draws_without(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    none = {name: Outcome(None, f"no {name}") for name in checkups.PLATFORMS}
+    none = {name: Outcome(None, f"no {name}") for name in checks.PLATFORMS}
     line = only(trials(pictures=none).renderer)
     assert line.state == WARNING and "no egl" in line.found and "--renderer drawing" in line.remedy
     assert only(trials(pictures=none | {"osmesa": Outcome({})}).renderer).state == OK
@@ -77,7 +77,7 @@ def test_a_machine_without_pictures_is_warned_and_told_what_draws_without(monkey
 
 def test_a_variable_that_misleads_the_renderer_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
-    none = {name: Outcome(None, f"no {name}") for name in checkups.PLATFORMS}
+    none = {name: Outcome(None, f"no {name}") for name in checks.PLATFORMS}
     none["egl"] = Outcome(None, "RuntimeError: MUJOCO_EGL_DEVICE_ID must be between 0 and 0")
     line = only(trials(pictures=none).renderer)
     assert "unset or correct MUJOCO_EGL_DEVICE_ID (it is '99')" in line.remedy

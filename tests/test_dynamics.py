@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from experiments.open_loop import measure, network_of, over_episodes, over_seeds
+from experiments.open_loop_study.open_loop import measure, network_of, over_episodes, over_seeds
 from mac.ablations.dynamics_only import Dynamics
 from mac.data.sampler import ACTION_LIMIT, sample
 from mac.data.sequences import Sequences, sample_sequences

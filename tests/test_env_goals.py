@@ -14,7 +14,7 @@ from envs_mjx.manipulation.scenes import FAMILIES, Scene
 from envs_mjx.manipulation.tabletop import World
 from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
-from experiments.ogbench_worker import Slots, Start
+from experiments.ogbench_eval.worker import Slots, Start
 from tests.ogbench_runs import Run, official, play
 
 CENTER, SLIDE_SCALE, RADIUS = np.asarray([0.425, 0.0, 0.0]), np.asarray([18.0, 15.0]), 0.04

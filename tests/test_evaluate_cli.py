@@ -14,10 +14,10 @@ import ogbench
 import pytest
 
 from experiments import evaluate as program
-from experiments import official
 from experiments.evaluate import EVALUATIONS, main
-from experiments.ogbench_worker import Start
-from experiments.saved import acting_otherwise, by_environment, open_run, read_settings
+from experiments.launch.saved_run import acting_otherwise, by_environment, open_run, read_settings
+from experiments.ogbench_eval import play
+from experiments.ogbench_eval.worker import Start
 from mac.errors import UserError
 from mac.run.evaluate import episode_keys, evaluation_keys
 from mac.run.io.logger import EVAL, read_rows
@@ -211,7 +211,7 @@ def test_original_environment_plays_every_episode(copied: Path):
 def test_environments_in_other_processes_are_those_of_the_package():
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 5)).astype(np.float32)
     name = "cube-double-play-v0"
-    with official.Fleet(name, 3, film=True) as fleet:
+    with play.Fleet(name, 3, film=True) as fleet:
         fleet.obey([(0, Start(7, 1)), (1, Start(8, 4)), (2, Start(9, 5))])
         played = fleet.obey([(2, actions[:2]), (1, actions)])
     env: Any = ogbench.make_env_and_datasets(name, env_only=True)
@@ -233,17 +233,17 @@ def test_results_go_to_the_right_seed_task_and_episode(
     finished: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
     """In the toy fleet an episode's length, return and success follow from its seed."""
-    monkeypatch.setattr(official, "Fleet", Lanes)
+    monkeypatch.setattr(play, "Fleet", Lanes)
     run, tasks, episodes = open_run(finished), (12, 3), 5
     keys = evaluation_keys(jnp.asarray(run.numbers), 10)
     ended: list[int] = []
-    got = official.play_official(run, ENV, tasks, episodes, keys, batch=batch, report=ended.append)
+    got = play.play_official(run, ENV, tasks, episodes, keys, batch=batch, report=ended.append)
     assert ended[-1] == 20 and ended == sorted(ended) and got.realised is not None
     for s in range(2):
         for t, task in enumerate(tasks):
             for e in range(episodes):
                 key = jr.split(jr.fold_in(jr.fold_in(keys[s], task), e))[0]
-                seed = official.start_seed(key)
+                seed = play.start_seed(key)
                 length, pay = task + seed % 3, seed % 100
                 assert got.length[s, t, e] == length
                 assert got.episode_return[s, t, e] == length * pay
@@ -258,7 +258,7 @@ def test_results_go_to_the_right_seed_task_and_episode(
     task, episode = np.repeat(tasks, episodes), np.tile(np.arange(episodes), len(tasks))
     noise = episode_keys(keys, jnp.asarray(task), jnp.asarray(episode))[1]
     start = jnp.zeros((2, len(task), 28))
-    want = official.expect(run.algo, run.normalizer, run.state, start, None, noise)
+    want = play.expect(run.algo, run.normalizer, run.state, start, None, noise)
     np.testing.assert_allclose(got.predicted, want.reshape(2, len(tasks), episodes), rtol=1e-4, atol=1e-4)
 
 
@@ -266,12 +266,12 @@ def test_missing_package_and_failing_process_are_one_line(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     with (
-        official.Fleet("cube-septuple-play-v0", 1) as fleet,
+        play.Fleet("cube-septuple-play-v0", 1) as fleet,
         pytest.raises(UserError, match=r"engine ogbench failed: .*cube-septuple") as caught,
     ):
         fleet.obey([(0, Start(0, 1))])
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(official, "NEEDED", ("ogbench", "no_such_package"))
+    monkeypatch.setattr(play, "NEEDED", ("ogbench", "no_such_package"))
     said = error_of(capsys, str(finished), "--engine", "ogbench")
     assert "no_such_package" in said and "pip install" in said
 

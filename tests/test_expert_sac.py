@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from experiments.sac import (
+from experiments.experts.sac import (
     Learner,
     SacConfig,
     Transitions,

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float, Key
 
-from experiments import errands, expert, recorded, training
-from experiments.errands import AbstractErrand, Errand, build_errand, standing, turned
-from experiments.online import OnlineConfig, begin, play, run, step_lanes
-from experiments.sac import SacConfig, Transitions
-from experiments.training import Plan, load_policy, train
+from experiments import train_expert
+from experiments.experts import record_dataset, tasks, trainer
+from experiments.experts.online_training import OnlineConfig, begin, play, run, step_lanes
+from experiments.experts.sac import SacConfig, Transitions
+from experiments.experts.tasks import AbstractErrand, Errand, build_errand, standing, turned
+from experiments.experts.trainer import Plan, load_policy, train
 from mac.data.hdf5 import read
 from mac.errors import UserError
 from tests.keys_used import recorded as keys_recorded
@@ -39,12 +40,12 @@ class Compass(AbstractErrand):
     control_dt: float = eqx.field(static=True, default=0.1)
 
     def start(self, key: Key[Array, ""]) -> Errand:
-        return Errand(errands.random_direction(key), jnp.zeros((), jnp.int32), jnp.asarray(False), ())
+        return Errand(tasks.random_direction(key), jnp.zeros((), jnp.int32), jnp.asarray(False), ())
 
     def step(
         self, state: Errand, action: Float[Array, " A"], key: Key[Array, ""]
     ) -> tuple[Errand, Transitions]:
-        obs, t = errands.random_direction(key), state.t + 1
+        obs, t = tasks.random_direction(key), state.t + 1
         fell, late = jnp.sum(action) > 1.99, t >= 20
         reward = -jnp.sum(jnp.square(action - state.obs))
         seen = Transitions(state.obs, action, reward, obs, 1.0 - fell.astype(jnp.float32), late & ~fell)
@@ -56,14 +57,14 @@ PLAN = Plan("hopper", 0, "c", ONLINE, SAC)  # the toy is called hopper, so that 
 
 def go(folder: Path, plan: Plan = PLAN, stop: Callable[[], bool] = lambda: False) -> bool:
     folder.mkdir(exist_ok=True)
-    return train(plan, folder, ["expert.py"], lambda point, done: None, stop)
+    return train(plan, folder, ["train_expert.py"], lambda point, done: None, stop)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a finished training of the toy; its replay buffer has gone round once."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (training, recorded):
+        for module in (trainer, record_dataset):
             patch.setattr(module, "build_errand", lambda name, engine="c": Compass())
         folder = tmp_path_factory.mktemp("experts") / "straight"
         assert go(folder)
@@ -87,7 +88,7 @@ def test_stopping_and_going_on_changes_no_bit(trained: Path, tmp_path: Path) -> 
     assert go(tmp_path / "broken")
     straight, broken = ((folder / "policy.eqx").read_bytes() for folder in (trained, tmp_path / "broken"))
     assert straight == broken
-    replays = (recorded.replayed(PLAN, folder) for folder in (trained, tmp_path / "broken"))
+    replays = (record_dataset.replayed(PLAN, folder) for folder in (trained, tmp_path / "broken"))
     for one, other in zip(*replays, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -98,16 +99,16 @@ def test_another_training_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trained expert"):
         load_policy(tmp_path)
     with pytest.raises(UserError, match="was trained for hopper; this dataset needs one for ant"):
-        training.load_actor(trained, "ant")
+        trainer.load_actor(trained, "ant")
     shutil.copytree(trained, tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoints"))
     (tmp_path / "damaged" / "policy.eqx").write_bytes(b"short")
     with pytest.raises(UserError, match="is damaged"):
         load_policy(tmp_path / "damaged")
 
 
-@pytest.mark.parametrize("level", recorded.LEVELS)
+@pytest.mark.parametrize("level", record_dataset.LEVELS)
 def test_recorded_data_have_d4rls_schema(trained: Path, level: str) -> None:
-    made = recorded.record(PLAN, trained, level, 1600)
+    made = record_dataset.record(PLAN, trained, level, 1600)
     assert made.path.name == f"hopper-ours-{level}.hdf5" and made.rows == 1600
     with h5py.File(made.path) as file:
         assert {name: (column.dtype, column.shape) for name, column in file.items()} == {
@@ -132,7 +133,7 @@ def test_recorded_data_have_d4rls_schema(trained: Path, level: str) -> None:
 
 
 def test_the_replay_buffer_holds_the_newest_steps_in_order(trained: Path) -> None:
-    steps = recorded.replayed(PLAN, trained)
+    steps = record_dataset.replayed(PLAN, trained)
     assert steps.reward.shape == (200, 8)
     goes_on = (steps.mask == 1) & ~steps.cut
     same = (steps.obs[1:] == steps.next_obs[:-1]).all(axis=-1)
@@ -164,7 +165,7 @@ def test_lanes_that_are_over_begin_again_and_others_go_on() -> None:
         assert (np.asarray(seen.next_obs[lane]) != np.asarray(new.obs[lane])).any()
 
 
-@pytest.mark.parametrize("body", errands.DIRECTED)
+@pytest.mark.parametrize("body", tasks.DIRECTED)
 def test_a_plane_looks_the_same_from_all_sides(body: str) -> None:
     """Turning walker and direction together changes nothing that the policy sees."""
     rng, width = np.random.default_rng(0), {"ant": 27, "humanoid": 67}[body]
@@ -229,13 +230,13 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     good = {"--task": "hopper", "--out": str(tmp_path / "d")}
     for change, message in (
         ({"--task": "snail"}, "choose ant, humanoid, hopper"),
-        ({"--task": "ant", "--rows": "10k"}, "experiments/collect.py --expert"),
+        ({"--task": "ant", "--rows": "10k"}, "experiments/generate_data.py --expert"),
         ({"--rows": "ten"}, "'ten' is not a whole number"),
         ({"--steps": "5"}, "take at least"),
         ({"--seed": "-1"}, "seed=-1"),
     ):
         argv = [word for pair in (good | change).items() for word in pair]
-        assert expert.main(argv) == 2
+        assert train_expert.main(argv) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and message in lines[0], lines
     assert not list(tmp_path.iterdir())

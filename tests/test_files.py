@@ -134,7 +134,7 @@ OWN_FOLDERS = {
     "mac/run/io/checkpoint.py",
     "envs_mjx/engines/warp_setup.py",
     "mac/data/store.py",  # descriptors of this process
-    "experiments/checkups.py",  # runs where nothing is installed; only counts compiled programs
+    "experiments/doctor_checks/checks.py",  # runs where nothing is installed; only counts compiled programs
 }
 """Where `visible` is, and modules that look through folders of their own making only."""
 

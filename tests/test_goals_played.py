@@ -15,11 +15,12 @@ import pytest
 
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.manipulation.observation import Objects
-from experiments import film, official
-from experiments.film import film_official, film_ours
-from experiments.ogbench_worker import Played, Snapshot, Start
-from experiments.saved import SavedRun
-from experiments.settings import DataConfig, EvalConfig, Settings
+from experiments.cli.settings import DataConfig, EvalConfig, Settings
+from experiments.launch.saved_run import SavedRun
+from experiments.ogbench_eval import play
+from experiments.ogbench_eval.worker import Played, Snapshot, Start
+from experiments.video import record
+from experiments.video.record import film_official, film_ours
 from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.normalize import Normalizer
@@ -112,7 +113,7 @@ class Lanes:
 
     asked: list[tuple[int, np.ndarray]]
 
-    def __init__(self, name: str, count: int, *, film: bool = False):
+    def __init__(self, name: str, count: int, *, record: bool = False):
         self.left, Lanes.asked = [0] * count, []
 
     def __enter__(self) -> "Lanes":
@@ -147,13 +148,13 @@ def test_official_evaluation_gives_each_episode_its_own_normalised_goal(
     run: SavedRun, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Also an environment that takes up another task's episode when its first has ended."""
-    monkeypatch.setattr(official, "Fleet", Lanes)
+    monkeypatch.setattr(play, "Fleet", Lanes)
     keys, tasks, episodes = evaluation_keys(jnp.arange(2), 0), (1, 4), 4
-    got = official.play_official(run, "any", tasks, episodes, keys, batch=batch)
+    got = play.play_official(run, "any", tasks, episodes, keys, batch=batch)
     k_reset, _ = episode_keys(keys, jnp.repeat(jnp.asarray(tasks), 4), jnp.tile(jnp.arange(4), 2))
     for s in range(2):
         for i in range(8):
-            seed, task = official.start_seed(k_reset[s, i]), tasks[i // 4]
+            seed, task = play.start_seed(k_reset[s, i]), tasks[i // 4]
             at = s, i // 4, i % 4
             assert got.length[at] == seed % 3 + 1
             want = (seed % 3 + 1) * (s + 1) * WEIGHTS @ seen(Lanes.goal(seed, task))
@@ -172,11 +173,11 @@ def test_film_of_ours_shows_the_policy_its_normalised_goal(run: SavedRun):
 def test_film_of_the_original_shows_the_policy_its_normalised_goal(
     run: SavedRun, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(film, "Fleet", Lanes)
+    monkeypatch.setattr(record, "Fleet", Lanes)
     film_official(run, "any", 4, 3)
     k_reset, _ = episode_keys(evaluation_keys(jnp.arange(2), 0, 3), jnp.asarray([4]), jnp.asarray([0]))
     for s in range(2):
-        seed = official.start_seed(k_reset[s, 0])
+        seed = play.start_seed(k_reset[s, 0])
         actions = np.stack([action[0] for slot, action in Lanes.asked if slot == s])
         want = (s + 1) * seen(Lanes.goal(seed, 4))
         np.testing.assert_allclose(actions, np.tile(want, (seed % 3 + 1, 1)), rtol=1e-4)

@@ -10,9 +10,9 @@ import pytest
 
 from baselines import REGISTRY
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
-from experiments import contenders
-from experiments.bench_train import SPEC
-from experiments.host_data import HostData
+from experiments.benchmarks import timed_loops
+from experiments.benchmarks.host_sampler import HostData
+from experiments.benchmarks.training import SPEC
 from mac.data.sampler import ACTION_LIMIT, sample, ways
 from mac.data.window import index_episodes, start_counts
 from mac.types import GoalSpec, SampleSpec, SubgoalSpec
@@ -50,7 +50,7 @@ def test_chunks_start_where_they_fit_and_steps_wherever_an_action_is_taken():
 
 
 def test_random_chunks_stay_in_one_episode():
-    starts = HostData(contenders.random_window(SPEC, 2 * EPISODE_ROWS, 3)).starts
+    starts = HostData(timed_loops.random_window(SPEC, 2 * EPISODE_ROWS, 3)).starts
     assert len(starts) == 2 * (1000 - 1 - 3)
     assert (starts // EPISODE_ROWS == (starts + 3) // EPISODE_ROWS).all()
 
@@ -137,7 +137,7 @@ def test_every_algorithm_gets_what_the_sampler_would_give_it(name: str, mode: st
     if mode == "reward" and name in GOALS_ONLY:
         pytest.skip("only about goals")
     algo = make(name, mode)
-    window = contenders.random_window(MODES[mode], 2 * EPISODE_ROWS, algo.sample.chunk)
+    window = timed_loops.random_window(MODES[mode], 2 * EPISODE_ROWS, algo.sample.chunk)
     wanted = jax.eval_shape(lambda: sample(window, algo.sample, jr.key(0)))
     drawn = HostData(window).draw(rng(), algo.sample)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), drawn) == jax.tree.map(

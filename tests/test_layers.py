@@ -99,7 +99,9 @@ def test_module_imports_only_lower_layers(path: Path):
 def test_module_imports_no_reference_package(path: Path):
     found = {target.split(".")[0] for target in imports(path)} & FOREIGN
     # A process of its own, for those who ask for the original environment.
-    assert found == ({"ogbench", "gymnasium"} if name_of(path) == "experiments.ogbench_worker" else set())
+    assert found == (
+        {"ogbench", "gymnasium"} if name_of(path) == "experiments.ogbench_eval.worker" else set()
+    )
 
 
 def jits(path: Path) -> list[int]:

@@ -10,10 +10,10 @@ import pytest
 
 from baselines import REGISTRY
 from envs_mjx.registry import names
-from experiments.hparams import HPARAMS, build, load_rows, merge_rows, sibling
-from experiments.listing import listing, settings_of
+from experiments.cli.listing import listing, settings_of
+from experiments.cli.settings import PRESETS
+from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows, sibling
 from experiments.run import main
-from experiments.settings import PRESETS
 from mac.data.normalize import fit
 from mac.data.quantize import summarize
 from mac.data.store import Statistics

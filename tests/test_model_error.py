@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import policy_error
 from experiments.evaluate import EVALUATIONS
+from experiments.launch.saved_run import open_dataset, open_run
 from experiments.model_error import main
-from experiments.open_loop import held_out, measure
-from experiments.saved import open_dataset, open_run
+from experiments.open_loop_study import policies
+from experiments.open_loop_study.open_loop import held_out, measure
 from mac.run.io.logger import EVAL, append_row, read_rows
 
 SIZES = ["--env", "cube-single", "--seeds", "2", "--hidden", "8", "--batch", "4", "--trajectories", "8"]
@@ -92,17 +92,17 @@ def test_run_that_was_not_evaluated_at_its_checkpoint_is_evaluated(
 ):
     asked = []
 
-    def fake(ask: policy_error.evaluate.Ask) -> int:
+    def fake(ask: policies.evaluate.Ask) -> int:
         asked.append((ask.run, ask.step))
         rows = [{"step": 10, "seed": s, "task": 2, "success": 0.25 + s / 2, "episodes": 4} for s in (0, 1)]
         append_row(copied / EVALUATIONS, {"rows": rows})
         return 0
 
-    monkeypatch.setattr(policy_error.evaluate, "evaluate_again", fake)
-    policy_error.policy_rows(copied, 10, 4, 0)
+    monkeypatch.setattr(policies.evaluate, "evaluate_again", fake)
+    policies.policy_rows(copied, 10, 4, 0)
     assert asked == []
     (copied / EVAL).write_text("")
-    rows = policy_error.policy_rows(copied, 10, 4, 0)
+    rows = policies.policy_rows(copied, 10, 4, 0)
     assert asked == [(copied, 10)]
     assert [(row.seed, row.success, row.episodes) for row in rows] == [(0, 0.25, 4), (1, 0.75, 4)]
 
@@ -137,12 +137,12 @@ def test_dataset_that_is_missing_or_has_nothing_held_out_is_one_line(
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
     said = error_of(capsys, *STUDY, "--data.dir", str(tmp_path), "--out", str(tmp_path / "out"))
-    assert "collect.py --env cube-single-play-v0" in said and "--data.path" in said
+    assert "generate_data.py --env cube-single-play-v0" in said and "--data.path" in said
     alone = shutil.copy(data[1], tmp_path / "alone.npz")
     said = error_of(
         capsys, *STUDY, "--data.path", str(alone), "--data.dir", str(tmp_path), "--out", str(tmp_path / "out")
     )
-    assert "no held-out data" in said and "collect.py" in said
+    assert "no held-out data" in said and "generate_data.py" in said
 
 
 def test_horizon_that_a_run_cannot_be_measured_at_is_one_line(

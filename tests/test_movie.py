@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import movie
+from experiments.video import encode
 from mac.errors import UserError
 
 
@@ -20,7 +20,7 @@ def stripes(pictures: int) -> list[np.ndarray]:
 
 
 def test_gif_holds_every_picture_at_its_speed(tmp_path: Path):
-    movie.write_film(tmp_path / "a.gif", iter(stripes(5)), 0.05)
+    encode.write_film(tmp_path / "a.gif", iter(stripes(5)), 0.05)
     with Image.open(tmp_path / "a.gif") as gif:
         assert (gif.size, getattr(gif, "n_frames", 1)) == ((41, 30), 5)
         times = []
@@ -36,7 +36,7 @@ def test_palette_keeps_surfaces_exactly_and_rare_colours_nearly():
     picture = np.full((200, 200, 3), (255, 254, 253), np.uint8)
     picture[:10] = np.random.default_rng(0).integers(0, 256, (10, 200, 3))
     picture[20, :30] = (26, 127, 55)
-    got = np.asarray(movie.Palette([picture]).image(picture).convert("RGB")).astype(int)
+    got = np.asarray(encode.Palette([picture]).image(picture).convert("RGB")).astype(int)
     np.testing.assert_array_equal(got[30:], picture[30:])
     np.testing.assert_array_equal(got[20, :30], picture[20, :30])
     assert np.abs(got - picture).max() < 100 and np.abs(got[:10] - picture[:10]).mean() < 20
@@ -49,12 +49,12 @@ def test_mp4_gets_every_picture_and_is_whole_or_absent(tmp_path: Path, monkeypat
         f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1], 'wb').write(sys.stdin.buffer.read())\n"
     )
     tool.chmod(0o755)
-    monkeypatch.setattr(movie, "ffmpeg", lambda: str(tool))
-    movie.write_film(tmp_path / "a.mp4", iter(stripes(3)), 0.5)
+    monkeypatch.setattr(encode, "ffmpeg", lambda: str(tool))
+    encode.write_film(tmp_path / "a.mp4", iter(stripes(3)), 0.5)
     raw = np.frombuffer((tmp_path / "a.mp4").read_bytes(), np.uint8).reshape(-1, 30, 40, 3)
     np.testing.assert_array_equal(raw[:3], [p[:, :40] for p in stripes(3)])
     assert len(raw) == 3 + 3, "and the last one stays for 1.5 s"
     tool.write_text(f"#!{sys.executable}\nimport sys\nsys.stdin.buffer.read()\nsys.exit('no codec')\n")
     with pytest.raises(UserError, match="no codec"):
-        movie.write_film(tmp_path / "b.mp4", iter(stripes(3)), 0.5)
+        encode.write_film(tmp_path / "b.mp4", iter(stripes(3)), 0.5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "ffmpeg"]

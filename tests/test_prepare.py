@@ -1,4 +1,4 @@
-"""prepare.py: shards into one store, continued after a kill, with its losses told; and training on it."""
+"""convert_data.py: shards into one store, continued after a kill, its losses told; and training on it."""
 
 import json
 import shutil
@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import dataset, prepare
+from experiments import convert_data
+from experiments.cli.settings import DataConfig
+from experiments.data import run_store
 from experiments.run import main as train
-from experiments.settings import DataConfig
 from mac.data import convert
 from mac.data.npz import read
 from mac.data.store import Store
@@ -204,14 +205,16 @@ def test_command_line_makes_a_store_and_says_what_it_loses(
     tmp_path: Path, cubes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert prepare.main([str(cubes)]) == 0
+    assert convert_data.main([str(cubes)]) == 0
     shown = capsys.readouterr().out
     assert "environment  cube-single-play-v0" in shown and "2 files, 360 training rows" in shown
     assert "28 columns, 0 of them constant, 0 exact; largest error: column" in shown
     (made,) = Path("data/stores").glob("[!.]*cube-single-play-100m-v0-*")
     assert Store.open(made).dtype == "uint16" and f"--data.path {made}" in shown
     # run.py finds it, by the files' place and by its own.
-    assert dataset.facts(DataConfig(), cubes) == dataset.facts(DataConfig(), made) == (360, "uint16", False)
+    assert (
+        run_store.facts(DataConfig(), cubes) == run_store.facts(DataConfig(), made) == (360, "uint16", False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +238,7 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     np.savez("odd.npz", **arrays())  # pyright: ignore
-    assert prepare.main(argv) == 2
+    assert convert_data.main(argv) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and said in lines[0] and lines[0].startswith("error: ")
 
@@ -245,7 +248,7 @@ def test_training_over_windows_of_a_store_resumes_to_the_same_bits(
     tmp_path: Path, cubes: Path, capsys: pytest.CaptureFixture[str]
 ):
     store = tmp_path / "store"
-    assert prepare.main([str(cubes), "--out", str(store)]) == 0
+    assert convert_data.main([str(cubes), "--out", str(store)]) == 0
     shutil.rmtree(cubes)  # the store is enough
     flags = [*SIZES, "--data.path", str(store), "--data.resident", "no", "--data.window", "200"]
     flags += ["--data.window-updates", "5", "--run.checkpoint-every", "5"]

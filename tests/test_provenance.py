@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import dataset, saved
+from experiments.data import run_store
 from experiments.evaluate import main as evaluate_main
+from experiments.launch import saved_run
 from mac.data.checksums import sha256
 from mac.data.convert import prepare
 from mac.data.provenance import LEDGER, UNKNOWN, Entry, describe, from_plain, origin, record
@@ -124,7 +125,7 @@ def test_stores_of_before_say_what_they_know(tmp_path: Path):
     assert Store.open(store).provenance == UNKNOWN and UNKNOWN.label == "unknown source"
     write_meta(meta | {"made_by": MADE})
     assert Store.open(store).provenance.label == "generated (mac-jax, seed 7, 49 rows)"
-    assert dataset.provenance(store) == Store.open(store).provenance
+    assert run_store.provenance(store) == Store.open(store).provenance
 
 
 def test_notes_that_are_nested_without_end_are_no_notes(tmp_path: Path):
@@ -142,7 +143,7 @@ def test_what_is_no_record_is_unknown(values: Any):
 
 def test_the_origin_is_known_before_the_files_are_read(tmp_path: Path):
     path = made(tmp_path)
-    assert dataset.provenance(path) == stored(path).provenance
+    assert run_store.provenance(path) == stored(path).provenance
 
 
 # Results.
@@ -184,7 +185,7 @@ def test_a_run_and_its_evaluations_carry_the_label(copied: Path, capsys: pytest.
     assert {row["data"] for row in read_rows(copied / EVAL)} == {label}
     launch = json.loads((copied / "run.json").read_text())["launches"][-1]
     assert launch["data"]["label"] == label and launch["data"]["rows"] == 120
-    assert saved.data_label(copied) == label
+    assert saved_run.data_label(copied) == label
     assert evaluate_main([str(copied), "--episodes", "1", "--engine", "c"]) == 0
     assert f"data: {label}" in capsys.readouterr().out
     line = json.loads((copied / "evaluations.jsonl").read_text().splitlines()[-1])
@@ -195,10 +196,10 @@ def test_a_run_of_before_is_of_unknown_source(copied: Path):
     values = json.loads((copied / "run.json").read_text())
     del values["launches"][-1]["data"]
     (copied / "run.json").write_text(json.dumps(values))
-    assert saved.data_label(copied) == "unknown source"
+    assert saved_run.data_label(copied) == "unknown source"
     shutil.rmtree(copied / "checkpoints")
     (copied / "run.json").unlink()
-    assert saved.data_label(copied) == "unknown source"
+    assert saved_run.data_label(copied) == "unknown source"
 
 
 def test_rows_of_a_store_do_not_depend_on_its_origin(tmp_path: Path):

@@ -9,8 +9,8 @@ import pytest
 
 from baselines import REGISTRY
 from envs_mjx.registry import names
-from experiments.hparams import HPARAMS, fits, load_rows, merge_rows
-from experiments.settings import PRESETS
+from experiments.cli.settings import PRESETS
+from experiments.launch.hparams import HPARAMS, fits, load_rows, merge_rows
 
 MANIPULATION = ("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4")
 LOCOMOTION = ("antmaze-large", "antmaze-giant", "humanoidmaze-medium", "humanoidmaze-large")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments import run as program
-from experiments import saved
 from experiments.evaluate import main as evaluate
+from experiments.launch import saved_run
 from experiments.model_error import main as model_error
 from experiments.run import main
 from mac.run.io.run_outputs import CHECKPOINTS
@@ -131,10 +131,10 @@ def test_the_former_data_are_where_the_refusal_says(
 
 def test_a_run_without_a_checkpoint_may_begin_with_other_data(folder: Path, tried: list[Job]):
     shutil.rmtree(folder / CHECKPOINTS)
-    before = saved.trained_on(folder).content
+    before = saved_run.trained_on(folder).content
     rewrite("small.npz", 5)
     assert main(RESUME) == 130
-    now = saved.trained_on(folder).content
+    now = saved_run.trained_on(folder).content
     assert now is not None and now != before
 
 
@@ -152,10 +152,12 @@ def test_measuring_on_other_data_is_refused(folder: Path, capsys: pytest.Capture
 def test_measuring_needs_the_store_alone(folder: Path):
     for name in ("small.npz", "small-val.npz"):
         os.unlink(name)
-    store = saved.open_dataset(
-        folder, saved.read_settings(folder), program.make("cube-single-play-singletask-task2-v0", "c").spec
+    store = saved_run.open_dataset(
+        folder,
+        saved_run.read_settings(folder),
+        program.make("cube-single-play-singletask-task2-v0", "c").spec,
     )
-    assert store.content == saved.trained_on(folder).content
+    assert store.content == saved_run.trained_on(folder).content
 
 
 def test_a_run_goes_on_from_another_folder(
@@ -222,8 +224,8 @@ def test_an_edited_normaliser_is_refused(
 def test_a_missing_normaliser_is_that_of_the_checkpoint(folder: Path, tried: list[Job]):
     want = (folder / "normalizer.json").read_bytes()
     (folder / "normalizer.json").unlink()
-    found = saved.open_run(folder).normalizer
-    assert saved.plain_normalizer(found) == json.loads(want) and not (folder / "normalizer.json").exists()
+    found = saved_run.open_run(folder).normalizer
+    assert saved_run.plain_normalizer(found) == json.loads(want) and not (folder / "normalizer.json").exists()
     assert main(RESUME) == 130
     assert (folder / "normalizer.json").read_bytes() == want
 

@@ -12,12 +12,13 @@ import pytest
 
 from baselines import REGISTRY
 from envs_mjx.registry import names
-from experiments import arguments, hparams
-from experiments.arguments import flags, parse
-from experiments.counts import whole_number
-from experiments.hparams import build, convert, fits, load_rows, merge_rows, patterns
+from experiments.cli import arguments
+from experiments.cli.arguments import flags, parse
+from experiments.cli.counts import whole_number
+from experiments.cli.settings import PRESETS, Settings, from_plain
+from experiments.launch import hparams
+from experiments.launch.hparams import build, convert, fits, load_rows, merge_rows, patterns
 from experiments.run import MAY_DIFFER
-from experiments.settings import PRESETS, Settings, from_plain
 from mac.config import Config
 from mac.errors import UserError
 from mac.run.io.checkpoint_compat import check_config

@@ -13,10 +13,10 @@ import pytest
 
 from baselines import REGISTRY
 from experiments import report
-from experiments.arguments import parse
+from experiments.cli.arguments import parse
+from experiments.launch.saved_run import open_run
+from experiments.launch.sweep import variants
 from experiments.run import main
-from experiments.saved import open_run
-from experiments.sweep import variants
 from mac.algorithm import AbstractAlgorithm
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_outputs import CHECKPOINTS

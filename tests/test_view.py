@@ -13,11 +13,11 @@ from PIL import Image
 from envs_mjx.manipulation.observation import Objects
 from envs_mjx.manipulation.scenes import Scene, build_scene
 from envs_mjx.registry import make
-from experiments import drawing, film, movie, outlines, rendering
-from experiments.film import Film, film_official, film_ours, reached
-from experiments.ogbench_worker import Played, Snapshot, Start
-from experiments.saved import SavedRun, open_run
-from experiments.view import main, pick_frames
+from experiments.launch.saved_run import SavedRun, open_run
+from experiments.ogbench_eval.worker import Played, Snapshot, Start
+from experiments.render_video import main, pick_frames
+from experiments.video import encode, mujoco_render, outlines, record, vector_drawing
+from experiments.video.record import Film, film_official, film_ours, reached
 from mac.errors import UserError
 from mac.run.evaluate import evaluate, evaluation_keys
 from tests.cli import content
@@ -72,8 +72,8 @@ def test_film_shows_the_first_episode_of_the_evaluation(saved: SavedRun):
 class Short:
     """Stands for a fleet: seed 0's episode ends after 3 steps with success, seed 1's after 12 without."""
 
-    def __init__(self, name: str, count: int, *, film: bool):
-        assert film
+    def __init__(self, name: str, count: int, *, record: bool):
+        assert record
         self.t = [0] * count
 
     def __enter__(self) -> "Short":
@@ -98,7 +98,7 @@ class Short:
 def test_film_of_the_original_environment_lets_ended_scenes_stand(
     saved: SavedRun, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(film, "Fleet", Short)
+    monkeypatch.setattr(record, "Fleet", Short)
     got = film_official(saved, ENV, 2, 0)
     np.testing.assert_array_equal(got.t[:, 0], [0, 1, 2] + [3] * 10)
     np.testing.assert_array_equal(got.t[:, 1], np.arange(13))
@@ -133,11 +133,11 @@ def test_drawn_cube_is_where_the_scene_has_it():
     scene, made = still("cube-single", steps=2)
     at = scene.cube_qpos[0]
     made.qpos[0, 0, at : at + 3], made.qpos[1, 0, at : at + 3] = (0.3, 0.1, 0.02), (0.4, 0.0, 0.12)
-    pictures = list(drawing.draw(scene, made, [7], "title", [0, 1]))
+    pictures = list(vector_drawing.draw(scene, made, [7], "title", [0, 1]))
     centres = []
     top, side = outlines.looks(scene)
     for picture in pictures:
-        near = np.all(np.abs(picture - 255 * np.asarray(to_rgb(drawing.CUBES[0]))) <= 14, axis=-1)
+        near = np.all(np.abs(picture - 255 * np.asarray(to_rgb(vector_drawing.CUBES[0]))) <= 14, axis=-1)
         upper = np.argwhere(near[:330])  # rows, columns
         centres.append(upper.mean(axis=0))
     moved = (centres[1] - centres[0]) * (top.right[1] - top.right[0]) / 270  # 2.7 inches of 100 pixels
@@ -149,8 +149,8 @@ def test_drawn_buttons_have_the_colours_of_their_states():
     areas = []
     for on in (0, 4, 9):
         scene, made = still("puzzle-3x3", steps=1, buttons=on)
-        (picture,) = drawing.draw(scene, made, [0], "title", [0])
-        areas.append(count(picture, drawing.BUTTONS[1]))
+        (picture,) = vector_drawing.draw(scene, made, [0], "title", [0])
+        areas.append(count(picture, vector_drawing.BUTTONS[1]))
     assert areas[0] == 0 and areas[1] > 100
     assert areas[1] / areas[2] == pytest.approx(4 / 9, rel=0.35)
 
@@ -158,7 +158,7 @@ def test_drawn_buttons_have_the_colours_of_their_states():
 @pytest.mark.parametrize(("seeds", "rows"), [(1, 1), (4, 1), (5, 2)])
 def test_every_seed_has_its_place(seeds: int, rows: int):
     scene, made = still("cube-single", steps=1, seeds=seeds)
-    (one,) = drawing.draw(scene, made, list(range(seeds)), "title", [0])
+    (one,) = vector_drawing.draw(scene, made, list(range(seeds)), "title", [0])
     assert one.shape[0] > 450 * rows and one.shape[1] > 270 * min(seeds, 4)
     cube = count(one, "#333333")  # outlines: as many as seeds
     assert cube > 0
@@ -166,24 +166,24 @@ def test_every_seed_has_its_place(seeds: int, rows: int):
 
 def test_caption_tells_time_goals_and_outcome():
     scene, made = still("scene", steps=41)
-    assert drawing.caption(scene, made, 20, 0).split() == ["1.00", "s", "4/5", "goals"]
-    assert drawing.caption(scene, made, 40, 0).split()[-1] == "success"
+    assert vector_drawing.caption(scene, made, 20, 0).split() == ["1.00", "s", "4/5", "goals"]
+    assert vector_drawing.caption(scene, made, 40, 0).split()[-1] == "success"
     failed = made._replace(success=np.zeros_like(made.success))
-    assert drawing.caption(scene, failed, 40, 0).split()[-1] == "failed"
+    assert vector_drawing.caption(scene, failed, 40, 0).split()[-1] == "failed"
 
 
 def test_renderer_shows_the_cube_or_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     scene, made = still("cube-single", steps=1)
     for name in ("MUJOCO_EGL_DEVICE_ID", "MUJOCO_GL"):
         monkeypatch.delenv(name, raising=False)
-    rendering.try_drawing.cache_clear()
-    if rendering.try_drawing().platform:
-        (picture,) = rendering.render(scene, made, [0], "title", [0])
+    mujoco_render.try_drawing.cache_clear()
+    if mujoco_render.try_drawing().platform:
+        (picture,) = mujoco_render.render(scene, made, [0], "title", [0])
         red = (picture[..., 0] > 120) & (picture[..., 1] < 60)
         assert picture.shape == (34 + 326 + 22, 640, 3) and 50 < red.sum() < 5000
-    monkeypatch.setattr(rendering, "try_drawing", lambda: rendering.Drawing(None, "egl: no display"))
+    monkeypatch.setattr(mujoco_render, "try_drawing", lambda: mujoco_render.Drawing(None, "egl: no display"))
     with pytest.raises(UserError, match=r"egl: no display.*libosmesa6.*--renderer drawing"):
-        next(rendering.render(scene, made, [0], "title", [0]))
+        next(mujoco_render.render(scene, made, [0], "title", [0]))
 
 
 def test_pictures_are_spread_over_the_film_and_end_with_its_end():
@@ -222,12 +222,12 @@ def test_a_renderer_that_cannot_draw_is_found_out_before_playing(
     """The system's own reason is in the line, and the variable that is wrong."""
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    rendering.try_drawing.cache_clear()
+    mujoco_render.try_drawing.cache_clear()
     capsys.readouterr()
     try:
         assert main([str(finished), "--renderer", "mujoco"]) == 2
     finally:
-        rendering.try_drawing.cache_clear()
+        mujoco_render.try_drawing.cache_clear()
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
     assert line.startswith("error: MuJoCo's renderer cannot draw here (egl: ") and "playing" not in said.out
@@ -253,7 +253,7 @@ def test_bad_flag_is_one_line_with_the_remedy(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(movie, "ffmpeg", lambda: None)
+    monkeypatch.setattr(encode, "ffmpeg", lambda: None)
     capsys.readouterr()
     assert main([str(finished), *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -264,8 +264,8 @@ def test_scene_of_the_package_has_what_is_drawn():
     """Bodies that the drawing names exist in every family that has them."""
     for family in ("cube-octuple", "scene", "puzzle-4x6"):
         model = build_scene(family).model
-        for name in drawing.LINKS:
+        for name in vector_drawing.LINKS:
             assert model.body("ur5e/" + name).id > 0
     model = build_scene("scene").model
     assert all(outlines.pieces(model, body) for body in ("drawer_base", "drawer_link", "window", "windowb_b"))
-    assert mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, rendering.CAMERA) >= 0
+    assert mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, mujoco_render.CAMERA) >= 0

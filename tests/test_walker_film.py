@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.registry import make
-from experiments import view
-from experiments.drawing import fit_width
-from experiments.saved import SavedRun
-from experiments.walker_film import GOAL, Track, caption, draw_walker, film_walker, returns
+from experiments import render_video
+from experiments.launch.saved_run import SavedRun
+from experiments.video.vector_drawing import fit_width
+from experiments.video.walker_drawing import GOAL, Track, caption, draw_walker, film_walker, returns
 from mac.algorithm import TrainState
 from mac.data.normalize import Normalizer
 from mac.errors import UserError
@@ -88,10 +88,10 @@ def test_a_maze_is_drawn_with_its_goal_and_the_way_so_far():
 
 def test_films_of_walkers_are_drawn_and_of_our_engines(monkeypatch: pytest.MonkeyPatch):
     settings = played("hopper-medium-v2")[1].settings
-    monkeypatch.setattr(view, "read_settings", lambda folder: settings)
+    monkeypatch.setattr(render_video, "read_settings", lambda folder: settings)
     for flags in ({"engine": "ogbench"}, {"renderer": "mujoco", "engine": "c"}):
         with pytest.raises(UserError, match=r"on engine c, mjx or warp, by --renderer drawing"):
-            view.view(view.Ask(run=Path(), **flags))
+            render_video.view(render_video.Ask(run=Path(), **flags))
 
 
 def test_a_long_title_is_shrunk_to_the_picture():

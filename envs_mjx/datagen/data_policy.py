@@ -1,7 +1,7 @@
 """What a dataset is made of: a world, and an expert who acts in it; and the rows that they leave.
 
-`episodes.Simulator` runs any `AbstractScript`; there is one for manipulation here, and one for mazes in
-`locomotion.navigate`.
+`simulate_episodes.Simulator` runs any `AbstractScript`; there is one for manipulation here, and one for mazes
+in `locomotion.navigate`.
 """
 
 import abc

@@ -92,7 +92,7 @@ def family_and_style(request: Request) -> tuple[str, str]:
 def _no_dataset(name: str) -> str:
     proper = parse(name).dataset
     if proper == name:
-        return f"{name} is not made by an expert of ours; download it, or see experiments/expert.py"
+        return f"{name} is not made by an expert of ours; download it, or see experiments/train_expert.py"
     return f"{name!r} is not the name of a dataset; try {proper}"
 
 
@@ -101,8 +101,8 @@ def _wrong_expert(request: Request) -> str:
         return f"{request.dataset} is made by a script; leave out --expert"
     body = request.dataset.partition("maze")[0]
     return (
-        f"{request.dataset} needs a trained expert: run `python experiments/expert.py --task {body} "
-        "--out FOLDER`, then `python experiments/collect.py` with --expert FOLDER"
+        f"{request.dataset} needs a trained expert: run `python experiments/train_expert.py --task {body} "
+        "--out FOLDER`, then `python experiments/generate_data.py` with --expert FOLDER"
     )
 
 

@@ -4,7 +4,7 @@ While a dataset is made there is a working folder:
 
     settings.json          what is being made; nothing else is ever continued in this folder
     journal.jsonl          a line for each batch of episodes whose rows are on disk
-    <file stem>/*.npy      a file under way, see `shards.Bench`
+    <file stem>/*.npy      a file under way, see `npz_shards.Bench`
 
 A finished file appears under its name in one move, after which its working files go. An episode is a
 function of its number, so it does not matter when, by which process and in which order it was made.
@@ -30,7 +30,7 @@ class Note(NamedTuple):
     """What the journal says of one episode.
 
     Attributes:
-        split, index, attempt: which one, see `episodes.Job`.
+        split, index, attempt: which one, see `simulate_episodes.Job`.
         kept: whether its rows are on disk; False if it was thrown away.
         targets, hits: targets that the expert was through with, and those of them that it hit.
         dropped: contacts that the physics engine left out.

@@ -3,7 +3,7 @@
 An expert takes the walker in a given direction; the direction is that of the next cell on the shortest path
 to a goal, or a random one. A point goes where its action says, so its expert is the direction itself. Ants
 and humanoids need a trained policy, an `Actor`; OGBench's are not in its package, so theirs are our own
-(`experiments/expert.py`) and so are the data.
+(`experiments/train_expert.py`) and so are the data.
 
 Source: OGBench (Park et al. 2025) and its script that makes locomotion data.
 """
@@ -66,7 +66,7 @@ class Walk(eqx.Module):
 
 
 class NavigationScript(AbstractScript):
-    """A walker that navigates a maze in one of the styles `compass.STYLES`.
+    """A walker that navigates a maze in one of the styles `maze_paths.STYLES`.
 
     In style `navigate`, each goal reached is a target hit, and a new goal follows; in `stitch`, there is
     one goal; in `explore`, none.
@@ -80,7 +80,7 @@ class NavigationScript(AbstractScript):
     rows: int = eqx.field(static=True)
 
     def __init__(self, style: str, env: MazeEnv, rows: int, actor: Actor | None):
-        """Args: a name in `compass.STYLES`; where to walk; rows of an episode; None for a point."""
+        """Args: a name in `maze_paths.STYLES`; where to walk; rows of an episode; None for a point."""
         self.env, self.actor, self.style, self.rows = env, actor or Point(), style, rows
         self.compass = build_compass(env.maze.size)
         self.noise = EXPLORE_NOISE if style == "explore" else ACTION_NOISE[env.walker.body]

@@ -2,7 +2,7 @@
 
 A shard is converted in a folder of its own that takes its name when it is whole; the store does when
 all its shards are there. So whatever kills a conversion, the next one goes on with the shards that are
-missing. Codes (`codec.py`) need the range of every column before the first row is written, so for them
+missing. Codes (`quantize.py`) need the range of every column before the first row is written, so for them
 the files are read twice; what the first reading found is kept too.
 
 A store belongs to the content of its files: a file that is moved, renamed or touched has the store that it

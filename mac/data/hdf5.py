@@ -5,7 +5,7 @@ mostly also `next_observations` and `timeouts`. `terminals` marks a transition t
 itself (here: a fall), `timeouts` one after which the time limit cut it. Files differ, so
 
 - an episode also ends where `next_observations` does not lead on to the next row, marked or not; what is
-  but rounding (`raw.joints`) does not end it;
+  but rounding (`raw_dataset.joints`) does not end it;
 - without `next_observations` the state after an episode's last transition is nowhere. After a time limit
   that transition is left out. A fall is too rare to lose: the state before it stands for the one after;
 - without `timeouts` and `next_observations` an episode is cut at the environment's time limit;

@@ -11,7 +11,7 @@
     <store>/train-000/shard.json       which file it was made from, and what was found in it
     <store>/val/...                    as float32, of the first `-val.npz`, if there is any
 
-One `train-NNN` per shard, in the order of the file names. uint16 rows are codes (`codec.py`), of one
+One `train-NNN` per shard, in the order of the file names. uint16 rows are codes (`quantize.py`), of one
 codec for all shards. The reader is the host; `window.py` moves rows to the device, `convert.py` makes
 stores.
 
@@ -510,7 +510,7 @@ def _absent(path: Path, version: Any = None) -> UserError:
     if version == 2:
         return UserError(
             f"{path}: a dataset store of format 2, without checksums; "
-            f"`python experiments/prepare.py {path}` adds them"
+            f"`python experiments/convert_data.py {path}` adds them"
         )
     return UserError(f"{path}: no dataset store of format {FORMAT} here; make it from the .npz again")
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import arguments, dataset
 from experiments import run as program
+from experiments.cli import arguments
+from experiments.data import run_store
 from mac.data.window_feed import open_feed
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, JSON, PLACES, TEXTS, Trap, damage, edit_json
@@ -222,7 +223,7 @@ class StoreCases:
         flags = [flag.replace("data/", f"{data}/") if flag != "data" else data for flag in FLAGS]
         settings, _ = arguments.parse([*flags, *WAYS[way]])
         launch = program.prepare(settings)
-        store = dataset.open_store(launch.settings.data, launch.choice.path, launch.env.spec)
+        store = run_store.open_store(launch.settings.data, launch.choice.path, launch.env.spec)
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
             job = program.make_job(launch, store)
         feed = open_feed(job.window, partial(jax.tree.map, jnp.asarray), 4)

@@ -40,7 +40,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
     """MuJoCo's physics as a JAX program: runs, batches and compiles wherever JAX does.
 
     Smooth dynamics are those of MJX-JAX; contacts, solver and integration are ours and agree with C where
-    MJX does not (`touch`). Numbers are float32, or float64 if the engine is made and used under
+    MJX does not (`sphere_capsule`). Numbers are float32, or float64 if the engine is made and used under
     `jax.enable_x64`. `Motion.raw` is the last acceleration, from which the solver starts.
     """
 

@@ -1,8 +1,8 @@
 """One physics step of one walker: MJX's smooth dynamics, with contacts, solver and integration of our own.
 
 MJX-JAX's stages for kinematics, inertia, passive and actuator forces agree with C. Its contacts do not
-(`touch`), and it would collide with every wall of a maze; so its own are switched off in the model, and rows
-of constraints come from `engine_mjx_contacts`.
+(`sphere_capsule`), and it would collide with every wall of a maze; so its own are switched off in the model,
+and rows of constraints come from `engine_mjx_contacts`.
 """
 
 from typing import NamedTuple

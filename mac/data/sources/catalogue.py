@@ -7,7 +7,7 @@
 | D4RL | `hopper-medium-replay-v2` | `hopper_medium_replay-v2.hdf5` |
 | Minari | `mujoco/hopper/medium-v0` | `mujoco/hopper/medium-v0/data/main_data.hdf5` |
 
-None of these hosts publishes checksums; `fetch` records those of the first download.
+None of these hosts publishes checksums; `download` records those of the first download.
 
 Sources: `ogbench.utils` 1.2 and the README of OGBench (Park et al. 2025) for the large sets; D4RL (Fu et al.
 2020); Minari 0.5, `minari/storage/remotes/huggingface.py`. The mirror of D4RL's files on Hugging Face is a

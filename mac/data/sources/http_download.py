@@ -87,7 +87,7 @@ def download(
 ) -> Receipt:
     """Brings one file to `path`, continuing an earlier attempt where that is safe.
 
-    Only one process may work on a file at a time; the caller sees to that (`fetch`).
+    Only one process may work on a file at a time; the caller sees to that (`download`).
 
     Args:
         urls: addresses of the same file, in the order in which they are tried.

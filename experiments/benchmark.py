@@ -1,0 +1,179 @@
+"""How fast training is, beside the usual loop and beside the machine's matrix products.
+
+    python experiments/benchmark.py --out experiments/results/bench_cpu.csv
+    python experiments/benchmark.py --seeds 1 4 8 16 --widths 512 --envs 75 300 4096 \\
+        --out experiments/results/bench_gpu.csv
+
+Every configuration runs in a process of its own, so that its peak memory is its own and the CPU may
+count as another number of devices. Within it the contenders (`timed_loops.py`) take turns: machines
+are noisy, and what is compared must see the same noise. All train the paper's MAC, on random data
+of cube-single's shapes. With `--envs`, evaluations are timed too (`benchmarks/evaluation.py`). The physics of
+all environments has a benchmark of its own, `python experiments/benchmark.py envs` (`benchmarks/envs.py`),
+and so have all algorithms of the registry, `python experiments/benchmark.py algos`
+(`benchmarks/algorithms.py`).
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
+from experiments.benchmarks import algorithms
+from experiments.benchmarks import envs as bench_envs
+from experiments.benchmarks.evaluation import EvalRow, measure_evaluation
+from experiments.benchmarks.harness import alone, compile_for_real, write_csv
+from experiments.benchmarks.training import TrainRow, measure_training
+from experiments.cli.arguments import read_flags
+from experiments.cli.exit_status import exit_status
+from mac.config import Config
+from mac.errors import UserError
+from mac.run import segment as loop
+from mac.run.report.table import print_tables
+
+PROGRAM = "python experiments/benchmark.py"
+ONE = "--one-"  # first flag, with `train` or `eval`: measure one configuration here, and print JSON
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measures training speed; prints a table and writes a CSV file."""
+
+    seeds: tuple[int, ...] = (1, 2, 4, 8)
+    """numbers of seeds trained together"""
+    widths: tuple[int, ...] = (128, 256, 512)
+    """widths of the four hidden layers of every network"""
+    batch: int = 256
+    """chunks per update"""
+    rows: int = 200_000
+    """rows of the random dataset"""
+    seconds: float = 3.0
+    """seconds that each contender is measured for, per configuration; large sizes take longer"""
+    rounds: int = 5
+    """turns that these seconds are cut into; figures are medians over them"""
+    envs: tuple[int, ...] = ()
+    """environments at once, to measure evaluations of the largest width with; none by default"""
+    engine: Literal["mjx", "c"] = "mjx"
+    """physics engine of these evaluations"""
+    out: Path | None = None
+    """CSV file to write; the evaluations go to a second one beside it, NAME_eval.csv"""
+    quick: bool = False
+    """tiny batches and rollouts, to see that everything runs: the figures mean nothing"""
+
+    def check(self) -> None:
+        """Raises UserError for values that make no sense; not `__post_init__`, whose errors tyro rewords."""
+        for name in ("seeds", "widths", "envs"):
+            if min(getattr(self, name), default=name == "envs") < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: give at least one number, each at least 1")
+        for name, least in (("batch", 1), ("rounds", 1), ("rows", 2 * EPISODE_ROWS)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name}={getattr(self, name)}: must be at least {least}")
+        if not 0 < self.seconds < float("inf"):
+            raise UserError(f"--seconds={self.seconds}: must be positive and finite")
+
+    def config(self, width: int) -> Config:
+        """The paper's MAC at this width and batch."""
+        if self.quick:
+            return Config(batch=8, hidden=(width,) * 4, candidates=2, rollout=2, flow_steps=2)
+        return Config(batch=self.batch, hidden=(width,) * 4)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    for name, other in (("envs", bench_envs), ("algos", algorithms)):
+        if argv[:1] == [name]:
+            return other.main(argv[1:])
+    return exit_status(
+        lambda: run(argv),
+        short_of_memory="take fewer --seeds, --envs or --rows",
+        interrupted="nothing was written",
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measures, prints the tables, writes the files; returns the exit status."""
+    kind = argv[0].removeprefix(ONE) if argv and argv[0].startswith(ONE) else None
+    args = read_flags(Args, argv[kind is not None :], PROGRAM)
+    args.check()
+    if kind is not None:
+        print(json.dumps(vars(training(args) if kind == "train" else evaluation(args))))
+        return 0
+    every(args, argv)
+    return 0
+
+
+def every(args: Args, argv: Sequence[str]) -> None:
+    """Measures all configurations, prints the tables and writes the files."""
+    pairs = itertools.product(args.widths, args.seeds)
+    rows = [TrainRow(**in_process("train", replace(args, widths=(w,), seeds=(s,)))) for w, s in pairs]
+    widest = replace(args, widths=(max(args.widths),))
+    evals = [EvalRow(**in_process("eval", replace(widest, envs=(n,)))) for n in args.envs]
+    print_tables(table(rows), *([eval_table(evals)] if evals else []))
+    if args.out is not None:
+        write_csv(args.out, rows, ["experiments/benchmark.py", *argv])
+        print(args.out)
+        if evals:
+            path = args.out.with_name(f"{args.out.stem}_eval.csv")
+            write_csv(path, evals, ["experiments/benchmark.py", *argv])
+            print(path)
+
+
+def in_process(kind: str, args: Args) -> dict[str, Any]:
+    """The figures of one configuration, measured in a process of its own, whose messages go to stderr.
+
+    Args:
+        kind: `train` or `eval`.
+        args: of one width, and one number of seeds or environments.
+    Raises:
+        UserError: it failed.
+    """
+    sizes = {"width": args.widths, "seeds": args.seeds} if kind == "train" else {"envs": args.envs}
+    what = ", ".join(f"{name} {values[0]}" for name, values in sizes.items())
+    return alone(what, [ONE + kind], args)
+
+
+def training(args: Args) -> TrainRow:
+    """Measures training with the first width and number of seeds."""
+    loop.use_cpu_devices(args.seeds[0])
+    compile_for_real()
+    cfg = args.config(args.widths[0])
+    return measure_training(cfg, args.seeds[0], rows=args.rows, seconds=args.seconds, rounds=args.rounds)
+
+
+def evaluation(args: Args) -> EvalRow:
+    """Measures evaluations with the first number of environments."""
+    compile_for_real()
+    return measure_evaluation(args.config(args.widths[0]), args.envs[0], args.engine)
+
+
+def table(rows: Sequence[TrainRow]) -> Table:
+    """What a reader wants of the figures."""
+    title = "seed-updates per second: of the segment, of a plain loop, and as a share of matrix products"
+    shown = Table(title=title, title_justify="left")
+    for head in ("width", "seeds", "devices", "segment", "plain", "ratio", "share", "compile s", "peak MB"):
+        shown.add_column(head, justify="right")
+    for r in rows:
+        figures = (f"{r.rate:.3g}", f"{r.plain_rate:.3g}", f"{r.ratio:.2f}", f"{r.share:.0%}")
+        sizes = (f"{r.compile_s:.1f}", f"{r.peak_mb:,.0f}")
+        shown.add_row(str(r.width), str(r.seeds), str(r.devices), *figures, *sizes)
+    return shown
+
+
+def eval_table(rows: Sequence[EvalRow]) -> Table:
+    """The same for evaluations."""
+    shown = Table(title="seconds of one evaluation, and of its parts timed alone", title_justify="left")
+    for head in ("environments", "engine", "total", "policy", "physics", "steps/s", "compile s"):
+        shown.add_column(head, justify="right")
+    for r in rows:
+        figures = (f"{r.total_s:.3g}", f"{r.policy_s:.3g}", f"{r.physics_s:.3g}", f"{r.env_steps:,.0f}")
+        shown.add_row(str(r.envs), r.engine, *figures, f"{r.compile_s:.1f}")
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""How long an evaluation takes, and how much of it is physics and how much policy."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from envs_mjx.base import AbstractEnv, EnvState
+from envs_mjx.registry import make
+from experiments.benchmarks.timed_loops import Contender, time_turn
+from mac.algorithm import TrainState
+from mac.config import Config
+from mac.data.normalize import Normalizer
+from mac.mac import MAC
+from mac.run import segment as loop
+from mac.run.evaluate import evaluate
+from mac.types import Episodes
+
+ENV = "cube-single-play-singletask-task2-v0"
+STEPS = 10  # control steps, and decisions, that are timed alone
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """Figures of one evaluation of untrained policies; the names are the columns of the CSV file.
+
+    Attributes:
+        envs: environments that step together, each for one episode.
+        total_s: seconds of one whole evaluation, compiled before.
+        policy_s: seconds of it that choosing actions takes, timed alone; `physics_s` the stepping.
+        env_steps: control steps of all environments per second of the whole evaluation.
+        compile_s: seconds of the first evaluation beyond those of the second.
+    """
+
+    width: int
+    envs: int
+    engine: str
+    total_s: float
+    policy_s: float
+    physics_s: float
+    env_steps: float
+    compile_s: float
+
+
+def measure_evaluation(cfg: Config, envs: int, engine: str) -> EvalRow:
+    """Measures one evaluation, of one seed, with a decision at every `cfg.execute`-th control step."""
+    env = make(ENV, engine)
+    algo, mesh = MAC(cfg, env.spec), loop.seed_mesh(1)
+    keys = loop.seed_keys(0, 1)
+    state = loop.init(algo, mesh, keys)
+    width = env.spec.obs_dim
+    unit = Normalizer(jnp.zeros(width), jnp.ones(width))
+
+    def whole() -> Episodes:
+        return evaluate(algo, env, envs, unit, state, keys)
+
+    began = time.perf_counter()
+    lengths = np.asarray(whole().length)
+    first = time.perf_counter() - began
+    total = 1 / time_turn(Contender(whole, 1.0)).speed
+    # The longest episode decides how often all of them are stepped.
+    steps = int(lengths.max())
+    policy, physics = policy_turn(algo, state, envs), physics_turn(env, envs)
+    return EvalRow(
+        width=cfg.hidden[0],
+        envs=envs,
+        engine=engine,
+        total_s=total,
+        policy_s=-(-steps // cfg.execute) / _fastest(policy),
+        physics_s=steps / _fastest(physics),
+        env_steps=float(lengths.sum()) / total,
+        compile_s=first - total,
+    )
+
+
+def policy_turn(algo: MAC, state: TrainState, envs: int) -> Contender:
+    """Decides for `envs` environments, several times in a row; its work is counted in decisions."""
+    first_seed = jax.tree.map(lambda x: x[0], state)
+    obs = jnp.zeros((envs, algo.env.obs_dim))
+
+    @eqx.filter_jit
+    def decide(state: TrainState, obs: Float[Array, "E D"], keys: Key[Array, " n"]) -> Any:
+        return jax.lax.map(lambda key: algo.act(state, obs, None, key), keys)
+
+    return Contender(lambda: decide(first_seed, obs, jr.split(jr.key(1), STEPS)), STEPS)
+
+
+def physics_turn(env: AbstractEnv, envs: int) -> Contender:
+    """Steps `envs` fresh environments under random actions; its work is counted in control steps."""
+
+    @eqx.filter_jit
+    def reset(env: AbstractEnv, keys: Key[Array, " E"]) -> EnvState:
+        return jax.vmap(env.reset, in_axes=(0, None))(keys, jnp.asarray(env.spec.tasks[0]))
+
+    @eqx.filter_jit
+    def advance(env: AbstractEnv, state: EnvState, actions: Float[Array, "n E A"]) -> EnvState:
+        return jax.lax.scan(lambda s, a: (jax.vmap(env.step)(s, a), None), state, actions)[0]
+
+    start = reset(env, jr.split(jr.key(0), envs))
+    actions = jr.uniform(jr.key(1), (STEPS, envs, env.spec.action_dim), minval=-1.0, maxval=1.0)
+    return Contender(lambda: advance(env, start, actions), STEPS)
+
+
+def _fastest(contender: Contender) -> float:
+    """Speed of the best of three turns, compiled before."""
+    time_turn(contender)
+    return max(time_turn(contender).speed for _ in range(3))

@@ -1,0 +1,88 @@
+"""What measurements share: a process for each configuration, and files that say what was measured, by which
+command, when, and on what.
+"""
+
+import csv
+import dataclasses
+import datetime
+import io
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mac.atomic_files import replace_file
+from mac.errors import UserError
+from mac.machine import cores
+from mac.run.io.run_metadata import cpu_model, git_state
+
+BENCH = Path(__file__).parents[1] / "benchmark.py"
+
+
+def alone(what: str, first: Sequence[str], args: Any) -> Any:
+    """What `benchmark.py` prints last, as JSON, in a process of its own, whose messages go to stderr.
+
+    So its peak memory is its own, and the CPU may count as another number of devices.
+
+    Args:
+        what: the configuration, for messages.
+        first: the first words of the command line; what `args` holds follows, but for `out`.
+    Raises:
+        UserError: it failed.
+    """
+    print(f"measuring {what}", file=sys.stderr, flush=True)
+    command = [sys.executable, str(BENCH), *first, *as_flags(args)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"{what}: status {done.returncode}; see the lines above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def as_flags(args: Any) -> list[str]:
+    """The flags that stand for a dataclass's fields, but for `out`; what is None, False or () has none."""
+    words = []
+    for field in dataclasses.fields(args):
+        value, flag = getattr(args, field.name), "--" + field.name.replace("_", "-")
+        if field.name == "out" or value is None or value is False or value == ():
+            continue
+        words += (
+            [flag] if value is True else [flag, *map(str, value if isinstance(value, tuple) else [value])]
+        )
+    return words
+
+
+def compile_for_real() -> None:
+    """Compile times are among the figures, so nothing may come from the cache."""
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def write_csv(path: Path, rows: Sequence[Any], command: Sequence[str], *, data: str = "") -> None:
+    """Writes dataclass instances of one kind below comment lines that say when, where and how they
+    were measured.
+
+    Args:
+        data: where the data come from that were trained on, if any were.
+    Raises:
+        UserError: the file cannot be written.
+    """
+    git = git_state(Path(__file__).parent) or {"commit": "unknown", "changed": False}
+    text = io.StringIO()
+    for name, value in {
+        "command": shlex.join(["python", *command]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git["commit"] + (" with changes" if git["changed"] else ""),
+        "hardware": f"{cpu_model()}, {cores()} cores; {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        **({"data": data} if data else {}),
+    }.items():
+        text.write(f"# {name}: {value}\n")
+    writer = csv.DictWriter(text, list(vars(rows[0])), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in vars(row).items()})
+    replace_file(path, lambda file: file.write(text.getvalue().encode()))

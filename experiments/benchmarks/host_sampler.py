@@ -1,0 +1,119 @@
+"""Batches drawn by NumPy on the host, as the usual training loop does; `benchmark.py` compares with it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mac.data.sampler import ACTION_LIMIT
+from mac.types import Batch, GoalLaw, Goals, SampleSpec, Subgoals, SubgoalSpec, Window
+
+Rows = Int[np.ndarray, " B"]
+
+
+class HostData:
+    """A window's rows in host memory, for sampling with NumPy's fancy indexing.
+
+    Batches follow the same laws as those of `mac.data.sampler.sample`; the random numbers are others.
+
+    Attributes:
+        starts: rows at which a chunk may begin.
+        steps: rows at which an action is taken.
+    """
+
+    def __init__(self, window: Window):
+        """Copies the window, decoded and normalised.
+
+        Raises:
+            ValueError: it has falls, over which chunks would go on.
+        """
+        if window.episodes.fell is not None:
+            raise ValueError(
+                "the window has falls, which only mac.data.sampler draws; use it, or leave them out"
+            )
+        self.obs = np.asarray(window.obs[:])
+        self.action = np.clip(np.asarray(window.action[:]), -ACTION_LIMIT, ACTION_LIMIT)
+        self.reward = None if window.reward is None else np.asarray(window.reward)
+        self.mask = None if window.mask is None else np.asarray(window.mask)
+        index = jax.tree.map(np.asarray, window.episodes)
+        self.starts = _runs(index.first, np.diff(index.starts_before, append=index.n_starts))
+        self.steps = _runs(index.first, index.steps)
+        whole = index.steps > 0  # the others are padding
+        self._first = index.first[whole]
+        self._last = self._first + index.steps[whole] - 1
+
+    def draw(self, rng: np.random.Generator, spec: SampleSpec) -> Batch:
+        """A batch as `spec` asks for it, sent to the device."""
+        begin = self.steps if spec.every_row else self.starts
+        start = begin[rng.integers(len(begin), size=spec.batch)]
+        rows, end = start[:, None] + np.arange(spec.chunk), start + spec.chunk
+        goals, subgoals = self._goals(rng, spec, start) if spec.goals else (None, None)
+        following = self.action[np.minimum(end, self.last_of(start))] if spec.next_action else None
+        fields = {
+            "obs": self.obs[start],
+            "actions": self.action[rows],
+            "next_obs": self.obs[end],
+            "rewards": None if self.reward is None else spec.reward_scale * self.reward[rows],
+            "masks": None if self.mask is None else self.mask[rows],
+            "next_action": following,
+        }
+        sent, goals, subgoals = jax.device_put((fields, goals, subgoals))  # one call for all
+        return Batch(**sent, goals=goals and Goals(**goals), subgoals=subgoals and Subgoals(**subgoals))
+
+    def last_of(self, row: Rows) -> Rows:
+        """Last row of each row's episode at which an action is taken."""
+        return self._last[np.searchsorted(self._first, row, side="right") - 1]
+
+    def goal_rows(self, rng: np.random.Generator, law: GoalLaw, row: Rows, last: Rows) -> Rows:
+        """Row of a goal for each of the rows `row`, drawn as `law` says; `last` is `last_of(row)`."""
+        size = len(row)
+        if law.geometric:
+            later = np.minimum(row + rng.geometric(1 - law.discount, size), last)
+        else:
+            near = np.minimum(row + 1, last)
+            later = near + np.rint(rng.random(size) * (last - near)).astype(row.dtype)
+        anywhere = self.steps[rng.integers(len(self.steps), size=size)]
+        u = rng.random(size)
+        return np.select([u < law.current, u < law.current + law.trajectory], [row, later], anywhere)
+
+    def _goals(
+        self, rng: np.random.Generator, spec: SampleSpec, row: Rows
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """The fields of `Goals`, and of `Subgoals` if they are asked for."""
+        assert spec.goals is not None
+        last, columns = self.last_of(row), np.asarray(spec.goals.columns)
+        value, actor = (self.goal_rows(rng, law, row, last) for law in (spec.goals.value, spec.goals.actor))
+
+        def states(rows: Rows) -> Float[np.ndarray, "B G"]:
+            return self.obs[rows[:, None], columns]
+
+        reached = (row <= value) & (value < row + spec.chunk)
+        goals = {"value": states(value), "actor": states(actor), "reached": reached.astype(np.float32)}
+        if spec.subgoals is None:
+            return goals, None
+        steps, came = _way(spec.subgoals, row, last, value)
+        on_the_way, _ = _way(spec.subgoals, row, last, actor)
+        return goals, {
+            "steps": steps.astype(np.float32),
+            "next_obs": self.obs[row + steps],
+            "reached": came.astype(np.float32),
+            "value": states(row + steps),
+            "actor": states(row + on_the_way),
+            "ahead": states(np.minimum(row + spec.subgoals.steps, last)),
+        }
+
+
+def _runs(first: Int[np.ndarray, " E"], count: Int[np.ndarray, " E"]) -> Int[np.ndarray, " n"]:
+    """`count` rows from each of the rows `first` on, end to end."""
+    before = np.cumsum(count) - count
+    return np.arange(count.sum()) + np.repeat(first - before, count)
+
+
+def _way(spec: SubgoalSpec, row: Rows, last: Rows, goal: Rows) -> tuple[Rows, Bool[np.ndarray, " B"]]:
+    """Steps from `row` towards `goal`, n at most and none behind `last`, and whether the goal is reached."""
+    limit, ahead = np.minimum(spec.steps, last - row), goal - row
+    steps = np.where((ahead >= 0) & (ahead < limit), ahead, limit)
+    if spec.ends_count:
+        return steps, steps < spec.steps
+    return steps, (ahead >= 0) & (ahead < spec.steps) & (goal <= last)

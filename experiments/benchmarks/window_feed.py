@@ -1,0 +1,250 @@
+"""What it costs to train on data that do not fit on the device, beside data that do.
+
+    python experiments/benchmarks/window_feed.py --rows 100_100_000 --dir /data/scratch
+
+Makes a store of random codes as large as asked, unless there is one, and trains MAC of the laptop preset
+over its windows and, in turns with that, over one window that stays. Both run the same compiled program.
+"""
+
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from baselines import REGISTRY
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
+from envs_mjx.registry import make
+from experiments.benchmarks.harness import write_csv
+from experiments.benchmarks.timed_loops import Contender, Timing, take_turns, time_turn
+from experiments.benchmarks.training import median_ratio, peak_bytes
+from experiments.cli.arguments import parse, read_flags
+from experiments.cli.exit_status import exit_status
+from experiments.data.run_store import check_writable
+from mac.algorithm import AbstractAlgorithm
+from mac.data.normalize import fit_minmax
+from mac.data.quantize import LARGEST
+from mac.data.store import ACTION, EPISODES, OBS, Store, is_store, save_checks, save_meta
+from mac.data.window_feed import Feed, Resident, Rotating, plan_rotation
+from mac.errors import UserError
+from mac.run import segment as loop
+from mac.types import EnvSpec
+
+PROGRAM = "python experiments/benchmarks/window_feed.py"
+SHARD_EPISODES = 1000
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Measures training over windows of a large store beside training on one that stays."""
+
+    dir: Path = Path("data")
+    """folder for the store, which is kept only with --keep"""
+    rows: int = 100_100_000
+    """rows of the store"""
+    env: str = "puzzle-4x5-play-oraclerep-v0"
+    """environment whose shapes are used"""
+    seeds: int = 2
+    """seeds that train together"""
+    window: int = 1_001_000
+    """most rows of a window"""
+    updates: int = 1000
+    """updates that each window serves"""
+    windows: int = 2
+    """windows in a turn"""
+    rounds: int = 3
+    """turns of each"""
+    keep: bool = False
+    """leave the store in its folder"""
+    out: Path | None = None
+    """CSV file to write"""
+
+    def __post_init__(self):
+        for name in ("seeds", "window", "updates", "windows", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+        if self.rows < EPISODE_ROWS:
+            raise UserError(f"--rows={self.rows}: must be at least {EPISODE_ROWS}, an episode")
+
+
+@dataclass(frozen=True)
+class FeedRow:
+    """Figures of one measurement, medians over turns; the names are the columns of the CSV file.
+
+    Attributes:
+        gigabytes: of the store's rows; `window_mb` of a window's, in 10^6 bytes.
+        resident_rate: seed-updates per second on one window; `rotating_rate` over windows.
+        ratio: of the two, turn by turn.
+        cpu_ratio: the same for seed-updates per second of processor time.
+        wait_share: of the time over windows that training waited for one.
+        window_s: seconds to read a window and move it to the device, alone.
+        peak_mb: peak memory of the process on CPU, of the device elsewhere, 10^6 bytes.
+    """
+
+    rows: int
+    gigabytes: float
+    window_mb: float
+    seeds: int
+    updates: int
+    resident_rate: float
+    rotating_rate: float
+    ratio: float
+    cpu_ratio: float
+    wait_share: float
+    window_s: float
+    peak_mb: float
+
+
+class Trainer(NamedTuple):
+    """Training that goes on from turn to turn; one of the two that are compared."""
+
+    contender: Contender
+    feed: Feed
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: run(read_flags(Ask, argv, PROGRAM), argv),
+        short_of_memory="take a smaller --window",
+        interrupted="the store is left in --dir",
+    )
+
+
+def run(ask: Ask, argv: Sequence[str]) -> int:
+    """Measures, prints, writes the file; returns the exit status."""
+    check_writable(ask.dir, "--dir")
+    settings, _ = parse(["--env", ask.env, "--preset", "laptop", "--seeds", str(ask.seeds)])
+    spec = make(ask.env, "c").spec
+    folder = ask.dir / f"random-{ask.env}-{ask.rows}"
+    if not is_store(folder):
+        began = time.perf_counter()
+        make_store(folder, spec, ask.rows)
+        print(f"store        {folder}, made in {time.perf_counter() - began:.0f} s", flush=True)
+    row = measure(ask, Store.open(folder), REGISTRY["mac"].algorithm(settings.hp, spec, settings.steps))
+    for name, value in vars(row).items():
+        print(f"{name:<14} {value:,.4g}" if isinstance(value, float) else f"{name:<14} {value:,}")
+    if ask.out:
+        write_csv(ask.out, [row], ["experiments/benchmarks/window_feed.py", *argv])
+    if not ask.keep:
+        shutil.rmtree(folder)
+    return 0
+
+
+def measure(ask: Ask, store: Store, algo: AbstractAlgorithm) -> FeedRow:
+    """Trains in turns over windows and on one of them that stays."""
+    mesh = loop.seed_mesh(ask.seeds)
+
+    def put(tree: Any) -> Any:
+        return loop.place(mesh, tree, loop.ALL)
+
+    plan = plan_rotation(
+        store,
+        fit_minmax(store.statistics_obs),
+        algo.sample.chunk,
+        rows=ask.window,
+        updates=ask.updates,
+        seed=0,
+    )
+    began = time.perf_counter()
+    first = jax.block_until_ready(plan.window(0, put))
+    window_s = time.perf_counter() - began
+    rotating = trainer(ask, algo, mesh, Rotating(plan, put, last=2**31 - 1))
+    resident = trainer(ask, algo, mesh, Resident(first, put))
+    for each in (resident, rotating):
+        time_turn(each.contender)  # caches warm, threads started
+    waited = rotating.feed.waiting
+    taken = take_turns({"resident": resident.contender, "rotating": rotating.contender}, ask.rounds)
+    waited = rotating.feed.waiting - waited
+    rotating.feed.close()
+    one, many = taken["resident"], taken["rotating"]
+    size = sum(split.obs.nbytes + split.action.nbytes for split in store.train)
+    return FeedRow(
+        rows=store.rows,
+        gigabytes=size / 1e9,
+        window_mb=size / store.rows * plan.room.rows / 1e6,
+        seeds=ask.seeds,
+        updates=ask.updates,
+        resident_rate=statistics.median(t.speed for t in one),
+        rotating_rate=statistics.median(t.speed for t in many),
+        ratio=median_ratio(many, one),
+        cpu_ratio=median_ratio([per_cpu(t) for t in many], [per_cpu(t) for t in one]),
+        wait_share=waited / sum(rotating.contender.work / t.speed for t in many),
+        window_s=window_s,
+        peak_mb=peak_bytes() / 1e6,
+    )
+
+
+def per_cpu(timing: Timing) -> Timing:
+    """The same turn, its speed per second of processor time."""
+    return Timing(timing.speed / timing.cores, timing.cores)
+
+
+def trainer(ask: Ask, algo: AbstractAlgorithm, mesh: Any, feed: Feed) -> Trainer:
+    """Training over `feed`, as the host's loop does it: the metrics are read one segment late."""
+    keys = loop.place(mesh, loop.seed_keys(0, ask.seeds), loop.SEED)
+    state = loop.init(algo, mesh, keys)
+    program: Callable[..., Any] | None = None
+    step, pending = 0, None
+
+    def turn() -> Any:
+        nonlocal state, step, pending, program
+        for _ in range(ask.windows):
+            window = feed.at(step)
+            steps = loop.place(mesh, np.arange(step, step + ask.updates, dtype=np.int32), loop.ALL)
+            program = program or loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
+            state, metrics = program(window, keys, steps, state)
+            jax.device_get(pending)
+            pending, step = metrics, step + ask.updates
+        return state
+
+    return Trainer(Contender(turn, ask.windows * ask.updates * ask.seeds, 0.0), feed)
+
+
+def make_store(folder: Path, spec: EnvSpec, rows: int) -> None:
+    """Writes a store of random uint16 codes, in shards of a thousand episodes that hold the same numbers."""
+    rng, episodes = np.random.default_rng(0), rows // EPISODE_ROWS
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    widths = {OBS: spec.obs_dim, ACTION: spec.action_dim}
+    most = min(episodes, SHARD_EPISODES) * EPISODE_ROWS
+    numbers = {name: rng.integers(0, LARGEST + 1, (most, w), np.uint16) for name, w in widths.items()}
+    train = {}
+    for i, first in enumerate(range(0, episodes, SHARD_EPISODES)):
+        count = min(SHARD_EPISODES, episodes - first)
+        rows = count * EPISODE_ROWS
+        train[f"train-{i:03d}"] = write_split(
+            part / f"train-{i:03d}", numbers[OBS][:rows], numbers[ACTION][:rows]
+        )
+    val = write_split(part / "val", *(rng.uniform(-1, 1, (10 * EPISODE_ROWS, w)) for w in widths.values()))
+    maps = {
+        name: {"low": [-1.0] * width, "step": [2 / LARGEST] * width}
+        for name, width in (("obs", spec.obs_dim), ("action", spec.action_dim))
+    }
+    meta = {"env": spec.name, "dtype": "uint16", "codec": maps, "notes": ["random codes"], "statistics": None}
+    columns = [spec.obs_dim, spec.action_dim]
+    save_meta(part, meta | {"columns": columns, "train": train, "val": val, "sources": []})
+    part.rename(folder)
+
+
+def write_split(folder: Path, obs: np.ndarray, action: np.ndarray) -> int:
+    """Writes the arrays of a split, numbers other than codes as float32; returns its rows."""
+    folder.mkdir(parents=True)
+    stored = [rows if rows.dtype == np.uint16 else rows.astype(np.float32) for rows in (obs, action)]
+    for name, rows in zip((OBS, ACTION), stored, strict=True):
+        np.save(folder / name, rows)
+    first = np.arange(len(obs) // EPISODE_ROWS) * EPISODE_ROWS
+    length = np.full(len(first), EPISODE_ROWS)
+    np.save(folder / EPISODES, np.stack([first, length], axis=1))
+    save_checks(folder, length, stored)
+    return len(obs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+"""What there is to train: `python experiments/run.py --list`."""
+
+import textwrap
+from typing import Any
+
+from baselines import REGISTRY
+from experiments.cli.settings import PRESETS
+from experiments.launch.hparams import HPARAMS, fits, load_rows, patterns
+
+WIDTH, INDENT = 110, 16
+
+
+def settings_of(algo: str, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """For each preset, the patterns of environments that an algorithm has settings for.
+
+    These are the rows that say how long to train; the others change a part of them.
+    """
+    found: dict[str, list[str]] = {}
+    for preset in PRESETS:
+        whole = [row for row in rows if "steps" in row and fits(row, algo, None, preset)]
+        if preset != "auto" and whole:
+            found[preset] = list(dict.fromkeys(pattern for row in whole for pattern in patterns(row, "env")))
+    return found
+
+
+def listing() -> str:
+    """Every algorithm: its name, paper and year, what it learns, and the settings that it has."""
+    rows, parts = load_rows(HPARAMS), []
+    for name, entry in REGISTRY.items():
+        parts.append(f"{name:<{INDENT}}{entry.title}, arXiv {entry.arxiv}, {entry.year}")
+        parts.append(_indented(entry.learns))
+        for preset, envs in settings_of(name, rows).items():
+            parts.append(_indented(f"--preset {preset}: {', '.join(envs)}"))
+    parts.append(
+        "\nEnvironments are patterns of --env; values and their sources are in experiments/hparams.toml."
+        "\nWhat fits NAME-oraclerep-v0 also serves NAME-v0, whose goals are whole observations, and what fits"
+        "\nD4RL's NAME-LEVEL-v2 serves Minari's mujoco/NAME/LEVEL-v0."
+    )
+    return "\n".join(parts)
+
+
+def _indented(text: str) -> str:
+    space = " " * INDENT
+    return textwrap.fill(text, WIDTH, initial_indent=space, subsequent_indent=space + "  ")

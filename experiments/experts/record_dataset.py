@@ -1,0 +1,128 @@
+"""Datasets of gym walkers in D4RL's schema, from a training of our own expert.
+
+`medium-replay` is what the learner met while it learnt, the newest rows; `medium` is what its last policy
+does. D4RL's own files of these names come from other policies: ours have `ours` in their names, and say in
+attributes and in a JSON file beside them where they come from.
+
+Source of the schema: Fu et al. 2020, "D4RL".
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.experts.online_training import begin, play
+from experiments.experts.sac import Transitions
+from experiments.experts.tasks import build_errand
+from experiments.experts.trainer import Plan, load_policy
+from mac.atomic_files import replace_file, write_json
+from mac.errors import UserError
+from mac.run.io.checkpoint import CheckpointStore
+
+LEVELS = ("medium", "medium-replay")
+LANES = 16
+"""Environments side by side that the last policy plays in."""
+_SOURCE = (
+    "made by mac-jax with an expert that it trained itself; results on it are not comparable with those on "
+    "D4RL's files"
+)
+
+
+class Recorded(NamedTuple):
+    """What was written: the file, its rows, and the mean return of its episodes, cut ones included."""
+
+    path: Path
+    rows: int
+    mean_return: float
+
+
+def dataset_path(folder: Path, task: str, level: str) -> Path:
+    """Where a dataset goes; the name says whose it is."""
+    return folder / f"{task}-ours-{level}.hdf5"
+
+
+def record(plan: Plan, folder: Path, level: str, rows: int) -> Recorded:
+    """Writes one dataset of the training in `folder`, with at most `rows` rows.
+
+    Raises:
+        UserError: there is no training in `folder`, or the disk refuses.
+    """
+    steps = replayed(plan, folder) if level == "medium-replay" else played(plan, folder, rows)
+    columns = d4rl_columns(steps, rows)
+    path, count = dataset_path(folder, plan.task, level), len(columns["rewards"])
+    ends = columns["terminals"] | columns["timeouts"]
+    mean = float(columns["rewards"].sum(dtype=np.float64) / ends.sum())
+    facts = {"source": _SOURCE, "expert": "ours", "dataset": path.stem, "rows": count} | plan.settings
+    facts["mean_return"] = round(mean, 1)
+    write_hdf5(path, columns, facts)
+    write_json(path.with_suffix(".json"), facts)
+    return Recorded(path, count, mean)
+
+
+def replayed(plan: Plan, folder: Path) -> Transitions:
+    """The replay buffer of a training, oldest first, [steps, lanes, ...]."""
+    cfg, sac, errand = plan.online, plan.sac, build_errand(plan.task, plan.engine)
+    with CheckpointStore(folder / "checkpoints", keep=1) as store:
+        template = jax.eval_shape(lambda: begin(cfg, sac, errand, jnp.asarray(plan.seed)))
+        saved = store.restore(template, config=plan.settings)
+    order = np.arange(max(saved.step - cfg.capacity, 0), saved.step) % cfg.capacity
+    return jax.tree.map(lambda x: np.asarray(x)[order], saved.state.replay)
+
+
+def played(plan: Plan, folder: Path, rows: int) -> Transitions:
+    """What the trained policy does, noise included, [steps, lanes, ...]."""
+    _, policy, _ = load_policy(folder)
+    errand = build_errand(plan.task, plan.engine)
+    steps = play(errand, policy, jnp.asarray(plan.seed), LANES, -(-rows // LANES), True)
+    return jax.tree.map(np.asarray, steps)
+
+
+def d4rl_columns(steps: Transitions, rows: int) -> dict[str, np.ndarray]:
+    """D4RL's arrays of the newest of `steps` [steps, lanes, ...], at most `rows` rows.
+
+    Each environment's rows follow each other without a gap; where they stop, the episode is cut there, as by
+    a time limit. So an episode ends where `terminals` or `timeouts` is True, and nowhere else.
+
+    Raises:
+        UserError: there are fewer `rows` than environments.
+    """
+    lanes = steps.reward.shape[1]
+    length = min(rows // lanes, len(steps.reward))
+    if length < 1:
+        raise UserError(f"--rows={rows}: a dataset needs at least {lanes} rows, one of each environment")
+
+    def stream(x: Any) -> np.ndarray:
+        newest = np.swapaxes(np.asarray(x)[-length:], 0, 1)
+        return newest.reshape(-1, *newest.shape[2:])
+
+    terminals, timeouts = stream(steps.mask) == 0, stream(steps.cut).astype(bool)
+    timeouts[length - 1 :: length] = True
+    return {
+        "observations": stream(steps.obs).astype(np.float32),
+        "actions": stream(steps.action).astype(np.float32),
+        "rewards": stream(steps.reward).astype(np.float32),
+        "next_observations": stream(steps.next_obs).astype(np.float32),
+        "terminals": terminals,
+        "timeouts": timeouts & ~terminals,
+    }
+
+
+def write_hdf5(path: Path, columns: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+    """Writes the arrays, and `facts` as attributes, all or nothing.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+
+    def write(file: Any) -> None:
+        with h5py.File(file, "w") as target:
+            for name, column in columns.items():
+                target.create_dataset(name, data=column, compression="gzip")
+            for name, value in facts.items():
+                target.attrs[name] = str(value)
+
+    replace_file(path, write)

@@ -1,0 +1,238 @@
+"""What experts are trained to do: to walk in a given direction, or a gym walker's own task.
+
+An `AbstractErrand` is one environment, for the caller to vmap. It never ends by itself: the caller puts a
+fresh start in the place of a state that is `over`.
+
+Source of rewards and rules: OGBench's online locomotion environments (Park et al. 2025), and
+`envs_mjx.locomotion.gym_env`.
+"""
+
+import abc
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.engines.walker_c import CWalkerEngine
+from envs_mjx.experts.maze_experts import Actor
+from envs_mjx.locomotion.gym_env import GymEnv
+from envs_mjx.locomotion.initial_state import random_start
+from envs_mjx.locomotion.maze_env import MazeEnv
+from envs_mjx.locomotion.walkers import Walker, build_walker, describe
+from envs_mjx.registry import make
+from envs_mjx.rotations import rotate
+from experiments.experts.sac import Transitions
+from mac.nn.gaussian_policy import GaussianPolicy
+
+GYM = ("hopper", "walker2d", "halfcheetah")
+DIRECTED = ("ant", "humanoid")
+ERRANDS = (*DIRECTED, *GYM)
+MAX_STEPS = 1000
+_TURN = {"ant": 100, "humanoid": 200}
+"""Control steps after which a new direction is drawn."""
+_ANT_HEIGHT = (0.2, 1.0)
+"""Height of an ant's torso, m, outside which it has fallen."""
+_HEAD, _HEAD_MARGIN = 1.4, 0.35
+"""A humanoid stands with its head at this height, m; the margin within which the reward falls to 0.1."""
+_UPRIGHT, _UPRIGHT_MARGIN = 0.9, 1.9
+"""Vertical share of a standing humanoid's torso axis; the margin within which the reward falls to 0."""
+
+
+class Errand(eqx.Module):
+    """State of an errand.
+
+    Attributes:
+        obs: what the policy sees.
+        t: control steps since the start.
+        over: whether it has ended, by a fall or by the time limit.
+        inner: what else there is.
+    """
+
+    obs: Float[Array, " D"]
+    t: Int[Array, ""]
+    over: Bool[Array, ""]
+    inner: Any
+
+
+class AbstractErrand(eqx.Module):
+    """An online environment."""
+
+    name: eqx.AbstractVar[str]
+    obs_dim: eqx.AbstractVar[int]
+    action_dim: eqx.AbstractVar[int]
+    control_dt: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def start(self, key: Key[Array, ""]) -> Errand:
+        """A new beginning."""
+
+    @abc.abstractmethod
+    def step(
+        self, state: Errand, action: Float[Array, " A"], key: Key[Array, ""]
+    ) -> tuple[Errand, Transitions]:
+        """One control step, and its record."""
+
+
+class Way(eqx.Module):
+    """`Errand.inner` of a walk: the walker, and the unit vector along which it should go."""
+
+    motion: Motion
+    direction: Float[Array, " 2"]
+
+
+class Walk(AbstractErrand):
+    """An ant or a humanoid on a plane, to be taken along a direction that changes now and then.
+
+    Reward of an ant: its way along the direction, m; a fall ends the errand. Of a humanoid: how well it
+    stands, in [0, 1], times 1 + 100 times its way along the direction.
+    """
+
+    env: MazeEnv
+    name: str = eqx.field(static=True)
+    obs_dim: int = eqx.field(static=True)
+    action_dim: int = eqx.field(static=True)
+    control_dt: float = eqx.field(static=True)
+
+    def __init__(self, body: str, engine: AbstractWalkerEngine | None = None):
+        """Args: a name in `DIRECTED`; the engine, of `flat_walker(body)`; MuJoCo C if None."""
+        flat, maze = flat_walker(body), f"{body}maze-medium"
+        # Only its observations are wanted: the engine knows no walls.
+        self.env = MazeEnv(f"{maze}-navigate-v0", build_walker(maze), engine or CWalkerEngine(flat))
+        self.name, self.control_dt = body, flat.control_dt
+        self.action_dim = self.env.spec.action_dim
+        self.obs_dim = int(turned(body, jnp.zeros(self.env.spec.obs_dim - 2), jnp.ones(2)).shape[0])
+
+    def start(self, key: Key[Array, ""]) -> Errand:
+        pose_key, turn_key = jr.split(key)
+        motion = self.env.engine.load(*random_start(self.env.walker, pose_key))
+        direction = random_direction(turn_key)
+        obs = self._see(motion, direction)
+        return Errand(obs, jnp.zeros((), jnp.int32), jnp.asarray(False), Way(motion, direction))
+
+    def step(
+        self, state: Errand, action: Float[Array, " A"], key: Key[Array, ""]
+    ) -> tuple[Errand, Transitions]:
+        way: Way = state.inner
+        motion = self.env.engine.step(way.motion, action, jnp.asarray(True))
+        ahead = jnp.dot(motion.qpos[:2] - way.motion.qpos[:2], way.direction)
+        fell = ~jnp.all(jnp.isfinite(motion.qpos)) | ~jnp.all(jnp.isfinite(motion.qvel))
+        if self.name == "ant":
+            fell |= (motion.qpos[2] < _ANT_HEIGHT[0]) | (motion.qpos[2] > _ANT_HEIGHT[1])
+            reward = ahead
+        else:
+            reward = standing(motion.seen[0], motion.seen[15]) * (1 + 100 * ahead)
+        t, next_obs = state.t + 1, self._see(motion, way.direction)
+        late = t >= MAX_STEPS
+        seen = Transitions(state.obs, action, reward, next_obs, 1.0 - fell.astype(jnp.float32), late & ~fell)
+        turn = t % _TURN[self.name] == 0
+        direction = jnp.where(turn, random_direction(key), way.direction)
+        obs = self._see(motion, direction)
+        return Errand(obs, t, fell | late, Way(motion, direction)), seen
+
+    def _see(self, motion: Motion, direction: Float[Array, " 2"]) -> Float[Array, " D"]:
+        return turned(self.name, self.env.observe(motion)[2:], direction)
+
+
+class Gym(AbstractErrand):
+    """A gym walker's own task."""
+
+    env: GymEnv
+    name: str = eqx.field(static=True)
+    obs_dim: int = eqx.field(static=True)
+    action_dim: int = eqx.field(static=True)
+    control_dt: float = eqx.field(static=True)
+
+    def __init__(self, body: str, engine: str = "c"):
+        """Args: a name in `GYM`; name of a physics engine."""
+        env = make(f"{body}-medium-v2", engine)
+        assert isinstance(env, GymEnv)
+        self.env, self.name, self.control_dt = env, body, env.spec.control_dt
+        self.obs_dim, self.action_dim = env.spec.obs_dim, env.spec.action_dim
+
+    def start(self, key: Key[Array, ""]) -> Errand:
+        state = self.env.reset(key, jnp.asarray(1))
+        return Errand(state.obs, state.t, state.done, state)
+
+    def step(
+        self, state: Errand, action: Float[Array, " A"], key: Key[Array, ""]
+    ) -> tuple[Errand, Transitions]:
+        new = self.env.step(state.inner, action)
+        fell = ~self.env.healthy(new.motion)
+        mask, cut = 1.0 - fell.astype(jnp.float32), new.done & ~fell
+        return Errand(new.obs, new.t, new.done, new), Transitions(
+            state.obs, action, new.reward, new.obs, mask, cut
+        )
+
+
+class DirectedPolicy(Actor):
+    """A trained policy as an expert for mazes: the mean of its actions."""
+
+    policy: GaussianPolicy
+    body: str = eqx.field(static=True)
+
+    def __call__(self, obs: Float[Array, " R"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
+        return jnp.tanh(self.policy(turned(self.body, obs, direction)).mean)
+
+
+def build_errand(name: str, engine: str = "c") -> AbstractErrand:
+    """The errand called `name`, one of `ERRANDS`, on engine `c`, `mjx` or `warp`."""
+    if name in GYM:
+        return Gym(name, engine)
+    return Walk(name, None if engine == "c" else walker_engine(flat_walker(name), engine))
+
+
+def walker_engine(walker: Walker, engine: str) -> AbstractWalkerEngine:
+    """An engine for a walker that the registry does not know."""
+    if engine == "mjx":
+        from envs_mjx.engines.walker_mjx.engine import MjxWalkerEngine
+
+        return MjxWalkerEngine(walker)
+    if engine == "warp":
+        from envs_mjx.engines.walker_warp import WarpWalkerEngine
+
+        return WarpWalkerEngine(walker)
+    return CWalkerEngine(walker)
+
+
+def flat_walker(body: str) -> Walker:
+    """The walker of OGBench's mazes, with no walls on its floor."""
+    spec = describe(f"{body}maze-medium")
+    for geom in [geom for geom in spec.worldbody.geoms if geom.name.startswith("block_")]:
+        spec.delete(geom)
+    model = spec.compile()
+    return dataclasses.replace(build_walker(f"{body}maze-medium"), family=body, model=model, maze=None)
+
+
+def random_direction(key: Key[Array, ""]) -> Float[Array, " 2"]:
+    """A unit vector, all directions alike."""
+    angle = jr.uniform(key, (), maxval=2 * jnp.pi)
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+
+def turned(body: str, obs: Float[Array, " W"], direction: Float[Array, " 2"]) -> Float[Array, " D"]:
+    """An observation without the place, seen in a frame whose first axis is `direction`.
+
+    A plane looks the same whichever way one faces, so the policy need only learn to walk along the first
+    axis. The ant's orientation becomes the matrix of its torso, since signs of quaternions are arbitrary.
+    """
+    ahead, aside = direction, jnp.stack([-direction[1], direction[0]])
+    frame = jnp.stack([ahead, aside])
+    if body == "ant":
+        quat = obs[1:5] / (jnp.linalg.norm(obs[1:5]) + 1e-9)
+        torso = jax.vmap(lambda axis: rotate(quat, axis), out_axes=1)(jnp.eye(3))
+        torso = jnp.concatenate([frame @ torso[:2], torso[2:]])
+        return jnp.concatenate([obs[:1], torso.reshape(-1), obs[5:13], frame @ obs[13:15], obs[15:]])
+    # Of the humanoid only the velocities of the centre of mass and of the torso depend on the frame.
+    return obs.at[37:39].set(frame @ obs[37:39]).at[40:42].set(frame @ obs[40:42])
+
+
+def standing(head: Float[Array, ""], upright: Float[Array, ""]) -> Float[Array, ""]:
+    """How well a humanoid stands, in [0, 1], by the height of its head (m) and its torso's vertical share."""
+    low = jnp.maximum(_HEAD - head, 0.0) / _HEAD_MARGIN
+    tilt = jnp.maximum(_UPRIGHT - upright, 0.0) / _UPRIGHT_MARGIN
+    return 0.1 ** jnp.square(low) * jnp.maximum(1.0 - tilt, 0.0)

@@ -1,0 +1,232 @@
+"""Makes a dataset of any size with OGBench's scripted experts, or with one of `experiments/train_expert.py`.
+
+    python experiments/generate_data.py --env puzzle-4x5 --rows 1M
+    python experiments/generate_data.py --env pointmaze-medium --style stitch --rows 200k
+    python experiments/generate_data.py --env antmaze-medium --expert experts/ant --rows 1M
+
+Run the same command again after an interruption, and it continues.
+"""
+
+import difflib
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
+
+from envs_mjx.datagen.dataset_spec import LANES, Request, episode_rows, family_and_style
+from envs_mjx.datagen.generate import Collected, generate, metadata_path, work_folder
+from envs_mjx.datagen.npz_shards import make_shards
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
+from envs_mjx.experts import STYLES
+from envs_mjx.experts.maze_experts import Actor
+from envs_mjx.locomotion.walkers import MAZES
+from envs_mjx.manipulation.scenes import FAMILIES as SCENES
+from envs_mjx.registry import maze_styles, names, parse, resolve_engine
+from experiments.cli import arguments
+from experiments.cli.counts import read_count
+from experiments.cli.exit_status import exit_status
+from experiments.cli.output import outlive_output
+from experiments.data import run_store
+from experiments.experts.trainer import load_actor
+from mac.errors import UserError
+from mac.formatting import counted
+from mac.machine import cores
+from mac.run.io.folder_lock import claim
+from mac.run.report.progress import open_progress
+
+PROGRAM = "python experiments/generate_data.py"
+DATA = Path("data")
+FAMILIES = (*SCENES, *MAZES)
+REQUIRED = tyro.MISSING
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Makes a dataset of any size with OGBench's scripted experts, or a trained one for ants and humanoids.
+
+    Run the same command again after an interruption, and it continues.
+    """
+
+    env: Annotated[str, tyro.conf.arg(metavar="ENV", help=f"environment: {', '.join(FAMILIES)}")] = REQUIRED
+    rows: Annotated[str, tyro.conf.arg(metavar="ROWS")] = REQUIRED
+    """training rows; 1M is 1000 episodes of 1000 transitions, 200_200 is 200 episodes (1001 rows each)"""
+    style: Literal["play", "noisy", "navigate", "stitch", "explore"] | None = None
+    """`play` follows plans, `noisy` reacts, with noise; in mazes `navigate` goes from goal to goal,
+    `stitch` to one near goal, `explore` anywhere; None = that of --env, else play or navigate"""
+    expert: Path | None = None
+    """folder that experiments/train_expert.py made, for ants and humanoids"""
+    seed: int = 0
+    """same seed, same data"""
+    out: Path | None = None
+    """folder of the files; None = data/generated-..., where run.py looks"""
+    shard_rows: Annotated[str, tyro.conf.arg(metavar="ROWS")] = "1M"
+    """training rows in each pair of files"""
+    engine: Literal["auto", "c", "mjx", "warp"] = "auto"
+    """physics; auto = c, unless on an accelerator"""
+    threads: int | None = None
+    """host threads of engine c; None = every core; no matter for the data"""
+    lanes: int | None = None
+    """episodes simulated together; None = 64 on c, else 1024; changes the data"""
+
+    def __post_init__(self):
+        for name in ("threads", "lanes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name}={value}: must be at least 1")
+
+
+class Command(NamedTuple):
+    """A command line, checked."""
+
+    request: Request
+    out: Path
+    threads: int | None
+    actor: Actor | None
+
+    @property
+    def episode_rows(self) -> int:
+        """Rows of an episode."""
+        return episode_rows(self.request.dataset)
+
+
+def episodes_of(text: str, flag: str, rows: int = EPISODE_ROWS) -> int:
+    """Episodes that a number of rows means, rounded up; `rows` is that of each episode.
+
+    A plain number counts rows of the file. With a unit it counts as the names of OGBench's datasets do,
+    transitions: of episodes of 1001 rows, 1M is 1000, or 1,001,000 rows.
+
+    Raises:
+        UserError: for anything else than a positive number such as 200_200, 100k, 1.5M, 1B or 1e6.
+    """
+    wanted, has_unit = rows_of(text, flag)
+    return -(-wanted // (rows - 1 if has_unit else rows))
+
+
+def rows_of(text: str, flag: str) -> tuple[int, bool]:
+    """A number of rows such as 200_200, 100k, 1.5M or 1B, and whether it has a unit.
+
+    Raises:
+        UserError: for anything else than a positive whole number.
+    """
+    try:
+        rows, has_unit = read_count(text)
+    except ValueError as error:
+        raise UserError(f"{flag}={text}: {error}") from error
+    if rows < 1:
+        raise UserError(f"{flag}={text}: must be a whole number of at least 1")
+    return rows, has_unit
+
+
+def dataset_name(env: str, style: str | None) -> str:
+    """The dataset that `--env` and `--style` name.
+
+    Raises:
+        UserError: there is no such environment, or the two contradict each other.
+    """
+    if env in FAMILIES:
+        styles = maze_styles(env) if env in MAZES else STYLES
+        if style not in (None, *styles):
+            raise UserError(f"--style={style}: datasets of {env} are {' or '.join(styles)}")
+        return f"{env}-{style or styles[0]}-v0"
+    if env not in names() or parse(env).family not in FAMILIES:
+        close = difflib.get_close_matches(env, FAMILIES, n=2, cutoff=0.4) or list(FAMILIES)
+        raise UserError(f"--env={env}: no such environment; choose {' or '.join(close)}")
+    name, family = parse(env).dataset, parse(env).family
+    if style and name != f"{family}-{style}-v0":
+        raise UserError(f"--style={style} contradicts --env={env}; write --env {family}")
+    return name
+
+
+def read_command(argv: Sequence[str]) -> Command:
+    """Reads the command line and starts JAX.
+
+    Raises:
+        UserError: in one line, for whatever is wrong with it.
+        SystemExit: after printing the help.
+    """
+    ask: Ask = arguments.read_flags(Ask, argv, PROGRAM)
+    name = dataset_name(ask.env, ask.style)
+    rows = episode_rows(name)
+    episodes = episodes_of(ask.rows, "--rows", rows)
+    per_shard = episodes_of(ask.shard_rows, "--shard-rows", rows)
+    arguments.start_jax(1)
+    engine = resolve_engine(ask.engine)
+    request = Request(name, episodes, per_shard, ask.seed, engine, ask.lanes or LANES[engine])
+    actor = None
+    if ask.expert is not None:
+        actor, checksum = load_actor(ask.expert, name.partition("maze")[0])
+        request = request._replace(expert_checksum=checksum)
+    family_and_style(request)
+    return Command(request, ask.out or default_folder(request), ask.threads, actor)
+
+
+def default_folder(request: Request) -> Path:
+    """Where a dataset goes if nobody says: single pairs of files where `run.py` looks for them."""
+    folder = DATA / f"generated-{request.episodes * episode_rows(request.dataset)}-seed{request.seed}"
+    folder = folder if request.engine == "c" else folder.with_name(f"{folder.name}-{request.engine}")
+    return folder if request.episodes <= request.per_shard else folder / request.dataset
+
+
+def announce(command: Command) -> None:
+    """Says in a few lines what will be made."""
+    request, out = command.request, command.out
+    shards = make_shards(request.dataset, request.episodes, request.per_shard)
+    val = sum(shard.val.episodes for shard in shards)
+    threads = command.threads or cores()
+    print(f"dataset      {request.dataset}, seed {request.seed}")
+    print(
+        f"episodes     {request.episodes:,} for training, {val:,} for validation, "
+        f"{command.episode_rows} rows each"
+    )
+    print(
+        f"files        {out / shards[0].train.stem}.npz"
+        + (f" and {len(shards) - 1} more" if shards[1:] else "")
+    )
+    print(f"engine       {request.engine}" + (f" on {threads} threads" if request.engine == "c" else ""))
+    if work_folder(out, request.dataset).exists():
+        print("continuing   what was begun here earlier")
+    sys.stdout.flush()
+
+
+def report(command: Command, made: Collected) -> None:
+    """Says what was made."""
+    if made.targets > made.hits or parse(command.request.dataset).family in SCENES:
+        print(f"expert hit   {made.hits:,} of {made.targets:,} targets")
+    else:
+        print(f"expert was   at {made.hits:,} goals")
+    if made.thrown:
+        print(f"redone       {counted(made.thrown, 'episode')} that failed the health check")
+    if made.dropped:
+        print(f"warning: the engine left out {made.dropped:,} contacts; compare with --engine c")
+    print(f"wrote        {made.train_rows:,} + {made.val_rows:,} rows to {command.out}")
+    print(f"  {metadata_path(command.out, command.request.dataset)} says how they were made")
+
+
+def run(command: Command) -> int:
+    """Makes the dataset, or what is missing of it; returns the exit status."""
+    outlive_output()
+    announce(command)
+    request, out = command.request, command.out
+    run_store.check_writable(out, "--out")
+    total = request.episodes * command.episode_rows
+    with claim(out), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
+        made = generate(request, out, threads=command.threads, progress=progress.count, actor=command.actor)
+    report(command, made)
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: run(read_command(argv)),
+        short_of_memory="take fewer --lanes, or --engine c",
+        interrupted=f"finished episodes are kept; continue with\n  {PROGRAM} {shlex.join(argv)}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

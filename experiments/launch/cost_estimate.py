@@ -1,0 +1,224 @@
+"""What a run will cost, before it starts: sizes, memory, time."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from envs_mjx.base import AbstractEnv
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
+from experiments.launch import cost_text
+from experiments.launch.cost_text import mega
+from mac.algorithm import AbstractAlgorithm
+from mac.data.sampler import sample
+from mac.formatting import counted
+from mac.free_memory import free_memory
+from mac.machine import cores
+from mac.run.cost.flops import Operations, operations, total
+from mac.run.cost.hlo_bytes import program_bytes
+from mac.run.report.timing import duration
+from mac.run.segment import ALL, SEED, place, seed_mesh
+from mac.types import Column, EnvSpec, EpisodeIndex, Window
+
+# Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
+COLLECT_RATE = 800.0  # rows per second and core of the scripted expert
+EVAL_RATE = 800.0  # control steps per second and core, policy included
+PAPER_ROWS = 100_000_000  # of the datasets with goals in the MAC paper
+TRAIN_SHARE = 0.65  # share of the measured matrix-product rate that training reaches
+
+
+class Plan(NamedTuple):
+    """Sizes of a run. Bytes are for all seeds.
+
+    Attributes:
+        params: numbers in each network, of one seed.
+        parts: operations of one update of one seed, by the algorithm's named scopes.
+        state_bytes: networks, targets and optimiser.
+        window_bytes: the dataset, or as much of it as is held at a time.
+        args: abstract arguments of `update`, the function that one update of one seed is.
+    """
+
+    params: dict[str, int]
+    parts: dict[str, Operations]
+    state_bytes: int
+    window_bytes: int
+    update: Callable[..., Any]
+    args: tuple[Any, ...]
+    seeds: int
+
+
+class Compiled(NamedTuple):
+    """What only the compiled update of one seed tells, for the device that it was compiled for.
+
+    Attributes:
+        scratch: bytes of memory beside its arguments and results.
+        traffic: bytes that it reads and writes (`program_bytes`).
+    """
+
+    scratch: int
+    traffic: int
+
+
+def make_plan(
+    algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int, dtype: str = "float32", held: int = 1
+) -> Plan:
+    """Sizes of a run, from shapes alone: nothing is compiled or computed and no data is read.
+
+    Args:
+        rows: of a window, which is the whole dataset where that stays on the device.
+        dtype: how rows are stored.
+        held: windows that are on the device at a time.
+    """
+
+    def column(width: int) -> Column:
+        return Column(jnp.zeros((rows, width), dtype), jnp.zeros(width), jnp.ones(width))
+
+    def window() -> Window:
+        reward = jnp.zeros(rows) if spec.goal_dim is None else None
+        table, one = jnp.zeros(-(-rows // EPISODE_ROWS), jnp.int32), jnp.zeros((), jnp.int32)
+        return Window(
+            obs=column(spec.obs_dim),
+            action=column(spec.action_dim),
+            reward=reward,
+            mask=reward,
+            episodes=EpisodeIndex(table, table, table, table, one, one),
+        )
+
+    key = jax.eval_shape(lambda: jr.key(0))
+    state = jax.eval_shape(algo.init, key)
+
+    data = jax.eval_shape(window)
+
+    def update(window: Window, state: Any, key: Any) -> Any:
+        return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
+
+    return Plan(
+        params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},
+        parts=operations(update, data, state, key),
+        state_bytes=seeds * _bytes(state),
+        # Each device has its own, except that those of a CPU read the same rows.
+        window_bytes=held * _bytes(data),
+        update=update,
+        args=(data, state, key),
+        seeds=seeds,
+    )
+
+
+def compile_update(plan: Plan) -> Compiled:
+    """Compiles one update of one seed; nothing is computed."""
+    compiled = jax.jit(plan.update).lower(*plan.args).compile()
+    scratch = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
+    return Compiled(int(scratch), program_bytes(compiled.as_text() or ""))
+
+
+def memory_of(plan: Plan, scratch: int) -> cost_text.Memory:
+    """What training takes where JAX runs now; `scratch` is of one seed."""
+    on_cpu, devices = jax.default_backend() == "cpu", seed_mesh(plan.seeds).size
+    return cost_text.Memory(
+        data=plan.window_bytes,
+        state=plan.state_bytes,
+        scratch=scratch,
+        seeds=plan.seeds,
+        devices=1 if on_cpu else devices,
+        # On an accelerator the seeds run together, on a CPU one after the other on each core.
+        together=devices if on_cpu else plan.seeds,
+    )
+
+
+def product_chain(width: int, rows: int, mesh: Mesh) -> tuple[Callable[[], Array], int]:
+    """A call that multiplies [rows, width] by [width, width] many times on each device of `mesh`, and
+    its number of operations in all.
+    """
+    length, devices = 20, mesh.size
+    x = place(mesh, jnp.ones((devices * rows, width)), SEED)
+    w = place(mesh, jnp.full((width, width), 1.0 / width), ALL)
+    chain = jax.jit(lambda x, w: jax.lax.scan(lambda x, _: (x @ w, None), x, length=length)[0])
+    chain(x, w).block_until_ready()
+    return lambda: chain(x, w), length * 2 * x.size * width
+
+
+def product_rate(width: int = 256, seconds: float = 0.3) -> float:
+    """This machine's rate of float32 matrix products, operations per second, all cores."""
+    chain, work = product_chain(width, 2048, seed_mesh(1))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        chain().block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return work / best
+
+
+def seconds_to_train(plan: Plan, updates: int) -> float:
+    """Estimate for `updates` seed-updates on this machine."""
+    return updates * total(plan.parts).products / (TRAIN_SHARE * product_rate())
+
+
+def seconds_to_collect(rows: int) -> float:
+    """Estimate for generating `rows` rows (validation rows included) on all cores."""
+    return rows / (COLLECT_RATE * cores())
+
+
+def seconds_to_evaluate(evaluations: int, episodes: int, spec: EnvSpec) -> float:
+    """Estimate for evaluations of `episodes` episodes each, all of them going to the time limit."""
+    return evaluations * episodes * spec.max_steps / (EVAL_RATE * cores())
+
+
+def environment_bytes(env: AbstractEnv) -> int:
+    """Bytes that one environment of an evaluation carries from step to step; nothing is computed."""
+    state = jax.eval_shape(env.reset, jax.eval_shape(lambda: jr.key(0)), jnp.asarray(env.spec.tasks[0]))
+    return _bytes(state)
+
+
+def describe_evaluation(env: AbstractEnv, episodes: int, batch: int) -> str:
+    """A line for `--dry-run`: `episodes` of all seeds and tasks, at most `batch` (0: all) at a time."""
+    together, size = min(batch or episodes, episodes), environment_bytes(env)
+    return (
+        f"evaluation   {counted(episodes, 'episode')}, {together:,} at a time (--eval.batch), "
+        f"each {size / 1e3:,.1f} kB between steps: {mega(together * size)}"
+    )
+
+
+def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:
+    """Lines for `--dry-run`; compiles an update."""
+    batch, compiled = algo.sample, compile_update(plan)
+    params = ", ".join(f"{name} {count:,}" for name, count in plan.params.items())
+    return [
+        f"shapes       observation {spec.obs_dim}, action {spec.action_dim}, "
+        f"chunk {batch.chunk} x {spec.action_dim}, batch {batch.batch}, seeds {plan.seeds}, "
+        f"data {rows:,} x {spec.obs_dim + spec.action_dim}",
+        f"parameters   {sum(plan.params.values()):,} per seed ({params})",
+        *cost_text.work_lines(plan.parts, compiled.traffic),
+        *cost_text.memory_lines(memory_of(plan, compiled.scratch), free_memory()),
+    ]
+
+
+def data_note(preset: str, spec: EnvSpec, rows: int, remedy: str) -> str | None:
+    """What to know of the size of the data before comparing with the paper's tables; None if nothing.
+
+    Args:
+        rows: of the data that the run trains on.
+        remedy: how to get as many as the paper has.
+    """
+    if preset != "paper" or spec.goal_dim is None or rows >= PAPER_ROWS:
+        return None
+    return f"tables 1 and 12 of the paper are of {PAPER_ROWS:,} rows, this run of {rows:,}; {remedy}"
+
+
+def describe_time(parts: dict[str, float]) -> str:
+    """One line: the total, and the parts that are not negligible; compiling is left out."""
+    shown = ", ".join(f"{name} {duration(s)}" for name, s in parts.items() if s >= 1)
+    return f"about {duration(sum(parts.values()))} ({shown}), and compiling" if shown else "compiling, mostly"
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,0 +1,408 @@
+"""A run's folder, read again: its settings, its normaliser, and the policies of a checkpoint."""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baselines import REGISTRY
+from envs_mjx.registry import make, parse, task_ids
+from experiments.cli.counts import whole_number
+from experiments.cli.settings import DataConfig, Settings, from_plain
+from experiments.data import locate, run_store
+from experiments.launch.hparams import convert, unknown_name
+from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.atomic_files import misfit, read_json, visible, write_json
+from mac.data.normalize import Normalizer
+from mac.data.provenance import from_plain as from_record
+from mac.data.store import Content, Store, read_meta
+from mac.errors import UserError, one_line, refusal, remedy
+from mac.run.io.checkpoint import Checkpoint, CheckpointStore
+from mac.run.io.run_metadata import launches
+from mac.run.io.run_outputs import CHECKPOINTS
+from mac.run.segment import seed_keys
+from mac.types import EnvSpec
+
+CONFIG, NORMALIZER, EVALUATIONS = "config.json", "normalizer.json", "evaluations.jsonl"
+RANDOM = "random"  # the policy of lines of EVALUATIONS that are about uniform random actions
+
+
+class SavedRun(NamedTuple):
+    """The policies of one checkpoint, and all that is needed to act with them.
+
+    Attributes:
+        step: updates that the checkpoint has seen.
+        state: leading axis S, the run's seeds.
+    """
+
+    folder: Path
+    settings: Settings[Any]
+    algo: AbstractAlgorithm
+    normalizer: Normalizer
+    step: int
+    state: TrainState
+
+    @property
+    def numbers(self) -> list[int]:
+        """The seeds' numbers."""
+        return list(range(self.settings.seed, self.settings.seed + self.settings.seeds))
+
+    @property
+    def title(self) -> str:
+        """What was trained, for tables and pictures."""
+        return f"{self.settings.algo} on {self.settings.env}"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was started in `folder`."""
+    return (folder / CONFIG).exists()
+
+
+def runs_within(folder: Path) -> list[Path]:
+    """The runs in the folders that `folder` holds, by name."""
+    try:
+        return [path.parent for path in visible(folder, f"*/{CONFIG}")]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {refusal(error)}; {remedy(error, 'check it')}") from error
+
+
+def name_one(runs: Sequence[Path]) -> str:
+    """A remedy: to name one of these runs."""
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    return f"name one of its runs: {', '.join(map(str, runs[:4]))}{more}"
+
+
+def read_config(folder: Path, asked_by: str = "") -> dict[str, Any]:
+    """The settings that the run in `folder` was last started with, as plain data.
+
+    Args:
+        asked_by: what an error's line begins with, such as a flag.
+    Raises:
+        UserError: there is no run, or its settings cannot be read.
+    """
+    if not is_run(folder):
+        within = runs_within(folder)
+        then = name_one(within) if within else "name a run's folder"
+        raise UserError(f"{asked_by}{folder} holds no run (no {CONFIG} in it); {then}")
+    values = read_json(folder / CONFIG)
+    if fault := misfit(values, algo=str, env=str):
+        raise UserError(
+            f"{folder / CONFIG} holds no settings of a run ({fault}); restore it, or choose another folder"
+        )
+    return values
+
+
+def read_settings(folder: Path) -> Settings[Any]:
+    """The settings of the run in `folder`.
+
+    Raises:
+        UserError: there is no run, or its settings are not those of this version.
+    """
+    values = read_config(folder)
+    entry = REGISTRY.get(values["algo"])
+    if entry is None:
+        raise unknown_name(f"{folder / CONFIG}: algo", values["algo"], REGISTRY)
+    return from_plain(values, entry.config, str(folder / CONFIG))
+
+
+def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | None = None) -> SavedRun:
+    """The policies of a run's checkpoint, the newest or that of update `step`; writes nothing.
+
+    Args:
+        settings: those of the run, if not as they were saved (see `acting_otherwise`).
+    Raises:
+        UserError: no run, no such checkpoint, or a damaged file.
+    """
+    settings = settings or read_settings(folder)
+    spec = make(settings.env, "c").spec
+    algo = REGISTRY[settings.algo].algorithm(settings.hp, spec, settings.steps)
+    keys = seed_keys(settings.seed, settings.seeds)
+    template = jax.eval_shape(jax.vmap(algo.init), keys)
+    found = _restore(folder, template, step)
+    normalizer = load_normalizer(folder, found.meta, spec)
+    return SavedRun(folder, settings, algo, normalizer, found.step, found.state)
+
+
+def acting_otherwise(settings: Settings[Any], changes: Sequence[str]) -> Settings[Any]:
+    """Settings of a run whose policies are to act otherwise than they did in training.
+
+    Args:
+        changes: `NAME=VALUE` of hyperparameters that only acting reads (`ACTING` of the algorithm's Config).
+    Raises:
+        UserError: another name, or a value that does not fit.
+    """
+    cls, values = type(settings.hp), {}
+    allowed: tuple[str, ...] = getattr(cls, "ACTING", ())
+    for change in changes:
+        name, _, value = change.partition("=")
+        name = name.replace("-", "_")
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise UserError(
+                f"--hp {change}: write NAME=VALUE; acting alone reads, of {settings.algo}: {known}"
+            )
+        hint = typing.get_type_hints(cls)[name]
+        try:
+            given = whole_number(value) if hint is int else json.loads(value)
+        except ValueError:
+            given = value
+        values[name] = convert(given, hint, f"--hp {name}")
+    return dataclasses.replace(settings, hp=dataclasses.replace(settings.hp, **values))
+
+
+def _restore(folder: Path, template: Any, step: int | None) -> Checkpoint:
+    with CheckpointStore(folder / CHECKPOINTS) as store:
+        there = store.steps()
+        if not there and (within := runs_within(folder)):
+            raise UserError(f"{folder} is a sweep: {name_one(within)}")
+        if not there:
+            raise UserError(f"{folder} has no checkpoint yet; wait for the first one, or continue the run")
+        if step is not None and step not in there:
+            known = ", ".join(f"{s:,}" for s in there)
+            raise UserError(f"--step={step}: {folder} has checkpoints of updates {known}")
+        while True:
+            try:
+                return store.restore(template, step)
+            except UserError:
+                # The run may go on meanwhile, and delete its oldest checkpoint while that is being read.
+                newest = there[-1] if step is None else step
+                if newest in (there := store.steps()) or not there:
+                    raise
+                if step is not None:
+                    raise UserError(
+                        f"--step={step}: the run goes on, and deleted this checkpoint while it was read; "
+                        f"it has those of updates {', '.join(f'{s:,}' for s in there)}"
+                    ) from None
+
+
+# Normaliser.
+
+
+def plain_normalizer(normalizer: Normalizer) -> dict[str, list[float]]:
+    """As JSON data, exact to the bit."""
+    return {f.name: np.asarray(getattr(normalizer, f.name)).tolist() for f in dataclasses.fields(normalizer)}
+
+
+def save_normalizer(folder: Path, normalizer: Normalizer) -> None:
+    """Writes `normalizer.json`, so that the policies can act without the dataset; exact to the bit.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_json(folder / NORMALIZER, plain_normalizer(normalizer))
+
+
+def load_normalizer(folder: Path, kept: Mapping[str, Any], spec: EnvSpec) -> Normalizer:
+    """The normaliser that the networks of a run's checkpoint were trained with.
+
+    Args:
+        kept: what was saved with the checkpoint; since version 3 of stores, also a copy of the normaliser.
+    Raises:
+        UserError: the file is damaged or was edited, or there is neither it nor a copy.
+    """
+    path, copy = folder / NORMALIZER, kept.get("normalizer")
+    if not path.exists():
+        if copy is None:
+            raise UserError(
+                f"{path} is missing, and the checkpoint, of an earlier version, has no copy of it; restore it"
+            )
+        return _normalizer(copy, f"{folder}: the checkpoint's copy of {NORMALIZER}", spec)
+    remedy = "restore it" if copy is None else "delete it: the checkpoint has a copy"
+    found = _normalizer(read_json(path), str(path), spec, remedy)
+    if copy is not None and plain_normalizer(found) != copy:
+        raise UserError(f"{path} is not the normaliser that the checkpoint was trained with; {remedy}")
+    return found
+
+
+def _normalizer(values: Any, where: str, spec: EnvSpec, remedy: str = "start a new run") -> Normalizer:
+    try:
+        parts = {f.name: np.asarray(values[f.name], np.float32) for f in dataclasses.fields(Normalizer)}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where} holds no normaliser ({one_line(error)}); {remedy}") from error
+    if any(part.shape != (spec.obs_dim,) for part in parts.values()):
+        raise UserError(f"{where} does not fit {spec.name}: expected {spec.obs_dim} numbers each; {remedy}")
+    for name, part in parts.items():
+        wrong = ~np.isfinite(part) | ((part < 0) & (name != "center"))
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise UserError(f"{where}: {name}[{at}] is {part[at]}; {remedy}")
+    return Normalizer(**{name: jnp.asarray(part) for name, part in parts.items()})
+
+
+# Dataset.
+
+
+class Trained(NamedTuple):
+    """The data that a run was trained on, as it was recorded.
+
+    Attributes:
+        label: where they come from, in a few words.
+        content: their checksums; None of a run of an earlier version.
+        store: a converted copy of them that is still there.
+    """
+
+    label: str
+    content: Content | None
+    store: Path | None
+
+
+def trained_on(folder: Path, kept: Mapping[str, Any] | None = None) -> Trained:
+    """The data of a checkpoint, given what was saved with it, or of the run's newest launch."""
+    recorded = [each["data"] for each in _launches(folder) if isinstance(each.get("data"), dict)]
+    known = [*([kept["data"]] if kept and isinstance(kept.get("data"), dict) else []), *reversed(recorded)]
+    values = known[0] if known else {}
+    label, content = from_record(values).label, values.get("content")
+    if not (isinstance(content, list) and len(content) == len(Content._fields)):
+        return Trained(label, None, None)
+    stores = [Path(each["store"]) for each in known if isinstance(each.get("store"), str)]
+    copies = (store for store in stores if (read_meta(store) or {}).get("content") == content)
+    return Trained(label, Content(*content), next(copies, None))
+
+
+def record_of(store: Store) -> dict[str, Any]:
+    """What `trained_on` reads again, as JSON data."""
+    content = None if store.content is None else list(store.content)
+    return store.provenance.plain() | {"content": content, "store": str(store.path.absolute())}
+
+
+def check_same_data(folder: Path, trained: Trained, store: Store, source: Path) -> None:
+    """Compares a dataset, the store of `source`, with the one that a run was trained on.
+
+    Raises:
+        UserError: it is another.
+    """
+    if trained.content is None or store.content is None:
+        print(f"note: {folder}: saved by an earlier version; whether the data are the same is not checked")
+        return
+    if trained.content == store.content:
+        return
+    what = ""
+    if trained.content.train == store.content.train:
+        what = ": the same training rows, but " + (
+            "other validation rows" if store.content.val else "no validation rows"
+        )
+    put = "put the former back or take another --out"
+    if trained.store:
+        put = f"--data.path {shlex.quote(str(trained.store))} has the former"
+    raise UserError(
+        f"{folder} was trained on {trained.label} (rows {trained.content}), and {source} is "
+        f"{store.provenance.label} (rows {store.content}){what}; {put}"
+    )
+
+
+def resumed_normalizer(folder: Path, step: int, store: Store, source: Path, spec: EnvSpec) -> Normalizer:
+    """The normaliser of a run that goes on from the checkpoint of update `step`, with the store of `source`.
+
+    Raises:
+        UserError: the data are not those that it was trained on, or the normaliser is missing or damaged.
+    """
+    with CheckpointStore(folder / CHECKPOINTS) as checkpoints:
+        kept = checkpoints.meta(step)
+    check_same_data(folder, trained_on(folder, kept), store, source)
+    return load_normalizer(folder, kept, spec)
+
+
+def find_source(folder: Path, settings: Settings[Any], spec: EnvSpec) -> tuple[DataConfig, Path] | None:
+    """The dataset of the run in `folder`, with the settings that lead to it from here; None if not found.
+
+    Paths are relative to where the run was started, or to here; where that leads to several datasets, the one
+    that the run was trained on counts.
+
+    Raises:
+        UserError: a dataset was found and cannot be read.
+    """
+    found: dict[Path, tuple[DataConfig, Path]] = {}
+    for place in places(folder):
+        path = settings.data.path and place / settings.data.path
+        data = dataclasses.replace(settings.data, path=path, dir=place / settings.data.dir)
+        if (path is None or path.exists()) and (source := locate.search(data, settings.env)):
+            found.setdefault(source.resolve(), (data, source))
+    choices = list(found.values())
+    if len(choices) > 1 and (wanted := trained_on(folder).content):
+        dtype = "float32" if settings.data.dtype == "auto" else settings.data.dtype
+        same = [each for each in choices if run_store.content(*each, spec, dtype) == wanted]
+        choices = same or choices
+    return choices[0] if choices else None
+
+
+def places(folder: Path) -> Iterator[Path]:
+    """Folders that the paths of a run may be relative to: here, and where it was launched, newest first."""
+    yield Path()
+    for launch in reversed(_launches(folder)):
+        if isinstance(where := launch.get("folder"), str):
+            yield Path(where)
+
+
+def open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Store:
+    """The store of the run's dataset; paths are relative to where the run was started, or to here.
+
+    Raises:
+        UserError: the dataset is not there, is damaged, or is not the one that the run was trained on.
+    """
+    trained = trained_on(folder)
+    if found := find_source(folder, settings, spec):
+        store = run_store.open_store(*found, spec)
+        if store.content == trained.content:
+            return store
+    # The run's own copy, if the files from which it was made are gone or were changed.
+    if trained.store:
+        return Store.open(trained.store)
+    if found:
+        check_same_data(folder, trained, store, found[1])
+        return store
+    raise missing_dataset(folder, settings)
+
+
+def missing_dataset(folder: Path, settings: Settings[Any]) -> UserError:
+    """Says which dataset of a run was not found, and where it was looked for."""
+    wanted = settings.data.path or parse(settings.env).dataset
+    looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places(folder)))
+    return UserError(
+        f"the dataset of {folder} ({wanted}) is needed and not there (looked in {looked}); "
+        "call from the folder where the run was started, or name it with --data.path"
+    )
+
+
+def data_label(folder: Path) -> str:
+    """Where the data of the run in `folder` come from, in a few words."""
+    launches(folder)  # a damaged record is named here, not passed over
+    return trained_on(folder).label
+
+
+def _launches(folder: Path) -> list[dict[str, Any]]:
+    """What `run.json` tells of each launch; nothing where it is damaged, which is no reason not to go on."""
+    with contextlib.suppress(UserError):
+        return launches(folder)
+    return []
+
+
+def by_environment(name: str, tasks: tuple[int, ...], flag: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Names of environments that hold `tasks` of the scene of `name`, each with those that it holds.
+
+    A goal-conditioned environment holds all five tasks; a single-task one has a sibling for each; one whose
+    dataset records its rewards holds a single task.
+
+    Args:
+        tasks: empty for those of `name` itself.
+        flag: what an error's line begins with.
+    Raises:
+        UserError: a task that does not exist, or one that is asked for twice.
+    """
+    here, known = parse(name), task_ids(name)
+    for task in tasks:
+        if task not in known or tasks.count(task) > 1:
+            there = f"tasks 1 to {len(known)}; name each once" if len(known) > 1 else "task 1 only"
+            raise UserError(f"{flag} {task}: {here.family} has {there}")
+    if here.task is None:
+        return [(name, tasks or known)]
+    stem = here.dataset.removesuffix("-v0")
+    names = {task: f"{stem}-singletask-task{task}-v0" for task in tasks or (here.task,)} | {here.task: name}
+    return [(names[task], (task,)) for task in tasks or (here.task,)]

@@ -1,0 +1,118 @@
+"""Error of dynamics models that run open loop along real trajectories, and how sure of it one can be."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.random as jr
+import numpy as np
+from jaxtyping import Float, Int
+
+from mac.data.normalize import Normalizer
+from mac.data.sequences import check_sequences, sample_sequences, sequence_starts
+from mac.data.store import Store
+from mac.data.window import make_window
+from mac.errors import UserError
+from mac.nn.mlp import MLP
+from mac.ops.rollout import predictor, squared_error
+from mac.run.report.stats import Interval, summarise
+from mac.run.segment import map_seeds
+from mac.types import Window
+
+REPS = 2000  # bootstrap samples of an interval
+
+
+class Errors(NamedTuple):
+    """Squared errors along B trajectories, mean over the entries of the normalised state.
+
+    Attributes:
+        horizons: environment steps after which each of the L columns is.
+        model: of each seed's model.
+        still: of predicting that nothing moves.
+        episode: equal for trajectories that were cut from one episode.
+    """
+
+    horizons: list[int]
+    model: Float[np.ndarray, "S L B"]
+    still: Float[np.ndarray, "L B"]
+    episode: Int[np.ndarray, " B"]
+
+
+def held_out(store: Store, normalizer: Normalizer) -> Window:
+    """The validation split on the device, normalised as the training data is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if store.val is None:
+        raise UserError(
+            f"{store.path}: this dataset has no held-out data (a file ...-val.npz beside the first); "
+            "make one that has with python experiments/generate_data.py"
+        )
+    return make_window(store._replace(train=(store.val,)), normalizer, 1, every_row=True)
+
+
+def check_horizon(flag: str, horizon: int, chunk: int, store: Store) -> None:
+    """Raises UserError, which begins with `flag`, if no held-out episode holds chunks up to that horizon."""
+    where = f"{flag}={horizon}"
+    if horizon < 1 or horizon % chunk:
+        raise UserError(f"{where}: must be a multiple of the chunk length, {chunk}, and at least that")
+    if store.val is not None:
+        check_sequences(f"{where}, {store.path}", store.val.length, chunk, horizon // chunk)
+
+
+def measure(nets: MLP, window: Window, chunk: int, horizon: int, trajectories: int, seed: int) -> Errors:
+    """Errors of dynamics networks at every multiple of `chunk` up to `horizon`.
+
+    Each runs from a real state with the real actions, and predicts every state from its own prediction
+    before. Equal arguments `horizon`, `trajectories` and `seed` give the same trajectories, whatever
+    the chunk length.
+
+    Args:
+        nets: as `mac.ablations.dynamics_only.Dynamics` trains them, leading axis S.
+    """
+    count, key = horizon // chunk, jr.key(seed)
+    real = jax.jit(sample_sequences, static_argnums=(1, 2, 3))(window, chunk, count, trajectories, key)
+    _, last = sequence_starts(window.episodes, horizon, trajectories, key)
+    every = jax.jit(lambda nets, real: map_seeds(lambda net: squared_error(predictor(net), *real), nets))
+    return Errors(
+        horizons=[chunk * k for k in range(1, count + 1)],
+        model=np.asarray(every(nets, real)),
+        still=np.asarray(squared_error(lambda obs, _: obs, *real)),
+        episode=np.unique(np.asarray(last), return_inverse=True)[1],
+    )
+
+
+def over_seeds(error: Float[np.ndarray, "S B"]) -> Interval:
+    """Mean error, with a 95% bootstrap interval over seeds: what another training run would change."""
+    value = float(error.mean(dtype=np.float64))
+    if not math.isfinite(value):  # a model that has left the range of float32
+        return Interval(value, math.nan, math.nan)
+    return summarise(error.mean(axis=1, dtype=np.float64)[:, None], reps=REPS).mean
+
+
+def over_episodes(error: Float[np.ndarray, "S B"], episode: Int[np.ndarray, " B"]) -> Interval:
+    """Mean error, with a 95% bootstrap interval over held-out episodes: what other data would change.
+
+    Trajectories of one episode overlap and resemble each other, so it is episodes that are drawn anew.
+    """
+    value = float(error.mean(dtype=np.float64))
+    count = np.bincount(episode)
+    if not math.isfinite(value) or len(count) < 2:
+        return Interval(value, math.nan, math.nan)
+    total = np.bincount(episode, error.mean(axis=0, dtype=np.float64))
+    draw = np.random.default_rng(0).integers(len(count), size=(REPS, len(count)))
+    low, high = np.quantile(total[draw].sum(axis=1) / count[draw].sum(axis=1), [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def network_of(nets: Any, title: str) -> MLP:
+    """The dynamics network among an algorithm's networks.
+
+    Raises:
+        UserError: it has none of the kind that is measured here.
+    """
+    model = getattr(nets, "model", None)
+    if not isinstance(model, MLP):
+        raise UserError(f"--policy: {title} has no dynamics model of action chunks; name runs of MAC")
+    return model

@@ -1,0 +1,92 @@
+"""Success of trained policies beside the error of the models that they were trained in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from experiments import evaluate
+from experiments.benchmarks.harness import write_csv
+from experiments.launch import saved_run
+from experiments.open_loop_study.figures import draw_policies
+from experiments.open_loop_study.open_loop import check_horizon, held_out, measure, network_of
+from experiments.open_loop_study.rows import PolicyRow
+from mac.run.io.logger import EVAL, read_rows
+from mac.run.report.stats import Curve, learning_curve
+from mac.run.report.table import print_tables
+
+
+def compare_policies(
+    folders: Sequence[Path], horizon: int, trajectories: int, seed: int, out: Path, command: Sequence[str]
+) -> None:
+    """Measures the newest checkpoint of every run; writes `success.csv` and `success.png` to `out`.
+
+    Success is that of the run's own evaluation of that checkpoint; if there was none, it is evaluated.
+
+    Raises:
+        UserError: a folder holds no run with a dynamics model, or its dataset is not there or too short.
+    """
+    rows = [row for folder in folders for row in policy_rows(folder, horizon, trajectories, seed)]
+    envs = ", ".join(dict.fromkeys(row.env for row in rows))
+    title = f"success and model error after {horizon} steps, {envs}"
+    data = "; ".join(dict.fromkeys(row.data for row in rows))
+    write_csv(out / "success.csv", rows, command, data=data)
+    draw_policies(rows, out / "success.png", title=title, data=data)
+    print_tables(table(rows, title, data))
+    print(f"  {out / 'success.csv'}\n  {out / 'success.png'}")
+
+
+def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> list[PolicyRow]:
+    """The rows of one run, a seed each."""
+    run = saved_run.open_run(folder)
+    network, chunk = network_of(run.state.nets, run.title), run.algo.sample.chunk
+    store = saved_run.open_dataset(folder, run.settings, run.algo.env)
+    real = held_out(store, run.normalizer)
+    check_horizon(f"{folder}: --horizon", horizon, chunk, store)
+    errors = measure(network, real, chunk, horizon, trajectories, seed)
+    scores = success_of(run)
+    return [
+        PolicyRow(
+            run=str(folder),
+            algo=run.settings.algo,
+            env=run.settings.env,
+            chunk=chunk,
+            rollout=chunk * getattr(run.settings.hp, "rollout", 0),
+            step=run.step,
+            seed=number,
+            success=float(scores.scores[-1, scores.seeds.index(number)].mean()),
+            episodes=scores.episodes,
+            horizon=horizon,
+            error=float(errors.model[i, -1].mean()),
+            still=float(errors.still[-1].mean()),
+            data=store.provenance.label,
+        )
+        for i, number in enumerate(run.numbers)
+    ]
+
+
+def success_of(run: saved_run.SavedRun) -> Curve:
+    """Success rates of the run's policies at its checkpoint, evaluated now only if they never were."""
+    path = run.folder / EVAL
+    rows = [row for row in read_rows(path) if row["step"] == run.step] if path.exists() else []
+    if not rows:
+        evaluate.evaluate_again(evaluate.Ask(run.folder, step=run.step))
+        rows = list(read_rows(run.folder / evaluate.EVALUATIONS))[-1]["rows"]
+    return learning_curve(rows)
+
+
+def table(rows: Sequence[PolicyRow], title: str, data: str) -> Table:
+    """One line per seed, and where the data come from."""
+    shown = Table(title=title, title_justify="left", caption=f"data: {data}", caption_justify="left")
+    for name in ("run", "chunk", "seed", "success", "error", "nothing moves"):
+        shown.add_column(name, justify="left" if name == "run" else "right")
+    for r in rows:
+        shown.add_row(
+            Path(r.run).name,
+            str(r.chunk),
+            str(r.seed),
+            f"{r.success:.1%}",
+            f"{r.error:.3g}",
+            f"{r.still:.3g}",
+        )
+    return shown

@@ -1,0 +1,146 @@
+"""A film of a saved run, all seeds side by side: `python experiments/render_video.py RUN --task 3`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from envs_mjx.locomotion.gym_env import GymEnv
+from envs_mjx.locomotion.maze_env import MazeEnv
+from envs_mjx.locomotion.walkers import build_walker
+from envs_mjx.manipulation.env import ManipEnv
+from envs_mjx.manipulation.scenes import FAMILIES, build_scene
+from envs_mjx.registry import make, parse, resolve_engine
+from experiments.cli.arguments import read_flags, start_jax
+from experiments.cli.exit_status import exit_status
+from experiments.cli.output import outlive_output
+from experiments.evaluate import Engine
+from experiments.launch.saved_run import SavedRun, by_environment, open_run, read_settings
+from experiments.video import encode
+from experiments.video.mujoco_render import render, require_drawing, try_drawing
+from experiments.video.record import Film, film_official, film_ours
+from experiments.video.vector_drawing import draw
+from experiments.video.walker_drawing import Track, draw_walker, film_walker, returns
+from mac.errors import UserError
+from mac.formatting import counted
+
+PROGRAM = "python experiments/render_video.py"
+PICTURES = 200  # of one film, unless told otherwise
+PICTURE_SECONDS = 0.05  # that each is shown
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Plays one episode of each policy of a run, and makes a film of them side by side."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """folder of the run"""
+    task: int | None = None
+    """task to play, 1 to 5; None = the first of the run's environment"""
+    engine: Engine = "auto"
+    """physics: `c`, `mjx` or `warp` as in training (auto = the best one here), or the original `ogbench`"""
+    out: Path | None = None
+    """the film, .gif or .mp4; None = view-taskT-ENGINE.gif in the run's folder"""
+    renderer: Literal["auto", "mujoco", "drawing"] = "auto"
+    """`mujoco` needs EGL or OSMesa; `drawing` needs nothing, and is the only one for mazes and gym walkers"""
+    step: int | None = None
+    """update whose checkpoint is played; None = the newest"""
+    seed: int = 0
+    """which episode: 0 = the first of the run's own evaluation after that update, other numbers = others"""
+    every: int | None = None
+    """control steps per picture; None = so that there are at most 200 pictures"""
+
+    def __post_init__(self):
+        for name, least in {"task": 1, "step": 0, "seed": 0, "every": 1}.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < 2**31:
+                raise UserError(f"--{name}={value}: must be at least {least}, and below 2**31")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: view(read_flags(Ask, argv, PROGRAM)),
+        short_of_memory="take a larger --every, or engine c",
+        interrupted="no film was written",
+    )
+
+
+def view(ask: Ask) -> int:
+    """Does what the flags say; returns the exit status."""
+    outlive_output()
+    settings = read_settings(ask.run)
+    ((name, (task, *_)),) = by_environment(settings.env, () if ask.task is None else (ask.task,), "--task")
+    start_jax(1)
+    engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
+    out = ask.out or ask.run / f"view-task{task}-{engine}.gif"
+    encode.check_file(out)
+    walks = parse(name).family not in FAMILIES
+    if walks and (engine == "ogbench" or ask.renderer == "mujoco"):
+        raise UserError("mazes and gym walkers are filmed on engine c, mjx or warp, by --renderer drawing")
+    run = open_run(ask.run, ask.step)
+    painter = "drawing" if walks else choose_renderer(ask.renderer)
+    if parse(settings.env).task not in (None, task):
+        print(f"note: the run was trained on task {parse(settings.env).task}, not on task {task}")
+    seeds = counted(len(run.numbers), "seed")
+    print(
+        f"playing      task {task} on engine {engine}: {seeds}, after {run.step:,} updates",
+        flush=True,
+    )
+    film = record(run, name, task, engine, ask.seed)
+    frames = pick_frames(len(film.t), ask.every)
+    print(f"{outcome(film)}; {len(frames)} pictures by {painter}", flush=True)
+    title = f"{run.title}   task {task}, engine {engine}, {run.step:,} updates"
+    family = parse(name).family
+    if isinstance(film, Track):
+        pictures = draw_walker(build_walker(family), film, run.numbers, title, frames)
+    else:
+        paint = render if painter == "mujoco" else draw
+        pictures = paint(build_scene(family), film, run.numbers, title, frames)
+    encode.write_film(out, pictures, PICTURE_SECONDS)
+    print(f"  {out}")
+    return 0
+
+
+def choose_renderer(wanted: str) -> str:
+    """`mujoco` or `drawing`; auto takes MuJoCo's where the system can draw without a screen.
+
+    Raises:
+        UserError: `mujoco` is wanted, and cannot draw here.
+    """
+    if wanted == "auto":
+        return "mujoco" if try_drawing().platform else "drawing"
+    if wanted == "mujoco":
+        require_drawing()
+    return wanted
+
+
+def record(run: SavedRun, name: str, task: int, engine: str, draw_number: int) -> Film | Track:
+    """Plays `task` in the environment `name`, one episode of each seed."""
+    if engine == "ogbench":
+        return film_official(run, name, task, draw_number)
+    env = make(name, engine)
+    if isinstance(env, MazeEnv | GymEnv):
+        return film_walker(run, env, task, draw_number)
+    assert isinstance(env, ManipEnv)
+    return film_ours(run, env, task, draw_number)
+
+
+def outcome(film: Film | Track) -> str:
+    """How many seeds succeeded; of a walker that is only paid, what the seeds were paid."""
+    if isinstance(film, Track) and film.target is None:
+        return "return       " + ", ".join(f"{value:,.1f}" for value in returns(film)[-1])
+    return f"success      {int(film.success[-1].sum())} of {film.success.shape[1]} seeds"
+
+
+def pick_frames(steps: int, every: int | None) -> list[int]:
+    """Every `every`-th of `steps` moments, and always the last."""
+    stride = every or -(-steps // PICTURES)
+    return [*range(0, steps - 1, stride), steps - 1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
