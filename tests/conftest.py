@@ -65,7 +65,7 @@ def getkey() -> Callable[[], jax.Array]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Flags of the command line that name a small dataset."""
-    from tests.cli import write_data
+    from tests.helpers.command_line import write_data
 
     return write_data(tmp_path_factory.mktemp("data"))
 
@@ -73,7 +73,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of 10 updates; not to be changed."""
-    from tests.cli import finished_run
+    from tests.helpers.command_line import finished_run
 
     return finished_run(tmp_path_factory.mktemp("finished"))
 

@@ -15,8 +15,8 @@ from mac.data.convert import prepare
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, PLACES, damage
 from tests.fuzz.npz_cases import EDITED, TYPES, seen, stored
-from tests.hdf5_files import FALL, LIMIT, d4rl_arrays, write_d4rl, write_minari
-from tests.small_files import SPEC
+from tests.helpers.hdf5_files import FALL, LIMIT, d4rl_arrays, write_d4rl, write_minari
+from tests.helpers.small_datasets import SPEC
 
 RECORDED = SPEC._replace(recorded=True)
 EPISODES = ((15, FALL), (17, LIMIT), (11, FALL), (16, LIMIT), (14, LIMIT), (9, FALL))

@@ -19,7 +19,7 @@ from mac.data.raw_dataset import RawDataset
 from mac.data.store import Store
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, PLACES, Trap, damage
-from tests.small_files import SPEC
+from tests.helpers.small_datasets import SPEC
 
 KEYS = ("observations", "actions", "terminals")
 FILE, VAL = "toy.npz", "toy-val.npz"

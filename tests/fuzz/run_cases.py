@@ -30,7 +30,7 @@ from mac.run.io.logger import EVAL, METRICS
 from mac.types import Episodes
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, JSON, PLACES, TEXTS, damage, edit_json
-from tests.kills import DATA, ENV, RUN, write_data
+from tests.helpers.random_kills import DATA, ENV, RUN, write_data
 
 STEPS, END = 10, 15
 FLAGS = f"""--algo iql --env {ENV} --preset laptop --seeds 1 --hp.hidden 8 8 --hp.batch 8 --eval.episodes 1

@@ -19,7 +19,7 @@ from experiments.data import run_store
 from mac.data.window_feed import open_feed
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, JSON, PLACES, TEXTS, Trap, damage, edit_json
-from tests.kills import ENV, write_data
+from tests.helpers.random_kills import ENV, write_data
 
 FLAGS = f"""--algo iql --env {ENV} --preset laptop --seeds 1 --hp.hidden 8 8 --hp.batch 8 --steps 10 --out run
     --data.path data/small.npz --data.dir data""".split()

@@ -1,0 +1,154 @@
+"""What every algorithm of the registry must be: a state of arrays, one program, exact, and able to learn."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from baselines import REGISTRY
+from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.run import segment as loop
+from mac.run.io.checkpoint import CheckpointStore
+from tests.helpers.algorithm_cases import GOALS_ONLY, make
+from tests.helpers.straight_line_data import distance_left, journeys, one_seed
+
+K = 150
+UPDATES = {"cql": 400, "fql": 250, "idql": 300}
+"""Updates per segment, where they are not `K`."""
+OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}}
+MODES = {name: "goals" if name in (*GOALS_ONLY, "gciql", "mac_fql") else "reward" for name in REGISTRY}
+leaves = jax.tree.leaves
+
+
+class Trained(NamedTuple):
+    """Three segments of seeds 0 and 1, with the states before each and after the last.
+
+    Attributes:
+        traces: how often Python ran the update, which it does while it is traced only.
+    """
+
+    algo: Any
+    mode: str
+    states: list[TrainState]
+    logs: list[dict[str, np.ndarray]]
+    traces: int
+
+    @property
+    def k(self) -> int:
+        """Updates per segment."""
+        return len(next(iter(self.logs[0].values())))
+
+
+def segment(algo: Any, mode: str, k: int, state: TrainState, number: int, seed: int = 0) -> tuple[Any, Any]:
+    """The segment of that number, from a state on the host, back to the host."""
+    count = len(leaves(state)[0])
+    mesh = loop.seed_mesh(count)
+    keys = loop.place(mesh, loop.seed_keys(seed, count), loop.SEED)
+    window = loop.place(mesh, journeys(algo.sample.chunk, goals=mode == "goals"), loop.ALL)
+    steps = loop.place(mesh, np.arange(k * number, k * (number + 1), dtype=np.int32), loop.ALL)
+    state = loop.place(mesh, state, loop.SEED)
+    return jax.device_get(loop.segment(algo, mesh, window, keys, steps, state))
+
+
+def start(algo: Any, seed: int, seeds: int) -> TrainState:
+    mesh = loop.seed_mesh(seeds)
+    return jax.device_get(loop.init(algo, mesh, loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)))
+
+
+SLOW = ("mac_gaussian", "mac_fql", "mac_nodistill", "ifql", "gciql", "cql")
+"""Kin of others, whose contract is looked at less often."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in REGISTRY],
+)
+def trained(request: pytest.FixtureRequest) -> Trained:
+    name, traces, real = request.param, [], AbstractLossAlgorithm.update
+
+    def counted(self: Any, *args: Any) -> Any:
+        traces.append(1)
+        return real(self, *args)
+
+    k = UPDATES.get(name, K)
+    algo = make(name, MODES[name], 3 * k, batch=32, hidden=(32,), lr=3e-3, tau_ema=0.05, **OWN.get(name, {}))
+    states, logs = [start(algo, 0, 2)], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AbstractLossAlgorithm, "update", counted)
+        for number in range(3):
+            state, log = segment(algo, MODES[name], k, states[-1], number)
+            states.append(state)
+            logs.append(log)
+    return Trained(algo, MODES[name], states, logs, len(traces))
+
+
+def assert_same_bits(got: Any, want: Any) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for x, y in zip(leaves(got), leaves(want), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_state_holds_arrays_only_and_keeps_its_form(trained: Trained):
+    assert leaves(trained.algo) == [] and hash(trained.algo) == hash(trained.algo)
+    first, *later = trained.states
+    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves(first))
+    for state in later:
+        assert jax.tree.structure(state) == jax.tree.structure(first)
+        assert [(x.shape, x.dtype) for x in leaves(state)] == [(x.shape, x.dtype) for x in leaves(first)]
+
+
+def test_three_segments_are_traced_once(trained: Trained):
+    assert trained.traces == 1
+
+
+def test_training_is_finite_and_moves_every_network(trained: Trained):
+    assert all(np.all(np.isfinite(x)) for x in leaves((trained.states, trained.logs)))
+    first, *_, last = trained.states
+    for name, net in vars(first.nets).items():
+        moved = zip(leaves(net), leaves(getattr(last.nets, name)), strict=True)
+        assert all(not np.array_equal(x, y) for x, y in moved), name
+
+
+def test_metrics_have_a_row_per_update_and_a_column_per_seed(trained: Trained):
+    assert {value.shape for log in trained.logs for value in log.values()} == {(trained.k, 2)}
+
+
+def test_seed_is_the_same_whatever_its_company(trained: Trained):
+    """Seed 1 after seed 0 and before seed 2, by one and the same program."""
+    algo, mode, states, logs, _ = trained
+    fresh = start(algo, 1, 2)
+    assert_same_bits(one_seed(fresh, 0), one_seed(states[0], 1))
+    state, log = segment(algo, mode, trained.k, fresh, 0, seed=1)
+    assert_same_bits(one_seed(state, 0), one_seed(states[1], 1))
+    for name, value in log.items():
+        np.testing.assert_array_equal(value[:, 0], logs[0][name][:, 1])
+
+
+@pytest.mark.slow
+def test_seed_in_a_group_equals_the_seed_alone(trained: Trained):
+    algo, mode, states, *_ = trained
+    state, _ = segment(algo, mode, trained.k, start(algo, 1, 1), 0, seed=1)
+    for x, y in zip(leaves(one_seed(state, 0)), leaves(one_seed(states[1], 1)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_killed_and_resumed_run_ends_with_the_same_bits(trained: Trained, tmp_path: Path):
+    """From the checkpoint of the second segment's start; what was done after it is lost."""
+    algo, mode, states, *_ = trained
+    with CheckpointStore(tmp_path) as store:
+        store.save(trained.k, states[1], {})
+    with CheckpointStore(tmp_path) as store:
+        state = jax.device_get(store.restore(start(algo, 0, 2)).state)
+    for number in (1, 2):
+        state, _ = segment(algo, mode, trained.k, state, number)
+    assert_same_bits(state, states[3])
+
+
+def test_trained_policy_beats_its_random_start(trained: Trained):
+    """The data lead to the place to be; a policy that stays where it starts is about 1 away from it."""
+    act, goals = jax.jit(trained.algo.act), trained.mode == "goals"
+    for seed in range(2):
+        before, after = (distance_left(act, one_seed(trained.states[i], seed), goals=goals) for i in (0, 3))
+        assert after < 0.9 * before and after < 0.65, (before, after)

@@ -1,0 +1,103 @@
+"""Networks that learn at some updates only: ReBRAC's policy between its turns, against Adam in NumPy."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+
+from mac.algorithm import TrainState, cooling, in_turns
+from mac.data.sampler import sample
+from tests.helpers.algorithm_cases import make
+from tests.helpers.toy_env import window
+
+LR = 0.01
+VARIANTS = [*itertools.product([True, False], [True, False])]
+"""Whether momentum moves the policy between turns, and whether the first update is a turn."""
+
+
+class Adam:
+    """Adam in NumPy (Kingma & Ba 2015, algorithm 1), for a vector."""
+
+    def __init__(self, size: int):
+        self.m, self.v, self.count = np.zeros(size), np.zeros(size), 0
+
+    def move(self, grad: np.ndarray, lr: float) -> np.ndarray:
+        self.count += 1
+        self.m = 0.9 * self.m + 0.1 * grad
+        self.v = 0.999 * self.v + 0.001 * grad**2
+        m, v = self.m / (1 - 0.9**self.count), self.v / (1 - 0.999**self.count)
+        return -lr * m / (np.sqrt(v) + 1e-8)
+
+
+def flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+
+
+def moves(grads: np.ndarray, every: int, coast: bool, first: bool) -> np.ndarray:
+    """What `in_turns` does with a row of gradients per update."""
+    rule = in_turns(optax.adam(LR), lambda t: t % every == (0 if first else every - 1), coast=coast)
+
+    def step(state: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        update, state = rule.update(given[0], state, step=given[1])
+        return state, jnp.asarray(update)
+
+    rows = jnp.asarray(grads, jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        return np.asarray(jax.lax.scan(step, rule.init(rows[0]), (rows, jnp.arange(len(rows))))[1])
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize(("coast", "first"), VARIANTS)
+def test_turns_are_those_of_adam_with_zeros_or_with_pauses(every: int, coast: bool, first: bool):
+    grads, adam = np.random.default_rng(0).normal(size=(7, 3)), Adam(3)
+    for t, got in enumerate(moves(grads, every, coast, first)):
+        turn = t % every == 0 if first else (t + 1) % every == 0
+        want = adam.move(grads[t] * turn, LR) if turn or coast else np.zeros(3)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-8)
+
+
+def test_coasting_policy_goes_about_1_4_times_as_far():
+    """A gradient of 1 at every second update: m -> 1/2, v -> 1/2, so steps of 0.71; else 1 of each two."""
+    far, near = (-moves(np.ones((4000, 1)), 2, coast, False).sum() for coast in (True, False))
+    assert near == pytest.approx(2000 * LR, rel=1e-3)
+    assert far / near == pytest.approx(2**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("coast", "first"), VARIANTS)
+def test_rebracs_policy_and_target_networks_take_turns(coast: bool, first: bool):
+    algo: Any = make("rebrac", "reward", lr=LR, tau_ema=0.1, actor_coasts=coast, actor_first=first)
+    state: TrainState = jax.jit(algo.init)(jr.key(0))
+    # Away from its start, a target network does not equal its network, so that following shows.
+    state = dataclasses.replace(state, target=jax.tree.map(lambda x: x + 0.1, state.target))
+    update, slope = jax.jit(algo.update), jax.jit(jax.grad(algo.loss, has_aux=True))
+    batch = jax.jit(sample, static_argnums=1)(window(1), algo.sample, jr.key(2))
+    actor, critics = Adam(flat(state.nets.actor).size), Adam(flat(state.nets.q).size)
+    for step in range(5):
+        key, turn = jr.key(step), step % 2 == (0 if first else 1)
+        grads, _ = slope(state.nets, state.target, batch, key)
+        after, _ = update(state, batch, jnp.asarray(step, jnp.int32), key)
+        went = actor.move(flat(grads.actor) * turn, LR) if turn or coast else 0.0
+        want = flat(state.nets.actor) + went
+        np.testing.assert_allclose(flat(after.nets.actor), want, rtol=1e-3, atol=1e-5)
+        want = flat(state.nets.q) + critics.move(flat(grads.q), LR)
+        np.testing.assert_allclose(flat(after.nets.q), want, rtol=1e-3, atol=1e-5)
+        want = flat(state.target) + 0.1 * turn * (flat(state.nets) - flat(state.target))
+        np.testing.assert_allclose(flat(after.target), want, rtol=1e-5, atol=1e-6)
+        assert np.any(flat(after.nets.actor) != flat(state.nets.actor)) == (turn or (coast and step > 0))
+        state = after
+
+
+@pytest.mark.parametrize(("coast", "first"), VARIANTS)
+def test_learning_rate_of_the_policy_cools_down_with_that_of_the_critics(coast: bool, first: bool):
+    """Over 12 updates, of which the last half cools; an optimiser that rests counts turns, not updates."""
+    algo: Any = make("rebrac", "reward", 12, lr=LR, cooldown=0.5, actor_coasts=coast, actor_first=first)
+    rates = [float(jnp.asarray(algo.actor_rate(jnp.asarray(i)))) for i in range(12 if coast else 6)]
+    turns = range(12) if coast else range(0 if first else 1, 12, 2)
+    assert rates == pytest.approx([float(jnp.asarray(cooling(LR, 12, 0.5)(t))) for t in turns])
+    assert rates[-1] < 0.5 * LR

@@ -1,0 +1,105 @@
+"""The baselines: losses, gradients and updates against NumPy, and what acts in them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from baselines import REGISTRY
+from tests.helpers.algorithm_cases import GOALS_ONLY, LR, METRICS, TAU, TAU_ACTOR, Case, make_case
+from tests.helpers.mac_cases import assert_first_step_of_adam, assert_followed, leaves, slopes_of
+from tests.helpers.numpy_acting import act, expect
+from tests.helpers.numpy_mac import double
+
+OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    name: (name, "goals" if name in (*GOALS_ONLY, "gciql") else "reward", {})
+    for name in REGISTRY
+    if not name.startswith("mac")
+}
+OPTIONS |= {
+    "iql with goals, as on D4RL": (
+        "iql",
+        "goals",
+        {"policy": "tanh", "advantage": "slow", "activation": "relu", "critic_norm": False},
+    ),
+    "fql with goals": ("fql", "goals", {"combine": "min"}),
+    "rebrac with goals": ("rebrac", "goals", {}),
+    "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
+}
+SLOW = ("rebrac with goals", "fql with goals")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(v, id=k, marks=[pytest.mark.slow] * (k in SLOW)) for k, v in OPTIONS.items()],
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    name, mode, changes = request.param
+    return make_case(name, mode, **changes)
+
+
+def test_losses_are_those_of_the_slow_version(case: Case):
+    want = case.by_hand(double(case.state.nets))
+    got = {n: sum(float(case.metrics[m]) for m in METRICS[n] if m in case.metrics) for n in case.names}
+    assert got == pytest.approx(want, rel=1e-4, abs=1e-5)
+
+
+def test_gradient_of_the_total_is_the_slope_of_each_networks_own_loss(case: Case):
+    """Central differences of the slow version; a leak from another network's loss would add to it."""
+    nets = double(case.state.nets)
+    for name in case.names:
+        for got, want in slopes_of(nets, name, getattr(case.grads, name), case.by_hand, count=2):
+            assert got == pytest.approx(want, rel=1e-3, abs=1e-4), name
+
+
+def test_update_moves_each_weight_against_its_gradient_and_slow_copies_by_their_rates(case: Case):
+    before, after, online = case.state, case.after, case.algo.targeted(case.state.nets)
+    assert_first_step_of_adam(before.nets, after.nets, case.grads, LR)
+    if case.name == "idql":
+        assert_followed(before.target["q"], after.target["q"], online["q"], TAU)
+        assert_followed(before.target["actor"], after.target["actor"], online["actor"], TAU_ACTOR)
+    else:
+        assert_followed(before.target, after.target, online, TAU)
+
+
+def test_state_holds_arrays_only(case: Case):
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves(case.after))
+    assert jax.tree.structure(case.after) == jax.tree.structure(case.state)
+    assert [x.aval for x in leaves(case.state)] == [x.aval for x in leaves(case.after)]
+
+
+def situations(case: Case) -> tuple[np.ndarray, np.ndarray | None, jax.Array, jax.Array | None]:
+    """States and goals, if there are any, and the same as JAX has them."""
+    rng = np.random.default_rng(0)
+    s, g = rng.normal(size=(5, 2)), rng.normal(size=(5, 2))
+    if case.algo.env.goal_dim is None:
+        return s, None, jnp.asarray(s, jnp.float32), None
+    return s, g, jnp.asarray(s, jnp.float32), jnp.asarray(g, jnp.float32)
+
+
+def test_acting_is_that_of_the_slow_version(case: Case):
+    s, g, obs, goal = situations(case)
+    got = jax.jit(case.algo.act)(case.state, obs, goal, jr.key(1))
+    nets, target = double(case.state.nets), double(case.state.target)
+    with jax.numpy_rank_promotion("allow"):
+        want = act(case.name, nets, target, s, g, case.algo.cfg, jr.key(1))
+    assert got.shape == (5, 1, 2) and np.ptp(want, axis=0).max() > 0.01
+    np.testing.assert_allclose(got[:, 0], want, rtol=1e-3, atol=1e-4)
+
+
+def test_expected_return_is_what_the_critics_say_of_the_action(case: Case):
+    algo = case.algo
+    s, g, obs, goal = situations(case)
+    if case.name == "flow_bc":
+        assert algo.step_discount is None and algo.predict(case.state, obs, goal, jr.key(1)) is None
+        return
+    assert algo.step_discount == algo.cfg.discount
+    got = jax.jit(algo.predict)(case.state, obs, goal, jr.key(1))
+    nets, chosen = double(case.state.nets), np.asarray(algo.act(case.state, obs, goal, jr.key(1))[:, 0])
+    with jax.numpy_rank_promotion("allow"):
+        want = expect(case.name, nets, s, g, algo.cfg, chosen, jr.key(1))
+    assert np.ptp(want) > 1e-3
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)

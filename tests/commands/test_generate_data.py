@@ -1,0 +1,233 @@
+"""`experiments/generate_data.py`: how much it makes, where, what it says, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from envs_mjx.datagen import simulate_episodes
+from envs_mjx.datagen.dataset_spec import LANES, Request
+from envs_mjx.datagen.simulate_episodes import Simulator
+from envs_mjx.experts import STYLES
+from envs_mjx.manipulation import scenes
+from experiments import generate_data
+from experiments.cli.settings import DataConfig
+from experiments.data import locate, run_store
+from experiments.generate_data import dataset_name, default_folder, episodes_of, main
+from mac.errors import UserError
+from tests.helpers.fake_expert import instant  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+ROWS = simulate_episodes.EPISODE_ROWS
+
+
+def test_rows_are_rounded_up_to_episodes() -> None:
+    # A unit counts transitions, 1000 per episode, as in OGBench's names; a plain number rows, 1001.
+    expected = {"1M": 1000, "100k": 100, "1m": 1000, "100M": 100_000, "1B": 10**6, "1.5M": 1500, "0.5k": 1}
+    expected |= {
+        "200_200": 200,
+        "200200": 200,
+        "200_201": 201,
+        "1": 1,
+        "1e6": 1000,
+        "1001": 1,
+        "1002": 2,
+        "1000000": 1000,
+    }
+    assert {text: episodes_of(text, "--rows") for text in expected} == expected
+
+
+def test_rows_are_counted_in_episodes_of_the_dataset() -> None:
+    assert episodes_of("1M", "--rows", 2001) == 500 and episodes_of("4002", "--rows", 2001) == 2
+    assert default_folder(Request("pointmaze-giant-stitch-v0", 3, 9)).name == "generated-603-seed0"
+
+
+@pytest.mark.parametrize("text", ["1Q", "", "M", "-5", "0", "0k", "1,000", "2.5", "ten", "1 M M", "inf", "٣"])
+def test_other_numbers_of_rows_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"--rows={text}: .*number"):
+        episodes_of(text, "--rows")
+
+
+def test_environment_and_style_make_a_dataset_name() -> None:
+    assert dataset_name("puzzle-4x5", None) == "puzzle-4x5-play-v0"
+    assert dataset_name("scene", "noisy") == "scene-noisy-v0"
+    assert dataset_name("pointmaze-giant", None) == "pointmaze-giant-navigate-v0"
+    assert dataset_name("antmaze-medium", "explore") == "antmaze-medium-explore-v0"
+    assert dataset_name("cube-triple-noisy-v0", None) == "cube-triple-noisy-v0"
+    assert dataset_name("cube-triple-noisy-singletask-v0", "noisy") == "cube-triple-noisy-v0"
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_pair_of_files_is_found_by_run_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--env", "cube-single", "--rows", "2002", "--seed", "7"]) == 0
+    data = DataConfig(rows=2002, seed=7)
+    path = locate.generated_file(data, "cube-single-play-v0")
+    assert locate.search(data, "cube-single-play-singletask-task2-v0") == path
+    assert run_store.count_rows(path) == 2002
+
+
+@pytest.mark.usefixtures("instant")
+def test_shards_are_found_by_run_py_when_all_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--env", "cube-single", "--rows", "3003", "--shard-rows", "1001"]) == 0
+    path = default_folder(Request("cube-single-play-v0", 3, 1))
+    assert locate.search(DataConfig(rows=3003), "cube-single-play-v0") == path
+    assert run_store.count_rows(path) == 3003
+    (path / "cube-single-play-v0.json").unlink()
+    assert locate.search(DataConfig(rows=3003), "cube-single-play-v0") is None
+
+
+@pytest.mark.usefixtures("instant")
+def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--env", "cube-single", "--rows", "12012", "--out", str(tmp_path / "d"), "--engine", "c"]
+    for _ in range(2):  # the second time there is nothing to do
+        assert main(argv) == 0
+        out = capsys.readouterr().out
+        assert "12 for training, 1 for validation" in out and "3 of 4" not in out
+        assert "39 of 52 targets" in out and "3 episodes that failed" in out
+        assert "wrote        12,012 + 1,001 rows" in out
+
+
+def error_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    good = {"--env": "puzzle-3x3", "--rows": "1k", "--out": str(tmp_path / "d")}
+    for change, message in (
+        ({"--env": "puzzle-5x5"}, "no such environment; choose puzzle-"),
+        ({"--env": "hopper"}, "no such environment"),
+        ({"--env": "cube-single-play-v0", "--style": "noisy"}, "contradicts"),
+        ({"--style": "lazy"}, "'lazy'"),
+        ({"--style": "navigate"}, "datasets of puzzle-3x3 are play or noisy"),
+        ({"--env": "pointmaze-giant", "--style": "explore"}, "are navigate or stitch"),
+        ({"--env": "antmaze-medium"}, "needs a trained expert"),
+        ({"--env": "antmaze-medium", "--expert": str(tmp_path)}, "no trained expert here"),
+        ({"--rows": "1Q"}, "--rows=1Q"),
+        ({"--shard-rows": "0"}, "--shard-rows=0"),
+        ({"--seed": "-1"}, "seed=-1"),
+        ({"--rows": "100B", "--shard-rows": "1"}, "too many files"),
+        ({"--seed": "x"}, "--seed: 'x' is not a whole number"),
+        ({"--threads": "0"}, "--threads=0"),
+        ({"--lanes": "0"}, "--lanes=0"),
+        ({"--engine": "bullet"}, "'bullet'"),
+        ({"--out": str(tmp_path / "file" / "d")}, "choose another --out"),
+        ({"--out": "/proc/d"}, "choose another --out"),
+        ({"--colour": "red"}, "unknown flag --colour"),
+        ({"--row": "5"}, "did you mean --rows?"),
+    ):
+        argv = [word for pair in (good | change).items() for word in pair]
+        assert message in error_of(argv, capsys)
+    assert error_of(["--env", "scene"], capsys) == "error: --rows is missing; see --help"
+    assert error_of(["--seed", "1"], capsys) == "error: --env is missing; see --help"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_the_help_names_every_flag_and_value(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert not stop.value.code
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for flag in ("env", "rows", "style", "expert", "seed", "out", "shard-rows", "engine", "threads", "lanes"):
+        assert f" --{flag} " in said
+    for choices in (scenes.FAMILIES, STYLES, LANES):
+        assert all(choice in said for choice in choices)
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_folder_with_other_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--env", "cube-single", "--rows", "1k", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert "seed=0, asked is seed=1" in error_of([*argv, "--seed", "1"], capsys)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_in_use_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["--env", "cube-single", "--rows", "1k", "--out", str(tmp_path)]
+
+    def meanwhile(*args: object, **named: object) -> None:
+        assert "another process" in error_of(argv, capsys)
+        raise UserError("the other")
+
+    monkeypatch.setattr(generate_data, "generate", meanwhile)
+    assert "the other" in error_of(argv, capsys)
+
+
+def test_too_many_lanes_for_the_memory_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*args: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    monkeypatch.setattr(Simulator, "run", exhausted)
+    argv = ["--env", "cube-single", "--rows", "1k", "--out", str(tmp_path), "--lanes", "9"]
+    assert "fewer --lanes" in error_of(argv, capsys)
+
+
+COMMAND = """
+import sys, time
+from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.simulate_episodes import Simulator
+from experiments.generate_data import main
+from tests import fake_expert
+
+def slow(self, jobs, tick, stop):
+    print("simulating", flush=True)
+    time.sleep(0.3)
+    return fake_expert.run(self, jobs, tick, stop)
+
+Simulator.run = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_stops_it_and_says_how_to_continue(number: signal.Signals, tmp_path: Path) -> None:
+    argv = [
+        "--env",
+        "cube-single",
+        "--rows",
+        "130130",
+        "--shard-rows",
+        "65065",
+        "--out",
+        str(tmp_path / "a b"),
+    ]
+
+    def start() -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", COMMAND, *argv]
+        return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=os.environ)
+
+    process = start()
+    assert process.stdout
+    for _ in filter(lambda line: line == "simulating\n", process.stdout):
+        if (tmp_path / "a b" / ".cube-single-play-v0.collect" / "journal.jsonl").exists():
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, (out, err)
+    assert "Traceback" not in err and f"generate_data.py {' '.join(argv[:-1])} '{argv[-1]}'" in err
+    out, err = start().communicate(timeout=120)
+    assert "continuing" in out and "130,130 + 12,012 rows" in out, err
+    meta = json.loads((tmp_path / "a b" / "cube-single-play-v0.json").read_text())
+    assert meta["collected"]["targets"] == 4 * 142
+    with np.load(tmp_path / "a b" / "cube-single-play-v0-001.npz") as file:
+        assert file["terminals"].sum() == 65

@@ -1,0 +1,108 @@
+"""Every algorithm of the registry at sizes at which it compiles fast, and the baselines at a batch."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+
+from baselines import REGISTRY
+from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.data.sampler import sample
+from mac.types import Batch
+from tests.helpers.numpy_ablations import MODES
+from tests.helpers.numpy_baselines import LOSSES, data
+from tests.helpers.numpy_mac import double, perturb
+from tests.helpers.toy_env import window
+
+LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
+GOALS_ONLY = ("nsac_bc", "sharsa")
+SIZES: dict[str, dict[str, Any]] = {
+    "mac": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4, "flow_steps": 3},
+    "mac_gaussian": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4},
+    "mac_fql": {"chunk": 2, "rollout": 2, "flow_steps": 3},
+    "mac_nodistill": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4},
+    "flow_bc": {"flow_steps": 4},
+    "fql": {"flow_steps": 3, "alpha": 10.0},
+    "ifql": {"flow_steps": 4, "candidates": 4},
+    "idql": {"diffusion_steps": 4, "candidates": 4, "blocks": (8, 8), "tau_actor": TAU_ACTOR},
+    "rebrac": {"alpha_actor": 1.0, "alpha_critic": 0.1},
+    "nsac_bc": {"leap": 4, "alpha": 1.0},
+    "sharsa": {"leap": 4, "candidates": 4, "flow_steps": 4},
+    "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
+}
+POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
+METRICS = {
+    "v": ("value/loss",),
+    "q": ("critic/loss", "critic/gap_loss"),
+    "actor": (*POLICY, "policy/flow_loss"),
+    "flow": ("policy/flow_loss",),
+    "policy": ("policy/distil_loss", "policy/q_loss"),
+    "high": ("policy/high_loss",),
+    "low": ("policy/low_loss",),
+    "log_weight": ("policy/entropy_loss",),
+}
+"""The losses that train each network; a method has some of the networks, and of each some losses."""
+
+
+def make(name: str, mode: str, steps: int = 0, **changes: Any) -> AbstractAlgorithm:
+    """An algorithm for the point of `tests.helpers.toy_env`, in the mode "reward" or "goals"."""
+    entry = REGISTRY[name]
+    small = {"batch": 8, "hidden": (8,), "discount": 0.9} | SIZES.get(name, {})
+    return entry.algorithm(entry.config(**small | changes), MODES[mode], steps)
+
+
+def first_gradients(opt_state: Any) -> Any:
+    """The gradient of the whole loss, as Adam's first update from zero remembers it: a tenth of it."""
+
+    def is_adam(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByAdamState)
+
+    def missing(x: Any) -> bool:
+        return isinstance(x, optax.MaskedNode)
+
+    means = [x.mu for x in jax.tree.leaves(opt_state, is_leaf=is_adam) if is_adam(x)]
+    return jax.tree.map(lambda *x: next(y for y in x if not missing(y)) / 0.1, *means, is_leaf=missing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One method, its weights away from their start so that no bias, scale or slow copy is trivial."""
+
+    name: str
+    algo: Any
+    state: TrainState
+    batch: Batch
+    key: jax.Array
+    metrics: dict[str, jax.Array]
+    grads: Any
+    after: TrainState
+
+    @property
+    def names(self) -> list[str]:
+        """The networks that the method has."""
+        return list(vars(self.state.nets))
+
+    def by_hand(self, nets: Any) -> dict[str, float]:
+        """Each network's own loss, at float64 networks `nets`."""
+        frozen, target = double(self.state.nets), double(self.state.target)
+        with jax.numpy_rank_promotion("allow"):
+            return LOSSES[self.name](
+                nets, frozen, target, data(self.batch), self.algo.cfg, self.key, self.batch
+            )
+
+
+def make_case(name: str, mode: str, **changes: Any) -> Case:
+    algo: Any = make(name, mode, **{"lr": LR, "tau_ema": TAU} | changes)
+    state = jax.jit(algo.init)(jr.key(0))
+    state = dataclasses.replace(state, nets=perturb(state.nets, 1), target=perturb(state.target, 4))
+    batch = jax.jit(sample, static_argnums=1)(window(1), algo.sample, jr.key(2))
+    if batch.rewards is not None:  # other than -1 and 0
+        rewards = np.random.default_rng(3).normal(size=batch.rewards.shape)
+        batch = dataclasses.replace(batch, rewards=jnp.asarray(rewards, jnp.float32))
+    # The second update, in which ReBRAC's policy has its first turn.
+    after, metrics = jax.jit(algo.update)(state, batch, jnp.ones((), jnp.int32), jr.key(5))
+    return Case(name, algo, state, batch, jr.key(5), metrics, first_gradients(after.opt_state), after)

@@ -1,0 +1,54 @@
+"""MAC's hyperparameters: the paper's defaults, and impossible values named."""
+
+from typing import Any
+
+import pytest
+
+from mac.config import Config
+from mac.errors import UserError
+from tests.helpers.toy_env import mac
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch", 0),
+        ("chunk", -1),
+        ("rollout", 0),
+        ("candidates", 0),
+        ("candidates_test", 0),
+        ("flow_steps", 0),
+        ("execute", 0),
+        ("execute", 3),
+        ("hidden", ()),
+        ("hidden", (8, 0)),
+        ("discount", 1.0),
+        ("discount", 0.0),
+        ("lam", -0.1),
+        ("tau_ema", 0.0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("rollout_batch", 0),
+        ("flow_steps_test", -1),
+        ("cooldown", 1.5),
+    ],
+)
+def test_impossible_hyperparameter_is_named_in_one_line(field: str, value: Any):
+    with pytest.raises(UserError, match=f"^--hp.{field.replace('_', '-')}=.*") as caught:
+        mac(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_are_the_papers():
+    """Tables 6 to 8, single-task reward data."""
+    cfg = Config()
+    assert (cfg.batch, cfg.hidden, cfg.lr, cfg.discount, cfg.tau_ema) == (256, (512,) * 4, 3e-4, 0.999, 0.005)
+    assert (cfg.chunk, cfg.rollout, cfg.candidates, cfg.candidates_test, cfg.flow_steps) == (
+        10,
+        10,
+        8,
+        32,
+        10,
+    )
+    assert (cfg.lam, cfg.chunk_reward, cfg.execute) == (1.0, "mean", 1)
+    assert cfg.rollout_batch >= cfg.batch and (cfg.cooldown, cfg.flow_steps_test) == (0, 0)

@@ -1,0 +1,146 @@
+"""Which part of the project may import which; read from the source, so that no import can hide."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("mac", "envs_mjx", "baselines", "experiments")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+BASICS = ("mac.types", "mac.errors")
+ON_DISK = (*BASICS, "mac.atomic_files", "mac.machine", "mac.formatting")
+NETWORKS = (*BASICS, "mac.nn", "mac.ops")
+LOSSES = (*NETWORKS, "mac.algorithm", "mac.config")
+"""Of what learns by a loss of networks."""
+
+# What a module may import of ours, by the longest matching prefix of its own name. A package may always
+# import from itself, except where it is listed in `APART`.
+ALLOWED = {
+    "mac": (),
+    "mac.errors": (),
+    "mac.formatting": (),
+    "mac.types": (),
+    "mac.atomic_files": ("mac.errors",),
+    "mac.free_memory": ("mac.machine",),
+    "mac.machine": (),
+    "mac.nn": BASICS,
+    "mac.ops": BASICS,
+    "mac.algorithm": (*NETWORKS, "mac.config"),
+    "mac.config": BASICS,
+    "mac.diagnostics": (*NETWORKS, "mac.config", "mac.data"),
+    "mac.mac": (*LOSSES, "mac.diagnostics"),
+    "mac.ablations": (*NETWORKS, "mac.config", "mac.mac"),
+    "mac.ablations.dynamics_only": (*NETWORKS, "mac.algorithm"),
+    "mac.model_free": LOSSES,
+    "mac.implicit_q": (*LOSSES, "mac.model_free"),
+    "mac.data": (*ON_DISK, "mac.free_memory"),
+    "mac.run": (*ON_DISK, "mac.algorithm", "mac.data"),
+    "envs_mjx": ON_DISK,
+    "baselines": (*LOSSES, "mac.mac", "mac.ablations", "mac.model_free", "mac.implicit_q"),
+    "experiments": ("mac", "envs_mjx", "baselines"),
+}
+APART = ("mac", "mac.ablations", "baselines")
+"""Whose modules are apart: only `baselines/__init__.py` sees all of them."""
+FOREIGN = {
+    "ogbench",
+    "dm_control",
+    "warp",
+    "gymnasium",
+}  # for tests only: heavy, and the peers we are measured by
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports, in functions and under TYPE_CHECKING too."""
+    name = name_of(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            base = (
+                ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            )
+            module = ".".join(filter(None, (base, node.module)))
+            for alias in node.names:
+                inner = ROOT.joinpath(*module.split("."), alias.name)
+                known = inner.is_dir() or inner.with_suffix(".py").exists()
+                yield f"{module}.{alias.name}" if known else module
+
+
+def may_import(name: str, target: str) -> bool:
+    rule = max((prefix for prefix in ALLOWED if is_within(name, prefix)), key=len)
+    if name == "baselines" and is_within(target, "baselines"):
+        return True
+    own = rule not in APART and is_within(target, rule)
+    return own or any(is_within(target, allowed) for allowed in ALLOWED[rule])
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_module_imports_only_lower_layers(path: Path):
+    name = name_of(path)
+    ours = {target for target in imports(path) if target.split(".")[0] in PACKAGES}
+    wrong = {target for target in ours if not may_import(name, target)}
+    assert not wrong, f"{name} must not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_module_imports_no_reference_package(path: Path):
+    found = {target.split(".")[0] for target in imports(path)} & FOREIGN
+    # A process of its own, for those who ask for the original environment.
+    assert found == (
+        {"ogbench", "gymnasium"} if name_of(path) == "experiments.ogbench_eval.worker" else set()
+    )
+
+
+def jits(path: Path) -> list[int]:
+    """Lines that name a `jit` of any kind."""
+    tree = ast.parse(path.read_text())
+    names = {n.lineno for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id.endswith("jit")}
+    return sorted(
+        names | {n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr.endswith("jit")}
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(ROOT / "baselines")], ids=name_of)
+def test_baselines_compile_nothing(path: Path):
+    assert not jits(path), "the training loop compiles; an algorithm is plain functions"
+
+
+def test_only_the_loop_compiles():
+    found = {name_of(path): len(jits(path)) for path in FILES if is_within(name_of(path), "mac")}
+    # init and segment, evaluate, the diagnosis, and the finite check of a state that is about to be saved.
+    assert {name: count for name, count in found.items() if count} == {
+        "mac.run.segment": 2,
+        "mac.run.evaluate": 1,
+        "mac.run.diagnose": 1,
+        "mac.run.train": 1,
+    }
+
+
+def test_rules_are_for_modules_that_exist():
+    known = {name_of(path) for path in FILES}
+    named = {*ALLOWED, *APART, *(target for targets in ALLOWED.values() for target in targets)}
+    assert named <= known
+
+
+def test_rules_catch_what_they_forbid():
+    assert not may_import("mac.nn.mlp", "mac.ops.flow")
+    assert not may_import("mac.run.train", "mac.mac")
+    assert not may_import("mac.run.train", "envs_mjx.base")
+    assert not may_import("mac.mac", "mac.ablations.gaussian")
+    assert not may_import("baselines.iql", "baselines.fql")
+    assert not may_import("envs_mjx.manipulation.env", "mac.data.store")
+    assert not may_import("mac.types", "experiments.run")
+    assert may_import("baselines", "baselines.fql") and may_import("mac.run.train", "mac.run.io.logger")

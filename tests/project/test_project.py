@@ -1,0 +1,134 @@
+"""The project's own habits: short functions, declared dependencies, documented commands that CI runs."""
+
+import ast
+import functools
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("mac", "envs_mjx", "baselines", "experiments")
+SOURCES = sorted(path for folder in (*PACKAGES, "tests") for path in (ROOT / folder).rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def distribution(requirement: str) -> str:
+    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def tracked() -> list[Path]:
+    try:
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [path for name in listing.decode().split("\0") if name and (path := ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_functions_are_short(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 80, f"{node.name} is too long"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_module_says_what_it_is(path: Path):
+    text = path.read_text()
+    assert not text or ast.get_docstring(ast.parse(text)), "a module begins with a docstring"
+
+
+@functools.cache
+def distributions() -> Mapping[str, list[str]]:
+    """Names of the installed distributions that provide each top-level module."""
+    return importlib.metadata.packages_distributions()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_are_declared_dependencies(package: str):
+    extras = PROJECT["optional-dependencies"]
+    optional = [requirement for name in ("warp", "video") for requirement in extras[name]]
+    declared = {distribution(requirement) for requirement in (*PROJECT["dependencies"], *optional)}
+    owners = distributions()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules = [node.module]
+            for top in {module.split(".")[0] for module in modules}:
+                if top in sys.stdlib_module_names or top in PACKAGES:
+                    continue
+                names = {name.lower().replace("_", "-") for name in owners.get(top, [top.replace("_", "-")])}
+                assert names & declared, f"{relative(path)} imports {top}, which pyproject.toml does not list"
+
+
+def test_lock_file_fits_the_dependencies():
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    (ours,) = [package for package in packages if package["name"] == PROJECT["name"]]
+    locked = {
+        (entry["name"], entry.get("specifier", ""))
+        for entry in ours["metadata"]["requires-dist"]
+        if "extra ==" not in entry.get("marker", "")
+    }
+    declared = {
+        (
+            distribution(requirement),
+            ",".join(sorted(re.findall(r"[<>=!~]=?[^,]+", requirement), reverse=True)),
+        )
+        for requirement in PROJECT["dependencies"]
+    }
+    normal = {(name, ",".join(sorted(specifier.split(","), reverse=True))) for name, specifier in locked}
+    assert normal == declared, "run `uv lock`"
+
+
+def test_constraints_are_those_of_the_lock_file():
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    locked = {(p["name"], p["version"]) for p in packages if p["name"] != PROJECT["name"]}
+    written = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert set(written) == locked, "run the command in the head of constraints.txt"
+
+
+def test_versions_agree():
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    assert PROJECT["version"] in {p["version"] for p in packages if p["name"] == PROJECT["name"]}
+    newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == PROJECT["version"]
+
+
+def test_readme_commands_are_run_by_ci():
+    readme = (ROOT / "README.md").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    commands = re.findall(r"^\s*(?:\$ )?(pip install -e .*&& .*)$", readme, re.MULTILINE)
+    tests = [command for command in commands if "pytest" in command]
+    assert tests, "README.md states how to install and test"
+    for step in tests[0].split(" && "):
+        assert step.strip() in script
+
+
+def test_readme_is_filled_in():
+    assert not re.findall(r"@[A-Z]+@", (ROOT / "README.md").read_text())
+
+
+def test_readme_links_point_to_files():
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / "README.md").read_text())
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_no_path_of_one_machine_is_left():
+    machine = re.compile(r"(?<![\w.])/(?:work|home/\w+|root)/[\w.]")
+    for path in tracked():
+        if path.suffix in {".py", ".md", ".toml", ".txt", ".yml"} or path.name == "run":
+            assert not machine.search(path.read_text()), f"{relative(path)} names a folder of one machine"
+
+
+def test_nothing_large_is_tracked():
+    assert not [relative(path) for path in tracked() if path.stat().st_size > 1_000_000]
