@@ -1,8 +1,10 @@
 """Files that are written whole or not at all, and what a user is told when the disk refuses."""
 
 import contextlib
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +24,17 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         then = remedy(error, "choose another folder")
         raise UserError(f"cannot write {path}: {refusal(error)}; {then}") from error
+
+
+def require_regular(path: Path) -> None:
+    """Checks that a path is no pipe and no device, which may be read, or opened, forever.
+
+    Raises:
+        OSError: it is one, or it cannot be examined.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder, `open` says so itself
+        raise OSError(errno.EINVAL, "a pipe or a device, no regular file", str(path))
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
@@ -112,6 +125,7 @@ def read_json(path: Path) -> Any:
 
 def load_json(path: Path) -> Any:
     """As `read_json`, for a caller with more to say: raises `OSError`, or `ValueError` if it is not JSON."""
+    require_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:

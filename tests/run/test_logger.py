@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -378,3 +379,16 @@ def test_a_resume_elsewhere_says_what_differs(tmp_path: Path, monkeypatch: pytes
     assert (
         run_metadata.differences({}, {"environment": {"XLA_FLAGS": "x"}}) is None
     )  # older records tell nothing
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_not_waited_for(tmp_path: Path):
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    for use in (
+        lambda: list(read_rows(pipe)),
+        lambda: append_row(pipe, {}),
+        lambda: check_appendable(pipe, "--out"),
+        lambda: atomic_files.read_json(pipe),
+    ):
+        with pytest.raises(UserError, match=r"rows\.jsonl: a pipe or a device, no regular file"):
+            use()

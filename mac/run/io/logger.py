@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mac.atomic_files import require_regular
 from mac.errors import UserError, refusal, remedy
 from mac.run.io.eval_rows import eval_rows
 from mac.run.io.folder_lock import lock
@@ -78,6 +79,8 @@ class JsonlWriter:
         self._then = then
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                require_regular(path)
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
         except OSError as error:
             raise self._failure(error) from error
@@ -180,6 +183,7 @@ def check_appendable(path: Path, flag: str) -> None:
     """
     try:
         if path.exists():
+            require_regular(path)
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,6 +272,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         UserError: the file cannot be read, or a complete line is not a JSON object.
     """
     try:
+        require_regular(path)
         text = path.read_bytes()
     except OSError as error:
         then = remedy(error, "restore it")
