@@ -70,7 +70,7 @@ REGISTRY: dict[str, AlgorithmEntry] = {
     ),
     "fql": AlgorithmEntry(
         FQLConfig, FQL, "FQL (Park et al. 2025)",
-        "Q of a one-step policy that climbs it and is tied to a flow of the data", 2025, "2502.02538",
+        "one-step policy that maximizes Q, distilled from a flow of the data", 2025, "2502.02538",
     ),
     "rebrac": AlgorithmEntry(
         ReBRACConfig, ReBRAC, "ReBRAC (Tarasov et al. 2023)",
@@ -86,11 +86,11 @@ REGISTRY: dict[str, AlgorithmEntry] = {
     ),
     "gciql": AlgorithmEntry(
         GCIQLConfig, GCIQL, "GCIQL (Park et al. 2025)",
-        "values of IQL with goals; Gaussian policy that climbs Q near the data", 2025, "2410.20092",
+        "goal-conditioned IQL values; Gaussian policy by DDPG+BC", 2025, "2410.20092",
     ),
     "nsac_bc": AlgorithmEntry(
         NStepSACBCConfig, NStepSACBC, "n-step SAC+BC (Park et al. 2025)",
-        "chance to reach a goal, by Q over n steps; Gaussian policy that climbs it near the data",
+        "n-step Q of the probability to reach a goal; Gaussian policy by SAC+BC",
         2025, "2506.04168",
     ),
     "sharsa": AlgorithmEntry(

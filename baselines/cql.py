@@ -5,7 +5,7 @@ the policy and of the uniform distribution, and up where the data are. The setti
 well-tuned runs on D4RL (Tarasov et al. 2022, CORL, arXiv 2210.07105): 10 actions of each kind, samples of
 the policy at the next state judged in this one, densities without gradients, and no entropy in the target.
 
-Not as in those runs: networks start as all others here do, and slow critics follow one update later.
+Not as in those runs: networks start as all others here do, and target networks are updated one step later.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,9 @@ class CQL(AbstractModelFree[Nets]):
         actor = GaussianPolicy(given, cfg.hidden, action, key=k_actor, style=cfg.actor_style)
         return Nets(
             q=twin_critics(self.inputs, cfg.hidden, key=k_q, style=cfg.critic_style),
-            actor=eqx.tree_at(lambda p: p.log_std.bias, actor, -jnp.ones(action)),  # deviations of 1/e
+            actor=eqx.tree_at(
+                lambda p: p.log_std.bias, actor, -jnp.ones(action)
+            ),  # standard deviations of 1/e
             log_weight=jnp.zeros(()),
         )
 

@@ -1,8 +1,8 @@
 """FQL: flow Q-learning (Park et al. 2025, arXiv 2502.02538).
 
-A flow policy clones the data; a policy of one step is tied to it by distillation and climbs Q. Only the
+A flow policy clones the data; a one-step policy is distilled from it and maximizes Q. Only the
 latter is asked for actions, so that no gradient passes through the flow's many steps. Critics take the
-mean of their slow copies, and the policy samples while acting, too.
+mean of their target networks, and the policy samples while acting, too.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class FQLConfig(ModelFreeConfig):
     flow_steps: int = 10
     """Euler steps of the flow policy that the one-step policy imitates"""
     combine: Combine = "mean"
-    """what the target takes of the two slow critics"""
+    """how the target aggregates the two target critics"""
     normalise_q: bool = False
     """divide Q by its mean size, so that `alpha` does not depend on the rewards' units"""
 

@@ -1,9 +1,9 @@
 """GCIQL: goal-conditioned implicit Q-learning, with the policy of DDPG+BC (Park et al. 2025, OGBench, arXiv
 2410.20092; as in Park et al. 2025, horizon reduction, arXiv 2506.04168).
 
-IQL's values told a goal, whose reward is -1 until the state of the data is the goal's; and a Gaussian
-policy of deviation 1 that climbs the normalised Q at its mean and stays likely to do what the data do. It
-runs without goals, too.
+Goal-conditioned IQL values, whose reward is -1 until the state of the data is the goal's; and a Gaussian
+policy of standard deviation 1 that maximizes the normalised Q at its mean and stays likely to do what the
+data do. It runs without goals, too.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class GCIQLConfig(ImplicitConfig):
 
 
 class GCIQL(AbstractImplicit):
-    """Implicit Q-learning with a policy that climbs Q near the data."""
+    """Implicit Q-learning with a policy by DDPG+BC."""
 
     cfg: GCIQLConfig = eqx.field(static=True)
 

@@ -2,7 +2,7 @@
 arXiv 2304.10573).
 
 Values as in IQL; a diffusion policy that clones the data; while acting, the best of its samples under the
-critics. The policy and the critics that act are the slow copies, the policy's a slower one.
+critics. Acting uses target networks of the policy and the critics; the policy's average is slower.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class IDQLConfig(ImplicitConfig):
     dropout: float = 0.1
     """share of a block's inputs that is left out in training, in [0, 1)"""
     tau_actor: float = 0.001
-    """rate at which the slow copy of the policy follows it, per update, in (0, 1]"""
+    """rate of the Polyak average of the target policy, per update, in (0, 1]"""
 
     ACTING = ("candidates",)
     STATIC = (*ImplicitConfig.STATIC, "dropout")

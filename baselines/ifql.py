@@ -7,8 +7,8 @@ IDQL with a flow in place of the diffusion:
     flow   velocity along straight paths from noise to the data's actions
     act    the best of N actions that the flow makes of noise, under the lesser Q
 
-The critics that act are those that learn, not their slow copies. Nothing that the policy learns depends on
-the values, so reward enters by the choice alone; and no action is valued in training that the data do not
+The critics that act are those that learn, not their target networks. Nothing that the policy learns depends
+on the values, so reward enters by the choice alone; and no action is valued in training that the data do not
 hold. With goals, the flow clones those who went there, and values are those of GCIQL.
 """
 

@@ -2,11 +2,11 @@
 
 Values that never look beyond the data's actions, and a policy that imitates the data's actions, each
 weighted by its advantage. The defaults are those of the runs on OGBench's single tasks (Park et al. 2025,
-FQL, arXiv 2502.02538): a Gaussian of deviation 1 around an unbounded mean, online critics in the advantage.
-On D4RL the mean is a tanh, deviations are learned, the slow critics give the advantage, and the policy's
-learning rate falls to 0 as a cosine.
+FQL, arXiv 2502.02538): a Gaussian of standard deviation 1 around an unbounded mean, online critics in the
+advantage. On D4RL the mean is a tanh, standard deviations are learned, target critics give the advantage, and
+the policy's learning rate falls to 0 as a cosine.
 
-Not as in the D4RL runs: networks start as all others here do, slow critics follow one update later, and
+Not as in the D4RL runs: networks start as all others here do, target networks are updated one step later, and
 the critics' errors are added rather than averaged (which Adam does not see).
 """
 
@@ -34,7 +34,7 @@ class IQLConfig(ImplicitConfig):
     alpha: float = 1.0
     """how strongly the advantage of an action weighs; 0 is behaviour cloning"""
     policy: Literal["unit", "tanh"] = "unit"
-    """Gaussian: of deviation 1; or of learned deviations, the same in all states, around a tanh"""
+    """Gaussian: of standard deviation 1; or of learned ones, the same in all states, around a tanh"""
     advantage: Literal["online", "slow"] = "online"
     """critics whose values make the advantage"""
 
@@ -44,7 +44,7 @@ class IQLConfig(ImplicitConfig):
 
 
 class Actor(eqx.Module):
-    """A Gaussian policy; `log_std` is None where deviations are 1."""
+    """A Gaussian policy; `log_std` is None where standard deviations are 1."""
 
     mean: MLP  # s, g -> mean of a
     log_std: Float[Array, " A"] | None

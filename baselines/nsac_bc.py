@@ -1,8 +1,8 @@
 """n-step SAC+BC with goals (Park et al. 2025, horizon reduction, arXiv 2506.04168, section 5).
 
 Soft actor-critic whose critics look n steps of the data ahead, and whose policy is held near the data by
-the squared distance of its samples. Critics are logits of the discounted chance to reach the goal; the
-target has no entropy bonus. The policy climbs the logits, which the weight of the distance is scaled by.
+the squared distance of its samples. Critics are logits of the discounted probability to reach the goal; the
+target has no entropy bonus. The policy maximizes the logits, which the weight of the distance is scaled by.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class NStepSACBCConfig(NStepConfig):
 class Nets(eqx.Module):
     """Critics, the policy, and the logarithm of the entropy's weight."""
 
-    q: Critics  # s, g, a -> logit of the discounted chance to reach g
+    q: Critics  # s, g, a -> logit of the discounted probability to reach g
     actor: GaussianPolicy  # s, g -> distribution of a
     log_weight: Float[Array, ""]
 

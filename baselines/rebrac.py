@@ -44,7 +44,7 @@ class ReBRACConfig(ModelFreeConfig):
     alpha_critic: float = 0.0
     """penalty in the critics' target for the next action's squared distance from the data's"""
     noise: float = 0.2
-    """deviation of the noise on the next action in the target"""
+    """standard deviation of the noise on the next action in the target"""
     noise_clip: float = 0.5
     """bound of that noise"""
     actor_every: int = 2
@@ -108,7 +108,7 @@ class ReBRAC(AbstractModelFree[Nets]):
         return total(losses, critic__q_mean=q)
 
     def turn(self, step: Int[Array, ""]) -> Bool[Array, ""]:
-        """Whether update number `step`, from 0, is one of the policy's turns."""
+        """Returns whether update number `step`, from 0, is one of the policy's turns."""
         return step % self.cfg.actor_every == (0 if self.cfg.actor_first else self.cfg.actor_every - 1)
 
     def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:

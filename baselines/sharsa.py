@@ -4,7 +4,7 @@ Two flow policies clone the data: one proposes where to be in n steps, the other
 judge only proposals: Q of a goal to be at in n steps, after SARSA, so that it is the data's own proposals
 that are valued. While acting, the best of many proposals is followed for one step.
 
-V and Q are logits of the discounted chance to reach the goal.
+V and Q are logits of the discounted probability to reach the goal.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class SHARSAConfig(NStepConfig, FlowChoiceConfig):
 class Nets(eqx.Module):
     """SHARSA's networks; `w` is where to be in n steps, in a goal's terms."""
 
-    v: MLP  # s, g -> logit of the discounted chance to reach g
+    v: MLP  # s, g -> logit of the discounted probability to reach g
     q: Critics  # s, g, w -> that, by way of w
     high: MLP  # s, g, x, time -> velocity of x, which becomes w
     low: MLP  # s, w, x, time -> velocity of x, which becomes a
@@ -82,34 +82,34 @@ class SHARSA(AbstractModelFree[Nets]):
     ) -> tuple[Float[Array, ""], Metrics]:
         k_high, k_low = jr.split(key)
         step, run = one_step(batch), n_step(batch, self.cfg.discount)
-        s, g, ways = step.obs, step.goal, run.subgoals
+        s, g, subgoals = step.obs, step.goal, run.subgoals
         with jax.named_scope("value"):
-            chance = aggregate(jax.nn.sigmoid(q_values(target, s, g, ways.value)), self.cfg.combine)
+            reach_prob = aggregate(jax.nn.sigmoid(q_values(target, s, g, subgoals.value)), self.cfg.combine)
             v = scalar(nets.v, s, g)
-            losses = {"value/loss": cross_entropy(v, chance)}
+            losses = {"value/loss": cross_entropy(v, reach_prob)}
         with jax.named_scope("critic"):
             after = jax.nn.sigmoid(scalar(nets.v, run.next_obs, g))
-            q = q_values(nets.q, s, g, ways.value)
+            q = q_values(nets.q, s, g, subgoals.value)
             backup = jnp.broadcast_to(sg(run.reached + run.carry * after), q.shape)
             losses["critic/loss"] = len(q) * cross_entropy(q, backup)
         with jax.named_scope("policy"):
             losses["policy/high_loss"] = flow_matching_loss(
-                lambda x, t: nets.high(s, step.actor_goal, x, t), ways.actor, k_high
+                lambda x, t: nets.high(s, step.actor_goal, x, t), subgoals.actor, k_high
             )
             losses["policy/low_loss"] = flow_matching_loss(
-                lambda x, t: nets.low(s, ways.ahead, x, t), step.action, k_low
+                lambda x, t: nets.low(s, subgoals.ahead, x, t), step.action, k_low
             )
         return total(losses, value__chance=jax.nn.sigmoid(v), critic__chance=jax.nn.sigmoid(q))
 
     def choose(
         self, nets: Nets, obs: Array, goal: Goal, key: Key[Array, ""]
     ) -> tuple[Float[Array, "E G"], Float[Array, " E"]]:
-        """The best of many proposals where to be, and the logit of the chance to reach the goal that way."""
+        """Returns the best of N sampled subgoals, and the logit of reaching the goal through it."""
         assert goal is not None
         noise = jr.normal(key, (self.cfg.candidates, *goal.shape))
-        ways = euler(lambda x, t: nets.high(obs, goal, x, t), noise, self.cfg.flow_steps)
-        logits = aggregate(q_values(nets.q, obs, goal, ways), "min")
-        return best_of_n(ways, logits), jnp.max(logits, axis=0)
+        subgoals = euler(lambda x, t: nets.high(obs, goal, x, t), noise, self.cfg.flow_steps)
+        logits = aggregate(q_values(nets.q, obs, goal, subgoals), "min")
+        return best_of_n(subgoals, logits), jnp.max(logits, axis=0)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         k_high, k_low = jr.split(key)

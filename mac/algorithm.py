@@ -1,4 +1,4 @@
-"""What every algorithm is: an immutable object with pure methods over an arrays-only state."""
+"""The algorithm interface: an immutable object with pure methods over an arrays-only state."""
 
 import abc
 import copy
@@ -24,7 +24,7 @@ class TrainState(eqx.Module):
 
     Attributes:
         nets: the networks that gradients train, by name.
-        target: slow copies of those of `nets` that the algorithm names in `target_nets`.
+        target: target networks (Polyak averages) of those of `nets` that `target_nets` returns.
         opt_state: the optimiser's state.
         swept: values of hyperparameters that this state is trained with in place of the algorithm's own
             (`AbstractAlgorithm.with_hparams`), by name; usually none.
@@ -161,7 +161,7 @@ def at_some_updates(
 
 
 class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
-    """An algorithm that is one loss: one joint gradient step of Adam, then slow targets."""
+    """An algorithm that is one loss: a joint gradient step of Adam, then an update of the target networks."""
 
     lr: eqx.AbstractVar[float]
     cooldown: eqx.AbstractVar[float]
@@ -174,7 +174,7 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
 
     @abc.abstractmethod
     def target_nets(self, nets: Nets) -> Any:
-        """The part of `nets` that has a slow copy."""
+        """Returns the part of `nets` that has target networks."""
 
     @abc.abstractmethod
     def loss(
@@ -194,7 +194,7 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of an integer count
             optimiser = optax.with_extra_args_support(self.optimiser())
             updates, opt_state = optimiser.update(grads, state.opt_state, state.nets, step=step)
-        # The slow copy follows the weights from *before* this update, as in the paper's runs.
+        # Target networks average the weights from *before* this update, as in the paper's runs.
         target = self.update_target(state.target, self.target_nets(state.nets), step)
         return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics
 

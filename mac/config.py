@@ -14,9 +14,10 @@ Later = Literal["uniform", "geometric"]
 
 @dataclass(frozen=True)
 class CommonConfig:
-    """What every method here has.
+    """Hyperparameters that every method has.
 
-    Laws of goals are three probabilities: the state itself, a later state of its episode, any state.
+    Goal-sampling distributions are three probabilities: the state itself, a later state of its episode, any
+    state.
     """
 
     batch: int = 256
@@ -30,20 +31,20 @@ class CommonConfig:
     discount: float = 0.99
     """discount factor γ per environment step, in (0, 1)"""
     tau_ema: float = 0.005
-    """rate at which slow copies of networks follow them, per update, in (0, 1]"""
+    """rate of the Polyak average of target networks, per update, in (0, 1]"""
     reward_scale: float = 1.0
     """factor of rewards while training; 1000 / (best - worst return) makes an expert's about 1 per step"""
     value_goals: tuple[float, float, float] = (0.2, 0.5, 0.3)
-    """law of the goals of models and values: current, later, any (only with goals)"""
+    """probabilities of the goals of models and values: current, later, any (only with goals)"""
     value_goals_later: Later = "uniform"
     """how far ahead a later state is: uniform over what is left, or geometric with the discount"""
     actor_goals: tuple[float, float, float] = (0.0, 1.0, 0.0)
-    """law of the goals of the policy: current, later, any (only with goals)"""
+    """probabilities of the goals of the policy: current, later, any (only with goals)"""
     actor_goals_later: Later = "geometric"
     """how far ahead a later state is: uniform over what is left, or geometric with the discount"""
 
     ACTING: ClassVar[tuple[str, ...]] = ()
-    """What only acting reads, so that a trained policy may be evaluated with other values."""
+    """Hyperparameters that only acting reads, so that a trained policy may be evaluated with other values."""
     STATIC: ClassVar[tuple[str, ...]] = ("cooldown",)
     """Numbers that decide which operations there are."""
 
@@ -66,13 +67,13 @@ class CommonConfig:
         return f"--hp.cooldown={self.cooldown}" if self.cooldown else ""
 
     def law(self, which: Literal["value", "actor"]) -> GoalDistribution:
-        """How goals are drawn for values or for the policy."""
+        """Returns the goal-sampling distribution of values or of the policy."""
         odds = self.value_goals if which == "value" else self.actor_goals
         later = self.value_goals_later if which == "value" else self.actor_goals_later
         return GoalDistribution(*odds, geometric=later == "geometric", discount=self.discount)
 
     def goals(self, env: EnvSpec) -> GoalSpec | None:
-        """What to ask of the sampler; None where there are no goals."""
+        """Returns the request to the sampler; None where there are no goals."""
         if env.goal_dim is None:
             return None
         return GoalSpec(env.goal_columns, self.law("value"), self.law("actor"))
@@ -140,9 +141,9 @@ class Config(CommonConfig):
     """a chunk's reward: discounted mean of its rewards (the paper's runs) or sum (its eq. 6)"""
     value: Literal["squared", "bce"] = "squared"
     """loss of V and Q: squared error, or cross-entropy of values in [0, 1] (only with goals: the
-    discounted chance of success)"""
+    discounted probability of success)"""
     release_bce: bool = False
-    """a slip of the authors' release: with value bce, Q's target takes the logit of V for its value"""
+    """a known bug of the authors' code: with value bce, Q's target takes the logit of V for its value"""
     execute: int = 1
     """actions of a chunk executed before planning anew, 1 to `chunk`"""
 

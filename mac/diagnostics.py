@@ -1,4 +1,4 @@
-"""What to watch while MAC trains: how far to trust its model, its critic and its one-step policy.
+"""Diagnostics of MAC while it trains: errors of its model, its critic and its one-step policy.
 
     drift_n               error of the model after n steps along real actions (RMS, normalised units)
     motion_n              how far real states move in n steps: the error of predicting "no change"
@@ -37,7 +37,7 @@ EDGE = 1.1
 
 @runtime_checkable
 class Planner(Protocol):
-    """What is asked of MAC and its variants; see there."""
+    """The methods of MAC and its variants that diagnostics call."""
 
     @property
     def cfg(self) -> Config: ...
@@ -102,7 +102,7 @@ def drift(model: Model, real: Sequences) -> Float[Array, " L"]:
 
 
 def motion(real: Sequences) -> Float[Array, " L"]:
-    """How far the states after each of L chunks are from the first, RMS over entries."""
+    """Returns the distance of the states after each of L chunks from the first, RMS over entries."""
     return drift(lambda obs, _: obs, real)
 
 
@@ -122,7 +122,7 @@ def outside(obs: Float[Array, "*T B D"]) -> Float[Array, "*T"]:
 
 
 def choice(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
-    """What the choice among as many candidates as acting has is worth; nothing if there is no choice."""
+    """Measures the gain of best-of-N over the mean candidate; nothing if N is 1."""
     if algo.cfg.candidates_test == 1:
         return {}
     goal = batch.goals and batch.goals.value
@@ -134,14 +134,14 @@ def choice(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metri
 
 
 def gain(q: Float[Array, "N B"]) -> Metrics:
-    """How much better the best of N values is than their mean, on average over B states."""
+    """Returns the best of N values minus their mean, averaged over B states."""
     mean = jnp.mean(q, axis=0)
     better = jnp.mean(jnp.max(q, axis=0) - mean)
     return {"best_of_n_gain": better, "best_of_n_spreads": better / jnp.maximum(jnp.std(mean), 1e-6)}
 
 
 def distillation(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
-    """How far the one-step policy is from the flow that it imitates; nothing if there are not both."""
+    """Returns the distance of the one-step policy from its flow teacher; nothing if there are not both."""
     if nets.flow is None or nets.policy is None:
         return {}
     s, goal = batch.obs, batch.goals and batch.goals.actor

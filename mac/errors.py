@@ -64,7 +64,7 @@ def remedy(error: BaseException, otherwise: str) -> str:
 
 
 def refusal(error: BaseException) -> str:
-    """What the system, or a library, said: the system's own words where there are some, in one line."""
+    """Returns the message of the system or of a library, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     number = _number(error)

@@ -1,4 +1,4 @@
-"""How much memory is free, on the host and on the device."""
+"""Free memory of the host and of the device."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ class Memory(NamedTuple):
 
 
 def free_memory() -> Memory:
-    """What is free now, on this host and on the first local device."""
+    """Measures the free memory of this host and of the first local device."""
     host = free_host_memory()
     device = jax.local_devices()[0]
     if device.platform == "cpu":

@@ -8,12 +8,12 @@ From offline chunks of n actions, all at once and from scratch:
 3. V from imagined rollouts of H chunks, each the best of N samples under Q;
 4. Q, for that selection.
 
-Where data record falls (hopper, walker2d), a chunk's outcome is also whether it falls, which ends the
-return. The paper reports such tasks (table 14) without saying how, and the authors' sampler would leave
-every fall out. So here every row up to a fall starts a chunk (`mac.data.sampler`); a network learns the
-chance of a fall within the chunk, by cross-entropy; and what follows an imagined chunk counts times the
-chance that it does not fall: falls are rare and their edge is blurred, and a decision at one half, as
-for goals, would see no difference between chunks that fall once in three times and those that never do.
+Where data record terminations (in D4RL: falls), a chunk's outcome is also whether it terminates, which
+ends the return. The paper reports such tasks (table 14) without saying how, and the authors' sampler would
+leave every termination out. So here every row up to a terminal state starts a chunk (`mac.data.sampler`), and
+a network learns the probability of termination within the chunk, by cross-entropy. Returns after an imagined
+chunk are weighted with the probability that it does not terminate. A threshold at one half, as for goals,
+would not tell chunks that terminate once in three times from those that never do.
 
 In an environment with goals every network but the dynamics model reads the goal too; a chunk's reward
 is then -1, or 0 if the goal is reached within it, where the return ends.
@@ -50,7 +50,7 @@ Goal = Float[Array, "B G"] | None
 
 
 class Nets(eqx.Module):
-    """MAC's networks; `a` is a whole chunk, flattened in time order, `g` a goal, where there are any.
+    """MAC's networks; `a` is a whole chunk, flattened in time order, `g` the goal of goal-conditioned tasks.
 
     A network that a setting does not have is None.
     """
@@ -62,7 +62,7 @@ class Nets(eqx.Module):
     policy: Any  # s, g, noise -> a, in one step
     v: MLP  # s, g -> value
     q: MLP  # s, g, a -> value
-    fall: MLP | None = None  # s, a -> logit of a fall within the chunk
+    fall: MLP | None = None  # s, a -> logit of termination within the chunk
 
 
 class MAC(AbstractConfigured[Nets]):
@@ -149,7 +149,7 @@ class MAC(AbstractConfigured[Nets]):
         return total(losses, value__v_mean=v, critic__q_mean=q, imagined__reward=reward)
 
     def outcome_loss(self, nets: Nets, batch: Batch, s: Array, g: Goal, a: Array) -> Losses:
-        """Loss of the model of a chunk's reward, and of its fall, or of its success."""
+        """Returns the losses of the models of a chunk's reward and termination, or of its success."""
         if nets.success is not None and batch.goals is not None:
             logit = scalar(nets.success, s, g, a)
             return {"model/success_loss": cross_entropy(logit, batch.goals.reached)}
@@ -163,8 +163,8 @@ class MAC(AbstractConfigured[Nets]):
         return losses
 
     def predict_outcome(self, nets: Nets, s: Array, g: Goal, a: Array) -> tuple[Array, Array]:
-        """Predicted reward of chunks, and 0 where they end the task, else 1; the chance of no fall if there
-        are falls."""
+        """Predicts the reward of chunks, and the mask: 0 where they end the task, else 1, or the probability
+        of no termination where data record terminations."""
         if nets.success is None:
             assert nets.reward is not None
             reward = scalar(nets.reward, s, g, a)
@@ -175,7 +175,7 @@ class MAC(AbstractConfigured[Nets]):
         return reached - float(self.cfg.value == "squared"), 1 - reached
 
     def to_value(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The value that an output of V or Q stands for."""
+        """Maps an output of V or Q to a value."""
         return jax.nn.sigmoid(v) if self.cfg.value == "bce" else v
 
     def value_loss(self, v: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
@@ -198,7 +198,7 @@ class MAC(AbstractConfigured[Nets]):
         return flow, MLP(sizes, self.cfg.hidden, sizes[-1], key=k_policy)
 
     def behavior_loss(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
-        """Losses of the policy on chunks of the data."""
+        """Returns the behaviour-cloning losses of the policy."""
         k_flow, k_distil = jr.split(key)
         flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
         noise = jr.normal(k_distil, a.shape)
@@ -206,7 +206,7 @@ class MAC(AbstractConfigured[Nets]):
         return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
 
     def policy_loss(self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
-        """Losses of the policy on imagined states: none, since it improves by the choice among samples."""
+        """Returns losses of the policy on imagined states: none, since best-of-N improves it."""
         del nets, tau, g, key
         return {}
 

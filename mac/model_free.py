@@ -1,4 +1,4 @@
-"""What methods without a model share: single steps of the data, and a policy that acts anew at every step."""
+"""Shared parts of model-free methods: single-step transitions, and a policy that acts at every step."""
 
 import abc
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Goal = Float[Array, "*B G"] | None
 
 @dataclass(frozen=True)
 class ModelFreeConfig(CommonConfig):
-    """What methods without a model have."""
+    """Hyperparameters of model-free methods."""
 
     activation: Activation = "gelu"
     """what follows each hidden layer's products"""
@@ -42,7 +42,7 @@ class ModelFreeConfig(CommonConfig):
 
 @dataclass(frozen=True)
 class FlowChoiceConfig(ModelFreeConfig):
-    """What methods have that act by the best of several samples of a flow."""
+    """Hyperparameters of methods that act by best-of-N samples of a flow."""
 
     candidates: int = 32
     """samples per choice while acting: of actions, or of where to be"""
@@ -58,7 +58,7 @@ class FlowChoiceConfig(ModelFreeConfig):
 
 @dataclass(frozen=True)
 class NStepConfig(ModelFreeConfig):
-    """What methods that learn from n steps at once have; the defaults are of runs with goals."""
+    """Hyperparameters of n-step methods; the defaults are of goal-conditioned runs."""
 
     batch: int = 1024
     """items drawn from the data per update"""
@@ -73,7 +73,7 @@ class NStepConfig(ModelFreeConfig):
     ends_count: bool = True
     """whether coming within n steps of an episode's end counts as reaching any goal, as in published runs"""
     combine: Combine = "min"
-    """what targets take of the two slow critics"""
+    """how targets aggregate the two target critics"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +81,7 @@ class NStepConfig(ModelFreeConfig):
 
     @property
     def subgoals(self) -> SubgoalSpec:
-        """What to ask of the sampler."""
+        """Returns the request to the sampler."""
         return SubgoalSpec(self.n_step, self.ends_count)
 
 
@@ -127,7 +127,7 @@ class AbstractModelFree(AbstractConfigured[Nets]):
         super().__init__(cfg, env, self.sample_spec(sample, cfg), steps)
 
     def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
-        """What to ask of the sampler beside single steps, given those."""
+        """Returns the request to the sampler: single steps, given as `sample`, and more."""
         del cfg
         return sample
 
@@ -141,7 +141,7 @@ class AbstractModelFree(AbstractConfigured[Nets]):
 
     @abc.abstractmethod
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
-        """What the policy does, not clipped; the arguments are those of `act`."""
+        """Returns actions, not clipped; the arguments are those of `act`."""
 
     def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E 1 A"]:
         return jnp.clip(self.action(state, obs, goal, key), -1, 1)[:, None]
@@ -163,7 +163,7 @@ class NStep(NamedTuple):
     """`B` runs of up to n steps towards a goal, as one step whose reward is 1 if they reach it.
 
     `reached` is discounted for the way, and `carry` is what the value of `next_obs` is worth at the start:
-    the discount for the way, or 0 where the goal is reached. Values are in [0, 1]: a chance, discounted.
+    the discount for the way, or 0 where the goal is reached. Values are discounted probabilities, in [0, 1].
     """
 
     reached: Float[Array, " B"]

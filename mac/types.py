@@ -24,7 +24,7 @@ class EnvSpec(NamedTuple):
     `goal_columns` are the entries of an observation that make up the goal which that state reaches.
     `tasks` lists the 1-based ids of the tasks that an evaluation runs.
     `max_steps` is the episode limit in control steps; `control_dt` is seconds per control step.
-    `recorded` says that rewards and early ends (falls) are recorded in the dataset, as D4RL's gym tasks
+    `recorded` says that rewards and terminations are recorded in the dataset, as D4RL's gym tasks
     have them, and not computed from observations. `score_range` are the returns that such a task's
     normalised score calls 0 (a random policy) and 100 (an expert).
     """
@@ -42,7 +42,7 @@ class EnvSpec(NamedTuple):
 
 
 class GoalDistribution(NamedTuple):
-    """How goals are drawn for a state of the data: one of three sources, by these probabilities.
+    """Goal-sampling distribution for a state of the data: three sources with these probabilities.
 
     Attributes:
         current: the state itself.
@@ -85,7 +85,7 @@ class SubgoalSpec(NamedTuple):
 
 
 class SampleSpec(NamedTuple):
-    """What an algorithm asks of the sampler: `batch` chunks of `chunk` actions each, maybe with goals.
+    """Request to the sampler: `batch` chunks of `chunk` actions each, maybe with goals.
 
     Attributes:
         every_row: with chunks of one action, whether they start at every row that has a next one. Else at
@@ -126,7 +126,7 @@ class Column(eqx.Module):
 
 
 class EpisodeIndex(eqx.Module):
-    """Which rows of a window are which episode; tables of E episodes, some of which may be padding.
+    """Index of a window's episodes; tables of E episodes, some of which may be padding.
 
     An episode of T transitions has T + 1 rows. Padding stands at the end, has `steps` 0, and its counts
     `before` are the totals, so that no row number leads to it.
@@ -138,7 +138,7 @@ class EpisodeIndex(eqx.Module):
         steps_before: transitions of earlier episodes.
         n_starts: rows at which a chunk may start, in all.
         n_steps: transitions in all.
-        fell: whether each episode ended by itself, in a fall. There chunks begin at every row before it, and
+        fell: whether each episode terminated. There chunks begin at every row before it, and
             go on over it. None where data record no such ends (`EnvSpec.recorded`).
     """
 
@@ -157,7 +157,7 @@ class Window(eqx.Module):
     Rows are whole episodes laid end to end; the last row of an episode is its final state and
     its action means nothing. `reward` and `mask` (0 where the task is solved) describe the row's own
     state, before acting. Where data record them (`EnvSpec.recorded`), `reward` is what the row's action
-    earned and `mask` is 0 if it ended in a fall; the state after a fall has reward 0 and mask 0. Windows of
+    earned and `mask` is 0 if it was terminal; the terminal state has reward 0 and mask 0. Windows of
     equal shapes share one compiled program.
     """
 
@@ -206,8 +206,8 @@ class Subgoals(eqx.Module):
 class Batch(eqx.Module):
     """`B` chunks of `H` actions; `next_obs` is the state that a chunk ends in.
 
-    `rewards` and `masks` are those of the `H` rows that begin each action. A chunk that falls on the way
-    stays where it fell: reward 0, mask 0, and actions from elsewhere in the data, for none matters there.
+    `rewards` and `masks` are those of the `H` rows that begin each action. After a
+    termination a chunk stays in the terminal state: reward 0, mask 0, and actions from elsewhere in the data.
     `next_action` is what the data do in `next_obs`, or, where their episode ends there, before it.
     """
 
@@ -225,8 +225,8 @@ class Episodes(eqx.Module):
     """Results of one evaluation call, axes seeds, tasks, episodes.
 
     `length` is in control steps; `dropped` counts the contacts that the physics engine left out in the
-    whole episode for want of a slot: where it is not 0, the episode is doubtful. `predicted` is what the
-    algorithm thought at the start that `realised` would be, the episode's discounted return
+    whole episode because the contact buffer was full: where it is not 0, the episode is doubtful. `predicted`
+    is what the algorithm thought at the start that `realised` would be, the episode's discounted return
     (`mac.run.report.episode_returns.realised_return`); None for an algorithm that predicts nothing.
     `unstable` marks episodes that ended because the simulation gave a state that is no number, or a huge one,
     after finite actions; such an episode has failed, with the return and the length up to the last sound

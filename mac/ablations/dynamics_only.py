@@ -33,7 +33,7 @@ class Dynamics(AbstractLossAlgorithm[MLP]):
         """`steps`, the length of the run in updates, matters only if the learning rate cools down."""
         self.env, self.sample, self.hidden = env, SampleSpec(batch, chunk), hidden
         self.lr, self.cooldown, self.steps = lr, cooldown, steps
-        self.tau_ema = 1.0  # there are no slow copies
+        self.tau_ema = 1.0  # there are no target networks
 
     def nets(self, key: Key[Array, ""]) -> MLP:
         obs = self.env.obs_dim

@@ -1,4 +1,4 @@
-"""MAC (FQL): MAC whose policy climbs Q instead of choosing among samples (Park et al. 2025, arXiv
+"""MAC (FQL): MAC whose policy maximizes Q instead of best-of-N sampling (Park et al. 2025, arXiv
 2512.08108, table 3; the extraction is that of flow Q-learning, Park et al. 2025, arXiv 2502.02538).
 
 The one-step policy learns on all imagined states: to stay near the flow policy, and to raise Q. One
@@ -40,7 +40,7 @@ class MACFQLConfig(Config):
     alpha: float = 1.0
     """weight of staying near the flow policy, against raising the normalised Q; at least 0"""
     release_discount: bool = False
-    """a slip of the authors' release: V's returns are discounted as if a chunk were one step"""
+    """a known bug of the authors' code: V's returns are discounted as if a chunk were one step"""
 
     def __post_init__(self):
         super().__post_init__()

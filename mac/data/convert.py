@@ -265,7 +265,7 @@ class _Conversion:
         return data
 
     def _is_whole(self, folder: Path, part: ConvertedShard) -> bool:
-        """Whether a kept shard is as it was left, and of this environment's widths."""
+        """Returns whether a kept shard is as it was left, and of this environment's widths."""
         widths = tuple(len(summary["low"]) for summary in part.summary)
         recorded = REWARD in (part.sizes or {})
         return (widths, recorded, sizes_in(folder)) == (self.widths, self.spec.recorded, part.sizes)

@@ -2,7 +2,8 @@
 
 *D4RL* (Fu et al. 2020): all transitions end to end in `observations`, `actions`, `rewards`, `terminals`,
 mostly also `next_observations` and `timeouts`. `terminals` marks a transition that ended the episode by
-itself (here: a fall), `timeouts` one after which the time limit cut it. Files differ, so
+itself (termination; in D4RL's tasks a fall), `timeouts` one after which the time limit cut it. Files differ,
+so
 
 - an episode also ends where `next_observations` does not lead on to the next row, marked or not; what is
   but rounding (`raw_dataset.joints`) does not end it;
@@ -394,7 +395,7 @@ def _steps(path: Path, name: str, arrays: Arrays) -> int:
 
 
 def _fell(path: Path, arrays: Arrays) -> bool:
-    """Whether an episode ended in a fall."""
+    """Returns whether an episode ended in a fall."""
     fell, cut = (arrays.flags(key) for key in STEPS[3:])
     if (fell | cut)[:-1].any():
         row, name = int((fell | cut).argmax()), arrays.inside.strip("/")

@@ -31,7 +31,7 @@ class Normalizer(eqx.Module):
     """The map `(x - center) / (half_range + 1e-3)`, per entry, without clipping.
 
     Statistics come from a validation split, so training observations may leave [-1, 1]. Where observations
-    are normalised by mean and deviation, as D4RL's methods do, `half_range` is the deviation.
+    are normalised by mean and standard deviation, as D4RL's methods do, `half_range` is the latter.
     Source: the authors' implementation of MAC (Park et al. 2025), which the paper does not detail.
     """
 
@@ -53,12 +53,12 @@ class Normalizer(eqx.Module):
 
     @property
     def width(self) -> Float[Array, " D"]:
-        """What each entry is divided by."""
+        """Divisor of each entry."""
         return self.half_range + EPSILON
 
 
 Normalize = Literal["minmax", "standard", "none"]
-"""By half range; by deviation; or not at all."""
+"""By half range; by standard deviation; or not at all."""
 
 
 def fit(how: Normalize, found: Statistics) -> tuple[Normalizer, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Where a dataset comes from, in a form that results can carry.
+"""The provenance of datasets, in a form that results can carry.
 
 Three kinds are told apart: *generated* by this project (its generators leave a small `.json` beside their
 files), *downloaded* by this program (`checksums.json` beside the file) and *local*, files of which only the
@@ -23,7 +23,7 @@ _FOLDERS = {".ogbench": "OGBench", ".d4rl": "D4RL", ".minari": "Minari"}  # othe
 
 
 class DownloadRecord(NamedTuple):
-    """What was recorded of a downloaded file."""
+    """The record of a downloaded file."""
 
     sha256: str
     size: int
@@ -33,7 +33,7 @@ class DownloadRecord(NamedTuple):
 
 
 class Provenance(NamedTuple):
-    """Where a dataset comes from.
+    """The provenance of a dataset.
 
     Attributes:
         kind: `generated`, `downloaded`, `local` or `unknown`.

@@ -57,7 +57,7 @@ class Codec(NamedTuple):
 
 
 class ColumnSummary(NamedTuple):
-    """What is known of the columns of some rows, in their units.
+    """Statistics of the columns of some rows, in their units.
 
     Attributes:
         rows: how many rows.
@@ -91,7 +91,7 @@ class ColumnSummary(NamedTuple):
 
 
 class CodingLoss(NamedTuple):
-    """How far decoded values are from the originals, in the columns' units.
+    """Error of decoded values compared with the originals, in the columns' units.
 
     Attributes:
         rows: how many rows were compared.
@@ -163,7 +163,7 @@ def fit_affine(summary: ColumnSummary) -> Affine:
 def coding_loss(
     rows: Float[np.ndarray, "N D"], codes: UInt16[np.ndarray, "N D"], affine: Affine
 ) -> CodingLoss:
-    """What storing `rows` as `codes` costs."""
+    """Measures the error of storing `rows` as `codes`."""
     largest, square = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
     for block in blocks(len(rows)):
         apart = np.abs(affine.low + affine.step * codes[block] - rows[block])

@@ -43,7 +43,7 @@ class RawDataset(NamedTuple):
         length: rows of each episode, i.e. its transitions plus one.
         notes: one line for each thing that a user should know about how the file was read.
         reward: what each row's action earned, 0 on an episode's last row; None if the file records none.
-        fell: whether each episode ended by itself (a fall), and not by a time limit; None as `reward`.
+        fell: whether each episode terminated, and was not truncated by a time limit; None as `reward`.
     """
 
     obs: Float32[np.ndarray, "N D"]
@@ -350,7 +350,7 @@ def joints(obs: Float32[np.ndarray, "N D"], next_obs: Float32[np.ndarray, "N D"]
 
 
 def _agree(a: np.ndarray, b: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Whether numbers are equal but for rounding, given the standard deviation of each column."""
+    """Returns whether numbers are equal but for rounding, given the standard deviation of each column."""
     apart = np.abs(a.astype(np.float64) - b)
     with np.errstate(over="ignore"):
         halves = (a.astype(np.float16) == b) | (b.astype(np.float16) == a)

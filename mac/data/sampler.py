@@ -72,7 +72,7 @@ def _over_falls(
 ) -> Float[Array, "B H A"]:
     """`actions`, with those after the last action of an episode taken from runs of actions elsewhere."""
     start, end = step_starts(window.episodes, len(rows), key)
-    since = jnp.maximum(rows - last[:, None] - 1, 0)  # steps since the fall
+    since = jnp.maximum(rows - last[:, None] - 1, 0)  # steps since the termination
     elsewhere = jnp.minimum(start[:, None] + since, end[:, None])
     fallen = jnp.broadcast_to((rows > last[:, None])[..., None], actions.shape)
     return jnp.where(fallen, _actions(window, elsewhere), actions)

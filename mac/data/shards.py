@@ -58,7 +58,7 @@ def read_file(file: Path, spec: EnvSpec) -> RawDataset:
 
 
 class ConvertedShard(NamedTuple):
-    """What is known of a converted shard; kept beside it.
+    """Description of a converted shard; kept beside it.
 
     Attributes:
         source: name of its file; `sha256` the checksum of the file's content.

@@ -48,7 +48,7 @@ FORMAT = 3
 META, OBS, ACTION, EPISODES = "meta.json", "obs.npy", "action.npy", "episodes.npy"
 REWARD, CHECKS = "reward.npy", "checks.npy"
 DTYPES = ("float32", "uint16")
-"""How rows may be stored."""
+"""Types in which rows may be stored."""
 
 ROWS = ("obs", "action", "reward")
 """Fields of a `Split` that hold rows, in the order of the columns of `checks.npy`."""
@@ -273,7 +273,7 @@ class Store(NamedTuple):
 
     @property
     def recorded(self) -> bool:
-        """Whether rewards and falls are recorded."""
+        """Returns whether rewards and falls are recorded."""
         return self.train[0].fell is not None
 
     @property
@@ -334,7 +334,7 @@ def read_meta(path: Path) -> dict[str, Any] | None:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder is a store, of whatever version, rather than a folder of `.npz` files."""
+    """Returns whether a folder is a store, of whatever version, rather than a folder of `.npz` files."""
     return (path / META).is_file()
 
 
@@ -461,7 +461,7 @@ class _Folder:
         return meta
 
     def replaced(self) -> bool:
-        """Whether another folder has the name by now."""
+        """Returns whether another folder has the name by now."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self._held)) is False
         except OSError:

@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 
 class Room(NamedTuple):
-    """How many rows and episodes a window has room for, so that windows of one shape hold different ones."""
+    """Capacity of a window in rows and episodes, so that windows of one shape hold different ones."""
 
     rows: int
     episodes: int
@@ -51,11 +51,11 @@ def start_counts(
     episode has none. The state after the chunk is thus never one of the last two. The second of
     them is given up because the reference marks the last *two* rows of an episode as terminal.
 
-    An episode that `fell` goes on for ever where it ended, so there a chunk may begin at each of its T
-    transitions: else no chunk would ever hold a fall, and a model could not learn of it. With `every_row`
-    (`SampleSpec`), chunks of one action begin at each transition of any episode.
+    The terminal state of an episode that `fell` is absorbing, so there a chunk may begin at each of its T
+    transitions: else no chunk would ever hold a termination, and a model could not learn of it. With
+    `every_row` (`SampleSpec`), chunks of one action begin at each transition of any episode.
 
-    Source: `ACDataset` in the authors' implementation of MAC; which has no rule for falls.
+    Source: `ACDataset` in the authors' implementation of MAC; which has no rule for terminations.
     """
     if every_row:
         return length - 1
@@ -76,7 +76,7 @@ def index_episodes(
         chunk: actions per chunk, which decides where one may begin.
         room: episodes that the table has room for, so that windows of other episodes have its shape;
             at least as many as there are, if less is given.
-        fell: which of them ended in a fall; None where data record none.
+        fell: which of them terminated; None where data record none.
     """
     starts, steps = start_counts(length, chunk, fell), length - 1
     padding = (0, max(room - len(first), 0))
@@ -185,7 +185,7 @@ def all_pieces(store: Store) -> list[Piece]:
 
 
 def recorded_falls(store: Store, pieces: Sequence[Piece]) -> Bool[np.ndarray, " E"] | None:
-    """Which episodes of the pieces ended in a fall; None if the store does not record it."""
+    """Returns which episodes of the pieces terminated; None if the store does not record it."""
     if store.train[0].fell is None:
         return None
     return np.concatenate([np.asarray(store.train[p.shard].fell)[p.first : p.last] for p in pieces])
@@ -194,7 +194,7 @@ def recorded_falls(store: Store, pieces: Sequence[Piece]) -> Bool[np.ndarray, " 
 def _recorded_mask(
     first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"], fell: Bool[np.ndarray, " E"], rows: int
 ) -> Float[np.ndarray, " N"]:
-    """0 for the last two rows of an episode that fell, one before the fall and one after, and behind all."""
+    """0 for the last two rows of a terminated episode and behind all rows, else 1."""
     mask = aligned_empty((rows,), np.dtype(np.float32))
     mask[:] = 1
     mask[int(length.sum()) :] = 0

@@ -1,4 +1,4 @@
-"""Where a training run's windows come from: one that stays, or many that take turns.
+"""The windows of a training run: one that stays on the device, or many that rotate.
 
 Data that do not fit on the device pass by as windows of equal shapes. All shards are cut into blocks of
 whole episodes; an epoch is a random order of all blocks, and each window takes the next few. Which
@@ -154,7 +154,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, " count"]:
 
 
 Source = Window | Whole | Rotation
-"""Where a run's windows come from, before there are devices to put them on."""
+"""The source of a run's windows, before there are devices to put them on."""
 
 
 class Feed:

@@ -1,4 +1,4 @@
-"""Several critics of one kind, whose disagreement keeps values from being overestimated."""
+"""Critic ensembles (twin critics), which counter overestimation."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -22,12 +22,12 @@ def twin_critics(
 
 
 def q_values(critics: Critics, *inputs: Float[Array, "..."] | None) -> Float[Array, " E *B"]:
-    """What each of E critics says of the same inputs."""
+    """Returns the values of E critics at the same inputs."""
     return jnp.stack([scalar(critic, *inputs) for critic in critics])
 
 
 def aggregate(values: Float[Array, " E *B"], how: Combine) -> Float[Array, "*B"]:
-    """One value from several critics': the least of them (Fujimoto et al. 2018, TD3), or their mean."""
+    """Aggregates the values of several critics: their minimum (Fujimoto et al. 2018, TD3) or mean."""
     return jnp.min(values, axis=0) if how == "min" else jnp.mean(values, axis=0)
 
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Key
 from mac.nn.mlp import MLP, STANDARD, Dense, Norm, Style
 
 HEAD_VARIANCE = 0.01
-"""Share of Glorot's variance that the heads' weights start with: means near 0, deviations near 1."""
+"""Share of Glorot's variance that the heads' weights start with: means near 0, standard deviations near 1."""
 LOG_STD = (-5.0, 2.0)
-"""Range to which the logarithm of the deviation is clipped."""
+"""Range to which the logarithm of the standard deviation is clipped."""
 
 
 class TanhGaussian(NamedTuple):
@@ -47,7 +47,7 @@ class TanhGaussian(NamedTuple):
 def normal_log_prob(
     x: Float[Array, "*B A"], mean: Float[Array, "*B A"], log_std: Float[Array, " A"] | None = None
 ) -> Float[Array, " *B"]:
-    """Logarithm of a normal density, summed over entries; deviations are 1 where none are given."""
+    """Logarithm of a normal density, summed over entries; standard deviations are 1 where none are given."""
     log_std = jnp.zeros(x.shape[-1]) if log_std is None else log_std
     wide = jnp.broadcast_to(log_std, x.shape)
     entry = -0.5 * jnp.square((x - mean) * jnp.exp(-wide)) - wide - 0.5 * jnp.log(2 * jnp.pi)
@@ -55,7 +55,7 @@ def normal_log_prob(
 
 
 class GaussianPolicy(eqx.Module):
-    """Network of a `TanhGaussian` whose deviations depend on the inputs, as its means do.
+    """Network of a `TanhGaussian` whose standard deviations depend on the inputs, as its means do.
 
     Both heads read one trunk: hidden layers as those of `MLP`, the last one included.
 

@@ -60,7 +60,7 @@ ACTIVATIONS = {"gelu": partial(jax.nn.gelu, approximate=True), "relu": jax.nn.re
 
 
 class Style(NamedTuple):
-    """What follows the Dense of a hidden layer: an activation, and maybe LayerNorm."""
+    """Activation, and maybe LayerNorm, after the Dense of a hidden layer."""
 
     activation: Activation = "gelu"
     layer_norm: bool = True

@@ -43,7 +43,7 @@ def advantage_weight(advantage: Float[Array, "..."], alpha: Number) -> Float[Arr
 
 
 def normalised(q: Float[Array, "..."]) -> Float[Array, ""]:
-    """Mean of `q` over its mean size: a value to climb whose slope does not depend on the rewards' units.
+    """Mean of `q` over its mean size: a value to maximize, whose slope does not depend on the rewards' units.
 
     Source: Fujimoto and Gu 2021 (TD3+BC), eq. 5.
     """

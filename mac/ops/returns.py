@@ -1,4 +1,4 @@
-"""Returns of imagined trajectories and of the chunks in them, and those that belong to a chance."""
+"""Returns of imagined trajectories and of the chunks in them, and those that belong to a probability."""
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +63,8 @@ def chunk_reward(rewards: Float[Array, "*B H"], *, discount: Number, reduce: str
 
 
 def return_of_chance(logit: Float[Array, "*B"], discount: Number) -> Float[Array, "*B"]:
-    """The return, -1 per step until the goal, that belongs to the logit of a discounted chance to reach it.
+    """Return, -1 per step until the goal, of the logit of a discounted probability to reach it.
 
-    A goal that takes T steps has the chance γ**T and the return -(1 - γ**T) / (1 - γ).
+    A goal that takes T steps has the probability γ**T and the return -(1 - γ**T) / (1 - γ).
     """
     return -jax.nn.sigmoid(-logit) / (1 - discount)

@@ -82,7 +82,7 @@ def predict_returns(
     goal: Float[Array, "S E G"] | None,
     keys: Key[Array, "S E"],
 ) -> Float[Array, "S E"]:
-    """What an algorithm that predicts returns expects of each episode, with the chunk it then begins with.
+    """Predicts the return of each episode, with the chunk that the algorithm then begins with.
 
     The arguments are those of `select_actions` at the start.
     """
@@ -100,7 +100,7 @@ def _call_per_episode(
     keys: Key[Array, "S E"],
     decision: Int[Array, "S E"],
 ) -> Array:
-    """What a method with the arguments of `AbstractAlgorithm.act` answers for each episode of each seed."""
+    """Calls a method with the arguments of `AbstractAlgorithm.act` for each episode of each seed."""
 
     def one(
         state: TrainState, obs: Float[Array, " D"], goal: Float[Array, " G"] | None, key: Key[Array, ""]
@@ -115,7 +115,7 @@ def _call_per_episode(
 
 
 class _Rollout(eqx.Module):
-    """What a batch of episodes carries; leading axes seeds, then episodes.
+    """Carry of the loop over a batch of episodes; leading axes seeds, then episodes.
 
     `discounted` and `last` are as `realised_return` wants them, `unstable` and `bad_action` as in `Episodes`.
     """
@@ -144,7 +144,7 @@ def evaluate(
     """Runs `episodes` episodes of each of the environment's tasks for every seed.
 
     The policy sees normalised observations and returns chunks, executed open loop; an episode
-    that has ended stands still while the others go on, and a batch ends with its last one.
+    that has ended is frozen while the others go on, and a batch ends with its last one.
 
     Args:
         env: an `envs_mjx.base.AbstractEnv`.
@@ -256,7 +256,7 @@ def _advance(
 
 
 def _sound(state: Any) -> Bool[Array, ""]:
-    """Whether observation and reward of a state are numbers, and not huge."""
+    """Returns whether observation and reward of a state are numbers, and not huge."""
     return jnp.all(jnp.abs(state.obs) <= UNSTABLE) & (jnp.abs(state.reward) <= UNSTABLE)
 
 

@@ -31,7 +31,7 @@ from mac.types import Window
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the loop runs; nothing here changes what is learned."""
+    """Settings of the loop; nothing here changes what is learned."""
 
     segment: int = 1000
     """updates per compiled call, less if it does not divide the two intervals below; metrics are averaged
@@ -95,7 +95,7 @@ class TrainJob(NamedTuple):
 
     @property
     def lanes(self) -> list[str]:
-        """What is trained at once: each seed of each configuration, by its name."""
+        """Returns the names of all that is trained at once: each seed of each configuration."""
         names = [f"{each.name}, " if each.name else "" for each in self.variants]
         return [f"{name}seed {seed}" for name in names for seed in self.numbers]
 
@@ -108,7 +108,7 @@ class TrainJob(NamedTuple):
 
 @dataclass
 class TrainResult:
-    """What a call of `train` did: the step it reached, whether a signal stopped it, seconds by phase."""
+    """Result of `train`: the step it reached, whether a signal stopped it, seconds by phase."""
 
     step: int = 0
     interrupted: int = 0
@@ -316,6 +316,6 @@ class _Loop:
 
 @eqx.filter_jit
 def _finite(state: TrainState) -> jax.Array:
-    """Whether all of each seed's numbers are finite, [S]."""
+    """Returns whether all of each seed's numbers are finite, [S]."""
     leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x), axis=range(1, x.ndim)) for x in leaves]), axis=0)

@@ -1,4 +1,4 @@
-"""Where the public datasets are: their files, hosts and sizes, by name.
+"""The catalogue of public datasets: their files, hosts and sizes, by name.
 
 | collection | a name | its files |
 |---|---|---|
@@ -136,7 +136,7 @@ def large_folder(dataset: str) -> str:
 
 
 def has_large_set(dataset: str) -> bool:
-    """Whether OGBench's README names a set of 100M transitions."""
+    """Returns whether OGBench's README names a set of 100M transitions."""
     return _LARGE.fullmatch(dataset.removesuffix("-v0")) is not None
 
 

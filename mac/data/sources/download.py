@@ -56,7 +56,7 @@ def fetch(
 
 
 def is_here(listing: Listing, folder: Path) -> bool:
-    """Whether every file was downloaded."""
+    """Returns whether every file was downloaded."""
     return all((folder / listing.folder / remote.name).exists() for remote in listing.files)
 
 

@@ -1,4 +1,4 @@
-"""Whether a file that came from somewhere is what its name says, before anyone reads it."""
+"""Checks that a downloaded file has the format that its extension claims."""
 
 import zipfile
 from pathlib import Path
@@ -9,7 +9,7 @@ _BEGINNINGS = {".npz": b"PK\x03\x04", ".hdf5": _HDF5, ".h5": _HDF5}
 
 
 def looks_like(path: Path, beginning: bytes) -> str | None:
-    """What is wrong with the first bytes of a file that is to be called `path`; None if nothing."""
+    """Returns what is wrong with the first bytes of a file that is to be called `path`; None if nothing."""
     wanted = _BEGINNINGS.get(path.suffix, b"")
     if beginning.startswith(wanted[: len(beginning)]):
         return None
@@ -20,7 +20,7 @@ def looks_like(path: Path, beginning: bytes) -> str | None:
 
 
 def complaint(file: Path, path: Path) -> str | None:
-    """What is wrong with the whole `file` that is to be called `path`; None if nothing.
+    """Returns what is wrong with the whole `file` that is to be called `path`; None if nothing.
 
     Both formats say where they end, so a file that was cut short is found whatever a server stated.
     """

@@ -33,7 +33,7 @@ Progress = Callable[[int, int], Any]
 
 
 class RetryPolicy(NamedTuple):
-    """How long a server is borne with.
+    """Retry policy.
 
     Attributes:
         tries: attempts in a row that bring no new byte, after which the next address is tried.
@@ -50,7 +50,7 @@ class RetryPolicy(NamedTuple):
 
 
 class DownloadResult(NamedTuple):
-    """What came, and from where."""
+    """The downloaded file and its address."""
 
     url: str
     size: int

@@ -1,4 +1,4 @@
-"""What a server says about a file, read with care; and what an error of the network means."""
+"""HTTP response headers, parsed defensively, and the reasons of network errors."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def blocks(response: requests.Response) -> Iterator[bytes]:
 
 
 def is_packed(response: requests.Response) -> bool:
-    """Whether the content was compressed for the way."""
+    """Returns whether the content was compressed for the way."""
     return response.headers.get("Content-Encoding", "identity").lower() != "identity"
 
 
@@ -51,7 +51,7 @@ def version(response: requests.Response) -> str | None:
 
 
 def is_page(response: requests.Response) -> bool:
-    """Whether the content is a web page."""
+    """Returns whether the content is a web page."""
     kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
     return kind in ("text/html", "application/xhtml+xml")
 

@@ -10,7 +10,7 @@ import jax
 from jax.extend import core
 
 REST = "rest"
-"""What stands outside of all named scopes."""
+"""The name of operations outside of all named scopes."""
 
 # One operation per element of the result, unless listed here; XLA counts the same way.
 _MOVES = {

@@ -303,7 +303,7 @@ def _unlogged() -> Iterator[None]:
 
 
 def _is_step(name: str) -> bool:
-    """Whether a folder has the name of a checkpoint, `000012000`."""
+    """Returns whether a folder has the name of a checkpoint, `000012000`."""
     return name.isascii() and name.isdecimal() and name == f"{int(name):09d}"
 
 

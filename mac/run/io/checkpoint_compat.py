@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits the run that wants to continue from it, and if not, why."""
+"""Compatibility of a checkpoint with the run that resumes from it."""
 
 import json
 from collections.abc import Collection, Mapping

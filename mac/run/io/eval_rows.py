@@ -1,4 +1,4 @@
-"""What an evaluation found, as rows of `eval.jsonl`, and what makes it doubtful."""
+"""Rows of `eval.jsonl`: the results of an evaluation, and warnings about it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

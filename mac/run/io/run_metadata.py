@@ -1,4 +1,4 @@
-"""What a result cannot be reproduced without: `config.json` and `run.json` of a run folder.
+"""Metadata that reproduce a result: `config.json` and `run.json` of a run folder.
 
 `run.json` is a record for people. Nothing is trained otherwise because of it, so a damaged one is set aside.
 """
@@ -178,7 +178,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 
 
 def provenance() -> dict[str, Any]:
-    """What a number cannot be reproduced without: time, command, folder, git, versions, hardware, ..."""
+    """Returns what reproduces a number: time, command, folder, git, versions, hardware, ..."""
     return {
         "started": _now(),
         "command": shlex.join([sys.executable, *sys.argv]),

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: rows and checkpoints, in its folder or in one for each variant of a sweep.
+"""Files of a run: rows and checkpoints, in its folder or in one for each variant of a sweep.
 
 A sweep trains several configurations in one program, as further seeds. Each leaves what a run of its own
 would have left, so that whatever reads a run reads a variant of a sweep.
@@ -73,7 +73,7 @@ class Outputs:
         return max(common, default=None)
 
     def evaluated(self, step: int) -> bool:
-        """Whether the checkpoints of `step` were written after the evaluation of that step."""
+        """Returns whether the checkpoints of `step` were written after the evaluation of that step."""
         return all(self._mark(store, step)["evaluated"] == step for store in self._stores)
 
     def restore(self, template: TrainState, may_differ: tuple[str, ...]) -> Checkpoint:

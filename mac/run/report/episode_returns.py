@@ -16,7 +16,7 @@ def realised_return(
     """Discounted return of episodes as critics count it, which know no time limit.
 
     What ended by itself is followed by nothing (`ended_itself`). Any other episode is continued with its last
-    reward for ever, though it might have succeeded, or fallen, a little later.
+    reward forever, which is an approximation.
 
     Args:
         discounted: sum of `discount**t` times the reward of step t = 0, 1, ...; in an environment with
@@ -35,7 +35,7 @@ def step_reward(spec: EnvSpec, reward: Float[Array, "*E"]) -> Float[Array, "*E"]
 
 
 def ended_itself(spec: EnvSpec, success: Bool[Array, "*E"], length: Int[Array, "*E"]) -> Bool[Array, "*E"]:
-    """Whether episodes ended by themselves: a success, or, where data record falls, before the limit."""
+    """Returns whether episodes ended by success or, where data record terminations, before the limit."""
     return success | (length < spec.max_steps) if spec.recorded else success
 
 

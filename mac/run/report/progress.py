@@ -1,4 +1,4 @@
-"""What a user sees while something long runs: a live display on a terminal, plain lines elsewhere.
+"""Progress of long work: a live display on a terminal, plain lines elsewhere.
 
     with open_progress("MAC", total=30_000, unit="updates", seeds=(0, 1)) as progress:
         progress.update(1_000, {"critic/loss": losses})
@@ -34,7 +34,7 @@ _EACH, _SPREAD, _MEAN = (), ("min", "mean", "max"), ("mean",)  # columns of the 
 
 @runtime_checkable
 class TextOutput(Protocol):
-    """What is asked of an output file."""
+    """Output file for text."""
 
     def write(self, text: str, /) -> Any: ...
     def flush(self) -> Any: ...

@@ -1,4 +1,4 @@
-"""By what number a policy is judged in an environment: success, D4RL's normalised score, or the return."""
+"""The score of a policy in an environment: success, D4RL's normalised score, or the return."""
 
 from typing import Any, NamedTuple
 

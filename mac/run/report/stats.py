@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 class ScoreSummary(NamedTuple):
-    """What `summarise` finds in a table of scores of `seeds` seeds on `tasks` tasks."""
+    """Aggregates of a table of scores of `seeds` seeds on `tasks` tasks."""
 
     mean: Interval
     iqm: Interval

@@ -1,4 +1,4 @@
-"""How far a long job is, how fast it goes, and when it will end."""
+"""Timing of long work: progress, rate and remaining time."""
 
 import contextlib
 import time
