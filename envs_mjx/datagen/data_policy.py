@@ -1,7 +1,7 @@
-"""What a dataset is made of: a world, and an expert who acts in it; and the rows that they leave.
+"""The data-collecting policies: an environment with an expert acting in it, and the records of each step.
 
-`simulate_episodes.Simulator` runs any `AbstractScript`; there is one for manipulation here, and one for mazes
-in `locomotion.navigate`.
+`simulate_episodes.Simulator` runs any `AbstractScript`. `TabletopScript` below is the one for manipulation;
+`experts.maze_experts` holds the one for mazes.
 """
 
 import abc
@@ -22,7 +22,7 @@ from envs_mjx.manipulation.tabletop import Tabletop, World
 
 
 class Rows(NamedTuple):
-    """What a dataset holds of each state; leading axes, if any, are episodes and time."""
+    """Arrays that a dataset records of each state; leading axes, if any, are episodes and time."""
 
     observations: Float[Array | np.ndarray, "*batch D"]
     actions: Float[Array | np.ndarray, "*batch A"]
@@ -32,19 +32,19 @@ class Rows(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What happened in a control step: whether the expert was through with a target, and had hit it."""
+    """Events of a control step: whether the expert finished with a target, and whether it reached it."""
 
     done: Bool[Array | np.ndarray, "*batch"]
     hit: Bool[Array | np.ndarray, "*batch"]
 
 
 class Decision(NamedTuple):
-    """What an expert makes of a state.
+    """The decision of an expert in one state.
 
     Attributes:
         row: the state, and the action in it.
-        play: world and expert, the latter one action further.
-        done: whether the expert will be through with its target once the action is taken.
+        play: environment and expert, the latter one action further.
+        done: whether the expert is finished with its target once the action is taken.
         healthy: whether OGBench keeps an episode with such a state.
     """
 
@@ -55,10 +55,10 @@ class Decision(NamedTuple):
 
 
 class AbstractScript(eqx.Module):
-    """A world and its expert, as pure functions of one episode; the caller vmaps.
+    """An environment and its expert, as pure functions of one episode; the caller vmaps.
 
-    `play`, an `eqx.Module`, is the state of both. An episode: `begin`; then each control step `decide` and
-    `advance`; at last `decide` alone, for the row of the final state.
+    `play`, an `eqx.Module`, is the state of both. An episode starts with `begin`; each control step is
+    `decide`, then `advance`; a last `decide` records the final state.
     """
 
     rows: eqx.AbstractVar[int]
@@ -76,11 +76,11 @@ class AbstractScript(eqx.Module):
 
     @abc.abstractmethod
     def begin(self, world_key: Key[Array, ""], expert_key: Key[Array, ""]) -> Any:
-        """A world at its beginning, and an expert who knows what it wants."""
+        """Returns a freshly reset environment, and an expert with its first target."""
 
     @abc.abstractmethod
     def decide(self, play: Any, key: Key[Array, ""]) -> Decision:
-        """The row of the current state, with the expert's action in it."""
+        """Returns the record of the current state, with the expert's action in it."""
 
     @abc.abstractmethod
     def advance(
@@ -91,16 +91,15 @@ class AbstractScript(eqx.Module):
         active: Bool[Array, ""],
         key: Key[Array, ""],
     ) -> tuple[Any, Events]:
-        """Takes the action that `decide` gave, if `active`, and gives the expert a new target where it is
-        through with the old one."""
+        """Takes the action that `decide` gave, if `active`. An expert that is done gets a new target."""
 
     @abc.abstractmethod
     def dropped(self, play: Any) -> Int[Array, "..."]:
-        """Contacts that the engine has left out since the beginning; `play` may be a batch."""
+        """Returns the number of contacts that the engine dropped since the reset; `play` may be a batch."""
 
 
 class TabletopPlay(eqx.Module):
-    """A scene with objects, and an expert at work in it."""
+    """A scene with objects, and the state of the expert in it."""
 
     world: World
     expert: experts.Expert

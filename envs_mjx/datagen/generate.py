@@ -1,10 +1,10 @@
-"""Makes datasets of any size in OGBench's schema, with experts that act in our environments.
+"""Generates datasets of any size in OGBench's schema, with experts that act in our environments.
 
 The files are those that `ogbench.make_env_and_datasets(name, dataset_path=...)` reads: episodes of equal
-length, each row the state before its action. Experts are OGBench's scripts, and for ants and humanoids
-policies that were trained here. Episodes are simulated in waves of equal size; those that
-fail OGBench's health check are thrown away and redone. Episode i of a seed is the same bit for bit,
-whatever the number of threads, of shards and of interruptions.
+length, each row the state before its action. Experts are OGBench's scripts; ants and humanoids use policies
+that were trained here. Episodes are simulated in batches of equal size; those that fail OGBench's health
+check are rejected and redone. Episode i of a seed is the same bit for bit, whatever the number of threads,
+shards and interruptions.
 """
 
 import concurrent.futures
@@ -36,22 +36,23 @@ from mac.atomic_files import write_json
 from mac.errors import UserError
 from mac.machine import cores
 
-_CORES_PER_WAVE = 4  # so many threads can share the physics of a wave before its JAX part limits them
-_POLL = 0.2  # s between two looks at the waves under way
+_CORES_PER_WAVE = 4  # so many threads can share the physics of a batch before its JAX part limits them
+_POLL = 0.2  # s between two checks of the running batches
 
 Progress = Callable[[int, int], None]
 """Called with rows simulated so far and rows in total, all files together."""
 
 
 class Collected(NamedTuple):
-    """What was made.
+    """Summary of a generated dataset.
 
     Attributes:
         train_rows, val_rows: rows of all files.
-        targets, hits: targets that the expert was through with, and those of them that it hit; in mazes,
+        targets, hits: targets that the expert finished with, and those of them that it reached; in mazes,
             goals that it reached.
-        thrown: episodes that failed the health check and were redone.
-        dropped: contacts that the engine left out; not 0 means that the physics is doubtful.
+        thrown: episodes that failed the health check and were rejected and redone.
+        dropped: contacts that the engine dropped because its contact buffer was full (results are then
+            doubtful).
     """
 
     train_rows: int
@@ -71,9 +72,9 @@ def collect(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Collected:
-    """Makes `path` (training rows) and `<stem>-val.npz` beside it, on engine `c`, in one go.
+    """Generates `path` (training rows) and `<stem>-val.npz` in the same folder, on engine `c`, in one go.
 
-    Both appear complete or not at all; nothing is left of an attempt that is interrupted.
+    Both files appear complete or not at all; an interrupted attempt leaves nothing behind.
 
     Args:
         dataset: name such as `cube-single-play-v0`.
@@ -97,17 +98,17 @@ def collect(
 
 
 def val_path(path: Path) -> Path:
-    """Where OGBench looks for the validation file of the training file `path`."""
+    """Returns the path at which OGBench looks for the validation file of the training file `path`."""
     return path.with_name(path.name.removesuffix(".npz") + "-val.npz")
 
 
 def work_folder(folder: Path, stem: str) -> Path:
-    """Where files `<stem>*.npz` of `folder` are while they are under way."""
+    """Returns the folder that holds the unfinished files `<stem>*.npz` of `folder`."""
     return folder / f".{stem}.collect"
 
 
 def metadata_path(folder: Path, stem: str) -> Path:
-    """The small file that says how files `<stem>*.npz` were made; written when all of them are there."""
+    """Returns the path of the JSON file that says how `<stem>*.npz` were made; written after all of them."""
     return folder / f"{stem}.json"
 
 
@@ -121,10 +122,10 @@ def generate(
     progress: Progress | None = None,
     actor: Actor | None = None,
 ) -> Collected:
-    """Makes a dataset, or what is missing of it: an earlier attempt, however it ended, is continued.
+    """Generates a dataset, or the missing part of it: an earlier attempt, however it ended, is continued.
 
-    Only one process may work on a folder at a time; the caller sees to that. Memory: the rows of the
-    waves under way (64 episodes each on engine `c`, 20 to 70 MB), however large the dataset.
+    Only one process may work on a folder at a time; the caller sees to that. Memory: the rows of the running
+    batches (64 episodes each on engine `c`, 20 to 70 MB), however large the dataset.
 
     Args:
         folder: where the files go; created as needed.
@@ -145,7 +146,7 @@ def generate(
     work = work or work_folder(folder, stem)
     shop = Workshop(folder, work, shards, columns(script.widths), script.rows)
     earlier = None
-    if done.exists():  # finished once: what was made is known, though some files may have been removed
+    if done.exists():  # finished once: the summary is known, though some files may have been removed
         check_settings(done, request.settings, f"delete the dataset {stem} in it")
         earlier = Collected(**json.loads(done.read_bytes())["collected"])
         if all(shop.finished(shard) for shard in shards):
@@ -165,16 +166,16 @@ def generate(
 
 
 def notes_of(wave: Wave) -> list[Note]:
-    """What the journal shall say of a wave's episodes."""
+    """Returns the journal entries of a batch's episodes."""
     targets, hits = (np.asarray(x).sum(axis=1).tolist() for x in wave.events)
     each = zip(wave.jobs, wave.healthy.tolist(), targets, hits, wave.dropped.tolist(), strict=True)
     return [Note(*job, *rest) for job, *rest in each]
 
 
 def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Progress) -> None:
-    """Simulates what is missing, `at_once` waves at a time, and puts it on disk."""
+    """Simulates the missing episodes, `at_once` batches at a time, and writes them to disk."""
     todo, stop = deque(shop.missing()), threading.Event()
-    running: dict[concurrent.futures.Future[Wave], list[int]] = {}  # rows that each has so far
+    running: dict[concurrent.futures.Future[Wave], list[int]] = {}  # rows of each so far
     with concurrent.futures.ThreadPoolExecutor(at_once, "wave") as pool:
         try:
             while todo or running:
@@ -182,7 +183,7 @@ def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Prog
                     jobs = [todo.popleft() for _ in range(min(simulator.lanes, len(todo)))]
                     rows: list[int] = []
                     running[pool.submit(simulator.run, jobs, rows.append, stop)] = rows
-                # A look now and then, because waiting without end would not notice Ctrl-C everywhere.
+                # Polling, because an unbounded wait would not notice Ctrl-C everywhere.
                 concurrent.futures.wait(running, _POLL, concurrent.futures.FIRST_COMPLETED)
                 for future in [future for future in running if future.done()]:
                     wave, _ = future.result(), running.pop(future)
@@ -191,11 +192,11 @@ def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Prog
                     todo.extendleft(Job(n.split, n.index, n.attempt + 1) for n in notes if not n.kept)
                 progress(shop.rows_kept + sum(map(sum, running.values())), shop.rows)
         finally:
-            stop.set()  # nothing runs any more, or else it ends within a stretch
+            stop.set()  # batches that still run end within a segment
 
 
 def _script(request: Request, threads: int | None, actor: Actor | None) -> AbstractScript:
-    """What is to be simulated."""
+    """Returns the environment and expert to simulate."""
     family, style = family_and_style(request)
     own_threads = threads is not None and request.engine == "c"
     rows = episode_rows(request.dataset)
@@ -222,7 +223,7 @@ def _sum_up(shop: Workshop, episode_rows: int) -> Collected:
 
 
 def _metadata(request: Request, settings: dict[str, Any], made: Collected) -> dict[str, Any]:
-    """Where a dataset comes from, for whoever finds the files."""
+    """Returns the provenance of a dataset."""
     script = "made by mac-jax with OGBench's scripted expert; not the files that OGBench hosts"
     trained = (
         "made by mac-jax with an expert that it trained itself; results on it are not comparable with those "
@@ -239,7 +240,7 @@ def _metadata(request: Request, settings: dict[str, Any], made: Collected) -> di
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A working folder of this process alone, of which nothing is left if it is interrupted."""
+    """Yields a working folder of this process alone, which is removed even after an interrupt."""
     work = work_folder(path.parent, f"{path.stem}.{os.getpid()}")
     try:
         yield work

@@ -1,9 +1,9 @@
-"""The files of a dataset, as OGBench has them: their names, and how they are filled and put together.
+"""The NPZ files of a dataset in OGBench's layout: their names, and a writer that fills them.
 
 A dataset is one pair `<stem>.npz`, `<stem>-val.npz`, or several pairs `<stem>-000.npz`,
-`<stem>-000-val.npz`, ... A file under way is a folder with one `.npy` per column, at its full size, into
-which episodes are written as they arrive, in any order. So memory is bounded whatever a file's size: rows
-go straight to their places on disk, and the `.npz` is put together by copying.
+`<stem>-000-val.npz`, ... An unfinished file is a folder with one full-size `.npy` per column. Episodes are
+written into it as they arrive, in any order, and the `.npz` is assembled by copying. So memory is bounded
+whatever a file's size.
 """
 
 import os
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A pair of files."""
+    """A pair of files, training and validation."""
 
     train: Part
     val: Part
@@ -58,8 +58,8 @@ class Column(NamedTuple):
 
 
 def make_shards(stem: str, episodes: int, per_shard: int) -> tuple[Shard, ...]:
-    """How `episodes` training episodes are shared out over pairs of files. The validation file of each
-    pair has a tenth as many, at least one.
+    """Distributes `episodes` training episodes over pairs of files. The validation file of each pair has a
+    tenth as many, at least one.
     """
     starts = range(0, episodes, per_shard)
     shards: list[Shard] = []
@@ -72,19 +72,19 @@ def make_shards(stem: str, episodes: int, per_shard: int) -> tuple[Shard, ...]:
 
 
 def columns(widths: Mapping[str, int]) -> dict[str, Column]:
-    """Arrays of a file, given the widths of `Rows` (0: there is no such array)."""
+    """Returns the arrays of a file, given the widths of `Rows` (0: no such array)."""
     kinds = {name: _DISK_TYPES.get(name, np.dtype(np.float32)) for name in widths}
     return {name: Column(width, kinds[name]) for name, width in widths.items() if width}
 
 
 def row_bytes(layout: Mapping[str, Column]) -> int:
-    """Bytes of a row on disk."""
+    """Returns the bytes of a row on disk."""
     return sum(column.width * column.dtype.itemsize for column in layout.values()) + 1
 
 
 class Bench:
-    """The files under way of one dataset, in a working folder. Errors of the disk are `OSError`s, and
-    `UserError`s where a file is put in its place.
+    """Writer of the unfinished files of one dataset, in a working folder. Disk errors are `OSError`s, and
+    `UserError`s where a finished file is moved into place.
     """
 
     def __init__(self, work: Path, layout: Mapping[str, Column], rows: int):
@@ -92,7 +92,7 @@ class Bench:
         self.work, self.layout, self.rows = work, layout, rows
 
     def holds(self, part: Part) -> bool:
-        """Whether a file is under way, so that what was put into it is still there."""
+        """Returns whether a file is in progress, so that episodes written into it still exist."""
         return all(self._array(part, name).exists() for name in self.layout)
 
     def put(self, part: Part, episode: int, rows: Rows) -> None:
@@ -108,24 +108,25 @@ class Bench:
                 file.write(data.data)
 
     def settle(self, part: Part) -> None:
-        """Returns when all that was put into a file is on the disk."""
+        """Flushes the arrays of a file to the disk (`fsync`)."""
         for name in self.layout:
             with open(self._array(part, name), "r+b") as file:
                 settle(file)
 
     def assemble(self, part: Part, final: Path) -> None:
-        """Makes the `.npz` of a file that is full."""
+        """Assembles the `.npz` of a file whose episodes are all written."""
         replace_file(final, lambda file: self._pack(part, file), part=self.work / f"{part.stem}.npz.part")
 
     def drop(self, part: Part) -> None:
-        """Removes what was under way of a file."""
+        """Removes the working arrays of a file."""
         shutil.rmtree(self.work / part.stem, ignore_errors=True)
 
     def _array(self, part: Part, name: str) -> Path:
         return self.work / part.stem / f"{name}.npy"
 
     def _reserve(self, path: Path, part: Part, column: Column) -> None:
-        """An array of the right size, so that a full disk is noticed before the work and not after it."""
+        """Allocates an array of the right size, so that a full disk is noticed before the work, not after
+        it."""
         shape = part.episodes * self.rows, column.width
         size = shape[0] * shape[1] * column.dtype.itemsize
 

@@ -1,13 +1,13 @@
-"""A dataset under way: which episodes are on disk, which are missing, and what survives a kill.
+"""Resumable writer of a dataset: keeps a journal of the episodes on disk, and continues after a kill.
 
-While a dataset is made there is a working folder:
+While a dataset is generated, a working folder holds:
 
-    settings.json          what is being made; nothing else is ever continued in this folder
-    journal.jsonl          a line for each batch of episodes whose rows are on disk
-    <file stem>/*.npy      a file under way, see `npz_shards.Bench`
+    settings.json          the specification; nothing else is ever continued in this folder journal.jsonl
+    a line for each batch of episodes whose rows are on disk <file stem>/*.npy      an unfinished file, see
+    `npz_shards.Bench`
 
-A finished file appears under its name in one move, after which its working files go. An episode is a
-function of its number, so it does not matter when, by which process and in which order it was made.
+A finished file appears under its name in one move; then its working files are removed. An episode is a
+function of its number, so the time, process and order of its simulation do not matter.
 """
 
 import json
@@ -27,13 +27,13 @@ SETTINGS, JOURNAL = "settings.json", "journal.jsonl"
 
 
 class Note(NamedTuple):
-    """What the journal says of one episode.
+    """Journal entry of one episode.
 
     Attributes:
-        split, index, attempt: which one, see `simulate_episodes.Job`.
-        kept: whether its rows are on disk; False if it was thrown away.
-        targets, hits: targets that the expert was through with, and those of them that it hit.
-        dropped: contacts that the physics engine left out.
+        split, index, attempt: the episode's identity, see `simulate_episodes.Job`.
+        kept: whether its rows are on disk; False if it was rejected.
+        targets, hits: targets that the expert finished with, and those of them that it reached.
+        dropped: contacts that the physics engine dropped because its contact buffer was full.
     """
 
     split: int
@@ -46,7 +46,7 @@ class Note(NamedTuple):
 
 
 class Workshop:
-    """The files of one dataset, finished and under way; for one process at a time."""
+    """Writer of the files of one dataset, finished and unfinished; for one process at a time."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Workshop:
         layout: Mapping[str, Column],
         episode_rows: int,
     ):
-        """Nothing is read or written yet.
+        """Creates a writer; nothing is read or written yet.
 
         Args:
             folder: where finished files go.
@@ -74,7 +74,7 @@ class Workshop:
 
     @property
     def rows(self) -> int:
-        """Rows of all files, finished."""
+        """Rows of all files of the finished dataset."""
         return sum(part.episodes for shard in self.shards for part in shard) * self._episode_rows
 
     @property
@@ -83,22 +83,23 @@ class Workshop:
         return self.rows - sum(self._left) * self._episode_rows
 
     def final(self, part: Part) -> Path:
-        """Where a file is when it is finished."""
+        """Returns the path of a finished file."""
         return self.folder / f"{part.stem}.npz"
 
     def draft(self, name: str) -> Path:
-        """Where a file called `name` is while it is written; a leftover of a kill is removed by `open`."""
+        """Returns the path at which a file `name` is written; `open` removes a leftover of a killed
+        process."""
         return self.work / f"{name}.part"
 
     def finished(self, shard: Shard) -> bool:
-        """Whether both files of a shard are there."""
+        """Returns whether both files of a shard exist."""
         return all(self.final(part).exists() for part in shard)
 
     def check_names(self) -> None:
-        """Makes sure that no file of someone else's passes for one of ours.
+        """Checks that no foreign file is taken for one of this dataset.
 
         Raises:
-            UserError: there is a file of such a name, and no work that it could come from.
+            UserError: if a file of such a name exists without a working folder that it could come from.
         """
         if not (self.work / SETTINGS).exists():
             for path in (self.final(part) for shard in self.shards for part in shard):
@@ -109,11 +110,11 @@ class Workshop:
                     )
 
     def check_room(self) -> None:
-        """Finds out before hours of simulation, not after, that the disk is too small.
+        """Checks the free disk space before hours of simulation, not after.
 
         Raises:
-            UserError: naming what is there and what is needed: all unfinished files, and the working
-                files of one shard.
+            UserError: naming the free and the needed space: all unfinished files, and the working files of
+                one shard.
         """
         sizes = [sum(part.episodes for part in shard) for shard in self.shards if not self.finished(shard)]
         whole = (sum(sizes) + max(sizes, default=0)) * self._episode_rows * self._row_bytes
@@ -126,7 +127,7 @@ class Workshop:
             )
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Begins the work, or continues what an earlier process left.
+        """Starts the dataset, or continues one that an earlier process left unfinished.
 
         Raises:
             UserError: the working folder belongs to another dataset, or cannot be written.
@@ -149,7 +150,7 @@ class Workshop:
         self._finish_shards()
 
     def missing(self) -> Iterator[Job]:
-        """The episodes that are still to be simulated, shard by shard."""
+        """Yields the episodes that are still to be simulated, shard by shard."""
         again = {(split, index): attempt + 1 for split, index, attempt in sorted(self.thrown)}
         for number, shard in enumerate(self.shards):
             if self._left[number]:
@@ -158,13 +159,13 @@ class Workshop:
                         yield Job(*key, again.get(key, 0))
 
     def add(self, rows: Rows, notes: Sequence[Note]) -> None:
-        """Puts simulated episodes on disk, those that are kept, and notes them in the journal. A shard
-        that is complete with them gets its final files.
+        """Writes the kept episodes to disk, and all of them to the journal. A shard that they complete gets
+        its final files.
 
         Args:
-            rows: of the episodes, axis 0 in the order of `notes`.
+            rows: records of the episodes, axis 0 in the order of `notes`.
         Raises:
-            UserError: the disk refuses.
+            UserError: if the disk refuses.
         """
         with writing(self.folder):
             touched = set()
@@ -188,7 +189,7 @@ class Workshop:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _finish_shards(self) -> None:
-        """Gives every shard that is complete its files, validation file first."""
+        """Assembles the files of every complete shard, validation file first."""
         for number, shard in enumerate(self.shards):
             if self._left[number] == 0 and not self.finished(shard):
                 with writing(self.folder):
@@ -198,8 +199,8 @@ class Workshop:
                     self._bench.drop(part)
 
     def _replay(self) -> None:
-        """Reads the journal. A last line that a kill cut short is removed; notes about rows that are no
-        more, because someone removed a file, are not believed.
+        """Reads the journal. A last line that a kill cut short is removed. Entries whose rows no longer
+        exist, because someone removed a file, are ignored.
         """
         path = self.work / JOURNAL
         text = path.read_bytes() if path.exists() else b""
@@ -226,16 +227,15 @@ class Workshop:
             self.thrown[note.split, note.index, note.attempt] = note
 
     def _shard(self, note: Note) -> int:
-        """Number of the shard that an episode belongs to: all but the last are equally large."""
+        """Returns the number of the shard that an episode belongs to: all but the last are equally large."""
         return note.index // self.shards[0][note.split].episodes
 
 
 def check_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    """Compares what is to be made with what a file says is, or is being, made.
+    """Compares the settings of a dataset with those recorded in a file of its folder.
 
     Raises:
-        UserError: they differ, or the file cannot be read; with `remedy` for the case that the old data
-            are not wanted.
+        UserError: if they differ, or the file cannot be read. `remedy` says how to discard the old data.
     """
     try:
         old = json.loads(path.read_bytes())

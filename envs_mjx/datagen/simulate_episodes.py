@@ -1,8 +1,8 @@
-"""Simulates experts: whole episodes, many at once, in compiled stretches of control steps.
+"""Simulates experts: whole episodes, many at once, in compiled segments of control steps.
 
-Every random number of an episode comes from the seed, its index and the attempt, and batches always
-have the same number of lanes, because XLA rounds a batch of another size differently and contacts
-amplify that. So an episode is the same bit for bit whatever its lane, its companions and the threads.
+Every random number of an episode comes from the seed, its index and the attempt. All batches have the same
+number of lanes, because XLA rounds a batch of another size differently and contacts amplify that. So an
+episode is the same bit for bit whatever its lane, the other episodes and the threads.
 """
 
 import threading
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, Key
 from envs_mjx.datagen.data_policy import AbstractScript, Events, Rows
 
 EPISODE_ROWS = 1001
-"""Rows of an episode, of all but a few mazes (`request.episode_rows`): 1000 transitions and the final
+"""Rows of an episode, except in a few mazes (`dataset_spec.episode_rows`): 1000 transitions and the final
 state, whose action means nothing."""
 STRETCH = 50
 """Control steps per compiled call; divides the transitions of an episode."""
@@ -31,7 +31,7 @@ class Job(NamedTuple):
     Attributes:
         split: 0 for training data, 1 for validation data; their episodes are counted separately.
         index: number of the episode within its split.
-        attempt: how many times this episode was thrown away before.
+        attempt: number of earlier attempts at this episode that were rejected.
     """
 
     split: int
@@ -40,13 +40,13 @@ class Job(NamedTuple):
 
 
 class Lane(eqx.Module):
-    """One episode under way.
+    """One running episode of a batch.
 
     Attributes:
-        play: state of what is simulated, see `AbstractScript`.
+        play: state of environment and expert, see `AbstractScript`.
         key: source of all randomness of the episode.
-        active: whether it goes on; the physics of a lane that is empty, or whose episode has turned out
-            unhealthy, stands still, and its rows mean nothing.
+        active: whether it continues. A lane that is empty, or whose episode is unhealthy, is frozen, and its
+            rows mean nothing.
     """
 
     play: Any
@@ -59,8 +59,8 @@ class Wave(NamedTuple):
 
     Attributes:
         rows, events: arrays [jobs, rows of an episode, ...]; nothing happens in an episode's last row.
-        healthy: which episodes may be kept (see `Decision.healthy`).
-        dropped: contacts that the engine left out in each episode.
+        healthy: episodes that may be kept (see `Decision.healthy`).
+        dropped: contacts that the engine dropped in each episode.
     """
 
     jobs: tuple[Job, ...]
@@ -71,16 +71,17 @@ class Wave(NamedTuple):
 
 
 class Stopped(Exception):
-    """A simulation was asked to stop before its end."""
+    """Raised by a simulation that was asked to stop before its end."""
 
 
 class Simulator:
-    """Episodes of one script; `run` may be called from several threads."""
+    """Simulator of one script's episodes; `run` may be called from several threads."""
 
     def __init__(self, script: AbstractScript, *, seed: int, lanes: int):
-        """A simulator of `lanes` episodes at a time, all drawn from `seed`."""
+        """Creates a simulator of `lanes` episodes at a time, all drawn from `seed`."""
         self.script, self.seed, self.lanes = script, seed, lanes
-        # On the CPU even where there is an accelerator if the physics is there, and so are the same bits.
+        # With engine `c` on the CPU even if an accelerator exists: the physics runs there, with the same
+        # bits.
         self.device = jax.local_devices(backend="cpu" if script.engine == "c" else None)[0]
 
     def run(
@@ -92,10 +93,10 @@ class Simulator:
         """Simulates at most `lanes` episodes.
 
         Args:
-            tick: called with the number of rows that each stretch of control steps adds.
-            stop: set it, and the simulation ends within a stretch.
+            tick: called with the number of rows that each segment of control steps adds.
+            stop: set it, and the simulation ends within a segment.
         Raises:
-            Stopped: `stop` was set.
+            Stopped: if `stop` was set.
         """
         script, count = self.script, len(jobs)
         last, record = script.rows - 1, _Record(script, count)
@@ -117,7 +118,7 @@ class Simulator:
 
 
 class _Record:
-    """Host arrays of a wave, filled in stretch by stretch."""
+    """Host arrays of a batch, filled in segment by segment."""
 
     def __init__(self, script: AbstractScript, count: int):
         def empty(*tail: int, dtype: type = np.float32) -> np.ndarray:
@@ -141,7 +142,7 @@ class _Record:
 def _begin(
     script: AbstractScript, seed: Int[Array, ""], jobs: Int[Array, "lanes 3"], active: Bool[Array, " lanes"]
 ) -> Lane:
-    """All episodes at their beginnings."""
+    """Starts all episodes."""
 
     def one(job: Int[Array, " 3"], active: Bool[Array, ""]) -> Lane:
         key = jr.key(seed)
@@ -155,7 +156,7 @@ def _begin(
 
 @eqx.filter_jit
 def _stretch(script: AbstractScript, lanes: Lane, begin: Int[Array, ""]) -> tuple[Lane, tuple[Rows, Events]]:
-    """`STRETCH` control steps of every lane, the first of them number `begin`."""
+    """Simulates `STRETCH` control steps of every lane, the first of them number `begin`."""
 
     def body(lanes: Lane, t: Int[Array, ""]) -> tuple[Lane, tuple[Rows, Events]]:
         return jax.vmap(lambda lane: _advance(script, lane, t))(lanes)
@@ -165,7 +166,8 @@ def _stretch(script: AbstractScript, lanes: Lane, begin: Int[Array, ""]) -> tupl
 
 @eqx.filter_jit
 def _last_row(script: AbstractScript, lanes: Lane) -> tuple[Rows, Bool[Array, " lanes"]]:
-    """The row of each lane's final state, which needs no physics, and whether its episode may be kept."""
+    """Returns the record of each lane's final state, which needs no physics, and whether to keep the
+    episode."""
 
     def one(lane: Lane) -> tuple[Rows, Bool[Array, ""]]:
         last = script.decide(lane.play, jr.fold_in(lane.key, script.rows - 1))
@@ -175,7 +177,7 @@ def _last_row(script: AbstractScript, lanes: Lane) -> tuple[Rows, Bool[Array, " 
 
 
 def _advance(script: AbstractScript, lane: Lane, t: Int[Array, ""]) -> tuple[Lane, tuple[Rows, Events]]:
-    """Control step `t` of a lane, and its row."""
+    """Takes control step `t` of a lane, and records it."""
     act, retarget = jr.split(jr.fold_in(lane.key, t))
     row, play, done, healthy = script.decide(lane.play, act)
     active = lane.active & healthy

@@ -34,9 +34,9 @@ class Physics(eqx.Module):
             `mj_rnePostConstraint`.
         locked: which slides of the scene are locked: their joint damping is 1e6 instead of 2 N s / m
             from the next step on. The task logic sets it.
-        dropped: contacts left out for want of a slot since the scene was loaded, summed over
-            substeps; always 0 on engine `c`, which has no limit. Not 0 means that results are doubtful.
-        raw: whatever else the engine must carry for an exact continuation.
+        dropped: contacts dropped since the load because the contact buffer was full, summed over substeps.
+            Always 0 on engine `c`, which has no limit; results are doubtful if it is not 0.
+        raw: other engine state that an exact continuation needs.
     """
 
     qpos: Float[Array, " nq"]
@@ -56,31 +56,31 @@ class AbstractEngine(eqx.Module):
 
     @abc.abstractmethod
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        """A scene put into the given state at time 0, nothing locked, and all derived
-        quantities fresh (`mj_forward`)."""
+        """Loads the given state at time 0: nothing locked, all derived quantities fresh (`mj_forward`)."""
 
     def control(self, arm: arms.Arm, scene: Scene, physics: Physics, action: Float[Array, " 5"]) -> Array:
-        """Servo targets for an action in [-1, 1]^5, in the form that `step` takes (`arm.control`)."""
+        """Returns servo targets for an action in [-1, 1]^5, in the form that `step` takes (`arm.control`)."""
         pinch = arms.Pinch(physics.site_pos[0], physics.site_mat[0])
         return arms.control(arm, scene, pinch, physics.qpos, action)
 
     @abc.abstractmethod
     def step(self, physics: Physics, ctrl: Array, active: Bool[Array, ""]) -> Physics:
-        """One control step (all substeps under constant `ctrl`); unchanged where not `active`."""
+        """Takes one control step (all substeps under constant `ctrl`); unchanged where not `active`."""
 
     def place(
         self, physics: Physics, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], active: Bool[Array, ""]
     ) -> Physics:
-        """A running scene put into another state where `active`; contact force and locks are kept."""
+        """Puts a running scene into another state where `active`; contact force and locks are kept."""
         return keep(self.load(qpos, qvel), physics, active)
 
 
 def keep(loaded: Physics, physics: Physics, active: Bool[Array, ""]) -> Physics:
-    """`physics`, or where `active` what was just loaded, with the contact force and locks of `physics`."""
+    """Returns `physics`, or where `active` the state just loaded, with contact force and locks of
+    `physics`."""
     loaded = dataclasses.replace(loaded, touch=physics.touch, locked=physics.locked, dropped=physics.dropped)
     return only_where(active, loaded, physics)
 
 
 def only_where(active: Bool[Array, ""], new: State, old: State) -> State:
-    """`new` where `active`, else `old`."""
+    """Returns `new` where `active`, else `old`."""
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)

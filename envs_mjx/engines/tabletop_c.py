@@ -1,8 +1,8 @@
 """Engine `c`: MuJoCo's own C code stepping many scenes on host threads, called from inside jit.
 
-The state travels exactly, see `host_threads.py`. For the same reason servo targets are computed in float64,
-in JAX, and travel as bits too: a target that is off by one rounding of float32 moves a button or a finger in
-contact by up to a centimetre in one step.
+The state is passed exactly, see `host_threads.py`. Servo targets are computed in float64, in JAX, and passed
+as bits too. A target that is off by one rounding of float32 moves a button or a finger in contact by up to a
+centimetre in one step.
 """
 
 import copy
@@ -35,7 +35,7 @@ class CEngine(AbstractEngine):
     host: "_Host" = eqx.field(static=True)
 
     def __init__(self, scene: Scene, threads: int | None = None):
-        """An engine for `scene` on `threads` host threads (default: every available core).
+        """Creates an engine for `scene` on `threads` host threads (default: every available core).
 
         Raises:
             UserError: if `threads` is less than 1.
@@ -56,7 +56,7 @@ class CEngine(AbstractEngine):
     def control(
         self, arm: arms.Arm, scene: Scene, physics: Physics, action: Float[Array, " 5"]
     ) -> UInt32[Array, " words"]:
-        """`arm.control` in float64, as bits."""
+        """Returns `arm.control` in float64, as bits."""
         with jax.enable_x64(True):
             state = jax.lax.bitcast_convert_type(physics.raw.reshape(-1, 2), jnp.float64)
             qpos = jax.lax.slice_in_dim(state, self.host.qpos_at, self.host.qpos_at + self.host.nq)
@@ -71,7 +71,7 @@ class CEngine(AbstractEngine):
         return only_where(active, new, physics)
 
     def read(self, data: mujoco.MjData) -> Physics:
-        """`Physics` of an `MjData` of this engine's model, exactly as it stands (host side, no forward)."""
+        """Returns `Physics` of an `MjData` of this engine's model as it is (host side, no forward)."""
         worker = _Worker(self.host.scene, data)
         raw, row = self.host.empty_rows(1)
         worker.save(raw[0], row[0])
@@ -119,7 +119,7 @@ class _Host(Host["_Worker"]):
         return self.fill(one, np.asarray(active))
 
     def load(self, qpos, qvel, active):
-        """Puts every active environment into a given state at time 0 and computes what follows from it."""
+        """Puts every active environment into a given state at time 0 and computes derived quantities."""
         qpos, qvel = np.asarray(qpos).reshape(-1, self.nq), np.asarray(qvel).reshape(-1, self.nv)
 
         def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:

@@ -1,13 +1,13 @@
 """Engine `warp`: MuJoCo Warp, through MJX, on OGBench's models as they are. For NVIDIA GPUs; on a CPU it
 gives the same numbers, slowly.
 
-Nothing is left out of the models and nothing corrected: every pair of geoms collides as in C, and all that
-differs from C is float32. One control step costs as many kernel launches whatever the batch, so a
-GPU wants large batches.
+The models are complete and uncorrected: every pair of geoms collides as in C, and the only difference from C
+is float32. The number of kernel launches per control step does not depend on the batch, so a GPU needs large
+batches.
 
-What a user should know: the first control step of each family compiles kernels for minutes; they are
-kept in warp's own cache (`~/.cache/warp`, or the folder named by WARP_CACHE_PATH), not in JAX's. Kernels
-add up floats in the order in which GPU threads arrive, so two runs agree to rounding, not bitwise.
+The first control step of each family compiles kernels for minutes. They are kept in warp's own cache
+(`~/.cache/warp`, or the folder named by WARP_CACHE_PATH), not in JAX's. Kernels add up floats in the order in
+which GPU threads arrive, so two runs agree to rounding, not bitwise.
 """
 
 import equinox as eqx
@@ -23,7 +23,7 @@ from mac.errors import UserError
 
 
 def contact_slots(scene: Scene) -> int:
-    """Contacts that there is room for per scene of a batch; one scene may use what others leave.
+    """Returns the capacity of the contact buffer per scene of a batch; the buffer is shared by all scenes.
 
     1.4 times what C needs at most, under experts and random actions alike: cubes alone 20, 24, 31 and 48
     (for 1, 2, 4 and 8 of them), `scene` 30, puzzles 41. On average it is about 9.
@@ -38,8 +38,8 @@ class WarpEngine(AbstractEngine):
     they enter a compiled function as arguments when the engine does; the engine itself cannot be
     vmapped. `Physics.raw` is the solver's warm start.
 
-    Contact slots are shared by the scenes of a batch, and warp does not say whose contacts found none:
-    they are counted in `Physics.dropped` of every scene of the batch.
+    The contact buffer is shared by the scenes of a batch, and warp does not say whose contacts were dropped
+    when it was full. They are counted in `Physics.dropped` of every scene of the batch.
     """
 
     name: str = eqx.field(static=True)
@@ -59,7 +59,7 @@ class WarpEngine(AbstractEngine):
             scene: compiled model and ids.
             max_contacts: contact slots per scene of a batch, None for `contact_slots`.
             max_rows: rows of constraints of each scene: three per contact, one per active joint limit,
-                friction and coupling. None has room for all contact slots in one scene.
+                friction and coupling. None reserves enough for all contact slots in one scene.
         Raises:
             UserError: if warp is missing or does not load, or an argument is less than 1.
         """
@@ -78,14 +78,14 @@ class WarpEngine(AbstractEngine):
         self.max_contacts = slots
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        """A scene in the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start
-        and the contact force are zero, and the site poses are those of `qpos`.
+        """Loads the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start and the
+        contact force are zero, and the site poses are those of `qpos`.
         """
         return warp_batch.over_scenes(_load, self, qpos, qvel)
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
-        """One control step under constant `ctrl`; `physics` itself where not `active` (the work is done
-        all the same: a batch advances in lockstep).
+        """Takes one control step under constant `ctrl`; returns `physics` itself where not `active`. The work
+        is done all the same, because a batch advances in lockstep.
         """
         after = warp_batch.over_scenes(_advance, self, physics, ctrl)
         return only_where(active, after, physics)
@@ -102,7 +102,7 @@ def _advance(engine: WarpEngine, scenes: int, physics: Physics, ctrl: Float[Arra
     data = _data(engine, scenes, physics.qpos, physics.qvel)
     data = data.replace(qacc_warmstart=physics.raw, ctrl=ctrl.astype(jnp.float32))
 
-    # Forces on bodies are wanted after the last substep only; they cost a quarter of a substep.
+    # Forces on bodies are needed after the last substep only; they cost a quarter of a substep.
     data, missing = warp_batch.substeps(model, data, engine.substeps - 1)
     data = mjx.step(model.tree_replace({"opt._impl.run_rne_postconstraint": True}), data)
     missing = jnp.maximum(missing + warp_batch.missing_slots(data), warp_batch.overflowed(data))

@@ -19,10 +19,10 @@ class Motion(eqx.Module):
 
     Attributes:
         qpos, qvel: joint positions (m, rad) and velocities, float32.
-        seen: what the walker's environment reads besides them (`Walker.seen`), of this very state.
-        dropped: contacts left out for want of a slot since the walker was loaded, summed over substeps;
-            always 0 on engine `c`, which has no limit. Not 0 means that results are doubtful.
-        raw: whatever else the engine must carry for an exact continuation.
+        seen: other quantities that the walker's environment reads (`Walker.seen`), of this very state.
+        dropped: contacts dropped since the load because the contact buffer was full, summed over substeps.
+            Always 0 on engine `c`, which has no limit; results are doubtful if it is not 0.
+        raw: other engine state that an exact continuation needs.
     """
 
     qpos: Float[Array, " nq"]
@@ -39,17 +39,16 @@ class AbstractWalkerEngine(eqx.Module):
 
     @abc.abstractmethod
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
-        """The walker put into the given state at time 0, without having moved, and all derived
-        quantities fresh (`mj_forward`)."""
+        """Loads the given state at time 0, without having moved, all derived quantities fresh
+        (`mj_forward`)."""
 
     @abc.abstractmethod
     def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
-        """One control step under constant `ctrl` in [-1, 1] (`Walker.substeps` of physics, after a jump by
-        `Walker.jump`); unchanged where not `active`."""
+        """Takes one control step under constant `ctrl` in [-1, 1]: a jump by `Walker.jump`, then
+        `Walker.substeps` of physics. Unchanged where not `active`."""
 
     def place(self, motion: Motion, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> Motion:
-        """A running walker put at another place, in the same pose and at the same velocity, where
-        `active`; `dropped` goes on."""
+        """Moves a running walker to another place where `active`; pose, velocity and `dropped` are kept."""
         loaded = self.load(motion.qpos.at[:2].set(xy), motion.qvel)
         loaded = dataclasses.replace(loaded, dropped=motion.dropped)
         return only_where(active, loaded, motion)

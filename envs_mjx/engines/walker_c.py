@@ -1,4 +1,4 @@
-"""Engine `c` for walkers: MuJoCo C on host threads; the state travels exactly, see `host_threads.py`."""
+"""Engine `c` for walkers: MuJoCo C on host threads; the state is passed exactly, see `host_threads.py`."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class CWalkerEngine(AbstractWalkerEngine):
     host: "_WalkerHost" = eqx.field(static=True)
 
     def __init__(self, walker: Walker, threads: int | None = None):
-        """An engine for `walker` on `threads` host threads (default: every available core).
+        """Creates an engine for `walker` on `threads` host threads (default: every available core).
 
         Raises:
             UserError: if `threads` is less than 1.
@@ -43,7 +43,7 @@ class CWalkerEngine(AbstractWalkerEngine):
         return only_where(active, new, motion)
 
     def read(self, data: mujoco.MjData) -> Motion:
-        """`Motion` of an `MjData` of this engine's model, exactly as it stands (host side, no forward)."""
+        """Returns `Motion` of an `MjData` of this engine's model as it is (host side, no forward)."""
         raw, row = self.host.empty_rows(1)
         _Worker(self.host.walker, data).save(raw[0], row[0], data.qpos[0])
         return self._unpack(jnp.asarray(raw[0].view(np.uint32)), jnp.asarray(row[0]))
@@ -63,7 +63,7 @@ class _WalkerHost(Host["_Worker"]):
         super().__init__(threads, size, walker.model.nq + walker.model.nv + walker.seen_size)
 
     def load(self, qpos, qvel):
-        """Puts environments into given states at time 0 and computes what follows from them."""
+        """Puts environments into given states at time 0 and computes derived quantities."""
         qpos, qvel = np.asarray(qpos), np.asarray(qvel)
         batch, model = qpos.shape[:-1], self.walker.model
         qpos, qvel = qpos.reshape(-1, model.nq), qvel.reshape(-1, model.nv)
@@ -88,7 +88,7 @@ class _WalkerHost(Host["_Worker"]):
         return self.fill(one, active)
 
     def place(self, raw, xy, active):
-        """Puts every active environment at another place, and computes what follows from it."""
+        """Moves every active environment to another place, and computes derived quantities."""
         old, active = self.doubles(np.asarray(raw)), np.asarray(active)
         xy = np.asarray(xy).reshape(len(old), 2)
 

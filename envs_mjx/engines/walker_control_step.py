@@ -1,4 +1,4 @@
-"""How a control step of a walker begins and ends on engines that run inside JAX."""
+"""Start and end of a walker's control step on engines that run inside JAX."""
 
 import copy
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from envs_mjx.locomotion.walkers import TORSO, Walker
 
 
 class Begun(NamedTuple):
-    """A control step that is about to run: state after a jump, controls, and where x was put to 0."""
+    """A control step that is about to run: state after a jump, controls, and the x that was set to 0."""
 
     qpos: Float[Array, " nq"]
     qvel: Float[Array, " nv"]
@@ -23,10 +23,10 @@ class Begun(NamedTuple):
 def begin(
     walker: Walker, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], ctrl: Float[Array, " nu"]
 ) -> Begun:
-    """State and controls of the first physics step.
+    """Returns state and controls of the first physics step.
 
-    A plane is the same everywhere along x, so there a step begins at x = 0: a small number keeps its
-    precision, of which the speed is made.
+    A plane is the same everywhere along x, so on it a step begins at x = 0. The speed is a difference of x,
+    and small numbers keep its precision.
     """
     ctrl = ctrl.astype(qpos.dtype)
     if walker.jump:
@@ -37,12 +37,12 @@ def begin(
 
 
 def end(begun: Begun, qpos: Float[Array, " nq"]) -> tuple[Float[Array, " nq"], Float[Array, ""]]:
-    """Positions after the last physics step, and by how much the first one grew."""
+    """Returns positions after the last physics step, and the increase of the first one."""
     return qpos.at[0].add(begun.origin), qpos[0] - begun.qpos[0]
 
 
 def still_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
-    """The walker's model without contacts, and data of it, for MJX-JAX on the default device."""
+    """Returns the walker's model without contacts, and data of it, for MJX-JAX on the default device."""
     model = copy.copy(walker.model)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
     device = jnp.zeros(()).device
@@ -57,10 +57,10 @@ def seen(
     qvel: Float[Array, " nv"],
     moved: Float[Array, ""],
 ) -> Float[Array, " R"]:
-    """`Motion.seen` of a state.
+    """Returns `Motion.seen` of a state.
 
     Args:
-        sight: what `still_model` gives; may be None unless the walker is `fresh`.
+        sight: result of `still_model`; may be None unless the walker is `fresh`.
         moved: by how much x grew in the control step, m.
     """
     pos = jnp.zeros((walker.model.nbody, 3), qpos.dtype)

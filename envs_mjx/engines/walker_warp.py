@@ -1,11 +1,11 @@
 """Engine `warp` of walkers: MuJoCo Warp, through MJX, on OGBench's and gym's models as they are. For NVIDIA
 GPUs; on a CPU it gives the same numbers, slowly.
 
-Nothing is left out of the models. Two things differ from C: numbers are float32, and a capsule that stands
-on the floor within 30 degrees of upright has other tangents of friction, which moves an ant's control step by
-up to 4e-3 (m, rad); all other steps agree to 1e-5. See `envs_mjx.engines.tabletop_warp` for what a user
-should know.
-All walls of a maze stay in the model: warp finds the pairs that are near each other in a kernel of its own.
+The models are complete. Two things differ from C. Numbers are float32. A capsule that stands on the floor
+within 30 degrees of upright has other friction tangents, which moves an ant's control step by up to 4e-3 (m,
+rad); all other steps agree to 1e-5. See `envs_mjx.engines.tabletop_warp` for compile times and
+reproducibility. All walls of a maze stay in the model: warp finds the pairs that are near each other in a
+kernel of its own.
 """
 
 import equinox as eqx
@@ -21,8 +21,8 @@ from mac.errors import UserError
 
 SLOTS = {"point": 8, "ant": 64, "humanoid": 160, "hopper": 16, "walker2d": 24, "walker2d-v5": 24}
 SLOTS |= {"halfcheetah": 24}
-"""Slots by body, per walker of a batch; one walker may use what others leave. A slot is taken by every
-contact, and by every pair of solids whose bounding boxes touch.
+"""Contact buffer by body, per walker of a batch; all walkers share it. A slot is taken by every contact, and
+by every pair of solids whose bounding boxes touch.
 """
 
 
@@ -30,8 +30,8 @@ class WarpWalkerEngine(AbstractWalkerEngine):
     """MuJoCo Warp as a JAX program: any number of `vmap`s around `step` makes one batch of walkers.
 
     Numbers are float32, also under `jax.enable_x64`. The engine itself cannot be vmapped. `Motion.raw` is the
-    solver's warm start. Contact slots are shared by the walkers of a batch, and warp does not say whose
-    contacts found none: they are counted in `Motion.dropped` of every walker of the batch.
+    solver's warm start. The contact buffer is shared by the walkers of a batch, and warp does not say whose
+    contacts were dropped when it was full. They are counted in `Motion.dropped` of every walker of the batch.
     """
 
     name: str = eqx.field(static=True)
@@ -48,7 +48,7 @@ class WarpWalkerEngine(AbstractWalkerEngine):
             walker: compiled model and facts.
             max_contacts: contact slots per walker of a batch, None for `SLOTS`.
             max_rows: rows of constraints of each walker: four per contact, one per active joint limit. None
-                has room for 40 contacts, or as many as there are slots.
+                reserves enough for 40 contacts, or for all slots.
         Raises:
             UserError: if warp is missing or does not load, or an argument is less than 1.
         """
@@ -64,14 +64,14 @@ class WarpWalkerEngine(AbstractWalkerEngine):
         self.sight = walker_control_step.still_model(walker) if walker.fresh else None
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
-        """The walker in the given state; the solver's warm start is zero, as after `mj_resetData`."""
+        """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
         qpos, qvel = qpos.astype(jnp.float32), qvel.astype(jnp.float32)
         seen = walker_control_step.seen(self.walker, self.sight, qpos, qvel, jnp.zeros((), jnp.float32))
         return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
 
     def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
-        """One control step; `motion` itself where not `active` (the work is done all the same: a batch
-        advances in lockstep).
+        """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
+        because a batch advances in lockstep.
         """
         begun = walker_control_step.begin(self.walker, motion.qpos, motion.qvel, ctrl)
         qpos, qvel, warm, missing = warp_batch.over_scenes(

@@ -1,9 +1,9 @@
-"""The experts as one loop: begin an episode, act, and take a new target when done with the last one.
+"""The experts as one loop: begin an episode, act, and draw a new target after the last one is done.
 
-Two styles, the two kinds of datasets in OGBench: `play` follows plans with correlated noise, `noisy`
-reacts to each state, with Gaussian noise on the action and, now and then, a random action. Functions
-are written for one environment; the caller vmaps. An `Expert` is arrays only, of the same shapes
-whatever its target, so it may be carried by `lax.scan` and picked by `jnp.where`.
+The two styles are the two kinds of datasets in OGBench. `play` follows plans with correlated noise. `noisy`
+reacts to each state, with Gaussian noise on the action and occasional random actions. Functions are written
+for one environment; the caller vmaps. An `Expert` is arrays only, of the same shapes whatever its target, so
+it may be carried by `lax.scan` and selected by `jnp.where`.
 
 Source: OGBench (Park et al. 2025) and its script that makes manipulation data.
 """
@@ -36,10 +36,10 @@ _P_RANDOM, _P_RANDOM_PUZZLE = 0.1, 0.2
 
 
 class Expert(eqx.Module):
-    """What an expert wants, and how far it has got.
+    """State of an expert: its target, and its progress.
 
     Attributes:
-        target: what it is to bring about.
+        target: the object state to reach.
         p_stack: probability in this episode of stacking a cube on another.
         intent: the plan of a `play` expert, the state of a `noisy` one.
     """
@@ -71,11 +71,11 @@ def begin(style: str, scene: Scene, key: Key[Array, ""], readings: Readings) -> 
 def act(
     style: str, scene: Scene, expert: Expert, readings: Readings, key: Key[Array, ""]
 ) -> tuple[Float[Array, " 5"], Expert, Bool[Array, ""]]:
-    """One action.
+    """Chooses one action.
 
     Returns:
-        The action in [-1, 1]; the expert after it; and whether it is done with its target, in which
-        case the caller applies the action and then calls `retarget` with the readings *after* it.
+        The action in [-1, 1]; the expert after it; and whether it is done with its target. If so, the caller
+        applies the action, then calls `retarget` with the readings *after* it.
     """
     if isinstance(expert.intent, Plan):
         action, plan, done = follow(expert.intent, readings)
@@ -96,7 +96,7 @@ def act(
 
 
 def retarget(style: str, scene: Scene, expert: Expert, readings: Readings, key: Key[Array, ""]) -> Expert:
-    """The expert with a new target, when it is done with the last one."""
+    """Draws a new target for an expert that is done with the last one."""
     target_key, intent_key = jr.split(key)
     target = choose_target(target_key, scene, readings, expert.p_stack)
     if isinstance(expert.intent, Plan):

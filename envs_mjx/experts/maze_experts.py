@@ -1,9 +1,9 @@
-"""Makes walkers wander through mazes, as OGBench's locomotion datasets were made.
+"""Experts that navigate mazes, as in OGBench's locomotion datasets.
 
-An expert takes the walker in a given direction; the direction is that of the next cell on the shortest path
-to a goal, or a random one. A point goes where its action says, so its expert is the direction itself. Ants
-and humanoids need a trained policy, an `Actor`; OGBench's are not in its package, so theirs are our own
-(`experiments/train_expert.py`) and so are the data.
+An expert moves the walker in a given direction: to the next cell on the shortest path to a goal, or a random
+one. A point's action is its displacement, so its expert is the direction itself. Ants and humanoids need a
+trained policy, an `Actor`. OGBench's policies are not in its package, so these are trained here
+(`experiments/train_expert.py`), and the data differ from OGBench's.
 
 Source: OGBench (Park et al. 2025) and its script that makes locomotion data.
 """
@@ -21,19 +21,20 @@ from envs_mjx.locomotion.maze_env import SUCCESS_RADIUS, MazeEnv
 from envs_mjx.locomotion.maze_paths import Compass, build_compass
 
 ACTION_NOISE = {"point": 0.5, "ant": 0.2, "humanoid": 0.2}
-"""Standard deviation of the noise on the expert's action, whose range is [-1, 1]."""
+"""Standard deviation of the noise on the expert's action, which is in [-1, 1]."""
 EXPLORE_NOISE = 1.0
 """The same in style `explore`."""
 EXPLORE_STEPS = 10
-"""Control steps for which style `explore` keeps a direction."""
+"""Control steps between two changes of direction in style `explore`."""
 
 
 class Actor(eqx.Module):
-    """A policy that takes a walker in a given direction."""
+    """A policy that moves a walker in a given direction."""
 
     @abc.abstractmethod
     def __call__(self, obs: Float[Array, " R"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
-        """The action in [-1, 1] for an observation `obs[R]` without its first two entries, the place."""
+        """Returns the action in [-1, 1] for an observation `obs[R]` without its first two entries, the
+        position."""
 
 
 class Point(Actor):
@@ -45,16 +46,16 @@ class Point(Actor):
 
 
 class Walk(eqx.Module):
-    """A walker on its way.
+    """A walker on its way to a goal.
 
     Attributes:
         motion: its physical state.
-        obs: what it observed last: where an entrance of a teleporter takes it away, this is still the
-            place in front of it, as in OGBench's datasets.
-        goal: where it is to go, m.
-        direction: where it goes in style `explore`, a unit vector.
+        obs: its last observation. After a teleport this is still the one at the entrance, as in OGBench's
+            datasets.
+        goal: position to reach, m.
+        direction: direction in style `explore`, a unit vector.
         t: control steps taken.
-        arrived: whether it has been at the goal, in style `stitch`.
+        arrived: whether it has reached the goal, in style `stitch`.
     """
 
     motion: Motion
@@ -68,8 +69,8 @@ class Walk(eqx.Module):
 class NavigationScript(AbstractScript):
     """A walker that navigates a maze in one of the styles `maze_paths.STYLES`.
 
-    In style `navigate`, each goal reached is a target hit, and a new goal follows; in `stitch`, there is
-    one goal; in `explore`, none.
+    In style `navigate`, a new goal is drawn after each goal reached; in `stitch` there is one goal, in
+    `explore` none.
     """
 
     env: MazeEnv
@@ -80,7 +81,8 @@ class NavigationScript(AbstractScript):
     rows: int = eqx.field(static=True)
 
     def __init__(self, style: str, env: MazeEnv, rows: int, actor: Actor | None):
-        """Args: a name in `maze_paths.STYLES`; where to walk; rows of an episode; None for a point."""
+        """Args: a name in `maze_paths.STYLES`; the maze; rows of an episode; a trained policy, None for a
+        point."""
         self.env, self.actor, self.style, self.rows = env, actor or Point(), style, rows
         self.compass = build_compass(env.maze.size)
         self.noise = EXPLORE_NOISE if style == "explore" else ACTION_NOISE[env.walker.body]

@@ -28,14 +28,14 @@ _TAPS /= _TAPS.sum()
 
 
 class Plan(NamedTuple):
-    """A timed path of the effector, and how far along it the expert is.
+    """A timed path of the effector, and the expert's position along it.
 
     Attributes:
         times: seconds from the plan's start at which each key is reached; the last ones may be padding.
         keys: xyz, yaw and grip (0 open, 1 closed) at those times, yaw unwrapped (`keyframes.Keys`).
-        noise: what is added to row i of the plan; rows from `length` on mean nothing.
+        noise: noise added to row i of the plan; rows from `length` on mean nothing.
         length: rows of the plan, one per control step.
-        index: the row that the next `follow` goes by.
+        index: the row that the next `follow` uses.
     """
 
     times: Float[Array, " 11"]
@@ -46,12 +46,12 @@ class Plan(NamedTuple):
 
 
 def max_rows(scene: Scene) -> int:
-    """Rows of the longest plan in a scene: 90 where there are cubes, 4.48 s."""
+    """Returns the rows of the longest plan in a scene: 90 in scenes with cubes, 4.48 s."""
     return int(np.ceil(longest(scene) / CONTROL_DT - 1e-9))
 
 
 def build_plan(key: Key[Array, ""], scene: Scene, readings: Readings, target: Target) -> Plan:
-    """Draws a plan that brings the target about, starting from what is read."""
+    """Draws a plan that reaches the target, starting from the current readings."""
     uniform, normal = jr.split(key)
     dtype = readings.effector_pos.dtype
     u, noise = jr.uniform(uniform, (19,), dtype), jr.normal(normal, (max_rows(scene), 5), dtype)
@@ -60,7 +60,7 @@ def build_plan(key: Key[Array, ""], scene: Scene, readings: Readings, target: Ta
 
 
 def plan_from_draws(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Plan:
-    """The plan that given random numbers lead to; deterministic part of `build_plan`."""
+    """Returns the plan for given random numbers: the deterministic part of `build_plan`."""
     keys = key_poses(draws, scene, readings, target)
     rows = jnp.arange(draws.noise.shape[0], dtype=keys.end.dtype)
     length = (rows * CONTROL_DT < keys.end).sum(dtype=jnp.int32)
@@ -80,8 +80,8 @@ def follow(plan: Plan, readings: Readings) -> tuple[Float[Array, " 5"], Plan, Bo
         The action in [-1, 1]; the plan, one row further; and whether this action was the plan's last,
         in which case the caller draws a new target and plan from the readings *after* this step.
 
-    The yaw difference is not wrapped, as in OGBench: when plan and effector lie on opposite sides of
-    +-pi the action saturates and the arm turns the long way round.
+    The yaw difference is not wrapped, as in OGBench. When plan and effector lie on opposite sides of +-pi,
+    the action saturates and the arm rotates the long way.
     """
     goal = plan_row(plan, jnp.minimum(plan.index, plan.length - 1))
     here = jnp.concatenate(
@@ -92,7 +92,7 @@ def follow(plan: Plan, readings: Readings) -> tuple[Float[Array, " 5"], Plan, Bo
 
 
 def plan_row(plan: Plan, row: Int[Array, ""]) -> Float[Array, " 5"]:
-    """Row `row` of the plan with its noise: xyz (m), yaw (before noise in [-pi, pi]), grip."""
+    """Returns row `row` of the plan with its noise: xyz (m), yaw (before noise in [-pi, pi]), grip."""
     t = row.astype(plan.times.dtype) * CONTROL_DT
     left = jnp.clip((plan.times <= t).sum() - 1, 0, KEYS - 2)
     t0, t1 = plan.times[left], plan.times[left + 1]
@@ -101,7 +101,7 @@ def plan_row(plan: Plan, row: Int[Array, ""]) -> Float[Array, " 5"]:
 
 
 def _smooth(noise: Float[Array, "rows 5"], length: Int[Array, ""]) -> Float[Array, "rows 5"]:
-    """Gaussian filter along the first `length` rows, mirrored at both ends (edge rows repeated)."""
+    """Applies a Gaussian filter along the first `length` rows, mirrored at both ends (edge rows repeated)."""
     rows = np.arange(noise.shape[0])[:, None] + np.arange(-_RADIUS, _RADIUS + 1)
     rows = np.where(rows < 0, -1 - rows, rows)
     rows = jnp.where(rows >= length, 2 * length - 1 - rows, rows)

@@ -1,4 +1,4 @@
-"""The `play` experts against OGBench's own, and facts about their plans."""
+"""Tests of the `play` experts against OGBench's, and of facts about their plans."""
 
 import functools
 from typing import NamedTuple
@@ -34,7 +34,7 @@ KEYS = {CUBE: 11, BUTTON: 5}  # drawer and window 8
 
 
 class Batch(NamedTuple):
-    """Random situations and what our experts make of them, with a leading axis."""
+    """Random situations and the keys and plans of our experts in them, with a leading axis."""
 
     draws: PlanDraws
     readings: Readings
@@ -53,7 +53,7 @@ def random_draws(scene: Scene, seed: int) -> PlanDraws:
 
 @functools.cache
 def compiled(scene: Scene):
-    """Keys, plan and all its rows of one situation, vmapped."""
+    """Returns keys, plan and all its rows of one situation, vmapped."""
 
     def one(draws: PlanDraws, readings: Readings, target: Target) -> tuple[Keys, Plan, jax.Array]:
         plan = plan_from_draws(draws, scene, readings, target)
@@ -75,8 +75,8 @@ def batch_of(family: str, kind: int) -> Batch:
 
 
 def package_plan(family: str, kind: int, batch: Batch, i: int, time: float = 0.0) -> tuple:
-    """OGBench's expert, reset with our random draws in the order in which it asks for them, and the
-    keys that it made: times, poses and grips."""
+    """Returns OGBench's expert, reset with our random draws in its order, and its keys: times, poses and
+    grips."""
     draws, seen = row(batch.draws, i), []
     lift, clear = ([*draws.lift], [draws.clear]) if kind == CUBE else ([], [])
     jitter = draws.jitter[: KEYS.get(kind, 8) - 1]

@@ -1,4 +1,4 @@
-"""Generated datasets: schema, loading through ogbench, reproducibility, and the expert's success."""
+"""Tests of generated datasets: schema, loading by ogbench, reproducibility, and the expert's success."""
 
 import itertools
 import shutil
@@ -117,7 +117,7 @@ def test_progress_counts_every_row_once(made: SimpleNamespace) -> None:
     assert all(a <= b for a, b in itertools.pairwise(done)) and len(set(done)) > 10
 
 
-def test_an_episode_depends_on_neither_the_threads_nor_the_number_of_episodes(
+def test_an_episode_does_not_depend_on_threads_or_dataset_size(
     made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = make(NAME, "c")
@@ -131,7 +131,7 @@ def test_an_episode_depends_on_neither_the_threads_nor_the_number_of_episodes(
 
 @pytest.fixture(scope="module")
 def scenes() -> SimpleNamespace:
-    """Three episodes of the noisy expert in the scene with drawer and window, in one wave."""
+    """Three episodes of the noisy expert in the scene with drawer and window, in one batch."""
     scene = build_scene("scene")
     simulator = Simulator(TabletopScript("noisy", scene, CEngine(scene), ROWS), seed=5, lanes=LANES)
     jobs = [Job(0, 0), Job(0, 1), Job(1, 0), Job(0, 0, 1)]
@@ -139,7 +139,7 @@ def scenes() -> SimpleNamespace:
 
 
 @pytest.mark.slow
-def test_an_episode_depends_on_neither_its_lane_nor_its_companions(scenes: SimpleNamespace) -> None:
+def test_an_episode_does_not_depend_on_its_lane_or_batch(scenes: SimpleNamespace) -> None:
     again = scenes.simulator.run([Job(1, 7), *scenes.jobs[::-1]])
     for old, new in zip([*scenes.wave.rows, *scenes.wave.events], [*again.rows, *again.events], strict=True):
         np.testing.assert_array_equal(old, new[1:][::-1])
@@ -160,7 +160,7 @@ def test_buttons_are_recorded_before_the_action(scenes: SimpleNamespace) -> None
 
 
 def test_health_is_judged_in_every_row(scenes: SimpleNamespace) -> None:
-    """OGBench's rule: the cube's y below 0.29 m, and above -0.3 m unless it is in the drawer."""
+    """Checks OGBench's rule: the cube's y below 0.29 m, and above -0.3 m unless it is in the drawer."""
     y, z = scenes.wave.rows.qpos[..., 15], scenes.wave.rows.qpos[..., 16]
     hidden = (y >= 0.29) | ((y <= -0.3) & ((z < 0.06) | (z > 0.08)))
     np.testing.assert_array_equal(scenes.wave.healthy, ~hidden.any(axis=1))
@@ -196,7 +196,7 @@ def test_no_file_appears_unless_both_are_complete(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("instant")
-def test_ten_training_episodes_make_one_for_validation_and_twenty_make_two(tmp_path: Path) -> None:
+def test_there_is_one_validation_episode_per_ten_for_training(tmp_path: Path) -> None:
     for episodes, val in ((1, 1), (10, 1), (19, 1), (20, 2)):
         made = collect(NAME, episodes * ROWS, tmp_path / f"{episodes}.npz")
         assert (made.train_rows, made.val_rows) == (episodes * ROWS, val * ROWS)
@@ -224,7 +224,7 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_expert_hits_98_percent_of_a_thousand_targets_and_covers_every_task(tmp_path: Path) -> None:
+def test_expert_reaches_98_percent_of_targets_and_all_tasks(tmp_path: Path) -> None:
     path = tmp_path / "cube.npz"
     made = collect(NAME, 91 * ROWS, path, seed=11)
     assert made.targets >= 1000 and made.hits >= 0.98 * made.targets

@@ -1,4 +1,4 @@
-"""Sharded datasets under way: names, contents, resuming; without physics."""
+"""Tests of sharded datasets: names, contents, resuming; without physics."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def read(path: Path) -> Arrays:
 
 
 def episodes_in(path: Path) -> list[float]:
-    """What stands in the rows of each episode of a file, see `fake_expert.number`."""
+    """Returns the number in the rows of each episode of a file, see `fake_expert.number`."""
     observations = read(path)["observations"].reshape(-1, ROWS * 55)
     assert (observations == observations[:, :1]).all()
     return observations[:, 0].tolist()
@@ -130,7 +130,7 @@ def test_no_episode_is_simulated_twice(tmp_path: Path, monkeypatch: pytest.Monke
         seen.extend(jobs)
         return original(self, jobs, *rest)
 
-    for count in (3, 2, 1, 100):  # waves of four episodes until each kill
+    for count in (3, 2, 1, 100):  # batches of four episodes until each kill
         with monkeypatch.context() as patch:
             patch.setattr(Simulator, "run", counting)
             calls_until(patch, Simulator, "run", count)

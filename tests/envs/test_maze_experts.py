@@ -1,4 +1,4 @@
-"""Which way is shorter: tables of mazes, and the walkers that follow them, beside OGBench's own."""
+"""Tests of path tables of mazes, and of walkers that follow them, compared with OGBench's."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from envs_mjx.registry import make
 
 @pytest.fixture(scope="module", params=SIZES)
 def peers(request: pytest.FixtureRequest):
-    """A maze's compass, and OGBench's environment of it."""
+    """A maze's path tables, and OGBench's environment of it."""
     env = gymnasium.make(f"pointmaze-{request.param}-v0")
     yield build_compass(request.param), env.unwrapped
     env.close()
@@ -91,7 +91,7 @@ def test_episodes_are_as_long_as_ogbenchs(dataset: str, rows: int) -> None:
 
 
 class Straight(Actor):
-    """Records what it is given."""
+    """An actor that records its inputs."""
 
     width: int
 
@@ -114,7 +114,7 @@ def at(script: NavigationScript, xy: tuple[float, float], goal: tuple[float, flo
 def steps(
     script: NavigationScript, walk: Walk, count: int
 ) -> tuple[Walk, np.ndarray, np.ndarray, np.ndarray]:
-    """Observations, goals and hits of `count` control steps."""
+    """Returns observations, goals and hits of `count` control steps."""
 
     def body(walk: Walk, key: jax.Array):
         act, after = jr.split(key)
@@ -172,7 +172,7 @@ def test_exploring_keeps_a_direction_for_ten_steps() -> None:
     assert script.noise == 1.0
 
 
-def test_an_actor_sees_the_observation_without_the_place_and_the_direction() -> None:
+def test_an_actor_gets_direction_and_observation_without_position() -> None:
     script = script_of("navigate", "antmaze-medium", Straight(8))
     walk = script.begin(jr.key(0), jr.key(1))
     draws = jax.vmap(lambda key: jnp.asarray(script.decide(walk, key).row.actions))(jr.split(jr.key(2), 400))
@@ -185,7 +185,8 @@ def test_an_actor_sees_the_observation_without_the_place_and_the_direction() -> 
 
 
 def test_before_a_teleporter_the_old_place_is_seen() -> None:
-    """As OGBench's datasets have it: the row after holds the entrance as seen, the exit as position."""
+    """Checks the convention of OGBench's datasets: the next row has the entrance as observation, the exit as
+    position."""
     script = script_of("navigate", "pointmaze-teleport")
     maze = script.env.maze
     walk = at(script, tuple(maze.entrances[0].tolist()), tuple(maze.exits[0].tolist()))

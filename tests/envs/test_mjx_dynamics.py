@@ -1,4 +1,4 @@
-"""Kinematics, inertia, forces and contact rows of engine `mjx` against MuJoCo C, in float64."""
+"""Tests of kinematics, inertia, forces and contact rows of engine `mjx` against MuJoCo C, in float64."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -84,7 +84,7 @@ def test_sites_are_where_they_are_in_c(case: Case):
         np.testing.assert_allclose(found.mat[..., i], mats, atol=1e-12)
 
 
-def test_the_mass_matrix_and_all_forces_without_constraints_are_those_of_c(case: Case):
+def test_mass_matrix_and_smooth_forces_are_those_of_c(case: Case):
     hinges = len(case.constants.hinges.parent)
     for i, d in enumerate(case.datas):
         dense = np.empty((case.constants.nv, case.constants.nv))
@@ -96,7 +96,8 @@ def test_the_mass_matrix_and_all_forces_without_constraints_are_those_of_c(case:
 
 
 def test_derivatives_by_velocity_are_those_that_c_keeps(case: Case):
-    """A saturated actuator has none; neither does the pair of drivers, which one tendon pulls."""
+    """Checks that a saturated actuator has none, and neither does the pair of drivers, which one tendon
+    pulls."""
     m = case.scene.model
     saturated = []
     for i, d in enumerate(case.datas):
@@ -122,7 +123,7 @@ def test_derivatives_by_velocity_are_those_that_c_keeps(case: Case):
 
 
 def test_contacts_have_the_rows_of_c(case: Case):
-    """Contacts of plain boxes and planes: Jacobian, reference acceleration and weight, row by row."""
+    """Compares contacts of boxes and planes: Jacobian, reference acceleration and weight, row by row."""
     m, contacts = case.scene.model, case.contacts
     table = mjx_contacts.pair_table(case.model, m.opt.timestep)
     qvel = jnp.asarray(np.stack([d.qvel for d in case.datas], -1))
@@ -148,14 +149,14 @@ def test_contacts_have_the_rows_of_c(case: Case):
 
 
 def test_the_broad_phase_misses_no_contact(case: Case):
-    """Narrow phases of the nearest 40 pairs and of three times as many find the same contacts."""
+    """Checks that narrow phases of the nearest 40 pairs and of three times as many find the same contacts."""
     more = contacts_of(case.model, Slots(120, 60, 200), case.at)
     assert not np.asarray(case.contacts.dropped).any()
     depths = (np.sort(np.minimum(x.dist, 0), axis=0)[:60] for x in (case.contacts, more))
     np.testing.assert_allclose(*depths, atol=1e-12)
 
 
-def test_points_without_a_slot_are_counted(case: Case):
+def test_points_dropped_by_a_full_buffer_are_counted(case: Case):
     used = np.asarray(case.contacts.dist < 0).sum(axis=0)
     few = contacts_of(case.model, Slots(40, 20, 2), case.at)
     np.testing.assert_array_equal(few.dropped, np.maximum(used - 2, 0))

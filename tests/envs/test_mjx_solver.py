@@ -1,4 +1,4 @@
-"""The constraint solver against a slow obvious cost function and a general-purpose minimiser."""
+"""Tests of the constraint solver against a slow obvious cost function and a general-purpose minimiser."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -66,7 +66,7 @@ def lane(p: Problem, i: int) -> Problem:
 
 
 def obvious_cost(p: Problem, acc: np.ndarray) -> float:
-    """Gauss cost plus penalties, row by row and cone by cone, as MuJoCo's documentation defines them."""
+    """Returns Gauss cost plus penalties, row by row and cone by cone, as in MuJoCo's documentation."""
     total = 0.5 * acc @ p.mass @ acc - p.force @ acc
     total += 0.5 * np.sum(p.ties.weight * (p.ties.jacobian @ acc[:4] - p.ties.aref) ** 2)
     for row, dof in enumerate(p.ends.dof):
@@ -111,7 +111,7 @@ def test_the_solution_is_no_worse_than_a_general_minimisers(solved: Solved):
 
 
 def test_scenes_of_a_batch_do_not_depend_on_each_other(solved: Solved):
-    """Twenty scenes shrink to ten and none on the way; three never do."""
+    """Compares batches of twenty scenes, which shrink to ten and to none, with three, which do not shrink."""
     few = jax.tree.map(lambda x: x[..., 3:6] if x.shape[-1] == 20 else x, solved.problem)
     again = jax.jit(lambda p, start: newton(p, start, EXACT))(few, 10 * jnp.ones((NV, 3)))
     np.testing.assert_allclose(again.acc, solved.acc[:, 3:6], rtol=1e-6, atol=1e-8)
@@ -136,7 +136,7 @@ def test_the_gradient_is_the_derivative_of_the_obvious_cost():
 
 
 def test_dofs_that_meet_through_the_core_only_may_be_eliminated():
-    """Two dofs, each touched by two cones of its own, as rim and as part of the core."""
+    """Solves for two dofs, each with two cones of its own, as rim and as part of the core."""
     p = problem(range(8))
     coupled = jnp.asarray((np.arange(NV) < 4)[:, None] == (np.arange(NV) < 4)) & (
         jnp.eye(NV, dtype=bool) | jnp.asarray(np.arange(NV) < 4)[:, None]

@@ -1,4 +1,4 @@
-"""Engine `mjx` of walkers against MuJoCo C, at walls too, and what an engine promises.
+"""Tests of engine `mjx` of walkers against MuJoCo C, at walls too, and of its contract.
 
 `pytest -s` prints the errors.
 """
@@ -71,7 +71,7 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.parametrize("family", families())
 def test_in_float64_accelerations_equal_those_of_c(float64: None, family: str):
-    """30 states, of which as many as there are at walls; both solvers run until nothing changes."""
+    """Compares 30 states, as many at walls as were recorded; both solvers run until nothing changes."""
     moments = moments_of(family)
     touched, at_wall = moments.touching > 0, moments.walls
     some = chosen(moments, np.argsort(-(2 * at_wall + touched), kind="stable")[:30])
@@ -123,7 +123,7 @@ def test_what_is_seen_is_what_engine_c_sees(family: str):
 
 
 def test_no_part_of_a_walker_reaches_half_a_cell_from_its_torso():
-    """The bound that makes four walls enough, and poses that come near it."""
+    """Checks the bound that makes four walls sufficient, and poses near it."""
     for family in ("pointmaze-medium", "antmaze-medium", "humanoidmaze-medium"):
         model, far = build_walker(family).model, reach(build_walker(family).model)
         data, rng, seen = mujoco.MjData(model), np.random.default_rng(0), 0.0
@@ -150,8 +150,8 @@ def test_near_walls_are_all_walls_within_half_a_cell(size: str):
         assert within <= ours <= {tuple(c) for c in centres.tolist()} and walls.sum() == len(ours)
 
 
-def test_contacts_without_a_slot_are_counted():
-    """An ant that lies on the floor; the four feet need a slot each."""
+def test_contacts_dropped_by_a_full_buffer_are_counted():
+    """Drops contacts of an ant that lies on the floor; the four feet need a slot each."""
     walker = build_walker("antmaze-medium")
     engine = MjxWalkerEngine(walker, slots=Slots(2, 1))
     moments = moments_of("antmaze-medium")
@@ -174,7 +174,7 @@ def test_other_versions_and_bad_numbers_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", ["point", "ant", "humanoid"])
-def test_a_step_in_the_giant_maze_costs_what_it_costs_in_the_medium_one(body: str):
+def test_a_step_costs_the_same_in_giant_and_medium_mazes(body: str):
     def runner(size: str):
         engine, some = engine_of(f"{body}maze-{size}"), moments_of(f"{body}maze-{size}")
         rows = np.arange(16)

@@ -16,12 +16,12 @@ from envs_mjx.datagen.simulate_episodes import Job, Simulator, Wave
 
 
 def number(split: int, index: int, attempt: int) -> int:
-    """What stands in every row of an episode."""
+    """Returns the number in every row of an episode."""
     return 100_000 * split + 100 * index + attempt
 
 
 def fails(job: Job) -> bool:
-    """Every fifth episode is thrown away at first, every tenth twice."""
+    """Rejects every fifth episode at first, every tenth twice."""
     return job.index % 5 == 3 and job.attempt < 1 + (job.index % 10 == 3)
 
 

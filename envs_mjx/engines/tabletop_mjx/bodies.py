@@ -36,7 +36,7 @@ def frames_of(m: mujoco.MjModel, moving: np.ndarray) -> tuple[np.ndarray, Attach
 
 
 def attach(bodies: np.ndarray, pos: np.ndarray, quat: np.ndarray, frame: Attached) -> Attached:
-    """Frames given in model bodies, as frames in moving bodies."""
+    """Returns frames given in model bodies as frames in moving bodies."""
     mat = np.array([quat_mat(q) for q in quat]).reshape(-1, 3, 3)
     shift = np.einsum("nij,nj->ni", frame.mat[bodies], pos)
     return Attached(frame.body[bodies], frame.pos[bodies] + shift, frame.mat[bodies] @ mat)

@@ -1,8 +1,8 @@
 """MuJoCo's constraint problem: costs, forces and curvatures of equalities, limits, friction and contacts.
 
 "Computation" chapter of MuJoCo's documentation (Todorov 2014). Arrays end with the batch axis B. Equalities
-and inertia are one quadratic; limits and friction losses concern one dof each and are no rows of a
-matrix; the Hessians of cones stay 3x3 blocks.
+and inertia are one quadratic. Limits and friction losses concern one dof each and are not rows of a matrix.
+The Hessians of cones stay 3x3 blocks.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ NOISE = 8.0
 """Derivatives below this many roundings of their terms count as zero."""
 
 _MARGIN = 100.0
-"""How much larger the gain may be than its estimate; 1 to 100 give the same iterations as C takes."""
+"""Margin of the expected improvement over its estimate; 1 to 100 give the same iterations as C takes."""
 
 
 class Ties(eqx.Module):
@@ -91,7 +91,7 @@ class Rows(NamedTuple):
 
 @stage
 def rows_of(p: Problem, a: Float[Array, "nv B"]) -> Rows:
-    """J a."""
+    """Returns J a."""
     return Rows(
         product(p.ties.jacobian, a[: p.ties.jacobian.shape[1]]),
         p.ends.side * _at(a, p.ends.dof),
@@ -101,7 +101,7 @@ def rows_of(p: Problem, a: Float[Array, "nv B"]) -> Rows:
 
 
 def _at(a: Float[Array, "nv B"], dofs: tuple[int, ...]) -> Float[Array, "n B"]:
-    """`a[dofs]` of fixed dofs."""
+    """Returns `a[dofs]` of fixed dofs."""
     return jnp.stack([a[d] for d in dofs]) if len(dofs) else a[:0]
 
 
@@ -136,10 +136,11 @@ def norm(x: Float[Array, "n B"]) -> Float[Array, " B"]:
 def gradient_of(
     p: Problem, a: Float[Array, "nv B"], forces: Rows
 ) -> tuple[Float[Array, "nv B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Gradient of the cost, the norm below which it is rounding error, and what might still be gained.
+    """Returns the gradient of the cost, the norm below which it is rounding error, and the possible
+    improvement.
 
-    The last is g D^-1 g / 2 with D the diagonal of M, times a margin for D^-1 not being the Hessian's
-    inverse, which is smaller but for what couples the arm's joints.
+    The last is g D^-1 g / 2 with D the diagonal of M, times a margin, because D^-1 is not the Hessian's
+    inverse. That inverse is smaller except for the coupling of the arm's joints.
     """
     inertial = mass_times(p, a) - p.force
     tied = total(p.ties.jacobian * forces.ties[:, None])
@@ -178,7 +179,7 @@ def forces_of(p: Problem, rows: Rows) -> Rows:
 
 
 class ConeState(NamedTuple):
-    """Where residuals lie relative to their cones, in the coordinates N = mu x0, T = friction |x12|.
+    """Positions of residuals relative to their cones, in the coordinates N = mu x0, T = friction |x12|.
 
     Attributes:
         radius, unit: T, and the direction of (x1, x2).

@@ -1,11 +1,11 @@
 """Kinematics, inertia and forces of OGBench's scenes, for a batch of scenes at once.
 
 MuJoCo's smooth dynamics ("Computation" chapter of its documentation; Featherstone 2008 for the
-composite-body and Newton-Euler recursions) for the bodies that `mjx_model` lists. Every array ends with
-the batch axis B, which is contiguous, so each operation is one loop over scenes and compiles to vector
-instructions on a CPU and to coalesced loads on a GPU. Sums along the tree are products with the matrix of
-ancestors. Motions and forces are written about one point near the fingers, the origin; a motion is
-(angular, linear), a force (torque, force).
+composite-body and Newton-Euler recursions) for the bodies that `model.py` lists. Every array ends with the
+contiguous batch axis B. So each operation is one loop over scenes and compiles to vector instructions on a
+CPU and to coalesced loads on a GPU. Sums along the tree are matmuls with the matrix of ancestors. Motions and
+forces are written about one point near the fingers, the origin; a motion is (angular, linear), a force
+(torque, force).
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ class Poses(NamedTuple):
 
 
 class Motions(NamedTuple):
-    """How every dof moves a point x of the bodies it moves: `linear + angular x (x - origin)`."""
+    """Motion axes of every dof: it moves a point x of its bodies by `linear + angular x (x - origin)`."""
 
     angular: Float[Array, "nv 3 B"]
     linear: Float[Array, "nv 3 B"]
@@ -248,7 +248,7 @@ def _force_cross(v: Float[Array, "n 6 B"], f: Float[Array, "n 6 B"]) -> Float[Ar
 
 
 def _over_tree(matrix: Float[Array, "m n"], x: Float[Array, "n ..."]) -> Float[Array, "m ..."]:
-    """Sums along the tree: over ancestors, or with the transposed matrix over descendants."""
+    """Sums along the tree by a matmul: over ancestors, or with the transposed matrix over descendants."""
     # Highest: a GPU's default would round to TF32, and rne's terms cancel.
     flat = jnp.dot(matrix, x.reshape(x.shape[0], -1), precision=jax.lax.Precision.HIGHEST)
     return flat.reshape(-1, *x.shape[1:])

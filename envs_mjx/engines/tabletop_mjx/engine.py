@@ -29,8 +29,8 @@ SLOTS = {
     "puzzle-4x5": Slots(24, 1, 30),
     "puzzle-4x6": Slots(24, 1, 34),
 }
-"""Slots by family: 1.25 times the most that C or the broad phase was seen to use under OGBench's experts
-and under random, held and downward actions (300 to 600 control steps each).
+"""Contact buffer by family: 1.25 times the maximum that C or the broad phase used under OGBench's experts and
+under random, held and downward actions (300 to 600 control steps each).
 """
 
 
@@ -59,7 +59,7 @@ class MjxEngine(AbstractEngine):
 
         Args:
             scene: compiled model and ids.
-            slots: room for pairs and contacts; None takes `SLOTS`.
+            slots: capacity for pairs and contacts; None takes `SLOTS`.
             iterations: most Newton iterations per substep. C needs 1 or 2 on average and 16 at most;
                 4 make the physics explode during a grasp.
             ls_iterations: line-search iterations per Newton iteration.
@@ -86,8 +86,8 @@ class MjxEngine(AbstractEngine):
         )
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        """A scene in the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start
-        and the contact force are zero, and the site poses are those of `qpos`.
+        """Loads the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start and the
+        contact force are zero, and the site poses are those of `qpos`.
         """
         c = self.machine.constants
         sites = over_batches(lambda q: tuple(step.sites_of(c, q)))
@@ -97,8 +97,8 @@ class MjxEngine(AbstractEngine):
         return Physics(qpos, qvel, pos, mat, jnp.zeros(6, qpos.dtype), free, zero, jnp.zeros_like(qvel))
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
-        """One control step under constant `ctrl`; `physics` itself where not `active` (the work is done
-        all the same: a batch advances in lockstep).
+        """Takes one control step under constant `ctrl`; returns `physics` itself where not `active`. The work
+        is done all the same, because a batch advances in lockstep.
         """
 
         def batch(qpos: Array, qvel: Array, warm: Array, dropped: Array, ctrl: Array, locked: Array):
@@ -114,7 +114,7 @@ class MjxEngine(AbstractEngine):
 
 
 def over_batches(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
-    """A function of single examples that calls `function` once, on arrays that end with a batch axis.
+    """Wraps `function`, which takes arrays that end with a batch axis, as a function of single examples.
 
     All `vmap`s around a call, however many, become the one batch axis.
     """

@@ -57,7 +57,7 @@ def weighted_rows(p: Problem, rows: Rows) -> Float[Array, "3 k nv B"]:
 
 @stage
 def joint_curvature(p: Problem, rows: Rows) -> Float[Array, "nv B"]:
-    """What limits and friction losses add to the Hessian's diagonal."""
+    """Returns the terms that limits and friction losses add to the Hessian's diagonal."""
     slopes = p.ends.weight * (rows.ends < 0)
     held = jnp.abs(p.losses.weight * rows.losses) < p.losses.bound
     return spread(p, p.ends.dof, slopes) + spread(p, p.losses.dof, p.losses.weight * held)
@@ -70,10 +70,10 @@ _CHUNK = 4
 def newton_step(
     p: Problem, quadratic: Quadratic, rows: Rows, gradient: Float[Array, "nv B"]
 ) -> Float[Array, "nv B"]:
-    """The Hessian's inverse times the gradient.
+    """Returns the Hessian's inverse times the gradient.
 
-    Dofs of the rim meet each other only through the core: a press couples a button to the arm. So their
-    part of the Hessian is diagonal, and they are eliminated one by one.
+    Dofs of the rim are coupled only through the core: a press couples a button to the arm. So their part of
+    the Hessian is diagonal, and they are eliminated one by one.
     """
     core = p.mass.shape[0]
     left, right = p.cones.jacobian, weighted_rows(p, rows)

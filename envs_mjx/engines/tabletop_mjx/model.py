@@ -1,9 +1,9 @@
-"""What engine `mjx` knows of a scene: constants of its moving bodies, read once from the compiled model.
+"""Constants of a scene's moving bodies for engine `mjx`, read once from the compiled model.
 
-OGBench's scenes move in three ways only: the hinges of the arm and gripper (one tree), cubes that are
-free, and slides (buttons, drawer, window) on bodies that stand still. Everything welded to a moving body
-is merged into it here, and everything else never moves, so a step touches as many bodies as there are
-joints and not the 38 to 120 of the model.
+OGBench's scenes move in three ways only: the hinges of the arm and gripper (one tree), cubes that are free,
+and slides (buttons, drawer, window) on static bodies. Everything welded to a moving body is merged into it;
+everything else is static. So a step touches as many bodies as there are joints, not the 38 to 120 of the
+model.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ class Hinges(NamedTuple):
     A body's rotation in its parent is `turn[0] + sin(q) turn[1] + (1 - cos(q)) turn[2]`.
 
     Attributes:
-        parent: index of the parent, -1 for the standing base.
+        parent: index of the parent, -1 for the static base.
         ancestors: bool[n, n], whether column j is row i or above it.
         levels: index arrays of bodies whose parents are in the level before, or the base.
         turn, offset: float[n, 3, 3, 3] and [n, 3], rotation and position in the parent's frame.
         anchor: float[n, 3], a point of the joint's axis in the body's own frame.
         axis: float[n, 3], the axis in the body's own frame.
-        base_pos, base_mat: pose of the standing base.
+        base_pos, base_mat: pose of the static base.
         mass, com, inertia: of the body and all welded to it; com in its frame, inertia about the com.
     """
 
@@ -100,9 +100,9 @@ class Constants:
     slides: Slides
     linkage: Linkage
     sites: Attached
-    still_mass: float  # of the arm's standing parts, and mass times centre
+    still_mass: float  # of the arm's static parts, and mass times centre
     still_moment: np.ndarray
-    body_of: np.ndarray  # model body -> moving body, -1 for standing ones
+    body_of: np.ndarray  # model body -> moving body, -1 for static ones
     frame_of: Attached  # pose of every model body in its moving body, or in the world
     joint_qpos: np.ndarray  # of hinges and slides, in the order of `joint_dof`
     joint_dof: np.ndarray
@@ -130,7 +130,7 @@ class Constants:
 
 
 def read(scene: Scene) -> Constants:
-    """Constants of a scene.
+    """Reads the constants of a scene.
 
     Raises:
         UserError: if the model has joints, equalities or actuators other than OGBench's scenes have.
@@ -211,7 +211,7 @@ def _require_known_parts(m: mujoco.MjModel) -> None:
 
 
 def attach_geoms(m: mujoco.MjModel, geoms: np.ndarray, constants: Constants) -> Attached:
-    """Frames of geoms in their moving bodies; in the world for standing geoms."""
+    """Returns frames of geoms in their moving bodies; in the world for static geoms."""
     bodies = m.geom_bodyid[geoms]
     return attach(bodies, m.geom_pos[geoms], m.geom_quat[geoms], constants.frame_of)
 

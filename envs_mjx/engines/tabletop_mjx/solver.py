@@ -1,8 +1,8 @@
 """Newton's method for MuJoCo's constraint problem, for a batch of scenes at once.
 
-The problem (`mjx_problem`) is strictly convex, so any solver that converges finds the same acceleration.
-Made for batches: every operation is one vectorised loop over scenes; the line search is one safeguarded
-Newton iteration on the derivative; and scenes that are done are left behind.
+The problem (`constraints.py`) is strictly convex, so any solver that converges finds the same acceleration.
+Made for batches: every operation is one vectorised loop over scenes. The line search is one safeguarded
+Newton iteration on the derivative. Converged scenes are removed from the batch.
 """
 
 import functools
@@ -34,8 +34,8 @@ from envs_mjx.engines.tabletop_mjx.stage import stage
 class Iterate(NamedTuple):
     """A point `acc` of the search, its residuals, forces and gradient, and progress of every scene.
 
-    `noise` is the norm below which the gradient is rounding error, `promise` a generous estimate of what is
-    still to be gained, `improvement` what the last step gained.
+    `noise` is the norm below which the gradient is rounding error. `promise` is an upper estimate of the
+    remaining improvement, and `improvement` is that of the last step.
     """
 
     acc: Float[Array, "nv B"]
@@ -49,7 +49,7 @@ class Iterate(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """When to stop: iterations, and the smallest scaled improvement or gradient worth going on for."""
+    """Stopping criteria: iterations, and the smallest scaled improvement or gradient to continue for."""
 
     iterations: int
     ls_iterations: int
@@ -60,8 +60,8 @@ class Limits(NamedTuple):
 def newton(p: Problem, start: Float[Array, "nv B"], limits: Limits) -> Iterate:
     """Minimises the problem from `start`.
 
-    Scenes that are done wait for the others. Most need one or two iterations and few of them ten, so the
-    scenes that go on are gathered into a smaller batch when they fit.
+    Converged scenes wait for the others. Most need one or two iterations and few of them ten, so the
+    remaining scenes are gathered into a smaller batch when they fit.
     """
     whole, it = _begin(p, start)
     return _narrowing(whole, it, limits, [start.shape[-1] // k for k in _SHARES])
@@ -84,7 +84,7 @@ def _narrowing(w: "_Whole", it: Iterate, limits: Limits, sizes: list[int]) -> It
 
 
 class _Whole(eqx.Module):
-    """A problem with what does not change between iterations."""
+    """A problem with the quantities that do not change between iterations."""
 
     problem: Problem
     quadratic: Quadratic
@@ -119,7 +119,7 @@ def _alive(w: _Whole, it: Iterate, limits: Limits) -> Bool[Array, " B"]:
 
 
 def _iterate(w: _Whole, it: Iterate, limits: Limits, enough: int) -> Iterate:
-    """Newton iterations until at most `enough` scenes want more."""
+    """Runs Newton iterations until at most `enough` scenes need more."""
     p = w.problem
 
     def advance(it: Iterate) -> Iterate:
@@ -149,7 +149,7 @@ def _moved(
 
 @stage
 def pushed(p: Problem, solution: Iterate) -> Float[Array, "nv B"]:
-    """All forces on the dofs, those of the constraints included."""
+    """Returns all forces on the dofs, those of the constraints included."""
     return mass_times(p, solution.acc) - solution.gradient
 
 
@@ -166,7 +166,8 @@ class _Bracket(NamedTuple):
 def _along_start(
     p: Problem, it: Iterate, search: Float[Array, "nv B"], ahead: Rows, limits: Limits
 ) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Slope and curvature of the Gauss cost along `search`, slope of all at its start, and what is 0."""
+    """Returns slope and curvature of the Gauss cost along `search`, total slope at its start, and its
+    tolerance."""
     drift = total(search * (mass_times(p, it.acc) - p.force))
     bend = total(search * mass_times(p, search))
     pairs = zip(it.forces, ahead, strict=True)
@@ -185,7 +186,7 @@ def _line_search(
     limits: Limits,
     alive: Bool[Array, " B"],
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Step size along `search` at which the cost's derivative vanishes, and the decrease it brings.
+    """Returns the step size along `search` at which the cost's derivative vanishes, and the decrease.
 
     The decrease is that of a parabola with the same end slopes: unlike a difference of costs it keeps
     its precision near the minimum, in float32 too.

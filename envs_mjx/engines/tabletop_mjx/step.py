@@ -35,7 +35,7 @@ class Machine:
 
 
 class State(NamedTuple):
-    """What a substep advances: positions, velocities, warm start and contacts dropped so far."""
+    """State that a substep advances: positions, velocities, warm start and contacts dropped so far."""
 
     qpos: Float[Array, "nq B"]
     qvel: Float[Array, "nv B"]
@@ -44,7 +44,7 @@ class State(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """What a control step reports beside its state: tracked sites and the force on the sensing pad."""
+    """Outputs of a control step besides its state: tracked sites and the force on the sensing pad."""
 
     site_pos: Float[Array, "sites 3 B"]
     site_mat: Float[Array, "sites 3 3 B"]
@@ -54,8 +54,8 @@ class Readings(NamedTuple):
 def control_step(
     machine: Machine, state: State, ctrl: Float[Array, "nu B"], locked: Bool[Array, "slides B"]
 ) -> tuple[State, Readings]:
-    """All substeps under constant control. Poses and force are those of the last substep's start, but site
-    poses those of the end where the machine is `fresh`.
+    """Takes all substeps under constant control. Poses and force are those of the last substep's start,
+    except that site poses are those of the end where the machine is `fresh`.
     """
     c = machine.constants
     damping = jnp.broadcast_to(const(c.damping, state.qvel), state.qvel.shape)
@@ -129,7 +129,7 @@ def constraint_problem(
 
 
 def _ties(c: Constants, at: Poses, smooth: Smooth, state: State) -> Ties:
-    """Equalities: anchors that coincide, joints that move alike."""
+    """Builds the equalities: anchors that coincide, joints that move alike."""
     link, hinges = c.linkage, len(c.hinges.parent)
     qpos, qvel = state.qpos[:hinges], state.qvel[:hinges]
     stiffness, damping = stiffness_damping(link.solref, link.solimp, c.timestep)
@@ -242,7 +242,7 @@ def _turned(quat: Float[Array, "4 B"], rotation: Float[Array, "3 B"]) -> Float[A
     """A quaternion turned by a rotation vector in its own frame."""
     angle = jnp.sqrt(total(rotation * rotation))
     half = 0.5 * angle
-    small = angle < 1e-4  # there sin(x) / x is 1 - x^2 / 6 to the last bit
+    small = angle < 1e-4  # where sin(x) / x is 1 - x^2 / 6 to the last bit
     share = jnp.where(small, 0.5 - angle**2 / 48, jnp.sin(half) / jnp.where(small, 1, angle))
     c, (x, y, z) = jnp.cos(half), (rotation[k] * share for k in range(3))
     qw, qx, qy, qz = quat

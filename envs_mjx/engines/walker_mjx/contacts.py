@@ -1,6 +1,7 @@
-"""Constraint rows of one walker: its contacts, in a fixed number of slots, and limits of its joints.
+"""Constraint rows of one walker: its contacts, in a buffer of fixed size, and limits of its joints.
 
-The deepest contacts get the slots. What finds none is counted, not lost silently.
+The deepest contacts get the slots. Contacts dropped because the buffer is full are counted, not lost
+silently.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from envs_mjx.locomotion.walkers import TORSO
 
 
 class Slots(NamedTuple):
-    """Contacts that there is room for: with floor and walls, and of the walker with itself."""
+    """Capacities of the contact buffer: with floor and walls, and of the walker with itself."""
 
     rough: int
     smooth: int
@@ -57,10 +58,11 @@ def contact_rows(
     data: mjx.Data,
     walls: tuple[Float[Array, "4 3"], Bool[Array, " 4"]] | None,
 ) -> tuple[Rows, Int[Array, ""]]:
-    """Rows of all contacts after `kinematics` and `com_pos`, and how many contacts found no slot.
+    """Returns the rows of all contacts after `kinematics` and `com_pos`, and the number of contacts dropped
+    because the buffer was full.
 
     Args:
-        walls: centres of the walls nearby (m), and which of them are there; None on a plane.
+        walls: centres of the nearby cells (m), and which of them are walls; None on a plane.
     """
     at = _place(pairs, data)
     points = [_on_floor(pairs, at)]
@@ -77,7 +79,7 @@ def contact_rows(
 
 
 def joined(*rows: Rows) -> Rows:
-    """Rows one after the other."""
+    """Concatenates rows."""
     return Rows(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
 
 
@@ -93,7 +95,8 @@ def _all(points: list[_Points]) -> _Points:
 
 
 def _on_floor(pairs: Pairs, at: _Solids) -> _Points:
-    """A ball at one point; a capsule at both ends, with the tangent along its axis."""
+    """Contacts with the floor: a ball's one point; both ends of a capsule, with the tangent along its
+    axis."""
     balls, capsules = pairs.balls, pairs.capsules
     half = at.half[capsules]
     rows = np.concatenate([balls, capsules, capsules])
@@ -106,7 +109,7 @@ def _on_floor(pairs: Pairs, at: _Solids) -> _Points:
 
 
 def _on_walls(pairs: Pairs, at: _Solids, centre: Float[Array, "4 3"], there: Bool[Array, " 4"]) -> _Points:
-    """Every solid at every wall: a ball at one point, a capsule at two."""
+    """Contacts of every solid with every wall: one point of a ball, two of a capsule."""
     first = len(pairs.solids.body)  # row of the table
 
     def shifted(
@@ -167,7 +170,7 @@ def _rows(
 
 
 def _motions(pos: Float[Array, "n 3"], data: mjx.Data) -> Float[Array, "n nv 3"]:
-    """How every dof would move a point of the walker."""
+    """Returns the translation of points of the walker per dof."""
     turn, slide = data.cdof[:, :3], data.cdof[:, 3:]
     arm = pos - data.subtree_com[TORSO]
     return jnp.cross(turn[None], arm[:, None]) + slide[None]

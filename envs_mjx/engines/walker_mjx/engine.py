@@ -31,8 +31,8 @@ SLOTS = {
     "walker2d-v5": Slots(10, 1),
     "halfcheetah": Slots(10, 1),
 }
-"""Slots by body: 1.5 times the most that C was seen to use in 18,000 physics steps of each, at walls, fallen
-and under torques of all strengths; a point's are all that it can have.
+"""Contact buffer by body: 1.5 times the maximum that C used in 18,000 physics steps of each: at walls, on the
+ground and under torques of all strengths. A point's holds all that it can have.
 """
 
 
@@ -63,7 +63,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
 
         Args:
             walker: compiled model and facts.
-            slots: room for contacts; None takes `SLOTS`.
+            slots: capacity for contacts; None takes `SLOTS`.
             iterations: most Newton iterations per evaluation of forces.
             ls_iterations: most line-search iterations per Newton iteration.
             tolerance: scaled improvement below which the solver stops; None takes the model's.
@@ -92,15 +92,15 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         self.model, self.blank = walker_control_step.still_model(walker)
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
-        """The walker in the given state; the solver's warm start is zero, as after `mj_resetData`."""
+        """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
         seen = walker_control_step.seen(
             self.walker, (self.model, self.blank), qpos, qvel, jnp.zeros((), qpos.dtype)
         )
         return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
 
     def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
-        """One control step; `motion` itself where not `active` (the work is done all the same: a batch
-        advances in lockstep).
+        """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
+        because a batch advances in lockstep.
         """
         begun = walker_control_step.begin(self.walker, motion.qpos, motion.qvel, ctrl)
         blank = self.blank.replace(ctrl=begun.ctrl)

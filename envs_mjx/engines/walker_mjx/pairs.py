@@ -1,4 +1,4 @@
-"""Which solids of a walker may touch floor, walls and each other, and with which parameters: read once."""
+"""Pairs of a walker's solids, floor and walls that may touch, with their contact parameters; read once."""
 
 import dataclasses
 import itertools
@@ -26,10 +26,10 @@ class Solids(NamedTuple):
 
 
 class Params(NamedTuple):
-    """How contacts of pairs push; all arrays of P rows.
+    """Contact parameters of pairs; all arrays of P rows.
 
     Attributes:
-        signs: how much of each dof's motion at the point counts, 1, -1 or 0: float[P, nv].
+        signs: factor of each dof's motion at the point, 1, -1 or 0: float[P, nv].
         margin: gap (m) below which a contact acts.
         friction: coefficient of both tangents; 0 in pairs without friction.
         invweight: of a row of the contact.
@@ -73,7 +73,7 @@ def read_pairs(model: mujoco.MjModel) -> Pairs:
     """The pairs of a walker's model.
 
     Raises:
-        UserError: if the model has other solids than walkers have.
+        UserError: if the model has solids of other kinds.
     """
     m = model
     solid = m.geom_contype | m.geom_conaffinity != 0

@@ -3,8 +3,8 @@
 The problem is MuJoCo's with pyramidal cones: find the acceleration that minimises the Gauss cost plus a
 quadratic penalty of every row that is violated (Todorov 2014; chapter "Computation" of MuJoCo's
 documentation). It is strictly convex, so any solver that converges finds the acceleration that C and MJX
-find. What differs from MJX's is the cost in a batch: the line search is one safeguarded Newton iteration
-on the derivative, and ends as soon as it has converged in every walker of the batch.
+find. Unlike MJX's, the line search is one safeguarded Newton iteration on the derivative. It ends as soon as
+it has converged in every walker of the batch, which makes batches cheaper.
 """
 
 from typing import NamedTuple
@@ -46,8 +46,8 @@ class Iterate(NamedTuple):
 def solve(
     p: Problem, warm: Float[Array, " nv"], limits: Limits
 ) -> tuple[Float[Array, " nv"], Float[Array, " nv"]]:
-    """The acceleration, searched from the better of `warm` and the one without constraints, and the force
-    of the constraints on the dofs.
+    """Returns the acceleration and the force of the constraints on the dofs. The search starts from the
+    better of `warm` and the acceleration without constraints.
     """
     scale = 1 / jnp.trace(p.mass)
 
@@ -97,7 +97,7 @@ def _line_search(
     limits: Limits,
     alive: Bool[Array, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Step size along `search` at which the cost's derivative vanishes, and the decrease it brings.
+    """Returns the step size along `search` at which the cost's derivative vanishes, and the decrease.
 
     The decrease is that of a parabola with the same end slopes: unlike a difference of costs it keeps
     its precision near the minimum, in float32 too.

@@ -1,11 +1,11 @@
-"""Where a walker's balls and capsules touch floor, walls and each other, by MuJoCo's rules.
+"""Narrow phase of a walker's balls and capsules with floor, walls and each other, by MuJoCo's rules.
 
-Each function is of one pair of solids. `Touch.normal` points away from the wall, or from the first solid
-to the second. A pair always gives as many points as it may at most have; those that do not exist are
-`FAR` apart. MJX's own functions differ from C: contacts between a capsule and a box end at
-distance 0 and not at the pair's margin, and have other points on edges and corners; the tangents of a steep
-capsule on a plane do not follow the capsule, on which friction pyramids depend; and the points of two
-capsules are off where they are nearly parallel.
+Each function is for one pair of solids. `Touch.normal` points away from the wall, or from the first solid to
+the second. A pair always gives its maximum number of points; those that do not exist are `FAR` apart. MJX's
+own functions differ from C in three ways. Contacts between a capsule and a box end at distance 0 instead of
+the pair's margin, and have other points on edges and corners. The tangents of a steep capsule on a plane do
+not follow the capsule, on which friction pyramids depend. The points of two nearly parallel capsules are
+wrong.
 """
 
 from typing import NamedTuple
@@ -62,7 +62,7 @@ def capsule_capsule(
 ) -> Touch:
     """Two capsules of centres `a`, `b` and half axes `half_a`, `half_b`; a ball's half axis is 0.
 
-    C finds two points where axes are parallel to 1e-15; here there is one.
+    C finds two points where axes are parallel to 1e-15; this function finds one.
     """
     apart = a - b
     aa, ab, bb = half_a @ half_a, -(half_a @ half_b), half_b @ half_b
@@ -93,8 +93,8 @@ def ball_wall(centre: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[
 def capsule_wall(
     centre: Float[Array, " 3"], axis: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[float, ...]
 ) -> Touch:
-    """A capsule of half axis `axis` at a box, two points: balls at two places of the axis, of which the
-    first is nearest to the box, and the second is as far from it as the axis runs beside the box.
+    """A capsule of half axis `axis` at a box, two points: balls at two places of the axis. The first is
+    nearest to the box; the second is as far from it as the axis runs along the box.
     """
     first, second = _two_places(centre, axis, jnp.asarray(half, centre.dtype))
     balls = [ball_wall(centre + t * axis, radius, half) for t in (first, jnp.nan_to_num(second))]
@@ -103,8 +103,8 @@ def capsule_wall(
 
 
 class _End(NamedTuple):
-    """The end of an axis that is nearest to a face, squared distance (inf if neither end is beside the
-    box), and which face's axis it is beyond (none if it is inside the box).
+    """The end of an axis that is nearest to a face. Then its squared distance (inf if neither end faces the
+    box), and the axis of the face that it is beyond (none if it is inside the box).
     """
 
     t: Float[Array, ""]
@@ -113,8 +113,8 @@ class _End(NamedTuple):
 
 
 class _Edge(NamedTuple):
-    """The edge nearest to an axis: place on the axis, on the edge (-1 to 1), squared distance, the corner
-    that counts as nearest (-1 or 1, 0 for the inside of the edge), and the edge's row in the tables.
+    """The edge nearest to an axis: place on the axis, on the edge (-1 to 1), and squared distance. Then the
+    nearest corner (-1 or 1, 0 for the inside of the edge), and the edge's row in the tables.
     """
 
     t: Float[Array, ""]

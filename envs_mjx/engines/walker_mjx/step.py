@@ -1,8 +1,8 @@
 """One physics step of one walker: MJX's smooth dynamics, with contacts, solver and integration of our own.
 
 MJX-JAX's stages for kinematics, inertia, passive and actuator forces agree with C. Its contacts do not
-(`sphere_capsule`), and it would collide with every wall of a maze; so its own are switched off in the model,
-and rows of constraints come from `engine_mjx_contacts`.
+(`sphere_capsule`), and it would collide with every wall of a maze. So they are switched off in the model, and
+the constraint rows come from `contacts.py`.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ _RK4_PATHS, _RK4_WEIGHTS = (0.5, 0.5, 1.0, 0.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
 class State(NamedTuple):
-    """What a physics step advances. `warm` is an acceleration to start the solver from."""
+    """State that a physics step advances. `warm` is an acceleration to start the solver from."""
 
     qpos: Float[Array, " nq"]
     qvel: Float[Array, " nv"]
@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """How a walker is simulated. Hashable: its parts are compared by identity."""
+    """Settings of a walker's simulation. Hashable: its parts are compared by identity."""
 
     pairs: Pairs
     limits: contacts.Limits
@@ -49,7 +49,7 @@ class Machine(NamedTuple):
 
 
 def step(machine: Machine, model: mjx.Model, blank: mjx.Data, state: State) -> State:
-    """`model.opt.timestep` seconds, as `mj_step`; `blank` holds the controls."""
+    """Takes one physics step of `model.opt.timestep` seconds, as `mj_step`; `blank` holds the controls."""
     if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
         return _runge_kutta(machine, model, blank, state)
     data, lost = forward(machine, model, blank, state)
@@ -60,7 +60,8 @@ def step(machine: Machine, model: mjx.Model, blank: mjx.Data, state: State) -> S
 def forward(
     machine: Machine, model: mjx.Model, blank: mjx.Data, state: State
 ) -> tuple[mjx.Data, Int[Array, ""]]:
-    """Everything up to `qacc`, as `mj_forward` without sensors, and how many contacts found no slot."""
+    """Computes everything up to `qacc`, as `mj_forward` without sensors, and the number of contacts
+    dropped."""
     data = blank.replace(qpos=state.qpos, qvel=state.qvel)
     for stage in _STAGES:
         data = stage(model, data)

@@ -1,9 +1,9 @@
-"""Where two boxes, or a box and the floor, touch, for a batch of pairs at once.
+"""Narrow phase of two boxes, or a box and the floor, for a batch of pairs at once.
 
 Every array ends with the axes K, B: pairs and scenes. Two boxes are separated along one of 15 axes or
 touch (Gottschalk et al. 1996, "OBBTree"). Where the face of one box is the closest feature, the facing side
-of the other box is clipped against it, and every corner of the clipped polygon below the face is a
-contact: up to 8, as in C. Where two edges are closest there is one contact.
+of the other box is clipped against it. Every corner of the clipped polygon below the face is a contact: up to
+8, as in C. Where two edges are closest there is one contact.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import SIGNS, Points, 
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
 FAR = 1.0
-"""Distance (m) of a point that is no contact."""
+"""Distance (m) of a point that is not a contact."""
 
 PREFER_FACE = 0.95
 """An edge must penetrate less than this part of what the best face does, as in C."""

@@ -1,9 +1,9 @@
-"""Where a pad touches the cap of a button, for a batch of pairs at once; arrays end with the axes K, B.
+"""Narrow phase of a pad and the cap of a button, for a batch of pairs; arrays end with the axes K, B.
 
-A cap is a flat cylinder, a pad a box. MuJoCo C finds the direction of least penetration and, where it is
-the cap's axis, makes contacts of the corners of the pad's facing side that are below the cap's face and
-within it, the face being a regular polygon of 16 sides. The normal is the pad's. If the two are more than
-5 degrees apart, it is the cap's, and there is one contact, the deepest. Presses from aside are left to boxes.
+A cap is a flat cylinder, a pad a box. MuJoCo C finds the direction of least penetration. Where it is the
+cap's axis, the corners of the pad's facing side that are below the cap's face and within it become contacts;
+the face is a regular polygon of 16 sides. The normal is the pad's. If the two are more than 5 degrees apart,
+the normal is the cap's, and only the deepest contact is kept. Presses from the side are left to boxes.
 """
 
 import math
@@ -53,7 +53,7 @@ def _relative(pad: Solid, cap: Solid) -> tuple[tuple[Vec, ...], Vec]:
 
 
 def _facing(turn: tuple[Vec, ...]) -> Array:
-    """The axis of the pad that is nearest to the cap's."""
+    """Returns the axis of the pad that is nearest to the cap's."""
     size = [jnp.abs(x) for x in turn[2]]
     first = (size[0] >= size[1]) & (size[0] >= size[2])
     return jnp.where(first, 0, jnp.where(size[1] >= size[2], 1, 2))
@@ -61,8 +61,8 @@ def _facing(turn: tuple[Vec, ...]) -> Array:
 
 @stage
 def _on_top(half: Vec, height: Array, radius: Array, turn: tuple[Vec, ...], seen: Vec) -> Array:
-    """Whether the two penetrate least along the cap's axis: compared with the pad's other axes, and with
-    horizontal directions across its edges and to its middle.
+    """Returns whether the two penetrate least along the cap's axis, compared with the pad's other axes and
+    with horizontal directions across its edges and to its middle.
     """
     facing = _facing(turn)
     deep = jnp.abs(seen[2]) - height - add([jnp.abs(turn[2][j]) * half[j] for j in range(3)])
@@ -129,7 +129,7 @@ def _contacts(points: Points, side: Array, normal: Vec, slope: Array, cap: Solid
 
 @stage
 def _merged(top: Touch, other: Touch, on_top: Array) -> Touch:
-    """`top` where the pad presses on the cap's face, else `other`."""
+    """Returns `top` where the pad presses on the cap's face, else `other`."""
     more = len(other.dist) - len(top.dist)
     dist = jnp.pad(top.dist, [(0, more), (0, 0), (0, 0)], constant_values=FAR)
     pos = jnp.pad(top.pos, [(0, more), (0, 0), (0, 0), (0, 0)])

@@ -1,7 +1,7 @@
-"""Where a capsule and a box touch, for a batch of pairs at once; arrays end with the axes K, B.
+"""Narrow phase of a capsule and a box, for a batch of pairs at once; arrays end with the axes K, B.
 
-The closest point of the capsule is a contact. So is, if it penetrates too, the farther end of the part of
-its axis that runs beside the box: a finger lies against a handle at two points, as in C.
+The closest point of the capsule is a contact. A second one is the farther end of the part of its axis that
+runs along the box, if it penetrates too: a finger lies against a handle at two points, as in C.
 """
 
 import jax.numpy as jnp

@@ -1,10 +1,10 @@
-"""Contacts of a batch of scenes: broad phase, narrow phase, and a fixed number of slots.
+"""Contacts of a batch of scenes: broad phase, narrow phase, and a contact buffer of fixed size.
 
 Arrays end with the batch axis B. A scene has hundreds of pairs of solids that may touch and a handful that
-do. The broad phase computes for every pair the largest gap between its world-aligned bounding boxes along
-the world's axes; solids whose gap is positive cannot touch. As many pairs with the smallest gaps as `Slots`
-has room for go to the narrow phase, and the deepest of their contact points become contacts. What finds
-no slot is counted, not lost silently: pairs whose bounding boxes overlap, and points that penetrate.
+do. The broad phase computes for every pair the largest gap between its world-aligned bounding boxes along the
+world's axes; solids whose gap is positive cannot touch. The pairs with the smallest gaps, as many as `Slots`
+allows, go to the narrow phase. The deepest of their points become contacts. Overflow is counted, not lost
+silently: pairs whose bounding boxes overlap, and points that penetrate.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from envs_mjx.engines.tabletop_mjx.stage import stage
 
 
 class Slots(NamedTuple):
-    """How many pairs and contact points a scene has room for."""
+    """Capacities of a scene's buffers of pairs and contact points."""
 
     boxes: int
     capsules: int
@@ -35,11 +35,11 @@ class Slots(NamedTuple):
 
 
 class Contacts(NamedTuple):
-    """Contact points, one a slot: `dist` < 0 where the slot is used.
+    """Contact points, one per slot of the buffer: `dist` < 0 where the slot is used.
 
     Attributes:
         pair: row of `CollisionModel.pairs`.
-        dropped: contacts that found no slot.
+        dropped: contacts dropped because the contact buffer was full.
     """
 
     dist: Float[Array, "k B"]
@@ -50,7 +50,7 @@ class Contacts(NamedTuple):
 
 
 def find(model: CollisionModel, slots: Slots, at: Poses) -> Contacts:
-    """All contacts of the scenes whose moving bodies are `at`."""
+    """Finds the contacts of scenes whose moving bodies are `at`."""
     boxes = attach(model.boxes.frames, at)
     found, lost, start = [_on_floor(model, boxes)], [], model.on_floor[1] - model.on_floor[0]
     kinds = (
@@ -69,7 +69,7 @@ def find(model: CollisionModel, slots: Slots, at: Poses) -> Contacts:
 
 
 class _Found(NamedTuple):
-    """Candidates of some pairs: p points a pair; normals may be one a pair."""
+    """Candidates of some pairs: p points per pair; there may be one normal per pair."""
 
     touch: Touch
     pair: Int[Array, "n B"]
@@ -78,7 +78,7 @@ class _Found(NamedTuple):
 _Shape = tuple[Solid, Array]  # a solid, and its radius if it is a capsule
 
 CAP_PAIRS = 8
-"""Pairs of a pad and a button's cap that there is room for: four pads over two buttons each."""
+"""Capacity for pairs of a pad and a button's cap: four pads over two buttons each."""
 
 
 def _on_floor(model: CollisionModel, boxes: Poses) -> _Found:
@@ -107,7 +107,7 @@ def _near(
     room: int,
     narrow: Callable[[_Shape, _Shape], Touch],
 ) -> tuple[_Found, Int[Array, " B"]]:
-    """Narrow phase of the nearest `room` pairs of some products, numbered as in `pairs`."""
+    """Narrow phase of the nearest `room` pairs of some Cartesian products, numbered as in `pairs`."""
     batch = second[0].pos.shape[-1]
     if len(pairs) <= room:
         rows = jnp.broadcast_to(jnp.arange(len(pairs))[:, None], (len(pairs), batch))
@@ -210,7 +210,7 @@ class Cones(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairTable:
-    """Everything a contact looks up by its pair, in one table: signs, then seven numbers and solimp."""
+    """Parameters of every pair in one table: signs, then seven numbers and solimp."""
 
     rows: np.ndarray
     nv: int
@@ -267,7 +267,7 @@ def cones(
 
 @stage
 def _moved(pos: Float[Array, "k 3 B"], motions: Motions) -> list[Float[Array, "k nv B"]]:
-    """How every dof moves every contact point: x, y and z components."""
+    """Jacobian of every contact point's motion: x, y and z components."""
     arm = [pos[:, None, r] - motions.origin[None, :, r] for r in range(3)]
     turn = [motions.angular[None, :, r] for r in range(3)]
     slide = [motions.linear[None, :, r] for r in range(3)]

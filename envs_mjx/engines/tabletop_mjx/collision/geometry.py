@@ -1,15 +1,14 @@
-"""Collision model of engine `mjx`: which solids stand for a scene's geoms, and which pairs may touch.
+"""Collision model of engine `mjx`: the solids that replace a scene's geoms, and the pairs that may touch.
 
-Boxes, planes and the capsules of handles collide as in C. What MuJoCo C treats as general convex shapes
-is replaced by boxes: a button's cap by a box of the same height and cross-section area (for pads, which
-press buttons, it is the cylinder that it is in C, since a pad's corner often is within one of the two
-only), the four boxes around a button's rod by the box they fill (the cap covers the hole), meshes of the
-gripper by boxes around their slices, wrist capsules and cylinder by boxes of the same cross-section. Kept
-are all pairs that experts, random or learned policies were seen to bring into contact, and their
-neighbours: everything of the gripper and wrist with buttons, furniture and cubes; cubes with everything;
-pads with each other and the floor. Left out are the arm above the wrist, which touches nothing, fingers
-with the floor, which the workspace keeps apart, and parts of furniture with each other, which end stops
-stand for.
+Boxes, planes and the capsules of handles collide as in C. General convex shapes of MuJoCo C are replaced by
+boxes. A button's cap becomes a box of the same height and cross-section area; for pads, which press buttons,
+it stays the cylinder of C, since a pad's corner often is within one of the two only. The four boxes around a
+button's rod become the box they fill (the cap covers the hole). Meshes of the gripper become boxes around
+their slices; wrist capsules and cylinder become boxes of the same cross-section. Kept are all pairs that
+experts, random or learned policies were seen to bring into contact, and their neighbours. These are
+everything of the gripper and wrist with buttons, furniture and cubes; cubes with everything; pads with each
+other and the floor. Omitted are the arm above the wrist, which touches nothing; fingers with the floor, which
+the workspace keeps apart; and parts of furniture with each other, which joint limits replace.
 """
 
 import dataclasses
@@ -37,8 +36,9 @@ _GRIPPER = re.compile(r"/robotiq/(?:(?:left|right)_)?(\w+)$")
 class CollisionModel:
     """Solids and pairs; hashed by identity.
 
-    Pairs are products of runs of boxes (start, end, start, end), so that a broad phase needs no gather:
-    of boxes, of pads with caps, and of capsules with boxes. Rows of `pairs`: boxes on the floor, then these.
+    Pairs are Cartesian products of runs of boxes (start, end, start, end), so that a broad phase needs no
+    gather: of boxes, of pads with caps, and of capsules with boxes. Rows of `pairs`: boxes on the floor, then
+    these.
     """
 
     boxes: Solids

@@ -1,4 +1,4 @@
-"""Pairs of solids that may touch, with the numbers of their contacts, and where slides stop."""
+"""Pairs of solids that may touch, with their contact parameters, and the end stops of slides."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Solids(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What a contact needs to know of its pair of solids, one row per pair.
+    """Contact parameters of pairs of solids, one row per pair.
 
     Attributes:
         signs: float[P, nv], +1 where a dof moves the second solid only, -1 the first only, else 0.
@@ -56,7 +56,8 @@ class Stops(NamedTuple):
 
 
 def product_pairs(products: tuple[tuple[int, int, int, int], ...]) -> np.ndarray:
-    """int[P, 2], the pairs of solids of all products, in the order of their broadcast differences."""
+    """Returns int[P, 2], the pairs of solids of all Cartesian products, in the order of their broadcast
+    differences."""
     runs = [
         np.stack(np.meshgrid(np.arange(a, b), np.arange(c, d), indexing="ij"), -1) for a, b, c, d in products
     ]
@@ -94,7 +95,7 @@ def pairs_of(
 
 
 def _moved(c: Constants) -> np.ndarray:
-    """float[moving bodies + 1, nv], which dofs move each body; the last row is the world's."""
+    """Returns float[moving bodies + 1, nv]: 1 for dofs that move a body; the last row is the world's."""
     hinges, cubes = len(c.hinges.parent), len(c.cube_dof)
     moved = np.zeros((hinges + cubes + len(c.slide_dof) + 1, c.nv))
     moved[:hinges, :hinges] = c.hinges.ancestors
@@ -125,7 +126,7 @@ def stops_of(
     moving: list[int],
     standing: list[int],
 ) -> Stops:
-    """Where a button's cap meets its box, and where drawer and window meet their frames."""
+    """Finds the end stops: a button's cap at its box, drawer and window at their frames."""
     data = mujoco.MjData(m)
     mujoco.mj_kinematics(m, data)
     slides = len(c.hinges.parent) + len(c.cube_dof)
@@ -154,7 +155,7 @@ def stops_of(
 def _ends(
     m: mujoco.MjModel, data: mujoco.MjData, a: int, b: int, axis: np.ndarray
 ) -> list[tuple[int, float]]:
-    """Joint positions at which geom a, carried along `axis`, meets geom b, if it is not beside it."""
+    """Returns joint positions at which geom a, moved along `axis`, meets geom b, if it does."""
     spans = []
     turn = np.stack([axis, *np.linalg.svd(axis[None])[2][1:]])
     for g in (a, b):

@@ -11,7 +11,7 @@ Vec = tuple[Array, ...]
 
 
 class Points(NamedTuple):
-    """Candidates in a face's frame: in the face, height above it, and whether they are corners at all."""
+    """Candidates in a face's frame: in the face, height above it, and whether they are valid corners."""
 
     u: Float[Array, "p K B"]
     v: Float[Array, "p K B"]
@@ -25,8 +25,8 @@ SIGNS = ((-1, -1), (1, -1), (1, 1), (-1, 1))
 def clip(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> Points:
     """Corners of the parallelogram m +- e1 +- e2 within |u| <= a, |v| <= b: 12 candidates, at most 8 inside.
 
-    On each of its sides the stretch inside the rectangle gives its beginning, and its end unless that is
-    the next side's beginning; then the corners of the rectangle that lie under the parallelogram.
+    On each side the segment inside the rectangle gives its start, and its end unless that is the next side's
+    start. Then follow the corners of the rectangle that lie under the parallelogram.
     """
     corners, sides = outline(m, e1, e2)
     t0, t1 = stretch(corners[:2], sides[:2], (a, b))
@@ -36,7 +36,7 @@ def clip(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> Points:
 
 @stage
 def outline(m: Vec, e1: Vec, e2: Vec) -> tuple[Vec, Vec]:
-    """The four corners, and the sides that begin there."""
+    """Returns the four corners, and the sides that start there."""
     corners = [jnp.stack([m[k] + s1 * e1[k] + s2 * e2[k] for s1, s2 in SIGNS]) for k in range(3)]
     sides = [jnp.stack([2 * e1[k], 2 * e2[k], -2 * e1[k], -2 * e2[k]]) for k in range(3)]
     return tuple(corners), tuple(sides)
