@@ -17,7 +17,7 @@ _ROWS = {"navigate": 1001, "stitch": 201, "explore": 501}
 _MAX_SHARDS = 10_000  # ten times what the largest dataset of OGBench has
 
 
-class Request(NamedTuple):
+class DatasetSpec(NamedTuple):
     """The specification of a dataset.
 
     Attributes:
@@ -62,30 +62,30 @@ def episode_rows(dataset: str) -> int:
     return (_ROWS[style] - 1) * 2**longer + 1
 
 
-def family_and_style(request: Request) -> tuple[str, str]:
+def family_and_style(spec: DatasetSpec) -> tuple[str, str]:
     """Returns family and style of a specification, after checking that it can be generated.
 
     Raises:
         UserError: if it cannot.
     """
-    family = parse(request.dataset).family
-    style = request.dataset.removeprefix(f"{family}-").removesuffix("-v0")
+    family = parse(spec.dataset).family
+    style = spec.dataset.removeprefix(f"{family}-").removesuffix("-v0")
     if style not in (MAZE_STYLES if family in MAZES else experts.STYLES):
-        raise UserError(_no_dataset(request.dataset))
-    if (request.expert_checksum is None) != (family not in MAZES or family.startswith("point")):
-        raise UserError(_wrong_expert(request))
-    if request.engine not in LANES:
-        raise UserError(f"unknown physics engine {request.engine!r}; choose {' or '.join(LANES)}")
+        raise UserError(_no_dataset(spec.dataset))
+    if (spec.expert_checksum is None) != (family not in MAZES or family.startswith("point")):
+        raise UserError(_wrong_expert(spec))
+    if spec.engine not in LANES:
+        raise UserError(f"unknown physics engine {spec.engine!r}; choose {' or '.join(LANES)}")
     for name in ("episodes", "per_shard", "lanes"):
-        if getattr(request, name) < 1:
-            raise UserError(f"{name}={getattr(request, name)}: must be at least 1")
-    if request.episodes / request.per_shard > _MAX_SHARDS or request.episodes >= 2**31:
+        if getattr(spec, name) < 1:
+            raise UserError(f"{name}={getattr(spec, name)}: must be at least 1")
+    if spec.episodes / spec.per_shard > _MAX_SHARDS or spec.episodes >= 2**31:
         raise UserError(
-            f"{request.episodes:,} episodes, {request.per_shard:,} in each file, are too many files; "
+            f"{spec.episodes:,} episodes, {spec.per_shard:,} in each file, are too many files; "
             "ask for fewer rows or larger shards"
         )
-    if not 0 <= request.seed < 2**31:
-        raise UserError(f"seed={request.seed}: must be in [0, 2**31)")
+    if not 0 <= spec.seed < 2**31:
+        raise UserError(f"seed={spec.seed}: must be in [0, 2**31)")
     return family, style
 
 
@@ -96,12 +96,12 @@ def _no_dataset(name: str) -> str:
     return f"{name!r} is not the name of a dataset; try {proper}"
 
 
-def _wrong_expert(request: Request) -> str:
-    if request.expert_checksum is not None:
-        return f"{request.dataset} is made by a script; leave out --expert"
-    body = request.dataset.partition("maze")[0]
+def _wrong_expert(spec: DatasetSpec) -> str:
+    if spec.expert_checksum is not None:
+        return f"{spec.dataset} is made by a script; leave out --expert"
+    body = spec.dataset.partition("maze")[0]
     return (
-        f"{request.dataset} needs a trained expert: run `python experiments/train_expert.py --task {body} "
+        f"{spec.dataset} needs a trained expert: run `python experiments/train_expert.py --task {body} "
         "--out FOLDER`, then `python experiments/generate_data.py` with --expert FOLDER"
     )
 

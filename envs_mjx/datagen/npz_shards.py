@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from envs_mjx.datagen.data_policy import Rows
+from envs_mjx.datagen.data_policy import StepRecords
 from mac.atomic_files import replace_file, settle
 
 TRAIN, VAL = 0, 1
@@ -24,7 +24,7 @@ _TERMINALS = "terminals"
 _BLOCK = 1 << 20  # bytes copied at a time
 
 
-class Part(NamedTuple):
+class ShardFile(NamedTuple):
     """One file: `episodes` episodes of a split, from number `first` on."""
 
     stem: str
@@ -41,8 +41,8 @@ class Part(NamedTuple):
 class Shard(NamedTuple):
     """A pair of files, training and validation."""
 
-    train: Part
-    val: Part
+    train: ShardFile
+    val: ShardFile
 
     @property
     def keys(self) -> Iterator[tuple[int, int]]:
@@ -50,7 +50,7 @@ class Shard(NamedTuple):
         return (key for part in self for key in part.keys)
 
 
-class Column(NamedTuple):
+class ArraySpec(NamedTuple):
     """One array of a file: numbers per row, and their type on disk."""
 
     width: int
@@ -66,36 +66,36 @@ def make_shards(stem: str, episodes: int, per_shard: int) -> tuple[Shard, ...]:
     for number, first in enumerate(starts):
         count, name = min(per_shard, episodes - first), f"{stem}-{number:03}" if len(starts) > 1 else stem
         val_first = sum(shard.val.episodes for shard in shards[-1:]) + (shards[-1].val.first if shards else 0)
-        val = Part(f"{name}-val", VAL, val_first, max(count // 10, 1))
-        shards.append(Shard(Part(name, TRAIN, first, count), val))
+        val = ShardFile(f"{name}-val", VAL, val_first, max(count // 10, 1))
+        shards.append(Shard(ShardFile(name, TRAIN, first, count), val))
     return tuple(shards)
 
 
-def columns(widths: Mapping[str, int]) -> dict[str, Column]:
-    """Returns the arrays of a file, given the widths of `Rows` (0: no such array)."""
+def columns(widths: Mapping[str, int]) -> dict[str, ArraySpec]:
+    """Returns the arrays of a file, given the widths of `StepRecords` (0: no such array)."""
     kinds = {name: _DISK_TYPES.get(name, np.dtype(np.float32)) for name in widths}
-    return {name: Column(width, kinds[name]) for name, width in widths.items() if width}
+    return {name: ArraySpec(width, kinds[name]) for name, width in widths.items() if width}
 
 
-def row_bytes(layout: Mapping[str, Column]) -> int:
+def row_bytes(layout: Mapping[str, ArraySpec]) -> int:
     """Returns the bytes of a row on disk."""
     return sum(column.width * column.dtype.itemsize for column in layout.values()) + 1
 
 
-class Bench:
+class NpzShardWriter:
     """Writer of the unfinished files of one dataset, in a working folder. Disk errors are `OSError`s, and
     `UserError`s where a finished file is moved into place.
     """
 
-    def __init__(self, work: Path, layout: Mapping[str, Column], rows: int):
+    def __init__(self, work: Path, layout: Mapping[str, ArraySpec], rows: int):
         """Args: the folder, the arrays of a file, and the rows of each episode."""
         self.work, self.layout, self.rows = work, layout, rows
 
-    def holds(self, part: Part) -> bool:
+    def holds(self, part: ShardFile) -> bool:
         """Returns whether a file is in progress, so that episodes written into it still exist."""
         return all(self._array(part, name).exists() for name in self.layout)
 
-    def put(self, part: Part, episode: int, rows: Rows) -> None:
+    def put(self, part: ShardFile, episode: int, rows: StepRecords) -> None:
         """Writes the rows of an episode, a number within its split."""
         for name, column in self.layout.items():
             path = self._array(part, name)
@@ -107,24 +107,24 @@ class Bench:
                 file.seek(path.stat().st_size - (part.first + part.episodes - episode) * data.nbytes)
                 file.write(data.data)
 
-    def settle(self, part: Part) -> None:
+    def settle(self, part: ShardFile) -> None:
         """Flushes the arrays of a file to the disk (`fsync`)."""
         for name in self.layout:
             with open(self._array(part, name), "r+b") as file:
                 settle(file)
 
-    def assemble(self, part: Part, final: Path) -> None:
+    def assemble(self, part: ShardFile, final: Path) -> None:
         """Assembles the `.npz` of a file whose episodes are all written."""
         replace_file(final, lambda file: self._pack(part, file), part=self.work / f"{part.stem}.npz.part")
 
-    def drop(self, part: Part) -> None:
+    def drop(self, part: ShardFile) -> None:
         """Removes the working arrays of a file."""
         shutil.rmtree(self.work / part.stem, ignore_errors=True)
 
-    def _array(self, part: Part, name: str) -> Path:
+    def _array(self, part: ShardFile, name: str) -> Path:
         return self.work / part.stem / f"{name}.npy"
 
-    def _reserve(self, path: Path, part: Part, column: Column) -> None:
+    def _reserve(self, path: Path, part: ShardFile, column: ArraySpec) -> None:
         """Allocates an array of the right size, so that a full disk is noticed before the work, not after
         it."""
         shape = part.episodes * self.rows, column.width
@@ -140,7 +140,7 @@ class Bench:
 
         replace_file(path, reserve, part=self.work / f"{part.stem}.{path.name}.part")
 
-    def _pack(self, part: Part, file: IO[bytes]) -> None:
+    def _pack(self, part: ShardFile, file: IO[bytes]) -> None:
         """Writes the `.npz`: the arrays as they are, and `terminals`."""
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name in self.layout:

@@ -19,7 +19,7 @@ from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target, kinds
 from envs_mjx.manipulation.observation import Readings, handle_pos
 from envs_mjx.manipulation.scenes import Scene
 
-KEYS = 11
+MAX_KEYFRAMES = 11
 """Keys of the longest list, the cube's."""
 
 _DT = 0.4  # s, the unit of the key times below
@@ -62,7 +62,7 @@ class PlanDraws(NamedTuple):
     noise: Float[Array, "rows 5"]
 
 
-class Keys(NamedTuple):
+class Keyframes(NamedTuple):
     """Key poses and the times at which they are reached.
 
     Attributes:
@@ -88,7 +88,7 @@ def longest(scene: Scene) -> float:
     return float(max(bounds[kind] for kind in kinds(scene)))
 
 
-def key_poses(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keys:
+def key_poses(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keyframes:
     """Returns the key poses for given random numbers."""
     makers = {
         CUBE: lambda: _cube_keys(draws, scene, readings, target),
@@ -100,7 +100,7 @@ def key_poses(draws: PlanDraws, scene: Scene, readings: Readings, target: Target
     return there[0]() if len(there) == 1 else jax.lax.switch(target.kind, there)
 
 
-def _cube_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keys:
+def _cube_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keyframes:
     cube, goal, start = readings.cube_pos[target.index], target.pos, readings.effector_pos
     above_cube = raised(cube, _LIFT * (1 + draws.lift[0]))
     above_goal = raised(goal, _LIFT * (1 + draws.lift[1]))
@@ -116,7 +116,7 @@ def _cube_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Targe
     return _table(_jittered(_CUBE_TIMES, draws, _CUBE_JITTER), xyz, yaw, _CUBE_GRIP)
 
 
-def _button_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keys:
+def _button_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keyframes:
     start = readings.effector_pos
     above, pressed = raised(target.pos, _BEFORE_PRESS), raised(target.pos, _PRESS)
     # OGBench passes the button's x coordinate for its yaw; the arm does rotate to that angle.
@@ -130,7 +130,7 @@ def _button_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Tar
     )
 
 
-def _slide_keys(kind: int, draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keys:
+def _slide_keys(kind: int, draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keyframes:
     start, goal = readings.effector_pos, target.pos
     handle = handle_pos(scene, readings.slide_pos)[kind - DRAWER]
     above, above_goal = (raised(pos, _HANDLE_CLEARANCE[kind]) for pos in (handle, goal))
@@ -154,13 +154,15 @@ def _jittered(times: np.ndarray, draws: PlanDraws, jitter: float) -> Float[Array
     return jnp.asarray(times, shift.dtype).at[1:].add(shift)
 
 
-def _table(times: Float[Array, " keys"], xyz: list[Array], yaw: list[Array], grip: tuple[int, ...]) -> Keys:
-    """Returns keys padded to `KEYS` with the last pose."""
+def _table(
+    times: Float[Array, " keys"], xyz: list[Array], yaw: list[Array], grip: tuple[int, ...]
+) -> Keyframes:
+    """Returns keys padded to `MAX_KEYFRAMES` with the last pose."""
     poses = jnp.column_stack([jnp.stack(xyz), jnp.stack(yaw), jnp.asarray(grip, times.dtype)])
-    missing = KEYS - len(times)
+    missing = MAX_KEYFRAMES - len(times)
     later = times[-1] + 1 + jnp.arange(missing, dtype=times.dtype)
     held = jnp.repeat(poses[-1:], missing, axis=0)
-    return Keys(jnp.concatenate([times, later]), jnp.concatenate([poses, held]), times[-1])
+    return Keyframes(jnp.concatenate([times, later]), jnp.concatenate([poses, held]), times[-1])
 
 
 def _screw_midpoint(

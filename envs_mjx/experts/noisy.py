@@ -38,14 +38,14 @@ _SLIDE_GRIP = {DRAWER: -1.0, WINDOW: 1.0}  # the drawer is pulled and pushed wit
 _HANDLE_AT, _SLIDE_AT = 0.03, 0.01  # m
 
 
-class Rest(NamedTuple):
+class RestPose(NamedTuple):
     """Pose of the effector after the target is achieved: m, and rad."""
 
     pos: Float[Array, " 3"]
     yaw: Float[Array, ""]
 
 
-class Pursuit(NamedTuple):
+class NoisyState(NamedTuple):
     """State of a `noisy` expert.
 
     Attributes:
@@ -58,19 +58,19 @@ class Pursuit(NamedTuple):
     """
 
     xi: Float[Array, ""]
-    rest: Rest
+    rest: RestPose
     steps: Int[Array, ""]
     seen: Target
     latest: Target
 
     @classmethod
-    def of(cls, xi: Float[Array, ""], unset: Target, target: Target, rest: Rest) -> "Pursuit":
+    def of(cls, xi: Float[Array, ""], unset: Target, target: Target, rest: RestPose) -> "NoisyState":
         """Returns the state at the start of an episode whose first target is `target`, which is seen at
         once."""
         begun = cls(xi, rest, jnp.zeros((), jnp.int32), target, unset)
         return begun._replace(latest=begun.renew(target, rest).latest)
 
-    def renew(self, target: Target, rest: Rest) -> "Pursuit":
+    def renew(self, target: Target, rest: RestPose) -> "NoisyState":
         """Returns the state after a new target."""
         return self._replace(
             rest=rest,
@@ -94,17 +94,17 @@ class Reaction(NamedTuple):
     grip: Float[Array, ""] | float
 
 
-def rest_from_draws(uniform: Float[Array, " 4"], scene: Scene, kind: Int[Array, ""]) -> Rest:
+def rest_from_draws(uniform: Float[Array, " 4"], scene: Scene, kind: Int[Array, ""]) -> RestPose:
     """Returns the pose at which an attempt at a target of `kind` ends, from four numbers in [0, 1)."""
     corners = [np.array(scene.arm_bounds) for _ in MAX_STEPS]
     for k, height in _REST_MIN_Z.items():
         corners[k][0, 2] = max(corners[k][0, 2], height)
     low, high = jnp.asarray(np.stack(corners, axis=1), uniform.dtype)
-    return Rest(between(uniform[:3], low[kind], high[kind]), between(uniform[3], -jnp.pi, jnp.pi))
+    return RestPose(between(uniform[:3], low[kind], high[kind]), between(uniform[3], -jnp.pi, jnp.pi))
 
 
 def react(
-    scene: Scene, readings: Readings, target: Target, rest: Rest
+    scene: Scene, readings: Readings, target: Target, rest: RestPose
 ) -> tuple[Float[Array, " 5"], Bool[Array, ""]]:
     """Returns the action in [-1, 1], without noise, and whether the attempt is over: target and rest
     reached."""
@@ -121,7 +121,7 @@ def react(
     return jnp.clip(action, -1.0, 1.0), achieved & _near(rest.pos, readings.effector_pos, _NEAR)
 
 
-def _cube(readings: Readings, target: Target, rest: Rest) -> tuple[Reaction, Bool[Array, ""]]:
+def _cube(readings: Readings, target: Target, rest: RestPose) -> tuple[Reaction, Bool[Array, ""]]:
     hand, cube, goal = readings.effector_pos, readings.cube_pos[target.index], target.pos
     placed = _near(goal, cube, _CUBE_AT)
     over, at = _near(cube[:2], hand[:2], _NEAR), _near(cube, hand, _CUBE_AT)
@@ -145,7 +145,9 @@ def _cube(readings: Readings, target: Target, rest: Rest) -> tuple[Reaction, Boo
     return _first(phases, Reaction(rest.pos, away, -1.0)), placed
 
 
-def _button(scene: Scene, readings: Readings, target: Target, rest: Rest) -> tuple[Reaction, Bool[Array, ""]]:
+def _button(
+    scene: Scene, readings: Readings, target: Target, rest: RestPose
+) -> tuple[Reaction, Bool[Array, ""]]:
     hand, top = readings.effector_pos, target.pos
     pressed = readings.button_state[target.index] == (target.value > 0.5)
     over, high = _near(top[:2], hand[:2], _NEAR), hand[2] > _BUTTON_HIGH
@@ -161,7 +163,7 @@ def _button(scene: Scene, readings: Readings, target: Target, rest: Rest) -> tup
 
 
 def _slide(
-    kind: int, scene: Scene, readings: Readings, target: Target, rest: Rest
+    kind: int, scene: Scene, readings: Readings, target: Target, rest: RestPose
 ) -> tuple[Reaction, Bool[Array, ""]]:
     hand, handle = readings.effector_pos, handle_pos(scene, readings.slide_pos)[kind - DRAWER]
     moved = _near(target.pos, handle, _SLIDE_AT)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.experts.geometry import between, wrap
-from envs_mjx.experts.keyframes import KEYS, PlanDraws, key_poses, longest
+from envs_mjx.experts.keyframes import MAX_KEYFRAMES, PlanDraws, key_poses, longest
 from envs_mjx.experts.targets import Target
 from envs_mjx.manipulation.arm import ACTION_SCALE
 from envs_mjx.manipulation.observation import Readings
@@ -27,12 +27,12 @@ _TAPS = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA) ** 2)
 _TAPS /= _TAPS.sum()
 
 
-class Plan(NamedTuple):
+class KeyframePlan(NamedTuple):
     """A timed path of the effector, and the expert's position along it.
 
     Attributes:
         times: seconds from the plan's start at which each key is reached; the last ones may be padding.
-        keys: xyz, yaw and grip (0 open, 1 closed) at those times, yaw unwrapped (`keyframes.Keys`).
+        keys: xyz, yaw and grip (0 open, 1 closed) at those times, yaw unwrapped (`keyframes.Keyframes`).
         noise: noise added to row i of the plan; rows from `length` on mean nothing.
         length: rows of the plan, one per control step.
         index: the row that the next `follow` uses.
@@ -50,7 +50,7 @@ def max_rows(scene: Scene) -> int:
     return int(np.ceil(longest(scene) / CONTROL_DT - 1e-9))
 
 
-def build_plan(key: Key[Array, ""], scene: Scene, readings: Readings, target: Target) -> Plan:
+def build_plan(key: Key[Array, ""], scene: Scene, readings: Readings, target: Target) -> KeyframePlan:
     """Draws a plan that reaches the target, starting from the current readings."""
     uniform, normal = jr.split(key)
     dtype = readings.effector_pos.dtype
@@ -59,12 +59,12 @@ def build_plan(key: Key[Array, ""], scene: Scene, readings: Readings, target: Ta
     return plan_from_draws(draws, scene, readings, target)
 
 
-def plan_from_draws(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Plan:
+def plan_from_draws(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> KeyframePlan:
     """Returns the plan for given random numbers: the deterministic part of `build_plan`."""
     keys = key_poses(draws, scene, readings, target)
     rows = jnp.arange(draws.noise.shape[0], dtype=keys.end.dtype)
     length = (rows * CONTROL_DT < keys.end).sum(dtype=jnp.int32)
-    return Plan(
+    return KeyframePlan(
         times=keys.times,
         keys=keys.poses,
         noise=_smooth(draws.noise * jnp.asarray(_NOISE_STD, draws.noise.dtype)[None], length),
@@ -73,7 +73,9 @@ def plan_from_draws(draws: PlanDraws, scene: Scene, readings: Readings, target: 
     )
 
 
-def follow(plan: Plan, readings: Readings) -> tuple[Float[Array, " 5"], Plan, Bool[Array, ""]]:
+def follow(
+    plan: KeyframePlan, readings: Readings
+) -> tuple[Float[Array, " 5"], KeyframePlan, Bool[Array, ""]]:
     """Follows the plan by one control step.
 
     Returns:
@@ -91,10 +93,10 @@ def follow(plan: Plan, readings: Readings) -> tuple[Float[Array, " 5"], Plan, Bo
     return action, plan._replace(index=plan.index + 1), plan.index >= plan.length - 1
 
 
-def plan_row(plan: Plan, row: Int[Array, ""]) -> Float[Array, " 5"]:
+def plan_row(plan: KeyframePlan, row: Int[Array, ""]) -> Float[Array, " 5"]:
     """Returns row `row` of the plan with its noise: xyz (m), yaw (before noise in [-pi, pi]), grip."""
     t = row.astype(plan.times.dtype) * CONTROL_DT
-    left = jnp.clip((plan.times <= t).sum() - 1, 0, KEYS - 2)
+    left = jnp.clip((plan.times <= t).sum() - 1, 0, MAX_KEYFRAMES - 2)
     t0, t1 = plan.times[left], plan.times[left + 1]
     pose = between((t - t0) / (t1 - t0), plan.keys[left], plan.keys[left + 1])
     return pose.at[3].set(wrap(pose[3])) + plan.noise[row]

@@ -23,7 +23,7 @@ _NEIGHBOURS = ((-1, 0), (0, -1), (1, 0), (0, 1))  # in OGBench's order, which de
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Compass:
+class MazePaths:
     """Tables of one maze; compared and hashed by identity. Cells are numbered row by row, walls included.
 
     Attributes:
@@ -76,7 +76,7 @@ class Compass:
 
 
 @functools.cache
-def build_compass(size: str) -> Compass:
+def build_maze_paths(size: str) -> MazePaths:
     """Computes the tables of the maze called `size`.
 
     Raises:
@@ -88,7 +88,7 @@ def build_compass(size: str) -> Compass:
     distance = np.stack([_distances(is_free, int(cell)) for cell in cells])
     near = [np.flatnonzero(row == NEAR) for row in distance]
     near = [found if len(found) else np.asarray([cell]) for found, cell in zip(near, cells, strict=True)]
-    return Compass(
+    return MazePaths(
         maze,
         free=np.flatnonzero(is_free).astype(np.int32),
         vertices=np.flatnonzero(is_free & ~_straight(is_free)).astype(np.int32),

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
 from envs_mjx.engines.walker_c import CWalkerEngine
-from envs_mjx.experts.maze_experts import Actor
+from envs_mjx.experts.maze_experts import DirectionActor
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.maze_env import MazeEnv
@@ -169,7 +169,7 @@ class Gym(AbstractErrand):
         )
 
 
-class DirectedPolicy(Actor):
+class DirectedPolicy(DirectionActor):
     """A trained policy as an expert for mazes: the mean of its actions."""
 
     policy: GaussianPolicy

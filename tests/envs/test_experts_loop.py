@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from envs_mjx import experts
-from envs_mjx.experts import STYLES, Expert
+from envs_mjx.experts import STYLES, ExpertState
 from envs_mjx.experts.noisy import MAX_STEPS
 from envs_mjx.experts.targets import DRAWER
 from envs_mjx.manipulation.observation import Readings
@@ -25,7 +25,7 @@ LANES, STEPS = 32, 250
 class Trace(NamedTuple):
     """Every step of some lanes: the expert before it, its action, whether it was done, and its steps."""
 
-    before: Expert
+    before: ExpertState
     action: np.ndarray
     done: np.ndarray
     steps: np.ndarray
@@ -36,7 +36,7 @@ def rollout(style: str, scene: Scene):
     """Runs lanes in a frozen scene, in which no target is ever achieved."""
 
     def lane(readings: Readings, key: jax.Array) -> Trace:
-        def step(expert: Expert, key: jax.Array) -> tuple[Expert, Trace]:
+        def step(expert: ExpertState, key: jax.Array) -> tuple[ExpertState, Trace]:
             act_key, new_key = jr.split(key)
             action, after, done = experts.act(style, scene, expert, readings, act_key)
             fresh = experts.retarget(style, scene, after, readings, new_key)

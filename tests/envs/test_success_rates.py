@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from envs_mjx import experts
-from envs_mjx.experts import Expert
+from envs_mjx.experts import ExpertState
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import read
 from envs_mjx.manipulation.tabletop import World
@@ -36,7 +36,7 @@ POLICIES = {"cube-single": Policy(0.15, 120), "scene": Policy(0.35, 80), "puzzle
 class Try(NamedTuple):
     """An episode: one target, followed by the expert until it is done with it or time is up."""
 
-    expert: Expert
+    expert: ExpertState
     over: jax.Array
 
 
