@@ -27,7 +27,7 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 W = TypeVar("W")
 
 
-class Host(abc.ABC, Generic[W]):
+class HostThreadPool(abc.ABC, Generic[W]):
     """The host side of an engine: threads, each with a worker (an `MjData`) of its own.
 
     A worker fills one row of doubles, the state, and one of float32, the readings, per environment. Two
@@ -51,7 +51,7 @@ class Host(abc.ABC, Generic[W]):
         self._pool_lock = threading.Lock()
 
     @abc.abstractmethod
-    def hire(self) -> W:
+    def make_worker(self) -> W:
         """Creates a new worker."""
 
     def call(self, function: Callable, *args: Array) -> tuple[Array, Array]:
@@ -99,7 +99,7 @@ class Host(abc.ABC, Generic[W]):
         try:
             return self._idle.pop()
         except IndexError:
-            return self.hire()
+            return self.make_worker()
 
     def _executor(self) -> concurrent.futures.ThreadPoolExecutor:
         with self._pool_lock:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
 from envs_mjx.engines.base import AbstractEngine, Physics, keep, only_where
-from envs_mjx.engines.host_threads import STATE, Host
+from envs_mjx.engines.host_threads import STATE, HostThreadPool
 from envs_mjx.manipulation import arm as arms
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 
@@ -32,7 +32,7 @@ class CEngine(AbstractEngine):
     """
 
     name: str = eqx.field(static=True)
-    host: "_Host" = eqx.field(static=True)
+    host: "_TabletopThreadPool" = eqx.field(static=True)
 
     def __init__(self, scene: Scene, threads: int | None = None):
         """Creates an engine for `scene` on `threads` host threads (default: every available core).
@@ -41,7 +41,7 @@ class CEngine(AbstractEngine):
             UserError: if `threads` is less than 1.
         """
         self.name = "c"
-        self.host = _Host(scene, threads)
+        self.host = _TabletopThreadPool(scene, threads)
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
         free = jnp.zeros(self.host.scene.slides, bool)
@@ -95,7 +95,7 @@ class CEngine(AbstractEngine):
         )
 
 
-class _Host(Host["_Worker"]):
+class _TabletopThreadPool(HostThreadPool["_Worker"]):
     """Workers of one scene."""
 
     def __init__(self, scene: Scene, threads: int | None):
@@ -128,7 +128,7 @@ class _Host(Host["_Worker"]):
 
         return self.fill(one, np.asarray(active))
 
-    def hire(self) -> "_Worker":
+    def make_worker(self) -> "_Worker":
         # Damping is a field of the model, so where it differs between scenes each worker has its own.
         model = copy.copy(self.scene.model) if self.scene.slides else self.scene.model
         return _Worker(self.scene, mujoco.MjData(model))

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
-from envs_mjx.engines.host_threads import STATE, Host
+from envs_mjx.engines.host_threads import STATE, HostThreadPool
 from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
 from envs_mjx.locomotion.walkers import TORSO, Walker
 
@@ -20,7 +20,7 @@ class CWalkerEngine(AbstractWalkerEngine):
     """
 
     name: str = eqx.field(static=True)
-    host: "_WalkerHost" = eqx.field(static=True)
+    host: "_WalkerThreadPool" = eqx.field(static=True)
 
     def __init__(self, walker: Walker, threads: int | None = None):
         """Creates an engine for `walker` on `threads` host threads (default: every available core).
@@ -29,7 +29,7 @@ class CWalkerEngine(AbstractWalkerEngine):
             UserError: if `threads` is less than 1.
         """
         self.name = "c"
-        self.host = _WalkerHost(walker, threads)
+        self.host = _WalkerThreadPool(walker, threads)
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
         return self._unpack(*self.host.call(self.host.load, qpos, qvel))
@@ -54,7 +54,7 @@ class CWalkerEngine(AbstractWalkerEngine):
         return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), raw)
 
 
-class _WalkerHost(Host["_Worker"]):
+class _WalkerThreadPool(HostThreadPool["_Worker"]):
     """Workers of one walker."""
 
     def __init__(self, walker: Walker, threads: int | None):
@@ -99,7 +99,7 @@ class _WalkerHost(Host["_Worker"]):
 
         return self.fill(one, active)
 
-    def hire(self) -> "_Worker":
+    def make_worker(self) -> "_Worker":
         return _Worker(self.walker, mujoco.MjData(self.walker.model))
 
 

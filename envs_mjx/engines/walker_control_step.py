@@ -11,7 +11,7 @@ from mujoco import mjx
 from envs_mjx.locomotion.walkers import TORSO, Walker
 
 
-class Begun(NamedTuple):
+class StartedControlStep(NamedTuple):
     """A control step that is about to run: state after a jump, controls, and the x that was set to 0."""
 
     qpos: Float[Array, " nq"]
@@ -20,9 +20,9 @@ class Begun(NamedTuple):
     origin: Float[Array, ""]
 
 
-def begin(
+def start_control_step(
     walker: Walker, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], ctrl: Float[Array, " nu"]
-) -> Begun:
+) -> StartedControlStep:
     """Returns state and controls of the first physics step.
 
     A plane is the same everywhere along x, so on it a step begins at x = 0. The speed is a difference of x,
@@ -33,15 +33,17 @@ def begin(
         qpos, qvel = qpos.at[: ctrl.size].add(walker.jump * ctrl), jnp.zeros_like(qvel)
         ctrl = jnp.zeros_like(ctrl)
     origin = qpos[0] if walker.maze is None else jnp.zeros_like(qpos[0])
-    return Begun(qpos.at[0].add(-origin), qvel, ctrl, origin)
+    return StartedControlStep(qpos.at[0].add(-origin), qvel, ctrl, origin)
 
 
-def end(begun: Begun, qpos: Float[Array, " nq"]) -> tuple[Float[Array, " nq"], Float[Array, ""]]:
+def finish_control_step(
+    started: StartedControlStep, qpos: Float[Array, " nq"]
+) -> tuple[Float[Array, " nq"], Float[Array, ""]]:
     """Returns positions after the last physics step, and the increase of the first one."""
-    return qpos.at[0].add(begun.origin), qpos[0] - begun.qpos[0]
+    return qpos.at[0].add(started.origin), qpos[0] - started.qpos[0]
 
 
-def still_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
+def contact_free_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
     """Returns the walker's model without contacts, and data of it, for MJX-JAX on the default device."""
     model = copy.copy(walker.model)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
@@ -50,7 +52,7 @@ def still_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
     return mjx.put_model(model, device=device, impl="jax"), blank
 
 
-def seen(
+def read_seen(
     walker: Walker,
     sight: tuple[mjx.Model, mjx.Data] | None,
     qpos: Float[Array, " nq"],
@@ -60,7 +62,7 @@ def seen(
     """Returns `Motion.seen` of a state.
 
     Args:
-        sight: result of `still_model`; may be None unless the walker is `fresh`.
+        sight: result of `contact_free_model`; may be None unless the walker is `fresh`.
         moved: by how much x grew in the control step, m.
     """
     pos = jnp.zeros((walker.model.nbody, 3), qpos.dtype)

@@ -61,24 +61,24 @@ class WarpWalkerEngine(AbstractWalkerEngine):
         self.walker = walker
         self.max_contacts = slots
         self.model, self.blank = warp_batch.put_model(walker.model, rows)
-        self.sight = walker_control_step.still_model(walker) if walker.fresh else None
+        self.sight = walker_control_step.contact_free_model(walker) if walker.fresh else None
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
         """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
         qpos, qvel = qpos.astype(jnp.float32), qvel.astype(jnp.float32)
-        seen = walker_control_step.seen(self.walker, self.sight, qpos, qvel, jnp.zeros((), jnp.float32))
+        seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, jnp.zeros((), jnp.float32))
         return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
 
     def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
         """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
         because a batch advances in lockstep.
         """
-        begun = walker_control_step.begin(self.walker, motion.qpos, motion.qvel, ctrl)
+        started = walker_control_step.start_control_step(self.walker, motion.qpos, motion.qvel, ctrl)
         qpos, qvel, warm, missing = warp_batch.over_scenes(
-            _advance, self, begun.qpos, begun.qvel, motion.raw, begun.ctrl
+            _advance, self, started.qpos, started.qvel, motion.raw, started.ctrl
         )
-        qpos, moved = walker_control_step.end(begun, qpos)
-        seen = walker_control_step.seen(self.walker, self.sight, qpos, qvel, moved)
+        qpos, moved = walker_control_step.finish_control_step(started, qpos)
+        seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, moved)
         return only_where(active, Motion(qpos, qvel, seen, motion.dropped + missing, warm), motion)
 
 

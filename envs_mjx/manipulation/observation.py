@@ -54,7 +54,7 @@ class Readings(NamedTuple):
     slide_vel: Float[Array, " slides"]
 
 
-def read(scene: Scene, physics: Physics, buttons: Bool[Array, " buttons"]) -> Readings:
+def read_scene(scene: Scene, physics: Physics, buttons: Bool[Array, " buttons"]) -> Readings:
     """Returns the measurements in a scene whose buttons are in the states `buttons`."""
     cubes = physics.qpos[scene.cube_qpos[:, None] + np.arange(7)]
     return Readings(

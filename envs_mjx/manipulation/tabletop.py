@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from envs_mjx.engines.base import AbstractEngine, Physics
 from envs_mjx.manipulation import arm as arms
-from envs_mjx.manipulation.observation import Objects, Readings, observe, read
+from envs_mjx.manipulation.observation import Objects, Readings, observe, read_scene
 from envs_mjx.manipulation.scenes import Scene
 from envs_mjx.rotations import quat_about_z
 
@@ -57,7 +57,7 @@ class Tabletop(eqx.Module):
 
     def readings(self, world: World) -> Readings:
         """Returns the measurements in the scene, not normalised."""
-        return read(self.scene, world.physics, world.buttons)
+        return read_scene(self.scene, world.physics, world.buttons)
 
     def observe(self, world: World) -> Float[Array, " D"]:
         """Returns the observation of a scene, as stored in datasets."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs_mjx.engines.tabletop_mjx.collision import box_box, box_button_cap, box_capsule
-from envs_mjx.engines.tabletop_mjx.collision.box_box import Solid, Touch
+from envs_mjx.engines.tabletop_mjx.collision.box_box import OrientedBoxes, TabletopContactPoints
 
 COUNT = 400
 
@@ -101,17 +101,17 @@ def pressing(aside: float) -> list[mujoco.MjData]:
     return found
 
 
-def solid(datas: list[mujoco.MjData], geom: int, half: np.ndarray) -> Solid:
+def solid(datas: list[mujoco.MjData], geom: int, half: np.ndarray) -> OrientedBoxes:
     pos = np.array([d.geom_xpos[geom] for d in datas])
     mat = np.array([d.geom_xmat[geom].reshape(3, 3) for d in datas])
-    return Solid(
+    return OrientedBoxes(
         tuple(jnp.asarray(pos[None, :, r]) for r in range(3)),
         tuple(tuple(jnp.asarray(mat[None, :, r, c]) for c in range(3)) for r in range(3)),
         tuple(jnp.full((1, len(datas)), h) for h in half),
     )
 
 
-def share_that_agrees(touch: Touch, datas: list[mujoco.MjData], tolerance: float) -> float:
+def share_that_agrees(touch: TabletopContactPoints, datas: list[mujoco.MjData], tolerance: float) -> float:
     """Returns the share of pairs whose contacts are C's, one for one, in depth (m), position (m) and
     normal."""
     dist, pos, normal = (np.asarray(x) for x in touch)

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ogbench")
 
 from envs_mjx.engines.base import Physics
-from envs_mjx.engines.tabletop_mjx.collision.contacts import Slots
+from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
 from envs_mjx.engines.tabletop_mjx.engine import SLOTS, MjxEngine, over_batches
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from mac.errors import UserError
@@ -159,7 +159,7 @@ def test_a_loaded_scene_has_fresh_poses_and_zero_forces(
 @pytest.mark.slow
 def test_contacts_dropped_by_a_full_buffer_are_counted():
     scene = build_scene("cube-single")
-    engine = MjxEngine(scene, slots=Slots(40, 8, 3))  # a cube lies on 4 corners
+    engine = MjxEngine(scene, slots=TabletopContactCapacity(40, 8, 3))  # a cube lies on 4 corners
     qpos = jnp.asarray(scene.model.qpos0, jnp.float32)[None].at[0, scene.cube_qpos[0] + 2].set(0.0199)
     start = jax.vmap(engine.load)(qpos, jnp.zeros((1, scene.model.nv)))
     after = step(engine, start, jnp.zeros((1, scene.model.nu)), jnp.ones(1, bool))
@@ -171,7 +171,7 @@ def test_contacts_dropped_by_a_full_buffer_are_counted():
 def test_every_family_has_slots_and_bad_numbers_are_refused():
     assert set(SLOTS) == set(FAMILIES)
     scene = build_scene("cube-single")
-    for options in ({"iterations": 0}, {"ls_iterations": 0}, {"slots": Slots(1, 1, 0)}):
+    for options in ({"iterations": 0}, {"ls_iterations": 0}, {"slots": TabletopContactCapacity(1, 1, 0)}):
         with pytest.raises(UserError, match="at least 1"):
             MjxEngine(scene, **options)
 

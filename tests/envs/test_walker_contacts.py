@@ -43,7 +43,7 @@ def contacts_at(model: mujoco.MjModel, data: mujoco.MjData, pos: np.ndarray, qua
     return [(c.dist, c.pos.copy(), c.frame.reshape(3, 3).copy()) for c in data.contact]
 
 
-def same(found: sphere_capsule.Touch, row: int, expected: list) -> bool:
+def same(found: sphere_capsule.WalkerContactPoints, row: int, expected: list) -> bool:
     """Returns whether the points of a row within the margin are C's, up to order and the normal's sign."""
     points = zip(
         *(np.atleast_1d(x[row]) for x in found[:1]), *(x[row].reshape(-1, 3) for x in found[1:]), strict=True

@@ -18,10 +18,10 @@ from jaxtyping import Array
 from envs_mjx.engines.walker_base import Motion
 from envs_mjx.engines.walker_c import CWalkerEngine
 from envs_mjx.engines.walker_mjx import step as engine_mjx_step
-from envs_mjx.engines.walker_mjx.contacts import Slots
+from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity
 from envs_mjx.engines.walker_mjx.engine import MJX_VERSION, MjxWalkerEngine, require_version
 from envs_mjx.engines.walker_mjx.near_walls import near_walls, reach
-from envs_mjx.engines.walker_mjx.step import State
+from envs_mjx.engines.walker_mjx.step import WalkerStepState
 from envs_mjx.locomotion.mazes import SIZES, UNIT, build_maze
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
 from mac.errors import UserError
@@ -54,10 +54,8 @@ def step(engine: MjxWalkerEngine, motion: Motion, ctrl: Array, active: Array) ->
 @eqx.filter_jit
 def forward(engine: MjxWalkerEngine, qpos: Array, qvel: Array, ctrl: Array) -> tuple[Array, Array]:
     def one(qpos: Array, qvel: Array, ctrl: Array) -> tuple[Array, Array]:
-        state = State(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
-        data, lost = engine_mjx_step.forward(
-            engine.machine, engine.model, engine.blank.replace(ctrl=ctrl), state
-        )
+        state = WalkerStepState(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
+        data, lost = engine_mjx_step.forward(engine.sim, engine.model, engine.blank.replace(ctrl=ctrl), state)
         return data.qacc, lost
 
     return jax.vmap(one)(qpos, qvel, ctrl)
@@ -153,7 +151,7 @@ def test_near_walls_are_all_walls_within_half_a_cell(size: str):
 def test_contacts_dropped_by_a_full_buffer_are_counted():
     """Drops contacts of an ant that lies on the floor; the four feet need a slot each."""
     walker = build_walker("antmaze-medium")
-    engine = MjxWalkerEngine(walker, slots=Slots(2, 1))
+    engine = MjxWalkerEngine(walker, slots=WalkerContactCapacity(2, 1))
     moments = moments_of("antmaze-medium")
     _, lost = forward(
         engine, *(jnp.asarray(x, jnp.float32) for x in (moments.qpos, moments.qvel, moments.ctrl))
@@ -167,7 +165,7 @@ def test_other_versions_and_bad_numbers_are_refused():
     require_version(MJX_VERSION)
     with pytest.raises(UserError, match=r"mujoco-mjx==3\.17\.0.*or use engine c"):
         require_version("3.18.0")
-    for options in ({"iterations": 0}, {"ls_iterations": 0}, {"slots": Slots(0, 1)}):
+    for options in ({"iterations": 0}, {"ls_iterations": 0}, {"slots": WalkerContactCapacity(0, 1)}):
         with pytest.raises(UserError, match="at least 1"):
             MjxWalkerEngine(build_walker("hopper"), **options)
 

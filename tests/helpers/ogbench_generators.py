@@ -67,8 +67,8 @@ def ours(dataset: str, episodes: int, seed: int) -> Episodes:
     """Healthy episodes of ours."""
     family, style = parts(dataset)
     scene = build_scene(family)
-    script = TabletopDataPolicy(style, scene, CEngine(scene), EPISODE_ROWS)
-    simulator = Simulator(script, seed=seed, lanes=LANES["c"])
+    policy = TabletopDataPolicy(style, scene, CEngine(scene), EPISODE_ROWS)
+    simulator = Simulator(policy, seed=seed, lanes=LANES["c"])
     todo, waves = [EpisodeJob(0, i) for i in range(episodes)], []
     while todo:
         wave = simulator.run(todo[: simulator.lanes])
@@ -214,8 +214,8 @@ def speed(dataset: str, rounds: int = 2) -> Speed:
     """Runs the two generators in turn; starting and compiling are not counted."""
     family, style = parts(dataset)
     scene = build_scene(family)
-    script = TabletopDataPolicy(style, scene, CEngine(scene), EPISODE_ROWS)
-    simulator = Simulator(script, seed=0, lanes=LANES["c"])
+    policy = TabletopDataPolicy(style, scene, CEngine(scene), EPISODE_ROWS)
+    simulator = Simulator(policy, seed=0, lanes=LANES["c"])
     env = gymnasium.make(f"{family}-v0", terminate_at_goal=False, mode="data_collection")
     experts = _experts(env.unwrapped, family, style)
     env = env.unwrapped

@@ -11,23 +11,23 @@ from envs_mjx.engines.base import AbstractEngine, Physics, only_where
 from envs_mjx.engines.tabletop_mjx import model as mjx_model
 from envs_mjx.engines.tabletop_mjx import step
 from envs_mjx.engines.tabletop_mjx.collision import contacts, geometry
-from envs_mjx.engines.tabletop_mjx.collision.contacts import Slots
-from envs_mjx.engines.tabletop_mjx.solver import Limits
-from envs_mjx.engines.tabletop_mjx.step import Machine, State
+from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
+from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
+from envs_mjx.engines.tabletop_mjx.step import TabletopSim, TabletopStepState
 from envs_mjx.manipulation.scenes import Scene
 from mac.errors import UserError
 
 SLOTS = {
-    "cube-single": Slots(20, 1, 26),
-    "cube-double": Slots(20, 1, 28),
-    "cube-triple": Slots(20, 1, 36),
-    "cube-quadruple": Slots(24, 1, 40),
-    "cube-octuple": Slots(26, 1, 64),
-    "scene": Slots(30, 16, 48),
-    "puzzle-3x3": Slots(24, 1, 30),
-    "puzzle-4x4": Slots(24, 1, 30),
-    "puzzle-4x5": Slots(24, 1, 30),
-    "puzzle-4x6": Slots(24, 1, 34),
+    "cube-single": TabletopContactCapacity(20, 1, 26),
+    "cube-double": TabletopContactCapacity(20, 1, 28),
+    "cube-triple": TabletopContactCapacity(20, 1, 36),
+    "cube-quadruple": TabletopContactCapacity(24, 1, 40),
+    "cube-octuple": TabletopContactCapacity(26, 1, 64),
+    "scene": TabletopContactCapacity(30, 16, 48),
+    "puzzle-3x3": TabletopContactCapacity(24, 1, 30),
+    "puzzle-4x4": TabletopContactCapacity(24, 1, 30),
+    "puzzle-4x5": TabletopContactCapacity(24, 1, 30),
+    "puzzle-4x6": TabletopContactCapacity(24, 1, 34),
 }
 """Contact buffer by family: 1.25 times the maximum that C or the broad phase used under OGBench's experts and
 under random, held and downward actions (300 to 600 control steps each).
@@ -45,13 +45,13 @@ class MjxEngine(AbstractEngine):
     """
 
     name: str = eqx.field(static=True)
-    machine: Machine = eqx.field(static=True)
+    sim: TabletopSim = eqx.field(static=True)
 
     def __init__(
         self,
         scene: Scene,
         *,
-        slots: Slots | None = None,
+        slots: TabletopContactCapacity | None = None,
         iterations: int = 20,
         ls_iterations: int = 20,
     ):
@@ -71,15 +71,15 @@ class MjxEngine(AbstractEngine):
             raise UserError(
                 f"iterations={iterations}, ls_iterations={ls_iterations}, {slots}: each must be at least 1"
             )
-        constants = mjx_model.read(scene)
+        constants = mjx_model.read_constants(scene)
         model = geometry.collision_model(scene, constants)
         self.name = "mjx"
-        self.machine = Machine(
+        self.sim = TabletopSim(
             constants=constants,
             collisions=model,
             table=contacts.pair_table(model, constants.timestep),
             slots=slots,
-            limits=Limits(iterations, ls_iterations, constants.tolerance, constants.ls_tolerance),
+            limits=StoppingCriteria(iterations, ls_iterations, constants.tolerance, constants.ls_tolerance),
             substeps=int(scene.substeps),
             slides=scene.slides,
             fresh=scene.fresh,
@@ -89,11 +89,11 @@ class MjxEngine(AbstractEngine):
         """Loads the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start and the
         contact force are zero, and the site poses are those of `qpos`.
         """
-        c = self.machine.constants
+        c = self.sim.constants
         sites = over_batches(lambda q: tuple(step.sites_of(c, q)))
         pos, mat = sites(qpos)
         zero = jnp.zeros((), jnp.int32)
-        free = jnp.zeros(self.machine.slides, bool)
+        free = jnp.zeros(self.sim.slides, bool)
         return Physics(qpos, qvel, pos, mat, jnp.zeros(6, qpos.dtype), free, zero, jnp.zeros_like(qvel))
 
     def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
@@ -102,8 +102,8 @@ class MjxEngine(AbstractEngine):
         """
 
         def batch(qpos: Array, qvel: Array, warm: Array, dropped: Array, ctrl: Array, locked: Array):
-            state = State(qpos, qvel, warm, dropped)
-            state, seen = step.control_step(self.machine, state, ctrl, locked)
+            state = TabletopStepState(qpos, qvel, warm, dropped)
+            state, seen = step.control_step(self.sim, state, ctrl, locked)
             return (*state, *seen)
 
         p = physics

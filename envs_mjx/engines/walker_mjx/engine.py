@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Float
 from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step
-from envs_mjx.engines.tabletop_mjx.solver import Limits
+from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
 from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
 from envs_mjx.engines.walker_mjx import step
-from envs_mjx.engines.walker_mjx.contacts import Slots, read_limits
+from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity, read_joint_limits
 from envs_mjx.engines.walker_mjx.near_walls import require_reach
 from envs_mjx.engines.walker_mjx.pairs import read_pairs
-from envs_mjx.engines.walker_mjx.step import Machine, State
+from envs_mjx.engines.walker_mjx.step import WalkerSim, WalkerStepState
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
 
@@ -23,13 +23,13 @@ MJX_VERSION = "3.17.0"
 """The only version of mujoco-mjx that the corrections were made and tested for."""
 
 SLOTS = {
-    "point": Slots(5, 1),
-    "ant": Slots(16, 1),
-    "humanoid": Slots(20, 12),
-    "hopper": Slots(6, 3),
-    "walker2d": Slots(10, 1),
-    "walker2d-v5": Slots(10, 1),
-    "halfcheetah": Slots(10, 1),
+    "point": WalkerContactCapacity(5, 1),
+    "ant": WalkerContactCapacity(16, 1),
+    "humanoid": WalkerContactCapacity(20, 12),
+    "hopper": WalkerContactCapacity(6, 3),
+    "walker2d": WalkerContactCapacity(10, 1),
+    "walker2d-v5": WalkerContactCapacity(10, 1),
+    "halfcheetah": WalkerContactCapacity(10, 1),
 }
 """Contact buffer by body: 1.5 times the maximum that C used in 18,000 physics steps of each: at walls, on the
 ground and under torques of all strengths. A point's holds all that it can have.
@@ -46,7 +46,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
 
     name: str = eqx.field(static=True)
     walker: Walker = eqx.field(static=True)
-    machine: Machine = eqx.field(static=True)
+    sim: WalkerSim = eqx.field(static=True)
     model: mjx.Model
     blank: mjx.Data
 
@@ -54,7 +54,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         self,
         walker: Walker,
         *,
-        slots: Slots | None = None,
+        slots: WalkerContactCapacity | None = None,
         iterations: int = 20,
         ls_iterations: int = 20,
         tolerance: float | None = None,
@@ -82,18 +82,18 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         enough = option.tolerance if tolerance is None else tolerance
         self.name = "mjx"
         self.walker = walker
-        self.machine = Machine(
+        self.sim = WalkerSim(
             pairs=read_pairs(walker.model),
-            limits=read_limits(walker.model),
+            limits=read_joint_limits(walker.model),
             slots=slots,
             maze=walker.maze,
-            solver=Limits(iterations, ls_iterations, enough, option.ls_tolerance),
+            solver=StoppingCriteria(iterations, ls_iterations, enough, option.ls_tolerance),
         )
-        self.model, self.blank = walker_control_step.still_model(walker)
+        self.model, self.blank = walker_control_step.contact_free_model(walker)
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
         """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
-        seen = walker_control_step.seen(
+        seen = walker_control_step.read_seen(
             self.walker, (self.model, self.blank), qpos, qvel, jnp.zeros((), qpos.dtype)
         )
         return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
@@ -102,16 +102,16 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
         because a batch advances in lockstep.
         """
-        begun = walker_control_step.begin(self.walker, motion.qpos, motion.qvel, ctrl)
-        blank = self.blank.replace(ctrl=begun.ctrl)
-        state = State(begun.qpos, begun.qvel, motion.raw, motion.dropped)
+        started = walker_control_step.start_control_step(self.walker, motion.qpos, motion.qvel, ctrl)
+        blank = self.blank.replace(ctrl=started.ctrl)
+        state = WalkerStepState(started.qpos, started.qvel, motion.raw, motion.dropped)
 
-        def substep(state: State, _: None) -> tuple[State, None]:
-            return step.step(self.machine, self.model, blank, state), None
+        def substep(state: WalkerStepState, _: None) -> tuple[WalkerStepState, None]:
+            return step.step(self.sim, self.model, blank, state), None
 
         state, _ = jax.lax.scan(substep, state, length=self.walker.substeps)
-        qpos, moved = walker_control_step.end(begun, state.qpos)
-        seen = walker_control_step.seen(self.walker, (self.model, self.blank), qpos, state.qvel, moved)
+        qpos, moved = walker_control_step.finish_control_step(started, state.qpos)
+        seen = walker_control_step.read_seen(self.walker, (self.model, self.blank), qpos, state.qvel, moved)
         return only_where(active, Motion(qpos, state.qvel, seen, state.dropped, state.warm), motion)
 
 

@@ -1,11 +1,11 @@
 """Narrow phase of a walker's balls and capsules with floor, walls and each other, by MuJoCo's rules.
 
-Each function is for one pair of solids. `Touch.normal` points away from the wall, or from the first solid to
-the second. A pair always gives its maximum number of points; those that do not exist are `FAR` apart. MJX's
-own functions differ from C in three ways. Contacts between a capsule and a box end at distance 0 instead of
-the pair's margin, and have other points on edges and corners. The tangents of a steep capsule on a plane do
-not follow the capsule, on which friction pyramids depend. The points of two nearly parallel capsules are
-wrong.
+Each function is for one pair of solids. `WalkerContactPoints.normal` points away from the wall, or from the
+first solid to the second. A pair always gives its maximum number of points; those that do not exist are `FAR`
+apart. MJX's own functions differ from C in three ways. Contacts between a capsule and a box end at distance 0
+instead of the pair's margin, and have other points on edges and corners. The tangents of a steep capsule on a
+plane do not follow the capsule, on which friction pyramids depend. The points of two nearly parallel capsules
+are wrong.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ _EDGE_SIGN = np.array(
 )
 
 
-class Touch(NamedTuple):
+class WalkerContactPoints(NamedTuple):
     """Points of contact: gap (m, negative in penetration), middle (m), normal."""
 
     gap: Float[Array, "*n"]
@@ -35,21 +35,21 @@ class Touch(NamedTuple):
     normal: Float[Array, "*n 3"]
 
 
-def ball_floor(centre: Float[Array, " 3"], radius: Float[Array, ""], height: float) -> Touch:
+def ball_floor(centre: Float[Array, " 3"], radius: Float[Array, ""], height: float) -> WalkerContactPoints:
     """A ball on the horizontal plane at `height`."""
     gap = centre[2] - height - radius
     up = jnp.array([0.0, 0, 1], centre.dtype)
-    return Touch(gap, centre - (radius + 0.5 * gap) * up, up)
+    return WalkerContactPoints(gap, centre - (radius + 0.5 * gap) * up, up)
 
 
 def ball_ball(
     a: Float[Array, " 3"], b: Float[Array, " 3"], radius_a: Float[Array, ""], radius_b: Float[Array, ""]
-) -> Touch:
+) -> WalkerContactPoints:
     """Two balls."""
     distance, normal = _length(b - a)
     normal = jnp.where(distance == 0, jnp.array([1.0, 0, 0], a.dtype), normal)
     gap = distance - radius_a - radius_b
-    return Touch(gap, a + (radius_a + 0.5 * gap) * normal, normal)
+    return WalkerContactPoints(gap, a + (radius_a + 0.5 * gap) * normal, normal)
 
 
 def capsule_capsule(
@@ -59,7 +59,7 @@ def capsule_capsule(
     b: Float[Array, " 3"],
     half_b: Float[Array, " 3"],
     radius_b: Float[Array, ""],
-) -> Touch:
+) -> WalkerContactPoints:
     """Two capsules of centres `a`, `b` and half axes `half_a`, `half_b`; a ball's half axis is 0.
 
     C finds two points where axes are parallel to 1e-15; this function finds one.
@@ -76,7 +76,9 @@ def capsule_capsule(
     return ball_ball(a + x * half_a, b + y * half_b, radius_a, radius_b)
 
 
-def ball_wall(centre: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[float, ...]) -> Touch:
+def ball_wall(
+    centre: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[float, ...]
+) -> WalkerContactPoints:
     """A ball at `centre` relative to an upright box of half sides `half`; positions are relative too."""
     sides = jnp.asarray(half, centre.dtype)
     foot = jnp.clip(centre, -sides, sides)
@@ -87,19 +89,19 @@ def ball_wall(centre: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[
     through = jnp.where(nearest, jnp.where(centre > 0, 1.0, -1.0), 0.0).astype(centre.dtype)
     normal = jnp.where(inside, through, out)
     gap = jnp.where(inside, -jnp.min(depth), distance) - radius
-    return Touch(gap, centre - (radius + 0.5 * gap) * normal, normal)
+    return WalkerContactPoints(gap, centre - (radius + 0.5 * gap) * normal, normal)
 
 
 def capsule_wall(
     centre: Float[Array, " 3"], axis: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[float, ...]
-) -> Touch:
+) -> WalkerContactPoints:
     """A capsule of half axis `axis` at a box, two points: balls at two places of the axis. The first is
     nearest to the box; the second is as far from it as the axis runs along the box.
     """
     first, second = _two_places(centre, axis, jnp.asarray(half, centre.dtype))
     balls = [ball_wall(centre + t * axis, radius, half) for t in (first, jnp.nan_to_num(second))]
     balls[1] = balls[1]._replace(gap=jnp.where(jnp.isnan(second), FAR, balls[1].gap))
-    return Touch(*(jnp.stack(x) for x in zip(*balls, strict=True)))
+    return WalkerContactPoints(*(jnp.stack(x) for x in zip(*balls, strict=True)))
 
 
 class _End(NamedTuple):

@@ -19,10 +19,16 @@ import mujoco
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from envs_mjx.engines.tabletop_mjx.bodies import Attached, quat_mat
+from envs_mjx.engines.tabletop_mjx.bodies import AttachedFrames, quat_mat
 from envs_mjx.engines.tabletop_mjx.collision.box_button_cap import SIDE_OF_RADIUS
-from envs_mjx.engines.tabletop_mjx.collision.pairs import Pairs, Solids, Stops, pairs_of, stops_of
-from envs_mjx.engines.tabletop_mjx.model import Constants, attach_geoms
+from envs_mjx.engines.tabletop_mjx.collision.pairs import (
+    SlideStops,
+    TabletopPairs,
+    TabletopSolids,
+    pairs_of,
+    stops_of,
+)
+from envs_mjx.engines.tabletop_mjx.model import SceneConstants, attach_geoms
 from envs_mjx.manipulation.assets import ARM
 from envs_mjx.manipulation.scenes import Scene
 
@@ -41,17 +47,17 @@ class CollisionModel:
     these.
     """
 
-    boxes: Solids
-    capsules: Solids
+    boxes: TabletopSolids
+    capsules: TabletopSolids
     on_floor: tuple[int, int]
     box_products: tuple[tuple[int, int, int, int], ...]
     cap_products: tuple[tuple[int, int, int, int], ...]
     capsule_products: tuple[tuple[int, int, int, int], ...]
-    pairs: Pairs
-    stops: Stops
+    pairs: TabletopPairs
+    stops: SlideStops
 
 
-def collision_model(scene: Scene, constants: Constants) -> CollisionModel:
+def collision_model(scene: Scene, constants: SceneConstants) -> CollisionModel:
     """Solids and pairs of a scene."""
     m = scene.model
     classes = [_geom_class(m, g) for g in range(m.ngeom)]
@@ -138,25 +144,25 @@ def _geom_class(m: mujoco.MjModel, geom: int) -> str:
 def _solids(
     m: mujoco.MjModel,
     geoms: list[int],
-    constants: Constants,
+    constants: SceneConstants,
     center: np.ndarray,
     half: np.ndarray,
     radius: np.ndarray | None = None,
-) -> Solids:
+) -> TabletopSolids:
     """Solids centred at `center` in the frames of `geoms`."""
     frames = attach_geoms(m, np.asarray(geoms, int), constants)
     pos = frames.pos + np.einsum("nij,nj->ni", frames.mat, center.reshape(-1, 3))
     radius = np.zeros(len(geoms)) if radius is None else radius
-    return Solids(frames._replace(pos=pos), half.reshape(-1, 3), radius, np.asarray(geoms, int))
+    return TabletopSolids(frames._replace(pos=pos), half.reshape(-1, 3), radius, np.asarray(geoms, int))
 
 
-def _join(runs: list[Solids]) -> Solids:
-    frames = Attached(*(np.concatenate(x) for x in zip(*(r.frames for r in runs), strict=True)))
+def _join(runs: list[TabletopSolids]) -> TabletopSolids:
+    frames = AttachedFrames(*(np.concatenate(x) for x in zip(*(r.frames for r in runs), strict=True)))
     rest = (np.concatenate(x) for x in zip(*(r[1:] for r in runs), strict=True))
-    return Solids(frames, *rest)
+    return TabletopSolids(frames, *rest)
 
 
-def _boxes(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
+def _boxes(m: mujoco.MjModel, geoms: list[int], constants: SceneConstants) -> TabletopSolids:
     """Boxes as they are, handles' capsules as capsules, other capsules and cylinders as boxes of equal
     cross-section and volume.
     """
@@ -173,7 +179,7 @@ def _boxes(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
     return _solids(m, geoms, constants, np.zeros((len(geoms), 3)), half, radius)
 
 
-def _links(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
+def _links(m: mujoco.MjModel, geoms: list[int], constants: SceneConstants) -> TabletopSolids:
     """Boxes around the gripper's meshes, or around slices of them."""
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for g in geoms:
@@ -216,7 +222,7 @@ def _slice_boxes(points: np.ndarray, slices: int) -> list[tuple[np.ndarray, np.n
     return boxes
 
 
-def _caps(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
+def _caps(m: mujoco.MjModel, geoms: list[int], constants: SceneConstants) -> TabletopSolids:
     """The discs of each button as one box."""
     bodies = list(dict.fromkeys(m.geom_bodyid[geoms].tolist()))
     first, center, half = [], [], []
@@ -233,7 +239,7 @@ def _caps(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
     return _solids(m, first, constants, np.array(center), np.array(half))
 
 
-def _button_boxes(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
+def _button_boxes(m: mujoco.MjModel, geoms: list[int], constants: SceneConstants) -> TabletopSolids:
     """The boxes around each button's rod as the one box that they fill but for the rod's hole."""
     bodies = list(dict.fromkeys(m.geom_bodyid[geoms].tolist()))
     first, center, half = [], [], []
