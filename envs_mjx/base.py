@@ -23,7 +23,7 @@ class EnvState(eqx.Module):
         success: whether the last `step` reported success (False after a reset).
         done: whether the episode has ended, by success, another termination or the time limit.
         t: control steps taken since the reset.
-        dropped: contacts that the physics engine left out in this episode (`Physics.dropped`).
+        dropped: contacts that the physics engine left out in this episode (`TabletopPhysics.dropped`).
     """
 
     obs: Float[Array, " D"]
@@ -55,7 +55,7 @@ class AbstractEnv(eqx.Module):
         """Returns reward and mask (0 = terminal: solved) of each of the observations `obs[N, D]` for
         `task`."""
 
-    def checked(self, action: Float[Array, " A"]) -> tuple[Float[Array, " A"], Bool[Array, ""]]:
+    def check_action(self, action: Float[Array, " A"]) -> tuple[Float[Array, " A"], Bool[Array, ""]]:
         """Returns the action clipped to [-1, 1], or zeros if an entry is not finite; and whether all are
         finite.
 
@@ -70,7 +70,7 @@ class AbstractEnv(eqx.Module):
         finite = jnp.all(jnp.isfinite(action))
         return jnp.clip(jnp.where(finite, action, 0.0), -1.0, 1.0), finite
 
-    def check_rows(self, obs: np.ndarray) -> None:
+    def check_observations(self, obs: np.ndarray) -> None:
         """Checks that `obs` are observations of this environment.
 
         Raises:

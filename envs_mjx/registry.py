@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from envs_mjx.base import AbstractEnv
-from envs_mjx.engines.base import AbstractEngine
-from envs_mjx.engines.walker_base import AbstractWalkerEngine
+from envs_mjx.engines.base import AbstractTabletopEngine, AbstractWalkerEngine
 from envs_mjx.engines.warp_setup import available as warp_available
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
@@ -114,13 +113,14 @@ def resolve_engine(engine: str) -> str:
 
 def engine_for(family: str, engine: str) -> Any:
     """Returns the engine called `engine` (not `auto`) of a family. All its environments share one, with its
-    threads and compiled programs. An `AbstractEngine` of scenes, an `AbstractWalkerEngine` of walkers.
+    threads and compiled programs. An `AbstractTabletopEngine` of scenes, an `AbstractWalkerEngine` of
+    walkers.
     """
     return _scene_engine(family, engine) if family in FAMILIES else _walker_engine(family, engine)
 
 
 @functools.cache
-def _scene_engine(family: str, engine: str) -> AbstractEngine:
+def _scene_engine(family: str, engine: str) -> AbstractTabletopEngine:
     scene = build_scene(family)
     if engine == "mjx":
         from envs_mjx.engines.tabletop_mjx.engine import MjxEngine

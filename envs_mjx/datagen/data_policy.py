@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx import experts
-from envs_mjx.engines.base import AbstractEngine
+from envs_mjx.engines.base import AbstractTabletopEngine
 from envs_mjx.manipulation.arm import ACTION_DIM, build_arm
 from envs_mjx.manipulation.observation import obs_dim
 from envs_mjx.manipulation.scenes import Scene
@@ -112,7 +112,7 @@ class TabletopDataPolicy(AbstractDataPolicy):
     style: str = eqx.field(static=True)
     rows: int = eqx.field(static=True)
 
-    def __init__(self, style: str, scene: Scene, engine: AbstractEngine, rows: int):
+    def __init__(self, style: str, scene: Scene, engine: AbstractTabletopEngine, rows: int):
         self.table = Tabletop(engine, scene, build_arm(scene))
         self.style, self.rows = style, rows
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
 
 from envs_mjx.engines import warp_batch
-from envs_mjx.engines.base import AbstractEngine, Physics, only_where
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, where_active
 from envs_mjx.engines.warp_setup import require_warp
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 from mac.errors import UserError
@@ -31,15 +31,15 @@ def contact_slots(scene: Scene) -> int:
     return 24 + 8 * scene.cubes + (40 if scene.buttons else 0)
 
 
-class WarpEngine(AbstractEngine):
+class WarpEngine(AbstractTabletopEngine):
     """MuJoCo Warp as a JAX program: any number of `vmap`s around `step` makes one batch of scenes.
 
     Numbers are float32, also under `jax.enable_x64`. Arrays of model and data are leaves of the module, so
     they enter a compiled function as arguments when the engine does; the engine itself cannot be
-    vmapped. `Physics.raw` is the solver's warm start.
+    vmapped. `TabletopPhysics.raw` is the solver's warm start.
 
     The contact buffer is shared by the scenes of a batch, and warp does not say whose contacts were dropped
-    when it was full. They are counted in `Physics.dropped` of every scene of the batch.
+    when it was full. They are counted in `TabletopPhysics.dropped` of every scene of the batch.
     """
 
     name: str = eqx.field(static=True)
@@ -77,27 +77,33 @@ class WarpEngine(AbstractEngine):
         self.fresh = scene.fresh
         self.max_contacts = slots
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> TabletopPhysics:
         """Loads the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start and the
         contact force are zero, and the site poses are those of `qpos`.
         """
         return warp_batch.over_scenes(_load, self, qpos, qvel)
 
-    def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
+    def step(
+        self, physics: TabletopPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> TabletopPhysics:
         """Takes one control step under constant `ctrl`; returns `physics` itself where not `active`. The work
         is done all the same, because a batch advances in lockstep.
         """
         after = warp_batch.over_scenes(_advance, self, physics, ctrl)
-        return only_where(active, after, physics)
+        return where_active(active, after, physics)
 
 
-def _load(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
+def _load(
+    engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]
+) -> TabletopPhysics:
     data = mjx.kinematics(engine.model, _data(engine, scenes, qpos, qvel))
     free = jnp.zeros(len(engine.slide_dof), bool)
     return _physics(engine, data, free, jnp.zeros((), jnp.int32))
 
 
-def _advance(engine: WarpEngine, scenes: int, physics: Physics, ctrl: Float[Array, " nu"]) -> Physics:
+def _advance(
+    engine: WarpEngine, scenes: int, physics: TabletopPhysics, ctrl: Float[Array, " nu"]
+) -> TabletopPhysics:
     model = _locked(engine, physics.locked)
     data = _data(engine, scenes, physics.qpos, physics.qvel)
     data = data.replace(qacc_warmstart=physics.raw, ctrl=ctrl.astype(jnp.float32))
@@ -128,9 +134,9 @@ def _data(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Floa
 
 def _physics(
     engine: WarpEngine, data: mjx.Data, locked: Bool[Array, " slides"], dropped: Int[Array, ""]
-) -> Physics:
+) -> TabletopPhysics:
     sites = jnp.array(engine.sites)
-    return Physics(
+    return TabletopPhysics(
         qpos=data.qpos,
         qvel=data.qvel,
         site_pos=data.site_xpos[sites],

@@ -6,8 +6,8 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
 from envs_mjx.engines.host_threads import STATE, HostThreadPool
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
 from envs_mjx.locomotion.walkers import TORSO, Walker
 
 
@@ -15,7 +15,7 @@ class CWalkerEngine(AbstractWalkerEngine):
     """MuJoCo C on host threads.
 
     Any number of `vmap`s around a method becomes one callback for the whole batch; walkers that are not
-    `active` are skipped and cost nothing. `Motion.raw` are the bits of the doubles of the integration
+    `active` are skipped and cost nothing. `WalkerPhysics.raw` are the bits of the doubles of the integration
     state, uint32[2 * n].
     """
 
@@ -31,27 +31,29 @@ class CWalkerEngine(AbstractWalkerEngine):
         self.name = "c"
         self.host = _WalkerThreadPool(walker, threads)
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> WalkerPhysics:
         return self._unpack(*self.host.call(self.host.load, qpos, qvel))
 
-    def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
+    def step(
+        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> WalkerPhysics:
         new = self._unpack(*self.host.call(self.host.step, motion.raw, ctrl, active))
-        return only_where(active, new, motion)
+        return where_active(active, new, motion)
 
-    def place(self, motion: Motion, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> Motion:
+    def place(self, motion: WalkerPhysics, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> WalkerPhysics:
         new = self._unpack(*self.host.call(self.host.place, motion.raw, xy, active))
-        return only_where(active, new, motion)
+        return where_active(active, new, motion)
 
-    def read(self, data: mujoco.MjData) -> Motion:
-        """Returns `Motion` of an `MjData` of this engine's model as it is (host side, no forward)."""
+    def read(self, data: mujoco.MjData) -> WalkerPhysics:
+        """Returns `WalkerPhysics` of an `MjData` of this engine's model as it is (host side, no forward)."""
         raw, row = self.host.empty_rows(1)
         _Worker(self.host.walker, data).save(raw[0], row[0], data.qpos[0])
         return self._unpack(jnp.asarray(raw[0].view(np.uint32)), jnp.asarray(row[0]))
 
-    def _unpack(self, raw: UInt32[Array, " words"], row: Float[Array, " readings"]) -> Motion:
+    def _unpack(self, raw: UInt32[Array, " words"], row: Float[Array, " readings"]) -> WalkerPhysics:
         model = self.host.walker.model
         qpos, qvel, seen = jnp.split(row, np.cumsum([model.nq, model.nv]))
-        return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), raw)
+        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), raw)
 
 
 class _WalkerThreadPool(HostThreadPool["_Worker"]):

@@ -59,7 +59,7 @@ def read_seen(
     qvel: Float[Array, " nv"],
     moved: Float[Array, ""],
 ) -> Float[Array, " R"]:
-    """Returns `Motion.seen` of a state.
+    """Returns `WalkerPhysics.seen` of a state.
 
     Args:
         sight: result of `contact_free_model`; may be None unless the walker is `fresh`.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step, warp_batch
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
 from envs_mjx.engines.warp_setup import require_warp
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
@@ -29,9 +29,10 @@ by every pair of solids whose bounding boxes touch.
 class WarpWalkerEngine(AbstractWalkerEngine):
     """MuJoCo Warp as a JAX program: any number of `vmap`s around `step` makes one batch of walkers.
 
-    Numbers are float32, also under `jax.enable_x64`. The engine itself cannot be vmapped. `Motion.raw` is the
-    solver's warm start. The contact buffer is shared by the walkers of a batch, and warp does not say whose
-    contacts were dropped when it was full. They are counted in `Motion.dropped` of every walker of the batch.
+    Numbers are float32, also under `jax.enable_x64`. The engine itself cannot be vmapped. `WalkerPhysics.raw`
+    is the solver's warm start. The contact buffer is shared by the walkers of a batch, and warp does not say
+    whose contacts were dropped when it was full. They are counted in `WalkerPhysics.dropped` of every walker
+    of the batch.
     """
 
     name: str = eqx.field(static=True)
@@ -63,13 +64,15 @@ class WarpWalkerEngine(AbstractWalkerEngine):
         self.model, self.blank = warp_batch.put_model(walker.model, rows)
         self.sight = walker_control_step.contact_free_model(walker) if walker.fresh else None
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> WalkerPhysics:
         """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
         qpos, qvel = qpos.astype(jnp.float32), qvel.astype(jnp.float32)
         seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, jnp.zeros((), jnp.float32))
-        return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
+        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
 
-    def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
+    def step(
+        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> WalkerPhysics:
         """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
         because a batch advances in lockstep.
         """
@@ -79,7 +82,7 @@ class WarpWalkerEngine(AbstractWalkerEngine):
         )
         qpos, moved = walker_control_step.finish_control_step(started, qpos)
         seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, moved)
-        return only_where(active, Motion(qpos, qvel, seen, motion.dropped + missing, warm), motion)
+        return where_active(active, WalkerPhysics(qpos, qvel, seen, motion.dropped + missing, warm), motion)
 
 
 def _advance(

@@ -16,7 +16,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.datagen.data_policy import AbstractDataPolicy, ExpertDecision, StepRecords, TargetEvents
-from envs_mjx.engines.walker_base import Motion
+from envs_mjx.engines.base import WalkerPhysics
 from envs_mjx.locomotion.maze_env import SUCCESS_RADIUS, MazeEnv
 from envs_mjx.locomotion.maze_paths import MazePaths, build_maze_paths
 
@@ -58,7 +58,7 @@ class MazeEpisode(eqx.Module):
         arrived: whether it has reached the goal, in style `stitch`.
     """
 
-    motion: Motion
+    motion: WalkerPhysics
     obs: Float[Array, " D"]
     goal: Float[Array, " 2"]
     direction: Float[Array, " 2"]

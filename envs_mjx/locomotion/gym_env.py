@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics
 from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
@@ -35,7 +35,7 @@ _CLIPPED = 10.0
 class GymState(EnvState):
     """State of a gym walker; `motion` is the walker, `success` is always False."""
 
-    motion: Motion
+    motion: WalkerPhysics
 
 
 class GymEnv(AbstractEnv):
@@ -96,7 +96,7 @@ class GymEnv(AbstractEnv):
         Raises:
             UserError: if the action has another shape.
         """
-        action, finite = self.checked(action)
+        action, finite = self.check_action(action)
         motion = self.engine.step(state.motion, action, ~state.done)
         healthy, t = self.healthy(motion), state.t + 1
         reward = motion.seen[0] - _CONTROL_COST[self.kind] * jnp.sum(action**2)
@@ -126,12 +126,12 @@ class GymEnv(AbstractEnv):
             "read those that the dataset records"
         )
 
-    def observe(self, motion: Motion) -> Float[Array, " D"]:
+    def observe(self, motion: WalkerPhysics) -> Float[Array, " D"]:
         """Returns positions without x, and velocities."""
         qvel = motion.qvel if self.kind == "halfcheetah" else jnp.clip(motion.qvel, -_CLIPPED, _CLIPPED)
         return jnp.concatenate([motion.qpos[1:], qvel])
 
-    def healthy(self, motion: Motion) -> Bool[Array, ""]:
+    def healthy(self, motion: WalkerPhysics) -> Bool[Array, ""]:
         """Returns whether the walker is not in a terminal state; a halfcheetah never is."""
         if self.kind == "halfcheetah":
             return jnp.asarray(True)

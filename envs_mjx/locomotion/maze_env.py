@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics
 from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.mazes import PLACE_NOISE, TELEPORT_RADIUS, Maze
 from envs_mjx.locomotion.walkers import Walker
@@ -36,7 +36,7 @@ class MazeState(EnvState):
         key: source of randomness of this episode.
     """
 
-    motion: Motion
+    motion: WalkerPhysics
     target: Float[Array, " 2"]
     key: Key[Array, ""]
 
@@ -127,7 +127,7 @@ class MazeEnv(AbstractEnv):
         Raises:
             UserError: if the action has another shape.
         """
-        action, finite = self.checked(action)
+        action, finite = self.check_action(action)
         moved = self.engine.step(state.motion, action, ~state.done)
         judged = state.motion if self.spec.goal_dim is None else moved
         distance = jnp.linalg.norm(judged.qpos[:2] - state.target)
@@ -155,19 +155,19 @@ class MazeEnv(AbstractEnv):
         Raises:
             UserError: if `obs` has the wrong width, or the task does not exist.
         """
-        self.check_rows(obs)
+        self.check_observations(obs)
         if not 1 <= task <= self.tasks:
             raise UserError(f"task {task} of {self.spec.name} does not exist; choose 1 to {self.tasks}")
         goal = self.maze.xy(self.maze.goals[task - 1])
         away = np.linalg.norm(obs[:, :2] - goal, axis=1) > SUCCESS_RADIUS[self.walker.body]
         return -away.astype(np.float32), away.astype(np.float32)
 
-    def start(self, key: Key[Array, ""], xy: Float[Array, " 2"]) -> Motion:
+    def start(self, key: Key[Array, ""], xy: Float[Array, " 2"]) -> WalkerPhysics:
         """Returns the walker in a random pose at the position `xy` (m)."""
         qpos, qvel = random_start(self.walker, key)
         return self.engine.load(qpos.at[:2].set(xy), qvel)
 
-    def observe(self, motion: Motion) -> Float[Array, " D"]:
+    def observe(self, motion: WalkerPhysics) -> Float[Array, " D"]:
         """Returns the observation of a state, as stored in datasets."""
         if self.walker.body == "point":
             return motion.qpos
@@ -175,7 +175,7 @@ class MazeEnv(AbstractEnv):
             return jnp.concatenate([motion.qpos, motion.qvel])
         return jnp.concatenate([motion.qpos[:2], motion.qpos[7:], motion.seen, motion.qvel])
 
-    def teleport(self, key: Key[Array, ""], motion: Motion, active: Bool[Array, ""]) -> Motion:
+    def teleport(self, key: Key[Array, ""], motion: WalkerPhysics, active: Bool[Array, ""]) -> WalkerPhysics:
         """Moves a walker at an entrance of a teleporter to one of the exits."""
         maze = self.maze
         if not len(maze.entrances):

@@ -85,7 +85,7 @@ class Walker:
 
     @property
     def seen_size(self) -> int:
-        """Width of `Motion.seen`."""
+        """Width of `WalkerPhysics.seen`."""
         if self.body == "humanoid":
             return 1 + 3 * len(_HANDS_AND_FEET) + 3 + 3
         return 1 if self.body in GYM else 0
@@ -102,7 +102,7 @@ class Walker:
         mat: Float[Any, "bodies 3 3"],
         velocity: Float[Any, " 3"],
     ) -> Float[Any, " R"]:
-        """Returns `Motion.seen` of a state; NumPy arrays give a NumPy array.
+        """Returns `WalkerPhysics.seen` of a state; NumPy arrays give a NumPy array.
 
         Humanoid: height of the head (m), hands and feet in the torso's frame (left hand, left foot, right
             hand, right foot; m), vertical components of the torso's axes, velocity (m/s) of the centre of

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.engines.base import AbstractEngine, Physics
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics
 from envs_mjx.manipulation import arm as arms
 from envs_mjx.manipulation.observation import (
     SUCCESS_RADIUS,
@@ -52,7 +52,7 @@ class ManipState(EnvState):
     key: Key[Array, ""]
 
     @property
-    def physics(self) -> Physics:
+    def physics(self) -> TabletopPhysics:
         return self.world.physics
 
     @property
@@ -75,7 +75,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         self,
         name: str,
         scene: Scene,
-        engine: AbstractEngine,
+        engine: AbstractTabletopEngine,
         *,
         task: int | None = None,
         oracle_goal: bool = True,
@@ -142,7 +142,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         Raises:
             UserError: if the action has another shape.
         """
-        action, finite = self.checked(action)
+        action, finite = self.check_action(action)
         world = self._recover(self.move(state.world, action, ~state.done), state)
         world = self.press(state.world, world)
         t = state.t + 1
@@ -182,7 +182,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         Raises:
             UserError: if `obs` has the wrong width, or the task does not exist.
         """
-        self.check_rows(obs)
+        self.check_observations(obs)
         if not 1 <= task <= TASKS:
             raise UserError(f"task {task} of {self.spec.name} does not exist; choose 1 to {TASKS}")
         _, goals = task_table(self.scene.family)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from envs_mjx.engines.base import Physics
+from envs_mjx.engines.base import TabletopPhysics
 from envs_mjx.manipulation import arm as arms
 from envs_mjx.manipulation.scenes import Scene
 from envs_mjx.rotations import yaw_of_mat, yaw_of_quat
@@ -54,7 +54,7 @@ class Readings(NamedTuple):
     slide_vel: Float[Array, " slides"]
 
 
-def read_scene(scene: Scene, physics: Physics, buttons: Bool[Array, " buttons"]) -> Readings:
+def read_scene(scene: Scene, physics: TabletopPhysics, buttons: Bool[Array, " buttons"]) -> Readings:
     """Returns the measurements in a scene whose buttons are in the states `buttons`."""
     cubes = physics.qpos[scene.cube_qpos[:, None] + np.arange(7)]
     return Readings(
@@ -79,7 +79,7 @@ def handle_pos(scene: Scene, slide_pos: Float[Array, " slides"]) -> Float[Array,
     return base + slide_pos[:, None] * axis
 
 
-def observe(scene: Scene, physics: Physics, seen: Readings) -> Float[Array, " D"]:
+def observe(scene: Scene, physics: TabletopPhysics, seen: Readings) -> Float[Array, " D"]:
     """Returns the observation of a scene, as stored in datasets."""
     robot = [
         physics.qpos[scene.arm_qpos],

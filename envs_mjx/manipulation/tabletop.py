@@ -12,7 +12,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from envs_mjx.engines.base import AbstractEngine, Physics
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics
 from envs_mjx.manipulation import arm as arms
 from envs_mjx.manipulation.observation import Objects, Readings, observe, read_scene
 from envs_mjx.manipulation.scenes import Scene
@@ -28,14 +28,14 @@ SLIDE_RANGE = np.asarray([(-0.16, 0.0), (0.0, 0.2)])
 class World(eqx.Module):
     """State of a scene: its physics, and the states of its buttons, which are not in the physics."""
 
-    physics: Physics
+    physics: TabletopPhysics
     buttons: Bool[Array, " buttons"]
 
 
 class Tabletop(eqx.Module):
     """The mechanics of one scene on one engine; methods are written for one scene, and vmappable."""
 
-    engine: AbstractEngine
+    engine: AbstractTabletopEngine
     scene: Scene = eqx.field(static=True)
     arm: arms.Arm = eqx.field(static=True)
 

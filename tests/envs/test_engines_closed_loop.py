@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from envs_mjx import experts
 from envs_mjx.engines import warp_setup
-from envs_mjx.engines.base import AbstractEngine
+from envs_mjx.engines.base import AbstractTabletopEngine
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.engines.tabletop_mjx.engine import MjxEngine
 from envs_mjx.engines.tabletop_warp import WarpEngine
@@ -49,7 +49,7 @@ def reaches(table: Tabletop, key: Key[Array, ""]) -> tuple[Bool[Array, ""], Int[
 
 
 @functools.cache
-def rates(kind: Callable[[Scene], AbstractEngine], family: str) -> tuple[np.ndarray, np.ndarray]:
+def rates(kind: Callable[[Scene], AbstractTabletopEngine], family: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns for each episode, the same in every engine, whether the target is reached, and contacts
     dropped."""
     scene = build_scene(family)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("ogbench")
 
-from envs_mjx.engines.base import Physics
+from envs_mjx.engines.base import TabletopPhysics
 from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
 from envs_mjx.engines.tabletop_mjx.engine import SLOTS, MjxEngine, over_batches
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
@@ -49,7 +49,7 @@ def moments() -> Callable[[str], Moments]:
 
 
 @eqx.filter_jit
-def step(engine: MjxEngine, physics: Physics, ctrl: jax.Array, active: jax.Array) -> Physics:
+def step(engine: MjxEngine, physics: TabletopPhysics, ctrl: jax.Array, active: jax.Array) -> TabletopPhysics:
     return jax.vmap(engine.step)(physics, ctrl, active)
 
 
@@ -207,7 +207,7 @@ def test_sixteen_scenes_step_faster_together_than_apart(
     apart = jax.jit(engine.step)
     first = jax.tree.map(lambda x: x[0], start)
 
-    def seconds(run: Callable[[], Physics]) -> float:
+    def seconds(run: Callable[[], TabletopPhysics]) -> float:
         jax.block_until_ready(run())
         times = []
         for _ in range(5):

@@ -18,7 +18,7 @@ import pytest
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx.engines import warp_setup
-from envs_mjx.engines.base import Physics
+from envs_mjx.engines.base import TabletopPhysics
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.engines.tabletop_warp import WarpEngine
 from envs_mjx.manipulation.scenes import FAMILIES, FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
@@ -52,8 +52,8 @@ class Moments(NamedTuple):
 class Stepped(NamedTuple):
     """The same control steps by warp; every eighth scene is inactive."""
 
-    start: Physics
-    after: Physics
+    start: TabletopPhysics
+    after: TabletopPhysics
     active: np.ndarray
     moments: Moments
 
@@ -97,14 +97,14 @@ def engine_of(family: str) -> WarpEngine:
 
 
 @eqx.filter_jit
-def load(engine: WarpEngine, qpos: Float[Array, "*b nq"], qvel: Float[Array, "*b nv"]) -> Physics:
+def load(engine: WarpEngine, qpos: Float[Array, "*b nq"], qvel: Float[Array, "*b nv"]) -> TabletopPhysics:
     return jax.vmap(jax.vmap(engine.load))(qpos, qvel)
 
 
 @eqx.filter_jit
 def step(
-    engine: WarpEngine, physics: Physics, ctrl: Float[Array, "*b nu"], active: Bool[Array, "*b"]
-) -> Physics:
+    engine: WarpEngine, physics: TabletopPhysics, ctrl: Float[Array, "*b nu"], active: Bool[Array, "*b"]
+) -> TabletopPhysics:
     return jax.vmap(jax.vmap(engine.step))(physics, ctrl, active)
 
 
@@ -112,7 +112,7 @@ def batched(x: np.ndarray) -> Array:
     return jnp.asarray(x, None if x.dtype == bool else jnp.float32).reshape(*BATCH, *x.shape[1:])
 
 
-def rows(physics: Physics) -> Physics:
+def rows(physics: TabletopPhysics) -> TabletopPhysics:
     return jax.tree.map(lambda x: np.asarray(x).reshape(ROWS, *x.shape[2:]), physics)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from envs_mjx.engines.walker_base import Motion
+from envs_mjx.engines.base import WalkerPhysics
 from envs_mjx.engines.walker_c import CWalkerEngine
 from envs_mjx.engines.walker_mjx import step as engine_mjx_step
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity
@@ -47,7 +47,7 @@ def moments_of(family: str) -> Moments:
 
 
 @eqx.filter_jit
-def step(engine: MjxWalkerEngine, motion: Motion, ctrl: Array, active: Array) -> Motion:
+def step(engine: MjxWalkerEngine, motion: WalkerPhysics, ctrl: Array, active: Array) -> WalkerPhysics:
     return jax.vmap(engine.step)(motion, ctrl, active)
 
 

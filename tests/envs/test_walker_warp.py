@@ -11,7 +11,7 @@ from jaxtyping import Array
 from mujoco import mjx
 
 from envs_mjx.engines import warp_batch, warp_setup
-from envs_mjx.engines.walker_base import Motion
+from envs_mjx.engines.base import WalkerPhysics
 from envs_mjx.engines.walker_c import CWalkerEngine
 from envs_mjx.engines.walker_warp import WarpWalkerEngine
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
@@ -42,7 +42,7 @@ def moments_of(family: str) -> Moments:
 
 
 @eqx.filter_jit
-def step(engine: WarpWalkerEngine, motion: Motion, ctrl: Array, active: Array) -> Motion:
+def step(engine: WarpWalkerEngine, motion: WalkerPhysics, ctrl: Array, active: Array) -> WalkerPhysics:
     return jax.vmap(engine.step)(motion, ctrl, active)
 
 

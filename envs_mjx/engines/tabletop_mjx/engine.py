@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
-from envs_mjx.engines.base import AbstractEngine, Physics, only_where
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, where_active
 from envs_mjx.engines.tabletop_mjx import model as mjx_model
 from envs_mjx.engines.tabletop_mjx import step
 from envs_mjx.engines.tabletop_mjx.collision import contacts, geometry
@@ -34,14 +34,14 @@ under random, held and downward actions (300 to 600 control steps each).
 """
 
 
-class MjxEngine(AbstractEngine):
+class MjxEngine(AbstractTabletopEngine):
     """MuJoCo's physics as a JAX program: runs, batches and compiles wherever JAX does.
 
     The physics is that of C within solver and float precision, on the collision model of
     `collision/geometry.py`. Numbers are float32, or float64 if the engine is used under `jax.enable_x64` on
     float64 states. Any number of `vmap`s around `step` becomes one program over one batch axis.
 
-    `Physics.raw` is the acceleration of the last substep, from which the solver starts the next.
+    `TabletopPhysics.raw` is the acceleration of the last substep, from which the solver starts the next.
     """
 
     name: str = eqx.field(static=True)
@@ -85,7 +85,7 @@ class MjxEngine(AbstractEngine):
             fresh=scene.fresh,
         )
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> TabletopPhysics:
         """Loads the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start and the
         contact force are zero, and the site poses are those of `qpos`.
         """
@@ -94,9 +94,13 @@ class MjxEngine(AbstractEngine):
         pos, mat = sites(qpos)
         zero = jnp.zeros((), jnp.int32)
         free = jnp.zeros(self.sim.slides, bool)
-        return Physics(qpos, qvel, pos, mat, jnp.zeros(6, qpos.dtype), free, zero, jnp.zeros_like(qvel))
+        return TabletopPhysics(
+            qpos, qvel, pos, mat, jnp.zeros(6, qpos.dtype), free, zero, jnp.zeros_like(qvel)
+        )
 
-    def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
+    def step(
+        self, physics: TabletopPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> TabletopPhysics:
         """Takes one control step under constant `ctrl`; returns `physics` itself where not `active`. The work
         is done all the same, because a batch advances in lockstep.
         """
@@ -109,8 +113,8 @@ class MjxEngine(AbstractEngine):
         p = physics
         results = over_batches(batch)(p.qpos, p.qvel, p.raw, p.dropped, ctrl.astype(p.qpos.dtype), p.locked)
         qpos, qvel, warm, dropped, site_pos, site_mat, touch = results
-        after = Physics(qpos, qvel, site_pos, site_mat, touch, p.locked, dropped, warm)
-        return only_where(active, after, physics)
+        after = TabletopPhysics(qpos, qvel, site_pos, site_mat, touch, p.locked, dropped, warm)
+        return where_active(active, after, physics)
 
 
 def over_batches(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:

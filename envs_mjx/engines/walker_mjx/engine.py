@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float
 from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
 from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
 from envs_mjx.engines.walker_mjx import step
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity, read_joint_limits
 from envs_mjx.engines.walker_mjx.near_walls import require_reach
@@ -41,7 +41,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
 
     Smooth dynamics are those of MJX-JAX; contacts, solver and integration are ours and agree with C where
     MJX does not (`sphere_capsule`). Numbers are float32, or float64 if the engine is made and used under
-    `jax.enable_x64`. `Motion.raw` is the last acceleration, from which the solver starts.
+    `jax.enable_x64`. `WalkerPhysics.raw` is the last acceleration, from which the solver starts.
     """
 
     name: str = eqx.field(static=True)
@@ -91,14 +91,16 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         )
         self.model, self.blank = walker_control_step.contact_free_model(walker)
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> WalkerPhysics:
         """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
         seen = walker_control_step.read_seen(
             self.walker, (self.model, self.blank), qpos, qvel, jnp.zeros((), qpos.dtype)
         )
-        return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
+        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
 
-    def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
+    def step(
+        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> WalkerPhysics:
         """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
         because a batch advances in lockstep.
         """
@@ -112,7 +114,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         state, _ = jax.lax.scan(substep, state, length=self.walker.substeps)
         qpos, moved = walker_control_step.finish_control_step(started, state.qpos)
         seen = walker_control_step.read_seen(self.walker, (self.model, self.blank), qpos, state.qvel, moved)
-        return only_where(active, Motion(qpos, state.qvel, seen, state.dropped, state.warm), motion)
+        return where_active(active, WalkerPhysics(qpos, state.qvel, seen, state.dropped, state.warm), motion)
 
 
 def require_version(version: str | None = None) -> None:
