@@ -21,9 +21,9 @@ class EnvState(eqx.Module):
         goal: goal representation of a goal-conditioned environment, None for a single task.
         reward: reward of the last `step` (0 after a reset).
         success: whether the last `step` reported success (False after a reset).
-        done: whether the episode has ended, by success, a fall or the time limit.
+        done: whether the episode has ended, by success, another termination or the time limit.
         t: control steps taken since the reset.
-        dropped: contacts that the physics engine left out in this episode (`Physics.dropped`).
+        dropped: contacts that the physics engine left out in this episode (`TabletopPhysics.dropped`).
     """
 
     obs: Float[Array, " D"]
@@ -52,30 +52,31 @@ class AbstractEnv(eqx.Module):
 
     @abc.abstractmethod
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
-        """Reward and mask (0 = solved) of each row of dataset observations `obs[N, D]` for `task`."""
+        """Returns reward and mask (0 = terminal: solved) of each of the observations `obs[N, D]` for
+        `task`."""
 
-    def checked(self, action: Float[Array, " A"]) -> tuple[Float[Array, " A"], Bool[Array, ""]]:
-        """The action clipped to [-1, 1], or zeros if an entry is not finite; and whether all entries are.
+    def check_action(self, action: Float[Array, " A"]) -> tuple[Float[Array, " A"], Bool[Array, ""]]:
+        """Returns the action clipped to [-1, 1], or zeros if an entry is not finite; and whether all are
+        finite.
 
         Raises:
             UserError: if the action has another shape.
         """
         if action.shape != (self.spec.action_dim,):
             raise UserError(
-                f"an action of shape {action.shape} is none of {self.spec.name}: expected "
+                f"action of {self.spec.name} has shape {action.shape}, expected "
                 f"({self.spec.action_dim},); vmap `step` over a batch"
             )
         finite = jnp.all(jnp.isfinite(action))
         return jnp.clip(jnp.where(finite, action, 0.0), -1.0, 1.0), finite
 
-    def check_rows(self, obs: np.ndarray) -> None:
-        """Makes sure that rows `obs` are observations of this environment.
+    def check_observations(self, obs: np.ndarray) -> None:
+        """Checks that `obs` are observations of this environment.
 
         Raises:
-            UserError: if they have another width.
+            UserError: if their shape is not (N, D).
         """
         if obs.ndim != 2 or obs.shape[1] != self.spec.obs_dim:
             raise UserError(
-                f"observations of shape {obs.shape} are not those of {self.spec.name}: "
-                f"expected (N, {self.spec.obs_dim})"
+                f"observations of {self.spec.name} have shape {obs.shape}, expected (N, {self.spec.obs_dim})"
             )

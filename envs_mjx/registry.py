@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from envs_mjx.base import AbstractEnv
-from envs_mjx.engines.base import AbstractEngine
-from envs_mjx.engines.walker_base import AbstractWalkerEngine
+from envs_mjx.engines.base import AbstractTabletopEngine, AbstractWalkerEngine
 from envs_mjx.engines.warp_setup import available as warp_available
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
@@ -27,14 +26,14 @@ _MINARI_LEVELS = ("simple", "medium", "expert")
 
 
 class EnvName(NamedTuple):
-    """An environment name taken apart.
+    """A parsed environment name.
 
     Attributes:
         family: scene such as `cube-single`, or walker such as `antmaze-medium` or `hopper`.
         dataset: name of the dataset, such as `cube-single-play-v0`.
         mode: `single` (one task, with rewards), `goal` (goals are whole observations), `oracle` (goals are
-            positions of objects, or the place in a maze), or `d4rl` or `minari` (rewards are recorded in the
-            dataset, and rules are gymnasium's version 4 or 5).
+            positions of objects, or the position in a maze), or `d4rl` or `minari` (rewards are recorded in
+            the dataset; rules of gymnasium's version 4 or 5).
         task: 1-based task id in mode `single`, else None.
     """
 
@@ -45,18 +44,18 @@ class EnvName(NamedTuple):
 
 
 def maze_styles(family: str) -> tuple[str, ...]:
-    """Styles of the datasets that OGBench has of a maze."""
+    """Returns the styles of OGBench's datasets of a maze."""
     explored = family.startswith("ant") and not family.endswith("giant")
     return ("navigate", "stitch", "explore") if explored else ("navigate", "stitch")
 
 
 def names() -> tuple[str, ...]:
-    """Every name that `make` accepts."""
+    """Returns every name that `make` accepts."""
     return tuple(_table())
 
 
 def parse(name: str) -> EnvName:
-    """Takes a name apart.
+    """Parses a name.
 
     Raises:
         UserError: for an unknown name, with the closest known ones.
@@ -69,7 +68,7 @@ def parse(name: str) -> EnvName:
 
 
 def task_ids(name: str) -> tuple[int, ...]:
-    """Ids of the tasks of the scene or walker of `name`, whichever of them `name` itself holds.
+    """Returns the ids of all tasks of the scene or walker of `name`, also if `name` is one of them.
 
     Raises:
         UserError: for an unknown name.
@@ -78,7 +77,7 @@ def task_ids(name: str) -> tuple[int, ...]:
 
 
 def make(name: str, engine: str = "c") -> AbstractEnv:
-    """The environment called `name` on physics engine `engine`: `c` (MuJoCo on host threads), `mjx`
+    """Makes the environment called `name` on physics engine `engine`: `c` (MuJoCo on host threads), `mjx`
     (JAX), `warp` (MuJoCo Warp, with the extra `warp`), or `auto` (`resolve_engine`).
 
     Raises:
@@ -97,8 +96,8 @@ def make(name: str, engine: str = "c") -> AbstractEnv:
 
 
 def resolve_engine(engine: str) -> str:
-    """`c`, `mjx` or `warp`. For `auto` the default device decides: on CPU `c`, many times faster there
-    than the others; on an NVIDIA GPU `warp` if it is installed; on any other accelerator `mjx`.
+    """Returns `c`, `mjx` or `warp`. For `auto` the default device decides: on CPU `c`, which is many times
+    faster there; on an NVIDIA GPU `warp` if it is installed; on any other accelerator `mjx`.
 
     Raises:
         UserError: for an unknown engine.
@@ -113,14 +112,15 @@ def resolve_engine(engine: str) -> str:
 
 
 def engine_for(family: str, engine: str) -> Any:
-    """The engine called `engine` (not `auto`) of a family; one for all environments of it, so that they share
-    threads and compiled programs. An `AbstractEngine` of scenes, an `AbstractWalkerEngine` of walkers.
+    """Returns the engine called `engine` (not `auto`) of a family. All its environments share one, with its
+    threads and compiled programs. An `AbstractTabletopEngine` of scenes, an `AbstractWalkerEngine` of
+    walkers.
     """
     return _scene_engine(family, engine) if family in FAMILIES else _walker_engine(family, engine)
 
 
 @functools.cache
-def _scene_engine(family: str, engine: str) -> AbstractEngine:
+def _scene_engine(family: str, engine: str) -> AbstractTabletopEngine:
     scene = build_scene(family)
     if engine == "mjx":
         from envs_mjx.engines.tabletop_mjx.engine import MjxEngine

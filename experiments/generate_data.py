@@ -17,12 +17,12 @@ from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from envs_mjx.datagen.dataset_spec import LANES, Request, episode_rows, family_and_style
-from envs_mjx.datagen.generate import Collected, generate, metadata_path, work_folder
+from envs_mjx.datagen.dataset_spec import LANES, DatasetSpec, episode_rows, family_and_style
+from envs_mjx.datagen.generate import DatasetSummary, generate, metadata_path, work_folder
 from envs_mjx.datagen.npz_shards import make_shards
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.experts import STYLES
-from envs_mjx.experts.maze_experts import Actor
+from envs_mjx.experts.maze_experts import DirectionActor
 from envs_mjx.locomotion.walkers import MAZES
 from envs_mjx.manipulation.scenes import FAMILIES as SCENES
 from envs_mjx.registry import maze_styles, names, parse, resolve_engine
@@ -82,10 +82,10 @@ class Ask:
 class Command(NamedTuple):
     """A command line, checked."""
 
-    request: Request
+    request: DatasetSpec
     out: Path
     threads: int | None
-    actor: Actor | None
+    actor: DirectionActor | None
 
     @property
     def episode_rows(self) -> int:
@@ -155,7 +155,7 @@ def read_command(argv: Sequence[str]) -> Command:
     per_shard = episodes_of(ask.shard_rows, "--shard-rows", rows)
     arguments.start_jax(1)
     engine = resolve_engine(ask.engine)
-    request = Request(name, episodes, per_shard, ask.seed, engine, ask.lanes or LANES[engine])
+    request = DatasetSpec(name, episodes, per_shard, ask.seed, engine, ask.lanes or LANES[engine])
     actor = None
     if ask.expert is not None:
         actor, checksum = load_actor(ask.expert, name.partition("maze")[0])
@@ -164,7 +164,7 @@ def read_command(argv: Sequence[str]) -> Command:
     return Command(request, ask.out or default_folder(request), ask.threads, actor)
 
 
-def default_folder(request: Request) -> Path:
+def default_folder(request: DatasetSpec) -> Path:
     """Where a dataset goes if nobody says: single pairs of files where `run.py` looks for them."""
     folder = DATA / f"generated-{request.episodes * episode_rows(request.dataset)}-seed{request.seed}"
     folder = folder if request.engine == "c" else folder.with_name(f"{folder.name}-{request.engine}")
@@ -192,7 +192,7 @@ def announce(command: Command) -> None:
     sys.stdout.flush()
 
 
-def report(command: Command, made: Collected) -> None:
+def report(command: Command, made: DatasetSummary) -> None:
     """Says what was made."""
     if made.targets > made.hits or parse(command.request.dataset).family in SCENES:
         print(f"expert hit   {made.hits:,} of {made.targets:,} targets")

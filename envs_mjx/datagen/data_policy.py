@@ -1,7 +1,7 @@
-"""What a dataset is made of: a world, and an expert who acts in it; and the rows that they leave.
+"""The data-collecting policies: an environment with an expert acting in it, and the records of each step.
 
-`simulate_episodes.Simulator` runs any `AbstractScript`; there is one for manipulation here, and one for mazes
-in `locomotion.navigate`.
+`simulate_episodes.Simulator` runs any `AbstractDataPolicy`. `TabletopDataPolicy` below is the one for
+manipulation; `experts.maze_experts` holds the one for mazes.
 """
 
 import abc
@@ -14,15 +14,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx import experts
-from envs_mjx.engines.base import AbstractEngine
+from envs_mjx.engines.base import AbstractTabletopEngine
 from envs_mjx.manipulation.arm import ACTION_DIM, build_arm
 from envs_mjx.manipulation.observation import obs_dim
 from envs_mjx.manipulation.scenes import Scene
 from envs_mjx.manipulation.tabletop import Tabletop, World
 
 
-class Rows(NamedTuple):
-    """What a dataset holds of each state; leading axes, if any, are episodes and time."""
+class StepRecords(NamedTuple):
+    """Arrays that a dataset records of each state; leading axes, if any, are episodes and time."""
 
     observations: Float[Array | np.ndarray, "*batch D"]
     actions: Float[Array | np.ndarray, "*batch A"]
@@ -31,34 +31,34 @@ class Rows(NamedTuple):
     button_states: Bool[Array | np.ndarray, "*batch buttons"]
 
 
-class Events(NamedTuple):
-    """What happened in a control step: whether the expert was through with a target, and had hit it."""
+class TargetEvents(NamedTuple):
+    """Events of a control step: whether the expert finished with a target, and whether it reached it."""
 
     done: Bool[Array | np.ndarray, "*batch"]
     hit: Bool[Array | np.ndarray, "*batch"]
 
 
-class Decision(NamedTuple):
-    """What an expert makes of a state.
+class ExpertDecision(NamedTuple):
+    """The decision of an expert in one state.
 
     Attributes:
         row: the state, and the action in it.
-        play: world and expert, the latter one action further.
-        done: whether the expert will be through with its target once the action is taken.
+        state: state of environment and expert, the latter one action further.
+        done: whether the expert is finished with its target once the action is taken.
         healthy: whether OGBench keeps an episode with such a state.
     """
 
-    row: Rows
-    play: Any
+    row: StepRecords
+    state: Any
     done: Bool[Array, ""]
     healthy: Bool[Array, ""]
 
 
-class AbstractScript(eqx.Module):
-    """A world and its expert, as pure functions of one episode; the caller vmaps.
+class AbstractDataPolicy(eqx.Module):
+    """An environment and its expert, as pure functions of one episode; the caller vmaps.
 
-    `play`, an `eqx.Module`, is the state of both. An episode: `begin`; then each control step `decide` and
-    `advance`; at last `decide` alone, for the row of the final state.
+    `state`, an `eqx.Module`, is the state of both. An episode starts with `begin`; each control step is
+    `decide`, then `advance`; a last `decide` records the final state.
     """
 
     rows: eqx.AbstractVar[int]
@@ -72,48 +72,47 @@ class AbstractScript(eqx.Module):
     @property
     @abc.abstractmethod
     def widths(self) -> dict[str, int]:
-        """Numbers per row of each field of `Rows`."""
+        """Numbers per row of each field of `StepRecords`."""
 
     @abc.abstractmethod
     def begin(self, world_key: Key[Array, ""], expert_key: Key[Array, ""]) -> Any:
-        """A world at its beginning, and an expert who knows what it wants."""
+        """Returns a freshly reset environment, and an expert with its first target."""
 
     @abc.abstractmethod
-    def decide(self, play: Any, key: Key[Array, ""]) -> Decision:
-        """The row of the current state, with the expert's action in it."""
+    def decide(self, state: Any, key: Key[Array, ""]) -> ExpertDecision:
+        """Returns the record of the current state, with the expert's action in it."""
 
     @abc.abstractmethod
     def advance(
         self,
-        play: Any,
+        state: Any,
         action: Float[Array, " A"],
         done: Bool[Array, ""],
         active: Bool[Array, ""],
         key: Key[Array, ""],
-    ) -> tuple[Any, Events]:
-        """Takes the action that `decide` gave, if `active`, and gives the expert a new target where it is
-        through with the old one."""
+    ) -> tuple[Any, TargetEvents]:
+        """Takes the action that `decide` gave, if `active`. An expert that is done gets a new target."""
 
     @abc.abstractmethod
-    def dropped(self, play: Any) -> Int[Array, "..."]:
-        """Contacts that the engine has left out since the beginning; `play` may be a batch."""
+    def dropped(self, state: Any) -> Int[Array, "..."]:
+        """Returns the number of contacts that the engine dropped since the reset; `state` may be a batch."""
 
 
-class TabletopPlay(eqx.Module):
-    """A scene with objects, and an expert at work in it."""
+class TabletopEpisode(eqx.Module):
+    """A scene with objects, and the state of the expert in it."""
 
     world: World
-    expert: experts.Expert
+    expert: experts.ExpertState
 
 
-class TabletopScript(AbstractScript):
+class TabletopDataPolicy(AbstractDataPolicy):
     """A scripted manipulation expert of one `style` (`experts.STYLES`) in one scene."""
 
     table: Tabletop
     style: str = eqx.field(static=True)
     rows: int = eqx.field(static=True)
 
-    def __init__(self, style: str, scene: Scene, engine: AbstractEngine, rows: int):
+    def __init__(self, style: str, scene: Scene, engine: AbstractTabletopEngine, rows: int):
         self.table = Tabletop(engine, scene, build_arm(scene))
         self.style, self.rows = style, rows
 
@@ -125,35 +124,35 @@ class TabletopScript(AbstractScript):
     def widths(self) -> dict[str, int]:
         scene = self.table.scene
         sizes = obs_dim(scene), ACTION_DIM, int(scene.model.nq), int(scene.model.nv), scene.buttons
-        return dict(zip(Rows._fields, sizes, strict=True))
+        return dict(zip(StepRecords._fields, sizes, strict=True))
 
-    def begin(self, world_key: Key[Array, ""], expert_key: Key[Array, ""]) -> TabletopPlay:
+    def begin(self, world_key: Key[Array, ""], expert_key: Key[Array, ""]) -> TabletopEpisode:
         world = self.table.reset_collect(world_key)
         expert = experts.begin(self.style, self.table.scene, expert_key, self.table.readings(world))
-        return TabletopPlay(world, expert)
+        return TabletopEpisode(world, expert)
 
-    def decide(self, play: TabletopPlay, key: Key[Array, ""]) -> Decision:
-        table, world, physics = self.table, play.world, play.world.physics
+    def decide(self, state: TabletopEpisode, key: Key[Array, ""]) -> ExpertDecision:
+        table, world, physics = self.table, state.world, state.world.physics
         seen = table.readings(world)
-        action, expert, done = experts.act(self.style, table.scene, play.expert, seen, key)
-        row = Rows(table.observe(world), action, physics.qpos, physics.qvel, world.buttons)
-        return Decision(row, TabletopPlay(world, expert), done, experts.healthy(table.scene, seen))
+        action, expert, done = experts.act(self.style, table.scene, state.expert, seen, key)
+        row = StepRecords(table.observe(world), action, physics.qpos, physics.qvel, world.buttons)
+        return ExpertDecision(row, TabletopEpisode(world, expert), done, experts.healthy(table.scene, seen))
 
     def advance(
         self,
-        play: TabletopPlay,
+        state: TabletopEpisode,
         action: Float[Array, " A"],
         done: Bool[Array, ""],
         active: Bool[Array, ""],
         key: Key[Array, ""],
-    ) -> tuple[TabletopPlay, Events]:
-        table, expert = self.table, play.expert
-        world = table.advance(play.world, action, active)
+    ) -> tuple[TabletopEpisode, TargetEvents]:
+        table, expert = self.table, state.expert
+        world = table.advance(state.world, action, active)
         seen = table.readings(world)
         hit = done & experts.achieved(table.scene, expert.target, seen)
         fresh = experts.retarget(self.style, table.scene, expert, seen, key)
         expert = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, expert)
-        return TabletopPlay(world, expert), Events(done, hit)
+        return TabletopEpisode(world, expert), TargetEvents(done, hit)
 
-    def dropped(self, play: TabletopPlay) -> Int[Array, "..."]:
-        return play.world.physics.dropped
+    def dropped(self, state: TabletopEpisode) -> Int[Array, "..."]:
+        return state.world.physics.dropped

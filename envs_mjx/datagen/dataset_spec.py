@@ -1,4 +1,4 @@
-"""What a generated dataset shall be: everything that its content depends on."""
+"""The specification of a generated dataset: everything that its content depends on."""
 
 import importlib.metadata
 from typing import NamedTuple
@@ -17,8 +17,8 @@ _ROWS = {"navigate": 1001, "stitch": 201, "explore": 501}
 _MAX_SHARDS = 10_000  # ten times what the largest dataset of OGBench has
 
 
-class Request(NamedTuple):
-    """What to make.
+class DatasetSpec(NamedTuple):
+    """The specification of a dataset.
 
     Attributes:
         dataset: name such as `puzzle-4x5-play-v0`.
@@ -27,7 +27,7 @@ class Request(NamedTuple):
         seed: same seed, same episodes.
         engine: `c`, or another engine of `registry.ENGINES`.
         lanes: episodes simulated together; part of the data's identity, as XLA's rounding depends on it.
-        expert_checksum: that of a trained expert, for walkers that no script can move; else None.
+        expert_checksum: checksum of the trained expert, for walkers without a scripted one; else None.
     """
 
     dataset: str
@@ -40,19 +40,19 @@ class Request(NamedTuple):
 
     @property
     def settings(self) -> dict[str, str | int]:
-        """What identifies the data, by name."""
+        """Returns the values that identify the data, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def episode_rows(dataset: str) -> int:
-    """Rows of an episode of a dataset, as OGBench has them: its transitions, and the final state, whose
-    action means nothing.
+    """Returns the rows of an episode of a dataset, as in OGBench: its transitions and the final state.
 
-    A humanoid, and whoever navigates the giant maze, takes twice as many steps.
+    The action of the final state means nothing. Episodes of the humanoid and of `giant-navigate` are twice as
+    long.
 
     Args:
-        dataset: name such as `scene-play-v0` or `antmaze-giant-navigate-v0`; of names that have no episodes
-            of fixed length, such as `hopper-medium-v2`, the answer means nothing.
+        dataset: name such as `scene-play-v0` or `antmaze-giant-navigate-v0`. The result is meaningless for
+            datasets without a fixed episode length, such as `hopper-medium-v2`.
     """
     walker, _, rest = dataset.partition("maze-")
     style = next((style for style in _ROWS if f"-{style}-" in rest), None)
@@ -62,50 +62,50 @@ def episode_rows(dataset: str) -> int:
     return (_ROWS[style] - 1) * 2**longer + 1
 
 
-def family_and_style(request: Request) -> tuple[str, str]:
-    """Family and style of a request, if it can be met.
+def family_and_style(spec: DatasetSpec) -> tuple[str, str]:
+    """Returns family and style of a specification, after checking that it can be generated.
 
     Raises:
-        UserError: it cannot.
+        UserError: if it cannot.
     """
-    family = parse(request.dataset).family
-    style = request.dataset.removeprefix(f"{family}-").removesuffix("-v0")
+    family = parse(spec.dataset).family
+    style = spec.dataset.removeprefix(f"{family}-").removesuffix("-v0")
     if style not in (MAZE_STYLES if family in MAZES else experts.STYLES):
-        raise UserError(_no_dataset(request.dataset))
-    if (request.expert_checksum is None) != (family not in MAZES or family.startswith("point")):
-        raise UserError(_wrong_expert(request))
-    if request.engine not in LANES:
-        raise UserError(f"unknown physics engine {request.engine!r}; choose {' or '.join(LANES)}")
+        raise UserError(_no_dataset(spec.dataset))
+    if (spec.expert_checksum is None) != (family not in MAZES or family.startswith("point")):
+        raise UserError(_wrong_expert(spec))
+    if spec.engine not in LANES:
+        raise UserError(f"unknown physics engine {spec.engine!r}; choose {' or '.join(LANES)}")
     for name in ("episodes", "per_shard", "lanes"):
-        if getattr(request, name) < 1:
-            raise UserError(f"{name}={getattr(request, name)}: must be at least 1")
-    if request.episodes / request.per_shard > _MAX_SHARDS or request.episodes >= 2**31:
+        if getattr(spec, name) < 1:
+            raise UserError(f"{name}={getattr(spec, name)}: must be at least 1")
+    if spec.episodes / spec.per_shard > _MAX_SHARDS or spec.episodes >= 2**31:
         raise UserError(
-            f"{request.episodes:,} episodes, {request.per_shard:,} in each file, are too many files; "
+            f"{spec.episodes:,} episodes, {spec.per_shard:,} in each file, are too many files; "
             "ask for fewer rows or larger shards"
         )
-    if not 0 <= request.seed < 2**31:
-        raise UserError(f"seed={request.seed}: must be in [0, 2**31)")
+    if not 0 <= spec.seed < 2**31:
+        raise UserError(f"seed={spec.seed}: must be in [0, 2**31)")
     return family, style
 
 
 def _no_dataset(name: str) -> str:
     proper = parse(name).dataset
     if proper == name:
-        return f"{name} is not made by an expert of ours; download it, or see experiments/train_expert.py"
+        return f"{name} cannot be generated; download it, or see experiments/train_expert.py"
     return f"{name!r} is not the name of a dataset; try {proper}"
 
 
-def _wrong_expert(request: Request) -> str:
-    if request.expert_checksum is not None:
-        return f"{request.dataset} is made by a script; leave out --expert"
-    body = request.dataset.partition("maze")[0]
+def _wrong_expert(spec: DatasetSpec) -> str:
+    if spec.expert_checksum is not None:
+        return f"{spec.dataset} is made by a script; leave out --expert"
+    body = spec.dataset.partition("maze")[0]
     return (
-        f"{request.dataset} needs a trained expert: run `python experiments/train_expert.py --task {body} "
+        f"{spec.dataset} needs a trained expert: run `python experiments/train_expert.py --task {body} "
         "--out FOLDER`, then `python experiments/generate_data.py` with --expert FOLDER"
     )
 
 
 def versions() -> dict[str, str]:
-    """What the bits of an episode may depend on."""
+    """Returns the versions of the packages that the bits of an episode may depend on."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "mujoco")}

@@ -1,10 +1,10 @@
-"""Makes datasets of any size in OGBench's schema, with experts that act in our environments.
+"""Generates datasets of any size in OGBench's schema, with experts that act in our environments.
 
 The files are those that `ogbench.make_env_and_datasets(name, dataset_path=...)` reads: episodes of equal
-length, each row the state before its action. Experts are OGBench's scripts, and for ants and humanoids
-policies that were trained here. Episodes are simulated in waves of equal size; those that
-fail OGBench's health check are thrown away and redone. Episode i of a seed is the same bit for bit,
-whatever the number of threads, of shards and of interruptions.
+length, each row the state before its action. Experts are OGBench's scripts; ants and humanoids use policies
+that were trained here. Episodes are simulated in batches of equal size; those that fail OGBench's health
+check are rejected and redone. Episode i of a seed is the same bit for bit, whatever the number of threads,
+shards and interruptions.
 """
 
 import concurrent.futures
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs_mjx.datagen.data_policy import AbstractScript, TabletopScript
-from envs_mjx.datagen.dataset_spec import Request, episode_rows, family_and_style, versions
+from envs_mjx.datagen.data_policy import AbstractDataPolicy, TabletopDataPolicy
+from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_style, versions
 from envs_mjx.datagen.npz_shards import TRAIN, VAL, columns, make_shards
-from envs_mjx.datagen.resumable_writer import Note, Workshop, check_settings
-from envs_mjx.datagen.simulate_episodes import Job, Simulator, Wave
+from envs_mjx.datagen.resumable_writer import DatasetWriter, EpisodeRecord, check_settings
+from envs_mjx.datagen.simulate_episodes import EpisodeBatch, EpisodeJob, Simulator
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.engines.walker_c import CWalkerEngine
-from envs_mjx.experts.maze_experts import Actor, NavigationScript
+from envs_mjx.experts.maze_experts import DirectionActor, MazeDataPolicy
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.locomotion.walkers import MAZES
 from envs_mjx.manipulation.scenes import build_scene
@@ -36,22 +36,23 @@ from mac.atomic_files import write_json
 from mac.errors import UserError
 from mac.machine import cores
 
-_CORES_PER_WAVE = 4  # so many threads can share the physics of a wave before its JAX part limits them
-_POLL = 0.2  # s between two looks at the waves under way
+_CORES_PER_BATCH = 4  # so many threads can share the physics of a batch before its JAX part limits them
+_POLL = 0.2  # s between two checks of the running batches
 
 Progress = Callable[[int, int], None]
 """Called with rows simulated so far and rows in total, all files together."""
 
 
-class Collected(NamedTuple):
-    """What was made.
+class DatasetSummary(NamedTuple):
+    """Summary of a generated dataset.
 
     Attributes:
         train_rows, val_rows: rows of all files.
-        targets, hits: targets that the expert was through with, and those of them that it hit; in mazes,
+        targets, hits: targets that the expert finished with, and those of them that it reached; in mazes,
             goals that it reached.
-        thrown: episodes that failed the health check and were redone.
-        dropped: contacts that the engine left out; not 0 means that the physics is doubtful.
+        thrown: episodes that failed the health check and were rejected and redone.
+        dropped: contacts that the engine dropped because its contact buffer was full (results are then
+            doubtful).
     """
 
     train_rows: int
@@ -62,7 +63,7 @@ class Collected(NamedTuple):
     dropped: int
 
 
-def collect(
+def generate_file(
     dataset: str,
     rows: int,
     path: Path,
@@ -70,10 +71,10 @@ def collect(
     seed: int = 0,
     progress: Progress | None = None,
     threads: int | None = None,
-) -> Collected:
-    """Makes `path` (training rows) and `<stem>-val.npz` beside it, on engine `c`, in one go.
+) -> DatasetSummary:
+    """Generates `path` (training rows) and `<stem>-val.npz` in the same folder, on engine `c`, in one go.
 
-    Both appear complete or not at all; nothing is left of an attempt that is interrupted.
+    Both files appear complete or not at all; an interrupted attempt leaves nothing behind.
 
     Args:
         dataset: name such as `cube-single-play-v0`.
@@ -92,39 +93,39 @@ def collect(
         raise UserError(f"{path} exists; delete it to make the data anew, or choose another file")
     episodes = -(-rows // episode_rows(dataset))
     with _temporary(path) as work:
-        request = Request(dataset, episodes, episodes, seed)
-        return generate(request, path.parent, stem=path.stem, work=work, threads=threads, progress=progress)
+        spec = DatasetSpec(dataset, episodes, episodes, seed)
+        return generate(spec, path.parent, stem=path.stem, work=work, threads=threads, progress=progress)
 
 
 def val_path(path: Path) -> Path:
-    """Where OGBench looks for the validation file of the training file `path`."""
+    """Returns the path at which OGBench looks for the validation file of the training file `path`."""
     return path.with_name(path.name.removesuffix(".npz") + "-val.npz")
 
 
 def work_folder(folder: Path, stem: str) -> Path:
-    """Where files `<stem>*.npz` of `folder` are while they are under way."""
+    """Returns the folder that holds the unfinished files `<stem>*.npz` of `folder`."""
     return folder / f".{stem}.collect"
 
 
 def metadata_path(folder: Path, stem: str) -> Path:
-    """The small file that says how files `<stem>*.npz` were made; written when all of them are there."""
+    """Returns the path of the JSON file that says how `<stem>*.npz` were made; written after all of them."""
     return folder / f"{stem}.json"
 
 
 def generate(
-    request: Request,
+    spec: DatasetSpec,
     folder: Path,
     *,
     stem: str | None = None,
     work: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-    actor: Actor | None = None,
-) -> Collected:
-    """Makes a dataset, or what is missing of it: an earlier attempt, however it ended, is continued.
+    actor: DirectionActor | None = None,
+) -> DatasetSummary:
+    """Generates a dataset, or the missing part of it: an earlier attempt, however it ended, is continued.
 
-    Only one process may work on a folder at a time; the caller sees to that. Memory: the rows of the
-    waves under way (64 episodes each on engine `c`, 20 to 70 MB), however large the dataset.
+    Only one process may work on a folder at a time; the caller sees to that. Memory: the rows of the running
+    batches (64 episodes each on engine `c`, 20 to 70 MB), however large the dataset.
 
     Args:
         folder: where the files go; created as needed.
@@ -132,49 +133,49 @@ def generate(
         work: working folder; `work_folder` if None. It is removed at the end.
         threads: host threads for the physics, every available core if None; it does not change the data.
         progress: called with rows simulated so far and rows in total, both splits together.
-        actor: the trained expert whose checksum is `request.expert_checksum`.
+        actor: the trained expert whose checksum is `spec.expert_checksum`.
     Raises:
         UserError: for a bad request, a folder that holds other data or cannot be written, or a disk
             without room.
     """
-    script = _script(request, threads, actor)
-    stem = stem or request.dataset
-    settings = request.settings | {"versions": versions()}
+    policy = _data_policy(spec, threads, actor)
+    stem = stem or spec.dataset
+    settings = spec.settings | {"versions": versions()}
     done = metadata_path(folder, stem)
-    shards = make_shards(stem, request.episodes, request.per_shard)
+    shards = make_shards(stem, spec.episodes, spec.per_shard)
     work = work or work_folder(folder, stem)
-    shop = Workshop(folder, work, shards, columns(script.widths), script.rows)
+    writer = DatasetWriter(folder, work, shards, columns(policy.widths), policy.rows)
     earlier = None
-    if done.exists():  # finished once: what was made is known, though some files may have been removed
-        check_settings(done, request.settings, f"delete the dataset {stem} in it")
-        earlier = Collected(**json.loads(done.read_bytes())["collected"])
-        if all(shop.finished(shard) for shard in shards):
+    if done.exists():  # finished once: the summary is known, though some files may have been removed
+        check_settings(done, spec.settings, f"delete the dataset {stem} in it")
+        earlier = DatasetSummary(**json.loads(done.read_bytes())["collected"])
+        if all(writer.finished(shard) for shard in shards):
             return earlier
         check_settings(done, settings, f"delete the dataset {stem} in it")
     else:
-        shop.check_names()
-    shop.open(settings)
-    shop.check_room()
-    simulator = Simulator(script, seed=request.seed, lanes=request.lanes)
-    at_once = max(1, (threads or cores()) // _CORES_PER_WAVE) if request.engine == "c" else 1
-    _simulate(simulator, shop, at_once, progress or (lambda rows, total: None))
-    made = earlier or _sum_up(shop, script.rows)
-    write_json(done, _metadata(request, settings, made), part=shop.draft(done.name))
-    shop.close()
+        writer.check_names()
+    writer.open(settings)
+    writer.check_disk_space()
+    simulator = Simulator(policy, seed=spec.seed, lanes=spec.lanes)
+    at_once = max(1, (threads or cores()) // _CORES_PER_BATCH) if spec.engine == "c" else 1
+    _simulate_missing(simulator, writer, at_once, progress or (lambda rows, total: None))
+    made = earlier or _summarize(writer, policy.rows)
+    write_json(done, _metadata(spec, settings, made), part=writer.draft(done.name))
+    writer.close()
     return made
 
 
-def notes_of(wave: Wave) -> list[Note]:
-    """What the journal shall say of a wave's episodes."""
-    targets, hits = (np.asarray(x).sum(axis=1).tolist() for x in wave.events)
-    each = zip(wave.jobs, wave.healthy.tolist(), targets, hits, wave.dropped.tolist(), strict=True)
-    return [Note(*job, *rest) for job, *rest in each]
+def episode_records(batch: EpisodeBatch) -> list[EpisodeRecord]:
+    """Returns the journal entries of a batch's episodes."""
+    targets, hits = (np.asarray(x).sum(axis=1).tolist() for x in batch.events)
+    each = zip(batch.jobs, batch.healthy.tolist(), targets, hits, batch.dropped.tolist(), strict=True)
+    return [EpisodeRecord(*job, *rest) for job, *rest in each]
 
 
-def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Progress) -> None:
-    """Simulates what is missing, `at_once` waves at a time, and puts it on disk."""
-    todo, stop = deque(shop.missing()), threading.Event()
-    running: dict[concurrent.futures.Future[Wave], list[int]] = {}  # rows that each has so far
+def _simulate_missing(simulator: Simulator, writer: DatasetWriter, at_once: int, progress: Progress) -> None:
+    """Simulates the missing episodes, `at_once` batches at a time, and writes them to disk."""
+    todo, stop = deque(writer.missing()), threading.Event()
+    running: dict[concurrent.futures.Future[EpisodeBatch], list[int]] = {}  # rows of each so far
     with concurrent.futures.ThreadPoolExecutor(at_once, "wave") as pool:
         try:
             while todo or running:
@@ -182,64 +183,66 @@ def _simulate(simulator: Simulator, shop: Workshop, at_once: int, progress: Prog
                     jobs = [todo.popleft() for _ in range(min(simulator.lanes, len(todo)))]
                     rows: list[int] = []
                     running[pool.submit(simulator.run, jobs, rows.append, stop)] = rows
-                # A look now and then, because waiting without end would not notice Ctrl-C everywhere.
+                # Polling, because an unbounded wait would not notice Ctrl-C everywhere.
                 concurrent.futures.wait(running, _POLL, concurrent.futures.FIRST_COMPLETED)
                 for future in [future for future in running if future.done()]:
-                    wave, _ = future.result(), running.pop(future)
-                    notes = notes_of(wave)
-                    shop.add(wave.rows, notes)
-                    todo.extendleft(Job(n.split, n.index, n.attempt + 1) for n in notes if not n.kept)
-                progress(shop.rows_kept + sum(map(sum, running.values())), shop.rows)
+                    batch, _ = future.result(), running.pop(future)
+                    records = episode_records(batch)
+                    writer.add(batch.rows, records)
+                    todo.extendleft(
+                        EpisodeJob(n.split, n.index, n.attempt + 1) for n in records if not n.kept
+                    )
+                progress(writer.rows_kept + sum(map(sum, running.values())), writer.rows)
         finally:
-            stop.set()  # nothing runs any more, or else it ends within a stretch
+            stop.set()  # batches that still run end within a segment
 
 
-def _script(request: Request, threads: int | None, actor: Actor | None) -> AbstractScript:
-    """What is to be simulated."""
-    family, style = family_and_style(request)
-    own_threads = threads is not None and request.engine == "c"
-    rows = episode_rows(request.dataset)
+def _data_policy(spec: DatasetSpec, threads: int | None, actor: DirectionActor | None) -> AbstractDataPolicy:
+    """Returns the environment and expert to simulate."""
+    family, style = family_and_style(spec)
+    own_threads = threads is not None and spec.engine == "c"
+    rows = episode_rows(spec.dataset)
     if family in MAZES:
-        env = make(request.dataset, request.engine)
+        env = make(spec.dataset, spec.engine)
         assert isinstance(env, MazeEnv)
-        env = MazeEnv(request.dataset, env.walker, CWalkerEngine(env.walker, threads)) if own_threads else env
-        return NavigationScript(style, env, rows, actor)
+        env = MazeEnv(spec.dataset, env.walker, CWalkerEngine(env.walker, threads)) if own_threads else env
+        return MazeDataPolicy(style, env, rows, actor)
     scene = build_scene(family)
-    engine = CEngine(scene, threads) if own_threads else engine_for(family, request.engine)
-    return TabletopScript(style, scene, engine, rows)
+    engine = CEngine(scene, threads) if own_threads else engine_for(family, spec.engine)
+    return TabletopDataPolicy(style, scene, engine, rows)
 
 
-def _sum_up(shop: Workshop, episode_rows: int) -> Collected:
-    rows = [sum(shard[split].episodes for shard in shop.shards) * episode_rows for split in (TRAIN, VAL)]
-    notes = shop.notes.values()
-    return Collected(
+def _summarize(writer: DatasetWriter, episode_rows: int) -> DatasetSummary:
+    rows = [sum(shard[split].episodes for shard in writer.shards) * episode_rows for split in (TRAIN, VAL)]
+    records = writer.records.values()
+    return DatasetSummary(
         *rows,
-        targets=sum(note.targets for note in notes),
-        hits=sum(note.hits for note in notes),
-        thrown=len(shop.thrown),
-        dropped=sum(note.dropped for note in notes),
+        targets=sum(record.targets for record in records),
+        hits=sum(record.hits for record in records),
+        thrown=len(writer.thrown),
+        dropped=sum(record.dropped for record in records),
     )
 
 
-def _metadata(request: Request, settings: dict[str, Any], made: Collected) -> dict[str, Any]:
-    """Where a dataset comes from, for whoever finds the files."""
-    script = "made by mac-jax with OGBench's scripted expert; not the files that OGBench hosts"
+def _metadata(spec: DatasetSpec, settings: dict[str, Any], made: DatasetSummary) -> dict[str, Any]:
+    """Returns the provenance of a dataset."""
+    scripted = "made by mac-jax with OGBench's scripted expert; not the files that OGBench hosts"
     trained = (
         "made by mac-jax with an expert that it trained itself; results on it are not comparable with those "
         "on the files that OGBench hosts"
     )
-    own = {} if request.expert_checksum is None else {"expert": "ours"}
+    own = {} if spec.expert_checksum is None else {"expert": "ours"}
     rate = {"hit_rate": round(made.hits / max(made.targets, 1), 4)}
-    if family_and_style(request)[0] in MAZES:
-        steps = (made.train_rows + made.val_rows) * (1 - 1 / episode_rows(request.dataset))
+    if family_and_style(spec)[0] in MAZES:
+        steps = (made.train_rows + made.val_rows) * (1 - 1 / episode_rows(spec.dataset))
         rate = {"steps_per_goal": round(steps / made.hits, 1) if made.hits else None}
-    source = {"source": trained if own else script}
+    source = {"source": trained if own else scripted}
     return {**source, **settings, **own, **rate, "collected": made._asdict()}
 
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A working folder of this process alone, of which nothing is left if it is interrupted."""
+    """Yields a working folder of this process alone, which is removed even after an interrupt."""
     work = work_folder(path.parent, f"{path.stem}.{os.getpid()}")
     try:
         yield work

@@ -1,13 +1,13 @@
-"""A dataset under way: which episodes are on disk, which are missing, and what survives a kill.
+"""Resumable writer of a dataset: keeps a journal of the episodes on disk, and continues after a kill.
 
-While a dataset is made there is a working folder:
+While a dataset is generated, a working folder holds:
 
-    settings.json          what is being made; nothing else is ever continued in this folder
+    settings.json          the specification; nothing else is ever continued in this folder
     journal.jsonl          a line for each batch of episodes whose rows are on disk
-    <file stem>/*.npy      a file under way, see `npz_shards.Bench`
+    <file stem>/*.npy      an unfinished file, see `npz_shards.NpzShardWriter`
 
-A finished file appears under its name in one move, after which its working files go. An episode is a
-function of its number, so it does not matter when, by which process and in which order it was made.
+A finished file appears under its name in one move; then its working files are removed. An episode is a
+function of its number, so the time, process and order of its simulation do not matter.
 """
 
 import json
@@ -17,23 +17,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from envs_mjx.datagen.data_policy import Rows
-from envs_mjx.datagen.npz_shards import Bench, Column, Part, Shard, row_bytes
-from envs_mjx.datagen.simulate_episodes import Job
+from envs_mjx.datagen.data_policy import StepRecords
+from envs_mjx.datagen.npz_shards import ArraySpec, NpzShardWriter, Shard, ShardFile, row_bytes
+from envs_mjx.datagen.simulate_episodes import EpisodeJob
 from mac.atomic_files import fsync, visible, write_json, writing
 from mac.errors import UserError, one_line
 
 SETTINGS, JOURNAL = "settings.json", "journal.jsonl"
 
 
-class Note(NamedTuple):
-    """What the journal says of one episode.
+class EpisodeRecord(NamedTuple):
+    """Journal entry of one episode.
 
     Attributes:
-        split, index, attempt: which one, see `simulate_episodes.Job`.
-        kept: whether its rows are on disk; False if it was thrown away.
-        targets, hits: targets that the expert was through with, and those of them that it hit.
-        dropped: contacts that the physics engine left out.
+        split, index, attempt: the episode's identity, see `simulate_episodes.EpisodeJob`.
+        kept: whether its rows are on disk; False if it was rejected.
+        targets, hits: targets that the expert finished with, and those of them that it reached.
+        dropped: contacts that the physics engine dropped because its contact buffer was full.
     """
 
     split: int
@@ -45,18 +45,18 @@ class Note(NamedTuple):
     dropped: int
 
 
-class Workshop:
-    """The files of one dataset, finished and under way; for one process at a time."""
+class DatasetWriter:
+    """Writer of the files of one dataset, finished and unfinished; for one process at a time."""
 
     def __init__(
         self,
         folder: Path,
         work: Path,
         shards: Sequence[Shard],
-        layout: Mapping[str, Column],
+        layout: Mapping[str, ArraySpec],
         episode_rows: int,
     ):
-        """Nothing is read or written yet.
+        """Creates a writer; nothing is read or written yet.
 
         Args:
             folder: where finished files go.
@@ -65,16 +65,16 @@ class Workshop:
             episode_rows: rows of an episode.
         """
         self.folder, self.work, self.shards = folder, work, tuple(shards)
-        self.notes: dict[tuple[int, int], Note] = {}  # of the episodes that are on disk
-        self.thrown: dict[tuple[int, int, int], Note] = {}  # by split, index and attempt
+        self.records: dict[tuple[int, int], EpisodeRecord] = {}  # of the episodes that are on disk
+        self.thrown: dict[tuple[int, int, int], EpisodeRecord] = {}  # by split, index and attempt
         self._episode_rows = episode_rows
-        self._bench = Bench(work, layout, episode_rows)
+        self._shard_writer = NpzShardWriter(work, layout, episode_rows)
         self._row_bytes = row_bytes(layout)
         self._left = [0] * len(self.shards)  # episodes missing in each shard
 
     @property
     def rows(self) -> int:
-        """Rows of all files, finished."""
+        """Rows of all files of the finished dataset."""
         return sum(part.episodes for shard in self.shards for part in shard) * self._episode_rows
 
     @property
@@ -82,23 +82,24 @@ class Workshop:
         """Rows that are on disk."""
         return self.rows - sum(self._left) * self._episode_rows
 
-    def final(self, part: Part) -> Path:
-        """Where a file is when it is finished."""
+    def final(self, part: ShardFile) -> Path:
+        """Returns the path of a finished file."""
         return self.folder / f"{part.stem}.npz"
 
     def draft(self, name: str) -> Path:
-        """Where a file called `name` is while it is written; a leftover of a kill is removed by `open`."""
+        """Returns the path at which a file `name` is written; `open` removes a leftover of a killed
+        process."""
         return self.work / f"{name}.part"
 
     def finished(self, shard: Shard) -> bool:
-        """Whether both files of a shard are there."""
+        """Returns whether both files of a shard exist."""
         return all(self.final(part).exists() for part in shard)
 
     def check_names(self) -> None:
-        """Makes sure that no file of someone else's passes for one of ours.
+        """Checks that no foreign file is taken for one of this dataset.
 
         Raises:
-            UserError: there is a file of such a name, and no work that it could come from.
+            UserError: if a file of such a name exists without a working folder that it could come from.
         """
         if not (self.work / SETTINGS).exists():
             for path in (self.final(part) for shard in self.shards for part in shard):
@@ -108,12 +109,12 @@ class Workshop:
                         "another folder"
                     )
 
-    def check_room(self) -> None:
-        """Finds out before hours of simulation, not after, that the disk is too small.
+    def check_disk_space(self) -> None:
+        """Checks the free disk space before hours of simulation, not after.
 
         Raises:
-            UserError: naming what is there and what is needed: all unfinished files, and the working
-                files of one shard.
+            UserError: naming the free and the needed space: all unfinished files, and the working files of
+                one shard.
         """
         sizes = [sum(part.episodes for part in shard) for shard in self.shards if not self.finished(shard)]
         whole = (sum(sizes) + max(sizes, default=0)) * self._episode_rows * self._row_bytes
@@ -126,7 +127,7 @@ class Workshop:
             )
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Begins the work, or continues what an earlier process left.
+        """Starts the dataset, or continues one that an earlier process left unfinished.
 
         Raises:
             UserError: the working folder belongs to another dataset, or cannot be written.
@@ -142,45 +143,45 @@ class Workshop:
             self._replay()
         for number, shard in enumerate(self.shards):
             if not self.finished(shard):
-                self._left[number] = sum(key not in self.notes for key in shard.keys)
+                self._left[number] = sum(key not in self.records for key in shard.keys)
                 continue
             for part in shard:
-                self._bench.drop(part)
+                self._shard_writer.drop(part)
         self._finish_shards()
 
-    def missing(self) -> Iterator[Job]:
-        """The episodes that are still to be simulated, shard by shard."""
+    def missing(self) -> Iterator[EpisodeJob]:
+        """Yields the episodes that are still to be simulated, shard by shard."""
         again = {(split, index): attempt + 1 for split, index, attempt in sorted(self.thrown)}
         for number, shard in enumerate(self.shards):
             if self._left[number]:
                 for key in shard.keys:
-                    if key not in self.notes:
-                        yield Job(*key, again.get(key, 0))
+                    if key not in self.records:
+                        yield EpisodeJob(*key, again.get(key, 0))
 
-    def add(self, rows: Rows, notes: Sequence[Note]) -> None:
-        """Puts simulated episodes on disk, those that are kept, and notes them in the journal. A shard
-        that is complete with them gets its final files.
+    def add(self, rows: StepRecords, records: Sequence[EpisodeRecord]) -> None:
+        """Writes the kept episodes to disk, and all of them to the journal. A shard that they complete gets
+        its final files.
 
         Args:
-            rows: of the episodes, axis 0 in the order of `notes`.
+            rows: records of the episodes, axis 0 in the order of `records`.
         Raises:
-            UserError: the disk refuses.
+            UserError: if the disk refuses.
         """
         with writing(self.folder):
             touched = set()
-            for i, note in enumerate(notes):
-                if note.kept:
-                    part = self.shards[self._shard(note)][note.split]
-                    self._bench.put(part, note.index, Rows(*(column[i] for column in rows)))
+            for i, record in enumerate(records):
+                if record.kept:
+                    part = self.shards[self._shard(record)][record.split]
+                    self._shard_writer.put(part, record.index, StepRecords(*(column[i] for column in rows)))
                     touched.add(part)
             for part in touched:
-                self._bench.settle(part)
+                self._shard_writer.settle(part)
             with open(self.work / JOURNAL, "ab") as file:
-                file.write(json.dumps(notes).encode() + b"\n")
+                file.write(json.dumps(records).encode() + b"\n")
                 fsync(file)
-        for note in notes:
-            self._remember(note)
-            self._left[self._shard(note)] -= note.kept
+        for record in records:
+            self._remember(record)
+            self._left[self._shard(record)] -= record.kept
         self._finish_shards()
 
     def close(self) -> None:
@@ -188,18 +189,18 @@ class Workshop:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _finish_shards(self) -> None:
-        """Gives every shard that is complete its files, validation file first."""
+        """Assembles the files of every complete shard, validation file first."""
         for number, shard in enumerate(self.shards):
             if self._left[number] == 0 and not self.finished(shard):
                 with writing(self.folder):
                     for part in reversed(shard):
-                        self._bench.assemble(part, self.final(part))
+                        self._shard_writer.assemble(part, self.final(part))
                 for part in shard:
-                    self._bench.drop(part)
+                    self._shard_writer.drop(part)
 
     def _replay(self) -> None:
-        """Reads the journal. A last line that a kill cut short is removed; notes about rows that are no
-        more, because someone removed a file, are not believed.
+        """Reads the journal. A last line that a kill cut short is removed. Entries whose rows no longer
+        exist, because someone removed a file, are ignored.
         """
         path = self.work / JOURNAL
         text = path.read_bytes() if path.exists() else b""
@@ -208,34 +209,33 @@ class Workshop:
             os.truncate(path, len(whole))
         try:
             for line in whole.splitlines():
-                for note in json.loads(line):
-                    self._remember(Note(*note))
+                for record in json.loads(line):
+                    self._remember(EpisodeRecord(*record))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({one_line(error)}); delete {self.work}") from error
         for shard in self.shards:
             if not self.finished(shard):
                 for part in shard:
-                    if not self._bench.holds(part):
+                    if not self._shard_writer.holds(part):
                         for key in part.keys:
-                            self.notes.pop(key, None)
+                            self.records.pop(key, None)
 
-    def _remember(self, note: Note) -> None:
-        if note.kept:
-            self.notes[note.split, note.index] = note
+    def _remember(self, record: EpisodeRecord) -> None:
+        if record.kept:
+            self.records[record.split, record.index] = record
         else:
-            self.thrown[note.split, note.index, note.attempt] = note
+            self.thrown[record.split, record.index, record.attempt] = record
 
-    def _shard(self, note: Note) -> int:
-        """Number of the shard that an episode belongs to: all but the last are equally large."""
-        return note.index // self.shards[0][note.split].episodes
+    def _shard(self, record: EpisodeRecord) -> int:
+        """Returns the number of the shard that an episode belongs to: all but the last are equally large."""
+        return record.index // self.shards[0][record.split].episodes
 
 
 def check_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    """Compares what is to be made with what a file says is, or is being, made.
+    """Compares the settings of a dataset with those recorded in a file of its folder.
 
     Raises:
-        UserError: they differ, or the file cannot be read; with `remedy` for the case that the old data
-            are not wanted.
+        UserError: if they differ, or the file cannot be read. `remedy` says how to discard the old data.
     """
     try:
         old = json.loads(path.read_bytes())

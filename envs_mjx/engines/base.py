@@ -1,7 +1,7 @@
-"""Physics engines behind one protocol.
+"""Physics engines of tabletop scenes and of walkers, each behind one protocol.
 
-All task logic reads `Physics` only, so an engine is interchangeable. Engines are `eqx.Module`s
-whose methods are written for one environment and may be vmapped and jitted.
+Environments read `TabletopPhysics` or `WalkerPhysics` only, so engines are interchangeable. Engines are
+`eqx.Module`s whose methods are written for one environment and may be vmapped and jitted.
 """
 
 import abc
@@ -19,7 +19,7 @@ from envs_mjx.manipulation.scenes import Scene
 State = TypeVar("State", bound=eqx.Module)
 
 
-class Physics(eqx.Module):
+class TabletopPhysics(eqx.Module):
     """State of one simulated scene after a control step, as C MuJoCo would leave it.
 
     Site poses are those of the *last substep's start* (2 ms older than `qpos`), because
@@ -34,9 +34,9 @@ class Physics(eqx.Module):
             `mj_rnePostConstraint`.
         locked: which slides of the scene are locked: their joint damping is 1e6 instead of 2 N s / m
             from the next step on. The task logic sets it.
-        dropped: contacts left out for want of a slot since the scene was loaded, summed over
-            substeps; always 0 on engine `c`, which has no limit. Not 0 means that results are doubtful.
-        raw: whatever else the engine must carry for an exact continuation.
+        dropped: contacts dropped since the load because the contact buffer was full, summed over substeps.
+            Always 0 on engine `c`, which has no limit; results are doubtful if it is not 0.
+        raw: other engine state that an exact continuation needs.
     """
 
     qpos: Float[Array, " nq"]
@@ -49,38 +49,86 @@ class Physics(eqx.Module):
     raw: Any
 
 
-class AbstractEngine(eqx.Module):
+class AbstractTabletopEngine(eqx.Module):
     """A physics engine bound to one compiled model."""
 
     name: eqx.AbstractVar[str]
 
     @abc.abstractmethod
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        """A scene put into the given state at time 0, nothing locked, and all derived
-        quantities fresh (`mj_forward`)."""
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> TabletopPhysics:
+        """Loads the given state at time 0: nothing locked, all derived quantities fresh (`mj_forward`)."""
 
-    def control(self, arm: arms.Arm, scene: Scene, physics: Physics, action: Float[Array, " 5"]) -> Array:
-        """Servo targets for an action in [-1, 1]^5, in the form that `step` takes (`arm.control`)."""
+    def control(
+        self, arm: arms.Arm, scene: Scene, physics: TabletopPhysics, action: Float[Array, " 5"]
+    ) -> Array:
+        """Returns servo targets for an action in [-1, 1]^5, in the form that `step` takes (`arm.control`)."""
         pinch = arms.Pinch(physics.site_pos[0], physics.site_mat[0])
         return arms.control(arm, scene, pinch, physics.qpos, action)
 
     @abc.abstractmethod
-    def step(self, physics: Physics, ctrl: Array, active: Bool[Array, ""]) -> Physics:
-        """One control step (all substeps under constant `ctrl`); unchanged where not `active`."""
+    def step(self, physics: TabletopPhysics, ctrl: Array, active: Bool[Array, ""]) -> TabletopPhysics:
+        """Takes one control step (all substeps under constant `ctrl`); unchanged where not `active`."""
 
     def place(
-        self, physics: Physics, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], active: Bool[Array, ""]
-    ) -> Physics:
-        """A running scene put into another state where `active`; contact force and locks are kept."""
+        self,
+        physics: TabletopPhysics,
+        qpos: Float[Array, " nq"],
+        qvel: Float[Array, " nv"],
+        active: Bool[Array, ""],
+    ) -> TabletopPhysics:
+        """Puts a running scene into another state where `active`; contact force and locks are kept."""
         return keep(self.load(qpos, qvel), physics, active)
 
 
-def keep(loaded: Physics, physics: Physics, active: Bool[Array, ""]) -> Physics:
-    """`physics`, or where `active` what was just loaded, with the contact force and locks of `physics`."""
+def keep(loaded: TabletopPhysics, physics: TabletopPhysics, active: Bool[Array, ""]) -> TabletopPhysics:
+    """Returns `physics`, or where `active` the state just loaded, with contact force and locks of
+    `physics`."""
     loaded = dataclasses.replace(loaded, touch=physics.touch, locked=physics.locked, dropped=physics.dropped)
-    return only_where(active, loaded, physics)
+    return where_active(active, loaded, physics)
 
 
-def only_where(active: Bool[Array, ""], new: State, old: State) -> State:
-    """`new` where `active`, else `old`."""
+class WalkerPhysics(eqx.Module):
+    """State of one walker after a control step, as C MuJoCo would leave it.
+
+    Attributes:
+        qpos, qvel: joint positions (m, rad) and velocities, float32.
+        seen: other quantities that the walker's environment reads (`Walker.seen`), of this very state.
+        dropped: contacts dropped since the load because the contact buffer was full, summed over substeps.
+            Always 0 on engine `c`, which has no limit; results are doubtful if it is not 0.
+        raw: other engine state that an exact continuation needs.
+    """
+
+    qpos: Float[Array, " nq"]
+    qvel: Float[Array, " nv"]
+    seen: Float[Array, " R"]
+    dropped: Int[Array, ""]
+    raw: Any
+
+
+class AbstractWalkerEngine(eqx.Module):
+    """A physics engine bound to one walker (`walkers.Walker`)."""
+
+    name: eqx.AbstractVar[str]
+
+    @abc.abstractmethod
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> WalkerPhysics:
+        """Loads the given state at time 0, without having moved, all derived quantities fresh
+        (`mj_forward`)."""
+
+    @abc.abstractmethod
+    def step(
+        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> WalkerPhysics:
+        """Takes one control step under constant `ctrl` in [-1, 1]: a jump by `Walker.jump`, then
+        `Walker.substeps` of physics. Unchanged where not `active`."""
+
+    def place(self, motion: WalkerPhysics, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> WalkerPhysics:
+        """Moves a running walker to another place where `active`; pose, velocity and `dropped` are kept."""
+        loaded = self.load(motion.qpos.at[:2].set(xy), motion.qvel)
+        loaded = dataclasses.replace(loaded, dropped=motion.dropped)
+        return where_active(active, loaded, motion)
+
+
+def where_active(active: Bool[Array, ""], new: State, old: State) -> State:
+    """Returns `new` where `active`, else `old`."""
     return jax.tree.map(lambda a, b: jnp.where(active, a, b), new, old)

@@ -1,8 +1,8 @@
 """MuJoCo's C code stepping many environments on host threads, called from inside jit.
 
-The whole simulator state travels through JAX as an opaque array: the bits of doubles. A step is
-therefore a function of its arguments alone, bitwise reproducible whatever the batch, the threads and the
-order; rounding positions to float32 between steps would diverge within a few contacts.
+The whole simulator state passes through JAX as an opaque array: the bits of doubles. So a step is a function
+of its arguments alone, bitwise reproducible whatever the batch, the threads and the order. Rounding positions
+to float32 between steps would diverge within a few contacts.
 """
 
 import abc
@@ -22,12 +22,13 @@ from mac.errors import UserError
 from mac.machine import cores
 
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
-"""What MuJoCo needs to go on exactly: positions, velocities, warm start, mocap poses, time ..."""
+"""Components of MuJoCo's state that an exact continuation needs: positions, velocities, warm start, time
+..."""
 W = TypeVar("W")
 
 
-class Host(abc.ABC, Generic[W]):
-    """The side of an engine that JAX does not see: threads, each with a worker (an `MjData`) of its own.
+class HostThreadPool(abc.ABC, Generic[W]):
+    """The host side of an engine: threads, each with a worker (an `MjData`) of its own.
 
     A worker fills one row of doubles, the state, and one of float32, the readings, per environment. Two
     callbacks may run at once (two devices, two jitted calls), so workers are borrowed from a stack that
@@ -36,7 +37,7 @@ class Host(abc.ABC, Generic[W]):
     """
 
     def __init__(self, threads: int | None, state_size: int, row_size: int):
-        """A host of `threads` threads (default: every available core).
+        """Creates a host of `threads` threads (default: every available core).
 
         Raises:
             UserError: if `threads` is less than 1.
@@ -50,12 +51,12 @@ class Host(abc.ABC, Generic[W]):
         self._pool_lock = threading.Lock()
 
     @abc.abstractmethod
-    def hire(self) -> W:
-        """A new worker."""
+    def make_worker(self) -> W:
+        """Creates a new worker."""
 
     def call(self, function: Callable, *args: Array) -> tuple[Array, Array]:
-        """State bits uint32[2 * state_size] and readings float32[row_size] of one environment, by a
-        callback that any number of `vmap`s turns into one for the whole batch."""
+        """Returns state bits uint32[2 * state_size] and readings float32[row_size] of one environment. Any
+        number of `vmap`s makes one callback for the whole batch."""
         shapes = (
             jax.ShapeDtypeStruct((2 * self.state_size,), jnp.uint32),
             jax.ShapeDtypeStruct((self.row_size,), jnp.float32),
@@ -65,8 +66,8 @@ class Host(abc.ABC, Generic[W]):
     def fill(
         self, one: Callable[[W, int, np.ndarray, np.ndarray], None], active: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What `call` wants of a callback: `one(worker, i, state, row)` fills the rows of every environment
-        that is `active`, in any order; rows of the others are zero and cost nothing."""
+        """Fills the rows of every `active` environment with `one(worker, i, state, row)`, in any order. Rows
+        of the others are zero and cost nothing."""
         new, rows = self.empty_rows(active.size)
         self._each(lambda worker, i: one(worker, i, new[i], rows[i]), np.flatnonzero(active).tolist())
         return new.view(np.uint32).reshape(*active.shape, -1), rows.reshape(*active.shape, -1)
@@ -75,7 +76,7 @@ class Host(abc.ABC, Generic[W]):
         return np.zeros((n, self.state_size)), np.zeros((n, self.row_size), np.float32)
 
     def doubles(self, bits: np.ndarray) -> np.ndarray:
-        """States float64[n, state_size] of bits uint32[..., 2 * state_size]."""
+        """Returns states float64[n, state_size] of bits uint32[..., 2 * state_size]."""
         return np.ascontiguousarray(bits).view(np.float64).reshape(-1, self.state_size)
 
     def _each(self, one: Callable[[W, int], None], indices: list[int]) -> None:
@@ -98,7 +99,7 @@ class Host(abc.ABC, Generic[W]):
         try:
             return self._idle.pop()
         except IndexError:
-            return self.hire()
+            return self.make_worker()
 
     def _executor(self) -> concurrent.futures.ThreadPoolExecutor:
         with self._pool_lock:

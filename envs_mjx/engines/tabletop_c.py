@@ -1,8 +1,8 @@
 """Engine `c`: MuJoCo's own C code stepping many scenes on host threads, called from inside jit.
 
-The state travels exactly, see `host_threads.py`. For the same reason servo targets are computed in float64,
-in JAX, and travel as bits too: a target that is off by one rounding of float32 moves a button or a finger in
-contact by up to a centimetre in one step.
+The state is passed exactly, see `host_threads.py`. Servo targets are computed in float64, in JAX, and passed
+as bits too. A target that is off by one rounding of float32 moves a button or a finger in contact by up to a
+centimetre in one step.
 """
 
 import copy
@@ -14,49 +14,53 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
-from envs_mjx.engines.base import AbstractEngine, Physics, keep, only_where
-from envs_mjx.engines.host_threads import STATE, Host
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, keep, where_active
+from envs_mjx.engines.host_threads import STATE, HostThreadPool
 from envs_mjx.manipulation import arm as arms
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 
 
-class CEngine(AbstractEngine):
+class CEngine(AbstractTabletopEngine):
     """MuJoCo C on host threads.
 
     Any number of `vmap`s around `step` becomes one callback per control step for the whole batch;
     environments that are not `active` are skipped and cost nothing. On an accelerator the state
     crosses the bus at every control step.
 
-    `Physics.raw` is uint32[2 * n]: the bits of the doubles of the integration state, and of position
+    `TabletopPhysics.raw` is uint32[2 * n]: the bits of the doubles of the integration state, and of position
     and rotation matrix of the pinch point as observed.
     """
 
     name: str = eqx.field(static=True)
-    host: "_Host" = eqx.field(static=True)
+    host: "_TabletopThreadPool" = eqx.field(static=True)
 
     def __init__(self, scene: Scene, threads: int | None = None):
-        """An engine for `scene` on `threads` host threads (default: every available core).
+        """Creates an engine for `scene` on `threads` host threads (default: every available core).
 
         Raises:
             UserError: if `threads` is less than 1.
         """
         self.name = "c"
-        self.host = _Host(scene, threads)
+        self.host = _TabletopThreadPool(scene, threads)
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> TabletopPhysics:
         free = jnp.zeros(self.host.scene.slides, bool)
         return self._unpack(*self.host.call(self.host.load, qpos, qvel, jnp.asarray(True)), free)
 
     def place(
-        self, physics: Physics, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], active: Bool[Array, ""]
-    ) -> Physics:
+        self,
+        physics: TabletopPhysics,
+        qpos: Float[Array, " nq"],
+        qvel: Float[Array, " nv"],
+        active: Bool[Array, ""],
+    ) -> TabletopPhysics:
         results = self.host.call(self.host.load, qpos, qvel, active)
         return keep(self._unpack(*results, physics.locked), physics, active)
 
     def control(
-        self, arm: arms.Arm, scene: Scene, physics: Physics, action: Float[Array, " 5"]
+        self, arm: arms.Arm, scene: Scene, physics: TabletopPhysics, action: Float[Array, " 5"]
     ) -> UInt32[Array, " words"]:
-        """`arm.control` in float64, as bits."""
+        """Returns `arm.control` in float64, as bits."""
         with jax.enable_x64(True):
             state = jax.lax.bitcast_convert_type(physics.raw.reshape(-1, 2), jnp.float64)
             qpos = jax.lax.slice_in_dim(state, self.host.qpos_at, self.host.qpos_at + self.host.nq)
@@ -64,14 +68,14 @@ class CEngine(AbstractEngine):
             ctrl = arms.control(arm, scene, pinch, qpos, action)
             return jax.lax.bitcast_convert_type(ctrl, jnp.uint32).reshape(-1)
 
-    def step(self, physics: Physics, ctrl: Array, active: Bool[Array, ""]) -> Physics:
-        """As in `AbstractEngine`; `ctrl` are the bits that `control` gives, or float32[nu]."""
+    def step(self, physics: TabletopPhysics, ctrl: Array, active: Bool[Array, ""]) -> TabletopPhysics:
+        """As in `AbstractTabletopEngine`; `ctrl` are the bits that `control` gives, or float32[nu]."""
         results = self.host.call(self.host.step, physics.raw, ctrl, active, physics.locked)
         new = self._unpack(*results, physics.locked)
-        return only_where(active, new, physics)
+        return where_active(active, new, physics)
 
-    def read(self, data: mujoco.MjData) -> Physics:
-        """`Physics` of an `MjData` of this engine's model, exactly as it stands (host side, no forward)."""
+    def read(self, data: mujoco.MjData) -> TabletopPhysics:
+        """Returns the physics of an `MjData` of this engine's model as it is (host side, no forward)."""
         worker = _Worker(self.host.scene, data)
         raw, row = self.host.empty_rows(1)
         worker.save(raw[0], row[0])
@@ -80,10 +84,10 @@ class CEngine(AbstractEngine):
 
     def _unpack(
         self, raw: UInt32[Array, " words"], row: Float[Array, " readings"], locked: Bool[Array, " slides"]
-    ) -> Physics:
+    ) -> TabletopPhysics:
         nq, nv, sites = self.host.nq, self.host.nv, len(self.host.scene.sites)
         qpos, qvel, pos, mat, touch = jnp.split(row, np.cumsum([nq, nv, 3 * sites, 9 * sites]))
-        return Physics(
+        return TabletopPhysics(
             qpos,
             qvel,
             pos.reshape(sites, 3),
@@ -95,7 +99,7 @@ class CEngine(AbstractEngine):
         )
 
 
-class _Host(Host["_Worker"]):
+class _TabletopThreadPool(HostThreadPool["_Worker"]):
     """Workers of one scene."""
 
     def __init__(self, scene: Scene, threads: int | None):
@@ -119,7 +123,7 @@ class _Host(Host["_Worker"]):
         return self.fill(one, np.asarray(active))
 
     def load(self, qpos, qvel, active):
-        """Puts every active environment into a given state at time 0 and computes what follows from it."""
+        """Puts every active environment into a given state at time 0 and computes derived quantities."""
         qpos, qvel = np.asarray(qpos).reshape(-1, self.nq), np.asarray(qvel).reshape(-1, self.nv)
 
         def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
@@ -128,7 +132,7 @@ class _Host(Host["_Worker"]):
 
         return self.fill(one, np.asarray(active))
 
-    def hire(self) -> "_Worker":
+    def make_worker(self) -> "_Worker":
         # Damping is a field of the model, so where it differs between scenes each worker has its own.
         model = copy.copy(self.scene.model) if self.scene.slides else self.scene.model
         return _Worker(self.scene, mujoco.MjData(model))

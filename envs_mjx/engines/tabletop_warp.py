@@ -1,13 +1,13 @@
 """Engine `warp`: MuJoCo Warp, through MJX, on OGBench's models as they are. For NVIDIA GPUs; on a CPU it
 gives the same numbers, slowly.
 
-Nothing is left out of the models and nothing corrected: every pair of geoms collides as in C, and all that
-differs from C is float32. One control step costs as many kernel launches whatever the batch, so a
-GPU wants large batches.
+The models are complete and uncorrected: every pair of geoms collides as in C, and the only difference from C
+is float32. The number of kernel launches per control step does not depend on the batch, so a GPU needs large
+batches.
 
-What a user should know: the first control step of each family compiles kernels for minutes; they are
-kept in warp's own cache (`~/.cache/warp`, or the folder named by WARP_CACHE_PATH), not in JAX's. Kernels
-add up floats in the order in which GPU threads arrive, so two runs agree to rounding, not bitwise.
+The first control step of each family compiles kernels for minutes. They are kept in warp's own cache
+(`~/.cache/warp`, or the folder named by WARP_CACHE_PATH), not in JAX's. Kernels add up floats in the order in
+which GPU threads arrive, so two runs agree to rounding, not bitwise.
 """
 
 import equinox as eqx
@@ -16,14 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
 
 from envs_mjx.engines import warp_batch
-from envs_mjx.engines.base import AbstractEngine, Physics, only_where
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, where_active
 from envs_mjx.engines.warp_setup import require_warp
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 from mac.errors import UserError
 
 
 def contact_slots(scene: Scene) -> int:
-    """Contacts that there is room for per scene of a batch; one scene may use what others leave.
+    """Returns the capacity of the contact buffer per scene of a batch; the buffer is shared by all scenes.
 
     1.4 times what C needs at most, under experts and random actions alike: cubes alone 20, 24, 31 and 48
     (for 1, 2, 4 and 8 of them), `scene` 30, puzzles 41. On average it is about 9.
@@ -31,15 +31,15 @@ def contact_slots(scene: Scene) -> int:
     return 24 + 8 * scene.cubes + (40 if scene.buttons else 0)
 
 
-class WarpEngine(AbstractEngine):
+class WarpEngine(AbstractTabletopEngine):
     """MuJoCo Warp as a JAX program: any number of `vmap`s around `step` makes one batch of scenes.
 
     Numbers are float32, also under `jax.enable_x64`. Arrays of model and data are leaves of the module, so
     they enter a compiled function as arguments when the engine does; the engine itself cannot be
-    vmapped. `Physics.raw` is the solver's warm start.
+    vmapped. `TabletopPhysics.raw` is the solver's warm start.
 
-    Contact slots are shared by the scenes of a batch, and warp does not say whose contacts found none:
-    they are counted in `Physics.dropped` of every scene of the batch.
+    The contact buffer is shared by the scenes of a batch, and warp does not say whose contacts were dropped
+    when it was full. They are counted in `TabletopPhysics.dropped` of every scene of the batch.
     """
 
     name: str = eqx.field(static=True)
@@ -59,7 +59,7 @@ class WarpEngine(AbstractEngine):
             scene: compiled model and ids.
             max_contacts: contact slots per scene of a batch, None for `contact_slots`.
             max_rows: rows of constraints of each scene: three per contact, one per active joint limit,
-                friction and coupling. None has room for all contact slots in one scene.
+                friction and coupling. None reserves enough for all contact slots in one scene.
         Raises:
             UserError: if warp is missing or does not load, or an argument is less than 1.
         """
@@ -77,32 +77,38 @@ class WarpEngine(AbstractEngine):
         self.fresh = scene.fresh
         self.max_contacts = slots
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        """A scene in the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start
-        and the contact force are zero, and the site poses are those of `qpos`.
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> TabletopPhysics:
+        """Loads the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start and the
+        contact force are zero, and the site poses are those of `qpos`.
         """
         return warp_batch.over_scenes(_load, self, qpos, qvel)
 
-    def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
-        """One control step under constant `ctrl`; `physics` itself where not `active` (the work is done
-        all the same: a batch advances in lockstep).
+    def step(
+        self, physics: TabletopPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> TabletopPhysics:
+        """Takes one control step under constant `ctrl`; returns `physics` itself where not `active`. The work
+        is done all the same, because a batch advances in lockstep.
         """
         after = warp_batch.over_scenes(_advance, self, physics, ctrl)
-        return only_where(active, after, physics)
+        return where_active(active, after, physics)
 
 
-def _load(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
+def _load(
+    engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]
+) -> TabletopPhysics:
     data = mjx.kinematics(engine.model, _data(engine, scenes, qpos, qvel))
     free = jnp.zeros(len(engine.slide_dof), bool)
     return _physics(engine, data, free, jnp.zeros((), jnp.int32))
 
 
-def _advance(engine: WarpEngine, scenes: int, physics: Physics, ctrl: Float[Array, " nu"]) -> Physics:
+def _advance(
+    engine: WarpEngine, scenes: int, physics: TabletopPhysics, ctrl: Float[Array, " nu"]
+) -> TabletopPhysics:
     model = _locked(engine, physics.locked)
     data = _data(engine, scenes, physics.qpos, physics.qvel)
     data = data.replace(qacc_warmstart=physics.raw, ctrl=ctrl.astype(jnp.float32))
 
-    # Forces on bodies are wanted after the last substep only; they cost a quarter of a substep.
+    # Forces on bodies are needed after the last substep only; they cost a quarter of a substep.
     data, missing = warp_batch.substeps(model, data, engine.substeps - 1)
     data = mjx.step(model.tree_replace({"opt._impl.run_rne_postconstraint": True}), data)
     missing = jnp.maximum(missing + warp_batch.missing_slots(data), warp_batch.overflowed(data))
@@ -128,9 +134,9 @@ def _data(engine: WarpEngine, scenes: int, qpos: Float[Array, " nq"], qvel: Floa
 
 def _physics(
     engine: WarpEngine, data: mjx.Data, locked: Bool[Array, " slides"], dropped: Int[Array, ""]
-) -> Physics:
+) -> TabletopPhysics:
     sites = jnp.array(engine.sites)
-    return Physics(
+    return TabletopPhysics(
         qpos=data.qpos,
         qvel=data.qvel,
         site_pos=data.site_xpos[sites],

@@ -1,4 +1,4 @@
-"""Engine `c` for walkers: MuJoCo C on host threads; the state travels exactly, see `host_threads.py`."""
+"""Engine `c` for walkers: MuJoCo C on host threads; the state is passed exactly, see `host_threads.py`."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
-from envs_mjx.engines.host_threads import STATE, Host
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
+from envs_mjx.engines.host_threads import STATE, HostThreadPool
 from envs_mjx.locomotion.walkers import TORSO, Walker
 
 
@@ -15,46 +15,48 @@ class CWalkerEngine(AbstractWalkerEngine):
     """MuJoCo C on host threads.
 
     Any number of `vmap`s around a method becomes one callback for the whole batch; walkers that are not
-    `active` are skipped and cost nothing. `Motion.raw` are the bits of the doubles of the integration
+    `active` are skipped and cost nothing. `WalkerPhysics.raw` are the bits of the doubles of the integration
     state, uint32[2 * n].
     """
 
     name: str = eqx.field(static=True)
-    host: "_WalkerHost" = eqx.field(static=True)
+    host: "_WalkerThreadPool" = eqx.field(static=True)
 
     def __init__(self, walker: Walker, threads: int | None = None):
-        """An engine for `walker` on `threads` host threads (default: every available core).
+        """Creates an engine for `walker` on `threads` host threads (default: every available core).
 
         Raises:
             UserError: if `threads` is less than 1.
         """
         self.name = "c"
-        self.host = _WalkerHost(walker, threads)
+        self.host = _WalkerThreadPool(walker, threads)
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> WalkerPhysics:
         return self._unpack(*self.host.call(self.host.load, qpos, qvel))
 
-    def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
+    def step(
+        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> WalkerPhysics:
         new = self._unpack(*self.host.call(self.host.step, motion.raw, ctrl, active))
-        return only_where(active, new, motion)
+        return where_active(active, new, motion)
 
-    def place(self, motion: Motion, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> Motion:
+    def place(self, motion: WalkerPhysics, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> WalkerPhysics:
         new = self._unpack(*self.host.call(self.host.place, motion.raw, xy, active))
-        return only_where(active, new, motion)
+        return where_active(active, new, motion)
 
-    def read(self, data: mujoco.MjData) -> Motion:
-        """`Motion` of an `MjData` of this engine's model, exactly as it stands (host side, no forward)."""
+    def read(self, data: mujoco.MjData) -> WalkerPhysics:
+        """Returns `WalkerPhysics` of an `MjData` of this engine's model as it is (host side, no forward)."""
         raw, row = self.host.empty_rows(1)
         _Worker(self.host.walker, data).save(raw[0], row[0], data.qpos[0])
         return self._unpack(jnp.asarray(raw[0].view(np.uint32)), jnp.asarray(row[0]))
 
-    def _unpack(self, raw: UInt32[Array, " words"], row: Float[Array, " readings"]) -> Motion:
+    def _unpack(self, raw: UInt32[Array, " words"], row: Float[Array, " readings"]) -> WalkerPhysics:
         model = self.host.walker.model
         qpos, qvel, seen = jnp.split(row, np.cumsum([model.nq, model.nv]))
-        return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), raw)
+        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), raw)
 
 
-class _WalkerHost(Host["_Worker"]):
+class _WalkerThreadPool(HostThreadPool["_Worker"]):
     """Workers of one walker."""
 
     def __init__(self, walker: Walker, threads: int | None):
@@ -63,7 +65,7 @@ class _WalkerHost(Host["_Worker"]):
         super().__init__(threads, size, walker.model.nq + walker.model.nv + walker.seen_size)
 
     def load(self, qpos, qvel):
-        """Puts environments into given states at time 0 and computes what follows from them."""
+        """Puts environments into given states at time 0 and computes derived quantities."""
         qpos, qvel = np.asarray(qpos), np.asarray(qvel)
         batch, model = qpos.shape[:-1], self.walker.model
         qpos, qvel = qpos.reshape(-1, model.nq), qvel.reshape(-1, model.nv)
@@ -88,7 +90,7 @@ class _WalkerHost(Host["_Worker"]):
         return self.fill(one, active)
 
     def place(self, raw, xy, active):
-        """Puts every active environment at another place, and computes what follows from it."""
+        """Moves every active environment to another place, and computes derived quantities."""
         old, active = self.doubles(np.asarray(raw)), np.asarray(active)
         xy = np.asarray(xy).reshape(len(old), 2)
 
@@ -99,7 +101,7 @@ class _WalkerHost(Host["_Worker"]):
 
         return self.fill(one, active)
 
-    def hire(self) -> "_Worker":
+    def make_worker(self) -> "_Worker":
         return _Worker(self.walker, mujoco.MjData(self.walker.model))
 
 

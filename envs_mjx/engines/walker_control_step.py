@@ -1,4 +1,4 @@
-"""How a control step of a walker begins and ends on engines that run inside JAX."""
+"""Start and end of a walker's control step on engines that run inside JAX."""
 
 import copy
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from mujoco import mjx
 from envs_mjx.locomotion.walkers import TORSO, Walker
 
 
-class Begun(NamedTuple):
-    """A control step that is about to run: state after a jump, controls, and where x was put to 0."""
+class StartedControlStep(NamedTuple):
+    """A control step that is about to run: state after a jump, controls, and the x that was set to 0."""
 
     qpos: Float[Array, " nq"]
     qvel: Float[Array, " nv"]
@@ -20,29 +20,31 @@ class Begun(NamedTuple):
     origin: Float[Array, ""]
 
 
-def begin(
+def start_control_step(
     walker: Walker, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"], ctrl: Float[Array, " nu"]
-) -> Begun:
-    """State and controls of the first physics step.
+) -> StartedControlStep:
+    """Returns state and controls of the first physics step.
 
-    A plane is the same everywhere along x, so there a step begins at x = 0: a small number keeps its
-    precision, of which the speed is made.
+    A plane is the same everywhere along x, so on it a step begins at x = 0. The speed is a difference of x,
+    and small numbers keep its precision.
     """
     ctrl = ctrl.astype(qpos.dtype)
     if walker.jump:
         qpos, qvel = qpos.at[: ctrl.size].add(walker.jump * ctrl), jnp.zeros_like(qvel)
         ctrl = jnp.zeros_like(ctrl)
     origin = qpos[0] if walker.maze is None else jnp.zeros_like(qpos[0])
-    return Begun(qpos.at[0].add(-origin), qvel, ctrl, origin)
+    return StartedControlStep(qpos.at[0].add(-origin), qvel, ctrl, origin)
 
 
-def end(begun: Begun, qpos: Float[Array, " nq"]) -> tuple[Float[Array, " nq"], Float[Array, ""]]:
-    """Positions after the last physics step, and by how much the first one grew."""
-    return qpos.at[0].add(begun.origin), qpos[0] - begun.qpos[0]
+def finish_control_step(
+    started: StartedControlStep, qpos: Float[Array, " nq"]
+) -> tuple[Float[Array, " nq"], Float[Array, ""]]:
+    """Returns positions after the last physics step, and the increase of the first one."""
+    return qpos.at[0].add(started.origin), qpos[0] - started.qpos[0]
 
 
-def still_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
-    """The walker's model without contacts, and data of it, for MJX-JAX on the default device."""
+def contact_free_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
+    """Returns the walker's model without contacts, and data of it, for MJX-JAX on the default device."""
     model = copy.copy(walker.model)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
     device = jnp.zeros(()).device
@@ -50,17 +52,17 @@ def still_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
     return mjx.put_model(model, device=device, impl="jax"), blank
 
 
-def seen(
+def read_seen(
     walker: Walker,
     sight: tuple[mjx.Model, mjx.Data] | None,
     qpos: Float[Array, " nq"],
     qvel: Float[Array, " nv"],
     moved: Float[Array, ""],
 ) -> Float[Array, " R"]:
-    """`Motion.seen` of a state.
+    """Returns `WalkerPhysics.seen` of a state.
 
     Args:
-        sight: what `still_model` gives; may be None unless the walker is `fresh`.
+        sight: result of `contact_free_model`; may be None unless the walker is `fresh`.
         moved: by how much x grew in the control step, m.
     """
     pos = jnp.zeros((walker.model.nbody, 3), qpos.dtype)

@@ -1,11 +1,11 @@
 """Engine `warp` of walkers: MuJoCo Warp, through MJX, on OGBench's and gym's models as they are. For NVIDIA
 GPUs; on a CPU it gives the same numbers, slowly.
 
-Nothing is left out of the models. Two things differ from C: numbers are float32, and a capsule that stands
-on the floor within 30 degrees of upright has other tangents of friction, which moves an ant's control step by
-up to 4e-3 (m, rad); all other steps agree to 1e-5. See `envs_mjx.engines.tabletop_warp` for what a user
-should know.
-All walls of a maze stay in the model: warp finds the pairs that are near each other in a kernel of its own.
+The models are complete. Two things differ from C. Numbers are float32. A capsule that stands on the floor
+within 30 degrees of upright has other friction tangents, which moves an ant's control step by up to 4e-3 (m,
+rad); all other steps agree to 1e-5. See `envs_mjx.engines.tabletop_warp` for compile times and
+reproducibility. All walls of a maze stay in the model: warp finds the pairs that are near each other in a
+kernel of its own.
 """
 
 import equinox as eqx
@@ -14,24 +14,25 @@ from jaxtyping import Array, Bool, Float
 from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step, warp_batch
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
 from envs_mjx.engines.warp_setup import require_warp
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
 
 SLOTS = {"point": 8, "ant": 64, "humanoid": 160, "hopper": 16, "walker2d": 24, "walker2d-v5": 24}
 SLOTS |= {"halfcheetah": 24}
-"""Slots by body, per walker of a batch; one walker may use what others leave. A slot is taken by every
-contact, and by every pair of solids whose bounding boxes touch.
+"""Contact buffer by body, per walker of a batch; all walkers share it. A slot is taken by every contact, and
+by every pair of solids whose bounding boxes touch.
 """
 
 
 class WarpWalkerEngine(AbstractWalkerEngine):
     """MuJoCo Warp as a JAX program: any number of `vmap`s around `step` makes one batch of walkers.
 
-    Numbers are float32, also under `jax.enable_x64`. The engine itself cannot be vmapped. `Motion.raw` is the
-    solver's warm start. Contact slots are shared by the walkers of a batch, and warp does not say whose
-    contacts found none: they are counted in `Motion.dropped` of every walker of the batch.
+    Numbers are float32, also under `jax.enable_x64`. The engine itself cannot be vmapped. `WalkerPhysics.raw`
+    is the solver's warm start. The contact buffer is shared by the walkers of a batch, and warp does not say
+    whose contacts were dropped when it was full. They are counted in `WalkerPhysics.dropped` of every walker
+    of the batch.
     """
 
     name: str = eqx.field(static=True)
@@ -48,7 +49,7 @@ class WarpWalkerEngine(AbstractWalkerEngine):
             walker: compiled model and facts.
             max_contacts: contact slots per walker of a batch, None for `SLOTS`.
             max_rows: rows of constraints of each walker: four per contact, one per active joint limit. None
-                has room for 40 contacts, or as many as there are slots.
+                reserves enough for 40 contacts, or for all slots.
         Raises:
             UserError: if warp is missing or does not load, or an argument is less than 1.
         """
@@ -61,25 +62,27 @@ class WarpWalkerEngine(AbstractWalkerEngine):
         self.walker = walker
         self.max_contacts = slots
         self.model, self.blank = warp_batch.put_model(walker.model, rows)
-        self.sight = walker_control_step.still_model(walker) if walker.fresh else None
+        self.sight = walker_control_step.contact_free_model(walker) if walker.fresh else None
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
-        """The walker in the given state; the solver's warm start is zero, as after `mj_resetData`."""
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> WalkerPhysics:
+        """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
         qpos, qvel = qpos.astype(jnp.float32), qvel.astype(jnp.float32)
-        seen = walker_control_step.seen(self.walker, self.sight, qpos, qvel, jnp.zeros((), jnp.float32))
-        return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
+        seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, jnp.zeros((), jnp.float32))
+        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
 
-    def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
-        """One control step; `motion` itself where not `active` (the work is done all the same: a batch
-        advances in lockstep).
+    def step(
+        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> WalkerPhysics:
+        """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
+        because a batch advances in lockstep.
         """
-        begun = walker_control_step.begin(self.walker, motion.qpos, motion.qvel, ctrl)
+        started = walker_control_step.start_control_step(self.walker, motion.qpos, motion.qvel, ctrl)
         qpos, qvel, warm, missing = warp_batch.over_scenes(
-            _advance, self, begun.qpos, begun.qvel, motion.raw, begun.ctrl
+            _advance, self, started.qpos, started.qvel, motion.raw, started.ctrl
         )
-        qpos, moved = walker_control_step.end(begun, qpos)
-        seen = walker_control_step.seen(self.walker, self.sight, qpos, qvel, moved)
-        return only_where(active, Motion(qpos, qvel, seen, motion.dropped + missing, warm), motion)
+        qpos, moved = walker_control_step.finish_control_step(started, qpos)
+        seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, moved)
+        return where_active(active, WalkerPhysics(qpos, qvel, seen, motion.dropped + missing, warm), motion)
 
 
 def _advance(

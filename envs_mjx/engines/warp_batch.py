@@ -1,4 +1,4 @@
-"""What engines that run MuJoCo Warp share: one batch whatever the `vmap`s, and its slots for contacts."""
+"""Shared parts of the MuJoCo Warp engines: one batch whatever the `vmap`s, and its contact buffer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +13,15 @@ from mujoco.mjx.warp import mjwp_types
 
 
 def put_model(model: mujoco.MjModel, rows: int) -> tuple[mjx.Model, mjx.Data]:
-    """A model on the default device, and data of one scene with one slot for contacts.
+    """Puts a model on the default device, with data of one scene with one slot for contacts.
 
     Args:
-        rows: rows of constraints that each scene has room for.
+        rows: capacity of each scene for rows of constraints.
     """
     device = jnp.zeros(()).device
     put = mjx.put_model(model, device=device, impl="warp")
-    # Under this flag warp finds the contacts of two boxes as C does with or without it, and does all
-    # else as before. Else some grasps have other contact points, and the fingers are 1e-3 rad off.
+    # Under this flag warp finds the contacts of two boxes as C does with or without it; all else is the same.
+    # Without it some grasps have other contact points, and the fingers are 1e-3 rad off.
     flags = int(put.opt.disableflags) | int(mujoco.mjtDisableBit.mjDSBL_NATIVECCD)
     # Overflows are counted below; warp would print several lines at each of them.
     put = put.tree_replace({"opt.disableflags": flags, "opt._impl.warn_overflow": 0})
@@ -29,7 +29,7 @@ def put_model(model: mujoco.MjModel, rows: int) -> tuple[mjx.Model, mjx.Data]:
 
 
 def with_slots(blank: mjx.Data, slots: int, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> mjx.Data:
-    """Data of one scene in the given state, with contact slots for its whole batch: those belong to no scene.
+    """Returns data of one scene in the given state, with contact slots for its whole batch.
 
     Half as many may at any time be meshes or cylinders that penetrate something; each of these takes
     18 kB of working memory.
@@ -45,7 +45,7 @@ def with_slots(blank: mjx.Data, slots: int, qpos: Float[Array, " nq"], qvel: Flo
 
 
 def substeps(model: mjx.Model, data: mjx.Data, count: int) -> tuple[mjx.Data, Int[Array, ""]]:
-    """Data after `count` steps, and how many contacts were left out in all but what has no counter."""
+    """Returns data after `count` steps, and the number of contacts dropped, as far as warp counts them."""
 
     def substep(data: mjx.Data, _: None) -> tuple[mjx.Data, Int[Array, ""]]:
         data = mjx.step(model, data)
@@ -56,8 +56,8 @@ def substeps(model: mjx.Model, data: mjx.Data, count: int) -> tuple[mjx.Data, In
 
 
 def missing_slots(data: mjx.Data) -> Int[Array, ""]:
-    """Contacts left out in the last substep: of the whole batch for want of a slot (also of one for a pair
-    of geoms that may touch), and of this scene for want of rows.
+    """Returns the contacts dropped in the last substep: of the whole batch because the buffer of contacts or
+    of candidate pairs was full, and of this scene because its constraint rows were.
     """
     impl: Any = data._impl
     slots = impl.naconmax
@@ -67,14 +67,16 @@ def missing_slots(data: mjx.Data) -> Int[Array, ""]:
 
 
 def overflowed(data: mjx.Data) -> Int[Array, ""]:
-    """1 if any substep left out a contact for want of room, also of kinds that have no counter."""
+    """Returns 1 if any substep dropped a contact because a buffer was full, also of kinds without a
+    counter."""
     kinds = mjwp_types.OverflowType
     lost = kinds.NEFC | kinds.NJMAX_NNZ | kinds.BROADPHASE | kinds.NARROWPHASE | kinds.CCD | kinds.EPA_HORIZON
     return ((data._impl.overflow & int(lost)) != 0).astype(jnp.int32)
 
 
 def over_scenes(function: Callable[..., Any], engine: eqx.Module, *args: Any) -> Any:
-    """`function(engine, scenes, *args)`, where `scenes` is how many scenes all `vmap`s around it make.
+    """Calls `function(engine, scenes, *args)`, where `scenes` is the number of scenes in all `vmap`s around
+    it.
 
     Contact slots are allotted for a whole batch, so the batch must be known where its data is made.
     """

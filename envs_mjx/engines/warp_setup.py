@@ -1,4 +1,4 @@
-"""Whether MuJoCo Warp is there, and how it talks: what engine `warp` needs before it can be built.
+"""Set-up of MuJoCo Warp for engine `warp`: availability, version checks and logging.
 
 Importing this module is cheap: neither MJX nor warp are imported before `require_warp` is called.
 """
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 def available() -> bool:
-    """Whether engine `warp` is installed. Nothing is imported to find out."""
+    """Returns whether engine `warp` is installed, without importing anything."""
     try:
         return bool(importlib.metadata.version("warp-lang"))
     except importlib.metadata.PackageNotFoundError:
@@ -23,7 +23,7 @@ def available() -> bool:
 
 
 def require_warp() -> None:
-    """Refuses to go on without a warp that loads, and quietens it.
+    """Requires a warp that loads, and redirects its output to a logger.
 
     Raises:
         UserError: if it is missing or does not load.

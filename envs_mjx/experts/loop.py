@@ -1,9 +1,9 @@
-"""The experts as one loop: begin an episode, act, and take a new target when done with the last one.
+"""The experts as one loop: begin an episode, act, and draw a new target after the last one is done.
 
-Two styles, the two kinds of datasets in OGBench: `play` follows plans with correlated noise, `noisy`
-reacts to each state, with Gaussian noise on the action and, now and then, a random action. Functions
-are written for one environment; the caller vmaps. An `Expert` is arrays only, of the same shapes
-whatever its target, so it may be carried by `lax.scan` and picked by `jnp.where`.
+The two styles are the two kinds of datasets in OGBench. `play` follows plans with correlated noise. `noisy`
+reacts to each state, with Gaussian noise on the action and occasional random actions. Functions are written
+for one environment; the caller vmaps. An `ExpertState` is arrays only, of the same shapes whatever its
+target, so it may be carried by `lax.scan` and selected by `jnp.where`.
 
 Source: OGBench (Park et al. 2025) and its script that makes manipulation data.
 """
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Key
 
-from envs_mjx.experts.noisy import MAX_STEPS, Pursuit, Rest, react, rest_from_draws
-from envs_mjx.experts.play import Plan, build_plan, follow
+from envs_mjx.experts.noisy import MAX_STEPS, NoisyState, RestPose, react, rest_from_draws
+from envs_mjx.experts.play import KeyframePlan, build_plan, follow
 from envs_mjx.experts.targets import (
     FIRST_P_STACK,
     Target,
@@ -35,21 +35,21 @@ _XI_SCALE = (1.0, 1.0, 1.0, 3.0, 10.0)
 _P_RANDOM, _P_RANDOM_PUZZLE = 0.1, 0.2
 
 
-class Expert(eqx.Module):
-    """What an expert wants, and how far it has got.
+class ExpertState(eqx.Module):
+    """State of an expert: its target, and its progress.
 
     Attributes:
-        target: what it is to bring about.
+        target: the object state to reach.
         p_stack: probability in this episode of stacking a cube on another.
         intent: the plan of a `play` expert, the state of a `noisy` one.
     """
 
     target: Target
     p_stack: Float[Array, ""]
-    intent: Plan | Pursuit
+    intent: KeyframePlan | NoisyState
 
 
-def begin(style: str, scene: Scene, key: Key[Array, ""], readings: Readings) -> Expert:
+def begin(style: str, scene: Scene, key: Key[Array, ""], readings: Readings) -> ExpertState:
     """Begins an episode: draws its constants, the first target, and a plan or a resting pose.
 
     Raises:
@@ -61,25 +61,25 @@ def begin(style: str, scene: Scene, key: Key[Array, ""], readings: Readings) -> 
     target = choose_target(target_key, scene, readings, FIRST_P_STACK)
     p_stack = stack_probability(stack_key, scene)
     if style == "play":
-        return Expert(target, p_stack, build_plan(intent_key, scene, readings, target))
+        return ExpertState(target, p_stack, build_plan(intent_key, scene, readings, target))
     rest = _draw_rest(intent_key, scene, readings, target)
     uniform = jr.uniform(noisy_key, (5,), readings.effector_pos.dtype)
     unset = unset_targets(uniform[1:], scene)
-    return Expert(target, p_stack, Pursuit.of(_MAX_XI * uniform[0], unset, target, rest))
+    return ExpertState(target, p_stack, NoisyState.of(_MAX_XI * uniform[0], unset, target, rest))
 
 
 def act(
-    style: str, scene: Scene, expert: Expert, readings: Readings, key: Key[Array, ""]
-) -> tuple[Float[Array, " 5"], Expert, Bool[Array, ""]]:
-    """One action.
+    style: str, scene: Scene, expert: ExpertState, readings: Readings, key: Key[Array, ""]
+) -> tuple[Float[Array, " 5"], ExpertState, Bool[Array, ""]]:
+    """Chooses one action.
 
     Returns:
-        The action in [-1, 1]; the expert after it; and whether it is done with its target, in which
-        case the caller applies the action and then calls `retarget` with the readings *after* it.
+        The action in [-1, 1]; the expert after it; and whether it is done with its target. If so, the caller
+        applies the action, then calls `retarget` with the readings *after* it.
     """
-    if isinstance(expert.intent, Plan):
+    if isinstance(expert.intent, KeyframePlan):
         action, plan, done = follow(expert.intent, readings)
-        return action, Expert(expert.target, expert.p_stack, plan), done
+        return action, ExpertState(expert.target, expert.p_stack, plan), done
     pursuit = expert.intent
     uniform_key, normal_key = jr.split(key)
     dtype = readings.effector_pos.dtype
@@ -92,18 +92,20 @@ def act(
     done = ~random & (over | (steps >= jnp.asarray(MAX_STEPS, jnp.int32)[expert.target.kind]))
     action = jnp.where(random, 2 * uniform[1:] - 1, noisy)
     after = pursuit._replace(steps=steps, seen=expert.target)
-    return action, Expert(expert.target, expert.p_stack, after), done
+    return action, ExpertState(expert.target, expert.p_stack, after), done
 
 
-def retarget(style: str, scene: Scene, expert: Expert, readings: Readings, key: Key[Array, ""]) -> Expert:
-    """The expert with a new target, when it is done with the last one."""
+def retarget(
+    style: str, scene: Scene, expert: ExpertState, readings: Readings, key: Key[Array, ""]
+) -> ExpertState:
+    """Draws a new target for an expert that is done with the last one."""
     target_key, intent_key = jr.split(key)
     target = choose_target(target_key, scene, readings, expert.p_stack)
-    if isinstance(expert.intent, Plan):
-        return Expert(target, expert.p_stack, build_plan(intent_key, scene, readings, target))
+    if isinstance(expert.intent, KeyframePlan):
+        return ExpertState(target, expert.p_stack, build_plan(intent_key, scene, readings, target))
     rest = _draw_rest(intent_key, scene, readings, target)
-    return Expert(target, expert.p_stack, expert.intent.renew(target, rest))
+    return ExpertState(target, expert.p_stack, expert.intent.renew(target, rest))
 
 
-def _draw_rest(key: Key[Array, ""], scene: Scene, readings: Readings, target: Target) -> Rest:
+def _draw_rest(key: Key[Array, ""], scene: Scene, readings: Readings, target: Target) -> RestPose:
     return rest_from_draws(jr.uniform(key, (4,), readings.effector_pos.dtype), scene, target.kind)

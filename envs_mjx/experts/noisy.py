@@ -1,8 +1,8 @@
-"""The `noisy` experts: reactions to what is read, each step anew, with a different phase for each state.
+"""The `noisy` experts: closed-loop reactions to the current readings, with a phase for each kind of state.
 
-A reaction says where the effector should go next, by how much to turn and whether to grip; the action
-is proportional to these, but never asks for less than a minimum speed. Functions are written for one
-environment. Metres, radians, world frame.
+A reaction is the effector's next position and rotation, and whether to grip. The action is proportional to
+these, but never below a minimum speed. Functions are written for one environment. Metres, radians, world
+frame.
 
 Source: OGBench (Park et al. 2025), section on manipulation data; numbers agree with the Markov oracles
 of ogbench 1.2.
@@ -25,10 +25,10 @@ MAX_STEPS = (200, 100, 75, 75)
 """Reactions to one target, by its kind, after which the expert gives up."""
 
 _GAIN_POS, _GAIN_YAW = 5.0, 3.0  # action per m and per rad
-_MIN_DISTANCE = 0.4  # m: nearer goals are treated as being this far away
+_MIN_DISTANCE = 0.4  # m, lower bound of the distance to a goal in the action's size
 _NEAR = 0.04  # m
 _REST_MIN_Z = {WINDOW: 0.3}  # m; after the window the arm rests above it
-_CLOSED, _OPEN = 0.5, 0.1  # finger contact above and below which it counts as such
+_CLOSED, _OPEN = 0.5, 0.1  # finger contact above which it is closed, and below which open
 
 _CUBE_ABOVE, _CUBE_HIGH, _CUBE_AT = 0.18, 0.16, 0.02  # m
 _BUTTON_ABOVE, _BUTTON_PRESS, _BUTTON_HIGH = 0.06, -0.022, 0.16
@@ -38,39 +38,40 @@ _SLIDE_GRIP = {DRAWER: -1.0, WINDOW: 1.0}  # the drawer is pulled and pushed wit
 _HANDLE_AT, _SLIDE_AT = 0.03, 0.01  # m
 
 
-class Rest(NamedTuple):
-    """Where the effector goes when the target is achieved: m, and rad."""
+class RestPose(NamedTuple):
+    """Pose of the effector after the target is achieved: m, and rad."""
 
     pos: Float[Array, " 3"]
     yaw: Float[Array, ""]
 
 
-class Pursuit(NamedTuple):
+class NoisyState(NamedTuple):
     """State of a `noisy` expert.
 
     Attributes:
         xi: noise level of the episode.
-        rest: where the effector goes once the target is achieved.
+        rest: pose of the effector after the target is achieved.
         steps: reactions to the target so far; random actions do not count.
-        seen: the target that the next reaction is to. OGBench hands the first reaction after a new
-            target the readings of the step before, with the target before that was of the same kind.
+        seen: the target of the next reaction. In OGBench the first reaction after a new target gets the
+            previous step's readings, with the previous target of the same kind.
         latest: the latest target of each kind, on an axis of length 4.
     """
 
     xi: Float[Array, ""]
-    rest: Rest
+    rest: RestPose
     steps: Int[Array, ""]
     seen: Target
     latest: Target
 
     @classmethod
-    def of(cls, xi: Float[Array, ""], unset: Target, target: Target, rest: Rest) -> "Pursuit":
-        """The state at the begin of an episode whose first target is `target`, which is seen at once."""
+    def of(cls, xi: Float[Array, ""], unset: Target, target: Target, rest: RestPose) -> "NoisyState":
+        """Returns the state at the start of an episode whose first target is `target`, which is seen at
+        once."""
         begun = cls(xi, rest, jnp.zeros((), jnp.int32), target, unset)
         return begun._replace(latest=begun.renew(target, rest).latest)
 
-    def renew(self, target: Target, rest: Rest) -> "Pursuit":
-        """The state after a new target."""
+    def renew(self, target: Target, rest: RestPose) -> "NoisyState":
+        """Returns the state after a new target."""
         return self._replace(
             rest=rest,
             steps=jnp.zeros_like(self.steps),
@@ -80,11 +81,11 @@ class Pursuit(NamedTuple):
 
 
 class Reaction(NamedTuple):
-    """What to do next.
+    """The next displacement, rotation and grip.
 
     Attributes:
-        toward: where the effector should go, m.
-        turn: by how much it should turn, rad.
+        toward: desired position of the effector, m.
+        turn: desired rotation, rad.
         grip: 1 to close the fingers, -1 to open them.
     """
 
@@ -93,19 +94,20 @@ class Reaction(NamedTuple):
     grip: Float[Array, ""] | float
 
 
-def rest_from_draws(uniform: Float[Array, " 4"], scene: Scene, kind: Int[Array, ""]) -> Rest:
-    """The pose at which an attempt at a target of `kind` ends, from four numbers in [0, 1)."""
+def rest_from_draws(uniform: Float[Array, " 4"], scene: Scene, kind: Int[Array, ""]) -> RestPose:
+    """Returns the pose at which an attempt at a target of `kind` ends, from four numbers in [0, 1)."""
     corners = [np.array(scene.arm_bounds) for _ in MAX_STEPS]
     for k, height in _REST_MIN_Z.items():
         corners[k][0, 2] = max(corners[k][0, 2], height)
     low, high = jnp.asarray(np.stack(corners, axis=1), uniform.dtype)
-    return Rest(between(uniform[:3], low[kind], high[kind]), between(uniform[3], -jnp.pi, jnp.pi))
+    return RestPose(between(uniform[:3], low[kind], high[kind]), between(uniform[3], -jnp.pi, jnp.pi))
 
 
 def react(
-    scene: Scene, readings: Readings, target: Target, rest: Rest
+    scene: Scene, readings: Readings, target: Target, rest: RestPose
 ) -> tuple[Float[Array, " 5"], Bool[Array, ""]]:
-    """The action in [-1, 1], without noise, and whether the attempt is over: target and rest reached."""
+    """Returns the action in [-1, 1], without noise, and whether the attempt is over: target and rest
+    reached."""
     makers = {
         CUBE: lambda: _cube(readings, target, rest),
         BUTTON: lambda: _button(scene, readings, target, rest),
@@ -119,13 +121,13 @@ def react(
     return jnp.clip(action, -1.0, 1.0), achieved & _near(rest.pos, readings.effector_pos, _NEAR)
 
 
-def _cube(readings: Readings, target: Target, rest: Rest) -> tuple[Reaction, Bool[Array, ""]]:
+def _cube(readings: Readings, target: Target, rest: RestPose) -> tuple[Reaction, Bool[Array, ""]]:
     hand, cube, goal = readings.effector_pos, readings.cube_pos[target.index], target.pos
     placed = _near(goal, cube, _CUBE_AT)
     over, at = _near(cube[:2], hand[:2], _NEAR), _near(cube, hand, _CUBE_AT)
     closed, opened = readings.gripper_contact > _CLOSED, readings.gripper_contact < _OPEN
     high, over_goal = hand[2] > _CUBE_HIGH, _near(goal[:2], cube[:2], _NEAR)
-    # A cube looks the same after a quarter turn.
+    # A cube has a four-fold symmetry.
     yaw = readings.effector_yaw
     to_cube = wrap(readings.cube_yaw[target.index] - yaw, jnp.pi / 2)
     to_goal = wrap(target.yaw - yaw, jnp.pi / 2) - to_cube
@@ -143,7 +145,9 @@ def _cube(readings: Readings, target: Target, rest: Rest) -> tuple[Reaction, Boo
     return _first(phases, Reaction(rest.pos, away, -1.0)), placed
 
 
-def _button(scene: Scene, readings: Readings, target: Target, rest: Rest) -> tuple[Reaction, Bool[Array, ""]]:
+def _button(
+    scene: Scene, readings: Readings, target: Target, rest: RestPose
+) -> tuple[Reaction, Bool[Array, ""]]:
     hand, top = readings.effector_pos, target.pos
     pressed = readings.button_state[target.index] == (target.value > 0.5)
     over, high = _near(top[:2], hand[:2], _NEAR), hand[2] > _BUTTON_HIGH
@@ -159,13 +163,13 @@ def _button(scene: Scene, readings: Readings, target: Target, rest: Rest) -> tup
 
 
 def _slide(
-    kind: int, scene: Scene, readings: Readings, target: Target, rest: Rest
+    kind: int, scene: Scene, readings: Readings, target: Target, rest: RestPose
 ) -> tuple[Reaction, Bool[Array, ""]]:
     hand, handle = readings.effector_pos, handle_pos(scene, readings.slide_pos)[kind - DRAWER]
     moved = _near(target.pos, handle, _SLIDE_AT)
     over, at = _near(handle[:2], hand[:2], _NEAR), _near(handle, hand, _HANDLE_AT)
     high = hand[2] > _SLIDE_HIGH[kind]
-    # A handle looks the same after half a turn.
+    # A handle has a two-fold symmetry.
     to_handle = wrap(target.yaw - readings.effector_yaw, jnp.pi)
     away = rest.yaw - readings.effector_yaw
     phases = [
@@ -178,14 +182,14 @@ def _slide(
 
 
 def _first(phases: list[tuple[Array, Reaction]], otherwise: Reaction) -> Reaction:
-    """The reaction of the first phase that holds, or the last one."""
+    """Returns the reaction of the first phase whose condition holds, else `otherwise`."""
     for holds, reaction in reversed(phases):
         otherwise = jax.tree.map(functools.partial(jnp.where, holds), reaction, otherwise)
     return otherwise
 
 
 def _hastened(distance: Float[Array, " 3"]) -> Float[Array, " 3"]:
-    """The same direction, but at least `_MIN_DISTANCE` long."""
+    """Returns a vector of the same direction and at least the length `_MIN_DISTANCE`."""
     norm = jnp.linalg.norm(distance)
     # The constant keeps a zero vector zero.
     return jnp.where(norm >= _MIN_DISTANCE, distance, distance / (norm + 1e-6) * _MIN_DISTANCE)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.experts.geometry import between, wrap
-from envs_mjx.experts.keyframes import KEYS, PlanDraws, key_poses, longest
+from envs_mjx.experts.keyframes import MAX_KEYFRAMES, PlanDraws, key_poses, longest
 from envs_mjx.experts.targets import Target
 from envs_mjx.manipulation.arm import ACTION_SCALE
 from envs_mjx.manipulation.observation import Readings
@@ -27,15 +27,15 @@ _TAPS = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA) ** 2)
 _TAPS /= _TAPS.sum()
 
 
-class Plan(NamedTuple):
-    """A timed path of the effector, and how far along it the expert is.
+class KeyframePlan(NamedTuple):
+    """A timed path of the effector, and the expert's position along it.
 
     Attributes:
         times: seconds from the plan's start at which each key is reached; the last ones may be padding.
-        keys: xyz, yaw and grip (0 open, 1 closed) at those times, yaw unwrapped (`keyframes.Keys`).
-        noise: what is added to row i of the plan; rows from `length` on mean nothing.
+        keys: xyz, yaw and grip (0 open, 1 closed) at those times, yaw unwrapped (`keyframes.Keyframes`).
+        noise: noise added to row i of the plan; rows from `length` on mean nothing.
         length: rows of the plan, one per control step.
-        index: the row that the next `follow` goes by.
+        index: the row that the next `follow` uses.
     """
 
     times: Float[Array, " 11"]
@@ -46,12 +46,12 @@ class Plan(NamedTuple):
 
 
 def max_rows(scene: Scene) -> int:
-    """Rows of the longest plan in a scene: 90 where there are cubes, 4.48 s."""
+    """Returns the rows of the longest plan in a scene: 90 in scenes with cubes, 4.48 s."""
     return int(np.ceil(longest(scene) / CONTROL_DT - 1e-9))
 
 
-def build_plan(key: Key[Array, ""], scene: Scene, readings: Readings, target: Target) -> Plan:
-    """Draws a plan that brings the target about, starting from what is read."""
+def build_plan(key: Key[Array, ""], scene: Scene, readings: Readings, target: Target) -> KeyframePlan:
+    """Draws a plan that reaches the target, starting from the current readings."""
     uniform, normal = jr.split(key)
     dtype = readings.effector_pos.dtype
     u, noise = jr.uniform(uniform, (19,), dtype), jr.normal(normal, (max_rows(scene), 5), dtype)
@@ -59,12 +59,12 @@ def build_plan(key: Key[Array, ""], scene: Scene, readings: Readings, target: Ta
     return plan_from_draws(draws, scene, readings, target)
 
 
-def plan_from_draws(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Plan:
-    """The plan that given random numbers lead to; deterministic part of `build_plan`."""
+def plan_from_draws(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> KeyframePlan:
+    """Returns the plan for given random numbers: the deterministic part of `build_plan`."""
     keys = key_poses(draws, scene, readings, target)
     rows = jnp.arange(draws.noise.shape[0], dtype=keys.end.dtype)
     length = (rows * CONTROL_DT < keys.end).sum(dtype=jnp.int32)
-    return Plan(
+    return KeyframePlan(
         times=keys.times,
         keys=keys.poses,
         noise=_smooth(draws.noise * jnp.asarray(_NOISE_STD, draws.noise.dtype)[None], length),
@@ -73,15 +73,17 @@ def plan_from_draws(draws: PlanDraws, scene: Scene, readings: Readings, target: 
     )
 
 
-def follow(plan: Plan, readings: Readings) -> tuple[Float[Array, " 5"], Plan, Bool[Array, ""]]:
+def follow(
+    plan: KeyframePlan, readings: Readings
+) -> tuple[Float[Array, " 5"], KeyframePlan, Bool[Array, ""]]:
     """Follows the plan by one control step.
 
     Returns:
         The action in [-1, 1]; the plan, one row further; and whether this action was the plan's last,
         in which case the caller draws a new target and plan from the readings *after* this step.
 
-    The yaw difference is not wrapped, as in OGBench: when plan and effector lie on opposite sides of
-    +-pi the action saturates and the arm turns the long way round.
+    The yaw difference is not wrapped, as in OGBench. When plan and effector lie on opposite sides of +-pi,
+    the action saturates and the arm rotates the long way.
     """
     goal = plan_row(plan, jnp.minimum(plan.index, plan.length - 1))
     here = jnp.concatenate(
@@ -91,17 +93,17 @@ def follow(plan: Plan, readings: Readings) -> tuple[Float[Array, " 5"], Plan, Bo
     return action, plan._replace(index=plan.index + 1), plan.index >= plan.length - 1
 
 
-def plan_row(plan: Plan, row: Int[Array, ""]) -> Float[Array, " 5"]:
-    """Row `row` of the plan with its noise: xyz (m), yaw (before noise in [-pi, pi]), grip."""
+def plan_row(plan: KeyframePlan, row: Int[Array, ""]) -> Float[Array, " 5"]:
+    """Returns row `row` of the plan with its noise: xyz (m), yaw (before noise in [-pi, pi]), grip."""
     t = row.astype(plan.times.dtype) * CONTROL_DT
-    left = jnp.clip((plan.times <= t).sum() - 1, 0, KEYS - 2)
+    left = jnp.clip((plan.times <= t).sum() - 1, 0, MAX_KEYFRAMES - 2)
     t0, t1 = plan.times[left], plan.times[left + 1]
     pose = between((t - t0) / (t1 - t0), plan.keys[left], plan.keys[left + 1])
     return pose.at[3].set(wrap(pose[3])) + plan.noise[row]
 
 
 def _smooth(noise: Float[Array, "rows 5"], length: Int[Array, ""]) -> Float[Array, "rows 5"]:
-    """Gaussian filter along the first `length` rows, mirrored at both ends (edge rows repeated)."""
+    """Applies a Gaussian filter along the first `length` rows, mirrored at both ends (edge rows repeated)."""
     rows = np.arange(noise.shape[0])[:, None] + np.arange(-_RADIUS, _RADIUS + 1)
     rows = np.where(rows < 0, -1 - rows, rows)
     rows = jnp.where(rows >= length, 2 * length - 1 - rows, rows)

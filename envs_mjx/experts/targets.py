@@ -1,7 +1,7 @@
-"""What the scripted experts are asked to do next: OGBench's choice of targets while it makes data.
+"""Targets of the scripted experts, drawn from OGBench's distributions for data collection.
 
-A target is one object brought into one state: a cube to a pose, a button switched over, the drawer or
-the window to the other end of its travel. Metres, radians, world frame; written for one environment.
+A target is one object in one state: a cube at a pose, a button toggled, the drawer or the window at the other
+end of its travel. Metres, radians, world frame; written for one environment.
 
 Source: OGBench (Park et al. 2025) and the behaviour of ogbench 1.2 in its data collection mode.
 """
@@ -37,22 +37,22 @@ _DEFAULT_P_STACK = (0.5, 0.5)  # of families that have nothing to stack
 _CUBE_SIZE = 0.04  # m, edge length
 _STACK_RADIUS = 0.02  # m, in xy: closer than this and higher means "on top of"
 
-_LOCKED_WEIGHT = 0.25  # of a drawer or window that is locked; everything else has weight 1
+_LOCKED_WEIGHT = 0.25  # sampling weight of a locked drawer or window; that of all else is 1
 _PUT_IN_DRAWER = 0.3  # probability, where the drawer is open
 _DRAWER_IS_OPEN = -0.12  # m, joint position below which a cube may go in
 _DRAWER_SPOT = np.array([[0.325, -0.245, 0.066], [0.335, -0.235, 0.066]])  # m, where it is put down
 _IN_DRAWER = np.array([[0.21, -0.27, 0.0], [0.45, -0.07, 0.15]])  # m; y relative to the handle's
 _HANDLE_LIFT = 1e-4  # m, by which OGBench's target handle lies above the handle
-_UNSET_CUBE = (0.45, 0.0, 0.02)  # m; where a reset puts the target before there is one
+_UNSET_CUBE = (0.45, 0.0, 0.02)  # m; position of the target between a reset and the first draw
 
 
 class Target(NamedTuple):
-    """One object and the state it shall be in.
+    """One object and its desired state.
 
     Attributes:
         kind: 0 cube, 1 button, 2 drawer, 3 window.
-        index: which cube or button; of slides 0 is the drawer and 1 the window.
-        pos: m; where the cube shall be, where the button's top is, or where the handle shall be.
+        index: number of the cube or button; of slides 0 is the drawer and 1 the window.
+        pos: m; desired position of the cube or handle, or position of the button's top.
         yaw: rad; of the cube at the target, or of the handle; 0 for a button.
         value: state of the button (0 or 1) or joint position (m) of drawer or window; 0 for a cube.
     """
@@ -77,7 +77,7 @@ class TargetDraws(NamedTuple):
 
 
 def kinds(scene: Scene) -> tuple[int, ...]:
-    """The kinds of targets there are in a scene, in ascending order."""
+    """Returns the kinds of targets in a scene, in ascending order."""
     cube, button = (CUBE,) * (scene.cubes > 0), (BUTTON,) * (scene.buttons > 0)
     return cube + button + (DRAWER, WINDOW) * (scene.slides > 0)
 
@@ -93,12 +93,12 @@ def choose_target(
 ) -> Target:
     """Draws the next target.
 
-    A cube with nothing on it goes to a free place, onto another such cube (with `p_stack`) or into an
-    open drawer, which it never leaves; a button changes its state; drawer and window go to the end they
-    are farther from. Kinds are as likely as each other but for locked slides (a quarter) and a cube in
-    the drawer (never).
+    A cube with nothing on it goes to a free place, onto another such cube (with probability `p_stack`) or
+    into an open drawer, which it never leaves. A button is toggled; drawer and window go to the end they are
+    farther from. All kinds are equally likely, except locked slides (a quarter) and a cube in the drawer
+    (never).
     """
-    # One call for all of them: each call of the generator takes half a second to compile.
+    # One call for all draws: each call of the generator takes half a second to compile.
     u = jr.uniform(key, (8,), readings.effector_pos.dtype)
     draws = TargetDraws(kind=u[0], index=u[1], put=u[2], stack=u[3], base=u[4], xy=u[5:7], yaw=u[7])
     return target_from_draws(draws, scene, readings, p_stack)
@@ -107,7 +107,7 @@ def choose_target(
 def target_from_draws(
     draws: TargetDraws, scene: Scene, readings: Readings, p_stack: Float[Array, ""] | float
 ) -> Target:
-    """The target that given random numbers lead to; deterministic part of `choose_target`."""
+    """Returns the target for given random numbers: the deterministic part of `choose_target`."""
     choices = [_target(kind, draws, scene, readings, p_stack) for kind in kinds(scene)]
     if len(choices) == 1:
         return choices[0]
@@ -117,11 +117,10 @@ def target_from_draws(
 
 
 def unset_targets(uniform: Float[Array, " 4"], scene: Scene) -> Target:
-    """What stands for the target of each kind before there was one, stacked on an axis of length 4.
+    """Returns placeholders for the target of each kind before the first one, stacked on an axis of length 4.
 
-    In ogbench it is what the episode before left behind, but for the cube's. Episodes here do not
-    depend on each other: any button, in any state, and either end of drawer and window, from four
-    numbers in [0, 1).
+    In ogbench it is left over from the previous episode, except the cube's. Episodes here are independent:
+    any button, in any state, and either end of drawer and window, from four numbers in [0, 1).
     """
     zero = jnp.zeros_like(uniform[0])
     cube = _of(CUBE, 0, jnp.asarray(_UNSET_CUBE, zero.dtype), zero, zero)
@@ -136,7 +135,8 @@ def unset_targets(uniform: Float[Array, " 4"], scene: Scene) -> Target:
 
 
 def achieved(scene: Scene, target: Target, readings: Readings) -> Bool[Array, ""]:
-    """OGBench's success of one target: the cube, drawer or window within 4 cm, the button as wanted."""
+    """Returns OGBench's success of one target: cube, drawer or window within 4 cm, button in its desired
+    state."""
     reached = []
     for kind in kinds(scene):
         if kind == CUBE:
@@ -150,10 +150,10 @@ def achieved(scene: Scene, target: Target, readings: Readings) -> Bool[Array, ""
 
 
 def healthy(scene: Scene, readings: Readings) -> Bool[Array, ""]:
-    """Whether OGBench keeps an episode that passes through this state.
+    """Returns whether OGBench keeps an episode that passes through this state.
 
-    In `scene` the cube must stay in view: never at y >= 0.29 m, and at y <= -0.3 m nowhere but in the
-    drawer (z from 0.06 to 0.08 m). Every state of other families is healthy.
+    In `scene` the cube must stay in view: never at y >= 0.29 m, and at y <= -0.3 m only in the drawer (z from
+    0.06 to 0.08 m). Every state of other families is healthy.
     """
     if not scene.slides:
         return jnp.ones((), bool)
@@ -169,7 +169,7 @@ def _of(kind: int, index: Array | int, pos: Array, yaw: Array, value: Array) -> 
 def _target(
     kind: int, draws: TargetDraws, scene: Scene, readings: Readings, p_stack: Float[Array, ""] | float
 ) -> Target:
-    """The target of one kind that given random numbers lead to."""
+    """Returns the target of one kind for given random numbers."""
     dtype = draws.yaw.dtype
     if kind == CUBE:
         return _cube(draws, scene, readings, p_stack)
@@ -211,14 +211,14 @@ def _cube(draws: TargetDraws, scene: Scene, readings: Readings, p_stack: Float[A
 
 
 def _weights(scene: Scene, readings: Readings) -> Float[Array, " kinds"]:
-    """How likely each of the four kinds is, up to a factor."""
+    """Returns unnormalised probabilities of the four kinds."""
     free = (~_in_drawer(scene, readings)).any().astype(readings.slide_pos.dtype)
     slides = jnp.where(readings.button_state, 1.0, _LOCKED_WEIGHT).astype(free.dtype)
     return jnp.concatenate([jnp.stack([free, jnp.ones_like(free)]), slides])
 
 
 def _in_drawer(scene: Scene, readings: Readings) -> Bool[Array, " cubes"]:
-    """Which cubes lie in the drawer, wherever it is."""
+    """Returns True for cubes that lie in the drawer, at any opening."""
     if not scene.slides:
         return jnp.zeros(scene.cubes, bool)
     handle_y = handle_pos(scene, readings.slide_pos)[0, 1]
@@ -228,7 +228,7 @@ def _in_drawer(scene: Scene, readings: Readings) -> Bool[Array, " cubes"]:
 
 
 def _uncovered(cube_pos: Float[Array, "cubes 3"]) -> Bool[Array, " cubes"]:
-    """Which cubes have no other cube on top of them."""
+    """Returns True for cubes without another cube on top of them."""
     xy, z = cube_pos[:, :2], cube_pos[:, 2]
     near = jnp.linalg.norm(xy[:, None] - xy[None], axis=-1) < _STACK_RADIUS
     higher = z[None] > z[:, None]
@@ -236,7 +236,7 @@ def _uncovered(cube_pos: Float[Array, "cubes 3"]) -> Bool[Array, " cubes"]:
 
 
 def _pick(uniform: Float[Array, ""], mask: Bool[Array, " n"]) -> Int[Array, ""]:
-    """One of the true entries of `mask`, each as likely; 0 if there is none."""
+    """Picks one of the true entries of `mask` uniformly; 0 if none is true."""
     count = jnp.cumsum(mask)
     rank = jnp.floor(uniform * count[-1].astype(uniform.dtype)).astype(count.dtype)
     return jnp.argmax(mask & (count == rank + 1))

@@ -1,8 +1,8 @@
-"""Hopper, walker2d and halfcheetah as D4RL's `-v2` datasets mean them, and as Minari's `mujoco/` ones do.
+"""Hopper, walker2d and halfcheetah by the rules of D4RL's `-v2` datasets, and of Minari's `mujoco/` ones.
 
 D4RL's environments are gym's version 2, whose rules are those of gymnasium's version 4; Minari's are
-gymnasium's version 5. Where they differ: in version 5 the step in which a hopper or walker falls earns no
-reward for being healthy, and both feet of the walker have the same friction.
+gymnasium's version 5. They terminate when a hopper or walker falls over (becomes unhealthy). In version 5 the
+terminal step earns no healthy reward, and both feet of the walker have the same friction.
 
 Source: Fu et al. 2020, "D4RL", and the behaviour of gymnasium 1.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics
 from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
@@ -26,23 +26,23 @@ SCORE_RANGE = {
     "walker2d": (1.629008, 4592.3),
     "halfcheetah": (-280.178953, 12135.0),
 }
-"""Returns that D4RL's normalised score calls 0 and 100."""
+"""Reference returns, 0 and 100 in D4RL's normalised score."""
 _CONTROL_COST = {"hopper": 1e-3, "walker2d": 1e-3, "halfcheetah": 0.1}
 _CLIPPED = 10.0
-"""Velocities of hopper and walker2d are observed up to this, m/s and rad/s."""
+"""Bound of observed velocities of hopper and walker2d, m/s and rad/s."""
 
 
 class GymState(EnvState):
     """State of a gym walker; `motion` is the walker, `success` is always False."""
 
-    motion: Motion
+    motion: WalkerPhysics
 
 
 class GymEnv(AbstractEnv):
-    """A walker on a plane that is paid for running along x.
+    """A walker on a plane that is rewarded for running along x.
 
     Reward of a step: mean velocity along x (m/s), minus a cost of the squared action, plus 1 while a hopper
-    or walker2d is up. `done` at a fall, and after 1000 steps.
+    or walker2d is healthy. `done` at termination, and after 1000 steps.
     """
 
     spec: EnvSpec = eqx.field(static=True)
@@ -51,10 +51,10 @@ class GymEnv(AbstractEnv):
     version: int = eqx.field(static=True)
 
     def __init__(self, name: str, walker: Walker, engine: AbstractWalkerEngine, *, version: int = 4):
-        """An environment of `walker`.
+        """Creates an environment of `walker`.
 
         Args:
-            version: of gymnasium's rules, 4 or 5; only for 4 there are published reference returns.
+            version: version of gymnasium's rules, 4 or 5; reference returns are published only for 4.
         """
         self.walker, self.engine, self.version = walker, engine, version
         model = walker.model
@@ -96,12 +96,12 @@ class GymEnv(AbstractEnv):
         Raises:
             UserError: if the action has another shape.
         """
-        action, finite = self.checked(action)
+        action, finite = self.check_action(action)
         motion = self.engine.step(state.motion, action, ~state.done)
         healthy, t = self.healthy(motion), state.t + 1
         reward = motion.seen[0] - _CONTROL_COST[self.kind] * jnp.sum(action**2)
         if self.kind != "halfcheetah":
-            # Version 4 pays for being healthy in the step of the fall too.
+            # Version 4 gives the healthy reward in the terminal step too.
             reward += 1.0 if self.version == 4 else healthy.astype(jnp.float32)
         new = GymState(
             motion=motion,
@@ -116,7 +116,7 @@ class GymEnv(AbstractEnv):
         return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
-        """There is nothing to compute: rewards are recorded in the dataset.
+        """Refuses: rewards are recorded in the dataset.
 
         Raises:
             UserError: always.
@@ -126,13 +126,13 @@ class GymEnv(AbstractEnv):
             "read those that the dataset records"
         )
 
-    def observe(self, motion: Motion) -> Float[Array, " D"]:
-        """Positions but for x, and velocities."""
+    def observe(self, motion: WalkerPhysics) -> Float[Array, " D"]:
+        """Returns positions without x, and velocities."""
         qvel = motion.qvel if self.kind == "halfcheetah" else jnp.clip(motion.qvel, -_CLIPPED, _CLIPPED)
         return jnp.concatenate([motion.qpos[1:], qvel])
 
-    def healthy(self, motion: Motion) -> Bool[Array, ""]:
-        """Whether the walker has not fallen; a halfcheetah cannot."""
+    def healthy(self, motion: WalkerPhysics) -> Bool[Array, ""]:
+        """Returns whether the walker is not in a terminal state; a halfcheetah never is."""
         if self.kind == "halfcheetah":
             return jnp.asarray(True)
         height, angle = motion.qpos[1], motion.qpos[2]

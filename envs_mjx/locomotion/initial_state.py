@@ -1,4 +1,4 @@
-"""The state that a walker starts in, drawn as ogbench 1.2 and gymnasium draw it."""
+"""Initial states of walkers, drawn as in ogbench 1.2 and gymnasium."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ START_NOISE = {
     "walker2d-v5": 5e-3,
     "halfcheetah": 0.1,
 }
-"""Half width of the uniform noise on every entry of `qpos` (m, rad, quaternions too). Hopper and walkers have
-noise of the same law on velocities; others normal noise of this standard deviation."""
+"""Half width of the uniform noise on every entry of `qpos` (m, rad, quaternions too). Velocities of hopper
+and walker2d have noise of the same distribution; others have normal noise of this standard deviation."""
 _UNIFORM_SPEED = ("hopper", "walker2d", "walker2d-v5")
 _HUMANOID_SPEED = 0.1
 
@@ -26,10 +26,10 @@ State = tuple[Float[Array, " nq"], Float[Array, " nv"]]
 
 
 def random_start(walker: Walker, key: Key[Array, ""]) -> State:
-    """Positions and velocities at the start of an episode, near the model's own pose.
+    """Draws positions and velocities at the start of an episode, near the model's own pose.
 
-    A humanoid is turned any way (its quaternion's entries are uniform in [0, 1] before they are normalised)
-    with every joint anywhere in its range, drawn again until it touches nothing.
+    A humanoid has a random orientation (its quaternion's entries are uniform in [0, 1] before normalisation)
+    and joints uniform in their ranges, redrawn until it touches nothing.
     """
     if walker.body == "humanoid":
         return _random_humanoid(walker, key)
@@ -59,8 +59,8 @@ def _random_humanoid(walker: Walker, key: Key[Array, ""]) -> State:
 
 
 def touches(walker: Walker, qpos: Float[Array, " nq"]) -> Bool[Array, ""]:
-    """Whether a walker at `qpos` touches anything, itself included. MuJoCo C on the host decides, whatever
-    the engine, so that all engines start alike.
+    """Returns whether a walker at `qpos` touches anything, itself included. MuJoCo C on the host decides for
+    every engine, so that all engines have the same initial states.
     """
 
     def look(qpos: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""OGBench's mazes as pure functions over a physics engine: a point, an ant or a humanoid must reach a place.
+"""OGBench's mazes as pure functions over a physics engine: a point, ant or humanoid must reach a position.
 
 Observations are positions and velocities of all joints; the humanoid's are `Walker.seen` in place of its
-torso's pose. Actions are the controls of the model, in [-1, 1]: torques, or the jump of a point.
+torso's pose. Actions are the controls of the model, in [-1, 1]: torques, or the displacement of a point.
 
 Source: Park et al. 2025, "OGBench", and the behaviour of ogbench 1.2.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics
 from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.mazes import PLACE_NOISE, TELEPORT_RADIUS, Maze
 from envs_mjx.locomotion.walkers import Walker
@@ -23,20 +23,20 @@ from mac.types import EnvSpec
 
 SUCCESS_RADIUS = {"point": 1.0, "ant": 0.5, "humanoid": 0.5}  # m
 _SETTLE = {"point": 5, "ant": 5, "humanoid": 40}
-"""Random actions after which a walker's pose is shown as the goal."""
+"""Random actions before a walker's observation is taken as the goal."""
 
 
 class MazeState(EnvState):
     """State of a walker in a maze.
 
     Attributes:
-        motion: the walker. After a teleport it is at the exit already, while `obs` is what it saw at the
+        motion: the walker. After a teleport it is already at the exit, while `obs` is the observation at the
             entrance.
-        target: where it must go, m.
+        target: position to reach, m.
         key: source of randomness of this episode.
     """
 
-    motion: Motion
+    motion: WalkerPhysics
     target: Float[Array, " 2"]
     key: Key[Array, ""]
 
@@ -45,8 +45,8 @@ class MazeEnv(AbstractEnv):
     """A walker in a maze.
 
     Single-task: reward -1, or 0 at success, which is judged on the state *before* the action; goals are
-    centres of cells. Goal-conditioned: reward 1 at success, judged *after* the action; goals are anywhere
-    within 1 m of a centre. Starts always are. An episode ends at success.
+    centres of cells. Goal-conditioned: reward 1 at success, judged *after* the action; goals are uniform
+    within 1 m of a centre along each axis, as starts always are. An episode ends at success.
     """
 
     spec: EnvSpec = eqx.field(static=True)
@@ -63,11 +63,11 @@ class MazeEnv(AbstractEnv):
         task: int | None = None,
         oracle_goal: bool = True,
     ):
-        """An environment of `walker`, which stands in a maze.
+        """Creates an environment of `walker`, whose model contains a maze.
 
         Args:
             task: id (1 to 5) of the task of a single-task environment; None for goal-conditioned.
-            oracle_goal: whether goals are places (x, y) only, or whole observations.
+            oracle_goal: whether goals are positions (x, y) only, or whole observations.
         """
         self.walker, self.engine, self.oracle_goal = walker, engine, oracle_goal
         size, model = walker.seen_size, walker.model
@@ -93,7 +93,7 @@ class MazeEnv(AbstractEnv):
 
     @property
     def tasks(self) -> int:
-        """How many tasks the maze has."""
+        """Number of tasks in the maze."""
         return len(self.maze.goals)
 
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> MazeState:
@@ -127,7 +127,7 @@ class MazeEnv(AbstractEnv):
         Raises:
             UserError: if the action has another shape.
         """
-        action, finite = self.checked(action)
+        action, finite = self.check_action(action)
         moved = self.engine.step(state.motion, action, ~state.done)
         judged = state.motion if self.spec.goal_dim is None else moved
         distance = jnp.linalg.norm(judged.qpos[:2] - state.target)
@@ -149,33 +149,34 @@ class MazeEnv(AbstractEnv):
         return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
-        """Reward (-1, or 0 at the goal cell's centre) and mask (0 there), float32[N], of raw rows.
+        """Returns reward (-1, or 0 at the goal cell's centre) and mask (0 = terminal, at the goal),
+        float32[N], of raw observations.
 
         Raises:
-            UserError: if `obs` has another width than this environment's, or there is no such task.
+            UserError: if `obs` has the wrong width, or the task does not exist.
         """
-        self.check_rows(obs)
+        self.check_observations(obs)
         if not 1 <= task <= self.tasks:
             raise UserError(f"task {task} of {self.spec.name} does not exist; choose 1 to {self.tasks}")
         goal = self.maze.xy(self.maze.goals[task - 1])
         away = np.linalg.norm(obs[:, :2] - goal, axis=1) > SUCCESS_RADIUS[self.walker.body]
         return -away.astype(np.float32), away.astype(np.float32)
 
-    def start(self, key: Key[Array, ""], xy: Float[Array, " 2"]) -> Motion:
-        """The walker in a random pose at a place (m)."""
+    def start(self, key: Key[Array, ""], xy: Float[Array, " 2"]) -> WalkerPhysics:
+        """Returns the walker in a random pose at the position `xy` (m)."""
         qpos, qvel = random_start(self.walker, key)
         return self.engine.load(qpos.at[:2].set(xy), qvel)
 
-    def observe(self, motion: Motion) -> Float[Array, " D"]:
-        """The observation of a state, as stored in datasets."""
+    def observe(self, motion: WalkerPhysics) -> Float[Array, " D"]:
+        """Returns the observation of a state, as stored in datasets."""
         if self.walker.body == "point":
             return motion.qpos
         if self.walker.body == "ant":
             return jnp.concatenate([motion.qpos, motion.qvel])
         return jnp.concatenate([motion.qpos[:2], motion.qpos[7:], motion.seen, motion.qvel])
 
-    def teleport(self, key: Key[Array, ""], motion: Motion, active: Bool[Array, ""]) -> Motion:
-        """A walker at an entrance of a teleporter is put at one of the exits."""
+    def teleport(self, key: Key[Array, ""], motion: WalkerPhysics, active: Bool[Array, ""]) -> WalkerPhysics:
+        """Moves a walker at an entrance of a teleporter to one of the exits."""
         maze = self.maze
         if not len(maze.entrances):
             return motion
@@ -184,7 +185,8 @@ class MazeEnv(AbstractEnv):
         return self.engine.place(motion, there, active & jnp.any(far <= TELEPORT_RADIUS))
 
     def _show(self, key: Key[Array, ""], target: Float[Array, " 2"]) -> Float[Array, " G"]:
-        """The goal: the place, or what the walker sees there after a few random steps elsewhere."""
+        """Returns the goal: the position, or the walker's observation there after a few random steps
+        elsewhere."""
         if self.oracle_goal:
             return target
         key_pose, key_actions = jr.split(key)
@@ -196,7 +198,7 @@ class MazeEnv(AbstractEnv):
 
 
 def max_steps(walker: Walker) -> int:
-    """Limit of an episode in a maze, in control steps."""
+    """Returns the time limit of an episode in a maze, in control steps."""
     if walker.body != "humanoid":
         return 1000
     return 4000 if walker.maze is not None and walker.maze.size == "giant" else 2000

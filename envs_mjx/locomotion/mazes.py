@@ -1,4 +1,4 @@
-"""OGBench's mazes: which cells are walls, where cells lie, the five tasks, and teleporters.
+"""OGBench's mazes: maps of walls, coordinates of cells, the five tasks, and teleporters.
 
 Cell (i, j) is row i and column j of the map; it is a square of `UNIT` metres around `Maze.xy`. The maps
 and the tasks are those of OGBench 1.2.
@@ -20,7 +20,7 @@ ORIGIN = -4.0
 PLACE_NOISE = 1.0
 """Starts and noisy goals are uniform in a square of this half side (m) around the centre of their cell."""
 TELEPORT_RADIUS = 1.5
-"""Distance (m) from the centre of an entrance within which a walker is taken away."""
+"""Distance (m) from the centre of an entrance within which a walker is teleported."""
 
 Cell = tuple[int, int]
 
@@ -89,10 +89,10 @@ class Maze:
 
     Attributes:
         size: name, one of `SIZES`.
-        walls: bool[rows, columns], True where a wall stands; the rim is all walls.
+        walls: bool[rows, columns], True for walls; the rim is all walls.
         starts, goals: cell (i, j) of each task's start and goal, int[tasks, 2].
         entrances: centres (m) of the places that a walker is teleported from, float64[entrances, 2].
-        exits: where it comes out, each equally often, float64[exits, 2].
+        exits: centres (m) of the places it is teleported to, all equally likely, float64[exits, 2].
     """
 
     size: str
@@ -104,24 +104,25 @@ class Maze:
 
     @staticmethod
     def xy(cells) -> np.ndarray:
-        """Centres (m) of cells (i, j), float64[..., 2]: x grows with the column, y with the row."""
+        """Returns the centres (m) of cells (i, j), float64[..., 2]: x grows with the column, y with the
+        row."""
         return np.asarray(cells, float)[..., ::-1] * UNIT + ORIGIN
 
     @staticmethod
     def cells(xy) -> np.ndarray:
-        """Cells (i, j) that points (m) lie in, int[..., 2]; the inverse of `xy`."""
+        """Returns the cells (i, j) that contain points (m), int[..., 2]; the inverse of `xy`."""
         return np.floor((np.asarray(xy, float)[..., ::-1] - ORIGIN) / UNIT + 0.5).astype(int)
 
 
 @functools.cache
 def build_maze(size: str) -> Maze:
-    """The maze called `size`.
+    """Returns the maze called `size`.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if no maze has that name.
     """
     if size not in SIZES:
-        raise UserError(f"there is no maze {size!r}; choose {', '.join(SIZES)}")
+        raise UserError(f"unknown maze {size!r}; choose {', '.join(SIZES)}")
     rows = _MAPS[size].split()
     starts, goals = np.swapaxes(np.asarray(_TASKS[size]), 0, 1)
     entrances, exits = _TELEPORTERS.get(size, ((), ()))

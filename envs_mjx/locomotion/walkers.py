@@ -25,8 +25,7 @@ _HEAD, _HANDS_AND_FEET = 2, (16, 10, 13, 7)  # of the humanoid: left hand, left 
 
 
 class _Body(NamedTuple):
-    """A kind of walker: the package and file of its model, physics steps per control step, and
-    whether its control step jumps."""
+    """A kind of walker: the package and file of its model, physics steps per control step, and the jump."""
 
     package: str
     file: str
@@ -53,7 +52,7 @@ MAZES = tuple(
     for size in SIZES
     if (body, size) != ("humanoid", "teleport")
 )
-"""Walkers in a maze, as there are datasets of them."""
+"""Walkers in mazes for which datasets exist."""
 FAMILIES = (*MAZES, *GYM)
 
 
@@ -67,8 +66,9 @@ class Walker:
         model: the compiled model with all walls in it; treat it as read-only.
         maze: the maze, None on a plane.
         substeps: physics steps per control step.
-        jump: before the physics of a control step, `jump * ctrl` (m) is added to the first positions and
-            all velocities are set to 0, and no force is applied; 0 for walkers that do not jump.
+        jump: displacement per action, m; 0 for walkers driven by forces. Before the physics of a control
+            step, `jump * ctrl` is added to the first positions and all velocities are set to 0; no force is
+            applied.
     """
 
     family: str
@@ -85,14 +85,14 @@ class Walker:
 
     @property
     def seen_size(self) -> int:
-        """Width of `Motion.seen`."""
+        """Width of `WalkerPhysics.seen`."""
         if self.body == "humanoid":
             return 1 + 3 * len(_HANDS_AND_FEET) + 3 + 3
         return 1 if self.body in GYM else 0
 
     @property
     def fresh(self) -> bool:
-        """Whether `seen` reads kinematics, which then must be those of the state *after* the step."""
+        """Returns whether `seen` reads kinematics, which then must be those of the state *after* the step."""
         return self.body == "humanoid"
 
     def seen(
@@ -102,14 +102,14 @@ class Walker:
         mat: Float[Any, "bodies 3 3"],
         velocity: Float[Any, " 3"],
     ) -> Float[Any, " R"]:
-        """`Motion.seen` of a state; NumPy arrays give a NumPy array.
+        """Returns `WalkerPhysics.seen` of a state; NumPy arrays give a NumPy array.
 
-        Humanoid: height of the head (m), hands and feet seen from the torso (left hand, left foot, right
-        hand, right foot; m), the torso's axes' share of the vertical, velocity (m/s) of the centre of
-        mass. Gym: mean velocity along x (m/s) over the control step. Others: nothing.
+        Humanoid: height of the head (m), hands and feet in the torso's frame (left hand, left foot, right
+            hand, right foot; m), vertical components of the torso's axes, velocity (m/s) of the centre of
+            mass. Gym: mean velocity along x (m/s) over the control step. Others: nothing.
 
         Args:
-            moved: by how much `qpos[0]` grew in the control step, m; 0 after a load.
+            moved: increase of `qpos[0]` in the control step, m; 0 after a load.
             pos, mat: `xpos` and `xmat` of all bodies (read of the humanoid).
             velocity: `subtree_linvel` of the torso (read of the humanoid).
         """
@@ -124,7 +124,7 @@ class Walker:
 
 @functools.cache
 def build_walker(family: str) -> Walker:
-    """The walker of `family`, a name in `FAMILIES`; compiled once per process.
+    """Returns the walker of `family`, a name in `FAMILIES`; compiled once per process.
 
     Raises:
         UserError: for an unknown family, or if the package with its model cannot be found.
@@ -135,7 +135,7 @@ def build_walker(family: str) -> Walker:
 
 
 def describe(family: str) -> mujoco.MjSpec:
-    """The model of `family` before it is compiled; a new one at each call, so it may be changed.
+    """Returns the model of `family` before compilation; a new one at each call, so it may be changed.
 
     Raises:
         UserError: as `build_walker`.
@@ -149,8 +149,8 @@ def describe(family: str) -> mujoco.MjSpec:
 
 
 def compiled(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """The model of `spec`, without the warning that half_cheetah.xml uses an attribute (`settotalmass`) that
-    MuJoCo wants to retire."""
+    """Compiles `spec`, without the warning that half_cheetah.xml uses a deprecated attribute
+    (`settotalmass`)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*settotalmass.*")
         return spec.compile()
@@ -180,7 +180,7 @@ def _assets(package: str) -> Path:
 
 
 def _build_walls(spec: mujoco.MjSpec, maze: Maze) -> None:
-    """Adds the walls, the marks of teleporters and of the goal, in OGBench's order, and fits the floor."""
+    """Adds the walls, the markers of teleporters and of the goal, in OGBench's order, and fits the floor."""
     half, world = UNIT / 2, spec.worldbody
     for cell in np.argwhere(maze.walls):
         world.add_geom(

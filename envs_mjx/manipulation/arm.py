@@ -1,8 +1,8 @@
-"""The UR5e and its gripper: from a normalised action to the servos' targets.
+"""Controller of the UR5e and its gripper: computes servo targets from a normalised action.
 
-OGBench's control scheme: an action moves a target pose relative to the *observed* pinch pose, the
-pose is clipped to the workspace, differential inverse kinematics turns it into joint angles, and
-joint servos track those for the whole control step. Metres, radians, world frame.
+OGBench's control scheme: an action moves a target pose relative to the *observed* pinch pose, and the pose is
+clipped to the workspace. Differential inverse kinematics gives joint angles, which the servos track for the
+whole control step. Metres, radians, world frame.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from envs_mjx.rotations import quat_about_z, quat_conj, quat_mul, rotate, rotati
 
 ACTION_DIM = 5
 ACTION_SCALE = (0.05, 0.05, 0.05, 0.3, 1.0)
-"""What an action of 1 means: metres along x, y, z, radians of yaw, share of the gripper's travel."""
+"""Scale of an action of 1: metres along x, y, z, radians of yaw, share of the gripper's travel."""
 WORKSPACE = ((0.25, -0.35, 0.02), (0.6, 0.35, 0.35))
 """Lower and upper corner of the box that target positions are clipped to."""
 HOME = (-np.pi / 2, -np.pi / 2, np.pi / 2, -np.pi / 2, -np.pi / 2, 0.0)
@@ -109,9 +109,9 @@ def control(
 ) -> Float[Array, " nu"]:
     """Servo targets for an action in [-1, 1]^5: joint angles (rad), gripper 0 (open) to 255 (closed).
 
-    The pose that the action is added to is the observed one, which may be one substep older than
-    `qpos`. All arithmetic is in the precision of `qpos`, but for the position of each action in its
-    interval, which OGBench rounds to the action's precision.
+    The action is added to the observed pose, which may be one substep older than `qpos`. All arithmetic is in
+    the precision of `qpos`, except the position of each action in its interval, which OGBench rounds to the
+    action's precision.
     """
     dtype = qpos.dtype
     scale = jnp.asarray(ACTION_SCALE, dtype)
@@ -126,14 +126,16 @@ def control(
 
 
 def gripper_opening(scene: Scene, qpos: Float[Array, " nq"]) -> Float[Array, ""]:
-    """Position of the gripper in [0, 1]. OGBench's name: 0 is fully open, 1 fully closed."""
+    """Returns the position of the gripper in [0, 1]. The name is OGBench's: 0 is fully open, 1 fully
+    closed."""
     return jnp.clip(qpos[scene.driver_qpos] / DRIVER_RANGE, 0.0, 1.0)
 
 
 def joints_for(
     arm: Arm, pos: Float[Array, " 3"], yaw: Float[Array, ""], start: Float[Array, " 6"]
 ) -> Float[Array, " 6"]:
-    """Joint angles that bring the pinch site to `pos` (m), pointing down at `yaw` (rad), from `start`."""
+    """Returns joint angles that bring the pinch site to `pos` (m), pointing down at `yaw` (rad), from
+    `start`."""
     pinch_quat = quat_mul(quat_about_z(yaw), jnp.asarray(_DOWN))
     flange_pos = pos + rotate(pinch_quat, jnp.asarray(arm.pinch_to_flange_pos, pos.dtype))
     flange_quat = quat_mul(pinch_quat, jnp.asarray(arm.pinch_to_flange_quat, pos.dtype))
@@ -143,9 +145,9 @@ def joints_for(
 def inverse_kinematics(
     arm: Arm, pos: Float[Array, " 3"], quat: Float[Array, " 4"], start: Float[Array, " 6"]
 ) -> Float[Array, " 6"]:
-    """Damped Gauss-Newton on the flange pose, as OGBench's controller: it stops as soon as both errors
-    are within 1e-4 (m, rad), moves no joint by more than 45 degrees at once, and gives up after 20
-    updates. Where the target cannot be reached the last iterate is returned.
+    """Solves for the flange pose by damped Gauss-Newton, as OGBench's controller. It stops as soon as both
+    errors are within 1e-4 (m, rad), and after 20 updates at most; no update moves a joint by more than 45
+    degrees. If the target cannot be reached, the last iterate is returned.
     """
 
     def errors(joints):
@@ -171,7 +173,7 @@ def inverse_kinematics(
 def flange_kinematics(
     arm: Arm, joints: Float[Array, " 6"]
 ) -> tuple[Float[Array, " 3"], Float[Array, " 4"], Float[Array, "6 6"]]:
-    """Flange position, quaternion, and the Jacobian (rows: 3 of translation, then 3 of rotation)."""
+    """Returns flange position, quaternion, and the Jacobian (rows: 3 of translation, then 3 of rotation)."""
     dtype = joints.dtype
 
     def link(frame, joint):
@@ -194,12 +196,11 @@ def flange_kinematics(
 
 
 def damped_least_squares(jacobian: Float[Array, "6 6"], rhs: Float[Array, " 6"]) -> Float[Array, " 6"]:
-    """The damped least squares solution `J.T @ inv(J @ J.T + damping) @ rhs`, by Gram-Schmidt.
+    """Returns the damped least squares solution `J.T @ inv(J @ J.T + damping) @ rhs`, by Gram-Schmidt.
 
-    It is the first half of the shortest x with `[J, sqrt(damping) I] @ x = rhs`; finding that one row
-    after the other does not square the condition number, which float32 could not afford. Written out
-    so that a batch is a handful of fused loops rather than calls of a linear algebra library, one per
-    environment.
+    It is the first half of the shortest x with `[J, sqrt(damping) I] @ x = rhs`. Solving for it row by row
+    does not square the condition number, which float32 could not afford. Written out, a batch is a handful of
+    fused loops rather than one call of a linear algebra library per environment.
     """
 
     def add_row(carry, equation):

@@ -1,9 +1,9 @@
 """OGBench's tabletop models, composed with `mujoco.MjSpec` from the installed package's asset files.
 
 Only the XML and mesh files of the `ogbench` distribution are read; none of its Python is imported.
-The composition (a UR5e with a Robotiq 2F-85 on its flange, standing in a walled arena with objects),
-the element names and their order are those of OGBench 1.2's `manipspace` environments, so that
-compiled models agree array by array.
+The composition is a UR5e with a Robotiq 2F-85 on its flange, in a walled arena with objects. It, the element
+names and their order are those of OGBench 1.2's `manipspace` environments, so that compiled models agree
+array by array.
 """
 
 import copy
@@ -41,14 +41,14 @@ Box = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Contents(NamedTuple):
-    """What stands in an arena.
+    """The objects in an arena.
 
     Attributes:
         cubes: number of cubes.
         grid: rows and columns of a puzzle's buttons; (0, 0) without a puzzle.
-        furniture: whether there are two buttons, a drawer and a window.
-        object_bounds: corners of the xy region that is marked as the place of objects, metres.
-        arm_bounds: corners of the box that is marked as the place of the gripper, metres.
+        furniture: whether it contains two buttons, a drawer and a window.
+        object_bounds: corners of the xy region marked for objects, metres.
+        arm_bounds: corners of the box marked for the gripper, metres.
     """
 
     cubes: int
@@ -59,7 +59,7 @@ class Contents(NamedTuple):
 
 
 def descriptions() -> Path:
-    """Folder of OGBench's model files, found without importing the package.
+    """Returns the folder of OGBench's model files, found without importing the package.
 
     Raises:
         UserError: if it cannot be found.
@@ -77,7 +77,7 @@ def descriptions() -> Path:
 
 
 def compose(folder: Path, contents: Contents) -> mujoco.MjSpec:
-    """Arena, arm, gripper and objects as one specification, in OGBench's element order.
+    """Composes arena, arm, gripper and objects as one specification, in OGBench's element order.
 
     Raises:
         UserError: if the files in `folder` are not those of ogbench 1.2.
@@ -129,7 +129,7 @@ def _read(folder: Path, name: str) -> ET.Element:
 
 
 def _part(root: ET.Element, tag: str) -> ET.Element:
-    """The section `tag` of a model, made if there is none."""
+    """Returns the section `tag` of a model, created if it is missing."""
     part = root.find(tag)
     return ET.SubElement(root, tag) if part is None else part
 
@@ -175,7 +175,7 @@ def _button_grid(rows: int, columns: int) -> list[tuple[float | None, float]]:
 
 
 def _decorate(arena: mujoco.MjSpec, contents: Contents) -> None:
-    """Cameras, view and the two boxes that show sampling regions: nothing here moves anything."""
+    """Adds cameras, view and the two boxes that show sampling regions; none of them affects the physics."""
     arena.stat.center, arena.stat.extent, arena.stat.meansize = (0.3, 0.0, 0.15), 0.7, 0.04
     view = arena.visual
     view.global_.elevation, view.global_.azimuth = -20, 180

@@ -1,8 +1,8 @@
 """OGBench's manipulation environments (cubes, scene, puzzles) as pure functions over a physics engine.
 
-One class covers all families: a scene holds some number of cubes, buttons and slides (drawer and
-window), and a task says where each must be. Observations are described in `observation.py`; actions are
-normalised, see `arm.ACTION_SCALE`.
+One class covers all families: a scene holds cubes, buttons and slides (drawer and window), and a task gives
+their desired states. Observations are described in `observation.py`; actions are normalised, see
+`arm.ACTION_SCALE`.
 
 Source: Park et al. 2025, "OGBench", and the behaviour of ogbench 1.2.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
-from envs_mjx.engines.base import AbstractEngine, Physics
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics
 from envs_mjx.manipulation import arm as arms
 from envs_mjx.manipulation.observation import (
     SUCCESS_RADIUS,
@@ -35,7 +35,7 @@ from mac.types import EnvSpec
 
 START_NOISE = 0.01  # m
 ESCAPED = 0.2
-"""A cube farther than this (m) outside the arm's workspace has been thrown out by the physics."""
+"""A cube farther than this (m) outside the arm's workspace has been ejected by the physics."""
 
 
 class ManipState(EnvState):
@@ -43,7 +43,7 @@ class ManipState(EnvState):
 
     Attributes:
         world: the scene.
-        target: where the task wants each object.
+        target: desired states of the objects.
         key: source of randomness of this episode.
     """
 
@@ -52,7 +52,7 @@ class ManipState(EnvState):
     key: Key[Array, ""]
 
     @property
-    def physics(self) -> Physics:
+    def physics(self) -> TabletopPhysics:
         return self.world.physics
 
     @property
@@ -63,9 +63,9 @@ class ManipState(EnvState):
 class ManipEnv(Tabletop, AbstractEnv):
     """A UR5e with a parallel gripper at a table with cubes, buttons, a drawer and a window.
 
-    Single-task: reward -(sub-goals not reached), success and end judged on the state *before* the
-    action, cubes in the table's order. Goal-conditioned: reward 1 at success, judged *after* the
-    action, cubes shuffled at each reset.
+    Single-task: reward is minus the number of sub-goals not reached. Success and end are judged on the state
+    *before* the action; cubes are in the table's order. Goal-conditioned: reward 1 at success, judged *after*
+    the action; cubes are shuffled at each reset.
     """
 
     spec: EnvSpec = eqx.field(static=True)
@@ -75,12 +75,12 @@ class ManipEnv(Tabletop, AbstractEnv):
         self,
         name: str,
         scene: Scene,
-        engine: AbstractEngine,
+        engine: AbstractTabletopEngine,
         *,
         task: int | None = None,
         oracle_goal: bool = True,
     ):
-        """An environment on `scene`.
+        """Creates an environment on `scene`.
 
         Args:
             task: id (1 to 5) of the task of a single-task environment; None for goal-conditioned.
@@ -101,8 +101,8 @@ class ManipEnv(Tabletop, AbstractEnv):
         )
 
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> ManipState:
-        """Starts an episode of `task`: arm at a random pose, cubes, drawer and window where the task
-        starts +-1 cm, cubes at any yaw.
+        """Starts an episode of `task`: arm at a random pose; cubes, drawer and window at the task's start +-1
+        cm; cubes at any yaw.
         """
         keys = dict(
             zip(("arm", "noise", "yaw", "order", "goal", "slides", "episode"), jr.split(key, 7), strict=True)
@@ -142,7 +142,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         Raises:
             UserError: if the action has another shape.
         """
-        action, finite = self.checked(action)
+        action, finite = self.check_action(action)
         world = self._recover(self.move(state.world, action, ~state.done), state)
         world = self.press(state.world, world)
         t = state.t + 1
@@ -169,19 +169,20 @@ class ManipEnv(Tabletop, AbstractEnv):
         return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
 
     def reached(self, world: World, target: Objects) -> Bool[Array, " subgoals"]:
-        """Which sub-goals hold: cubes and slides within 4 cm, buttons in the wanted state."""
+        """Returns the sub-goals reached: cubes and slides within 4 cm, buttons in the desired state."""
         seen = self.readings(world)
         cubes = jnp.linalg.norm(seen.cube_pos - target.cubes, axis=1) <= SUCCESS_RADIUS
         slides = jnp.abs(seen.slide_pos - target.slides) <= SUCCESS_RADIUS
         return jnp.concatenate([cubes, seen.button_state == target.buttons, slides])
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
-        """Reward (minus the sub-goals not reached) and mask (0 where all are), float32[N], of raw rows.
+        """Returns reward (minus the sub-goals not reached) and mask (0 = terminal: all reached), float32[N],
+        of raw observations.
 
         Raises:
-            UserError: if `obs` has another width than this environment's, or there is no such task.
+            UserError: if `obs` has the wrong width, or the task does not exist.
         """
-        self.check_rows(obs)
+        self.check_observations(obs)
         if not 1 <= task <= TASKS:
             raise UserError(f"task {task} of {self.spec.name} does not exist; choose 1 to {TASKS}")
         _, goals = task_table(self.scene.family)
@@ -198,7 +199,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         return np.asarray(reward, np.float32), np.asarray(~reached.all(axis=1), np.float32)
 
     def goal_of(self, world: World) -> Float[Array, " G"]:
-        """The goal representation of a scene: its objects only, or the whole observation."""
+        """Returns the goal representation of a scene: its objects only, or the whole observation."""
         return oracle_goal(self.scene, self.readings(world)) if self.oracle_goal else self.observe(world)
 
     def _tasks(self) -> tuple[Objects, Objects]:
@@ -209,7 +210,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         return single(start), single(goal)
 
     def _recover(self, world: World, state: ManipState) -> World:
-        """Puts a cube that the physics threw out of a scene back on the table, as OGBench does there."""
+        """Puts a cube that the physics ejected back on the table, as OGBench does in `scene`."""
         if not self.scene.slides:
             return world
         scene, qpos, qvel = self.scene, world.physics.qpos, world.physics.qvel
@@ -222,7 +223,7 @@ class ManipEnv(Tabletop, AbstractEnv):
         return World(physics, world.buttons)
 
     def _show(self, key: Key[Array, ""], target: Objects) -> World:
-        """The solved scene after a few random steps: two, or five with the fingers closing."""
+        """Returns the solved scene after a few random steps: two, or five with the fingers closing."""
         key_arm, key_action = jr.split(key)
         world = self.place(self.random_arm(key_arm), target, jnp.zeros(self.scene.cubes))
         puzzle = any(self.scene.grid)

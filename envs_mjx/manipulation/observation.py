@@ -1,4 +1,4 @@
-"""What can be measured in a tabletop scene, and the observation and goals made of it.
+"""Measurements in a tabletop scene, and the observations and goals computed from them.
 
 Layout of an observation (D = 19 + 9 cubes + 4 buttons + 2 slides): arm joint angles (6, rad), their
 velocities (6, rad/s), pinch position ((xyz - centre) * 10), cos and sin of its yaw, gripper opening
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from envs_mjx.engines.base import Physics
+from envs_mjx.engines.base import TabletopPhysics
 from envs_mjx.manipulation import arm as arms
 from envs_mjx.manipulation.scenes import Scene
 from envs_mjx.rotations import yaw_of_mat, yaw_of_quat
@@ -29,11 +29,11 @@ BUTTON_SCALE = 120.0
 SLIDE_SCALE = (18.0, 15.0)
 ROBOT_DIM, CUBE_DIM, BUTTON_DIM, SLIDE_DIM = 19, 9, 4, 2
 SUCCESS_RADIUS = 0.04
-"""Largest distance (m) at which a cube, a drawer or a window counts as being where it should."""
+"""Largest distance (m) at which a cube, a drawer or a window counts as reached."""
 
 
 class Readings(NamedTuple):
-    """What a scripted expert sees: metres and radians, world frame.
+    """Measurements that a scripted expert reads: metres and radians, world frame.
 
     The effector is the pinch point between the finger tips. `gripper_opening` is OGBench's word for a
     number that is 0 with the fingers open and 1 with them closed; `gripper_contact` is the right
@@ -54,8 +54,8 @@ class Readings(NamedTuple):
     slide_vel: Float[Array, " slides"]
 
 
-def read(scene: Scene, physics: Physics, buttons: Bool[Array, " buttons"]) -> Readings:
-    """Physical quantities of a scene whose buttons are in the states `buttons`."""
+def read_scene(scene: Scene, physics: TabletopPhysics, buttons: Bool[Array, " buttons"]) -> Readings:
+    """Returns the measurements in a scene whose buttons are in the states `buttons`."""
     cubes = physics.qpos[scene.cube_qpos[:, None] + np.arange(7)]
     return Readings(
         effector_pos=physics.site_pos[0],
@@ -74,13 +74,13 @@ def read(scene: Scene, physics: Physics, buttons: Bool[Array, " buttons"]) -> Re
 
 
 def handle_pos(scene: Scene, slide_pos: Float[Array, " slides"]) -> Float[Array, "slides 3"]:
-    """Where the handles of drawer and window are, m, when these are at joint positions `slide_pos`."""
+    """Returns the positions (m) of the handles of drawer and window at joint positions `slide_pos`."""
     base, axis = (jnp.asarray(x, slide_pos.dtype) for x in (scene.handle, scene.handle_axis))
     return base + slide_pos[:, None] * axis
 
 
-def observe(scene: Scene, physics: Physics, seen: Readings) -> Float[Array, " D"]:
-    """The observation of a scene, as stored in datasets."""
+def observe(scene: Scene, physics: TabletopPhysics, seen: Readings) -> Float[Array, " D"]:
+    """Returns the observation of a scene, as stored in datasets."""
     robot = [
         physics.qpos[scene.arm_qpos],
         physics.qvel[scene.arm_dof],
@@ -97,19 +97,20 @@ def observe(scene: Scene, physics: Physics, seen: Readings) -> Float[Array, " D"
 
 
 def oracle_goal(scene: Scene, seen: Readings) -> Float[Array, " G"]:
-    """The short goal representation: scaled cube positions, button states, scaled drawer and window."""
+    """Returns the short goal representation: scaled cube positions, button states, scaled drawer and
+    window."""
     slides = seen.slide_pos * _slide_scale(scene)
     states = seen.button_state.astype(slides.dtype)
     return jnp.concatenate([_scaled(seen.cube_pos).ravel(), states, slides])
 
 
 def obs_dim(scene: Scene) -> int:
-    """Width of an observation."""
+    """Returns the width of an observation."""
     return ROBOT_DIM + CUBE_DIM * scene.cubes + BUTTON_DIM * scene.buttons + SLIDE_DIM * scene.slides
 
 
 def goal_columns(scene: Scene) -> tuple[int, ...]:
-    """Entries of an observation that are, in this order, the `oracle_goal` of its scene."""
+    """Returns the entries of an observation that are, in this order, the `oracle_goal` of its scene."""
     cubes = [ROBOT_DIM + CUBE_DIM * i + axis for i in range(scene.cubes) for axis in range(3)]
     after = ROBOT_DIM + CUBE_DIM * scene.cubes
     buttons = [after + BUTTON_DIM * i + 1 for i in range(scene.buttons)]
@@ -118,7 +119,7 @@ def goal_columns(scene: Scene) -> tuple[int, ...]:
 
 
 class Objects(NamedTuple):
-    """Where a scene's objects are, or should be: arrays of JAX or, in tables of tasks, of NumPy.
+    """Current or desired states of a scene's objects: arrays of JAX or, in tables of tasks, of NumPy.
 
     Attributes:
         cubes: positions, m, [..., cubes, 3].
@@ -132,7 +133,7 @@ class Objects(NamedTuple):
 
 
 def objects_of(scene: Scene, obs: np.ndarray) -> Objects:
-    """Where the objects are in dataset observations `obs[n, D]`, on the host."""
+    """Returns the states of the objects in dataset observations `obs[n, D]`, on the host."""
     ends = np.cumsum([ROBOT_DIM, CUBE_DIM * scene.cubes, BUTTON_DIM * scene.buttons])
     _, cubes, buttons, slides = np.split(obs, ends, axis=1)
     return Objects(

@@ -14,7 +14,7 @@ CONTROL_DT = 0.05
 ARM_KP = (4500.0, 4500.0, 4500.0, 2000.0, 2000.0, 500.0)
 """Position gains of the arm's servos, N m / rad, from shoulder to wrist."""
 LOCKED_DAMPING, FREE_DAMPING = 1e6, 2.0
-"""Joint damping of a drawer or window that is locked, and of one that is not, N s / m."""
+"""Joint damping of a locked drawer or window, and of a free one, N s / m."""
 
 _TABLE: Box = ((0.3, -0.3), (0.55, 0.3))
 _ARM_BOX: Box = ((0.25, -0.35, 0.20), (0.6, 0.35, 0.35))
@@ -41,7 +41,7 @@ FAMILIES = {
     "puzzle-4x5": _puzzle(4, 5),
     "puzzle-4x6": _puzzle(4, 6),
 }
-"""Scenes that can be built. Where objects and their targets, and the gripper, are drawn is part of it."""
+"""Scenes that can be built, with the regions from which objects, targets and the gripper are drawn."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,13 +53,13 @@ class Scene:
     Attributes:
         family: name such as `cube-double`.
         model: the compiled model; treat it as read-only. Slides are free in it.
-        cubes, buttons, slides: how many there are.
+        cubes, buttons, slides: numbers of objects.
         grid: rows and columns of a puzzle's buttons, whose presses flip the neighbours too; else (0, 0).
         object_bounds: lower and upper corner of the xy region (metres) where cubes and targets are drawn.
         arm_bounds: lower and upper corner of the box (metres) where the gripper starts.
         substeps: physics steps per control step.
-        fresh: whether site poses are computed anew from the positions at the end of a control step,
-            as OGBench does where there are buttons; else they are those of the last substep's start.
+        fresh: whether site poses are recomputed from the positions at the end of a control step, as in
+            OGBench's scenes with buttons; else they are those of the last substep's start.
         arm_qpos, arm_dof: addresses of the six arm joints in `qpos` and `qvel`.
         arm_ctrl: ids of the six arm actuators, in the same order.
         gripper_ctrl: id of the gripper's actuator (0 open, 255 closed).
@@ -71,10 +71,10 @@ class Scene:
         cube_dof: address of each cube's free joint in `qvel`.
         cube_geom: id of each cube's collision geom.
         button_qpos, button_dof: addresses of each button's joint (0 m out, -0.024 m pressed).
-        button_top: where the top of each button is, m, world frame, float64[buttons, 3].
+        button_top: position of the top of each button, m, world frame, float64[buttons, 3].
         slide_qpos, slide_dof: addresses of each slide's joint (drawer 0 to -0.16 m open, window 0 to 0.2).
-        handle: where the handle of each slide is at joint position 0, m, world frame, float64[slides, 3].
-        handle_axis: where it moves to per metre of joint position, float64[slides, 3].
+        handle: position of each slide's handle at joint position 0, m, world frame, float64[slides, 3].
+        handle_axis: its displacement per metre of joint position, float64[slides, 3].
         handle_yaw: yaw of each handle, rad.
     """
 
@@ -110,7 +110,7 @@ class Scene:
 
 @functools.cache
 def build_scene(family: str) -> Scene:
-    """The scene of `family`, a name in `FAMILIES`; compiled once per process (about 1 s).
+    """Returns the scene of `family`, a name in `FAMILIES`; compiled once per process (about 1 s).
 
     Raises:
         UserError: for an unknown family, or if the ogbench package's files cannot be found.
@@ -124,8 +124,8 @@ def build_scene(family: str) -> Scene:
 
 
 def _set_servo_gains(model: mujoco.MjModel) -> None:
-    """OGBench's gains. The damping it writes sits in `gainprm[2]`, which a fixed gain ignores: the
-    damping in force stays that of the arm file (`biasprm[2]`). Kept, because it is what its data has.
+    """Sets OGBench's gains. It writes the damping to `gainprm[2]`, which a fixed gain ignores, so the damping
+    stays that of the arm file (`biasprm[2]`). Kept, because OGBench's data were made so.
     """
     arm = _arm_actuators(model)
     kp = np.asarray(ARM_KP)

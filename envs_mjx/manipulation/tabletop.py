@@ -1,6 +1,6 @@
-"""A table with a robot arm and objects: how a scene is set up, stepped and read, whatever the task.
+"""A table with a robot arm and objects: set-up, stepping and readings of a scene, independent of the task.
 
-This is what scripted experts need to collect data; `env.py` adds tasks and rewards.
+Scripted experts collect data with this; `env.py` adds tasks and rewards.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from envs_mjx.engines.base import AbstractEngine, Physics
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics
 from envs_mjx.manipulation import arm as arms
-from envs_mjx.manipulation.observation import Objects, Readings, observe, read
+from envs_mjx.manipulation.observation import Objects, Readings, observe, read_scene
 from envs_mjx.manipulation.scenes import Scene
 from envs_mjx.rotations import quat_about_z
 
@@ -26,21 +26,21 @@ SLIDE_RANGE = np.asarray([(-0.16, 0.0), (0.0, 0.2)])
 
 
 class World(eqx.Module):
-    """A scene: its physics, and the states of its buttons, which are not in the physics."""
+    """State of a scene: its physics, and the states of its buttons, which are not in the physics."""
 
-    physics: Physics
+    physics: TabletopPhysics
     buttons: Bool[Array, " buttons"]
 
 
 class Tabletop(eqx.Module):
     """The mechanics of one scene on one engine; methods are written for one scene, and vmappable."""
 
-    engine: AbstractEngine
+    engine: AbstractTabletopEngine
     scene: Scene = eqx.field(static=True)
     arm: arms.Arm = eqx.field(static=True)
 
     def reset_collect(self, key: Key[Array, ""]) -> World:
-        """A random scene: arm anywhere in its box, cubes flat on the table, anywhere, at any yaw; any
+        """Draws a random scene: arm anywhere in its box; cubes flat on the table, anywhere, at any yaw; any
         button states; drawer and window anywhere.
         """
         scene = self.scene
@@ -52,19 +52,19 @@ class Tabletop(eqx.Module):
         return self.place(self.random_arm(keys[0]), Objects(cubes, buttons, slides), yaw)
 
     def advance(self, world: World, action: Float[Array, " A"], active: Bool[Array, ""]) -> World:
-        """The scene one control step later, whatever the task; unchanged where not `active`."""
+        """Advances the scene by one control step; unchanged where not `active`."""
         return self.press(world, self.move(world, action, active))
 
     def readings(self, world: World) -> Readings:
-        """Physical quantities of the scene, not normalised."""
-        return read(self.scene, world.physics, world.buttons)
+        """Returns the measurements in the scene, not normalised."""
+        return read_scene(self.scene, world.physics, world.buttons)
 
     def observe(self, world: World) -> Float[Array, " D"]:
-        """The observation of a scene, as stored in datasets."""
+        """Returns the observation of a scene, as stored in datasets."""
         return observe(self.scene, world.physics, self.readings(world))
 
     def move(self, world: World, action: Float[Array, " A"], active: Bool[Array, ""]) -> World:
-        """`advance` before buttons react."""
+        """Runs the physics of `advance`, before buttons react."""
         ctrl = self.engine.control(self.arm, self.scene, world.physics, jnp.clip(action, -1.0, 1.0))
         return World(self.engine.step(world.physics, ctrl, active), world.buttons)
 
@@ -79,7 +79,7 @@ class Tabletop(eqx.Module):
         return World(dataclasses.replace(after.physics, locked=locked), buttons)
 
     def scatter(self, key: Key[Array, ""]) -> tuple[Float[Array, "cubes 3"], Float[Array, " cubes"]]:
-        """Random positions of all cubes, flat on the table, and random yaws."""
+        """Draws positions of all cubes, flat on the table, and yaws."""
         key_xy, key_yaw = jr.split(key)
         low, high = jnp.asarray(self.scene.object_bounds)
         xy = jr.uniform(key_xy, (self.scene.cubes, 2), minval=low, maxval=high)
@@ -87,7 +87,7 @@ class Tabletop(eqx.Module):
         return pos, jr.uniform(key_yaw, (self.scene.cubes,), maxval=2 * jnp.pi)
 
     def random_arm(self, key: Key[Array, ""]) -> Float[Array, " 6"]:
-        """Joint angles of the arm at a random place in its box, pointing down at any yaw."""
+        """Draws joint angles of the arm at a random place in its box, pointing down at any yaw."""
         key_pos, key_yaw = jr.split(key)
         low, high = jnp.asarray(self.scene.arm_bounds)
         pos = jr.uniform(key_pos, (3,), minval=low, maxval=high)
@@ -95,7 +95,7 @@ class Tabletop(eqx.Module):
         return arms.joints_for(self.arm, pos, yaw, jnp.asarray(arms.HOME, jnp.float32))
 
     def place(self, joints: Float[Array, " 6"], objects: Objects, yaw: Float[Array, " cubes"]) -> World:
-        """A motionless scene with the fingers open."""
+        """Loads a motionless scene with the fingers open."""
         scene = self.scene
         qpos = jnp.asarray(scene.model.qpos0, jnp.float32).at[scene.arm_qpos].set(joints)
         qpos = self.with_cubes(qpos, objects.cubes, yaw).at[scene.slide_qpos].set(objects.slides)
@@ -106,13 +106,13 @@ class Tabletop(eqx.Module):
     def with_cubes(
         self, qpos: Float[Array, " nq"], pos: Float[Array, "cubes 3"], yaw: Float[Array, " cubes"]
     ) -> Float[Array, " nq"]:
-        """`qpos` with the cubes upright at `pos` and `yaw`."""
+        """Returns `qpos` with the cubes upright at `pos` and `yaw`."""
         pose = jnp.concatenate([pos, jax.vmap(quat_about_z)(yaw)], axis=1)
         return qpos.at[self.scene.cube_qpos[:, None] + np.arange(7)].set(pose)
 
 
 def _influence(scene: Scene) -> np.ndarray:
-    """bool[buttons, buttons]: whether pressing the first toggles the second. In a puzzle a press
+    """Returns bool[buttons, buttons]: whether pressing the first toggles the second. In a puzzle a press
     toggles the button and its neighbours in the grid.
     """
     if not any(scene.grid):

@@ -1,4 +1,4 @@
-"""The five evaluation tasks of each scene: where objects start and where they must go.
+"""The five evaluation tasks of each scene: initial and desired states of the objects.
 
 The tables are OGBench 1.2's, in its order of objects.
 """
@@ -136,7 +136,7 @@ _CUBES = {
 }
 
 _IN_DRAWER = (0.33, -0.356, 0.065986)
-# Cube position, button states, positions of drawer and window: at the start, and as wanted.
+# Cube position, button states, positions of drawer and window: initial, then desired.
 _SCENE = (
     (((0.35, 0.05, 0.02), (1, 1), (0.0, 0.0)), ((0.35, 0.05, 0.02), (1, 1), (-0.16, 0.2))),
     (((0.35, -0.05, 0.02), (0, 0), (-0.16, 0.2)), ((0.35, -0.05, 0.02), (0, 0), (0.0, 0.0))),
@@ -145,7 +145,7 @@ _SCENE = (
     (((0.35, 0.15, 0.02), (0, 0), (0.0, 0.0)), (_IN_DRAWER, (0, 0), (0.0, 0.2))),
 )
 
-# Button states at the start, and as wanted; rows of the grid from the robot outwards.
+# Button states, initial, then desired; rows of the grid from the robot outwards.
 _PUZZLES = {
     "puzzle-3x3": (
         ("000 000 000", "110 101 011"),
@@ -179,13 +179,13 @@ _PUZZLES = {
 
 
 def default_task(family: str) -> int:
-    """Task of `...-singletask-v0` names without a task number, as in OGBench."""
+    """Returns the task of `...-singletask-v0` names without a task number, as in OGBench."""
     return _DEFAULT_TASK.get(family, 2)
 
 
 @functools.cache
 def task_table(family: str) -> tuple[Objects, Objects]:
-    """Start and goal configurations; task `i` is row `i - 1` of every array. Treat them as read-only.
+    """Returns start and goal configurations; task `i` is row `i - 1` of every array. Treat them as read-only.
 
     Raises:
         UserError: for an unknown family.
@@ -200,7 +200,7 @@ def task_table(family: str) -> tuple[Objects, Objects]:
         sides = zip(*_PUZZLES[family], strict=True)
         empty = np.zeros((0, 3))
         return _pair([(empty, [int(x) for x in row if x != " "], ()) for row in side] for side in sides)
-    raise UserError(f"there are no tasks for scene family {family!r}; known: {', '.join(MAX_STEPS)}")
+    raise UserError(f"unknown scene family {family!r}; known: {', '.join(MAX_STEPS)}")
 
 
 def _pair(sides) -> tuple[Objects, Objects]:

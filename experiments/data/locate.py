@@ -5,8 +5,8 @@ import functools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from envs_mjx.datagen.dataset_spec import Request, episode_rows, family_and_style
-from envs_mjx.datagen.generate import collect
+from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_style
+from envs_mjx.datagen.generate import generate_file
 from envs_mjx.registry import names, parse
 from experiments.cli.settings import DataConfig
 from experiments.data.run_store import check_writable, shown
@@ -137,7 +137,7 @@ def obtain(choice: Choice, data: DataConfig, env: str) -> Path:
     check_writable(data.dir, "--data.dir")
     if choice.public is None:
         with open_progress(f"generating {dataset}", data.rows, "rows") as progress:
-            made = collect(dataset, data.rows, choice.path, seed=data.seed, progress=progress.count)
+            made = generate_file(dataset, data.rows, choice.path, seed=data.seed, progress=progress.count)
         print(f"expert hit   {made.hits} of {made.targets} targets; wrote {choice.path}")
         return choice.path
     try:
@@ -150,7 +150,7 @@ def obtain(choice: Choice, data: DataConfig, env: str) -> Path:
 def cannot_generate(dataset: str) -> str | None:
     """Why the experts of this project cannot make a dataset; None if they can."""
     try:
-        family_and_style(Request(dataset, 1, 1))
+        family_and_style(DatasetSpec(dataset, 1, 1))
     except UserError as error:
         return str(error)
     return None

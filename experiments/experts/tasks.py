@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics
 from envs_mjx.engines.walker_c import CWalkerEngine
-from envs_mjx.experts.maze_experts import Actor
+from envs_mjx.experts.maze_experts import DirectionActor
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.maze_env import MazeEnv
@@ -81,7 +81,7 @@ class AbstractErrand(eqx.Module):
 class Way(eqx.Module):
     """`Errand.inner` of a walk: the walker, and the unit vector along which it should go."""
 
-    motion: Motion
+    motion: WalkerPhysics
     direction: Float[Array, " 2"]
 
 
@@ -134,7 +134,7 @@ class Walk(AbstractErrand):
         obs = self._see(motion, direction)
         return Errand(obs, t, fell | late, Way(motion, direction)), seen
 
-    def _see(self, motion: Motion, direction: Float[Array, " 2"]) -> Float[Array, " D"]:
+    def _see(self, motion: WalkerPhysics, direction: Float[Array, " 2"]) -> Float[Array, " D"]:
         return turned(self.name, self.env.observe(motion)[2:], direction)
 
 
@@ -169,7 +169,7 @@ class Gym(AbstractErrand):
         )
 
 
-class DirectedPolicy(Actor):
+class DirectedPolicy(DirectionActor):
     """A trained policy as an expert for mazes: the mean of its actions."""
 
     policy: GaussianPolicy

@@ -1,4 +1,4 @@
-"""The arm's controller against OGBench's, and what an environment does with odd input."""
+"""Tests of the arm's controller against OGBench's, and of an environment's handling of invalid input."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def env():
 
 
 def test_starting_poses_are_the_official_controllers(env):
-    """From the home pose to random ones, over many more iterations than a control step takes."""
+    """Compares poses from home to random ones, over many more iterations than a control step takes."""
     theirs = official("cube-single-v0")
     theirs.reset()
     rng = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def test_the_least_squares_step_is_numpys_in_float64(getkey):
 
 
 def test_servo_targets_in_float32_are_those_in_float64(env):
-    """What engines other than `c` use."""
+    """Compares the float32 version, which engines other than `c` use."""
     reset = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))
     physics = reset(jax.random.split(jax.random.key(0), 32), 2).physics
     actions = jax.random.uniform(jax.random.key(1), (32, 5), minval=-1, maxval=1)
@@ -77,7 +77,7 @@ def test_an_action_of_another_shape_is_a_mistake(env):
             jax.eval_shape(env.step, state, jax.ShapeDtypeStruct(shape, "float32"))
 
 
-def test_an_action_that_is_not_finite_moves_nothing_and_shows_in_the_reward(env):
+def test_a_nonfinite_action_is_no_motion_and_a_nan_reward(env):
     state = jax.jit(env.reset)(jax.random.key(0), 2)
     step = jax.jit(env.step)
     for bad in (jnp.nan, jnp.inf):

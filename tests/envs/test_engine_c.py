@@ -1,4 +1,4 @@
-"""Engine `c` is a pure function, equal to MuJoCo called directly."""
+"""Tests that engine `c` is a pure function, equal to MuJoCo called directly."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def engine(scene):
 
 @pytest.fixture(scope="module")
 def ctrl(scene):
-    """Servo targets that swing the arm about and close the fingers, float32[STEPS, BATCH, nu]."""
+    """Servo targets that swing the arm and close the fingers, float32[STEPS, BATCH, nu]."""
     rng = np.random.default_rng(0)
     arm = np.asarray([-1.57, -1.57, 1.57, -1.57, -1.57, 0.0]) + rng.normal(0, 0.3, (STEPS, BATCH, 6))
     return np.concatenate([arm, rng.uniform(0, 255, (STEPS, BATCH, 1))], axis=-1).astype(np.float32)
@@ -43,7 +43,7 @@ def start(scene):
 
 @pytest.fixture(scope="module")
 def rollout(engine, scene):
-    """jit(scan(vmap(step))) from positions, servo targets and which environments are active."""
+    """Returns jit(scan(vmap(step))) of positions, servo targets and the flags of active environments."""
 
     def run(qpos, ctrl, active):
         physics = jax.vmap(engine.load)(qpos, jnp.zeros((len(qpos), scene.model.nv)))
@@ -83,7 +83,7 @@ def test_a_scanned_batch_equals_mujoco_called_in_a_loop(scene, rollout, start, c
 
 
 def test_a_step_is_a_function_of_its_arguments(rollout, start, ctrl):
-    """Again, with other environments beside it and in another order: the same bits."""
+    """Repeats a step with other environments in the batch and in another order: the same bits."""
     active = jnp.ones(BATCH, bool)
     _, first = rollout(start, ctrl, active)
     _, reverse = rollout(start[::-1], ctrl[:, ::-1], active)
@@ -133,7 +133,7 @@ def test_poses_are_those_of_the_last_substeps_start(scene, rollout, start, ctrl)
 
 
 def test_a_large_batch_from_inside_jit_does_not_hang(engine, scene):
-    """Arguments of megabytes, where a callback that waits for JAX's own threads would stop for ever."""
+    """Passes megabytes, with which a callback that waits for JAX's own threads would deadlock."""
     many = 600
     qpos = jnp.tile(jnp.asarray(scene.model.qpos0, jnp.float32), (many, 1))
     load = jax.jit(jax.vmap(lambda q: engine.load(q, jnp.zeros(scene.model.nv)).raw.sum()))

@@ -1,4 +1,4 @@
-"""Engines `mjx` and `warp` under OGBench's play expert in closed loop: as many targets reached as on `c`.
+"""Tests engines `mjx` and `warp` under OGBench's play expert: as many targets reached as on `c`.
 
 `pytest -m slow -s` prints how many.
 """
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from envs_mjx import experts
 from envs_mjx.engines import warp_setup
-from envs_mjx.engines.base import AbstractEngine
+from envs_mjx.engines.base import AbstractTabletopEngine
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.engines.tabletop_mjx.engine import MjxEngine
 from envs_mjx.engines.tabletop_warp import WarpEngine
@@ -33,7 +33,7 @@ FAMILIES = ("cube-single", "cube-double", "cube-quadruple", "scene", "puzzle-3x3
 
 
 def reaches(table: Tabletop, key: Key[Array, ""]) -> tuple[Bool[Array, ""], Int[Array, ""]]:
-    """Whether an expert that follows its first plan brings its target about, and contacts dropped."""
+    """Returns whether an expert that follows its first plan reaches its target, and contacts dropped."""
     scene, keys = table.scene, jr.split(key, STEPS + 2)
     world = table.reset_collect(keys[0])
     expert = experts.begin("play", scene, keys[1], table.readings(world))
@@ -49,8 +49,9 @@ def reaches(table: Tabletop, key: Key[Array, ""]) -> tuple[Bool[Array, ""], Int[
 
 
 @functools.cache
-def rates(kind: Callable[[Scene], AbstractEngine], family: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of each episode, the same in every engine: whether the target is reached, and contacts dropped."""
+def rates(kind: Callable[[Scene], AbstractTabletopEngine], family: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each episode, the same in every engine, whether the target is reached, and contacts
+    dropped."""
     scene = build_scene(family)
     table = Tabletop(kind(scene), scene, build_arm(scene))
     run = eqx.filter_jit(lambda table, keys: jax.vmap(lambda key: reaches(table, key))(keys))

@@ -1,4 +1,4 @@
-"""Goals of environments: columns of the observation, as ogbench has them, and what reaching them means."""
+"""Tests of goals: columns of the observation, as in ogbench, and the success that they define."""
 
 import functools
 from typing import NamedTuple
@@ -79,7 +79,7 @@ def scattered(family: str) -> Scattered:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_columns_of_the_observation_are_the_goal_of_its_scene_bit_for_bit(family: str):
+def test_goal_columns_equal_the_scenes_oracle_goal_bit_for_bit(family: str):
     env, plain, scenes = goal_env(family), goal_env(family, "play"), scattered(family)
     columns = np.asarray(env.spec.goal_columns)
     assert (
@@ -92,7 +92,7 @@ def test_columns_of_the_observation_are_the_goal_of_its_scene_bit_for_bit(family
 
 
 def same(scene: Scene, goal: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether pairs of oracle goals agree in all objects, as the tasks count it; and where it is close."""
+    """Returns whether pairs of oracle goals agree in all objects, as the tasks count it; and near ties."""
     cubes, end = slice(0, 3 * scene.cubes), 3 * scene.cubes + scene.buttons
     apart = [
         np.linalg.norm((goal - other)[:, cubes].reshape(len(goal), -1, 3) / 10, axis=-1),
@@ -111,8 +111,8 @@ def representation(target: Objects) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_state_and_goal_agree_where_the_environment_reports_success(family: str):
-    """Judged on goal columns only, within 4 cm; single-task labels of the same states say the same."""
+def test_state_and_goal_agree_exactly_at_success(family: str):
+    """Judges on goal columns only, within 4 cm; single-task labels of the same states agree."""
     env, scenes = goal_env(family), scattered(family)
     target = Objects(*(np.asarray(x)[scenes.task - 1] for x in task_table(family)[1]))
     agree, close = same(env.scene, scenes.goal.astype(float), representation(target))
@@ -142,7 +142,7 @@ def recorded(request: pytest.FixtureRequest) -> tuple[ManipEnv, list[Run]]:
     return env, runs
 
 
-def test_columns_of_ogbenchs_observations_are_its_oracle_representations(
+def test_columns_of_ogbenchs_observations_are_its_oracle_goals(
     recorded: tuple[ManipEnv, list[Run]],
 ):
     env, runs = recorded
@@ -152,7 +152,7 @@ def test_columns_of_ogbenchs_observations_are_its_oracle_representations(
 
 
 def test_ogbench_reports_success_where_state_and_goal_agree(recorded: tuple[ManipEnv, list[Run]]):
-    """After each action, until the episode's end and beyond it."""
+    """Checks every action until the episode's end and beyond it."""
     env, runs = recorded
     columns, solved = np.asarray(env.spec.goal_columns), []
     for run in runs:
@@ -165,7 +165,7 @@ def test_ogbench_reports_success_where_state_and_goal_agree(recorded: tuple[Mani
 
 
 def test_goal_of_the_played_environment_shows_the_solved_scene():
-    """What evaluations in ogbench hand to a policy: as wide as ours, in the same units and order."""
+    """Checks the goal that ogbench gives to a policy: as wide as ours, in the same units and order."""
     name = "cube-double-play-oraclerep-v0"
     slots = Slots(name, 1, film=True)
     goals = []

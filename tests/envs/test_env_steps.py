@@ -1,4 +1,4 @@
-"""Every manipulation environment on engine `c` against the real ogbench, step by step."""
+"""Tests of every manipulation environment on engine `c` against the real ogbench, step by step."""
 
 import dataclasses
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def recorded(request) -> Recorded:
 
 @pytest.fixture(scope="module")
 def stepped(recorded: Recorded) -> dict[tuple[int, int], ManipState]:
-    """Our step from each of ogbench's states, under its action."""
+    """Returns our step from each of ogbench's states, under its action."""
     env = recorded.env
     step = jax.jit(jax.vmap(env.step))
     goal = None if env.spec.goal_dim is None else jnp.zeros(env.spec.goal_dim)
@@ -68,8 +68,8 @@ def stepped(recorded: Recorded) -> dict[tuple[int, int], ManipState]:
 
 
 def observation_error(env: ManipEnv, ours, theirs) -> np.ndarray:
-    """Largest error of each observation; that of the contact force, which a solver's last bits reach,
-    counts for a hundredth.
+    """Returns the largest error of each observation. That of the contact force, which depends on a solver's
+    last bits, is divided by 100.
 
     A cube that has tumbled onto its side has no yaw (its axis is level): OGBench reports the angle of
     two numbers near zero, which float32 cannot tell from one another, so those are left out.
@@ -85,7 +85,8 @@ def observation_error(env: ManipEnv, ours, theirs) -> np.ndarray:
 
 
 def test_the_runs_are_worth_comparing(recorded: Recorded):
-    """They touch, move what can be moved and change the reward; otherwise the tests below say little."""
+    """Checks that the runs touch and move objects and change the reward; else the tests below prove
+    little."""
     scene, runs = recorded.env.scene, recorded.runs.values()
     assert sum(run.touched.any() for run in runs) >= len(runs) // 2
     if scene.cubes:
@@ -99,9 +100,9 @@ def test_the_runs_are_worth_comparing(recorded: Recorded):
 
 
 def test_every_step_from_ogbenchs_state_is_ogbenchs_step(recorded: Recorded, stepped):
-    """But for steps that jam the fingers between buttons, at most one in thirty: there MuJoCo's own
-    result changes by more than the tolerance if a servo target changes in its last bit. With ogbench's
-    own targets every step is equal bit for bit (the test after the next).
+    """Excepts steps that jam the fingers between buttons, at most one in thirty: in these MuJoCo's own result
+    changes by more than the tolerance if a servo target changes in its last bit. With ogbench's own targets
+    every step is equal bit for bit (the test after the next).
     """
     env, jammed = recorded.env, 0
     for key, run in recorded.runs.items():
@@ -126,7 +127,7 @@ def test_servo_targets_are_the_official_controllers(recorded: Recorded):
         np.testing.assert_allclose(np.asarray(bits).view(np.float64), run.ctrl, rtol=0, atol=1e-12)
 
 
-def test_physics_under_ogbenchs_servo_targets_is_equal_bit_for_bit(recorded: Recorded):
+def test_physics_under_ogbenchs_servo_targets_is_bitwise_equal(recorded: Recorded):
     for run in recorded.runs.values():
         raw, locked = (np.stack([getattr(w.physics, f) for w in run.before]) for f in ("raw", "locked"))
         ctrl = np.ascontiguousarray(run.ctrl).view(np.uint32)
@@ -144,7 +145,7 @@ def test_goal_representations_are_ogbenchs(recorded: Recorded, stepped):
 
 
 def test_relabelled_rewards_are_ogbenchs(recorded: Recorded):
-    """The reward of a stored state is what ogbench gives for acting in it, whichever task made it."""
+    """Compares the reward of a stored state with ogbench's for acting in it, for all tasks."""
     env, family = recorded.env, recorded.env.scene.family
     theirs = single(family, 1)
     data, first = theirs._data, {task: run for (task, seed), run in recorded.runs.items() if seed == 0}
@@ -171,15 +172,15 @@ def _goal_cubes(theirs, task: int) -> np.ndarray:
 
 
 def test_free_runs_stay_with_ogbench_up_to_the_first_contact(recorded: Recorded):
-    """Same start, same actions, no correction: the same rewards and successes throughout.
+    """Checks runs of the same start and actions without correction: rewards and successes are the same.
 
-    Compared are the arm and the objects. The gripper's passive links rattle in their joints,
-    chaotically and without a contact: they are nothing that the observation shows.
+    Compared are the arm and the objects. The gripper's passive links rattle chaotically in their joints,
+    without a contact; the observation does not contain them.
     """
     env, runs = recorded.env, list(recorded.runs.values())
 
     def episode(state, actions):
-        # Episodes run on after success here, as the recorded ones do.
+        # Episodes continue after success, as the recorded ones do.
         def body(state, action):
             after = env.step(state, action)
             return dataclasses.replace(after, done=jnp.zeros_like(after.done)), after
@@ -191,7 +192,7 @@ def test_free_runs_stay_with_ogbench_up_to_the_first_contact(recorded: Recorded)
     after = jax.jit(jax.vmap(episode))(start, jnp.stack([run.action for run in runs]))
     seen = np.r_[0:6, 14 : env.scene.model.nq]
     for i, run in enumerate(runs):
-        # What touches at the end of a control step may have touched, and bounced, some steps before.
+        # Bodies in contact at the end of a control step may have touched, and bounced, some steps before.
         free = max(np.argmax(run.touched) - 10, 0) if run.touched.any() else STEPS
         np.testing.assert_array_equal(after.reward[i, :free], run.reward[:free])
         np.testing.assert_array_equal(after.success[i, :free], run.success[:free])
@@ -200,7 +201,7 @@ def test_free_runs_stay_with_ogbench_up_to_the_first_contact(recorded: Recorded)
 
 
 def test_a_reset_shows_the_goal_as_ogbench_does(recorded: Recorded):
-    """Its random steps from the solved scene lead us where they lead it, and our goal is its goal."""
+    """Replays its random steps from the solved scene: states and goals are the same."""
     family = recorded.env.scene.family
     ours, theirs = make(f"{family}-play-oraclerep-v0"), official(f"{family}-v0", use_oracle_rep=True)
     assert isinstance(ours, ManipEnv)

@@ -1,4 +1,4 @@
-"""The experts through time: when they are done, their noise, and their random actions."""
+"""Tests of the experts over time: their ends, noise, and random actions."""
 
 import functools
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from envs_mjx import experts
-from envs_mjx.experts import STYLES, Expert
+from envs_mjx.experts import STYLES, ExpertState
 from envs_mjx.experts.noisy import MAX_STEPS
 from envs_mjx.experts.targets import DRAWER
 from envs_mjx.manipulation.observation import Readings
@@ -25,7 +25,7 @@ LANES, STEPS = 32, 250
 class Trace(NamedTuple):
     """Every step of some lanes: the expert before it, its action, whether it was done, and its steps."""
 
-    before: Expert
+    before: ExpertState
     action: np.ndarray
     done: np.ndarray
     steps: np.ndarray
@@ -33,10 +33,10 @@ class Trace(NamedTuple):
 
 @functools.cache
 def rollout(style: str, scene: Scene):
-    """Lanes in a world that stands still, so that no target is ever achieved."""
+    """Runs lanes in a frozen scene, in which no target is ever achieved."""
 
     def lane(readings: Readings, key: jax.Array) -> Trace:
-        def step(expert: Expert, key: jax.Array) -> tuple[Expert, Trace]:
+        def step(expert: ExpertState, key: jax.Array) -> tuple[ExpertState, Trace]:
             act_key, new_key = jr.split(key)
             action, after, done = experts.act(style, scene, expert, readings, act_key)
             fresh = experts.retarget(style, scene, after, readings, new_key)
@@ -53,8 +53,7 @@ def rollout(style: str, scene: Scene):
 @functools.cache
 def trace_of(style: str, family: str) -> Trace:
     scene = build_scene(family)
-    # Buttons on, drawer and window half open: not even what stands for a target before the first one
-    # is achieved.
+    # Buttons on, drawer and window half open: not even the placeholder before the first target is achieved.
     still = random_readings(scene, 0)._replace(
         slide_pos=f32([-0.07, 0.11])[: scene.slides], button_state=np.ones(scene.buttons, bool)
     )
@@ -77,7 +76,7 @@ def test_actions_are_finite_and_within_bounds(style: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["cube-double", "scene", "puzzle-3x3"])
-def test_plan_ends_with_its_last_row_and_the_next_begins_at_the_first(family: str) -> None:
+def test_plan_ends_with_its_last_row_and_the_next_starts_at_row_0(family: str) -> None:
     trace = trace_of("play", family)
     plan = trace.before.intent
     np.testing.assert_array_equal(trace.done, plan.index == plan.length - 1)
@@ -87,7 +86,7 @@ def test_plan_ends_with_its_last_row_and_the_next_begins_at_the_first(family: st
 
 
 @pytest.mark.parametrize(("family", "p"), [("cube-double", 0.1), ("scene", 0.1), ("puzzle-3x3", 0.2)])
-def test_noisy_expert_acts_at_random_as_often_as_ogbenchs_datasets(family: str, p: float) -> None:
+def test_noisy_expert_acts_at_random_as_often_as_ogbenchs(family: str, p: float) -> None:
     trace = trace_of("noisy", family)
     random = trace.steps == trace.before.intent.steps
     assert abs(random.mean() - p) < 4 * np.sqrt(p * (1 - p) / random.size)
@@ -98,14 +97,14 @@ def test_noisy_expert_acts_at_random_as_often_as_ogbenchs_datasets(family: str, 
 
 
 @pytest.mark.parametrize("family", ["cube-double", "scene", "puzzle-3x3"])
-def test_noisy_expert_gives_up_after_its_steps_of_which_random_ones_do_not_count(family: str) -> None:
+def test_noisy_expert_gives_up_after_its_nonrandom_steps(family: str) -> None:
     trace = trace_of("noisy", family)
     random = trace.steps == trace.before.intent.steps
     limit = np.asarray(MAX_STEPS)[trace.before.target.kind]
     np.testing.assert_array_equal(trace.done, (trace.steps == limit) & ~random)
 
 
-def test_reaction_after_a_new_target_is_to_the_latest_of_its_kind_before() -> None:
+def test_first_reaction_uses_the_previous_target_of_the_same_kind() -> None:
     trace, checked = trace_of("noisy", "scene"), 0
     target, seen = trace.before.target, trace.before.intent.seen
     for lane in range(LANES):
@@ -131,7 +130,7 @@ def test_noise_level_is_the_episodes_own_and_at_most_a_tenth() -> None:
 
 def test_action_noise_has_ogbenchs_scale_and_is_clipped() -> None:
     scene = build_scene("cube-single")
-    # The hand is right above the cube and turned as the cube is: down it goes, with open fingers.
+    # The hand is right above the cube, with the cube's yaw: it moves down with open fingers.
     readings = random_readings(scene, 0)._replace(
         effector_pos=f32([0.4, 0.0, 0.3]),
         effector_yaw=f32(0.5),
@@ -158,7 +157,7 @@ def test_action_noise_has_ogbenchs_scale_and_is_clipped() -> None:
     np.testing.assert_allclose(action[:, 4].mean(), -1 + 0.3904, atol=0.03)
 
 
-def test_first_target_of_an_episode_is_stacked_half_of_the_time_later_ones_as_the_episode_likes() -> None:
+def test_first_target_has_stacking_probability_one_half() -> None:
     scene = build_scene("cube-double")
     readings = random_readings(scene, 0)
 

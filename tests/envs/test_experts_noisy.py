@@ -1,4 +1,4 @@
-"""The `noisy` experts' reactions against OGBench's own, in random states and through an episode."""
+"""Tests of the `noisy` experts' reactions against OGBench's, in random states and through an episode."""
 
 import functools
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs_mjx import experts
-from envs_mjx.experts.noisy import MAX_STEPS, Pursuit, Rest, react, rest_from_draws
+from envs_mjx.experts.noisy import MAX_STEPS, NoisyState, RestPose, react, rest_from_draws
 from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target
 from envs_mjx.manipulation.observation import Readings
 from envs_mjx.manipulation.scenes import Scene, build_scene
@@ -38,12 +38,12 @@ def reactions(scene: Scene):
     return jax.jit(jax.vmap(lambda *args: react(scene, *args)))
 
 
-def situation(scene: Scene, kind: int, seed: int) -> tuple[Readings, Target, Rest]:
-    """A random state in which the hand may be at the object or at its rest, and the object at its
-    target, each with probability one half, so that every phase comes up."""
+def situation(scene: Scene, kind: int, seed: int) -> tuple[Readings, Target, RestPose]:
+    """Draws a state in which hand at the object or at rest, and object at its target, have probability one
+    half each, so that every phase occurs."""
     rng = np.random.default_rng(3000 + seed)
     here, target = random_readings(scene, seed), random_target(scene, kind, seed)
-    rest = Rest(f32(rng.uniform(*np.asarray(scene.arm_bounds))), f32(rng.uniform(-np.pi, np.pi)))
+    rest = RestPose(f32(rng.uniform(*np.asarray(scene.arm_bounds))), f32(rng.uniform(-np.pi, np.pi)))
 
     def nearby(pos: np.ndarray, size: float) -> np.ndarray:
         return f32(pos + rng.uniform(-size, size, 3))
@@ -92,26 +92,26 @@ def test_limits_and_resting_places_equal_the_packages(family: str, kind: int) ->
     assert MAX_STEPS[kind] == expert._max_step
 
 
-def test_whole_episode_of_the_packages_loop_gives_the_same_actions() -> None:
-    """OGBench's loop without noise and random actions; ours is told its targets and resting places."""
+def test_an_episode_of_the_packages_loop_gives_the_same_actions() -> None:
+    """Runs OGBench's loop without noise and random actions; ours gets the same targets and resting places."""
     scene, env = build_scene("scene"), package_env("scene").unwrapped
     agents = dict(zip(KIND_NAMES, (make(env=env) for make in MARKOV_ORACLES), strict=True))
     np.random.seed(0)
     env.reset(seed=2)
-    for _ in range(40):  # which leaves behind a target of each kind
+    for _ in range(40):  # after which a target of each kind exists
         env.set_new_target(return_info=False)
     info = env.reset(seed=3)[1]
     step = jax.jit(functools.partial(_noiseless_step, scene))
-    renew = jax.jit(Pursuit.renew)
+    renew = jax.jit(NoisyState.renew)
 
     def take_up(info: dict) -> tuple:
         agent = agents[info["privileged/target_task"]]
         agent.reset(None, info)
-        return agent, target_of(scene, info), Rest(f32(agent._final_pos), f32(agent._final_yaw))
+        return agent, target_of(scene, info), RestPose(f32(agent._final_pos), f32(agent._final_yaw))
 
     agent, target, rest = take_up(info)
     unset = stack([target_of(scene, info, name) for name in KIND_NAMES])
-    pursuit = jax.jit(Pursuit.of)(f32(0.0), unset, target, rest)
+    pursuit = jax.jit(NoisyState.of)(f32(0.0), unset, target, rest)
     stale = 0
     for _ in range(500):
         action = agent.select_action(None, info)
@@ -126,9 +126,9 @@ def test_whole_episode_of_the_packages_loop_gives_the_same_actions() -> None:
     assert stale >= 3
 
 
-def _noiseless_step(scene: Scene, pursuit: Pursuit, target: Target, readings: Readings) -> tuple:
-    """`experts.act` with a key for which the action is not a random one, and without noise."""
-    expert = experts.Expert(target, jnp.zeros(()), pursuit)
+def _noiseless_step(scene: Scene, pursuit: NoisyState, target: Target, readings: Readings) -> tuple:
+    """Calls `experts.act` with a key for which the action is not a random one, and without noise."""
+    expert = experts.ExpertState(target, jnp.zeros(()), pursuit)
     action, expert, done = experts.act("noisy", scene, expert, readings, _QUIET)
     return action, expert.intent, done
 

@@ -1,4 +1,4 @@
-"""The `play` experts against OGBench's own, and facts about their plans."""
+"""Tests of the `play` experts against OGBench's, and of facts about their plans."""
 
 import functools
 from typing import NamedTuple
@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from envs_mjx.experts.keyframes import Keys, PlanDraws, key_poses
-from envs_mjx.experts.play import Plan, build_plan, follow, max_rows, plan_from_draws, plan_row
+from envs_mjx.experts.keyframes import Keyframes, PlanDraws, key_poses
+from envs_mjx.experts.play import KeyframePlan, build_plan, follow, max_rows, plan_from_draws, plan_row
 from envs_mjx.experts.targets import BUTTON, CUBE, Target
 from envs_mjx.manipulation.observation import Readings
 from envs_mjx.manipulation.scenes import Scene, build_scene
@@ -30,17 +30,17 @@ from tests.helpers.ogbench_expert_states import (
 
 PLANS = 30
 LENGTHS = {CUBE: range(87, 91), BUTTON: range(25, 50)}  # rows; drawer and window 35 to 37
-KEYS = {CUBE: 11, BUTTON: 5}  # drawer and window 8
+MAX_KEYFRAMES = {CUBE: 11, BUTTON: 5}  # drawer and window 8
 
 
 class Batch(NamedTuple):
-    """Random situations and what our experts make of them, with a leading axis."""
+    """Random situations and the keys and plans of our experts in them, with a leading axis."""
 
     draws: PlanDraws
     readings: Readings
     target: Target
-    keys: Keys
-    plan: Plan
+    keys: Keyframes
+    plan: KeyframePlan
     rows: jax.Array
 
 
@@ -53,9 +53,11 @@ def random_draws(scene: Scene, seed: int) -> PlanDraws:
 
 @functools.cache
 def compiled(scene: Scene):
-    """Keys, plan and all its rows of one situation, vmapped."""
+    """Returns keys, plan and all its rows of one situation, vmapped."""
 
-    def one(draws: PlanDraws, readings: Readings, target: Target) -> tuple[Keys, Plan, jax.Array]:
+    def one(
+        draws: PlanDraws, readings: Readings, target: Target
+    ) -> tuple[Keyframes, KeyframePlan, jax.Array]:
         plan = plan_from_draws(draws, scene, readings, target)
         rows = jax.vmap(plan_row, in_axes=(None, 0))(plan, jnp.arange(max_rows(scene)))
         return key_poses(draws, scene, readings, target), plan, rows
@@ -75,11 +77,11 @@ def batch_of(family: str, kind: int) -> Batch:
 
 
 def package_plan(family: str, kind: int, batch: Batch, i: int, time: float = 0.0) -> tuple:
-    """OGBench's expert, reset with our random draws in the order in which it asks for them, and the
-    keys that it made: times, poses and grips."""
+    """Returns OGBench's expert, reset with our random draws in its order, and its keys: times, poses and
+    grips."""
     draws, seen = row(batch.draws, i), []
     lift, clear = ([*draws.lift], [draws.clear]) if kind == CUBE else ([], [])
-    jitter = draws.jitter[: KEYS.get(kind, 8) - 1]
+    jitter = draws.jitter[: MAX_KEYFRAMES.get(kind, 8) - 1]
     expert = oracle(PLAN_ORACLES, family, kind, noise=0.1)
     build = expert.compute_plan
     expert.compute_plan = lambda *keys: seen.extend(keys) or build(*keys)
@@ -91,7 +93,7 @@ def package_plan(family: str, kind: int, batch: Batch, i: int, time: float = 0.0
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_keys_equal_the_packages(family: str, kind: int) -> None:
-    batch, count = batch_of(family, kind), KEYS.get(kind, 8)
+    batch, count = batch_of(family, kind), MAX_KEYFRAMES.get(kind, 8)
     for i in range(PLANS):
         times, poses, grips = package_plan(family, kind, batch, i)[1]
         keys = row(batch.keys, i)

@@ -1,4 +1,4 @@
-"""The choice of targets against OGBench's own, and when a target counts as achieved."""
+"""Tests of the draws of targets against OGBench's, and of their success."""
 
 import functools
 
@@ -60,7 +60,7 @@ def random_draws(seed: int) -> TargetDraws:
 
 
 def place(family: str, readings: Readings) -> dict:
-    """Puts the real environment into a state with these cubes, buttons and slides; its information."""
+    """Puts the real environment into a state with these cubes, buttons and slides; returns its `info`."""
     env, scene = package_env(family).unwrapped, build_scene(family)
     qpos = env._data.qpos.copy()
     qpos[(scene.cube_qpos[:, None] + np.arange(3)).ravel()] = np.asarray(readings.cube_pos, float).ravel()
@@ -98,7 +98,7 @@ def test_targets_of_cubes_equal_the_packages() -> None:
     for trial in range(60):
         readings = random_readings(scene, trial)
         for child, parent in rng.permutation(scene.cubes).reshape(-1, 2)[: trial % 3]:
-            shift = rng.choice([0.01, 0.03])  # on top of it, or beside it and higher
+            shift = rng.choice([0.01, 0.03])  # on top of it, or next to it and higher
             readings.cube_pos[child] = readings.cube_pos[parent] + f32([shift, 0.0, 0.04])
         cases.append((random_draws(trial), readings))
     all_ours = targets_from_draws(scene, 0.4)(*(stack(list(x)) for x in zip(*cases, strict=True)))
@@ -175,7 +175,7 @@ def test_targets_are_as_frequent_as_in_the_package(slides: tuple, buttons: tuple
     labels = np.union1d(label(ours), label(theirs))
     table = np.array([[np.sum(label(x) == name) for name in labels] for x in (ours, theirs)])
     assert chi2_contingency(table).pvalue > 1e-3 and table.min() > 50
-    assert (CUBE in ours.kind) == (cube[1] > 0)  # what is in the drawer stays there
+    assert (CUBE in ours.kind) == (cube[1] > 0)  # a cube in the drawer stays in it
 
 
 def _drawn_target(env, scene: Scene):
@@ -214,7 +214,7 @@ def test_lone_cube_is_never_stacked_and_targets_fill_the_table() -> None:
 
 
 @pytest.mark.parametrize("kind", [CUBE, BUTTON, DRAWER, WINDOW])
-def test_target_is_achieved_within_four_centimetres_or_with_the_button_over(kind: int) -> None:
+def test_target_is_achieved_within_4_cm_or_with_button_toggled(kind: int) -> None:
     scene = build_scene("scene")
     target = random_target(scene, kind, 0)
     for off, expected in ((0.0, True), (0.0399, True), (0.0401, False)):
@@ -248,7 +248,7 @@ def test_scene_episodes_are_kept_while_the_cube_is_in_view(y: float, z: float, k
     assert healthy(build_scene("cube-single"), other._replace(cube_pos=jnp.array([[0.33, y, z]])))
 
 
-def test_before_there_was_a_target_any_button_and_either_end_stands_for_it() -> None:
+def test_placeholder_targets_are_any_button_and_either_end() -> None:
     scene = build_scene("scene")
     unset = jax.jit(jax.vmap(lambda u: unset_targets(u, scene)))(jr.uniform(jr.key(0), (400, 4)))
     assert (np.asarray(unset.kind) == np.arange(4)).all()

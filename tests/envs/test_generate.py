@@ -1,4 +1,4 @@
-"""Generated datasets: schema, loading through ogbench, reproducibility, and the expert's success."""
+"""Tests of generated datasets: schema, loading by ogbench, reproducibility, and the expert's success."""
 
 import itertools
 import shutil
@@ -14,11 +14,11 @@ import ogbench
 import pytest
 
 from envs_mjx.datagen import npz_shards
-from envs_mjx.datagen import simulate_episodes as simulation
-from envs_mjx.datagen.data_policy import TabletopScript
-from envs_mjx.datagen.dataset_spec import Request
-from envs_mjx.datagen.generate import collect, generate, val_path
-from envs_mjx.datagen.simulate_episodes import Job, Simulator
+from envs_mjx.datagen import simulate_episodes as simulate_episodes
+from envs_mjx.datagen.data_policy import TabletopDataPolicy
+from envs_mjx.datagen.dataset_spec import DatasetSpec
+from envs_mjx.datagen.generate import generate, generate_file, val_path
+from envs_mjx.datagen.simulate_episodes import EpisodeJob, Simulator
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.scenes import build_scene
@@ -29,7 +29,7 @@ from tests.helpers.fake_expert import instant  # noqa: F401
 NAME = "cube-single-play-v0"
 ROWS = 1001
 LANES = 16  # fewer than usual, to save time
-REQUEST = Request(NAME, episodes=2, per_shard=2, seed=3, lanes=LANES)
+REQUEST = DatasetSpec(NAME, episodes=2, per_shard=2, seed=3, lanes=LANES)
 Arrays = dict[str, np.ndarray]
 
 
@@ -117,12 +117,14 @@ def test_progress_counts_every_row_once(made: SimpleNamespace) -> None:
     assert all(a <= b for a, b in itertools.pairwise(done)) and len(set(done)) > 10
 
 
-def test_an_episode_depends_on_neither_the_threads_nor_the_number_of_episodes(
+def test_an_episode_does_not_depend_on_threads_or_dataset_size(
     made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = make(NAME, "c")
     assert isinstance(env, ManipEnv) and isinstance(env.engine, CEngine)
-    monkeypatch.setattr(env.engine.host, "threads", 1)  # of the engine that `collect` uses: compiled already
+    monkeypatch.setattr(
+        env.engine.host, "threads", 1
+    )  # of the engine that `generate_file` uses: compiled already
     generate(REQUEST._replace(episodes=1), tmp_path)
     for path, more in ((tmp_path / f"{NAME}.npz", made.train), (tmp_path / f"{NAME}-val.npz", made.val)):
         for name, array in read(path).items():
@@ -131,16 +133,16 @@ def test_an_episode_depends_on_neither_the_threads_nor_the_number_of_episodes(
 
 @pytest.fixture(scope="module")
 def scenes() -> SimpleNamespace:
-    """Three episodes of the noisy expert in the scene with drawer and window, in one wave."""
+    """Three episodes of the noisy expert in the scene with drawer and window, in one batch."""
     scene = build_scene("scene")
-    simulator = Simulator(TabletopScript("noisy", scene, CEngine(scene), ROWS), seed=5, lanes=LANES)
-    jobs = [Job(0, 0), Job(0, 1), Job(1, 0), Job(0, 0, 1)]
+    simulator = Simulator(TabletopDataPolicy("noisy", scene, CEngine(scene), ROWS), seed=5, lanes=LANES)
+    jobs = [EpisodeJob(0, 0), EpisodeJob(0, 1), EpisodeJob(1, 0), EpisodeJob(0, 0, 1)]
     return SimpleNamespace(simulator=simulator, jobs=jobs, wave=simulator.run(jobs))
 
 
 @pytest.mark.slow
-def test_an_episode_depends_on_neither_its_lane_nor_its_companions(scenes: SimpleNamespace) -> None:
-    again = scenes.simulator.run([Job(1, 7), *scenes.jobs[::-1]])
+def test_an_episode_does_not_depend_on_its_lane_or_batch(scenes: SimpleNamespace) -> None:
+    again = scenes.simulator.run([EpisodeJob(1, 7), *scenes.jobs[::-1]])
     for old, new in zip([*scenes.wave.rows, *scenes.wave.events], [*again.rows, *again.events], strict=True):
         np.testing.assert_array_equal(old, new[1:][::-1])
 
@@ -160,22 +162,22 @@ def test_buttons_are_recorded_before_the_action(scenes: SimpleNamespace) -> None
 
 
 def test_health_is_judged_in_every_row(scenes: SimpleNamespace) -> None:
-    """OGBench's rule: the cube's y below 0.29 m, and above -0.3 m unless it is in the drawer."""
+    """Checks OGBench's rule: the cube's y below 0.29 m, and above -0.3 m unless it is in the drawer."""
     y, z = scenes.wave.rows.qpos[..., 15], scenes.wave.rows.qpos[..., 16]
     hidden = (y >= 0.29) | ((y <= -0.3) & ((z < 0.06) | (z > 0.08)))
     np.testing.assert_array_equal(scenes.wave.healthy, ~hidden.any(axis=1))
 
 
 def test_an_unhealthy_episode_goes_no_further(scenes: SimpleNamespace) -> None:
-    script = scenes.simulator.script
+    policy = scenes.simulator.policy
     jobs = jnp.zeros((LANES, 3), jnp.int32).at[:, 1].set(jnp.arange(LANES))
     goes_on = [True, False, False, True] + [False] * (LANES - 4)  # the last ones are empty
     with jax.default_device(scenes.simulator.device):  # else all would be compiled again
-        lanes = simulation._begin(script, jnp.asarray(5), jobs, jnp.arange(LANES) < 4)
-        qpos = lanes.play.world.physics.qpos.at[:3, 15].set(jnp.asarray([0.1, 0.3, -0.31]))  # y of the cube
-        lanes = eqx.tree_at(lambda lanes: lanes.play.world.physics.qpos, lanes, qpos)
-        np.testing.assert_array_equal(simulation._last_row(script, lanes)[1], goes_on)
-        after, (rows, events) = simulation._stretch(script, lanes, jnp.asarray(0))
+        lanes = simulate_episodes._begin(policy, jnp.asarray(5), jobs, jnp.arange(LANES) < 4)
+        qpos = lanes.state.world.physics.qpos.at[:3, 15].set(jnp.asarray([0.1, 0.3, -0.31]))  # y of the cube
+        lanes = eqx.tree_at(lambda lanes: lanes.state.world.physics.qpos, lanes, qpos)
+        np.testing.assert_array_equal(simulate_episodes._last_row(policy, lanes)[1], goes_on)
+        after, (rows, events) = simulate_episodes._simulate_segment(policy, lanes, jnp.asarray(0))
     np.testing.assert_array_equal(after.active, goes_on)
     moved = (np.asarray(rows.qpos[-1]) != np.asarray(qpos)).any(axis=1)
     np.testing.assert_array_equal(moved, goes_on)
@@ -184,21 +186,21 @@ def test_an_unhealthy_episode_goes_no_further(scenes: SimpleNamespace) -> None:
 
 @pytest.mark.usefixtures("instant")
 def test_no_file_appears_unless_both_are_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: object, part: npz_shards.Part, final: Path) -> None:
+    def full(self: object, part: npz_shards.ShardFile, final: Path) -> None:
         if "val" not in part.stem:
             raise OSError(28, "No space left on device")
         final.touch()
 
-    monkeypatch.setattr(npz_shards.Bench, "assemble", full)
+    monkeypatch.setattr(npz_shards.NpzShardWriter, "assemble", full)
     with pytest.raises(UserError, match="No space left on device; free some space"):
-        collect(NAME, ROWS, tmp_path / "a.npz")
+        generate_file(NAME, ROWS, tmp_path / "a.npz")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("instant")
-def test_ten_training_episodes_make_one_for_validation_and_twenty_make_two(tmp_path: Path) -> None:
+def test_there_is_one_validation_episode_per_ten_for_training(tmp_path: Path) -> None:
     for episodes, val in ((1, 1), (10, 1), (19, 1), (20, 2)):
-        made = collect(NAME, episodes * ROWS, tmp_path / f"{episodes}.npz")
+        made = generate_file(NAME, episodes * ROWS, tmp_path / f"{episodes}.npz")
         assert (made.train_rows, made.val_rows) == (episodes * ROWS, val * ROWS)
 
 
@@ -213,20 +215,20 @@ def test_bad_requests_are_refused_before_any_work(tmp_path: Path, monkeypatch: p
         (1, "file/new.npz", "choose another folder"),
     ):
         with pytest.raises(UserError, match=message):
-            collect(NAME, rows, tmp_path / name)
+            generate_file(NAME, rows, tmp_path / name)
     with pytest.raises(UserError):
-        collect("cube-dozen-play-v0", 1, tmp_path / "new.npz")
+        generate_file("cube-dozen-play-v0", 1, tmp_path / "new.npz")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(UserError, match="MB free"):
-        collect(NAME, 1, tmp_path / "new.npz")
+        generate_file(NAME, 1, tmp_path / "new.npz")
     assert {path.name for path in tmp_path.iterdir()} == {"taken.npz", "file"}
 
 
 @pytest.mark.slow
-def test_expert_hits_98_percent_of_a_thousand_targets_and_covers_every_task(tmp_path: Path) -> None:
+def test_expert_reaches_98_percent_of_targets_and_all_tasks(tmp_path: Path) -> None:
     path = tmp_path / "cube.npz"
-    made = collect(NAME, 91 * ROWS, path, seed=11)
+    made = generate_file(NAME, 91 * ROWS, path, seed=11)
     assert made.targets >= 1000 and made.hits >= 0.98 * made.targets
     obs = read(path)["observations"]
     for task in range(1, 6):
@@ -240,6 +242,6 @@ def test_expert_hits_98_percent_of_a_thousand_targets_and_covers_every_task(tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["double", "quadruple"])
 def test_expert_moves_and_stacks_several_cubes(family: str, tmp_path: Path) -> None:
-    made = collect(f"cube-{family}-play-v0", 8 * ROWS, tmp_path / "cubes.npz", seed=1)
+    made = generate_file(f"cube-{family}-play-v0", 8 * ROWS, tmp_path / "cubes.npz", seed=1)
     # OGBench's own: 61 of 66 targets hit for two cubes.
     assert made.targets >= 95 and made.hits >= 0.8 * made.targets

@@ -1,4 +1,4 @@
-"""Datasets under way that cannot be continued as they are: damage, other data, full disks."""
+"""Tests of unfinished datasets that cannot be continued: damage, other data, full disks."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def test_other_settings_are_not_mixed_in(
         assert content(tmp_path / folder) == before
 
 
-def test_other_settings_are_not_mixed_into_what_is_left_of_a_dataset(straight: Path) -> None:
+def test_other_settings_are_not_mixed_into_a_partial_dataset(straight: Path) -> None:
     (straight / f"{NAME}-001.npz").unlink()
     with pytest.raises(UserError, match="seed=0, asked is seed=1"):
         generate(REQUEST._replace(seed=1), straight)

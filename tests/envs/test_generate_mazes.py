@@ -1,4 +1,4 @@
-"""Datasets of mazes: what ogbench makes of them, and their statistics beside OGBench's own generator."""
+"""Tests of maze datasets: loading by ogbench, and statistics compared with OGBench's own generator."""
 
 import time
 from pathlib import Path
@@ -10,18 +10,18 @@ import numpy as np
 import ogbench
 import pytest
 
-from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.dataset_spec import DatasetSpec
 from envs_mjx.datagen.generate import generate, val_path
-from envs_mjx.datagen.simulate_episodes import Job, Simulator
-from envs_mjx.experts.maze_experts import Actor, NavigationScript
+from envs_mjx.datagen.simulate_episodes import EpisodeJob, Simulator
+from envs_mjx.experts.maze_experts import DirectionActor, MazeDataPolicy
 from envs_mjx.locomotion.maze_env import MazeEnv
-from envs_mjx.locomotion.maze_paths import build_compass
+from envs_mjx.locomotion.maze_paths import build_maze_paths
 from envs_mjx.registry import make
 from mac.errors import UserError
 
 NAME = "pointmaze-medium-stitch-v0"
 ROWS = 201
-REQUEST = Request(NAME, episodes=3, per_shard=3, seed=3, lanes=4)
+REQUEST = DatasetSpec(NAME, episodes=3, per_shard=3, seed=3, lanes=4)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -89,15 +89,15 @@ def test_an_episode_depends_on_nothing_but_its_number(made: SimpleNamespace, tmp
 
 def test_ants_need_a_trained_expert_and_points_do_not(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs a trained expert: run .* --task ant"):
-        generate(Request("antmaze-medium-navigate-v0", 1, 1), tmp_path)
+        generate(DatasetSpec("antmaze-medium-navigate-v0", 1, 1), tmp_path)
     with pytest.raises(UserError, match="is made by a script; leave out --expert"):
         generate(REQUEST._replace(expert_checksum="0"), tmp_path)
-    with pytest.raises(UserError, match="is not made by an expert of ours"):
-        generate(Request("hopper-medium-v2", 1, 1), tmp_path)
+    with pytest.raises(UserError, match="cannot be generated"):
+        generate(DatasetSpec("hopper-medium-v2", 1, 1), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-class Lazy(Actor):
+class Lazy(DirectionActor):
     """An ant's expert that does nothing."""
 
     def __call__(self, obs, direction):
@@ -106,7 +106,7 @@ class Lazy(Actor):
 
 
 def test_data_of_a_trained_expert_are_marked_as_ours(tmp_path: Path) -> None:
-    request = Request("antmaze-medium-stitch-v0", 1, 1, lanes=1, expert_checksum="abc")
+    request = DatasetSpec("antmaze-medium-stitch-v0", 1, 1, lanes=1, expert_checksum="abc")
     for _ in range(2):  # the second time there is nothing to do
         made = generate(request, tmp_path, actor=Lazy())
         assert made.train_rows == ROWS
@@ -117,12 +117,12 @@ def test_data_of_a_trained_expert_are_marked_as_ours(tmp_path: Path) -> None:
 
 
 def theirs(size: str, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """OGBench's expert in OGBench's environment, style navigate: places, actions, goals reached, and control
-    steps per second of processor time."""
+    """Runs OGBench's expert in its environment, style navigate. Returns positions, actions, goals reached,
+    and control steps per second of processor time."""
     env = gymnasium.make(f"pointmaze-{size}-v0", terminate_at_goal=False, max_episode_steps=1001)
-    raw, compass = env.unwrapped, build_compass(size)
+    raw, paths = env.unwrapped, build_maze_paths(size)
     np.random.seed(seed)
-    columns = compass.maze.walls.shape[1]
+    columns = paths.maze.walls.shape[1]
 
     def draw(cells: np.ndarray) -> tuple[int, int]:
         return divmod(int(np.random.choice(cells)), columns)
@@ -130,7 +130,7 @@ def theirs(size: str, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray,
     places, actions, hits = [], [], np.zeros(episodes)
     began = time.process_time()
     for episode in range(episodes):
-        task = {"init_ij": draw(compass.free), "goal_ij": draw(compass.vertices)}
+        task = {"init_ij": draw(paths.free), "goal_ij": draw(paths.vertices)}
         obs, _ = env.reset(options={"task_info": task})
         for t in range(1001):
             ahead = raw.get_oracle_subgoal(raw.get_xy(), raw.cur_goal_xy)[0] - raw.get_xy()
@@ -141,7 +141,7 @@ def theirs(size: str, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray,
             obs, _, _, _, info = env.step(action)
             if info["success"]:
                 hits[episode] += t < 1000
-                raw.set_goal(draw(compass.vertices))
+                raw.set_goal(draw(paths.vertices))
     rate = episodes * 1001 / (time.process_time() - began)
     env.close()
     shape = episodes, 1001, 2
@@ -149,19 +149,19 @@ def theirs(size: str, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def ours(size: str, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """The same of ours; the first wave compiles and is not timed."""
+    """Runs our expert likewise; the first batch compiles and is not timed."""
     env = make(f"pointmaze-{size}-navigate-v0", "c")
     assert isinstance(env, MazeEnv)
-    simulator = Simulator(NavigationScript("navigate", env, 1001, None), seed=seed, lanes=episodes)
-    simulator.run([Job(1, 0)])
+    simulator = Simulator(MazeDataPolicy("navigate", env, 1001, None), seed=seed, lanes=episodes)
+    simulator.run([EpisodeJob(1, 0)])
     began = time.process_time()
-    wave = simulator.run([Job(0, i) for i in range(episodes)])
+    wave = simulator.run([EpisodeJob(0, i) for i in range(episodes)])
     rate = episodes * 1000 / (time.process_time() - began)
     return wave.rows.observations, wave.rows.actions, wave.events.hit.sum(axis=1), rate
 
 
 def measures(size: str, places: np.ndarray, actions: np.ndarray, hits: np.ndarray) -> dict[str, np.ndarray]:
-    """Numbers of each episode, by name."""
+    """Returns statistics of each episode, by name."""
     env, flat = make(f"pointmaze-{size}-navigate-v0", "c"), places.reshape(-1, 2).astype(np.float32)
     solved = {
         f"task{k}": (env.relabel(flat, k)[0] == 0).reshape(hits.size, -1).mean(axis=1) for k in range(1, 6)
@@ -181,7 +181,8 @@ def measures(size: str, places: np.ndarray, actions: np.ndarray, hits: np.ndarra
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["medium", "large"])
 def test_points_do_the_same_as_ogbenchs_and_as_fast(size: str) -> None:
-    """Nine statistics of 100 episodes each: 4 standard errors are exceeded by chance once in 1000 runs."""
+    """Compares nine statistics of 100 episodes each; 4 standard errors are exceeded with probability
+    0.001."""
     mine, other = ours(size, 100, 11), theirs(size, 100, 11)
     a, b = (measures(size, *found[:3]) for found in (mine, other))
     for name in a:

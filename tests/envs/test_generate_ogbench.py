@@ -1,4 +1,4 @@
-"""Our generator beside OGBench's own: the same statistics, at least the same speed.
+"""Tests of our generator compared with OGBench's: the same statistics, at least the same speed.
 
 `python -m tests.helpers.ogbench_generators` prints the numbers.
 """
@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.promotion]
 
 @pytest.mark.parametrize("dataset", COMPARED)
 def test_experts_do_the_same_as_ogbenchs(dataset: str) -> None:
-    """Ten statistics of 50 episodes each. For all 60 together, 4 standard errors are exceeded by chance
-    once in 250 times; a small number of distinct episodes has somewhat heavier tails.
+    """Compares ten statistics of 50 episodes each. For all 60 together, 4 standard errors are exceeded with
+    probability 0.004; a small number of distinct episodes has somewhat heavier tails.
     """
     far = [row for row in compare(dataset, 50) if row.z > 4]
     assert not far
@@ -22,5 +22,5 @@ def test_experts_do_the_same_as_ogbenchs(dataset: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_is_at_least_as_fast_as_ogbenchs(family: str) -> None:
-    """Steps per second of processor time, in turn in one process."""
+    """Compares steps per second of processor time, alternating in one process."""
     assert speed(f"{family}-play-v0").ratio >= 1

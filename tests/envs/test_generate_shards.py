@@ -1,4 +1,4 @@
-"""Sharded datasets under way: names, contents, resuming; without physics."""
+"""Tests of sharded datasets: names, contents, resuming; without physics."""
 
 import itertools
 import json
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs_mjx.datagen import generate as collect
+from envs_mjx.datagen import generate as generate_file
 from envs_mjx.datagen import npz_shards as files
-from envs_mjx.datagen.generate import Collected, generate, metadata_path
+from envs_mjx.datagen.generate import DatasetSummary, generate, metadata_path
 from envs_mjx.datagen.npz_shards import TRAIN, VAL, make_shards
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS as ROWS
-from envs_mjx.datagen.simulate_episodes import Job, Simulator
+from envs_mjx.datagen.simulate_episodes import EpisodeJob, Simulator
 from tests.helpers import fake_expert
 from tests.helpers.fake_expert import NAME, REQUEST, Killed, calls_until, content, instant, straight_fixture  # noqa: F401
 
@@ -32,7 +32,7 @@ def read(path: Path) -> Arrays:
 
 
 def episodes_in(path: Path) -> list[float]:
-    """What stands in the rows of each episode of a file, see `fake_expert.number`."""
+    """Returns the number in the rows of each episode of a file, see `fake_expert.number`."""
     observations = read(path)["observations"].reshape(-1, ROWS * 55)
     assert (observations == observations[:, :1]).all()
     return observations[:, 0].tolist()
@@ -85,7 +85,7 @@ def test_arrays_are_ogbenchs(tmp_path: Path) -> None:
 def test_metadata_says_where_the_data_come_from(tmp_path: Path) -> None:
     made = generate(REQUEST, tmp_path)
     meta = json.loads(metadata_path(tmp_path, NAME).read_bytes())
-    assert Collected(**meta["collected"]) == made and meta["hit_rate"] == 0.75
+    assert DatasetSummary(**meta["collected"]) == made and meta["hit_rate"] == 0.75
     assert {name: meta[name] for name in REQUEST.settings} == REQUEST.settings
     assert set(meta["versions"]) == {"jax", "jaxlib", "mujoco"} and "not the files" in meta["source"]
 
@@ -96,7 +96,7 @@ def test_work_is_continued_wherever_it_was_killed(
 ) -> None:
     owner, name = {
         "simulate": (Simulator, "run"),
-        "write": (files.Bench, "put"),
+        "write": (files.NpzShardWriter, "put"),
         "rename": (os, "replace"),
         "sync": (os, "fsync"),
     }[call]
@@ -117,20 +117,20 @@ def test_work_is_continued_wherever_it_was_killed(
 
 
 def test_waves_may_run_at_once(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "_CORES_PER_WAVE", 1)
+    monkeypatch.setattr(generate_file, "_CORES_PER_WAVE", 1)
     generate(REQUEST, tmp_path / "at once", threads=3)
     assert content(tmp_path / "at once") == content(straight)
 
 
 def test_no_episode_is_simulated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Job] = []
+    seen: list[EpisodeJob] = []
     original = Simulator.run
 
     def counting(self: Simulator, jobs: Any, *rest: Any) -> Any:
         seen.extend(jobs)
         return original(self, jobs, *rest)
 
-    for count in (3, 2, 1, 100):  # waves of four episodes until each kill
+    for count in (3, 2, 1, 100):  # batches of four episodes until each kill
         with monkeypatch.context() as patch:
             patch.setattr(Simulator, "run", counting)
             calls_until(patch, Simulator, "run", count)
@@ -142,7 +142,7 @@ def test_no_episode_is_simulated_twice(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_finished_data_are_left_alone(straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Collected(**json.loads(metadata_path(straight, NAME).read_bytes())["collected"])
+    made = DatasetSummary(**json.loads(metadata_path(straight, NAME).read_bytes())["collected"])
     monkeypatch.setattr(Simulator, "run", None)
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
     assert generate(REQUEST, straight) == made

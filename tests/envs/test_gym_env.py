@@ -1,4 +1,4 @@
-"""Gym walkers on engine `c`: starts, rewards, falls."""
+"""Tests of gym walkers on engine `c`: initial states, rewards, termination."""
 
 import equinox as eqx
 import jax
@@ -31,7 +31,7 @@ def test_starts_are_near_the_models_pose(body: str):
     )
 
 
-def test_a_fall_costs_the_healthy_reward_in_version_5_only():
+def test_termination_costs_the_healthy_reward_in_version_5_only():
     action = jnp.zeros(3)
     for name, reward in (("hopper-medium-v2", 1.0), ("mujoco/hopper/medium-v0", 0.0)):
         env = gym(name)
@@ -45,7 +45,7 @@ def test_a_fall_costs_the_healthy_reward_in_version_5_only():
         assert float(after.motion.seen[0]) == pytest.approx(gone / 0.008, abs=1e-4)
 
 
-def test_velocities_are_observed_up_to_10_but_for_the_halfcheetahs():
+def test_observed_velocities_are_clipped_except_the_halfcheetahs():
     for name, top in (
         ("hopper-medium-v2", 10.0),
         ("walker2d-medium-v2", 10.0),
@@ -84,7 +84,7 @@ def test_rewards_are_recorded_and_not_computed():
         gym("walker2d-medium-v2").relabel(np.zeros((1, 17), np.float32), 1)
 
 
-def test_an_episode_ends_after_1000_steps_and_stands():
+def test_an_episode_ends_after_1000_steps_and_is_frozen():
     env = gym("halfcheetah-medium-v2")
     step = jax.jit(env.step)
     state = eqx.tree_at(lambda s: s.t, env.reset(jr.key(0), jnp.asarray(1)), jnp.asarray(998))
@@ -94,7 +94,7 @@ def test_an_episode_ends_after_1000_steps_and_stands():
     assert int(states[2].t) == 1000 and not any(bool(s.success) for s in states)
 
 
-def test_an_action_that_is_not_finite_costs_the_reward():
+def test_a_nonfinite_action_makes_the_reward_nan():
     env = gym("halfcheetah-medium-v2")
     state = env.reset(jr.key(0), jnp.asarray(1))
     assert np.isnan(float(env.step(state, jnp.full(6, jnp.inf)).reward))

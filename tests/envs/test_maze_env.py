@@ -1,4 +1,4 @@
-"""Mazes: starts, goals, rewards and what happens to an episode, on engine `c`."""
+"""Tests of mazes on engine `c`: starts, goals, rewards and the ends of episodes."""
 
 import equinox as eqx
 import jax
@@ -29,7 +29,8 @@ def resets(env: MazeEnv, task: int, many: int = MANY) -> MazeState:
 
 
 def assert_uniform(values: np.ndarray, half: float) -> None:
-    """Columns are uniform in [-half, half]: never beyond, and mean and variance within standard errors."""
+    """Asserts columns uniform in [-half, half]: never beyond, and mean and variance within standard
+    errors."""
     values = np.asarray(values, float) / half
     assert np.abs(values).max() <= 1 + 1e-5 and np.abs(values).max() > 0.9
     error = SIGMAS / np.sqrt(len(values))
@@ -38,7 +39,7 @@ def assert_uniform(values: np.ndarray, half: float) -> None:
 
 
 def assert_normal(values: np.ndarray, scale: float) -> None:
-    """Columns are normal with mean 0 and standard deviation `scale`, within standard errors."""
+    """Asserts columns normal with mean 0 and standard deviation `scale`, within standard errors."""
     values = np.asarray(values, float) / scale
     error = SIGMAS / np.sqrt(len(values))
     np.testing.assert_array_less(np.abs(values.mean(axis=0)), error)
@@ -72,7 +73,7 @@ def test_an_ant_starts_near_the_models_pose():
 
 
 def test_a_humanoid_starts_in_any_pose_that_touches_nothing():
-    """As ogbench's own reset draws it, joint by joint."""
+    """Compares joint by joint with ogbench's own reset."""
     env = maze("humanoidmaze-medium-navigate-oraclerep-v0")
     theirs, rows = real(env), []
     theirs.reset(seed=0)
@@ -92,8 +93,8 @@ def test_a_humanoid_starts_in_any_pose_that_touches_nothing():
     assert (joints >= low - 1e-5).all() and (joints <= high + 1e-5).all()
 
 
-def test_a_goal_that_is_a_whole_observation_shows_the_walker_at_the_target():
-    """Settled by random actions, at the same mean height as ogbench shows it."""
+def test_observation_goals_show_the_walker_at_the_target():
+    """Checks a pose settled by random actions, at the same mean height as in ogbench."""
     env = maze("antmaze-medium-navigate-v0")
     state = resets(env, 1, 40)
     assert state.goal is not None
@@ -142,8 +143,8 @@ def test_rows_and_tasks_that_do_not_exist_are_mistakes():
         env.relabel(np.zeros((3, 29), np.float32), 6)
 
 
-def test_success_is_judged_before_the_step_of_a_single_task_and_after_it_otherwise():
-    """A point 1.15 m from the goal that moves 0.2 m towards it."""
+def test_success_is_judged_before_a_single_tasks_step_else_after():
+    """Moves a point, 1.15 m from the goal, 0.2 m towards it."""
     for mode, after in (("singletask-task1", False), ("oraclerep", True)):
         env = maze(f"pointmaze-medium-navigate-{mode}-v0")
         state = env.reset(jr.key(0), jnp.asarray(1))
@@ -164,7 +165,7 @@ def ant() -> tuple[MazeEnv, MazeState]:
     return env, resets(env, 1, 3)
 
 
-def test_an_ended_episode_stands_still(ant: tuple[MazeEnv, MazeState]):
+def test_an_ended_episode_is_frozen(ant: tuple[MazeEnv, MazeState]):
     env, state = ant
     state = eqx.tree_at(lambda s: (s.done, s.success), state, (jnp.asarray([True, False, True]),) * 2)
     after = jax.jit(jax.vmap(env.step))(state, jnp.full((3, 8), 0.3))
@@ -193,7 +194,7 @@ def test_the_time_limit_ends_an_episode(ant: tuple[MazeEnv, MazeState]):
     assert not after.success.any()
 
 
-def test_actions_are_clipped_and_those_that_are_not_finite_are_zero(ant: tuple[MazeEnv, MazeState]):
+def test_actions_are_clipped_and_zero_if_not_finite(ant: tuple[MazeEnv, MazeState]):
     env, state = ant
     actions = jnp.asarray([[3.0] * 8, [1.0] * 8, [jnp.nan] + [1.0] * 7])
     same = jax.tree.map(lambda x: jnp.stack([x[0], x[0], x[0]]), state)

@@ -1,4 +1,4 @@
-"""The narrow phase of engine `mjx` against MuJoCo C's, on random pairs that touch; in float64."""
+"""Tests of the narrow phase of engine `mjx` against MuJoCo C, on random pairs that touch, in float64."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs_mjx.engines.tabletop_mjx.collision import box_box, box_button_cap, box_capsule
-from envs_mjx.engines.tabletop_mjx.collision.box_box import Solid, Touch
+from envs_mjx.engines.tabletop_mjx.collision.box_box import OrientedBoxes, TabletopContactPoints
 
 COUNT = 400
 
@@ -72,8 +72,8 @@ PRESS = pair("type='box' size='.011 .004 .0094'", "type='cylinder' size='.0172 .
 
 
 def pressing(aside: float) -> list[mujoco.MjData]:
-    """Pads, tilted by up to 8 degrees, whose lowest corner is 0.03 to 1 mm below the face of a cap, and
-    whose middle is at most `aside` away from the cap's.
+    """Draws pads, tilted by up to 8 degrees, whose lowest corner is 0.03 to 1 mm below the face of a cap.
+    Their middle is at most `aside` away from the cap's.
     """
     rng, found = np.random.default_rng(0), []
     for _ in range(COUNT):
@@ -101,18 +101,19 @@ def pressing(aside: float) -> list[mujoco.MjData]:
     return found
 
 
-def solid(datas: list[mujoco.MjData], geom: int, half: np.ndarray) -> Solid:
+def solid(datas: list[mujoco.MjData], geom: int, half: np.ndarray) -> OrientedBoxes:
     pos = np.array([d.geom_xpos[geom] for d in datas])
     mat = np.array([d.geom_xmat[geom].reshape(3, 3) for d in datas])
-    return Solid(
+    return OrientedBoxes(
         tuple(jnp.asarray(pos[None, :, r]) for r in range(3)),
         tuple(tuple(jnp.asarray(mat[None, :, r, c]) for c in range(3)) for r in range(3)),
         tuple(jnp.full((1, len(datas)), h) for h in half),
     )
 
 
-def share_that_agrees(touch: Touch, datas: list[mujoco.MjData], tolerance: float) -> float:
-    """Share of the pairs whose contacts are C's, one for one, in depth (m), place (m) and normal."""
+def share_that_agrees(touch: TabletopContactPoints, datas: list[mujoco.MjData], tolerance: float) -> float:
+    """Returns the share of pairs whose contacts are C's, one for one, in depth (m), position (m) and
+    normal."""
     dist, pos, normal = (np.asarray(x) for x in touch)
     good = 0
     for i, data in enumerate(datas):

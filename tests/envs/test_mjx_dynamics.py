@@ -1,4 +1,4 @@
-"""Kinematics, inertia, forces and contact rows of engine `mjx` against MuJoCo C, in float64."""
+"""Tests of kinematics, inertia, forces and contact rows of engine `mjx` against MuJoCo C, in float64."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from envs_mjx.engines.tabletop_mjx import dynamics
 from envs_mjx.engines.tabletop_mjx import model as mjx_model
 from envs_mjx.engines.tabletop_mjx.collision import contacts as mjx_contacts
 from envs_mjx.engines.tabletop_mjx.collision import geometry
-from envs_mjx.engines.tabletop_mjx.collision.contacts import Slots
+from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
 from mac.errors import UserError
 
@@ -32,22 +32,24 @@ class Case(NamedTuple):
     """Random states of a scene, one a lane: `MjData` of C after `mj_forward`, and ours."""
 
     scene: Scene
-    constants: mjx_model.Constants
+    constants: mjx_model.SceneConstants
     datas: list[mujoco.MjData]
     at: dynamics.Poses
-    smooth: dynamics.Smooth
+    smooth: dynamics.SmoothDynamics
     model: geometry.CollisionModel
     contacts: mjx_contacts.Contacts
 
 
-def contacts_of(model: geometry.CollisionModel, slots: Slots, at: dynamics.Poses) -> mjx_contacts.Contacts:
+def contacts_of(
+    model: geometry.CollisionModel, slots: TabletopContactCapacity, at: dynamics.Poses
+) -> mjx_contacts.Contacts:
     return jax.jit(lambda at: mjx_contacts.find(model, slots, at))(at)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest) -> Case:
     scene, rng = build_scene(request.param), np.random.default_rng(0)
-    m, c = scene.model, mjx_model.read(scene)
+    m, c = scene.model, mjx_model.read_constants(scene)
     damping = m.dof_damping.copy()
     damping[scene.slide_dof] = [LOCKED_DAMPING, FREE_DAMPING][: scene.slides]
     datas = []
@@ -73,18 +75,20 @@ def case(request: pytest.FixtureRequest) -> Case:
     lanes = jnp.asarray(np.tile(damping[:, None], LANES))
     smooth = jax.jit(lambda *x: dynamics.smooth(c, *x))(at, qpos, qvel, ctrl, lanes)
     model = geometry.collision_model(scene, c)
-    return Case(scene, c, datas, at, smooth, model, contacts_of(model, Slots(40, 20, 200), at))
+    return Case(
+        scene, c, datas, at, smooth, model, contacts_of(model, TabletopContactCapacity(40, 20, 200), at)
+    )
 
 
 def test_sites_are_where_they_are_in_c(case: Case):
-    found = dynamics.attach(case.constants.sites, case.at)
+    found = dynamics.attached_poses(case.constants.sites, case.at)
     for i, d in enumerate(case.datas):
         np.testing.assert_allclose(found.pos[..., i], d.site_xpos[case.scene.sites], atol=1e-12)
         mats = d.site_xmat[case.scene.sites].reshape(-1, 3, 3)
         np.testing.assert_allclose(found.mat[..., i], mats, atol=1e-12)
 
 
-def test_the_mass_matrix_and_all_forces_without_constraints_are_those_of_c(case: Case):
+def test_mass_matrix_and_smooth_forces_are_those_of_c(case: Case):
     hinges = len(case.constants.hinges.parent)
     for i, d in enumerate(case.datas):
         dense = np.empty((case.constants.nv, case.constants.nv))
@@ -96,7 +100,8 @@ def test_the_mass_matrix_and_all_forces_without_constraints_are_those_of_c(case:
 
 
 def test_derivatives_by_velocity_are_those_that_c_keeps(case: Case):
-    """A saturated actuator has none; neither does the pair of drivers, which one tendon pulls."""
+    """Checks that a saturated actuator has none, and neither does the pair of drivers, which one tendon
+    pulls."""
     m = case.scene.model
     saturated = []
     for i, d in enumerate(case.datas):
@@ -122,11 +127,11 @@ def test_derivatives_by_velocity_are_those_that_c_keeps(case: Case):
 
 
 def test_contacts_have_the_rows_of_c(case: Case):
-    """Contacts of plain boxes and planes: Jacobian, reference acceleration and weight, row by row."""
+    """Compares contacts of boxes and planes: Jacobian, reference acceleration and weight, row by row."""
     m, contacts = case.scene.model, case.contacts
     table = mjx_contacts.pair_table(case.model, m.opt.timestep)
     qvel = jnp.asarray(np.stack([d.qvel for d in case.datas], -1))
-    rows = mjx_contacts.cones(table, contacts, case.smooth.motions, qvel)
+    rows = mjx_contacts.cone_rows(table, contacts, case.smooth.motions, qvel)
     compared = 0
     for i, d in enumerate(case.datas):
         assert not mujoco.mj_isSparse(m)
@@ -148,23 +153,23 @@ def test_contacts_have_the_rows_of_c(case: Case):
 
 
 def test_the_broad_phase_misses_no_contact(case: Case):
-    """Narrow phases of the nearest 40 pairs and of three times as many find the same contacts."""
-    more = contacts_of(case.model, Slots(120, 60, 200), case.at)
+    """Checks that narrow phases of the nearest 40 pairs and of three times as many find the same contacts."""
+    more = contacts_of(case.model, TabletopContactCapacity(120, 60, 200), case.at)
     assert not np.asarray(case.contacts.dropped).any()
     depths = (np.sort(np.minimum(x.dist, 0), axis=0)[:60] for x in (case.contacts, more))
     np.testing.assert_allclose(*depths, atol=1e-12)
 
 
-def test_points_without_a_slot_are_counted(case: Case):
+def test_points_dropped_by_a_full_buffer_are_counted(case: Case):
     used = np.asarray(case.contacts.dist < 0).sum(axis=0)
-    few = contacts_of(case.model, Slots(40, 20, 2), case.at)
+    few = contacts_of(case.model, TabletopContactCapacity(40, 20, 2), case.at)
     np.testing.assert_array_equal(few.dropped, np.maximum(used - 2, 0))
     assert used.max() > 2
 
 
 def test_slides_stop_where_furniture_meets():
     scene = build_scene("scene")
-    stops = geometry.collision_model(scene, mjx_model.read(scene)).stops
+    stops = geometry.collision_model(scene, mjx_model.read_constants(scene)).stops
     ends = {(int(s), int(e)): (float(a), int(n)) for s, e, a, n in zip(*stops[:4], strict=True)}
     # buttons 0 and 1: the cap comes down on four boxes with four points each
     assert ends[0, 1] == (pytest.approx(-0.0272, abs=1e-4), 16) and ends[1, 1][1] == 16
@@ -177,4 +182,4 @@ def test_other_models_are_refused():
         "<mujoco><worldbody><body><joint type='ball'/><geom size='1'/></body></worldbody></mujoco>"
     )
     with pytest.raises(UserError, match="engine c"):
-        mjx_model.read(dataclasses.replace(scene, model=model))
+        mjx_model.read_constants(dataclasses.replace(scene, model=model))

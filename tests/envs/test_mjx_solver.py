@@ -1,4 +1,4 @@
-"""The constraint solver against a slow obvious cost function and a general-purpose minimiser."""
+"""Tests of the constraint solver against a slow obvious cost function and a general-purpose minimiser."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,10 +10,16 @@ import pytest
 import scipy.optimize
 
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve
-from envs_mjx.engines.tabletop_mjx.constraints import Cones, Ends, Losses, Problem, Ties
-from envs_mjx.engines.tabletop_mjx.solver import Limits, newton
+from envs_mjx.engines.tabletop_mjx.constraints import (
+    Equalities,
+    FrictionCones,
+    FrictionLosses,
+    JointLimits,
+    TabletopProblem,
+)
+from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria, newton
 
-EXACT = Limits(iterations=100, ls_iterations=50, tolerance=1e-15, ls_tolerance=1e-2)
+EXACT = StoppingCriteria(iterations=100, ls_iterations=50, tolerance=1e-15, ls_tolerance=1e-2)
 NV, TIES, ENDS, CONES, IMPRATIO = 6, 2, 3, 4, 10.0
 END_DOFS, LOSS_DOFS = (0, 3, 3), (4,)
 
@@ -24,21 +30,21 @@ def float64() -> Iterator[None]:
         yield
 
 
-def problem(seeds: range) -> Problem:
+def problem(seeds: range) -> TabletopProblem:
     """Random problems, one a lane; ties move the first four dofs."""
     lanes = [_arrays(np.random.default_rng(s)) for s in seeds]
-    mass, force, ties, ends, losses, cones = (
+    mass, force, equalities, joint_limits, friction_losses, cones = (
         tuple(jnp.asarray(np.stack(x, -1)) for x in zip(*part, strict=True))
         for part in zip(*lanes, strict=True)
     )
-    return Problem(
+    return TabletopProblem(
         mass=mass[0],
         rim_mass=jnp.zeros((0, 1)),
         force=force[0],
-        ties=Ties(*ties),
-        ends=Ends(END_DOFS, *ends),
-        losses=Losses(LOSS_DOFS, *losses),
-        cones=Cones(*cones),
+        equalities=Equalities(*equalities),
+        joint_limits=JointLimits(END_DOFS, *joint_limits),
+        friction_losses=FrictionLosses(LOSS_DOFS, *friction_losses),
+        cones=FrictionCones(*cones),
         impratio=IMPRATIO,
     )
 
@@ -61,19 +67,23 @@ def _arrays(rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], ...]:
     )
 
 
-def lane(p: Problem, i: int) -> Problem:
+def lane(p: TabletopProblem, i: int) -> TabletopProblem:
     return jax.tree.map(lambda x: np.asarray(x)[..., min(i, x.shape[-1] - 1)] if x.size else x, p)
 
 
-def obvious_cost(p: Problem, acc: np.ndarray) -> float:
-    """Gauss cost plus penalties, row by row and cone by cone, as MuJoCo's documentation defines them."""
+def obvious_cost(p: TabletopProblem, acc: np.ndarray) -> float:
+    """Returns Gauss cost plus penalties, row by row and cone by cone, as in MuJoCo's documentation."""
     total = 0.5 * acc @ p.mass @ acc - p.force @ acc
-    total += 0.5 * np.sum(p.ties.weight * (p.ties.jacobian @ acc[:4] - p.ties.aref) ** 2)
-    for row, dof in enumerate(p.ends.dof):
-        x = p.ends.side[row] * acc[dof] - p.ends.aref[row]
-        total += 0.5 * p.ends.weight[row] * min(x, 0) ** 2
-    for row, dof in enumerate(p.losses.dof):
-        x, weight, bound = abs(acc[dof] - p.losses.aref[row]), p.losses.weight[row], p.losses.bound[row]
+    total += 0.5 * np.sum(p.equalities.weight * (p.equalities.jacobian @ acc[:4] - p.equalities.aref) ** 2)
+    for row, dof in enumerate(p.joint_limits.dof):
+        x = p.joint_limits.side[row] * acc[dof] - p.joint_limits.aref[row]
+        total += 0.5 * p.joint_limits.weight[row] * min(x, 0) ** 2
+    for row, dof in enumerate(p.friction_losses.dof):
+        x, weight, bound = (
+            abs(acc[dof] - p.friction_losses.aref[row]),
+            p.friction_losses.weight[row],
+            p.friction_losses.bound[row],
+        )
         total += 0.5 * weight * x**2 if weight * x < bound else bound * x - 0.5 * bound**2 / weight
     for k, mu in enumerate(p.cones.mu):
         x = p.cones.jacobian[:, k] @ acc - p.cones.aref[:, k]
@@ -87,7 +97,7 @@ def obvious_cost(p: Problem, acc: np.ndarray) -> float:
 
 
 class Solved(NamedTuple):
-    problem: Problem
+    problem: TabletopProblem
     acc: np.ndarray
     niter: np.ndarray
     gradient: np.ndarray
@@ -111,7 +121,7 @@ def test_the_solution_is_no_worse_than_a_general_minimisers(solved: Solved):
 
 
 def test_scenes_of_a_batch_do_not_depend_on_each_other(solved: Solved):
-    """Twenty scenes shrink to ten and none on the way; three never do."""
+    """Compares batches of twenty scenes, which shrink to ten and to none, with three, which do not shrink."""
     few = jax.tree.map(lambda x: x[..., 3:6] if x.shape[-1] == 20 else x, solved.problem)
     again = jax.jit(lambda p, start: newton(p, start, EXACT))(few, 10 * jnp.ones((NV, 3)))
     np.testing.assert_allclose(again.acc, solved.acc[:, 3:6], rtol=1e-6, atol=1e-8)
@@ -136,7 +146,7 @@ def test_the_gradient_is_the_derivative_of_the_obvious_cost():
 
 
 def test_dofs_that_meet_through_the_core_only_may_be_eliminated():
-    """Two dofs, each touched by two cones of its own, as rim and as part of the core."""
+    """Solves for two dofs, each with two cones of its own, as rim and as part of the core."""
     p = problem(range(8))
     coupled = jnp.asarray((np.arange(NV) < 4)[:, None] == (np.arange(NV) < 4)) & (
         jnp.eye(NV, dtype=bool) | jnp.asarray(np.arange(NV) < 4)[:, None]
@@ -145,11 +155,22 @@ def test_dofs_that_meet_through_the_core_only_may_be_eliminated():
     mass = jnp.where((jnp.arange(NV) >= 4)[:, None, None] & jnp.eye(NV, dtype=bool)[..., None], 0.5, mass)
     touched = np.ones((CONES, NV), bool)
     touched[:2, 5] = touched[2:, 4] = False
-    cones = Cones(
+    cones = FrictionCones(
         jnp.where(jnp.asarray(touched)[None, ..., None], p.cones.jacobian, 0), *jax.tree.leaves(p.cones)[1:]
     )
-    whole = Problem(mass, p.rim_mass, p.force, p.ties, p.ends, p.losses, cones, IMPRATIO)
-    parted = Problem(mass[:4, :4], jnp.full((2, 1), 0.5), p.force, p.ties, p.ends, p.losses, cones, IMPRATIO)
+    whole = TabletopProblem(
+        mass, p.rim_mass, p.force, p.equalities, p.joint_limits, p.friction_losses, cones, IMPRATIO
+    )
+    parted = TabletopProblem(
+        mass[:4, :4],
+        jnp.full((2, 1), 0.5),
+        p.force,
+        p.equalities,
+        p.joint_limits,
+        p.friction_losses,
+        cones,
+        IMPRATIO,
+    )
     solve = jax.jit(lambda p: newton(p, jnp.zeros((NV, 8)), EXACT).acc)
     np.testing.assert_allclose(solve(parted), solve(whole), rtol=1e-6, atol=1e-8)
 

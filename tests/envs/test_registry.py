@@ -1,4 +1,4 @@
-"""Names are OGBench's, and lead to the right kind of environment."""
+"""Tests that names are OGBench's, and make the right kind of environment."""
 
 import jax
 import pytest
@@ -55,7 +55,7 @@ def test_spec_and_shapes_of_every_family(name, obs, goal, tasks, limit):
 
 
 def test_environments_of_one_name_share_compiled_programs():
-    """Equal and leafless, so either may be a static argument or be closed over."""
+    """Checks that they are equal and leafless, so either may be a static argument or a closure."""
     a, b = (make("cube-single-play-singletask-task2-v0") for _ in range(2))
     assert a == b and hash(a) == hash(b) and not jax.tree.leaves(a)
 

@@ -1,4 +1,4 @@
-"""What resets draw, and when an episode ends."""
+"""Tests of resets' distributions, and of the ends of episodes."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def test_the_goal_of_plain_names_is_a_whole_observation(env, resets):
     np.testing.assert_array_equal(plain.goal_of(world), env.observe(world))
 
 
-def test_a_single_task_starts_at_its_place_with_noise_and_any_yaw(env, resets):
+def test_single_tasks_start_at_their_place_with_noise_and_any_yaw(env, resets):
     seen = jax.vmap(env.readings)(resets.world)
     offset = np.asarray(seen.cube_pos[:, 0]) - [0.35, 0.0, 0.02]
     assert np.abs(offset[:, :2]).max() <= 0.01 and np.abs(offset[:, :2]).max() > 0.008
@@ -59,7 +59,7 @@ def test_the_arm_starts_anywhere_in_its_box_pointing_down(env, resets):
     np.testing.assert_allclose(resets.physics.site_mat[:, 0, 2, 2], -1.0, atol=1e-5)
 
 
-def test_goal_conditioned_resets_shuffle_cubes_and_show_a_settled_goal():
+def test_goal_conditioned_resets_shuffle_cubes_and_settle_goals():
     env = make("cube-double-play-oraclerep-v0")
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 32), jnp.full(32, 2))
     start = np.asarray(jax.vmap(env.readings)(state.world).cube_pos)
@@ -76,8 +76,8 @@ def test_goal_conditioned_resets_shuffle_cubes_and_show_a_settled_goal():
     np.testing.assert_allclose(goal, state.target.cubes, atol=2e-3)
 
 
-def test_single_task_success_is_reported_one_step_late_and_not_at_the_start(env, resets):
-    """Judged before the action: the step that ends an episode is the one after the cube got there."""
+def test_single_task_success_is_reported_one_step_late(env, resets):
+    """Checks that success is judged before the action: an episode ends in the step after the cube arrives."""
     state = jax.tree.map(lambda x: x[0], resets)
     here = jax.vmap(env.readings)(resets.world).cube_pos[0]
     state = dataclasses.replace(state, target=state.target._replace(cubes=here))
@@ -87,7 +87,7 @@ def test_single_task_success_is_reported_one_step_late_and_not_at_the_start(env,
     second = step(first, jnp.zeros(5))
     assert (float(second.reward), bool(second.success), bool(second.done)) == (0.0, True, True)
     third = step(second, jnp.ones(5))
-    assert_same_bits(second, third)  # an ended episode stands still
+    assert_same_bits(second, third)  # an ended episode is frozen
     late = dataclasses.replace(
         state, target=state.target._replace(cubes=here + 1.0), t=jnp.asarray(env.spec.max_steps - 1)
     )
@@ -125,7 +125,7 @@ def test_scene_resets_draw_drawer_and_window_and_lock_by_button():
     start, _ = task_table("scene")
     shift = np.asarray(seen.slide_pos) - start.slides[np.asarray(tasks) - 1]
     assert np.abs(shift).max() <= 0.01 + 1e-6 and np.abs(shift).max() > 0.008
-    # Past its ends a slide does not go: half of the draws at an end stay there.
+    # A slide cannot pass its ends: half of the draws at an end stay at it.
     assert seen.slide_pos[:, 0].max() == 0.0 and seen.slide_pos[:, 1].min() == 0.0
     np.testing.assert_array_equal(state.buttons, start.buttons[np.asarray(tasks) - 1])
     np.testing.assert_array_equal(state.physics.locked, ~state.buttons)
@@ -142,7 +142,7 @@ def test_collection_starts_of_scene_and_puzzle_are_anywhere():
             assert low <= slide.min() < low + 0.02 and high - 0.02 < slide.max() <= high
 
 
-def test_a_press_in_a_puzzle_toggles_the_neighbours_and_in_a_scene_only_itself():
+def test_presses_toggle_neighbours_in_puzzles_only():
     for name, pressed, toggled in (
         ("puzzle-3x3", 4, {1, 3, 4, 5, 7}),
         ("puzzle-4x5", 0, {0, 1, 5}),

@@ -1,4 +1,4 @@
-"""Scenes and task tables are those of the installed ogbench."""
+"""Tests that scenes and task tables are those of the installed ogbench."""
 
 import importlib.util
 import types

@@ -1,4 +1,4 @@
-"""The same noisy policy succeeds as often in our environments as in the real ogbench."""
+"""Tests that a noisy policy succeeds as often in our environments as in the real ogbench."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from envs_mjx import experts
-from envs_mjx.experts import Expert
+from envs_mjx.experts import ExpertState
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import read
 from envs_mjx.manipulation.tabletop import World
@@ -36,7 +36,7 @@ POLICIES = {"cube-single": Policy(0.15, 120), "scene": Policy(0.35, 80), "puzzle
 class Try(NamedTuple):
     """An episode: one target, followed by the expert until it is done with it or time is up."""
 
-    expert: Expert
+    expert: ExpertState
     over: jax.Array
 
 
@@ -57,7 +57,7 @@ def hit(env: ManipEnv, world: World, one: Try) -> jax.Array:
 
 
 def their_tries(env: ManipEnv, keys) -> tuple[World, np.ndarray]:
-    """Where ogbench's episodes start, and which of them hit their target."""
+    """Returns the initial states of ogbench's episodes, and whether each reached its target."""
     theirs = official(f"{env.scene.family}-v0", mode="data_collection", terminate_at_goal=False)
     start, choose, score = (jax.jit(lambda *args, f=f: f(env, *args)) for f in (begin, act, hit))
     starts, hits = [], []
@@ -92,9 +92,9 @@ def our_hits(env: ManipEnv, starts: World, keys) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", POLICIES)
-def test_success_rates_differ_by_no_more_than_chance(family: str):
-    """From the same starts, with the same random numbers; float32 rounding of observations and jammed
-    fingers send a few episodes different ways.
+def test_success_rates_agree_statistically(family: str):
+    """Compares episodes of the same starts and random numbers. A few differ because of float32 rounding of
+    observations and jammed fingers.
     """
     env = make(f"{family}-play-oraclerep-v0")
     assert isinstance(env, ManipEnv)

@@ -1,4 +1,5 @@
-"""Engine `mjx` against MuJoCo C: recorded control steps of OGBench's experts, and what an engine promises."""
+"""Tests of engine `mjx` against MuJoCo C on recorded control steps of OGBench's experts, and of its
+contract."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ import pytest
 
 pytest.importorskip("ogbench")
 
-from envs_mjx.engines.base import Physics
-from envs_mjx.engines.tabletop_mjx.collision.contacts import Slots
+from envs_mjx.engines.base import TabletopPhysics
+from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
 from envs_mjx.engines.tabletop_mjx.engine import SLOTS, MjxEngine, over_batches
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from mac.errors import UserError
@@ -48,7 +49,7 @@ def moments() -> Callable[[str], Moments]:
 
 
 @eqx.filter_jit
-def step(engine: MjxEngine, physics: Physics, ctrl: jax.Array, active: jax.Array) -> Physics:
+def step(engine: MjxEngine, physics: TabletopPhysics, ctrl: jax.Array, active: jax.Array) -> TabletopPhysics:
     return jax.vmap(engine.step)(physics, ctrl, active)
 
 
@@ -79,7 +80,7 @@ def test_one_control_step_equals_that_of_c(
 def test_links_that_touch_move_about_as_in_c(
     engines: Callable[[str], MjxEngine], moments: Callable[[str], Moments]
 ):
-    """The expert's gripper scrapes along the drawer."""
+    """Checks steps in which the expert's gripper scrapes along the drawer."""
     scene, some = build_scene("scene"), moments("scene")
     start = physics_of(engines("scene"), some)
     after = step(engines("scene"), start, jnp.asarray(some.ctrl, jnp.float32), jnp.ones(BATCH, bool))
@@ -138,7 +139,7 @@ def test_a_locked_drawer_stays_where_a_free_one_moves(engines: Callable[[str], M
     assert abs(moved[0]) < 1e-5 and moved[1:].max() < -1e-3  # m
 
 
-def test_a_loaded_scene_has_the_poses_of_its_positions_and_nothing_else(
+def test_a_loaded_scene_has_fresh_poses_and_zero_forces(
     engines: Callable[[str], MjxEngine], moments: Callable[[str], Moments]
 ):
     import mujoco
@@ -156,9 +157,9 @@ def test_a_loaded_scene_has_the_poses_of_its_positions_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_contacts_without_a_slot_are_counted():
+def test_contacts_dropped_by_a_full_buffer_are_counted():
     scene = build_scene("cube-single")
-    engine = MjxEngine(scene, slots=Slots(40, 8, 3))  # a cube lies on 4 corners
+    engine = MjxEngine(scene, slots=TabletopContactCapacity(40, 8, 3))  # a cube lies on 4 corners
     qpos = jnp.asarray(scene.model.qpos0, jnp.float32)[None].at[0, scene.cube_qpos[0] + 2].set(0.0199)
     start = jax.vmap(engine.load)(qpos, jnp.zeros((1, scene.model.nv)))
     after = step(engine, start, jnp.zeros((1, scene.model.nu)), jnp.ones(1, bool))
@@ -170,7 +171,7 @@ def test_contacts_without_a_slot_are_counted():
 def test_every_family_has_slots_and_bad_numbers_are_refused():
     assert set(SLOTS) == set(FAMILIES)
     scene = build_scene("cube-single")
-    for options in ({"iterations": 0}, {"ls_iterations": 0}, {"slots": Slots(1, 1, 0)}):
+    for options in ({"iterations": 0}, {"ls_iterations": 0}, {"slots": TabletopContactCapacity(1, 1, 0)}):
         with pytest.raises(UserError, match="at least 1"):
             MjxEngine(scene, **options)
 
@@ -206,7 +207,7 @@ def test_sixteen_scenes_step_faster_together_than_apart(
     apart = jax.jit(engine.step)
     first = jax.tree.map(lambda x: x[0], start)
 
-    def seconds(run: Callable[[], Physics]) -> float:
+    def seconds(run: Callable[[], TabletopPhysics]) -> float:
         jax.block_until_ready(run())
         times = []
         for _ in range(5):

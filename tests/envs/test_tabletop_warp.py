@@ -1,4 +1,4 @@
-"""Engine `warp` against MuJoCo C: recorded control steps of OGBench's experts, locks, and overflows.
+"""Tests of engine `warp` against MuJoCo C: recorded control steps of OGBench's experts, locks, overflows.
 
 `pytest -s` prints the errors.
 """
@@ -18,7 +18,7 @@ import pytest
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx.engines import warp_setup
-from envs_mjx.engines.base import Physics
+from envs_mjx.engines.base import TabletopPhysics
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.engines.tabletop_warp import WarpEngine
 from envs_mjx.manipulation.scenes import FAMILIES, FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
@@ -37,7 +37,7 @@ QUICK = ("cube-single", "scene")
 
 
 class Moments(NamedTuple):
-    """Control steps of C, one a row: state, warm start, locks and control before; what C makes of them."""
+    """Control steps of C, axis 0 = steps: state, warm start, locks and control before; C's result."""
 
     qpos: np.ndarray
     qvel: np.ndarray
@@ -52,14 +52,14 @@ class Moments(NamedTuple):
 class Stepped(NamedTuple):
     """The same control steps by warp; every eighth scene is inactive."""
 
-    start: Physics
-    after: Physics
+    start: TabletopPhysics
+    after: TabletopPhysics
     active: np.ndarray
     moments: Moments
 
 
 def in_c(scene: Scene, data: mujoco.MjData, locked: np.ndarray, ctrl: np.ndarray) -> tuple[np.ndarray, ...]:
-    """One control step of C: positions, site poses and contact force."""
+    """Takes one control step of C: positions, site poses and contact force."""
     model = data.model
     model.dof_damping[scene.slide_dof] = np.where(locked, LOCKED_DAMPING, FREE_DAMPING)
     data.ctrl[:] = ctrl
@@ -72,7 +72,7 @@ def in_c(scene: Scene, data: mujoco.MjData, locked: np.ndarray, ctrl: np.ndarray
 
 
 def record(family: str) -> Moments:
-    """`ROWS` moments of OGBench's scripted expert in OGBench's environment, evenly spread."""
+    """Records `ROWS` moments of OGBench's scripted expert in OGBench's environment, evenly spread."""
     pytest.importorskip("gymnasium")
     from tests.helpers import ogbench_runs
 
@@ -97,14 +97,14 @@ def engine_of(family: str) -> WarpEngine:
 
 
 @eqx.filter_jit
-def load(engine: WarpEngine, qpos: Float[Array, "*b nq"], qvel: Float[Array, "*b nv"]) -> Physics:
+def load(engine: WarpEngine, qpos: Float[Array, "*b nq"], qvel: Float[Array, "*b nv"]) -> TabletopPhysics:
     return jax.vmap(jax.vmap(engine.load))(qpos, qvel)
 
 
 @eqx.filter_jit
 def step(
-    engine: WarpEngine, physics: Physics, ctrl: Float[Array, "*b nu"], active: Bool[Array, "*b"]
-) -> Physics:
+    engine: WarpEngine, physics: TabletopPhysics, ctrl: Float[Array, "*b nu"], active: Bool[Array, "*b"]
+) -> TabletopPhysics:
     return jax.vmap(jax.vmap(engine.step))(physics, ctrl, active)
 
 
@@ -112,7 +112,7 @@ def batched(x: np.ndarray) -> Array:
     return jnp.asarray(x, None if x.dtype == bool else jnp.float32).reshape(*BATCH, *x.shape[1:])
 
 
-def rows(physics: Physics) -> Physics:
+def rows(physics: TabletopPhysics) -> TabletopPhysics:
     return jax.tree.map(lambda x: np.asarray(x).reshape(ROWS, *x.shape[2:]), physics)
 
 
@@ -137,7 +137,7 @@ def print_errors(family: str, **parts: np.ndarray) -> None:
     "family", [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f not in QUICK)]
 )
 def test_one_control_step_stays_near_c(family: str):
-    """All of it is float32 noise, grasps and presses too."""
+    """Checks that all differences are float32 noise, grasps and presses too."""
     scene, (_, after, active, moments) = build_scene(family), stepped(family)
     error = np.abs(after.qpos - moments.next_qpos)[active]
     arm, rest = error[:, scene.arm_qpos].max(1), error[:, 6:].max(1)
@@ -155,7 +155,7 @@ def test_one_control_step_stays_near_c(family: str):
 @needs_warp
 @pytest.mark.parametrize("family", QUICK)
 def test_the_pads_contact_force_is_that_of_c(family: str):
-    """In N m and N. Forces come to 200 N; touching fingers and a gripped cube are stiff springs."""
+    """Compares N m and N. Forces are up to 200 N; touching fingers and a gripped cube are stiff springs."""
     _, after, active, moments = stepped(family)
     touched = active & (np.abs(moments.next_touch).max(1) > 1)
     assert touched.sum() >= 4
@@ -185,7 +185,7 @@ def test_a_loaded_scene_has_the_site_poses_of_c_and_nothing_else():
 
 @needs_warp
 def test_locks_hold_the_slides_of_their_own_scene_only():
-    """All four combinations in one batch, drawer and window pushed at 0.3 m/s."""
+    """Tries all four combinations in one batch, drawer and window pushed at 0.3 m/s."""
     scene, engine = build_scene("scene"), engine_of("scene")
     data = mujoco.MjData(copy.copy(scene.model))
     locked = np.array([(i & 1, i & 2) for i in range(ROWS)], bool)
@@ -214,9 +214,9 @@ def dropped_in_two_steps(engine: WarpEngine, qpos: Float[Array, " nq"]) -> tuple
 @pytest.mark.parametrize(
     "sizes", [{"max_contacts": 3, "max_rows": 116}, pytest.param({"max_rows": 18}, marks=pytest.mark.slow)]
 )
-def test_contacts_left_out_are_counted(sizes: dict[str, int]):
-    """A cube at rest touches the floor at 4 points: one too many for 3 slots, and for 9 rows, since 9
-    more rows are taken by the gripper's linkage.
+def test_contacts_dropped_by_a_full_buffer_are_counted(sizes: dict[str, int]):
+    """Overflows the buffers: a cube at rest touches the floor at 4 points, one too many for 3 slots, and for
+    9 rows, since 9 more rows are taken by the gripper's linkage.
     """
     scene = build_scene("cube-single")
     engine = WarpEngine(scene, **sizes)

@@ -1,4 +1,4 @@
-"""Where walkers' balls and capsules touch, against MuJoCo C on random pairs; and where MJX errs."""
+"""Tests of contacts of walkers' balls and capsules against MuJoCo C on random pairs, and of MJX's errors."""
 
 from collections.abc import Iterator
 
@@ -43,8 +43,8 @@ def contacts_at(model: mujoco.MjModel, data: mujoco.MjData, pos: np.ndarray, qua
     return [(c.dist, c.pos.copy(), c.frame.reshape(3, 3).copy()) for c in data.contact]
 
 
-def same(found: sphere_capsule.Touch, row: int, expected: list) -> bool:
-    """Whether the points of a row within the margin are C's, whatever their order and normal's sign."""
+def same(found: sphere_capsule.WalkerContactPoints, row: int, expected: list) -> bool:
+    """Returns whether the points of a row within the margin are C's, up to order and the normal's sign."""
     points = zip(
         *(np.atleast_1d(x[row]) for x in found[:1]), *(x[row].reshape(-1, 3) for x in found[1:]), strict=True
     )
@@ -81,7 +81,7 @@ def test_a_capsule_at_a_wall_touches_where_it_does_in_c(length: float):
     find = jax.jit(jax.vmap(lambda c, a: sphere_capsule.capsule_wall(c, a, jnp.asarray(0.08), HALF)))
     found = jax.tree.map(np.asarray, find(jnp.array(centre), jnp.array(axis)))
     wrong = [row for row in range(n) if not same(found, row, expected[row])]
-    assert len(wrong) <= 1  # a tie between two edges may fall either way
+    assert len(wrong) <= 1  # a tie between two edges may be decided either way
 
 
 @pytest.mark.parametrize("radius", [0.08, 0.7])
@@ -97,7 +97,7 @@ def test_a_ball_at_a_wall_touches_where_it_does_in_c(radius: float):
 
 
 def test_two_capsules_touch_where_they_do_in_c():
-    """Half of them are nearly parallel, as thighs are."""
+    """Draws half of them nearly parallel, as thighs are."""
     rng, n = np.random.default_rng(2), 500
     model, data = scene('type="capsule" size="0.1 0.3"', 'type="capsule" size="0.06 0.2"')
     centre, axis, expected = [], [], []
@@ -112,8 +112,8 @@ def test_two_capsules_touch_where_they_do_in_c():
     assert all(same(found, row, expected[row]) for row in range(n))
 
 
-def test_a_capsule_on_the_floor_has_tangents_along_its_axis_as_in_c():
-    """Also where it stands so steep that MJX takes another tangent: friction pyramids depend on it."""
+def test_floor_tangents_follow_the_capsules_axis_as_in_c():
+    """Includes steep capsules, for which MJX takes another tangent: friction pyramids depend on it."""
     rng, n = np.random.default_rng(3), 200
     model, data = scene('type="plane" size="1 1 1"', 'type="capsule" size="0.08 0.2"')
     steep = 0

@@ -1,4 +1,4 @@
-"""Engine `mjx` of walkers against MuJoCo C, at walls too, and what an engine promises.
+"""Tests of engine `mjx` of walkers against MuJoCo C, at walls too, and of its contract.
 
 `pytest -s` prints the errors.
 """
@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from envs_mjx.engines.walker_base import Motion
+from envs_mjx.engines.base import WalkerPhysics
 from envs_mjx.engines.walker_c import CWalkerEngine
 from envs_mjx.engines.walker_mjx import step as engine_mjx_step
-from envs_mjx.engines.walker_mjx.contacts import Slots
+from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity
 from envs_mjx.engines.walker_mjx.engine import MJX_VERSION, MjxWalkerEngine, require_version
 from envs_mjx.engines.walker_mjx.near_walls import near_walls, reach
-from envs_mjx.engines.walker_mjx.step import State
+from envs_mjx.engines.walker_mjx.step import WalkerStepState
 from envs_mjx.locomotion.mazes import SIZES, UNIT, build_maze
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
 from mac.errors import UserError
@@ -47,17 +47,15 @@ def moments_of(family: str) -> Moments:
 
 
 @eqx.filter_jit
-def step(engine: MjxWalkerEngine, motion: Motion, ctrl: Array, active: Array) -> Motion:
+def step(engine: MjxWalkerEngine, motion: WalkerPhysics, ctrl: Array, active: Array) -> WalkerPhysics:
     return jax.vmap(engine.step)(motion, ctrl, active)
 
 
 @eqx.filter_jit
 def forward(engine: MjxWalkerEngine, qpos: Array, qvel: Array, ctrl: Array) -> tuple[Array, Array]:
     def one(qpos: Array, qvel: Array, ctrl: Array) -> tuple[Array, Array]:
-        state = State(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
-        data, lost = engine_mjx_step.forward(
-            engine.machine, engine.model, engine.blank.replace(ctrl=ctrl), state
-        )
+        state = WalkerStepState(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
+        data, lost = engine_mjx_step.forward(engine.sim, engine.model, engine.blank.replace(ctrl=ctrl), state)
         return data.qacc, lost
 
     return jax.vmap(one)(qpos, qvel, ctrl)
@@ -71,7 +69,7 @@ def float64() -> Iterator[None]:
 
 @pytest.mark.parametrize("family", families())
 def test_in_float64_accelerations_equal_those_of_c(float64: None, family: str):
-    """30 states, of which as many as there are at walls; both solvers run until nothing changes."""
+    """Compares 30 states, as many at walls as were recorded; both solvers run until nothing changes."""
     moments = moments_of(family)
     touched, at_wall = moments.touching > 0, moments.walls
     some = chosen(moments, np.argsort(-(2 * at_wall + touched), kind="stable")[:30])
@@ -123,7 +121,7 @@ def test_what_is_seen_is_what_engine_c_sees(family: str):
 
 
 def test_no_part_of_a_walker_reaches_half_a_cell_from_its_torso():
-    """The bound that makes four walls enough, and poses that come near it."""
+    """Checks the bound that makes four walls sufficient, and poses near it."""
     for family in ("pointmaze-medium", "antmaze-medium", "humanoidmaze-medium"):
         model, far = build_walker(family).model, reach(build_walker(family).model)
         data, rng, seen = mujoco.MjData(model), np.random.default_rng(0), 0.0
@@ -150,10 +148,10 @@ def test_near_walls_are_all_walls_within_half_a_cell(size: str):
         assert within <= ours <= {tuple(c) for c in centres.tolist()} and walls.sum() == len(ours)
 
 
-def test_contacts_without_a_slot_are_counted():
-    """An ant that lies on the floor; the four feet need a slot each."""
+def test_contacts_dropped_by_a_full_buffer_are_counted():
+    """Drops contacts of an ant that lies on the floor; the four feet need a slot each."""
     walker = build_walker("antmaze-medium")
-    engine = MjxWalkerEngine(walker, slots=Slots(2, 1))
+    engine = MjxWalkerEngine(walker, slots=WalkerContactCapacity(2, 1))
     moments = moments_of("antmaze-medium")
     _, lost = forward(
         engine, *(jnp.asarray(x, jnp.float32) for x in (moments.qpos, moments.qvel, moments.ctrl))
@@ -167,14 +165,14 @@ def test_other_versions_and_bad_numbers_are_refused():
     require_version(MJX_VERSION)
     with pytest.raises(UserError, match=r"mujoco-mjx==3\.17\.0.*or use engine c"):
         require_version("3.18.0")
-    for options in ({"iterations": 0}, {"ls_iterations": 0}, {"slots": Slots(0, 1)}):
+    for options in ({"iterations": 0}, {"ls_iterations": 0}, {"slots": WalkerContactCapacity(0, 1)}):
         with pytest.raises(UserError, match="at least 1"):
             MjxWalkerEngine(build_walker("hopper"), **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", ["point", "ant", "humanoid"])
-def test_a_step_in_the_giant_maze_costs_what_it_costs_in_the_medium_one(body: str):
+def test_a_step_costs_the_same_in_giant_and_medium_mazes(body: str):
     def runner(size: str):
         engine, some = engine_of(f"{body}maze-{size}"), moments_of(f"{body}maze-{size}")
         rows = np.arange(16)

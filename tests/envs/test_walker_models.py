@@ -1,4 +1,4 @@
-"""Models of walkers, mazes and tasks are those of the installed packages."""
+"""Tests that models of walkers, mazes and tasks are those of the installed packages."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ _NAMES = {family: f"{family}-navigate-v0" for family in MAZES} | {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_models_equal_the_packages_array_by_array(family: str):
-    """All walls and marks in place; also the control step."""
+    """Compares all walls and markers, and the control step."""
     env = make(_NAMES[family])
     theirs, ours = real(env), build_walker(family)
     for part in ("", "opt"):
@@ -86,7 +86,7 @@ def test_ogbenchs_time_limits(name: str):
     assert env.spec is not None and env.spec.max_episode_steps == make(name).spec.max_steps
 
 
-def test_there_are_walkers_of_d4rl_minari_and_ogbench_and_no_others():
+def test_walkers_are_those_of_d4rl_minari_and_ogbench():
     known = set(names())
     assert {"hopper-random-v2", "walker2d-medium-replay-v2", "mujoco/hopper/expert-v0"} <= known
     assert not known & {"antmaze-giant-explore-v0", "pointmaze-medium-explore-v0", "hopper-medium-v0"}

@@ -1,4 +1,4 @@
-"""Engine `warp` of walkers against MuJoCo C, at walls too. `pytest -s` prints the errors."""
+"""Tests of engine `warp` of walkers against MuJoCo C, at walls too. `pytest -s` prints the errors."""
 
 import functools
 
@@ -11,7 +11,7 @@ from jaxtyping import Array
 from mujoco import mjx
 
 from envs_mjx.engines import warp_batch, warp_setup
-from envs_mjx.engines.walker_base import Motion
+from envs_mjx.engines.base import WalkerPhysics
 from envs_mjx.engines.walker_c import CWalkerEngine
 from envs_mjx.engines.walker_warp import WarpWalkerEngine
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
@@ -42,13 +42,14 @@ def moments_of(family: str) -> Moments:
 
 
 @eqx.filter_jit
-def step(engine: WarpWalkerEngine, motion: Motion, ctrl: Array, active: Array) -> Motion:
+def step(engine: WarpWalkerEngine, motion: WalkerPhysics, ctrl: Array, active: Array) -> WalkerPhysics:
     return jax.vmap(engine.step)(motion, ctrl, active)
 
 
 @pytest.mark.parametrize("family", families())
 def test_one_control_step_equals_that_of_c(family: str):
-    """Every eighth walker is inactive. Steep capsules on the floor have other tangents than in C."""
+    """Compares batches with every eighth walker inactive. Steep capsules on the floor have other tangents
+    than in C."""
     walker, moments = build_walker(family), moments_of(family)
     assert family not in MAZES or moments.walls.sum() >= 3
     engine, rows = engine_of(family), len(moments.qpos)
@@ -85,7 +86,8 @@ def test_ten_control_steps_in_open_loop_follow_c(family: str):
     "family", [pytest.param(f, marks=STEEP) if f == "antmaze-giant" else f for f in FAMILIES]
 )
 def test_accelerations_equal_those_of_c_in_float32(family: str):
-    """30 states; warp has no float64, so errors are relative to the largest acceleration of a state."""
+    """Compares 30 states; warp has no float64, so errors are relative to the largest acceleration of a
+    state."""
     walker, moments = build_walker(family), chosen(moments_of(family), np.arange(30))
     engine = engine_of(family)
 
@@ -120,7 +122,7 @@ def test_what_is_seen_is_what_engine_c_sees():
 
 
 @pytest.mark.slow
-def test_contacts_left_out_are_counted():
+def test_contacts_dropped_by_a_full_buffer_are_counted():
     walker, moments = build_walker("antmaze-medium"), moments_of("antmaze-medium")
     engine = WarpWalkerEngine(walker, max_contacts=2)
     after = step(engine, loaded(engine, moments), jnp.asarray(moments.ctrl, jnp.float32), jnp.ones(32, bool))

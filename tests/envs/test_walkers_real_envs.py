@@ -1,4 +1,4 @@
-"""Mazes and gym walkers on engine `c`, running freely beside the real ogbench and gymnasium."""
+"""Tests of mazes and gym walkers on engine `c` compared with free runs of the real ogbench and gymnasium."""
 
 import pytest
 
@@ -21,14 +21,15 @@ ALL = (
 
 
 def check(worst: Worst) -> None:
-    """Positions are rounded to float32, of up to 60 m; nothing else differs."""
+    """Asserts that nothing differs except float32 rounding of positions of up to 60 m."""
     assert worst.flags == 0
     assert worst.obs < 1e-5 and worst.reward < 1e-5
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_steps_equal_the_real_environments(name: str):
-    """Observation, reward, success and end of each step, from a shared start on, under random actions."""
+    """Compares observation, reward, success and end of each step, from a shared start, under random
+    actions."""
     worst = compare(name, seeds=2, steps=SOME[name])
     check(worst)
     assert worst.teleports or "teleport" not in name

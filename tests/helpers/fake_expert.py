@@ -9,31 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs_mjx.datagen.data_policy import Events, Rows
-from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.data_policy import StepRecords, TargetEvents
+from envs_mjx.datagen.dataset_spec import DatasetSpec
 from envs_mjx.datagen.generate import generate, work_folder
-from envs_mjx.datagen.simulate_episodes import Job, Simulator, Wave
+from envs_mjx.datagen.simulate_episodes import EpisodeBatch, EpisodeJob, Simulator
 
 
 def number(split: int, index: int, attempt: int) -> int:
-    """What stands in every row of an episode."""
+    """Returns the number in every row of an episode."""
     return 100_000 * split + 100 * index + attempt
 
 
-def fails(job: Job) -> bool:
-    """Every fifth episode is thrown away at first, every tenth twice."""
+def fails(job: EpisodeJob) -> bool:
+    """Rejects every fifth episode at first, every tenth twice."""
     return job.index % 5 == 3 and job.attempt < 1 + (job.index % 10 == 3)
 
 
 def run(
     self: Simulator,
-    jobs: Sequence[Job],
+    jobs: Sequence[EpisodeJob],
     tick: Callable[[int], None] = lambda rows: None,
     stop: threading.Event | None = None,
-) -> Wave:
+) -> EpisodeBatch:
     """`Simulator.run` without physics: the rows of an episode say which one it is."""
     del stop
-    sizes, length = self.script.widths, self.script.rows
+    sizes, length = self.policy.widths, self.policy.rows
     rows = {
         name: np.empty((len(jobs), length, size), bool if name == "button_states" else np.float32)
         for name, size in sizes.items()
@@ -46,7 +46,9 @@ def run(
     done = np.zeros((len(jobs), length), bool)
     done[:, :4] = True
     hit = done & (np.arange(length) < 3)
-    return Wave(tuple(jobs), Rows(**rows), Events(done, hit), healthy, np.zeros(len(jobs), int))
+    return EpisodeBatch(
+        tuple(jobs), StepRecords(**rows), TargetEvents(done, hit), healthy, np.zeros(len(jobs), int)
+    )
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NAME = "puzzle-3x3-play-v0"
-REQUEST = Request(NAME, episodes=25, per_shard=10, lanes=4)
+REQUEST = DatasetSpec(NAME, episodes=25, per_shard=10, lanes=4)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs_mjx.engines.base import Physics
+from envs_mjx.engines.base import TabletopPhysics
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.engines.tabletop_mjx.engine import MjxEngine
 from envs_mjx.manipulation.scenes import LOCKED_DAMPING, Scene
@@ -73,7 +73,7 @@ def chosen(moments: Moments, rows: np.ndarray) -> Moments:
     return Moments(*(column[rows] for column in moments))
 
 
-def physics_of(engine: MjxEngine, moments: Moments, dtype=jnp.float32) -> Physics:
+def physics_of(engine: MjxEngine, moments: Moments, dtype=jnp.float32) -> TabletopPhysics:
     """The moments' starts, batch axis first."""
     load = eqx.filter_jit(lambda e, q, v: jax.vmap(e.load)(q, v))
     start = load(engine, jnp.asarray(moments.qpos, dtype), jnp.asarray(moments.qvel, dtype))
@@ -92,7 +92,7 @@ class Errors(NamedTuple):
     contact: np.ndarray
 
 
-def errors_of(scene: Scene, after: Physics, moments: Moments) -> Errors:
+def errors_of(scene: Scene, after: TabletopPhysics, moments: Moments) -> Errors:
     """Errors of control steps; the two signs of a quaternion are one rotation."""
     qpos = np.array(after.qpos, float)
     for at in scene.cube_qpos:

@@ -134,20 +134,20 @@ def random_target(scene: Scene, kind: int, seed: int) -> Target:
 
 def info_of(scene: Scene, readings: Readings, target: Target, time: float = 0.0) -> dict:
     """The same facts as OGBench's step information."""
-    read = jax.tree.map(lambda x: np.asarray(x, float), readings)
+    read_scene = jax.tree.map(lambda x: np.asarray(x, float), readings)
     info = {
         "time": np.array([time]),
-        "proprio/effector_pos": read.effector_pos,
-        "proprio/effector_yaw": read.effector_yaw[None],
-        "proprio/gripper_opening": read.gripper_opening[None],
-        "proprio/gripper_contact": read.gripper_contact[None],
+        "proprio/effector_pos": read_scene.effector_pos,
+        "proprio/effector_yaw": read_scene.effector_yaw[None],
+        "proprio/gripper_opening": read_scene.gripper_opening[None],
+        "proprio/gripper_contact": read_scene.gripper_contact[None],
     }
     for i in range(scene.cubes):
-        info[f"privileged/block_{i}_pos"] = read.cube_pos[i]
-        info[f"privileged/block_{i}_yaw"] = read.cube_yaw[i][None]
+        info[f"privileged/block_{i}_pos"] = read_scene.cube_pos[i]
+        info[f"privileged/block_{i}_yaw"] = read_scene.cube_yaw[i][None]
     for i in range(scene.buttons):
         info[f"privileged/button_{i}_state"] = int(readings.button_state[i])
-    handles = scene.handle + read.slide_pos[:, None] * scene.handle_axis
+    handles = scene.handle + read_scene.slide_pos[:, None] * scene.handle_axis
     for name, pos, yaw in zip(("drawer", "window"), handles, scene.handle_yaw, strict=False):
         info[f"privileged/{name}_handle_pos"] = pos
         info[f"privileged/{name}_handle_yaw"] = yaw[None]

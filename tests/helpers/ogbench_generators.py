@@ -23,9 +23,15 @@ import ogbench  # noqa: F401  (registers the environments)
 from ogbench.manipspace.oracles.markov import button_markov, cube_markov, drawer_markov, window_markov
 from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
 
-from envs_mjx.datagen.data_policy import TabletopScript
+from envs_mjx.datagen.data_policy import TabletopDataPolicy
 from envs_mjx.datagen.dataset_spec import LANES
-from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS, STRETCH, Job, Simulator, Stopped
+from envs_mjx.datagen.simulate_episodes import (
+    EPISODE_ROWS,
+    SEGMENT_STEPS,
+    EpisodeJob,
+    SimulationStopped,
+    Simulator,
+)
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from envs_mjx.registry import make, parse
@@ -61,9 +67,9 @@ def ours(dataset: str, episodes: int, seed: int) -> Episodes:
     """Healthy episodes of ours."""
     family, style = parts(dataset)
     scene = build_scene(family)
-    script = TabletopScript(style, scene, CEngine(scene), EPISODE_ROWS)
-    simulator = Simulator(script, seed=seed, lanes=LANES["c"])
-    todo, waves = [Job(0, i) for i in range(episodes)], []
+    policy = TabletopDataPolicy(style, scene, CEngine(scene), EPISODE_ROWS)
+    simulator = Simulator(policy, seed=seed, lanes=LANES["c"])
+    todo, waves = [EpisodeJob(0, i) for i in range(episodes)], []
     while todo:
         wave = simulator.run(todo[: simulator.lanes])
         again = [
@@ -208,8 +214,8 @@ def speed(dataset: str, rounds: int = 2) -> Speed:
     """Runs the two generators in turn; starting and compiling are not counted."""
     family, style = parts(dataset)
     scene = build_scene(family)
-    script = TabletopScript(style, scene, CEngine(scene), EPISODE_ROWS)
-    simulator = Simulator(script, seed=0, lanes=LANES["c"])
+    policy = TabletopDataPolicy(style, scene, CEngine(scene), EPISODE_ROWS)
+    simulator = Simulator(policy, seed=0, lanes=LANES["c"])
     env = gymnasium.make(f"{family}-v0", terminate_at_goal=False, mode="data_collection")
     experts = _experts(env.unwrapped, family, style)
     env = env.unwrapped
@@ -232,9 +238,9 @@ def _rate(simulator: Simulator, stretches: int = 2) -> float:
         if len(times) > stretches:
             stop.set()
 
-    with contextlib.suppress(Stopped):
-        simulator.run([Job(0, i) for i in range(simulator.lanes)], tick, stop)
-    return stretches * STRETCH * simulator.lanes / (times[-1] - times[0])
+    with contextlib.suppress(SimulationStopped):
+        simulator.run([EpisodeJob(0, i) for i in range(simulator.lanes)], tick, stop)
+    return stretches * SEGMENT_STEPS * simulator.lanes / (times[-1] - times[0])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -61,7 +61,7 @@ def _buttons(env) -> np.ndarray:
 
 
 def target_of(env) -> Objects:
-    """Where the task wants each object."""
+    """Desired states of the task's objects."""
     cubes = env._data.mocap_pos[np.asarray(getattr(env, "_cube_target_mocap_ids", ()), int)].copy()
     buttons = np.array(getattr(env, "_target_button_states", ()), bool)
     slides = [env._target_drawer_pos, env._target_window_pos] if hasattr(env, "_target_drawer_pos") else []
@@ -172,6 +172,6 @@ class _Expert:
 
 
 def _touches(model: mujoco.MjModel, data: mujoco.MjData) -> bool:
-    """Whether anything is in contact, except cubes with the floor."""
+    """Returns whether anything is in contact, except cubes with the floor."""
     names = [sorted(model.geom(int(geom)).name for geom in pair) for pair in data.contact.geom]
     return any(not (a == "floor" and b.startswith("object_")) for a, b in names)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics
 from envs_mjx.locomotion.mazes import UNIT
 from envs_mjx.locomotion.walkers import Walker
 
@@ -119,7 +119,7 @@ def accelerations(walker: Walker, moments: Moments) -> np.ndarray:
     return np.array(found)
 
 
-def loaded(engine: AbstractWalkerEngine, moments: Moments) -> Motion:
+def loaded(engine: AbstractWalkerEngine, moments: Moments) -> WalkerPhysics:
     """The moments' starts in float32, with C's warm starts."""
     start = eqx.filter_jit(lambda e, q, v: jax.vmap(e.load)(q, v))(
         engine, jnp.asarray(moments.qpos, jnp.float32), jnp.asarray(moments.qvel, jnp.float32)
@@ -136,7 +136,7 @@ def errors_of(walker: Walker, qpos: np.ndarray, expected: np.ndarray) -> np.ndar
     return np.abs(qpos - expected).max(-1)
 
 
-def open_loop(engine: Any, step: Callable[..., Motion], rows: int, steps: int = 10) -> np.ndarray:
+def open_loop(engine: Any, step: Callable[..., WalkerPhysics], rows: int, steps: int = 10) -> np.ndarray:
     """Errors after `steps` control steps under the same controls as in C, of `rows` walkers that were just
     put down.
 

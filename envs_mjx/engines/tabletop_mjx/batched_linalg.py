@@ -10,12 +10,12 @@ from envs_mjx.engines.tabletop_mjx.stage import stage
 
 
 def total(parts: list[Array] | Array) -> Array:
-    """Sum along the first axis, written out: XLA on CPU does not vectorise such a reduction over scenes."""
+    """Sums along the first axis, written out: XLA on CPU does not vectorise such a reduction over scenes."""
     return functools.reduce(operator.add, [parts[i] for i in range(len(parts))])
 
 
 def product(matrix: Float[Array, "*m n B"], v: Float[Array, "n B"]) -> Float[Array, "*m B"]:
-    """`matrix @ v` of every scene."""
+    """Returns `matrix @ v` of every scene."""
     return total([matrix[..., i, :] * v[i] for i in range(v.shape[0])])
 
 
@@ -23,15 +23,15 @@ def product(matrix: Float[Array, "*m n B"], v: Float[Array, "n B"]) -> Float[Arr
 def plus_outer(
     matrix: Float[Array, "n m B"], left: Float[Array, "3 c n B"], right: Float[Array, "3 c m B"]
 ) -> Float[Array, "n m B"]:
-    """A matrix plus the outer products of rows."""
+    """Returns a matrix plus the outer products of rows."""
     pairs = [(r, c) for r in range(3) for c in range(left.shape[1])]
     return matrix + total([left[r, c][:, None] * right[r, c][None] for r, c in pairs])
 
 
 def cholesky_solve(a: Float[Array, "n n B"], b: Float[Array, "n B"]) -> Float[Array, "n B"]:
-    """Solution of a x = b for symmetric positive definite matrices: Cholesky's, column by column.
+    """Solves a x = b for symmetric positive definite matrices by Cholesky's method, column by column.
 
-    The right side rides along as one more row, which is the forward substitution.
+    The right side is one more row of the matrix, which makes it the forward substitution.
     """
     n = b.shape[0]
     rest = jnp.concatenate([a, b[None]])  # rows j.. of the trailing matrix, and the right side
@@ -47,7 +47,7 @@ def cholesky_solve(a: Float[Array, "n n B"], b: Float[Array, "n B"]) -> Float[Ar
 
 @stage
 def _eliminated(rest: Float[Array, "m1 m B"]) -> tuple[Float[Array, "m1 B"], Float[Array, "m m-1 B"]]:
-    """First column of the factor, and what is left without its row and column."""
+    """Returns the first column of the factor, and the remainder without its row and column."""
     least = jnp.finfo(rest.dtype).tiny
     column = rest[:, 0] / jnp.sqrt(jnp.maximum(rest[0, 0], least))
     return column, rest[1:, 1:] - column[1:, None] * column[None, 1:-1]

@@ -8,7 +8,7 @@ import numpy as np
 WORLD = -1
 
 
-class Attached(NamedTuple):
+class AttachedFrames(NamedTuple):
     """Frames fixed to moving bodies: `body` counts hinges, then cubes, then slides, then the world."""
 
     body: np.ndarray
@@ -20,7 +20,7 @@ def pose_of(m: mujoco.MjModel, body: int | np.integer) -> tuple[np.ndarray, np.n
     return m.body_pos[body], quat_mat(m.body_quat[body])
 
 
-def frames_of(m: mujoco.MjModel, moving: np.ndarray) -> tuple[np.ndarray, Attached]:
+def frames_of(m: mujoco.MjModel, moving: np.ndarray) -> tuple[np.ndarray, AttachedFrames]:
     """Moving body that carries each body (-1: none), and the body's pose in it (-1: in the world)."""
     index = {int(b): i for i, b in enumerate(moving)}
     body = np.full(m.nbody, WORLD)
@@ -32,18 +32,20 @@ def frames_of(m: mujoco.MjModel, moving: np.ndarray) -> tuple[np.ndarray, Attach
             up = m.body_parentid[b]
             shift, turn = pose_of(m, b)
             body[b], pos[b], mat[b] = body[up], pos[up] + mat[up] @ shift, mat[up] @ turn
-    return body, Attached(body, pos, mat)
+    return body, AttachedFrames(body, pos, mat)
 
 
-def attach(bodies: np.ndarray, pos: np.ndarray, quat: np.ndarray, frame: Attached) -> Attached:
-    """Frames given in model bodies, as frames in moving bodies."""
+def attach_frames(
+    bodies: np.ndarray, pos: np.ndarray, quat: np.ndarray, frame: AttachedFrames
+) -> AttachedFrames:
+    """Returns frames given in model bodies as frames in moving bodies."""
     mat = np.array([quat_mat(q) for q in quat]).reshape(-1, 3, 3)
     shift = np.einsum("nij,nj->ni", frame.mat[bodies], pos)
-    return Attached(frame.body[bodies], frame.pos[bodies] + shift, frame.mat[bodies] @ mat)
+    return AttachedFrames(frame.body[bodies], frame.pos[bodies] + shift, frame.mat[bodies] @ mat)
 
 
 def welded_inertia(
-    m: mujoco.MjModel, moving: np.ndarray, body_of: np.ndarray, frame: Attached
+    m: mujoco.MjModel, moving: np.ndarray, body_of: np.ndarray, frame: AttachedFrames
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mass, centre of mass and inertia about it of every moving body with all that is welded to it."""
     mass, com, inertia = np.zeros(len(moving)), np.zeros((len(moving), 3)), np.zeros((len(moving), 3, 3))

@@ -1,8 +1,8 @@
 """MuJoCo's constraint problem: costs, forces and curvatures of equalities, limits, friction and contacts.
 
 "Computation" chapter of MuJoCo's documentation (Todorov 2014). Arrays end with the batch axis B. Equalities
-and inertia are one quadratic; limits and friction losses concern one dof each and are no rows of a
-matrix; the Hessians of cones stay 3x3 blocks.
+and inertia are one quadratic. Limits and friction losses concern one dof each and are not rows of a matrix.
+The Hessians of cones stay 3x3 blocks.
 """
 
 from typing import NamedTuple
@@ -18,10 +18,10 @@ NOISE = 8.0
 """Derivatives below this many roundings of their terms count as zero."""
 
 _MARGIN = 100.0
-"""How much larger the gain may be than its estimate; 1 to 100 give the same iterations as C takes."""
+"""Margin of the expected improvement over its estimate; 1 to 100 give the same iterations as C takes."""
 
 
-class Ties(eqx.Module):
+class Equalities(eqx.Module):
     """Equalities, penalised by `weight x^2 / 2` at x = jacobian acc - aref; they move the first h dofs."""
 
     jacobian: Float[Array, "e h B"]
@@ -29,7 +29,7 @@ class Ties(eqx.Module):
     weight: Float[Array, "e B"]
 
 
-class Ends(eqx.Module):
+class JointLimits(eqx.Module):
     """Limits, penalised like equalities where x = side acc[dof] - aref is negative."""
 
     dof: tuple[int, ...] = eqx.field(static=True)
@@ -38,7 +38,7 @@ class Ends(eqx.Module):
     weight: Float[Array, "l B"]
 
 
-class Losses(eqx.Module):
+class FrictionLosses(eqx.Module):
     """Friction losses, penalised like equalities up to a force of `bound`, then linearly."""
 
     dof: tuple[int, ...] = eqx.field(static=True)
@@ -47,7 +47,7 @@ class Losses(eqx.Module):
     bound: Float[Array, " f #B"]
 
 
-class Cones(eqx.Module):
+class FrictionCones(eqx.Module):
     """Contacts with elliptic cones; row 0 is the normal, 1 and 2 are tangents with the same friction.
 
     `mu` is friction / sqrt(impratio), `weight` that of the normal row; the tangents' is `impratio` times it.
@@ -60,7 +60,7 @@ class Cones(eqx.Module):
     friction: Float[Array, "k B"]
 
 
-class Problem(eqx.Module):
+class TabletopProblem(eqx.Module):
     """Minimise over a: a M a / 2 - f a + penalties.
 
     Attributes:
@@ -73,50 +73,50 @@ class Problem(eqx.Module):
     mass: Float[Array, "core core B"]
     rim_mass: Float[Array, "rim 1"]
     force: Float[Array, "nv B"]
-    ties: Ties
-    ends: Ends
-    losses: Losses
-    cones: Cones
+    equalities: Equalities
+    joint_limits: JointLimits
+    friction_losses: FrictionLosses
+    cones: FrictionCones
     impratio: float = eqx.field(static=True)
 
 
-class Rows(NamedTuple):
+class ConstraintValues(NamedTuple):
     """One number per constraint row: residuals J a - aref, or J v."""
 
-    ties: Float[Array, "e B"]
-    ends: Float[Array, "l B"]
-    losses: Float[Array, "f B"]
+    equalities: Float[Array, "e B"]
+    joint_limits: Float[Array, "l B"]
+    friction_losses: Float[Array, "f B"]
     cones: Float[Array, "3 k B"]
 
 
 @stage
-def rows_of(p: Problem, a: Float[Array, "nv B"]) -> Rows:
-    """J a."""
-    return Rows(
-        product(p.ties.jacobian, a[: p.ties.jacobian.shape[1]]),
-        p.ends.side * _at(a, p.ends.dof),
-        _at(a, p.losses.dof),
+def rows_of(p: TabletopProblem, a: Float[Array, "nv B"]) -> ConstraintValues:
+    """Returns J a."""
+    return ConstraintValues(
+        product(p.equalities.jacobian, a[: p.equalities.jacobian.shape[1]]),
+        p.joint_limits.side * _at(a, p.joint_limits.dof),
+        _at(a, p.friction_losses.dof),
         product(p.cones.jacobian, a),
     )
 
 
 def _at(a: Float[Array, "nv B"], dofs: tuple[int, ...]) -> Float[Array, "n B"]:
-    """`a[dofs]` of fixed dofs."""
+    """Returns `a[dofs]` of fixed dofs."""
     return jnp.stack([a[d] for d in dofs]) if len(dofs) else a[:0]
 
 
 @stage
-def residuals(p: Problem, a: Float[Array, "nv B"]) -> Rows:
-    arefs = (p.ties.aref, p.ends.aref, p.losses.aref, p.cones.aref)
-    return Rows(*(x - aref for x, aref in zip(rows_of(p, a), arefs, strict=True)))
+def residuals(p: TabletopProblem, a: Float[Array, "nv B"]) -> ConstraintValues:
+    arefs = (p.equalities.aref, p.joint_limits.aref, p.friction_losses.aref, p.cones.aref)
+    return ConstraintValues(*(x - aref for x, aref in zip(rows_of(p, a), arefs, strict=True)))
 
 
-def mass_times(p: Problem, a: Float[Array, "nv B"]) -> Float[Array, "nv B"]:
+def mass_times(p: TabletopProblem, a: Float[Array, "nv B"]) -> Float[Array, "nv B"]:
     core = p.mass.shape[0]
     return jnp.concatenate([product(p.mass, a[:core]), p.rim_mass * a[core:]])
 
 
-def spread(p: Problem, dofs: tuple[int, ...], values: Float[Array, "n B"]) -> Float[Array, "nv B"]:
+def spread(p: TabletopProblem, dofs: tuple[int, ...], values: Float[Array, "n B"]) -> Float[Array, "nv B"]:
     """Sums values by dof."""
     zero = jnp.zeros_like(p.force[0])
     of = [[i for i, at in enumerate(dofs) if at == d] for d in range(p.force.shape[0])]
@@ -124,7 +124,7 @@ def spread(p: Problem, dofs: tuple[int, ...], values: Float[Array, "n B"]) -> Fl
 
 
 @stage
-def trace(p: Problem) -> Float[Array, " B"]:
+def trace(p: TabletopProblem) -> Float[Array, " B"]:
     return total([p.mass[i, i] for i in range(p.mass.shape[0])]) + jnp.sum(p.rim_mass)
 
 
@@ -134,30 +134,31 @@ def norm(x: Float[Array, "n B"]) -> Float[Array, " B"]:
 
 @stage
 def gradient_of(
-    p: Problem, a: Float[Array, "nv B"], forces: Rows
+    p: TabletopProblem, a: Float[Array, "nv B"], forces: ConstraintValues
 ) -> tuple[Float[Array, "nv B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Gradient of the cost, the norm below which it is rounding error, and what might still be gained.
+    """Returns the gradient of the cost, the norm below which it is rounding error, and the possible
+    improvement.
 
-    The last is g D^-1 g / 2 with D the diagonal of M, times a margin for D^-1 not being the Hessian's
-    inverse, which is smaller but for what couples the arm's joints.
+    The last is g D^-1 g / 2 with D the diagonal of M, times a margin, because D^-1 is not the Hessian's
+    inverse. That inverse is smaller except for the coupling of the arm's joints.
     """
     inertial = mass_times(p, a) - p.force
-    tied = total(p.ties.jacobian * forces.ties[:, None])
+    tied = total(p.equalities.jacobian * forces.equalities[:, None])
     pad = jnp.zeros((p.force.shape[0] - tied.shape[0], tied.shape[1]), tied.dtype)
     tied = jnp.concatenate([tied, pad])
-    at_joints = spread(p, p.ends.dof, forces.ends * p.ends.side)
-    at_joints += spread(p, p.losses.dof, forces.losses)
+    at_joints = spread(p, p.joint_limits.dof, forces.joint_limits * p.joint_limits.side)
+    at_joints += spread(p, p.friction_losses.dof, forces.friction_losses)
     touching = total([total(p.cones.jacobian[r] * forces.cones[r][:, None]) for r in range(3)])
     size = norm(inertial) + norm(tied) + norm(touching) + norm(at_joints)
     gradient = inertial - tied - at_joints - touching
     core = p.mass.shape[0]
     masses = jnp.stack([p.mass[i, i] for i in range(core)])
-    promise = total(gradient[:core] ** 2 / masses)
-    return gradient, NOISE * jnp.finfo(a.dtype).eps * size, 0.5 * _MARGIN * promise
+    expected_improvement = total(gradient[:core] ** 2 / masses)
+    return gradient, NOISE * jnp.finfo(a.dtype).eps * size, 0.5 * _MARGIN * expected_improvement
 
 
 @stage
-def forces_of(p: Problem, rows: Rows) -> Rows:
+def forces_of(p: TabletopProblem, rows: ConstraintValues) -> ConstraintValues:
     """Constraint forces: minus the derivative of each row's penalty."""
     c = cone_state(p, rows.cones)
     weight = p.cones.weight
@@ -168,17 +169,19 @@ def forces_of(p: Problem, rows: Rows) -> Rows:
         + slide * p.cones.mu * p.cones.friction * c.unit[r - 1]
         for r in (1, 2)
     ]
-    losses = jnp.clip(-p.losses.weight * rows.losses, -p.losses.bound, p.losses.bound)
-    return Rows(
-        -p.ties.weight * rows.ties,
-        -p.ends.weight * jnp.minimum(rows.ends, 0),
-        losses,
+    friction_losses = jnp.clip(
+        -p.friction_losses.weight * rows.friction_losses, -p.friction_losses.bound, p.friction_losses.bound
+    )
+    return ConstraintValues(
+        -p.equalities.weight * rows.equalities,
+        -p.joint_limits.weight * jnp.minimum(rows.joint_limits, 0),
+        friction_losses,
         jnp.stack([normal, *tangents]),
     )
 
 
 class ConeState(NamedTuple):
-    """Where residuals lie relative to their cones, in the coordinates N = mu x0, T = friction |x12|.
+    """Positions of residuals relative to their cones, in the coordinates N = mu x0, T = friction |x12|.
 
     Attributes:
         radius, unit: T, and the direction of (x1, x2).
@@ -196,7 +199,7 @@ class ConeState(NamedTuple):
     middle: Bool[Array, "k B"]
 
 
-def cone_state(p: Problem, x: Float[Array, "3 k B"]) -> ConeState:
+def cone_state(p: TabletopProblem, x: Float[Array, "3 k B"]) -> ConeState:
     mu, friction = p.cones.mu, p.cones.friction
     normal, first, second = mu * x[0], friction * x[1], friction * x[2]
     radius = jnp.sqrt(first**2 + second**2)
@@ -208,7 +211,9 @@ def cone_state(p: Problem, x: Float[Array, "3 k B"]) -> ConeState:
     return ConeState(radius, (first * inverse, second * inverse), normal - mu * radius, stiff, bottom, middle)
 
 
-def along(p: Problem, rows: Rows, v: Rows) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+def along(
+    p: TabletopProblem, rows: ConstraintValues, v: ConstraintValues
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """First and second derivative of the penalties at `rows` in the direction `v`."""
     c = cone_state(p, rows.cones)
     mu, friction, weight = p.cones.mu, p.cones.friction, p.cones.weight * c.bottom
@@ -223,13 +228,17 @@ def along(p: Problem, rows: Rows, v: Rows) -> tuple[Float[Array, " B"], Float[Ar
     second = weight * (y[0] ** 2 + ratio * (y[1] ** 2 + y[2] ** 2))
     second += stiff * (closing**2 - c.gap * mu * around)
     slope, bend = [total(first)], [total(second)]
-    pulls = p.losses.weight * rows.losses
-    held = jnp.abs(pulls) < p.losses.bound
-    touching = p.ends.weight * (rows.ends < 0)
+    pulls = p.friction_losses.weight * rows.friction_losses
+    held = jnp.abs(pulls) < p.friction_losses.bound
+    touching = p.joint_limits.weight * (rows.joint_limits < 0)
     for weights, clipped, y in (
-        (p.ties.weight, p.ties.weight * rows.ties, v.ties),
-        (touching, touching * rows.ends, v.ends),
-        (p.losses.weight * held, jnp.clip(pulls, -p.losses.bound, p.losses.bound), v.losses),
+        (p.equalities.weight, p.equalities.weight * rows.equalities, v.equalities),
+        (touching, touching * rows.joint_limits, v.joint_limits),
+        (
+            p.friction_losses.weight * held,
+            jnp.clip(pulls, -p.friction_losses.bound, p.friction_losses.bound),
+            v.friction_losses,
+        ),
     ):
         if y.shape[0]:
             slope.append(total(clipped * y))

@@ -1,11 +1,11 @@
 """Kinematics, inertia and forces of OGBench's scenes, for a batch of scenes at once.
 
 MuJoCo's smooth dynamics ("Computation" chapter of its documentation; Featherstone 2008 for the
-composite-body and Newton-Euler recursions) for the bodies that `mjx_model` lists. Every array ends with
-the batch axis B, which is contiguous, so each operation is one loop over scenes and compiles to vector
-instructions on a CPU and to coalesced loads on a GPU. Sums along the tree are products with the matrix of
-ancestors. Motions and forces are written about one point near the fingers, the origin; a motion is
-(angular, linear), a force (torque, force).
+composite-body and Newton-Euler recursions) for the bodies that `model.py` lists. Every array ends with the
+contiguous batch axis B. So each operation is one loop over scenes and compiles to vector instructions on a
+CPU and to coalesced loads on a GPU. Sums along the tree are matmuls with the matrix of ancestors. Motions and
+forces are written about one point near the fingers, the origin; a motion is (angular, linear), a force
+(torque, force).
 """
 
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from envs_mjx.engines.tabletop_mjx.bodies import Attached
-from envs_mjx.engines.tabletop_mjx.model import Constants, Hinges
+from envs_mjx.engines.tabletop_mjx.bodies import AttachedFrames
+from envs_mjx.engines.tabletop_mjx.model import Hinges, SceneConstants
 
 
 class Poses(NamedTuple):
@@ -27,19 +27,19 @@ class Poses(NamedTuple):
     mat: Float[Array, "n 3 3 B"]
 
 
-class Motions(NamedTuple):
-    """How every dof moves a point x of the bodies it moves: `linear + angular x (x - origin)`."""
+class MotionAxes(NamedTuple):
+    """Motion axes of every dof: it moves a point x of its bodies by `linear + angular x (x - origin)`."""
 
     angular: Float[Array, "nv 3 B"]
     linear: Float[Array, "nv 3 B"]
     origin: Float[Array, "nv 3 B"]
 
 
-class Smooth(NamedTuple):
+class SmoothDynamics(NamedTuple):
     """The scene without its constraints: `mass acc = force`.
 
     Attributes:
-        hinge_mass: mass matrix of the hinges; that of the other dofs is `Constants.fixed_mass`.
+        hinge_mass: mass matrix of the hinges; that of the other dofs is `SceneConstants.fixed_mass`.
         force: applied, passive and bias forces.
         slope: minus the derivative of each dof's force by its velocity, as implicitfast keeps it.
         motions: of all dofs.
@@ -50,7 +50,7 @@ class Smooth(NamedTuple):
     hinge_mass: Float[Array, "h h B"]
     force: Float[Array, "nv B"]
     slope: Float[Array, "nv B"]
-    motions: Motions
+    motions: MotionAxes
     velocity: Float[Array, "h 6 B"]
     drift: Float[Array, "h 6 B"]
     center: Float[Array, "3 B"]
@@ -78,7 +78,7 @@ def cross(a: Float[Array, "*#n 3 #B"], b: Float[Array, "*#n 3 #B"]) -> Float[Arr
     return jnp.stack([a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0], axis=-2)
 
 
-def poses(c: Constants, qpos: Float[Array, "nq B"]) -> Poses:
+def poses(c: SceneConstants, qpos: Float[Array, "nq B"]) -> Poses:
     """Forward kinematics of all moving bodies."""
     tree = _tree_poses(c.hinges, qpos[: len(c.hinges.parent)])
     cubes = qpos[c.cube_qpos[:, None] + np.arange(7)]
@@ -132,7 +132,7 @@ def quat_to_mat(quat: Float[Array, "*n 4 B"]) -> Float[Array, "*n 3 3 B"]:
     return jnp.stack([jnp.stack(row, axis=-2) for row in rows], axis=-3)
 
 
-def attach(frames: Attached, at: Poses) -> Poses:
+def attached_poses(frames: AttachedFrames, at: Poses) -> Poses:
     """World poses of frames fixed to moving bodies, or to the world."""
     pos, mat = const(frames.pos, at.pos), const(frames.mat, at.pos)
     carried = frames.body >= 0
@@ -150,13 +150,13 @@ def attach(frames: Attached, at: Poses) -> Poses:
 
 
 def smooth(
-    c: Constants,
+    c: SceneConstants,
     at: Poses,
     qpos: Float[Array, "nq B"],
     qvel: Float[Array, "nv B"],
     ctrl: Float[Array, "nu B"],
     damping: Float[Array, "nv B"],
-) -> Smooth:
+) -> SmoothDynamics:
     """Inertia and forces. `damping` is that of every dof."""
     h, n = c.hinges, len(c.hinges.parent)
     motions = _motions(c, at)
@@ -180,11 +180,11 @@ def smooth(
     moment = jnp.sum(inertia.offset, axis=0) + h.mass.sum() * motions.origin[0]
     center = (moment + const(c.still_moment, qpos)) / (h.mass.sum() + c.still_mass)
     force = other - jnp.concatenate([bias, pad])
-    return Smooth(hinge_mass, force, damping + slope, motions, velocity, drift, center)
+    return SmoothDynamics(hinge_mass, force, damping + slope, motions, velocity, drift, center)
 
 
 def _subtract_joints(
-    c: Constants, force: Float[Array, "nv B"], springs: Float[Array, "joints B"]
+    c: SceneConstants, force: Float[Array, "nv B"], springs: Float[Array, "joints B"]
 ) -> Float[Array, "nv B"]:
     """Subtracts forces of hinges and slides; between these stand the cubes' dofs."""
     n, cubes = len(c.hinges.parent), 6 * len(c.cube_dof)
@@ -192,7 +192,7 @@ def _subtract_joints(
     return force - jnp.concatenate([springs[:n], pad, springs[n:]])
 
 
-def _motions(c: Constants, at: Poses) -> Motions:
+def _motions(c: SceneConstants, at: Poses) -> MotionAxes:
     h, n, cubes = c.hinges, len(c.hinges.parent), len(c.cube_dof)
     axis = mat_vec(at.mat[:n], const(h.axis, at.pos))
     anchor = at.pos[:n] + mat_vec(at.mat[:n], const(h.anchor, at.pos))
@@ -211,7 +211,7 @@ def _motions(c: Constants, at: Poses) -> Motions:
         still = jnp.broadcast_to(const(c.slides.axis, axis), (slides, 3, batch))
         angular, linear = [*angular, jnp.repeat(zero, slides, axis=0)], [*linear, still]
         center += [jnp.repeat(zero, slides, axis=0)]
-    return Motions(*(jnp.concatenate(x) for x in (angular, linear, center)))
+    return MotionAxes(*(jnp.concatenate(x) for x in (angular, linear, center)))
 
 
 class _Inertia(NamedTuple):
@@ -248,14 +248,14 @@ def _force_cross(v: Float[Array, "n 6 B"], f: Float[Array, "n 6 B"]) -> Float[Ar
 
 
 def _over_tree(matrix: Float[Array, "m n"], x: Float[Array, "n ..."]) -> Float[Array, "m ..."]:
-    """Sums along the tree: over ancestors, or with the transposed matrix over descendants."""
+    """Sums along the tree by a matmul: over ancestors, or with the transposed matrix over descendants."""
     # Highest: a GPU's default would round to TF32, and rne's terms cancel.
     flat = jnp.dot(matrix, x.reshape(x.shape[0], -1), precision=jax.lax.Precision.HIGHEST)
     return flat.reshape(-1, *x.shape[1:])
 
 
 def _composite_mass(
-    c: Constants, up: Float[Array, "h h"], inertia: _Inertia, s: Float[Array, "h 6 B"]
+    c: SceneConstants, up: Float[Array, "h h"], inertia: _Inertia, s: Float[Array, "h 6 B"]
 ) -> Float[Array, "h h B"]:
     """Mass matrix of the tree: the inertia of all that a hinge carries, moved by it and its ancestors."""
     h = c.hinges
@@ -270,7 +270,7 @@ def _composite_mass(
 
 
 def _actuation(
-    c: Constants, qpos: Float[Array, "nq B"], qvel: Float[Array, "nv B"], ctrl: Float[Array, "nu B"]
+    c: SceneConstants, qpos: Float[Array, "nq B"], qvel: Float[Array, "nv B"], ctrl: Float[Array, "nu B"]
 ) -> tuple[Float[Array, "nv B"], Float[Array, "nv B"]]:
     """Actuator forces on dofs, and minus their derivatives by velocity.
 

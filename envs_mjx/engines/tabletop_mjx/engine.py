@@ -7,51 +7,51 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
-from envs_mjx.engines.base import AbstractEngine, Physics, only_where
+from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, where_active
 from envs_mjx.engines.tabletop_mjx import model as mjx_model
 from envs_mjx.engines.tabletop_mjx import step
 from envs_mjx.engines.tabletop_mjx.collision import contacts, geometry
-from envs_mjx.engines.tabletop_mjx.collision.contacts import Slots
-from envs_mjx.engines.tabletop_mjx.solver import Limits
-from envs_mjx.engines.tabletop_mjx.step import Machine, State
+from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
+from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
+from envs_mjx.engines.tabletop_mjx.step import TabletopSim, TabletopStepState
 from envs_mjx.manipulation.scenes import Scene
 from mac.errors import UserError
 
 SLOTS = {
-    "cube-single": Slots(20, 1, 26),
-    "cube-double": Slots(20, 1, 28),
-    "cube-triple": Slots(20, 1, 36),
-    "cube-quadruple": Slots(24, 1, 40),
-    "cube-octuple": Slots(26, 1, 64),
-    "scene": Slots(30, 16, 48),
-    "puzzle-3x3": Slots(24, 1, 30),
-    "puzzle-4x4": Slots(24, 1, 30),
-    "puzzle-4x5": Slots(24, 1, 30),
-    "puzzle-4x6": Slots(24, 1, 34),
+    "cube-single": TabletopContactCapacity(20, 1, 26),
+    "cube-double": TabletopContactCapacity(20, 1, 28),
+    "cube-triple": TabletopContactCapacity(20, 1, 36),
+    "cube-quadruple": TabletopContactCapacity(24, 1, 40),
+    "cube-octuple": TabletopContactCapacity(26, 1, 64),
+    "scene": TabletopContactCapacity(30, 16, 48),
+    "puzzle-3x3": TabletopContactCapacity(24, 1, 30),
+    "puzzle-4x4": TabletopContactCapacity(24, 1, 30),
+    "puzzle-4x5": TabletopContactCapacity(24, 1, 30),
+    "puzzle-4x6": TabletopContactCapacity(24, 1, 34),
 }
-"""Slots by family: 1.25 times the most that C or the broad phase was seen to use under OGBench's experts
-and under random, held and downward actions (300 to 600 control steps each).
+"""Contact buffer by family: 1.25 times the maximum that C or the broad phase used under OGBench's experts and
+under random, held and downward actions (300 to 600 control steps each).
 """
 
 
-class MjxEngine(AbstractEngine):
+class MjxEngine(AbstractTabletopEngine):
     """MuJoCo's physics as a JAX program: runs, batches and compiles wherever JAX does.
 
     The physics is that of C within solver and float precision, on the collision model of
     `collision/geometry.py`. Numbers are float32, or float64 if the engine is used under `jax.enable_x64` on
     float64 states. Any number of `vmap`s around `step` becomes one program over one batch axis.
 
-    `Physics.raw` is the acceleration of the last substep, from which the solver starts the next.
+    `TabletopPhysics.raw` is the acceleration of the last substep, from which the solver starts the next.
     """
 
     name: str = eqx.field(static=True)
-    machine: Machine = eqx.field(static=True)
+    sim: TabletopSim = eqx.field(static=True)
 
     def __init__(
         self,
         scene: Scene,
         *,
-        slots: Slots | None = None,
+        slots: TabletopContactCapacity | None = None,
         iterations: int = 20,
         ls_iterations: int = 20,
     ):
@@ -59,7 +59,7 @@ class MjxEngine(AbstractEngine):
 
         Args:
             scene: compiled model and ids.
-            slots: room for pairs and contacts; None takes `SLOTS`.
+            slots: capacity for pairs and contacts; None takes `SLOTS`.
             iterations: most Newton iterations per substep. C needs 1 or 2 on average and 16 at most;
                 4 make the physics explode during a grasp.
             ls_iterations: line-search iterations per Newton iteration.
@@ -71,50 +71,54 @@ class MjxEngine(AbstractEngine):
             raise UserError(
                 f"iterations={iterations}, ls_iterations={ls_iterations}, {slots}: each must be at least 1"
             )
-        constants = mjx_model.read(scene)
+        constants = mjx_model.read_constants(scene)
         model = geometry.collision_model(scene, constants)
         self.name = "mjx"
-        self.machine = Machine(
+        self.sim = TabletopSim(
             constants=constants,
             collisions=model,
             table=contacts.pair_table(model, constants.timestep),
             slots=slots,
-            limits=Limits(iterations, ls_iterations, constants.tolerance, constants.ls_tolerance),
+            limits=StoppingCriteria(iterations, ls_iterations, constants.tolerance, constants.ls_tolerance),
             substeps=int(scene.substeps),
             slides=scene.slides,
             fresh=scene.fresh,
         )
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Physics:
-        """A scene in the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start
-        and the contact force are zero, and the site poses are those of `qpos`.
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> TabletopPhysics:
+        """Loads the given state. As after `mj_resetData` and `mj_forward`, the solver's warm start and the
+        contact force are zero, and the site poses are those of `qpos`.
         """
-        c = self.machine.constants
+        c = self.sim.constants
         sites = over_batches(lambda q: tuple(step.sites_of(c, q)))
         pos, mat = sites(qpos)
         zero = jnp.zeros((), jnp.int32)
-        free = jnp.zeros(self.machine.slides, bool)
-        return Physics(qpos, qvel, pos, mat, jnp.zeros(6, qpos.dtype), free, zero, jnp.zeros_like(qvel))
+        free = jnp.zeros(self.sim.slides, bool)
+        return TabletopPhysics(
+            qpos, qvel, pos, mat, jnp.zeros(6, qpos.dtype), free, zero, jnp.zeros_like(qvel)
+        )
 
-    def step(self, physics: Physics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Physics:
-        """One control step under constant `ctrl`; `physics` itself where not `active` (the work is done
-        all the same: a batch advances in lockstep).
+    def step(
+        self, physics: TabletopPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> TabletopPhysics:
+        """Takes one control step under constant `ctrl`; returns `physics` itself where not `active`. The work
+        is done all the same, because a batch advances in lockstep.
         """
 
         def batch(qpos: Array, qvel: Array, warm: Array, dropped: Array, ctrl: Array, locked: Array):
-            state = State(qpos, qvel, warm, dropped)
-            state, seen = step.control_step(self.machine, state, ctrl, locked)
+            state = TabletopStepState(qpos, qvel, warm, dropped)
+            state, seen = step.control_step(self.sim, state, ctrl, locked)
             return (*state, *seen)
 
         p = physics
         results = over_batches(batch)(p.qpos, p.qvel, p.raw, p.dropped, ctrl.astype(p.qpos.dtype), p.locked)
         qpos, qvel, warm, dropped, site_pos, site_mat, touch = results
-        after = Physics(qpos, qvel, site_pos, site_mat, touch, p.locked, dropped, warm)
-        return only_where(active, after, physics)
+        after = TabletopPhysics(qpos, qvel, site_pos, site_mat, touch, p.locked, dropped, warm)
+        return where_active(active, after, physics)
 
 
 def over_batches(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
-    """A function of single examples that calls `function` once, on arrays that end with a batch axis.
+    """Wraps `function`, which takes arrays that end with a batch axis, as a function of single examples.
 
     All `vmap`s around a call, however many, become the one batch axis.
     """

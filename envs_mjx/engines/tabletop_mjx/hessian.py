@@ -6,26 +6,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, plus_outer, total
-from envs_mjx.engines.tabletop_mjx.constraints import Problem, Rows, cone_state, spread
+from envs_mjx.engines.tabletop_mjx.constraints import ConstraintValues, TabletopProblem, cone_state, spread
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
 
-class Quadratic(NamedTuple):
+class QuadraticTerms(NamedTuple):
     """Mass matrix and equalities: the part of the Hessian that does not change."""
 
     core: Float[Array, "core core B"]
 
 
 @stage
-def with_ties(p: Problem) -> Quadratic:
-    j, core = p.ties.jacobian, p.mass.shape[0]
-    tied = total([(p.ties.weight[e] * j[e])[:, None] * j[e][None] for e in range(j.shape[0])])
+def with_equalities(p: TabletopProblem) -> QuadraticTerms:
+    j, core = p.equalities.jacobian, p.mass.shape[0]
+    tied = total([(p.equalities.weight[e] * j[e])[:, None] * j[e][None] for e in range(j.shape[0])])
     rest = core - tied.shape[0]
-    return Quadratic(p.mass + jnp.pad(tied, ((0, rest), (0, rest), (0, 0))))
+    return QuadraticTerms(p.mass + jnp.pad(tied, ((0, rest), (0, rest), (0, 0))))
 
 
 @stage
-def _curvatures(p: Problem, rows: Rows) -> Float[Array, "3 3 k B"]:
+def _curvatures(p: TabletopProblem, rows: ConstraintValues) -> Float[Array, "3 3 k B"]:
     """Hessian of every cone's penalty by its rows."""
     c = cone_state(p, rows.cones)
     mu, friction = p.cones.mu, p.cones.friction
@@ -50,17 +50,19 @@ def _weighted_rows(blocks: Float[Array, "3 3 k B"], j: Float[Array, "3 k nv B"])
     return jnp.stack([total([blocks[r, s][:, None] * j[s] for s in range(3)]) for r in range(3)])
 
 
-def weighted_rows(p: Problem, rows: Rows) -> Float[Array, "3 k nv B"]:
+def weighted_rows(p: TabletopProblem, rows: ConstraintValues) -> Float[Array, "3 k nv B"]:
     """Hessians of the cones times their Jacobians."""
     return _weighted_rows(_curvatures(p, rows), p.cones.jacobian)
 
 
 @stage
-def joint_curvature(p: Problem, rows: Rows) -> Float[Array, "nv B"]:
-    """What limits and friction losses add to the Hessian's diagonal."""
-    slopes = p.ends.weight * (rows.ends < 0)
-    held = jnp.abs(p.losses.weight * rows.losses) < p.losses.bound
-    return spread(p, p.ends.dof, slopes) + spread(p, p.losses.dof, p.losses.weight * held)
+def joint_curvature(p: TabletopProblem, rows: ConstraintValues) -> Float[Array, "nv B"]:
+    """Returns the terms that limits and friction losses add to the Hessian's diagonal."""
+    slopes = p.joint_limits.weight * (rows.joint_limits < 0)
+    held = jnp.abs(p.friction_losses.weight * rows.friction_losses) < p.friction_losses.bound
+    return spread(p, p.joint_limits.dof, slopes) + spread(
+        p, p.friction_losses.dof, p.friction_losses.weight * held
+    )
 
 
 _CHUNK = 4
@@ -68,12 +70,12 @@ _CHUNK = 4
 
 
 def newton_step(
-    p: Problem, quadratic: Quadratic, rows: Rows, gradient: Float[Array, "nv B"]
+    p: TabletopProblem, quadratic: QuadraticTerms, rows: ConstraintValues, gradient: Float[Array, "nv B"]
 ) -> Float[Array, "nv B"]:
-    """The Hessian's inverse times the gradient.
+    """Returns the Hessian's inverse times the gradient.
 
-    Dofs of the rim meet each other only through the core: a press couples a button to the arm. So their
-    part of the Hessian is diagonal, and they are eliminated one by one.
+    Dofs of the rim are coupled only through the core: a press couples a button to the arm. So their part of
+    the Hessian is diagonal, and they are eliminated one by one.
     """
     core = p.mass.shape[0]
     left, right = p.cones.jacobian, weighted_rows(p, rows)
@@ -101,7 +103,7 @@ def _on_diagonal(
 
 @stage
 def _rim_diagonal(
-    p: Problem,
+    p: TabletopProblem,
     joints: Float[Array, "rim B"],
     left: Float[Array, "3 k rim B"],
     right: Float[Array, "3 k rim B"],

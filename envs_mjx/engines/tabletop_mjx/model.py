@@ -1,9 +1,9 @@
-"""What engine `mjx` knows of a scene: constants of its moving bodies, read once from the compiled model.
+"""Constants of a scene's moving bodies for engine `mjx`, read once from the compiled model.
 
-OGBench's scenes move in three ways only: the hinges of the arm and gripper (one tree), cubes that are
-free, and slides (buttons, drawer, window) on bodies that stand still. Everything welded to a moving body
-is merged into it here, and everything else never moves, so a step touches as many bodies as there are
-joints and not the 38 to 120 of the model.
+OGBench's scenes move in three ways only: the hinges of the arm and gripper (one tree), cubes that are free,
+and slides (buttons, drawer, window) on static bodies. Everything welded to a moving body is merged into it;
+everything else is static. So a step touches as many bodies as there are joints, not the 38 to 120 of the
+model.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import numpy as np
 
 from envs_mjx.engines.tabletop_mjx.bodies import (
     WORLD,
-    Attached,
-    attach,
+    AttachedFrames,
+    attach_frames,
     cross_mat,
     frames_of,
     pose_of,
@@ -31,13 +31,13 @@ class Hinges(NamedTuple):
     A body's rotation in its parent is `turn[0] + sin(q) turn[1] + (1 - cos(q)) turn[2]`.
 
     Attributes:
-        parent: index of the parent, -1 for the standing base.
+        parent: index of the parent, -1 for the static base.
         ancestors: bool[n, n], whether column j is row i or above it.
         levels: index arrays of bodies whose parents are in the level before, or the base.
         turn, offset: float[n, 3, 3, 3] and [n, 3], rotation and position in the parent's frame.
         anchor: float[n, 3], a point of the joint's axis in the body's own frame.
         axis: float[n, 3], the axis in the body's own frame.
-        base_pos, base_mat: pose of the standing base.
+        base_pos, base_mat: pose of the static base.
         mass, com, inertia: of the body and all welded to it; com in its frame, inertia about the com.
     """
 
@@ -63,7 +63,7 @@ class Slides(NamedTuple):
     axis: np.ndarray
 
 
-class Linkage(NamedTuple):
+class EqualityConstants(NamedTuple):
     """Equality constraints, all within the tree: pairs of points kept together, and joints geared 1:1.
 
     Attributes:
@@ -82,7 +82,7 @@ class Linkage(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Constants:
+class SceneConstants:
     """All numbers of the smooth dynamics and of joint constraints, in float64; hashed by identity.
 
     Dofs are those of the model: hinges first, then cubes (6 each) and slides as `cube_dof`, `slide_dof`
@@ -98,12 +98,12 @@ class Constants:
     ls_tolerance: float
     hinges: Hinges
     slides: Slides
-    linkage: Linkage
-    sites: Attached
-    still_mass: float  # of the arm's standing parts, and mass times centre
+    linkage: EqualityConstants
+    sites: AttachedFrames
+    still_mass: float  # of the arm's static parts, and mass times centre
     still_moment: np.ndarray
-    body_of: np.ndarray  # model body -> moving body, -1 for standing ones
-    frame_of: Attached  # pose of every model body in its moving body, or in the world
+    body_of: np.ndarray  # model body -> moving body, -1 for static ones
+    frame_of: AttachedFrames  # pose of every model body in its moving body, or in the world
     joint_qpos: np.ndarray  # of hinges and slides, in the order of `joint_dof`
     joint_dof: np.ndarray
     cube_qpos: np.ndarray
@@ -129,8 +129,8 @@ class Constants:
     friction_solimp: np.ndarray
 
 
-def read(scene: Scene) -> Constants:
-    """Constants of a scene.
+def read_constants(scene: Scene) -> SceneConstants:
+    """Reads the constants of a scene.
 
     Raises:
         UserError: if the model has joints, equalities or actuators other than OGBench's scenes have.
@@ -160,7 +160,7 @@ def read(scene: Scene) -> Constants:
     limited = m.jnt_limited[joints].astype(bool)[:, None]
     start = data.xpos[m.jnt_bodyid[slide]]
     still = (body_of == WORLD) & (m.body_rootid == m.body_rootid[m.jnt_bodyid[hinge[0]]])
-    return Constants(
+    return SceneConstants(
         nq=m.nq,
         nv=m.nv,
         timestep=m.opt.timestep,
@@ -171,7 +171,9 @@ def read(scene: Scene) -> Constants:
         hinges=_hinges(m, data, hinge, mass[:n], com[:n], inertia[:n]),
         slides=Slides(start.copy(), data.xmat[m.jnt_bodyid[slide]].reshape(-1, 3, 3).copy(), axis.copy()),
         linkage=_linkage(m, body_of, frame),
-        sites=attach(m.site_bodyid[scene.sites], m.site_pos[scene.sites], m.site_quat[scene.sites], frame),
+        sites=attach_frames(
+            m.site_bodyid[scene.sites], m.site_pos[scene.sites], m.site_quat[scene.sites], frame
+        ),
         still_mass=float(m.body_mass[still].sum()),
         still_moment=m.body_mass[still] @ data.xipos[still],
         body_of=body_of,
@@ -210,10 +212,10 @@ def _require_known_parts(m: mujoco.MjModel) -> None:
         raise UserError("engine mjx runs OGBench's tabletop scenes only; use engine c for this model")
 
 
-def attach_geoms(m: mujoco.MjModel, geoms: np.ndarray, constants: Constants) -> Attached:
-    """Frames of geoms in their moving bodies; in the world for standing geoms."""
+def attach_geoms(m: mujoco.MjModel, geoms: np.ndarray, constants: SceneConstants) -> AttachedFrames:
+    """Returns frames of geoms in their moving bodies; in the world for static geoms."""
     bodies = m.geom_bodyid[geoms]
-    return attach(bodies, m.geom_pos[geoms], m.geom_quat[geoms], constants.frame_of)
+    return attach_frames(bodies, m.geom_pos[geoms], m.geom_quat[geoms], constants.frame_of)
 
 
 def _hinges(
@@ -259,7 +261,7 @@ def _hinges(
     )
 
 
-def _linkage(m: mujoco.MjModel, body_of: np.ndarray, frame: Attached) -> Linkage:
+def _linkage(m: mujoco.MjModel, body_of: np.ndarray, frame: AttachedFrames) -> EqualityConstants:
     connect = np.flatnonzero(m.eq_type == mujoco.mjtEq.mjEQ_CONNECT)
     gear = np.flatnonzero(m.eq_type == mujoco.mjtEq.mjEQ_JOINT)
     pairs = np.stack([m.eq_obj1id[connect], m.eq_obj2id[connect]], axis=1)
@@ -268,7 +270,7 @@ def _linkage(m: mujoco.MjModel, body_of: np.ndarray, frame: Attached) -> Linkage
     points = frame.pos[pairs] + np.einsum("cpij,cpj->cpi", frame.mat[pairs], local)
     order = np.concatenate([connect, gear])
     weight = [m.body_invweight0[pairs, 0].sum(1), m.dof_invweight0[dofs].sum(1)]
-    return Linkage(
+    return EqualityConstants(
         bodies=body_of[pairs],
         anchors=points,
         joints=dofs,

@@ -1,8 +1,8 @@
 """Newton's method for MuJoCo's constraint problem, for a batch of scenes at once.
 
-The problem (`mjx_problem`) is strictly convex, so any solver that converges finds the same acceleration.
-Made for batches: every operation is one vectorised loop over scenes; the line search is one safeguarded
-Newton iteration on the derivative; and scenes that are done are left behind.
+The problem (`constraints.py`) is strictly convex, so any solver that converges finds the same acceleration.
+Made for batches: every operation is one vectorised loop over scenes. The line search is one safeguarded
+Newton iteration on the derivative. Converged scenes are removed from the batch.
 """
 
 import functools
@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from envs_mjx.engines.tabletop_mjx.batched_linalg import total
 from envs_mjx.engines.tabletop_mjx.constraints import (
     NOISE,
-    Problem,
-    Rows,
+    ConstraintValues,
+    TabletopProblem,
     along,
     forces_of,
     gradient_of,
@@ -27,29 +27,29 @@ from envs_mjx.engines.tabletop_mjx.constraints import (
     rows_of,
     trace,
 )
-from envs_mjx.engines.tabletop_mjx.hessian import Quadratic, newton_step, with_ties
+from envs_mjx.engines.tabletop_mjx.hessian import QuadraticTerms, newton_step, with_equalities
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
 
-class Iterate(NamedTuple):
+class TabletopIterate(NamedTuple):
     """A point `acc` of the search, its residuals, forces and gradient, and progress of every scene.
 
-    `noise` is the norm below which the gradient is rounding error, `promise` a generous estimate of what is
-    still to be gained, `improvement` what the last step gained.
+    `noise` is the norm below which the gradient is rounding error. `expected_improvement` is an upper
+    estimate of the remaining improvement, and `improvement` is that of the last step.
     """
 
     acc: Float[Array, "nv B"]
-    rows: Rows
-    forces: Rows
+    rows: ConstraintValues
+    forces: ConstraintValues
     gradient: Float[Array, "nv B"]
     noise: Float[Array, " B"]
-    promise: Float[Array, " B"]
+    expected_improvement: Float[Array, " B"]
     improvement: Float[Array, " B"]
     niter: Int[Array, " B"]
 
 
-class Limits(NamedTuple):
-    """When to stop: iterations, and the smallest scaled improvement or gradient worth going on for."""
+class StoppingCriteria(NamedTuple):
+    """Stopping criteria: iterations, and the smallest scaled improvement or gradient to continue for."""
 
     iterations: int
     ls_iterations: int
@@ -57,14 +57,14 @@ class Limits(NamedTuple):
     ls_tolerance: float
 
 
-def newton(p: Problem, start: Float[Array, "nv B"], limits: Limits) -> Iterate:
+def newton(p: TabletopProblem, start: Float[Array, "nv B"], criteria: StoppingCriteria) -> TabletopIterate:
     """Minimises the problem from `start`.
 
-    Scenes that are done wait for the others. Most need one or two iterations and few of them ten, so the
-    scenes that go on are gathered into a smaller batch when they fit.
+    Converged scenes wait for the others. Most need one or two iterations and few of them ten, so the
+    remaining scenes are gathered into a smaller batch when they fit.
     """
     whole, it = _begin(p, start)
-    return _narrowing(whole, it, limits, [start.shape[-1] // k for k in _SHARES])
+    return _narrowing(whole, it, criteria, [start.shape[-1] // k for k in _SHARES])
 
 
 _SHARES = (2, 8)
@@ -74,82 +74,88 @@ _FEWEST = 4
 """Batches are not made smaller than this."""
 
 
-def _narrowing(w: "_Whole", it: Iterate, limits: Limits, sizes: list[int]) -> Iterate:
+def _narrowing(
+    w: "_Whole", it: TabletopIterate, criteria: StoppingCriteria, sizes: list[int]
+) -> TabletopIterate:
     if not sizes or sizes[0] < _FEWEST:
-        return _iterate(w, it, limits, 0)
-    it = _iterate(w, it, limits, sizes[0])
-    lanes = jax.lax.top_k(_alive(w, it, limits).astype(jnp.int32), sizes[0])[1]
+        return _iterate(w, it, criteria, 0)
+    it = _iterate(w, it, criteria, sizes[0])
+    lanes = jax.lax.top_k(_alive(w, it, criteria).astype(jnp.int32), sizes[0])[1]
     part, rest = _gathered((w, it), lanes, it.niter.shape[0])
-    return _scattered(it, _narrowing(part, rest, limits, sizes[1:]), lanes)
+    return _scattered(it, _narrowing(part, rest, criteria, sizes[1:]), lanes)
 
 
 class _Whole(eqx.Module):
-    """A problem with what does not change between iterations."""
+    """A problem with the quantities that do not change between iterations."""
 
-    problem: Problem
-    quadratic: Quadratic
+    problem: TabletopProblem
+    quadratic: QuadraticTerms
     scale: Float[Array, " B"]
 
 
-def _begin(p: Problem, start: Float[Array, "nv B"]) -> tuple[_Whole, Iterate]:
+def _begin(p: TabletopProblem, start: Float[Array, "nv B"]) -> tuple[_Whole, TabletopIterate]:
     weight = trace(p)
     rows = residuals(p, start)
     forces = forces_of(p, rows)
-    gradient, noise, promise = gradient_of(p, start, forces)
+    gradient, noise, expected_improvement = gradient_of(p, start, forces)
     endless, never = jnp.full_like(weight, jnp.inf), jnp.zeros_like(weight, jnp.int32)
-    first = Iterate(start, rows, forces, gradient, noise, promise, endless, never)
-    return _Whole(p, with_ties(p), 1 / weight), first
+    first = TabletopIterate(start, rows, forces, gradient, noise, expected_improvement, endless, never)
+    return _Whole(p, with_equalities(p), 1 / weight), first
 
 
 @functools.partial(stage, static=(2,))
-def _gathered(tree: tuple[_Whole, Iterate], lanes: Int[Array, " b"], batch: int) -> tuple[_Whole, Iterate]:
+def _gathered(
+    tree: tuple[_Whole, TabletopIterate], lanes: Int[Array, " b"], batch: int
+) -> tuple[_Whole, TabletopIterate]:
     """The scenes `lanes`; arrays whose last axis is 1 hold for all."""
     return jax.tree.map(lambda x: jnp.take(x, lanes, axis=-1) if x.shape[-1] == batch else x, tree)
 
 
 @stage
-def _scattered(it: Iterate, rest: Iterate, lanes: Int[Array, " b"]) -> Iterate:
+def _scattered(it: TabletopIterate, rest: TabletopIterate, lanes: Int[Array, " b"]) -> TabletopIterate:
     return jax.tree.map(lambda x, y: x.at[..., lanes].set(y), it, rest)
 
 
-def _alive(w: _Whole, it: Iterate, limits: Limits) -> Bool[Array, " B"]:
-    more = (it.niter < limits.iterations) & (w.scale * it.improvement >= limits.tolerance)
-    more &= w.scale * it.promise >= limits.tolerance
-    return more & (norm(it.gradient) >= jnp.maximum(limits.tolerance / w.scale, it.noise))
+def _alive(w: _Whole, it: TabletopIterate, criteria: StoppingCriteria) -> Bool[Array, " B"]:
+    more = (it.niter < criteria.iterations) & (w.scale * it.improvement >= criteria.tolerance)
+    more &= w.scale * it.expected_improvement >= criteria.tolerance
+    return more & (norm(it.gradient) >= jnp.maximum(criteria.tolerance / w.scale, it.noise))
 
 
-def _iterate(w: _Whole, it: Iterate, limits: Limits, enough: int) -> Iterate:
-    """Newton iterations until at most `enough` scenes want more."""
+def _iterate(w: _Whole, it: TabletopIterate, criteria: StoppingCriteria, enough: int) -> TabletopIterate:
+    """Runs Newton iterations until at most `enough` scenes need more."""
     p = w.problem
 
-    def advance(it: Iterate) -> Iterate:
-        going = _alive(w, it, limits)
+    def advance(it: TabletopIterate) -> TabletopIterate:
+        going = _alive(w, it, criteria)
         search = -newton_step(p, w.quadratic, it.rows, it.gradient)
         ahead = rows_of(p, search)
-        size, improvement = _line_search(p, it, search, ahead, limits, going)
+        size, improvement = _line_search(p, it, search, ahead, criteria, going)
         acc, rows = _moved(it, search, ahead, jnp.where(going, size, 0))
         forces = forces_of(p, rows)
-        gradient, noise, promise = gradient_of(p, acc, forces)
+        gradient, noise, expected_improvement = gradient_of(p, acc, forces)
         improvement = jnp.where(going, improvement, it.improvement)
-        return Iterate(acc, rows, forces, gradient, noise, promise, improvement, it.niter + going)
+        return TabletopIterate(
+            acc, rows, forces, gradient, noise, expected_improvement, improvement, it.niter + going
+        )
 
-    def more(it: Iterate) -> Bool[Array, ""]:
-        return jnp.sum(_alive(w, it, limits)) > enough
+    def more(it: TabletopIterate) -> Bool[Array, ""]:
+        return jnp.sum(_alive(w, it, criteria)) > enough
 
     return jax.lax.while_loop(more, advance, it)
 
 
 @stage
 def _moved(
-    it: Iterate, search: Float[Array, "nv B"], ahead: Rows, step: Float[Array, " B"]
-) -> tuple[Float[Array, "nv B"], Rows]:
-    rows = Rows(*(x + step * v for x, v in zip(it.rows, ahead, strict=True)))
+    it: TabletopIterate, search: Float[Array, "nv B"], ahead: ConstraintValues, step: Float[Array, " B"]
+) -> tuple[Float[Array, "nv B"], ConstraintValues]:
+    rows = ConstraintValues(*(x + step * v for x, v in zip(it.rows, ahead, strict=True)))
     return it.acc + step * search, rows
 
 
 @stage
-def pushed(p: Problem, solution: Iterate) -> Float[Array, "nv B"]:
-    """All forces on the dofs, those of the constraints included."""
+def total_force(p: TabletopProblem, solution: TabletopIterate) -> Float[Array, "nv B"]:
+    """Returns all forces on the dofs, those of the constraints included."""
     return mass_times(p, solution.acc) - solution.gradient
 
 
@@ -164,41 +170,46 @@ class _Bracket(NamedTuple):
 
 @functools.partial(stage, static=(4,))
 def _along_start(
-    p: Problem, it: Iterate, search: Float[Array, "nv B"], ahead: Rows, limits: Limits
+    p: TabletopProblem,
+    it: TabletopIterate,
+    search: Float[Array, "nv B"],
+    ahead: ConstraintValues,
+    criteria: StoppingCriteria,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """Slope and curvature of the Gauss cost along `search`, slope of all at its start, and what is 0."""
+    """Returns slope and curvature of the Gauss cost along `search`, total slope at its start, and its
+    tolerance."""
     drift = total(search * (mass_times(p, it.acc) - p.force))
     bend = total(search * mass_times(p, search))
     pairs = zip(it.forces, ahead, strict=True)
     terms = [total(jnp.abs(f * v).reshape(-1, v.shape[-1])) for f, v in pairs if f.shape[0]]
     terms = total([jnp.abs(drift), *terms])
-    enough = limits.tolerance * limits.ls_tolerance * norm(search) * trace(p)
+    enough = criteria.tolerance * criteria.ls_tolerance * norm(search) * trace(p)
     enough = jnp.maximum(enough, NOISE * jnp.finfo(terms.dtype).eps * terms)
     return drift, bend, total(search * it.gradient), enough
 
 
 def _line_search(
-    p: Problem,
-    it: Iterate,
+    p: TabletopProblem,
+    it: TabletopIterate,
     search: Float[Array, "nv B"],
-    ahead: Rows,
-    limits: Limits,
+    ahead: ConstraintValues,
+    criteria: StoppingCriteria,
     alive: Bool[Array, " B"],
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Step size along `search` at which the cost's derivative vanishes, and the decrease it brings.
+    """Returns the step size along `search` at which the cost's derivative vanishes, and the decrease.
 
     The decrease is that of a parabola with the same end slopes: unlike a difference of costs it keeps
     its precision near the minimum, in float32 too.
     """
-    drift, bend, start, enough = _along_start(p, it, search, ahead, limits)
+    drift, bend, start, enough = _along_start(p, it, search, ahead, criteria)
 
     def slopes(size: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-        rows = Rows(*(x + size * v for x, v in zip(it.rows, ahead, strict=True)))
+        rows = ConstraintValues(*(x + size * v for x, v in zip(it.rows, ahead, strict=True)))
         first, second = along(p, rows, ahead)
         return drift + size * bend + first, bend + second
 
     def more(b: _Bracket) -> Bool[Array, " B"]:
-        return alive & (jnp.abs(b.slope) > enough) & (b.niter < limits.ls_iterations)
+        return alive & (jnp.abs(b.slope) > enough) & (b.niter < criteria.ls_iterations)
 
     @stage
     def narrow(b: _Bracket) -> _Bracket:

@@ -12,12 +12,11 @@ R = TypeVar("R")
 
 
 def stage(function: Callable[P, R], static: tuple[int, ...] = ()) -> Callable[P, R]:
-    """The same function of arrays (but for arguments number `static`), compiled as a computation of its own.
+    """Compiles a function of arrays as a computation of its own; arguments number `static` are static.
 
-    XLA on CPU fuses element-wise work by copying what several results share into each of them, layer after
-    layer: ten layers of geometry become a million operations per number. A call that is not inlined ends
-    that, because its arguments and results are memory. (`optimization_barrier` does not: it is gone
-    before fusion.)
+    XLA on CPU fuses element-wise work by copying shared subexpressions into each result, layer after layer:
+    ten layers of geometry become a million operations per number. A call that is not inlined ends that,
+    because its arguments and results are memory. (`optimization_barrier` does not: it is gone before fusion.)
     """
 
     @functools.wraps(function)

@@ -11,31 +11,42 @@ from jaxtyping import Array, Bool, Float, Int
 from envs_mjx.engines.tabletop_mjx import dynamics, solver
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, product, total
 from envs_mjx.engines.tabletop_mjx.collision import contacts as mjx_contacts
-from envs_mjx.engines.tabletop_mjx.collision.contacts import PairTable, Slots, impedance, stiffness_damping
+from envs_mjx.engines.tabletop_mjx.collision.contacts import (
+    PairTable,
+    TabletopContactCapacity,
+    impedance,
+    stiffness_damping,
+)
 from envs_mjx.engines.tabletop_mjx.collision.geometry import CollisionModel
-from envs_mjx.engines.tabletop_mjx.constraints import Cones, Ends, Losses, Problem, Ties
-from envs_mjx.engines.tabletop_mjx.dynamics import Poses, Smooth, const, cross, mat_vec
-from envs_mjx.engines.tabletop_mjx.model import Constants
-from envs_mjx.engines.tabletop_mjx.solver import Iterate, Limits
+from envs_mjx.engines.tabletop_mjx.constraints import (
+    Equalities,
+    FrictionCones,
+    FrictionLosses,
+    JointLimits,
+    TabletopProblem,
+)
+from envs_mjx.engines.tabletop_mjx.dynamics import Poses, SmoothDynamics, const, cross, mat_vec
+from envs_mjx.engines.tabletop_mjx.model import SceneConstants
+from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria, TabletopIterate
 from envs_mjx.manipulation.scenes import LOCKED_DAMPING
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Machine:
+class TabletopSim:
     """A scene and how it is simulated; hashed by identity. The last `slides` dofs can be locked."""
 
-    constants: Constants
+    constants: SceneConstants
     collisions: CollisionModel
     table: PairTable
-    slots: Slots
-    limits: Limits
+    slots: TabletopContactCapacity
+    limits: StoppingCriteria
     substeps: int
     slides: int
     fresh: bool
 
 
-class State(NamedTuple):
-    """What a substep advances: positions, velocities, warm start and contacts dropped so far."""
+class TabletopStepState(NamedTuple):
+    """State that a substep advances: positions, velocities, warm start and contacts dropped so far."""
 
     qpos: Float[Array, "nq B"]
     qvel: Float[Array, "nv B"]
@@ -43,8 +54,8 @@ class State(NamedTuple):
     dropped: Int[Array, " B"]
 
 
-class Readings(NamedTuple):
-    """What a control step reports beside its state: tracked sites and the force on the sensing pad."""
+class StepOutputs(NamedTuple):
+    """Outputs of a control step besides its state: tracked sites and the force on the sensing pad."""
 
     site_pos: Float[Array, "sites 3 B"]
     site_mat: Float[Array, "sites 3 3 B"]
@@ -52,26 +63,28 @@ class Readings(NamedTuple):
 
 
 def control_step(
-    machine: Machine, state: State, ctrl: Float[Array, "nu B"], locked: Bool[Array, "slides B"]
-) -> tuple[State, Readings]:
-    """All substeps under constant control. Poses and force are those of the last substep's start, but site
-    poses those of the end where the machine is `fresh`.
+    sim: TabletopSim, state: TabletopStepState, ctrl: Float[Array, "nu B"], locked: Bool[Array, "slides B"]
+) -> tuple[TabletopStepState, StepOutputs]:
+    """Takes all substeps under constant control. Poses and force are those of the last substep's start,
+    except that site poses are those of the end where the machine is `fresh`.
     """
-    c = machine.constants
+    c = sim.constants
     damping = jnp.broadcast_to(const(c.damping, state.qvel), state.qvel.shape)
     if locked.shape[0]:
         held = jnp.where(locked, LOCKED_DAMPING, const(c.damping[-locked.shape[0] :], state.qvel))
         damping = jnp.concatenate([damping[: -locked.shape[0]], held.astype(damping.dtype)])
 
-    def advance(carry: tuple[State, Readings], _: None) -> tuple[tuple[State, Readings], None]:
-        return substep(machine, carry[0], ctrl, damping), None
+    def advance(
+        carry: tuple[TabletopStepState, StepOutputs], _: None
+    ) -> tuple[tuple[TabletopStepState, StepOutputs], None]:
+        return substep(sim, carry[0], ctrl, damping), None
 
     batch = state.qpos.shape[-1]
     sites = len(c.sites.body)
     shapes = (sites, 3, batch), (sites, 3, 3, batch), (6, batch)
-    nothing = Readings(*(jnp.zeros(s, state.qpos.dtype) for s in shapes))
-    (state, seen), _ = jax.lax.scan(advance, (state, nothing), length=machine.substeps)
-    if machine.fresh:
+    nothing = StepOutputs(*(jnp.zeros(s, state.qpos.dtype) for s in shapes))
+    (state, seen), _ = jax.lax.scan(advance, (state, nothing), length=sim.substeps)
+    if sim.fresh:
         seen = seen._replace(**sites_of(c, state.qpos)._asdict())
     return state, seen
 
@@ -81,34 +94,38 @@ class _Sites(NamedTuple):
     site_mat: Float[Array, "sites 3 3 B"]
 
 
-def sites_of(c: Constants, qpos: Float[Array, "nq B"]) -> _Sites:
+def sites_of(c: SceneConstants, qpos: Float[Array, "nq B"]) -> _Sites:
     """World poses of the tracked sites."""
-    return _Sites(*dynamics.attach(c.sites, dynamics.poses(c, qpos)))
+    return _Sites(*dynamics.attached_poses(c.sites, dynamics.poses(c, qpos)))
 
 
 def substep(
-    machine: Machine, state: State, ctrl: Float[Array, "nu B"], damping: Float[Array, "nv B"]
-) -> tuple[State, Readings]:
+    sim: TabletopSim, state: TabletopStepState, ctrl: Float[Array, "nu B"], damping: Float[Array, "nv B"]
+) -> tuple[TabletopStepState, StepOutputs]:
     """`mj_step`: forward dynamics at the state, then implicitfast integration."""
-    c = machine.constants
+    c = sim.constants
     at = dynamics.poses(c, state.qpos)
     smooth = dynamics.smooth(c, at, state.qpos, state.qvel, ctrl, damping)
-    contacts = mjx_contacts.find(machine.collisions, machine.slots, at)
-    cones = mjx_contacts.cones(machine.table, contacts, smooth.motions, state.qvel)
-    problem = constraint_problem(machine, at, smooth, state, cones)
-    solution = solver.newton(problem, state.warm, machine.limits)
-    acc = _implicit_acceleration(c, smooth, solver.pushed(problem, solution))
+    contacts = mjx_contacts.find(sim.collisions, sim.slots, at)
+    cones = mjx_contacts.cone_rows(sim.table, contacts, smooth.motions, state.qvel)
+    problem = constraint_problem(sim, at, smooth, state, cones)
+    solution = solver.newton(problem, state.warm, sim.limits)
+    acc = _implicit_acceleration(c, smooth, solver.total_force(problem, solution))
     qvel = state.qvel + c.timestep * acc
-    touch = felt_force(solution, contacts, cones, smooth)
-    new = State(_moved(c, state.qpos, qvel), qvel, solution.acc, state.dropped + contacts.dropped)
-    return new, Readings(*dynamics.attach(c.sites, at), touch)
+    touch = contact_wrench(solution, contacts, cones, smooth)
+    new = TabletopStepState(_moved(c, state.qpos, qvel), qvel, solution.acc, state.dropped + contacts.dropped)
+    return new, StepOutputs(*dynamics.attached_poses(c.sites, at), touch)
 
 
 def constraint_problem(
-    machine: Machine, at: Poses, smooth: Smooth, state: State, cones: mjx_contacts.Cones
-) -> Problem:
+    sim: TabletopSim,
+    at: Poses,
+    smooth: SmoothDynamics,
+    state: TabletopStepState,
+    cones: mjx_contacts.ConeRows,
+) -> TabletopProblem:
     """All constraints of a scene at its state."""
-    c = machine.constants
+    c = sim.constants
     hinges = len(c.hinges.parent)
     # Buttons touch the arm only, unless there are cubes to lie on them.
     rim = 0 if len(c.cube_dof) else len(c.slide_dof)
@@ -116,20 +133,20 @@ def constraint_problem(
     fixed = const(np.diag(c.fixed_mass[:core] * (np.arange(core) >= hinges)), state.qvel)
     mass = jnp.pad(smooth.hinge_mass, ((0, core - hinges), (0, core - hinges), (0, 0))) + fixed
     mu = cones.friction / np.sqrt(c.impratio)
-    return Problem(
+    return TabletopProblem(
         mass=mass,
         rim_mass=const(c.fixed_mass[core:], state.qvel),
         force=smooth.force,
-        ties=_ties(c, at, smooth, state),
-        ends=_ends(machine, state),
-        losses=_losses(c, state.qvel),
-        cones=Cones(cones.jacobian, cones.aref, cones.weight, mu, cones.friction),
+        equalities=_equalities(c, at, smooth, state),
+        joint_limits=_joint_limits(sim, state),
+        friction_losses=_friction_losses(c, state.qvel),
+        cones=FrictionCones(cones.jacobian, cones.aref, cones.weight, mu, cones.friction),
         impratio=c.impratio,
     )
 
 
-def _ties(c: Constants, at: Poses, smooth: Smooth, state: State) -> Ties:
-    """Equalities: anchors that coincide, joints that move alike."""
+def _equalities(c: SceneConstants, at: Poses, smooth: SmoothDynamics, state: TabletopStepState) -> Equalities:
+    """Builds the equalities: anchors that coincide, joints that move alike."""
     link, hinges = c.linkage, len(c.hinges.parent)
     qpos, qvel = state.qpos[:hinges], state.qvel[:hinges]
     stiffness, damping = stiffness_damping(link.solref, link.solimp, c.timestep)
@@ -161,7 +178,7 @@ def _ties(c: Constants, at: Poses, smooth: Smooth, state: State) -> Ties:
     weight = 1 / jnp.maximum(const(link.invweight[of], qpos) * (1 - d) / d, 1e-15)
     speed = product(jacobian, qvel)
     aref = -const(damping[of], qpos) * speed - const(stiffness[of], qpos) * d * gap - drift
-    return Ties(jacobian, aref, weight)
+    return Equalities(jacobian, aref, weight)
 
 
 class _End(NamedTuple):
@@ -169,7 +186,7 @@ class _End(NamedTuple):
     drift: Float[Array, "3 B"]
 
 
-def _anchor(c: Constants, at: Poses, smooth: Smooth, body: int, local: np.ndarray) -> _End:
+def _anchor(c: SceneConstants, at: Poses, smooth: SmoothDynamics, body: int, local: np.ndarray) -> _End:
     """A point of a hinge's body, and its acceleration at zero `acc` of the joints."""
     pos = at.pos[body] + mat_vec(at.mat[body], const(local, at.pos))
     r = pos - smooth.motions.origin[0]
@@ -179,9 +196,9 @@ def _anchor(c: Constants, at: Poses, smooth: Smooth, body: int, local: np.ndarra
     return _End(pos, slid + cross(bent, r) + cross(turn, speed))
 
 
-def _ends(machine: Machine, state: State) -> Ends:
+def _joint_limits(sim: TabletopSim, state: TabletopStepState) -> JointLimits:
     """Joint limits, and stops of slides."""
-    c, stops = machine.constants, machine.collisions.stops
+    c, stops = sim.constants, sim.collisions.stops
     limited = np.isfinite(c.limits).all(axis=1)
     dofs = np.concatenate([c.joint_dof[limited], c.slide_dof[stops.slide]])
     places = np.concatenate([c.joint_qpos[limited], c.slide_qpos[stops.slide]])
@@ -201,10 +218,10 @@ def _ends(machine: Machine, state: State) -> Ends:
     gap = jnp.where(used, gap, 0)
     d = impedance(const(solimp, q), gap)
     weight = const(count, q) / jnp.maximum(const(invweight, q) * (1 - d) / d, 1e-15)
-    return Ends(tuple(dofs.tolist()), side, -damping * side * v - stiffness * d * gap, weight * used)
+    return JointLimits(tuple(dofs.tolist()), side, -damping * side * v - stiffness * d * gap, weight * used)
 
 
-def _losses(c: Constants, qvel: Float[Array, "nv B"]) -> Losses:
+def _friction_losses(c: SceneConstants, qvel: Float[Array, "nv B"]) -> FrictionLosses:
     rubbing = c.friction_loss > 0
     dofs, solref, solimp = c.joint_dof[rubbing], c.friction_solref[rubbing], c.friction_solimp[rubbing]
     v = jnp.stack([qvel[int(k)] for k in dofs]) if len(dofs) else qvel[:0]
@@ -213,21 +230,21 @@ def _losses(c: Constants, qvel: Float[Array, "nv B"]) -> Losses:
     weight = 1 / np.maximum(c.joint_invweight[rubbing] * (1 - d) / d, 1e-15)
     weight = jnp.broadcast_to(const(weight, qvel), v.shape)
     bound = const(c.friction_loss[rubbing], qvel)
-    return Losses(tuple(dofs.tolist()), -const(damping, qvel) * v, weight, bound)
+    return FrictionLosses(tuple(dofs.tolist()), -const(damping, qvel) * v, weight, bound)
 
 
 def _implicit_acceleration(
-    c: Constants, smooth: Smooth, pushed: Float[Array, "nv B"]
+    c: SceneConstants, smooth: SmoothDynamics, total_force: Float[Array, "nv B"]
 ) -> Float[Array, "nv B"]:
     """Acceleration of (M - h dF/dv) acc = all forces."""
     n = len(c.hinges.parent)
     slope = c.timestep * smooth.slope
-    eye = const(np.eye(n), pushed)
-    arm = cholesky_solve(smooth.hinge_mass + eye * slope[:n], pushed[:n])
-    return jnp.concatenate([arm, pushed[n:] / (const(c.fixed_mass[n:], pushed) + slope[n:])])
+    eye = const(np.eye(n), total_force)
+    arm = cholesky_solve(smooth.hinge_mass + eye * slope[:n], total_force[:n])
+    return jnp.concatenate([arm, total_force[n:] / (const(c.fixed_mass[n:], total_force) + slope[n:])])
 
 
-def _moved(c: Constants, qpos: Float[Array, "nq B"], qvel: Float[Array, "nv B"]) -> Float[Array, "nq B"]:
+def _moved(c: SceneConstants, qpos: Float[Array, "nq B"], qvel: Float[Array, "nv B"]) -> Float[Array, "nq B"]:
     """Positions a substep later. Quaternions are normalised."""
     h, hinges = c.timestep, len(c.hinges.parent)
     parts = [qpos[:hinges] + h * qvel[:hinges]]
@@ -242,7 +259,7 @@ def _turned(quat: Float[Array, "4 B"], rotation: Float[Array, "3 B"]) -> Float[A
     """A quaternion turned by a rotation vector in its own frame."""
     angle = jnp.sqrt(total(rotation * rotation))
     half = 0.5 * angle
-    small = angle < 1e-4  # there sin(x) / x is 1 - x^2 / 6 to the last bit
+    small = angle < 1e-4  # where sin(x) / x is 1 - x^2 / 6 to the last bit
     share = jnp.where(small, 0.5 - angle**2 / 48, jnp.sin(half) / jnp.where(small, 1, angle))
     c, (x, y, z) = jnp.cos(half), (rotation[k] * share for k in range(3))
     qw, qx, qy, qz = quat
@@ -256,14 +273,14 @@ def _turned(quat: Float[Array, "4 B"], rotation: Float[Array, "3 B"]) -> Float[A
     return jnp.stack([q / length for q in new])
 
 
-def felt_force(
-    solution: Iterate,
+def contact_wrench(
+    solution: TabletopIterate,
     contacts: mjx_contacts.Contacts,
-    cones: mjx_contacts.Cones,
-    smooth: Smooth,
+    cones: mjx_contacts.ConeRows,
+    smooth: SmoothDynamics,
 ) -> Float[Array, "6 B"]:
     """Contact torque and force on the sensing pad, about the centre of mass of the arm and gripper."""
     force = solution.forces.cones
-    world = total([force[r][:, None] * cones.frame[r] for r in range(3)]) * cones.felt[:, None]
+    world = total([force[r][:, None] * cones.frame[r] for r in range(3)]) * cones.sensor_sign[:, None]
     torque = cross(contacts.pos - smooth.center[None], world)
     return jnp.concatenate([total(torque), total(world)])

@@ -1,6 +1,7 @@
-"""Constraint rows of one walker: its contacts, in a fixed number of slots, and limits of its joints.
+"""Constraint rows of one walker: its contacts, in a buffer of fixed size, and limits of its joints.
 
-The deepest contacts get the slots. What finds none is counted, not lost silently.
+The deepest contacts get the slots. Contacts dropped because the buffer is full are counted, not lost
+silently.
 """
 
 import dataclasses
@@ -16,18 +17,18 @@ from mujoco import mjx
 from envs_mjx.engines.tabletop_mjx.collision.contacts import impedance, stiffness_damping
 from envs_mjx.engines.walker_mjx import sphere_capsule
 from envs_mjx.engines.walker_mjx.near_walls import HALF, NEAR
-from envs_mjx.engines.walker_mjx.pairs import IMPEDANCES, Pairs, Params
+from envs_mjx.engines.walker_mjx.pairs import IMPEDANCES, ContactParams, WalkerPairs
 from envs_mjx.locomotion.walkers import TORSO
 
 
-class Slots(NamedTuple):
-    """Contacts that there is room for: with floor and walls, and of the walker with itself."""
+class WalkerContactCapacity(NamedTuple):
+    """Capacities of the contact buffer: with floor and walls, and of the walker with itself."""
 
     rough: int
     smooth: int
 
 
-class Rows(NamedTuple):
+class ConstraintRows(NamedTuple):
     """Rows of the constraint problem; weight 0 where a row is not in use."""
 
     jacobian: Float[Array, "rows nv"]
@@ -52,15 +53,16 @@ class _Solids(NamedTuple):
 
 
 def contact_rows(
-    pairs: Pairs,
-    slots: Slots,
+    pairs: WalkerPairs,
+    slots: WalkerContactCapacity,
     data: mjx.Data,
     walls: tuple[Float[Array, "4 3"], Bool[Array, " 4"]] | None,
-) -> tuple[Rows, Int[Array, ""]]:
-    """Rows of all contacts after `kinematics` and `com_pos`, and how many contacts found no slot.
+) -> tuple[ConstraintRows, Int[Array, ""]]:
+    """Returns the rows of all contacts after `kinematics` and `com_pos`, and the number of contacts dropped
+    because the buffer was full.
 
     Args:
-        walls: centres of the walls nearby (m), and which of them are there; None on a plane.
+        walls: centres of the nearby cells (m), and which of them are walls; None on a plane.
     """
     at = _place(pairs, data)
     points = [_on_floor(pairs, at)]
@@ -68,7 +70,7 @@ def contact_rows(
     if walls is not None and pairs.wall_params is not None:
         points.append(_on_walls(pairs, at, *walls))
         tables.append(pairs.wall_params)
-    table = Params(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
+    table = ContactParams(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
     rough, lost = _rows(_all(points), table, slots.rough, data)
     if not len(pairs.couples):
         return rough, lost
@@ -76,12 +78,12 @@ def contact_rows(
     return joined(rough, smooth), lost + more
 
 
-def joined(*rows: Rows) -> Rows:
-    """Rows one after the other."""
-    return Rows(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
+def joined(*rows: ConstraintRows) -> ConstraintRows:
+    """Concatenates rows."""
+    return ConstraintRows(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
 
 
-def _place(pairs: Pairs, data: mjx.Data) -> _Solids:
+def _place(pairs: WalkerPairs, data: mjx.Data) -> _Solids:
     s, dtype = pairs.solids, data.qpos.dtype
     mat = data.xmat[s.body]
     turned = jnp.einsum("nij,nkj->nki", mat, jnp.asarray(np.stack([s.pos, s.half], axis=1), dtype))
@@ -92,8 +94,9 @@ def _all(points: list[_Points]) -> _Points:
     return _Points(*(jnp.concatenate(x) for x in zip(*points, strict=True)))
 
 
-def _on_floor(pairs: Pairs, at: _Solids) -> _Points:
-    """A ball at one point; a capsule at both ends, with the tangent along its axis."""
+def _on_floor(pairs: WalkerPairs, at: _Solids) -> _Points:
+    """Contacts with the floor: a ball's one point; both ends of a capsule, with the tangent along its
+    axis."""
     balls, capsules = pairs.balls, pairs.capsules
     half = at.half[capsules]
     rows = np.concatenate([balls, capsules, capsules])
@@ -105,18 +108,20 @@ def _on_floor(pairs: Pairs, at: _Solids) -> _Points:
     return _Points(*found, along, jnp.asarray(rows, jnp.int32))
 
 
-def _on_walls(pairs: Pairs, at: _Solids, centre: Float[Array, "4 3"], there: Bool[Array, " 4"]) -> _Points:
-    """Every solid at every wall: a ball at one point, a capsule at two."""
+def _on_walls(
+    pairs: WalkerPairs, at: _Solids, centre: Float[Array, "4 3"], there: Bool[Array, " 4"]
+) -> _Points:
+    """Contacts of every solid with every wall: one point of a ball, two of a capsule."""
     first = len(pairs.solids.body)  # row of the table
 
     def shifted(
-        t: sphere_capsule.Touch, wall: Float[Array, " 3"], there: Bool[Array, ""]
-    ) -> sphere_capsule.Touch:
+        t: sphere_capsule.WalkerContactPoints, wall: Float[Array, " 3"], there: Bool[Array, ""]
+    ) -> sphere_capsule.WalkerContactPoints:
         return t._replace(gap=jnp.where(there, t.gap, sphere_capsule.FAR), pos=t.pos + wall)
 
     def at_wall(
         wall: Float[Array, " 3"], there: Bool[Array, ""]
-    ) -> tuple[sphere_capsule.Touch, sphere_capsule.Touch]:
+    ) -> tuple[sphere_capsule.WalkerContactPoints, sphere_capsule.WalkerContactPoints]:
         b, c = pairs.balls, pairs.capsules
         balls = jax.vmap(lambda x, r: sphere_capsule.ball_wall(x - wall, r, HALF))(at.centre[b], at.radius[b])
         capsules = jax.vmap(lambda x, h, r: sphere_capsule.capsule_wall(x - wall, h, r, HALF))(
@@ -127,21 +132,22 @@ def _on_walls(pairs: Pairs, at: _Solids, centre: Float[Array, "4 3"], there: Boo
     found = jax.vmap(at_wall)(centre, there)
     rows = [np.tile(pairs.balls, NEAR), np.tile(np.repeat(pairs.capsules, 2), NEAR)]
     flat = [
-        sphere_capsule.Touch(t.gap.reshape(-1), t.pos.reshape(-1, 3), t.normal.reshape(-1, 3)) for t in found
+        sphere_capsule.WalkerContactPoints(t.gap.reshape(-1), t.pos.reshape(-1, 3), t.normal.reshape(-1, 3))
+        for t in found
     ]
     numbers = [jnp.asarray(first + r, jnp.int32) for r in rows]
     return _all([_Points(*t, jnp.zeros_like(t.pos), r) for t, r in zip(flat, numbers, strict=True)])
 
 
-def _each_other(pairs: Pairs, at: _Solids) -> _Points:
+def _each_other(pairs: WalkerPairs, at: _Solids) -> _Points:
     a, b = (_Solids(*(x[side] for x in at)) for side in pairs.couples.T)
     found = jax.vmap(sphere_capsule.capsule_capsule)(*a, *b)
     return _Points(*found, jnp.zeros_like(found.pos), jnp.arange(len(pairs.couples), dtype=jnp.int32))
 
 
 def _rows(
-    points: _Points, table: Params, room: int, data: mjx.Data, pyramid: bool = True
-) -> tuple[Rows, Int[Array, ""]]:
+    points: _Points, table: ContactParams, room: int, data: mjx.Data, pyramid: bool = True
+) -> tuple[ConstraintRows, Int[Array, ""]]:
     """Rows of the deepest `room` points: four edges of a pyramid each, or one normal."""
     dtype = data.qpos.dtype
     depth = points.gap - jnp.asarray(table.margin, dtype)[points.row]
@@ -150,7 +156,7 @@ def _rows(
         chosen = jax.lax.top_k(-depth, room)[1]
         points, depth = _Points(*(x[chosen] for x in points)), depth[chosen]
     columns: list[Any] = [jnp.asarray(column, dtype)[points.row] for column in table]
-    p = Params(*columns)
+    p = ContactParams(*columns)
     solimp: Any = p.solimp
     frame = jax.vmap(frame_of)(points.normal, points.along)
     jacobian = jnp.einsum("sri,sdi->srd", frame, _motions(points.pos, data)) * p.signs[:, None]
@@ -163,11 +169,13 @@ def _rows(
     weight = jnp.where(depth < 0, 1 / jnp.maximum(p.invweight * (1 - d) / d, mujoco.mjMINVAL), 0)
     aref = -p.damping[:, None] * (jacobian @ data.qvel) - (p.stiffness * d * depth)[:, None]
     edges = jacobian.shape[1]
-    return Rows(jacobian.reshape(-1, data.qvel.size), aref.reshape(-1), jnp.repeat(weight, edges)), lost
+    return ConstraintRows(
+        jacobian.reshape(-1, data.qvel.size), aref.reshape(-1), jnp.repeat(weight, edges)
+    ), lost
 
 
 def _motions(pos: Float[Array, "n 3"], data: mjx.Data) -> Float[Array, "n nv 3"]:
-    """How every dof would move a point of the walker."""
+    """Returns the translation of points of the walker per dof."""
     turn, slide = data.cdof[:, :3], data.cdof[:, 3:]
     arm = pos - data.subtree_com[TORSO]
     return jnp.cross(turn[None], arm[:, None]) + slide[None]
@@ -187,7 +195,7 @@ def frame_of(normal: Float[Array, " 3"], along: Float[Array, " 3"]) -> Float[Arr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Limits:
+class WalkerJointLimits:
     """Hinges with limits; hashed by identity."""
 
     qpos: np.ndarray
@@ -200,14 +208,14 @@ class Limits:
     solimp: np.ndarray
 
 
-def read_limits(m: mujoco.MjModel) -> Limits:
+def read_joint_limits(m: mujoco.MjModel) -> WalkerJointLimits:
     """Limits of a model's hinges and slides."""
     joints = np.flatnonzero(m.jnt_limited)
     solimp = m.jnt_solimp[joints].copy()
     solimp[:, :2] = np.clip(solimp[:, :2], *IMPEDANCES)
     stiffness, damping = stiffness_damping(m.jnt_solref[joints], solimp, m.opt.timestep)
     dof = m.jnt_dofadr[joints]
-    return Limits(
+    return WalkerJointLimits(
         qpos=m.jnt_qposadr[joints],
         dof=dof,
         range=m.jnt_range[joints].copy(),
@@ -219,7 +227,9 @@ def read_limits(m: mujoco.MjModel) -> Limits:
     )
 
 
-def limit_rows(limits: Limits, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Rows:
+def joint_limit_rows(
+    limits: WalkerJointLimits, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]
+) -> ConstraintRows:
     """One row per hinge: the nearer of its two ends."""
     dtype = qpos.dtype
     low, high = (jnp.asarray(side, dtype) for side in limits.range.T)
@@ -234,4 +244,4 @@ def limit_rows(limits: Limits, qpos: Float[Array, " nq"], qvel: Float[Array, " n
     aref = -jnp.asarray(limits.damping, dtype) * sign * v - push
     joints = np.arange(len(limits.dof), dtype=np.int32)
     jacobian = jnp.zeros((len(joints), qvel.size), dtype).at[joints, limits.dof].set(sign)
-    return Rows(jacobian, aref, weight)
+    return ConstraintRows(jacobian, aref, weight)

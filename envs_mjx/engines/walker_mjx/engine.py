@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Float
 from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step
-from envs_mjx.engines.tabletop_mjx.solver import Limits
-from envs_mjx.engines.walker_base import AbstractWalkerEngine, Motion, only_where
+from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
+from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
 from envs_mjx.engines.walker_mjx import step
-from envs_mjx.engines.walker_mjx.contacts import Slots, read_limits
+from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity, read_joint_limits
 from envs_mjx.engines.walker_mjx.near_walls import require_reach
 from envs_mjx.engines.walker_mjx.pairs import read_pairs
-from envs_mjx.engines.walker_mjx.step import Machine, State
+from envs_mjx.engines.walker_mjx.step import WalkerSim, WalkerStepState
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
 
@@ -23,16 +23,16 @@ MJX_VERSION = "3.17.0"
 """The only version of mujoco-mjx that the corrections were made and tested for."""
 
 SLOTS = {
-    "point": Slots(5, 1),
-    "ant": Slots(16, 1),
-    "humanoid": Slots(20, 12),
-    "hopper": Slots(6, 3),
-    "walker2d": Slots(10, 1),
-    "walker2d-v5": Slots(10, 1),
-    "halfcheetah": Slots(10, 1),
+    "point": WalkerContactCapacity(5, 1),
+    "ant": WalkerContactCapacity(16, 1),
+    "humanoid": WalkerContactCapacity(20, 12),
+    "hopper": WalkerContactCapacity(6, 3),
+    "walker2d": WalkerContactCapacity(10, 1),
+    "walker2d-v5": WalkerContactCapacity(10, 1),
+    "halfcheetah": WalkerContactCapacity(10, 1),
 }
-"""Slots by body: 1.5 times the most that C was seen to use in 18,000 physics steps of each, at walls, fallen
-and under torques of all strengths; a point's are all that it can have.
+"""Contact buffer by body: 1.5 times the maximum that C used in 18,000 physics steps of each: at walls, on the
+ground and under torques of all strengths. A point's holds all that it can have.
 """
 
 
@@ -41,12 +41,12 @@ class MjxWalkerEngine(AbstractWalkerEngine):
 
     Smooth dynamics are those of MJX-JAX; contacts, solver and integration are ours and agree with C where
     MJX does not (`sphere_capsule`). Numbers are float32, or float64 if the engine is made and used under
-    `jax.enable_x64`. `Motion.raw` is the last acceleration, from which the solver starts.
+    `jax.enable_x64`. `WalkerPhysics.raw` is the last acceleration, from which the solver starts.
     """
 
     name: str = eqx.field(static=True)
     walker: Walker = eqx.field(static=True)
-    machine: Machine = eqx.field(static=True)
+    sim: WalkerSim = eqx.field(static=True)
     model: mjx.Model
     blank: mjx.Data
 
@@ -54,7 +54,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         self,
         walker: Walker,
         *,
-        slots: Slots | None = None,
+        slots: WalkerContactCapacity | None = None,
         iterations: int = 20,
         ls_iterations: int = 20,
         tolerance: float | None = None,
@@ -63,7 +63,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
 
         Args:
             walker: compiled model and facts.
-            slots: room for contacts; None takes `SLOTS`.
+            slots: capacity for contacts; None takes `SLOTS`.
             iterations: most Newton iterations per evaluation of forces.
             ls_iterations: most line-search iterations per Newton iteration.
             tolerance: scaled improvement below which the solver stops; None takes the model's.
@@ -82,37 +82,39 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         enough = option.tolerance if tolerance is None else tolerance
         self.name = "mjx"
         self.walker = walker
-        self.machine = Machine(
+        self.sim = WalkerSim(
             pairs=read_pairs(walker.model),
-            limits=read_limits(walker.model),
+            limits=read_joint_limits(walker.model),
             slots=slots,
             maze=walker.maze,
-            solver=Limits(iterations, ls_iterations, enough, option.ls_tolerance),
+            solver=StoppingCriteria(iterations, ls_iterations, enough, option.ls_tolerance),
         )
-        self.model, self.blank = walker_control_step.still_model(walker)
+        self.model, self.blank = walker_control_step.contact_free_model(walker)
 
-    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Motion:
-        """The walker in the given state; the solver's warm start is zero, as after `mj_resetData`."""
-        seen = walker_control_step.seen(
+    def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> WalkerPhysics:
+        """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
+        seen = walker_control_step.read_seen(
             self.walker, (self.model, self.blank), qpos, qvel, jnp.zeros((), qpos.dtype)
         )
-        return Motion(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
+        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
 
-    def step(self, motion: Motion, ctrl: Float[Array, " nu"], active: Bool[Array, ""]) -> Motion:
-        """One control step; `motion` itself where not `active` (the work is done all the same: a batch
-        advances in lockstep).
+    def step(
+        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+    ) -> WalkerPhysics:
+        """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
+        because a batch advances in lockstep.
         """
-        begun = walker_control_step.begin(self.walker, motion.qpos, motion.qvel, ctrl)
-        blank = self.blank.replace(ctrl=begun.ctrl)
-        state = State(begun.qpos, begun.qvel, motion.raw, motion.dropped)
+        started = walker_control_step.start_control_step(self.walker, motion.qpos, motion.qvel, ctrl)
+        blank = self.blank.replace(ctrl=started.ctrl)
+        state = WalkerStepState(started.qpos, started.qvel, motion.raw, motion.dropped)
 
-        def substep(state: State, _: None) -> tuple[State, None]:
-            return step.step(self.machine, self.model, blank, state), None
+        def substep(state: WalkerStepState, _: None) -> tuple[WalkerStepState, None]:
+            return step.step(self.sim, self.model, blank, state), None
 
         state, _ = jax.lax.scan(substep, state, length=self.walker.substeps)
-        qpos, moved = walker_control_step.end(begun, state.qpos)
-        seen = walker_control_step.seen(self.walker, (self.model, self.blank), qpos, state.qvel, moved)
-        return only_where(active, Motion(qpos, state.qvel, seen, state.dropped, state.warm), motion)
+        qpos, moved = walker_control_step.finish_control_step(started, state.qpos)
+        seen = walker_control_step.read_seen(self.walker, (self.model, self.blank), qpos, state.qvel, moved)
+        return where_active(active, WalkerPhysics(qpos, state.qvel, seen, state.dropped, state.warm), motion)
 
 
 def require_version(version: str | None = None) -> None:

@@ -1,8 +1,8 @@
 """The walls that a walker may touch: at most four, however large its maze.
 
-A body that reaches less than half a cell from its torso touches nothing outside the square of one cell's
-side around the torso, and that square overlaps four cells: two by two. `reach` bounds how far any part of
-a walker ever is from its torso, so four boxes that follow it are the whole maze to it, exactly.
+A body that reaches less than half a cell from its torso touches nothing outside the square of one cell's side
+around the torso. That square overlaps four cells: two by two. `reach` bounds the distance of any part of a
+walker from its torso, so four boxes that follow it replace the whole maze exactly.
 """
 
 import itertools
@@ -24,7 +24,7 @@ _CORNERS = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.int32)
 
 
 def near_walls(maze: Maze, xy: Float[Array, " 2"]) -> tuple[Float[Array, "4 3"], Bool[Array, " 4"]]:
-    """Centres (m) of the four cells around a torso at `xy` (m), and which of them are walls.
+    """Returns the centres (m) of the four cells around a torso at `xy` (m), and which of them are walls.
 
     Outside of the maze there are no walls.
     """
@@ -37,8 +37,8 @@ def near_walls(maze: Maze, xy: Float[Array, " 2"]) -> tuple[Float[Array, "4 3"],
 
 
 def reach(model: mujoco.MjModel) -> float:
-    """Upper bound of the distance (m) from the torso's origin to any point of the walker, margins of
-    contacts included, in any pose that joints could take if they had no limits.
+    """Returns an upper bound of the distance (m) from the torso's origin to any point of the walker. Contact
+    margins are included, and joint limits ignored.
     """
     away = np.full(model.nbody, np.nan)
     away[TORSO] = 0.0

@@ -1,4 +1,4 @@
-"""Which solids of a walker may touch floor, walls and each other, and with which parameters: read once."""
+"""Pairs of a walker's solids, floor and walls that may touch, with their contact parameters; read once."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ IMPEDANCES = 1e-4, 0.9999
 """Least and greatest impedance that MuJoCo allows."""
 
 
-class Solids(NamedTuple):
+class WalkerSolids(NamedTuple):
     """Balls and capsules in the frames of their bodies; a ball's half axis is 0."""
 
     body: np.ndarray
@@ -25,11 +25,11 @@ class Solids(NamedTuple):
     radius: np.ndarray
 
 
-class Params(NamedTuple):
-    """How contacts of pairs push; all arrays of P rows.
+class ContactParams(NamedTuple):
+    """Contact parameters of pairs; all arrays of P rows.
 
     Attributes:
-        signs: how much of each dof's motion at the point counts, 1, -1 or 0: float[P, nv].
+        signs: factor of each dof's motion at the point, 1, -1 or 0: float[P, nv].
         margin: gap (m) below which a contact acts.
         friction: coefficient of both tangents; 0 in pairs without friction.
         invweight: of a row of the contact.
@@ -46,7 +46,7 @@ class Params(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pairs:
+class WalkerPairs:
     """All pairs of solids that may touch; hashed by identity.
 
     Attributes:
@@ -59,21 +59,21 @@ class Pairs:
         couple_params: of these.
     """
 
-    solids: Solids
+    solids: WalkerSolids
     balls: np.ndarray
     capsules: np.ndarray
-    floor_params: Params
-    wall_params: Params | None
+    floor_params: ContactParams
+    wall_params: ContactParams | None
     floor_height: float
     couples: np.ndarray
-    couple_params: Params
+    couple_params: ContactParams
 
 
-def read_pairs(model: mujoco.MjModel) -> Pairs:
+def read_pairs(model: mujoco.MjModel) -> WalkerPairs:
     """The pairs of a walker's model.
 
     Raises:
-        UserError: if the model has other solids than walkers have.
+        UserError: if the model has solids of other kinds.
     """
     m = model
     solid = m.geom_contype | m.geom_conaffinity != 0
@@ -86,8 +86,8 @@ def read_pairs(model: mujoco.MjModel) -> Pairs:
     axis = np.array([_axis(q) for q in m.geom_quat[moving]])
     index = {g: i for i, g in enumerate(moving)}
     couples = [(a, b) for a, b in itertools.combinations(moving, 2) if _may_touch(m, a, b)]
-    return Pairs(
-        solids=Solids(
+    return WalkerPairs(
+        solids=WalkerSolids(
             body=m.geom_bodyid[moving].astype(np.int32),
             pos=m.geom_pos[moving].copy(),
             half=axis * np.where(capsule, m.geom_size[moving, 1], 0)[:, None],
@@ -127,7 +127,7 @@ def _may_touch(m: mujoco.MjModel, a: int, b: int) -> bool:
     return bool(bits and first != second and not family)
 
 
-def _params(m: mujoco.MjModel, couples: list[tuple[int, int]]) -> Params:
+def _params(m: mujoco.MjModel, couples: list[tuple[int, int]]) -> ContactParams:
     """Parameters of pairs (a, b): MuJoCo's mixture of those of their geoms."""
     a, b = np.array(couples, int).reshape(-1, 2).T
     bodies = m.geom_bodyid[a], m.geom_bodyid[b]
@@ -140,7 +140,7 @@ def _params(m: mujoco.MjModel, couples: list[tuple[int, int]]) -> Params:
     edge = 2 * friction**2 * (1 + friction**2) / m.opt.impratio
     stiffness, damping = stiffness_damping(solref, solimp, m.opt.timestep)
     moved = _moved_by(m)
-    return Params(
+    return ContactParams(
         signs=moved[bodies[1]] - moved[bodies[0]],
         margin=m.geom_margin[a] + m.geom_margin[b],
         friction=friction,

@@ -3,8 +3,8 @@
 The problem is MuJoCo's with pyramidal cones: find the acceleration that minimises the Gauss cost plus a
 quadratic penalty of every row that is violated (Todorov 2014; chapter "Computation" of MuJoCo's
 documentation). It is strictly convex, so any solver that converges finds the acceleration that C and MJX
-find. What differs from MJX's is the cost in a batch: the line search is one safeguarded Newton iteration
-on the derivative, and ends as soon as it has converged in every walker of the batch.
+find. Unlike MJX's, the line search is one safeguarded Newton iteration on the derivative. It ends as soon as
+it has converged in every walker of the batch, which makes batches cheaper.
 """
 
 from typing import NamedTuple
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from envs_mjx.engines.tabletop_mjx.constraints import NOISE
-from envs_mjx.engines.tabletop_mjx.solver import Limits
+from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
 
 
-class Problem(NamedTuple):
+class WalkerProblem(NamedTuple):
     """Minimise over a: (M a - f) . (a - free) / 2 + sum of weight x^2 / 2 over rows x = J a - aref < 0.
 
     Attributes:
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     weight: Float[Array, " rows"]
 
 
-class Iterate(NamedTuple):
+class WalkerIterate(NamedTuple):
     """A point of the search: acceleration, J a - aref, gradient, last decrease, iterations."""
 
     acc: Float[Array, " nv"]
@@ -44,23 +44,23 @@ class Iterate(NamedTuple):
 
 
 def solve(
-    p: Problem, warm: Float[Array, " nv"], limits: Limits
+    p: WalkerProblem, warm: Float[Array, " nv"], criteria: StoppingCriteria
 ) -> tuple[Float[Array, " nv"], Float[Array, " nv"]]:
-    """The acceleration, searched from the better of `warm` and the one without constraints, and the force
-    of the constraints on the dofs.
+    """Returns the acceleration and the force of the constraints on the dofs. The search starts from the
+    better of `warm` and the acceleration without constraints.
     """
     scale = 1 / jnp.trace(p.mass)
 
-    def alive(it: Iterate) -> Bool[Array, ""]:
-        more = (it.niter < limits.iterations) & (scale * it.improvement >= limits.tolerance)
-        return more & (scale * jnp.sqrt(it.gradient @ it.gradient) >= limits.tolerance)
+    def alive(it: WalkerIterate) -> Bool[Array, ""]:
+        more = (it.niter < criteria.iterations) & (scale * it.improvement >= criteria.tolerance)
+        return more & (scale * jnp.sqrt(it.gradient @ it.gradient) >= criteria.tolerance)
 
-    def advance(it: Iterate) -> Iterate:
+    def advance(it: WalkerIterate) -> WalkerIterate:
         active = jnp.where(it.rows < 0, p.weight, 0)
         factor = jax.scipy.linalg.cho_factor(p.mass + (p.jacobian.T * active) @ p.jacobian, lower=True)
         search = -jax.scipy.linalg.cho_solve(factor, it.gradient)
         ahead = p.jacobian @ search
-        size, gain = _line_search(p, it, search, ahead, limits, alive(it))
+        size, gain = _line_search(p, it, search, ahead, criteria, alive(it))
         new = _iterate(p, it.acc + size * search, it.rows + size * ahead)
         return new._replace(improvement=gain, niter=it.niter + 1)
 
@@ -74,10 +74,10 @@ def solve(
     return last.acc, p.mass @ last.acc - p.force - last.gradient
 
 
-def _iterate(p: Problem, acc: Float[Array, " nv"], rows: Float[Array, " rows"]) -> Iterate:
+def _iterate(p: WalkerProblem, acc: Float[Array, " nv"], rows: Float[Array, " rows"]) -> WalkerIterate:
     push = jnp.where(rows < 0, p.weight, 0) * rows
     gradient = p.mass @ acc - p.force + push @ p.jacobian
-    return Iterate(acc, rows, gradient, jnp.asarray(jnp.inf, acc.dtype), jnp.int32(0))
+    return WalkerIterate(acc, rows, gradient, jnp.asarray(jnp.inf, acc.dtype), jnp.int32(0))
 
 
 class _Bracket(NamedTuple):
@@ -90,14 +90,14 @@ class _Bracket(NamedTuple):
 
 
 def _line_search(
-    p: Problem,
-    it: Iterate,
+    p: WalkerProblem,
+    it: WalkerIterate,
     search: Float[Array, " nv"],
     ahead: Float[Array, " rows"],
-    limits: Limits,
+    criteria: StoppingCriteria,
     alive: Bool[Array, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Step size along `search` at which the cost's derivative vanishes, and the decrease it brings.
+    """Returns the step size along `search` at which the cost's derivative vanishes, and the decrease.
 
     The decrease is that of a parabola with the same end slopes: unlike a difference of costs it keeps
     its precision near the minimum, in float32 too.
@@ -111,11 +111,11 @@ def _line_search(
 
     start = search @ it.gradient
     terms = jnp.abs(drift) + jnp.sum(jnp.abs(jnp.where(it.rows < 0, p.weight, 0) * it.rows * ahead))
-    enough = limits.tolerance * limits.ls_tolerance * jnp.sqrt(search @ search) * jnp.trace(p.mass)
+    enough = criteria.tolerance * criteria.ls_tolerance * jnp.sqrt(search @ search) * jnp.trace(p.mass)
     enough = jnp.maximum(enough, NOISE * jnp.finfo(terms.dtype).eps * terms)
 
     def more(b: _Bracket) -> Bool[Array, ""]:
-        return alive & (jnp.abs(b.slope) > enough) & (b.niter < limits.ls_iterations)
+        return alive & (jnp.abs(b.slope) > enough) & (b.niter < criteria.ls_iterations)
 
     def narrow(b: _Bracket) -> _Bracket:
         low, high = jnp.where(b.slope < 0, b.size, b.low), jnp.where(b.slope < 0, b.high, b.size)

@@ -1,11 +1,11 @@
-"""Where a walker's balls and capsules touch floor, walls and each other, by MuJoCo's rules.
+"""Narrow phase of a walker's balls and capsules with floor, walls and each other, by MuJoCo's rules.
 
-Each function is of one pair of solids. `Touch.normal` points away from the wall, or from the first solid
-to the second. A pair always gives as many points as it may at most have; those that do not exist are
-`FAR` apart. MJX's own functions differ from C: contacts between a capsule and a box end at
-distance 0 and not at the pair's margin, and have other points on edges and corners; the tangents of a steep
-capsule on a plane do not follow the capsule, on which friction pyramids depend; and the points of two
-capsules are off where they are nearly parallel.
+Each function is for one pair of solids. `WalkerContactPoints.normal` points away from the wall, or from the
+first solid to the second. A pair always gives its maximum number of points; those that do not exist are `FAR`
+apart. MJX's own functions differ from C in three ways. Contacts between a capsule and a box end at distance 0
+instead of the pair's margin, and have other points on edges and corners. The tangents of a steep capsule on a
+plane do not follow the capsule, on which friction pyramids depend. The points of two nearly parallel capsules
+are wrong.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ _EDGE_SIGN = np.array(
 )
 
 
-class Touch(NamedTuple):
+class WalkerContactPoints(NamedTuple):
     """Points of contact: gap (m, negative in penetration), middle (m), normal."""
 
     gap: Float[Array, "*n"]
@@ -35,21 +35,21 @@ class Touch(NamedTuple):
     normal: Float[Array, "*n 3"]
 
 
-def ball_floor(centre: Float[Array, " 3"], radius: Float[Array, ""], height: float) -> Touch:
+def ball_floor(centre: Float[Array, " 3"], radius: Float[Array, ""], height: float) -> WalkerContactPoints:
     """A ball on the horizontal plane at `height`."""
     gap = centre[2] - height - radius
     up = jnp.array([0.0, 0, 1], centre.dtype)
-    return Touch(gap, centre - (radius + 0.5 * gap) * up, up)
+    return WalkerContactPoints(gap, centre - (radius + 0.5 * gap) * up, up)
 
 
 def ball_ball(
     a: Float[Array, " 3"], b: Float[Array, " 3"], radius_a: Float[Array, ""], radius_b: Float[Array, ""]
-) -> Touch:
+) -> WalkerContactPoints:
     """Two balls."""
     distance, normal = _length(b - a)
     normal = jnp.where(distance == 0, jnp.array([1.0, 0, 0], a.dtype), normal)
     gap = distance - radius_a - radius_b
-    return Touch(gap, a + (radius_a + 0.5 * gap) * normal, normal)
+    return WalkerContactPoints(gap, a + (radius_a + 0.5 * gap) * normal, normal)
 
 
 def capsule_capsule(
@@ -59,10 +59,10 @@ def capsule_capsule(
     b: Float[Array, " 3"],
     half_b: Float[Array, " 3"],
     radius_b: Float[Array, ""],
-) -> Touch:
+) -> WalkerContactPoints:
     """Two capsules of centres `a`, `b` and half axes `half_a`, `half_b`; a ball's half axis is 0.
 
-    C finds two points where axes are parallel to 1e-15; here there is one.
+    C finds two points where axes are parallel to 1e-15; this function finds one.
     """
     apart = a - b
     aa, ab, bb = half_a @ half_a, -(half_a @ half_b), half_b @ half_b
@@ -76,7 +76,9 @@ def capsule_capsule(
     return ball_ball(a + x * half_a, b + y * half_b, radius_a, radius_b)
 
 
-def ball_wall(centre: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[float, ...]) -> Touch:
+def ball_wall(
+    centre: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[float, ...]
+) -> WalkerContactPoints:
     """A ball at `centre` relative to an upright box of half sides `half`; positions are relative too."""
     sides = jnp.asarray(half, centre.dtype)
     foot = jnp.clip(centre, -sides, sides)
@@ -87,24 +89,24 @@ def ball_wall(centre: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[
     through = jnp.where(nearest, jnp.where(centre > 0, 1.0, -1.0), 0.0).astype(centre.dtype)
     normal = jnp.where(inside, through, out)
     gap = jnp.where(inside, -jnp.min(depth), distance) - radius
-    return Touch(gap, centre - (radius + 0.5 * gap) * normal, normal)
+    return WalkerContactPoints(gap, centre - (radius + 0.5 * gap) * normal, normal)
 
 
 def capsule_wall(
     centre: Float[Array, " 3"], axis: Float[Array, " 3"], radius: Float[Array, ""], half: tuple[float, ...]
-) -> Touch:
-    """A capsule of half axis `axis` at a box, two points: balls at two places of the axis, of which the
-    first is nearest to the box, and the second is as far from it as the axis runs beside the box.
+) -> WalkerContactPoints:
+    """A capsule of half axis `axis` at a box, two points: balls at two places of the axis. The first is
+    nearest to the box; the second is as far from it as the axis runs along the box.
     """
     first, second = _two_places(centre, axis, jnp.asarray(half, centre.dtype))
     balls = [ball_wall(centre + t * axis, radius, half) for t in (first, jnp.nan_to_num(second))]
     balls[1] = balls[1]._replace(gap=jnp.where(jnp.isnan(second), FAR, balls[1].gap))
-    return Touch(*(jnp.stack(x) for x in zip(*balls, strict=True)))
+    return WalkerContactPoints(*(jnp.stack(x) for x in zip(*balls, strict=True)))
 
 
 class _End(NamedTuple):
-    """The end of an axis that is nearest to a face, squared distance (inf if neither end is beside the
-    box), and which face's axis it is beyond (none if it is inside the box).
+    """The end of an axis that is nearest to a face. Then its squared distance (inf if neither end faces the
+    box), and the axis of the face that it is beyond (none if it is inside the box).
     """
 
     t: Float[Array, ""]
@@ -113,8 +115,8 @@ class _End(NamedTuple):
 
 
 class _Edge(NamedTuple):
-    """The edge nearest to an axis: place on the axis, on the edge (-1 to 1), squared distance, the corner
-    that counts as nearest (-1 or 1, 0 for the inside of the edge), and the edge's row in the tables.
+    """The edge nearest to an axis: place on the axis, on the edge (-1 to 1), and squared distance. Then the
+    nearest corner (-1 or 1, 0 for the inside of the edge), and the edge's row in the tables.
     """
 
     t: Float[Array, ""]

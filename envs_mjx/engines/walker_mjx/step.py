@@ -1,8 +1,8 @@
 """One physics step of one walker: MJX's smooth dynamics, with contacts, solver and integration of our own.
 
 MJX-JAX's stages for kinematics, inertia, passive and actuator forces agree with C. Its contacts do not
-(`sphere_capsule`), and it would collide with every wall of a maze; so its own are switched off in the model,
-and rows of constraints come from `engine_mjx_contacts`.
+(`sphere_capsule`), and it would collide with every wall of a maze. So they are switched off in the model, and
+the constraint rows come from `contacts.py`.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from jaxtyping import Array, Float, Int
 from mujoco import mjx
 from mujoco.mjx._src import math as mjx_math
 
-from envs_mjx.engines.tabletop_mjx.solver import Limits
+from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
 from envs_mjx.engines.walker_mjx import contacts
-from envs_mjx.engines.walker_mjx.contacts import Slots
+from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity
 from envs_mjx.engines.walker_mjx.near_walls import near_walls
-from envs_mjx.engines.walker_mjx.pairs import Pairs
-from envs_mjx.engines.walker_mjx.solver import Problem, solve
+from envs_mjx.engines.walker_mjx.pairs import WalkerPairs
+from envs_mjx.engines.walker_mjx.solver import WalkerProblem, solve
 from envs_mjx.locomotion.mazes import Maze
 from envs_mjx.locomotion.walkers import TORSO
 
@@ -29,8 +29,8 @@ _STAGES = *_STAGES, mjx.fwd_velocity, mjx.fwd_actuation, mjx.fwd_acceleration
 _RK4_PATHS, _RK4_WEIGHTS = (0.5, 0.5, 1.0, 0.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
-class State(NamedTuple):
-    """What a physics step advances. `warm` is an acceleration to start the solver from."""
+class WalkerStepState(NamedTuple):
+    """State that a physics step advances. `warm` is an acceleration to start the solver from."""
 
     qpos: Float[Array, " nq"]
     qvel: Float[Array, " nv"]
@@ -38,65 +38,68 @@ class State(NamedTuple):
     dropped: Int[Array, ""]
 
 
-class Machine(NamedTuple):
-    """How a walker is simulated. Hashable: its parts are compared by identity."""
+class WalkerSim(NamedTuple):
+    """Settings of a walker's simulation. Hashable: its parts are compared by identity."""
 
-    pairs: Pairs
-    limits: contacts.Limits
-    slots: Slots
+    pairs: WalkerPairs
+    limits: contacts.WalkerJointLimits
+    slots: WalkerContactCapacity
     maze: Maze | None
-    solver: Limits
+    solver: StoppingCriteria
 
 
-def step(machine: Machine, model: mjx.Model, blank: mjx.Data, state: State) -> State:
-    """`model.opt.timestep` seconds, as `mj_step`; `blank` holds the controls."""
+def step(sim: WalkerSim, model: mjx.Model, blank: mjx.Data, state: WalkerStepState) -> WalkerStepState:
+    """Takes one physics step of `model.opt.timestep` seconds, as `mj_step`; `blank` holds the controls."""
     if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
-        return _runge_kutta(machine, model, blank, state)
-    data, lost = forward(machine, model, blank, state)
+        return _runge_kutta(sim, model, blank, state)
+    data, lost = forward(sim, model, blank, state)
     data = mjx.euler(model, data)
-    return State(data.qpos, data.qvel, data.qacc_warmstart, state.dropped + lost)
+    return WalkerStepState(data.qpos, data.qvel, data.qacc_warmstart, state.dropped + lost)
 
 
 def forward(
-    machine: Machine, model: mjx.Model, blank: mjx.Data, state: State
+    sim: WalkerSim, model: mjx.Model, blank: mjx.Data, state: WalkerStepState
 ) -> tuple[mjx.Data, Int[Array, ""]]:
-    """Everything up to `qacc`, as `mj_forward` without sensors, and how many contacts found no slot."""
+    """Computes everything up to `qacc`, as `mj_forward` without sensors, and the number of contacts
+    dropped."""
     data = blank.replace(qpos=state.qpos, qvel=state.qvel)
     for stage in _STAGES:
         data = stage(model, data)
-    rows, lost = constraint_rows(machine, data)
-    problem = Problem(mjx.full_m(model, data), data.qfrc_smooth, data.qacc_smooth, *rows)
-    acc, push = solve(problem, state.warm, machine.solver)
+    rows, lost = constraint_rows(sim, data)
+    problem = WalkerProblem(mjx.full_m(model, data), data.qfrc_smooth, data.qacc_smooth, *rows)
+    acc, push = solve(problem, state.warm, sim.solver)
     return data.replace(qacc=acc, qfrc_constraint=push), lost
 
 
-def constraint_rows(machine: Machine, data: mjx.Data) -> tuple[contacts.Rows, Int[Array, ""]]:
+def constraint_rows(sim: WalkerSim, data: mjx.Data) -> tuple[contacts.ConstraintRows, Int[Array, ""]]:
     """Rows of contacts and limits after `com_pos`."""
-    walls = None if machine.maze is None else near_walls(machine.maze, data.xpos[TORSO, :2])
-    rows, lost = contacts.contact_rows(machine.pairs, machine.slots, data, walls)
-    if not len(machine.limits.dof):
+    walls = None if sim.maze is None else near_walls(sim.maze, data.xpos[TORSO, :2])
+    rows, lost = contacts.contact_rows(sim.pairs, sim.slots, data, walls)
+    if not len(sim.limits.dof):
         return rows, lost
-    return contacts.joined(rows, contacts.limit_rows(machine.limits, data.qpos, data.qvel)), lost
+    return contacts.joined(rows, contacts.joint_limit_rows(sim.limits, data.qpos, data.qvel)), lost
 
 
-def _runge_kutta(machine: Machine, model: mjx.Model, blank: mjx.Data, start: State) -> State:
+def _runge_kutta(
+    sim: WalkerSim, model: mjx.Model, blank: mjx.Data, start: WalkerStepState
+) -> WalkerStepState:
     """The classic method of order 4: four forwards, the last of which gives the next warm start."""
     h = model.opt.timestep
     table = jnp.asarray(np.stack([_RK4_PATHS, _RK4_WEIGHTS], axis=1), start.qpos.dtype)
 
-    def leg(carry: tuple[State, Array, Array], row: Float[Array, " 2"]) -> tuple[tuple, None]:
+    def leg(carry: tuple[WalkerStepState, Array, Array], row: Float[Array, " 2"]) -> tuple[tuple, None]:
         at, velocity, acceleration = carry
         path, weight = row
-        data, lost = forward(machine, model, blank, at)
+        data, lost = forward(sim, model, blank, at)
         velocity, acceleration = velocity + weight * at.qvel, acceleration + weight * data.qacc
         qpos = integrate(model, start.qpos, at.qvel, path * h)
         qvel = start.qvel + path * h * data.qacc
-        return (State(qpos, qvel, data.qacc, at.dropped + lost), velocity, acceleration), None
+        return (WalkerStepState(qpos, qvel, data.qacc, at.dropped + lost), velocity, acceleration), None
 
     zero = jnp.zeros_like(start.qvel)
     (last, velocity, acceleration), _ = jax.lax.scan(leg, (start, zero, zero), table)
     qpos = integrate(model, start.qpos, velocity, h)
-    return State(qpos, start.qvel + h * acceleration, last.warm, last.dropped)
+    return WalkerStepState(qpos, start.qvel + h * acceleration, last.warm, last.dropped)
 
 
 def integrate(

@@ -1,9 +1,9 @@
-"""Where two boxes, or a box and the floor, touch, for a batch of pairs at once.
+"""Narrow phase of two boxes, or a box and the floor, for a batch of pairs at once.
 
 Every array ends with the axes K, B: pairs and scenes. Two boxes are separated along one of 15 axes or
 touch (Gottschalk et al. 1996, "OBBTree"). Where the face of one box is the closest feature, the facing side
-of the other box is clipped against it, and every corner of the clipped polygon below the face is a
-contact: up to 8, as in C. Where two edges are closest there is one contact.
+of the other box is clipped against it. Every corner of the clipped polygon below the face is a contact: up to
+8, as in C. Where two edges are closest there is one contact.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import SIGNS, Points, Vec, clip
+from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import SIGNS, ClippedPoints, Vec, clip
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
 FAR = 1.0
-"""Distance (m) of a point that is no contact."""
+"""Distance (m) of a point that is not a contact."""
 
 PREFER_FACE = 0.95
 """An edge must penetrate less than this part of what the best face does, as in C."""
@@ -23,7 +23,7 @@ PREFER_FACE = 0.95
 _PARALLEL = 1e-3  # sine of the angle under which two edges count as parallel
 
 
-class Solid(NamedTuple):
+class OrientedBoxes(NamedTuple):
     """Boxes: pose and half sides. For a capsule along its z axis, half sides (0, 0, half length)."""
 
     pos: Vec
@@ -31,7 +31,7 @@ class Solid(NamedTuple):
     half: Vec
 
 
-class Touch(NamedTuple):
+class TabletopContactPoints(NamedTuple):
     """Candidate contacts, p per pair: `dist` < 0 where there is one; normals point to the second solid."""
 
     dist: Float[Array, "p K B"]
@@ -72,7 +72,7 @@ def sign(x: Array) -> Array:
 
 
 @stage
-def floor_box(box: Solid) -> Touch:
+def floor_box(box: OrientedBoxes) -> TabletopContactPoints:
     """Contacts of the floor, z = 0, with boxes: of each two opposite corners the lower one, if below."""
     dist, points = [], []
     for s1, s2 in SIGNS:
@@ -83,10 +83,10 @@ def floor_box(box: Solid) -> Touch:
         points.append(jnp.stack([corner[0], corner[1], 0.5 * corner[2]]))
     pos = jnp.stack(points)
     up = jnp.stack([jnp.zeros_like(dist[0]), jnp.zeros_like(dist[0]), jnp.ones_like(dist[0])])
-    return Touch(jnp.stack(dist), pos, jnp.broadcast_to(up, pos.shape))
+    return TabletopContactPoints(jnp.stack(dist), pos, jnp.broadcast_to(up, pos.shape))
 
 
-def box_box(a: Solid, b: Solid) -> Touch:
+def box_box(a: OrientedBoxes, b: OrientedBoxes) -> TabletopContactPoints:
     """Contacts of two boxes."""
     turn, seen_a, seen_b = _relative(a, b)
     best, which = _face_separation(a.half, b.half, turn, seen_a, seen_b)
@@ -97,7 +97,7 @@ def box_box(a: Solid, b: Solid) -> Touch:
 
 
 @stage
-def _relative(a: Solid, b: Solid) -> tuple[tuple[Vec, ...], Vec, Vec]:
+def _relative(a: OrientedBoxes, b: OrientedBoxes) -> tuple[tuple[Vec, ...], Vec, Vec]:
     """Rotation of b in a's frame, and b's position as seen from a, in either frame."""
     between = tuple(b.pos[k] - a.pos[k] for k in range(3))
     turn = tuple(
@@ -149,7 +149,7 @@ def _edge_separation(
 
 @stage
 def _edge_contact(
-    a: Solid, b: Solid, turn: tuple[Vec, ...], seen: Vec, i: Array, j: Array
+    a: OrientedBoxes, b: OrientedBoxes, turn: tuple[Vec, ...], seen: Vec, i: Array, j: Array
 ) -> tuple[Float[Array, "3 K B"], Float[Array, "3 K B"]]:
     """The point midway between the closest edges, of directions i of `a` and j of `b`, and the normal."""
     along_a = tuple((i == k).astype(seen[0].dtype) for k in range(3))
@@ -177,16 +177,16 @@ def _edge_contact(
 def _merged(
     best: Array,
     edge: Array,
-    on_face: Touch,
+    on_face: TabletopContactPoints,
     edge_pos: Float[Array, "3 K B"],
     edge_normal: Float[Array, "3 K B"],
-) -> Touch:
+) -> TabletopContactPoints:
     """Contacts on the face, or the one on the edges if they are clearly closer."""
     is_edge = edge > PREFER_FACE * best
     dist = jnp.where(is_edge | (best > 0), FAR, on_face.dist)
     first = jnp.where(is_edge & (edge < 0) & (best < 0), edge, dist[0])
     normal = jnp.where(is_edge, edge_normal, on_face.normal[0])
-    return Touch(
+    return TabletopContactPoints(
         jnp.concatenate([first[None], dist[1:]]),
         jnp.concatenate([jnp.where(is_edge, edge_pos, on_face.pos[0])[None], on_face.pos[1:]]),
         jnp.broadcast_to(normal, on_face.pos.shape),
@@ -194,8 +194,8 @@ def _merged(
 
 
 def _face_contacts(
-    a: Solid, b: Solid, turn: tuple[Vec, ...], seen_a: Vec, seen_b: Vec, which: Array
-) -> Touch:
+    a: OrientedBoxes, b: OrientedBoxes, turn: tuple[Vec, ...], seen_a: Vec, seen_b: Vec, which: Array
+) -> TabletopContactPoints:
     """Corners of the side of one box that faces the other's face number `which` (0-2 of a, 3-5 of b)."""
     of_b, axis = which >= 3, jnp.where(which >= 3, which - 3, which)
     rows, at, limit, top = _face_frame(a.half, b.half, turn, seen_a, seen_b, of_b, axis)
@@ -255,7 +255,7 @@ def _facing_side(rows: tuple[Vec, ...], center: Vec, limit: Vec, top: Vec) -> tu
 
 
 @stage
-def _world_frame(a: Solid, b: Solid, of_b: Array, axis: Array) -> tuple[list[Vec], Vec]:
+def _world_frame(a: OrientedBoxes, b: OrientedBoxes, of_b: Array, axis: Array) -> tuple[list[Vec], Vec]:
     """Axes of the face's frame in the world, and where it is."""
     mat = tuple(tuple(jnp.where(of_b, b.mat[r][k], a.mat[r][k]) for k in range(3)) for r in range(3))
     origin = tuple(jnp.where(of_b, b.pos[r], a.pos[r]) for r in range(3))
@@ -264,8 +264,8 @@ def _world_frame(a: Solid, b: Solid, of_b: Array, axis: Array) -> tuple[list[Vec
 
 @stage
 def _to_world(
-    points: Points, outward: Array, height: Array, columns: list[Vec], origin: Vec, of_b: Array
-) -> Touch:
+    points: ClippedPoints, outward: Array, height: Array, columns: list[Vec], origin: Vec, of_b: Array
+) -> TabletopContactPoints:
     """Points below the face as contacts, each midway between the two surfaces."""
     middle = outward * (height + 0.5 * points.w)
     pos = [
@@ -275,4 +275,4 @@ def _to_world(
     towards = jnp.where(of_b, -outward, outward)
     normal = jnp.stack([towards * columns[2][r] for r in range(3)])
     dist = jnp.where(points.inside & (points.w < 0), points.w, FAR)
-    return Touch(dist, jnp.stack(pos, axis=1), normal[None])
+    return TabletopContactPoints(dist, jnp.stack(pos, axis=1), normal[None])

@@ -1,9 +1,9 @@
-"""Where a pad touches the cap of a button, for a batch of pairs at once; arrays end with the axes K, B.
+"""Narrow phase of a pad and the cap of a button, for a batch of pairs; arrays end with the axes K, B.
 
-A cap is a flat cylinder, a pad a box. MuJoCo C finds the direction of least penetration and, where it is
-the cap's axis, makes contacts of the corners of the pad's facing side that are below the cap's face and
-within it, the face being a regular polygon of 16 sides. The normal is the pad's. If the two are more than
-5 degrees apart, it is the cap's, and there is one contact, the deepest. Presses from aside are left to boxes.
+A cap is a flat cylinder, a pad a box. MuJoCo C finds the direction of least penetration. Where it is the
+cap's axis, the corners of the pad's facing side that are below the cap's face and within it become contacts;
+the face is a regular polygon of 16 sides. The normal is the pad's. If the two are more than 5 degrees apart,
+the normal is the cap's, and only the deepest contact is kept. Presses from the side are left to boxes.
 """
 
 import math
@@ -13,8 +13,8 @@ from jaxtyping import Array
 
 from envs_mjx.engines.tabletop_mjx.collision.box_box import (
     FAR,
-    Solid,
-    Touch,
+    OrientedBoxes,
+    TabletopContactPoints,
     add,
     box_box,
     inner,
@@ -23,7 +23,13 @@ from envs_mjx.engines.tabletop_mjx.collision.box_box import (
     pick,
     sign,
 )
-from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import Points, Vec, ends, outline, stretch
+from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import (
+    ClippedPoints,
+    Vec,
+    ends,
+    inside_interval,
+    outline,
+)
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
 SIDE_OF_RADIUS = math.sqrt(math.pi) / 2
@@ -33,7 +39,7 @@ _ALIGNED = math.cos(0.0889)  # of the angle under which C takes two faces as par
 _SIDES = [math.pi / 8 * (k + 0.5) for k in range(8)]  # directions of the polygon's sides, of each two one
 
 
-def pad_cap(pad: Solid, cap: Solid) -> Touch:
+def pad_cap(pad: OrientedBoxes, cap: OrientedBoxes) -> TabletopContactPoints:
     """Contacts of boxes `pad` with cylinders along z, given as the boxes `cap` of equal cross-section."""
     radius = cap.half[0] / SIDE_OF_RADIUS
     turn, seen = _relative(pad, cap)
@@ -44,7 +50,7 @@ def pad_cap(pad: Solid, cap: Solid) -> Touch:
 
 
 @stage
-def _relative(pad: Solid, cap: Solid) -> tuple[tuple[Vec, ...], Vec]:
+def _relative(pad: OrientedBoxes, cap: OrientedBoxes) -> tuple[tuple[Vec, ...], Vec]:
     """The pad's axes (columns) and position in the cap's frame."""
     turn = tuple(
         tuple(add([cap.mat[k][i] * pad.mat[k][j] for k in range(3)]) for j in range(3)) for i in range(3)
@@ -53,7 +59,7 @@ def _relative(pad: Solid, cap: Solid) -> tuple[tuple[Vec, ...], Vec]:
 
 
 def _facing(turn: tuple[Vec, ...]) -> Array:
-    """The axis of the pad that is nearest to the cap's."""
+    """Returns the axis of the pad that is nearest to the cap's."""
     size = [jnp.abs(x) for x in turn[2]]
     first = (size[0] >= size[1]) & (size[0] >= size[2])
     return jnp.where(first, 0, jnp.where(size[1] >= size[2], 1, 2))
@@ -61,8 +67,8 @@ def _facing(turn: tuple[Vec, ...]) -> Array:
 
 @stage
 def _on_top(half: Vec, height: Array, radius: Array, turn: tuple[Vec, ...], seen: Vec) -> Array:
-    """Whether the two penetrate least along the cap's axis: compared with the pad's other axes, and with
-    horizontal directions across its edges and to its middle.
+    """Returns whether the two penetrate least along the cap's axis, compared with the pad's other axes and
+    with horizontal directions across its edges and to its middle.
     """
     facing = _facing(turn)
     deep = jnp.abs(seen[2]) - height - add([jnp.abs(turn[2][j]) * half[j] for j in range(3)])
@@ -104,16 +110,18 @@ def _facing_side(
     return side, normal, (*center[:2], side * center[2] - height), e1, e2, jnp.abs(axes[0][2])
 
 
-def _clip(middle: Vec, e1: Vec, e2: Vec, radius: Array) -> Points:
+def _clip(middle: Vec, e1: Vec, e2: Vec, radius: Array) -> ClippedPoints:
     """Corners of the parallelogram within the polygon, and where its sides cross it: at most 8."""
     corners, sides = outline(middle, e1, e2)
     start, along = (tuple(math.cos(t) * x[0] + math.sin(t) * x[1] for t in _SIDES) for x in (corners, sides))
     bound = math.cos(math.pi / 16) * radius
-    return ends(corners, sides, *stretch(start, along, (bound,) * len(_SIDES)))
+    return ends(corners, sides, *inside_interval(start, along, (bound,) * len(_SIDES)))
 
 
 @stage
-def _contacts(points: Points, side: Array, normal: Vec, slope: Array, cap: Solid) -> Touch:
+def _contacts(
+    points: ClippedPoints, side: Array, normal: Vec, slope: Array, cap: OrientedBoxes
+) -> TabletopContactPoints:
     """Points below the cap's face as contacts, each midway between the two surfaces."""
     aligned = slope > _ALIGNED
     upright = (jnp.zeros_like(side), jnp.zeros_like(side), -side)
@@ -124,16 +132,16 @@ def _contacts(points: Points, side: Array, normal: Vec, slope: Array, cap: Solid
     pos = [x + y for x, y in zip(out(cap.mat, middle), cap.pos, strict=True)]
     dist = jnp.where(points.inside & (depth < 0), depth, FAR)
     dist = jnp.where(aligned | (dist == dist.min(axis=0)), dist, FAR)
-    return Touch(dist, jnp.stack(pos, axis=1), jnp.stack(out(cap.mat, normal))[None])
+    return TabletopContactPoints(dist, jnp.stack(pos, axis=1), jnp.stack(out(cap.mat, normal))[None])
 
 
 @stage
-def _merged(top: Touch, other: Touch, on_top: Array) -> Touch:
-    """`top` where the pad presses on the cap's face, else `other`."""
+def _merged(top: TabletopContactPoints, other: TabletopContactPoints, on_top: Array) -> TabletopContactPoints:
+    """Returns `top` where the pad presses on the cap's face, else `other`."""
     more = len(other.dist) - len(top.dist)
     dist = jnp.pad(top.dist, [(0, more), (0, 0), (0, 0)], constant_values=FAR)
     pos = jnp.pad(top.pos, [(0, more), (0, 0), (0, 0), (0, 0)])
-    return Touch(
+    return TabletopContactPoints(
         jnp.where(on_top, dist, other.dist),
         jnp.where(on_top, pos, other.pos),
         jnp.where(on_top, top.normal, other.normal),

@@ -1,13 +1,22 @@
-"""Where a capsule and a box touch, for a batch of pairs at once; arrays end with the axes K, B.
+"""Narrow phase of a capsule and a box, for a batch of pairs at once; arrays end with the axes K, B.
 
-The closest point of the capsule is a contact. So is, if it penetrates too, the farther end of the part of
-its axis that runs beside the box: a finger lies against a handle at two points, as in C.
+The closest point of the capsule is a contact. A second one is the farther end of the part of its axis that
+runs along the box, if it penetrates too: a finger lies against a handle at two points, as in C.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from envs_mjx.engines.tabletop_mjx.collision.box_box import FAR, Solid, Touch, inner, into, out, pick, sign
+from envs_mjx.engines.tabletop_mjx.collision.box_box import (
+    FAR,
+    OrientedBoxes,
+    TabletopContactPoints,
+    inner,
+    into,
+    out,
+    pick,
+    sign,
+)
 from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import Vec
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
@@ -15,7 +24,7 @@ _APART = 1e-3  # of the capsule's half length; contacts nearer to each other are
 _PROJECTIONS = 8
 
 
-def capsule_box(capsule: Solid, radius: Array, box: Solid) -> Touch:
+def capsule_box(capsule: OrientedBoxes, radius: Array, box: OrientedBoxes) -> TabletopContactPoints:
     """Contacts of a capsule (of half length `capsule.half[2]`) with a box, two candidates."""
     start, axis = _axis(capsule, box)
     t0, t1 = _beside(start, axis, box.half)
@@ -25,11 +34,11 @@ def capsule_box(capsule: Solid, radius: Array, box: Solid) -> Touch:
     farther = jnp.where(jnp.abs(t0 - t) > jnp.abs(t1 - t), t0, t1)
     first, second = (_sphere(start, axis, radius, box, x) for x in (t, farther))
     twice = jnp.where(jnp.abs(farther - t) > _APART, second[0], FAR)
-    return Touch(*(jnp.stack(x) for x in zip(first, (twice, *second[1:]), strict=True)))
+    return TabletopContactPoints(*(jnp.stack(x) for x in zip(first, (twice, *second[1:]), strict=True)))
 
 
 @stage
-def _axis(capsule: Solid, box: Solid) -> tuple[Vec, Vec]:
+def _axis(capsule: OrientedBoxes, box: OrientedBoxes) -> tuple[Vec, Vec]:
     """The capsule's axis in the box's frame: middle and half."""
     start = into(box.mat, tuple(capsule.pos[k] - box.pos[k] for k in range(3)))
     return start, into(box.mat, tuple(capsule.mat[k][2] * capsule.half[2] for k in range(3)))
@@ -73,7 +82,7 @@ def _projected(start: Vec, axis: Vec, half: Vec, t: Array) -> Array:
 
 
 @stage
-def _sphere(start: Vec, axis: Vec, radius: Array, box: Solid, t: Array) -> tuple[Array, Array, Array]:
+def _sphere(start: Vec, axis: Vec, radius: Array, box: OrientedBoxes, t: Array) -> tuple[Array, Array, Array]:
     """Contact of the box with a ball around the axis at `t`: gap, position and normal."""
     point, foot = _foot(start, axis, box.half, t)
     away = tuple(f - p for f, p in zip(foot, point, strict=True))

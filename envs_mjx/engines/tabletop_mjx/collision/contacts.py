@@ -1,10 +1,10 @@
-"""Contacts of a batch of scenes: broad phase, narrow phase, and a fixed number of slots.
+"""Contacts of a batch of scenes: broad phase, narrow phase, and a contact buffer of fixed size.
 
 Arrays end with the batch axis B. A scene has hundreds of pairs of solids that may touch and a handful that
-do. The broad phase computes for every pair the largest gap between its world-aligned bounding boxes along
-the world's axes; solids whose gap is positive cannot touch. As many pairs with the smallest gaps as `Slots`
-has room for go to the narrow phase, and the deepest of their contact points become contacts. What finds
-no slot is counted, not lost silently: pairs whose bounding boxes overlap, and points that penetrate.
+do. The broad phase computes for every pair the largest gap between its world-aligned bounding boxes along the
+world's axes; solids whose gap is positive cannot touch. The pairs with the smallest gaps, as many as
+`TabletopContactCapacity` allows, go to the narrow phase. The deepest of their points become contacts.
+Overflow is counted, not lost silently: pairs whose bounding boxes overlap, and points that penetrate.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from jaxtyping import Array, Float, Int
 
 from envs_mjx.engines.tabletop_mjx.batched_linalg import total
 from envs_mjx.engines.tabletop_mjx.collision import box_box, box_button_cap
-from envs_mjx.engines.tabletop_mjx.collision.box_box import Solid, Touch
+from envs_mjx.engines.tabletop_mjx.collision.box_box import OrientedBoxes, TabletopContactPoints
 from envs_mjx.engines.tabletop_mjx.collision.box_capsule import capsule_box
 from envs_mjx.engines.tabletop_mjx.collision.geometry import CollisionModel
-from envs_mjx.engines.tabletop_mjx.collision.pairs import Solids, product_pairs
-from envs_mjx.engines.tabletop_mjx.dynamics import Motions, Poses, attach, const, cross
+from envs_mjx.engines.tabletop_mjx.collision.pairs import TabletopSolids, cartesian_pairs
+from envs_mjx.engines.tabletop_mjx.dynamics import MotionAxes, Poses, attached_poses, const, cross
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
 
-class Slots(NamedTuple):
-    """How many pairs and contact points a scene has room for."""
+class TabletopContactCapacity(NamedTuple):
+    """Capacities of a scene's buffers of pairs and contact points."""
 
     boxes: int
     capsules: int
@@ -35,11 +35,11 @@ class Slots(NamedTuple):
 
 
 class Contacts(NamedTuple):
-    """Contact points, one a slot: `dist` < 0 where the slot is used.
+    """Contact points, one per slot of the buffer: `dist` < 0 where the slot is used.
 
     Attributes:
         pair: row of `CollisionModel.pairs`.
-        dropped: contacts that found no slot.
+        dropped: contacts dropped because the contact buffer was full.
     """
 
     dist: Float[Array, "k B"]
@@ -49,9 +49,9 @@ class Contacts(NamedTuple):
     dropped: Int[Array, " B"]
 
 
-def find(model: CollisionModel, slots: Slots, at: Poses) -> Contacts:
-    """All contacts of the scenes whose moving bodies are `at`."""
-    boxes = attach(model.boxes.frames, at)
+def find(model: CollisionModel, slots: TabletopContactCapacity, at: Poses) -> Contacts:
+    """Finds the contacts of scenes whose moving bodies are `at`."""
+    boxes = attached_poses(model.boxes.frames, at)
     found, lost, start = [_on_floor(model, boxes)], [], model.on_floor[1] - model.on_floor[0]
     kinds = (
         (model.box_products, slots.boxes, model.boxes, lambda a, b: box_box.box_box(a[0], b[0])),
@@ -60,8 +60,8 @@ def find(model: CollisionModel, slots: Slots, at: Poses) -> Contacts:
     )
     for products, room, first, narrow in kinds:
         if products:
-            poses = boxes if first is model.boxes else attach(first.frames, at)
-            pairs = product_pairs(products)
+            poses = boxes if first is model.boxes else attached_poses(first.frames, at)
+            pairs = cartesian_pairs(products)
             more, missed = _near((poses, first), (boxes, model.boxes), products, pairs, room, narrow)
             found, lost = [*found, _Found(more.touch, more.pair + start)], [*lost, missed]
             start += len(pairs)
@@ -69,16 +69,16 @@ def find(model: CollisionModel, slots: Slots, at: Poses) -> Contacts:
 
 
 class _Found(NamedTuple):
-    """Candidates of some pairs: p points a pair; normals may be one a pair."""
+    """Candidates of some pairs: p points per pair; there may be one normal per pair."""
 
-    touch: Touch
+    touch: TabletopContactPoints
     pair: Int[Array, "n B"]
 
 
-_Shape = tuple[Solid, Array]  # a solid, and its radius if it is a capsule
+_Shape = tuple[OrientedBoxes, Array]  # a solid, and its radius if it is a capsule
 
 CAP_PAIRS = 8
-"""Pairs of a pad and a button's cap that there is room for: four pads over two buttons each."""
+"""Capacity for pairs of a pad and a button's cap: four pads over two buttons each."""
 
 
 def _on_floor(model: CollisionModel, boxes: Poses) -> _Found:
@@ -89,10 +89,10 @@ def _on_floor(model: CollisionModel, boxes: Poses) -> _Found:
     return _Found(box_box.floor_box(solid), rows)
 
 
-def _solid(at: Poses, half: np.ndarray | Array) -> Solid:
+def _solid(at: Poses, half: np.ndarray | Array) -> OrientedBoxes:
     half = const(half, at.pos) if isinstance(half, np.ndarray) else half
     half = jnp.broadcast_to(half, at.pos.shape)
-    return Solid(
+    return OrientedBoxes(
         tuple(at.pos[:, k] for k in range(3)),
         tuple(tuple(at.mat[:, i, j] for j in range(3)) for i in range(3)),
         tuple(half[:, k] for k in range(3)),
@@ -100,14 +100,14 @@ def _solid(at: Poses, half: np.ndarray | Array) -> Solid:
 
 
 def _near(
-    first: tuple[Poses, Solids],
-    second: tuple[Poses, Solids],
+    first: tuple[Poses, TabletopSolids],
+    second: tuple[Poses, TabletopSolids],
     products: tuple[tuple[int, int, int, int], ...],
     pairs: np.ndarray,
     room: int,
-    narrow: Callable[[_Shape, _Shape], Touch],
+    narrow: Callable[[_Shape, _Shape], TabletopContactPoints],
 ) -> tuple[_Found, Int[Array, " B"]]:
-    """Narrow phase of the nearest `room` pairs of some products, numbered as in `pairs`."""
+    """Narrow phase of the nearest `room` pairs of some Cartesian products, numbered as in `pairs`."""
     batch = second[0].pos.shape[-1]
     if len(pairs) <= room:
         rows = jnp.broadcast_to(jnp.arange(len(pairs))[:, None], (len(pairs), batch))
@@ -123,7 +123,9 @@ def _near(
 
 
 def _gaps(
-    products: tuple[tuple[int, int, int, int], ...], first: tuple[Poses, Solids], second: tuple[Poses, Solids]
+    products: tuple[tuple[int, int, int, int], ...],
+    first: tuple[Poses, TabletopSolids],
+    second: tuple[Poses, TabletopSolids],
 ) -> Float[Array, "P B"]:
     """Gap of the bounding boxes of each pair, the largest over the world's axes."""
     (pos_a, reach_a), (pos_b, reach_b) = (_bounds(*x) for x in (first, second))
@@ -140,7 +142,7 @@ def _gaps(
     return jnp.concatenate(gaps)
 
 
-def _bounds(at: Poses, solids: Solids) -> tuple[Float[Array, "n 3 B"], Float[Array, "n 3 B"]]:
+def _bounds(at: Poses, solids: TabletopSolids) -> tuple[Float[Array, "n 3 B"], Float[Array, "n 3 B"]]:
     """Centre and half extent of world-aligned bounding boxes."""
     half = const(solids.half, at.pos)
     reach = sum(jnp.abs(at.mat[:, :, j]) * half[:, None, j] for j in range(3))
@@ -152,14 +154,14 @@ def _smallest(x: Float[Array, "n B"], k: int) -> Int[Array, "k B"]:
     return jax.lax.top_k(-x.T, k)[1].T
 
 
-def _take_rows(at: Poses, solids: Solids, rows: np.ndarray) -> tuple[Solid, Array]:
+def _take_rows(at: Poses, solids: TabletopSolids, rows: np.ndarray) -> tuple[OrientedBoxes, Array]:
     """Solids of fixed row numbers."""
     pos, mat = (jnp.concatenate([x[r : r + 1] for r in rows]) for x in at)
     radius = jnp.broadcast_to(const(solids.radius[rows], pos), (len(rows), pos.shape[-1]))
     return _solid(Poses(pos, mat), solids.half[rows]), radius
 
 
-def _take(at: Poses, solids: Solids, rows: Int[Array, "k B"]) -> tuple[Solid, Array]:
+def _take(at: Poses, solids: TabletopSolids, rows: Int[Array, "k B"]) -> tuple[OrientedBoxes, Array]:
     """Solids of row numbers that differ between scenes."""
     n, batch = at.pos.shape[0], at.pos.shape[-1]
     fixed = const(np.concatenate([solids.half, solids.radius[:, None]], axis=1), at.pos)
@@ -189,7 +191,7 @@ def _deepest(found: list[_Found], room: int, lost: list[Int[Array, " B"]]) -> Co
     )
 
 
-class Cones(NamedTuple):
+class ConeRows(NamedTuple):
     """Contacts as rows of a constraint problem: normal, then two tangents.
 
     Attributes:
@@ -205,12 +207,12 @@ class Cones(NamedTuple):
     aref: Float[Array, "3 k B"]
     weight: Float[Array, "k B"]
     friction: Float[Array, "k B"]
-    felt: Float[Array, "k B"]
+    sensor_sign: Float[Array, "k B"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairTable:
-    """Everything a contact looks up by its pair, in one table: signs, then seven numbers and solimp."""
+    """Parameters of every pair in one table: signs, then seven numbers and solimp."""
 
     rows: np.ndarray
     nv: int
@@ -219,7 +221,7 @@ class PairTable:
 def pair_table(model: CollisionModel, timestep: float) -> PairTable:
     p = model.pairs
     stiffness, damping = stiffness_damping(p.solref, p.solimp, timestep)
-    columns = [p.felt, p.friction, p.invweight, stiffness, damping]
+    columns = [p.sensor_sign, p.friction, p.invweight, stiffness, damping]
     return PairTable(np.concatenate([p.signs, np.stack(columns, 1), p.solimp], axis=1), p.signs.shape[1])
 
 
@@ -240,18 +242,18 @@ def impedance(solimp: Float[Array, "n 5 #B"], gap: Float[Array, " n #B"]) -> Flo
     return low + y * (high - low)
 
 
-def cones(
+def cone_rows(
     table: PairTable,
     contacts: Contacts,
-    motions: Motions,
+    motions: MotionAxes,
     qvel: Float[Array, "nv B"],
-) -> Cones:
+) -> ConeRows:
     """Constraint rows of contacts."""
     values = jnp.moveaxis(jnp.asarray(table.rows, qvel.dtype)[contacts.pair], -1, 1)
     parts = jnp.split(values, [table.nv + k for k in range(6)], axis=1)
-    signs, felt, friction, invweight, stiffness, damping, solimp = parts
-    felt, friction, invweight, stiffness, damping = (
-        x[:, 0] for x in (felt, friction, invweight, stiffness, damping)
+    signs, sensor_sign, friction, invweight, stiffness, damping, solimp = parts
+    sensor_sign, friction, invweight, stiffness, damping = (
+        x[:, 0] for x in (sensor_sign, friction, invweight, stiffness, damping)
     )
     used = (contacts.dist < 0).astype(qvel.dtype)
     frame = _frame(contacts.normal)
@@ -262,12 +264,12 @@ def cones(
     d = impedance(solimp, contacts.dist)
     weight = used / jnp.maximum(invweight * (1 - d) / d, 1e-15)
     push = jnp.stack([stiffness * d * contacts.dist * used, jnp.zeros_like(d), jnp.zeros_like(d)])
-    return Cones(jnp.stack(frame), jacobian, -damping * speed - push, weight, friction, felt)
+    return ConeRows(jnp.stack(frame), jacobian, -damping * speed - push, weight, friction, sensor_sign)
 
 
 @stage
-def _moved(pos: Float[Array, "k 3 B"], motions: Motions) -> list[Float[Array, "k nv B"]]:
-    """How every dof moves every contact point: x, y and z components."""
+def _moved(pos: Float[Array, "k 3 B"], motions: MotionAxes) -> list[Float[Array, "k nv B"]]:
+    """Jacobian of every contact point's motion: x, y and z components."""
     arm = [pos[:, None, r] - motions.origin[None, :, r] for r in range(3)]
     turn = [motions.angular[None, :, r] for r in range(3)]
     slide = [motions.linear[None, :, r] for r in range(3)]

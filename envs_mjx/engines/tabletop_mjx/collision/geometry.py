@@ -1,15 +1,14 @@
-"""Collision model of engine `mjx`: which solids stand for a scene's geoms, and which pairs may touch.
+"""Collision model of engine `mjx`: the solids that replace a scene's geoms, and the pairs that may touch.
 
-Boxes, planes and the capsules of handles collide as in C. What MuJoCo C treats as general convex shapes
-is replaced by boxes: a button's cap by a box of the same height and cross-section area (for pads, which
-press buttons, it is the cylinder that it is in C, since a pad's corner often is within one of the two
-only), the four boxes around a button's rod by the box they fill (the cap covers the hole), meshes of the
-gripper by boxes around their slices, wrist capsules and cylinder by boxes of the same cross-section. Kept
-are all pairs that experts, random or learned policies were seen to bring into contact, and their
-neighbours: everything of the gripper and wrist with buttons, furniture and cubes; cubes with everything;
-pads with each other and the floor. Left out are the arm above the wrist, which touches nothing, fingers
-with the floor, which the workspace keeps apart, and parts of furniture with each other, which end stops
-stand for.
+Boxes, planes and the capsules of handles collide as in C. General convex shapes of MuJoCo C are replaced by
+boxes. A button's cap becomes a box of the same height and cross-section area; for pads, which press buttons,
+it stays the cylinder of C, since a pad's corner often is within one of the two only. The four boxes around a
+button's rod become the box they fill (the cap covers the hole). Meshes of the gripper become boxes around
+their slices; wrist capsules and cylinder become boxes of the same cross-section. Kept are all pairs that
+experts, random or learned policies were seen to bring into contact, and their neighbours. These are
+everything of the gripper and wrist with buttons, furniture and cubes; cubes with everything; pads with each
+other and the floor. Omitted are the arm above the wrist, which touches nothing; fingers with the floor, which
+the workspace keeps apart; and parts of furniture with each other, which joint limits replace.
 """
 
 import dataclasses
@@ -20,10 +19,16 @@ import mujoco
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from envs_mjx.engines.tabletop_mjx.bodies import Attached, quat_mat
+from envs_mjx.engines.tabletop_mjx.bodies import AttachedFrames, quat_mat
 from envs_mjx.engines.tabletop_mjx.collision.box_button_cap import SIDE_OF_RADIUS
-from envs_mjx.engines.tabletop_mjx.collision.pairs import Pairs, Solids, Stops, pairs_of, stops_of
-from envs_mjx.engines.tabletop_mjx.model import Constants, attach_geoms
+from envs_mjx.engines.tabletop_mjx.collision.pairs import (
+    SlideStops,
+    TabletopPairs,
+    TabletopSolids,
+    pairs_of,
+    stops_of,
+)
+from envs_mjx.engines.tabletop_mjx.model import SceneConstants, attach_geoms
 from envs_mjx.manipulation.assets import ARM
 from envs_mjx.manipulation.scenes import Scene
 
@@ -37,21 +42,22 @@ _GRIPPER = re.compile(r"/robotiq/(?:(?:left|right)_)?(\w+)$")
 class CollisionModel:
     """Solids and pairs; hashed by identity.
 
-    Pairs are products of runs of boxes (start, end, start, end), so that a broad phase needs no gather:
-    of boxes, of pads with caps, and of capsules with boxes. Rows of `pairs`: boxes on the floor, then these.
+    Pairs are Cartesian products of runs of boxes (start, end, start, end), so that a broad phase needs no
+    gather: of boxes, of pads with caps, and of capsules with boxes. Rows of `pairs`: boxes on the floor, then
+    these.
     """
 
-    boxes: Solids
-    capsules: Solids
+    boxes: TabletopSolids
+    capsules: TabletopSolids
     on_floor: tuple[int, int]
     box_products: tuple[tuple[int, int, int, int], ...]
     cap_products: tuple[tuple[int, int, int, int], ...]
     capsule_products: tuple[tuple[int, int, int, int], ...]
-    pairs: Pairs
-    stops: Stops
+    pairs: TabletopPairs
+    stops: SlideStops
 
 
-def collision_model(scene: Scene, constants: Constants) -> CollisionModel:
+def collision_model(scene: Scene, constants: SceneConstants) -> CollisionModel:
     """Solids and pairs of a scene."""
     m = scene.model
     classes = [_geom_class(m, g) for g in range(m.ngeom)]
@@ -138,25 +144,25 @@ def _geom_class(m: mujoco.MjModel, geom: int) -> str:
 def _solids(
     m: mujoco.MjModel,
     geoms: list[int],
-    constants: Constants,
+    constants: SceneConstants,
     center: np.ndarray,
     half: np.ndarray,
     radius: np.ndarray | None = None,
-) -> Solids:
+) -> TabletopSolids:
     """Solids centred at `center` in the frames of `geoms`."""
     frames = attach_geoms(m, np.asarray(geoms, int), constants)
     pos = frames.pos + np.einsum("nij,nj->ni", frames.mat, center.reshape(-1, 3))
     radius = np.zeros(len(geoms)) if radius is None else radius
-    return Solids(frames._replace(pos=pos), half.reshape(-1, 3), radius, np.asarray(geoms, int))
+    return TabletopSolids(frames._replace(pos=pos), half.reshape(-1, 3), radius, np.asarray(geoms, int))
 
 
-def _join(runs: list[Solids]) -> Solids:
-    frames = Attached(*(np.concatenate(x) for x in zip(*(r.frames for r in runs), strict=True)))
+def _join(runs: list[TabletopSolids]) -> TabletopSolids:
+    frames = AttachedFrames(*(np.concatenate(x) for x in zip(*(r.frames for r in runs), strict=True)))
     rest = (np.concatenate(x) for x in zip(*(r[1:] for r in runs), strict=True))
-    return Solids(frames, *rest)
+    return TabletopSolids(frames, *rest)
 
 
-def _boxes(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
+def _boxes(m: mujoco.MjModel, geoms: list[int], constants: SceneConstants) -> TabletopSolids:
     """Boxes as they are, handles' capsules as capsules, other capsules and cylinders as boxes of equal
     cross-section and volume.
     """
@@ -173,7 +179,7 @@ def _boxes(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
     return _solids(m, geoms, constants, np.zeros((len(geoms), 3)), half, radius)
 
 
-def _links(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
+def _links(m: mujoco.MjModel, geoms: list[int], constants: SceneConstants) -> TabletopSolids:
     """Boxes around the gripper's meshes, or around slices of them."""
     found: list[tuple[int, np.ndarray, np.ndarray]] = []
     for g in geoms:
@@ -216,7 +222,7 @@ def _slice_boxes(points: np.ndarray, slices: int) -> list[tuple[np.ndarray, np.n
     return boxes
 
 
-def _caps(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
+def _caps(m: mujoco.MjModel, geoms: list[int], constants: SceneConstants) -> TabletopSolids:
     """The discs of each button as one box."""
     bodies = list(dict.fromkeys(m.geom_bodyid[geoms].tolist()))
     first, center, half = [], [], []
@@ -233,7 +239,7 @@ def _caps(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
     return _solids(m, first, constants, np.array(center), np.array(half))
 
 
-def _button_boxes(m: mujoco.MjModel, geoms: list[int], constants: Constants) -> Solids:
+def _button_boxes(m: mujoco.MjModel, geoms: list[int], constants: SceneConstants) -> TabletopSolids:
     """The boxes around each button's rod as the one box that they fill but for the rod's hole."""
     bodies = list(dict.fromkeys(m.geom_bodyid[geoms].tolist()))
     first, center, half = [], [], []

@@ -1,29 +1,29 @@
-"""Pairs of solids that may touch, with the numbers of their contacts, and where slides stop."""
+"""Pairs of solids that may touch, with their contact parameters, and the end stops of slides."""
 
 from typing import NamedTuple
 
 import mujoco
 import numpy as np
 
-from envs_mjx.engines.tabletop_mjx.bodies import Attached
-from envs_mjx.engines.tabletop_mjx.model import Constants
+from envs_mjx.engines.tabletop_mjx.bodies import AttachedFrames
+from envs_mjx.engines.tabletop_mjx.model import SceneConstants
 from envs_mjx.manipulation.scenes import Scene
 
 
-class Solids(NamedTuple):
+class TabletopSolids(NamedTuple):
     """Boxes or capsules: frames in moving bodies, half sides (capsule: 0, 0, half length) and radius.
 
     `geom` is the geom whose friction and solver parameters each has.
     """
 
-    frames: Attached
+    frames: AttachedFrames
     half: np.ndarray
     radius: np.ndarray
     geom: np.ndarray
 
 
-class Pairs(NamedTuple):
-    """What a contact needs to know of its pair of solids, one row per pair.
+class TabletopPairs(NamedTuple):
+    """Contact parameters of pairs of solids, one row per pair.
 
     Attributes:
         signs: float[P, nv], +1 where a dof moves the second solid only, -1 the first only, else 0.
@@ -33,14 +33,14 @@ class Pairs(NamedTuple):
     """
 
     signs: np.ndarray
-    felt: np.ndarray
+    sensor_sign: np.ndarray
     friction: np.ndarray
     invweight: np.ndarray
     solref: np.ndarray
     solimp: np.ndarray
 
 
-class Stops(NamedTuple):
+class SlideStops(NamedTuple):
     """Ends of slides where furniture meets furniture: `count` contacts at one joint position each.
 
     `side` is +1 for a stop at the lower end and -1 at the upper.
@@ -55,8 +55,9 @@ class Stops(NamedTuple):
     solimp: np.ndarray
 
 
-def product_pairs(products: tuple[tuple[int, int, int, int], ...]) -> np.ndarray:
-    """int[P, 2], the pairs of solids of all products, in the order of their broadcast differences."""
+def cartesian_pairs(products: tuple[tuple[int, int, int, int], ...]) -> np.ndarray:
+    """Returns int[P, 2], the pairs of solids of all Cartesian products, in the order of their broadcast
+    differences."""
     runs = [
         np.stack(np.meshgrid(np.arange(a, b), np.arange(c, d), indexing="ij"), -1) for a, b, c, d in products
     ]
@@ -65,16 +66,16 @@ def product_pairs(products: tuple[tuple[int, int, int, int], ...]) -> np.ndarray
 
 def pairs_of(
     scene: Scene,
-    constants: Constants,
-    boxes: Solids,
-    capsules: Solids,
+    constants: SceneConstants,
+    boxes: TabletopSolids,
+    capsules: TabletopSolids,
     on_floor: int,
     box_products: tuple[tuple[int, int, int, int], ...],
     capsule_products: tuple[tuple[int, int, int, int], ...],
-) -> Pairs:
+) -> TabletopPairs:
     m = scene.model
     floor = int(np.flatnonzero(m.geom_type == mujoco.mjtGeom.mjGEOM_PLANE)[0])
-    with_boxes, with_capsules = product_pairs(box_products), product_pairs(capsule_products)
+    with_boxes, with_capsules = cartesian_pairs(box_products), cartesian_pairs(capsule_products)
     geoms = [np.stack([np.full(on_floor, floor), boxes.geom[:on_floor]], 1), boxes.geom[with_boxes]]
     geoms += [np.stack([capsules.geom[with_capsules[:, 0]], boxes.geom[with_capsules[:, 1]]], 1)]
     pairs = np.concatenate(geoms)
@@ -82,10 +83,10 @@ def pairs_of(
     moved = _moved(constants)[constants.body_of[bodies]]
     rows = [_contact_parameters(m, a, b) for a, b in pairs.tolist()]
     friction, solref, solimp = (np.array([r[k] for r in rows]) for k in range(3))
-    felt = (bodies == scene.pad_body).astype(float)
-    return Pairs(
+    sensor_sign = (bodies == scene.pad_body).astype(float)
+    return TabletopPairs(
         signs=moved[:, 1] - moved[:, 0],
-        felt=felt[:, 1] - felt[:, 0],
+        sensor_sign=sensor_sign[:, 1] - sensor_sign[:, 0],
         friction=friction,
         invweight=m.body_invweight0[bodies, 0].sum(1),
         solref=solref,
@@ -93,8 +94,8 @@ def pairs_of(
     )
 
 
-def _moved(c: Constants) -> np.ndarray:
-    """float[moving bodies + 1, nv], which dofs move each body; the last row is the world's."""
+def _moved(c: SceneConstants) -> np.ndarray:
+    """Returns float[moving bodies + 1, nv]: 1 for dofs that move a body; the last row is the world's."""
     hinges, cubes = len(c.hinges.parent), len(c.cube_dof)
     moved = np.zeros((hinges + cubes + len(c.slide_dof) + 1, c.nv))
     moved[:hinges, :hinges] = c.hinges.ancestors
@@ -119,13 +120,13 @@ def _contact_parameters(m: mujoco.MjModel, a: int, b: int) -> tuple[float, np.nd
 
 def stops_of(
     m: mujoco.MjModel,
-    c: Constants,
+    c: SceneConstants,
     caps: list[int],
     holders: list[int],
     moving: list[int],
     standing: list[int],
-) -> Stops:
-    """Where a button's cap meets its box, and where drawer and window meet their frames."""
+) -> SlideStops:
+    """Finds the end stops: a button's cap at its box, drawer and window at their frames."""
     data = mujoco.MjData(m)
     mujoco.mj_kinematics(m, data)
     slides = len(c.hinges.parent) + len(c.cube_dof)
@@ -146,15 +147,15 @@ def stops_of(
         kept.append((slide, side, at, sum(r[3] for r in same), *same[0][4:]))
     empty = np.zeros((0,)), np.zeros((0, 2)), np.zeros((0, 5))
     if not kept:
-        return Stops(np.zeros(0, int), empty[0], empty[0], empty[0], empty[0], empty[1], empty[2])
+        return SlideStops(np.zeros(0, int), empty[0], empty[0], empty[0], empty[0], empty[1], empty[2])
     slide, side, at, count, weight, solref, solimp = (np.array(x) for x in zip(*kept, strict=True))
-    return Stops(slide, side.astype(float), at, count.astype(float), weight, solref, solimp)
+    return SlideStops(slide, side.astype(float), at, count.astype(float), weight, solref, solimp)
 
 
 def _ends(
     m: mujoco.MjModel, data: mujoco.MjData, a: int, b: int, axis: np.ndarray
 ) -> list[tuple[int, float]]:
-    """Joint positions at which geom a, carried along `axis`, meets geom b, if it is not beside it."""
+    """Returns joint positions at which geom a, moved along `axis`, meets geom b, if it does."""
     spans = []
     turn = np.stack([axis, *np.linalg.svd(axis[None])[2][1:]])
     for g in (a, b):

@@ -10,8 +10,8 @@ from envs_mjx.engines.tabletop_mjx.stage import stage
 Vec = tuple[Array, ...]
 
 
-class Points(NamedTuple):
-    """Candidates in a face's frame: in the face, height above it, and whether they are corners at all."""
+class ClippedPoints(NamedTuple):
+    """Candidates in a face's frame: in the face, height above it, and whether they are valid corners."""
 
     u: Float[Array, "p K B"]
     v: Float[Array, "p K B"]
@@ -22,28 +22,28 @@ class Points(NamedTuple):
 SIGNS = ((-1, -1), (1, -1), (1, 1), (-1, 1))
 
 
-def clip(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> Points:
+def clip(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> ClippedPoints:
     """Corners of the parallelogram m +- e1 +- e2 within |u| <= a, |v| <= b: 12 candidates, at most 8 inside.
 
-    On each of its sides the stretch inside the rectangle gives its beginning, and its end unless that is
-    the next side's beginning; then the corners of the rectangle that lie under the parallelogram.
+    On each side the segment inside the rectangle gives its start, and its end unless that is the next side's
+    start. Then follow the corners of the rectangle that lie under the parallelogram.
     """
     corners, sides = outline(m, e1, e2)
-    t0, t1 = stretch(corners[:2], sides[:2], (a, b))
+    t0, t1 = inside_interval(corners[:2], sides[:2], (a, b))
     parts = ends(corners, sides, t0, t1), _under(m, e1, e2, a, b)
-    return Points(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
+    return ClippedPoints(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 @stage
 def outline(m: Vec, e1: Vec, e2: Vec) -> tuple[Vec, Vec]:
-    """The four corners, and the sides that begin there."""
+    """Returns the four corners, and the sides that start there."""
     corners = [jnp.stack([m[k] + s1 * e1[k] + s2 * e2[k] for s1, s2 in SIGNS]) for k in range(3)]
     sides = [jnp.stack([2 * e1[k], 2 * e2[k], -2 * e1[k], -2 * e2[k]]) for k in range(3)]
     return tuple(corners), tuple(sides)
 
 
 @stage
-def stretch(start: Vec, along: Vec, bounds: Vec) -> tuple[Array, Array]:
+def inside_interval(start: Vec, along: Vec, bounds: Vec) -> tuple[Array, Array]:
     """The part t0 to t1 of [0, 1] where |start + t along| <= bounds in every coordinate; none if t0 > t1."""
     t0, t1 = jnp.zeros_like(start[0]), jnp.ones_like(start[0])
     for x, v, bound in zip(start, along, bounds, strict=True):
@@ -56,15 +56,15 @@ def stretch(start: Vec, along: Vec, bounds: Vec) -> tuple[Array, Array]:
 
 
 @stage
-def ends(corners: Vec, sides: Vec, t0: Array, t1: Array) -> Points:
+def ends(corners: Vec, sides: Vec, t0: Array, t1: Array) -> ClippedPoints:
     """Both ends of these parts of the sides; an end that is the next side's beginning is left out."""
     meets = t0 <= t1
     points = [jnp.concatenate([c + t0 * s, c + t1 * s]) for c, s in zip(corners, sides, strict=True)]
-    return Points(*points, inside=jnp.concatenate([meets, meets & (t1 < 1)]))
+    return ClippedPoints(*points, inside=jnp.concatenate([meets, meets & (t1 < 1)]))
 
 
 @stage
-def _under(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> Points:
+def _under(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> ClippedPoints:
     """Corners of the rectangle, inside if the parallelogram is over them."""
     area = e1[0] * e2[1] - e1[1] * e2[0]
     flat = jnp.abs(area) < 1e-12
@@ -73,4 +73,4 @@ def _under(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> Points:
     x = ((u - m[0]) * e2[1] - (v - m[1]) * e2[0]) * inverse
     y = ((v - m[1]) * e1[0] - (u - m[0]) * e1[1]) * inverse
     inside = (jnp.abs(x) < 1) & (jnp.abs(y) < 1) & ~flat
-    return Points(u, v, m[2] + x * e1[2] + y * e2[2], inside)
+    return ClippedPoints(u, v, m[2] + x * e1[2] + y * e2[2], inside)
