@@ -5,23 +5,23 @@ from typing import Any, NamedTuple
 
 from baselines.cql import CQL, CQLConfig
 from baselines.flow_bc import FlowBC, FlowBCConfig
-from baselines.fql import FQL, FlowQConfig
+from baselines.fql import FQL, FQLConfig
 from baselines.gciql import GCIQL, GCIQLConfig
 from baselines.idql import IDQL, IDQLConfig
 from baselines.ifql import IFQL, IFQLConfig
 from baselines.iql import IQL, IQLConfig
-from baselines.nsac_bc import NStepConfig, NStepSACBC
+from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
 from mac.ablations.gaussian import GaussianConfig, MACGaussian
-from mac.ablations.mac_fql import MACFQL, FQLConfig
+from mac.ablations.mac_fql import MACFQL, MACFQLConfig
 from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
 from mac.algorithm import AbstractAlgorithm
 from mac.config import Config as MACConfig
 from mac.mac import MAC
 
 
-class Entry(NamedTuple):
+class AlgorithmEntry(NamedTuple):
     """One algorithm: `algorithm(config(...), env_spec, steps)` builds it for a run of so many updates.
 
     Attributes:
@@ -39,12 +39,12 @@ class Entry(NamedTuple):
     arxiv: str
 
 
-def _mac(config: type[MACConfig], algorithm: type[MAC], title: str, learns: str) -> Entry:
+def _mac(config: type[MACConfig], algorithm: type[MAC], title: str, learns: str) -> AlgorithmEntry:
     """An entry of the paper that MAC and its ablations are from."""
-    return Entry(config, algorithm, f"{title} (Park et al. 2025)", learns, 2025, "2512.08108")
+    return AlgorithmEntry(config, algorithm, f"{title} (Park et al. 2025)", learns, 2025, "2512.08108")
 
 
-REGISTRY: dict[str, Entry] = {
+REGISTRY: dict[str, AlgorithmEntry] = {
     "mac": _mac(
         MACConfig, MAC, "MAC",
         "model of action chunks, V from its rollouts; acts by the best of N chunks of a flow policy",
@@ -53,52 +53,52 @@ REGISTRY: dict[str, Entry] = {
         GaussianConfig, MACGaussian, "MAC (Gau)", "MAC whose policy is a Gaussian, not a flow",
     ),
     "mac_fql": _mac(
-        FQLConfig, MACFQL, "MAC (FQL)", "MAC whose policy is trained on Q; one sample, no choice",
+        MACFQLConfig, MACFQL, "MAC (FQL)", "MAC whose policy is trained on Q; one sample, no choice",
     ),
     "mac_nodistill": _mac(
         NoDistillConfig, MACNoDistill, "MAC without distillation",
         "MAC whose one-step policy is trained on the data, not on a flow of many steps",
     ),
-    "flow_bc": Entry(
+    "flow_bc": AlgorithmEntry(
         FlowBCConfig, FlowBC, "flow behaviour cloning (Lipman et al. 2023)",
         "flow policy that imitates the data", 2023, "2210.02747",
     ),
-    "iql": Entry(
+    "iql": AlgorithmEntry(
         IQLConfig, IQL, "IQL (Kostrikov et al. 2022)",
         "V as an expectile of Q over the data's actions; Gaussian policy by weighted imitation",
         2022, "2110.06169",
     ),
-    "fql": Entry(
-        FlowQConfig, FQL, "FQL (Park et al. 2025)",
+    "fql": AlgorithmEntry(
+        FQLConfig, FQL, "FQL (Park et al. 2025)",
         "Q of a one-step policy that climbs it and is tied to a flow of the data", 2025, "2502.02538",
     ),
-    "rebrac": Entry(
+    "rebrac": AlgorithmEntry(
         ReBRACConfig, ReBRAC, "ReBRAC (Tarasov et al. 2023)",
         "TD3 that pays for leaving the data, in policy and critics", 2023, "2305.09836",
     ),
-    "ifql": Entry(
+    "ifql": AlgorithmEntry(
         IFQLConfig, IFQL, "IFQL (Park et al. 2025)",
         "values of IQL; acts by the best of N actions of a flow policy", 2025, "2502.02538",
     ),
-    "idql": Entry(
+    "idql": AlgorithmEntry(
         IDQLConfig, IDQL, "IDQL (Hansen-Estruch et al. 2023)",
         "values of IQL; acts by the best of N actions of a diffusion policy", 2023, "2304.10573",
     ),
-    "gciql": Entry(
+    "gciql": AlgorithmEntry(
         GCIQLConfig, GCIQL, "GCIQL (Park et al. 2025)",
         "values of IQL with goals; Gaussian policy that climbs Q near the data", 2025, "2410.20092",
     ),
-    "nsac_bc": Entry(
-        NStepConfig, NStepSACBC, "n-step SAC+BC (Park et al. 2025)",
+    "nsac_bc": AlgorithmEntry(
+        NStepSACBCConfig, NStepSACBC, "n-step SAC+BC (Park et al. 2025)",
         "chance to reach a goal, by Q over n steps; Gaussian policy that climbs it near the data",
         2025, "2506.04168",
     ),
-    "sharsa": Entry(
+    "sharsa": AlgorithmEntry(
         SHARSAConfig, SHARSA, "SHARSA (Park et al. 2025)",
         "values and flow policy of subgoals n steps ahead, and a flow policy that goes there",
         2025, "2506.04168",
     ),
-    "cql": Entry(
+    "cql": AlgorithmEntry(
         CQLConfig, CQL, "CQL (Kumar et al. 2020)",
         "soft actor-critic whose Q is low where the data are not", 2020, "2006.04779",
     ),

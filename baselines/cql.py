@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState, adam_by_network
 from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
-from mac.nn.critics import Critics, combined, critic_loss, scores, twin_critics
+from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import Activation
 from mac.ops.losses import total
@@ -80,15 +80,15 @@ class CQL(AbstractModelFree[Nets]):
         step, cfg, shape = one_step(batch), self.cfg, batch.actions[:, 0].shape
         with jax.named_scope("critic"):
             chosen = nets.actor(step.next_obs, step.goal).at(jr.normal(k_next, shape))
-            after = combined(scores(target, step.next_obs, step.goal, chosen), "min")
-            q = scores(nets.q, step.obs, step.goal, step.action)
+            after = aggregate(q_values(target, step.next_obs, step.goal, chosen), "min")
+            q = q_values(nets.q, step.obs, step.goal, step.action)
             td_loss = critic_loss(q, step.reward + cfg.discount * step.mask * after)
             gap = self.elsewhere(nets, step, k_low) - q
             losses = {"critic/loss": len(q) * td_loss, "critic/gap_loss": len(q) * cfg.alpha * jnp.mean(gap)}
         with jax.named_scope("policy"):
             policy = nets.actor(step.obs, step.actor_goal)
             mine, log_prob = policy.sample(jr.normal(k_now, shape))
-            worth = combined(scores(sg(nets.q), step.obs, step.actor_goal, mine), "min")
+            worth = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, mine), "min")
             losses["policy/sac_loss"] = jnp.mean(sg(jnp.exp(nets.log_weight)) * log_prob - worth)
             surplus = -jnp.mean(log_prob) + shape[-1]
             losses["policy/entropy_loss"] = nets.log_weight * sg(surplus)
@@ -104,7 +104,7 @@ class CQL(AbstractModelFree[Nets]):
         flat = jnp.full(shape[:-1], -shape[-1] * jnp.log(2.0))
         actions = sg(jnp.concatenate([anywhere, there[0], here[0]]))
         log_prob = sg(jnp.concatenate([flat, there[1], here[1]]))
-        q = scores(nets.q, step.obs, step.goal, actions)
+        q = q_values(nets.q, step.obs, step.goal, actions)
         return jax.nn.logsumexp(q - jnp.broadcast_to(log_prob, q.shape), axis=1)
 
     def optimiser(self) -> optax.GradientTransformation:

@@ -48,7 +48,7 @@ class FlowBC(AbstractModelFree[Nets]):
         cfg, action = self.cfg, self.env.action_dim
         return Nets(MLP((*self.inputs, 1), cfg.hidden, action, key=key, style=cfg.actor_style))
 
-    def targeted(self, nets: Nets) -> tuple[()]:
+    def target_nets(self, nets: Nets) -> tuple[()]:
         del nets
         return ()
 

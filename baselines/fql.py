@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
 from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
-from mac.nn.critics import Combine, Critics, combined, critic_loss, scores, twin_critics
+from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import mse, normalised, total
@@ -24,7 +24,7 @@ from mac.types import Batch, Metrics
 
 
 @dataclass(frozen=True)
-class FlowQConfig(ModelFreeConfig):
+class FQLConfig(ModelFreeConfig):
     """Hyperparameters of FQL."""
 
     alpha: float = 10.0
@@ -53,7 +53,7 @@ class Nets(eqx.Module):
 class FQL(AbstractModelFree[Nets]):
     """Flow Q-learning."""
 
-    cfg: FlowQConfig = eqx.field(static=True)
+    cfg: FQLConfig = eqx.field(static=True)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_q, k_flow, k_policy = jr.split(key, 3)
@@ -72,8 +72,8 @@ class FQL(AbstractModelFree[Nets]):
         with jax.named_scope("critic"):
             noise = jr.normal(k_next, step.action.shape)
             chosen = jnp.clip(nets.policy(step.next_obs, step.goal, noise), -1, 1)
-            after = combined(scores(target, step.next_obs, step.goal, chosen), cfg.combine)
-            q = scores(nets.q, step.obs, step.goal, step.action)
+            after = aggregate(q_values(target, step.next_obs, step.goal, chosen), cfg.combine)
+            q = q_values(nets.q, step.obs, step.goal, step.action)
             losses = {"critic/loss": critic_loss(q, step.reward + cfg.discount * step.mask * after)}
         with jax.named_scope("policy"):
             s, g = step.obs, step.actor_goal
@@ -84,7 +84,7 @@ class FQL(AbstractModelFree[Nets]):
             teacher = euler(lambda x, t: sg(nets.flow)(s, g, x, t), noise, cfg.flow_steps)
             mine = nets.policy(s, g, noise)
             losses["policy/distil_loss"] = cfg.alpha * mse(mine, jnp.clip(teacher, -1, 1))
-            worth = combined(scores(sg(nets.q), s, g, jnp.clip(mine, -1, 1)), "mean")
+            worth = aggregate(q_values(sg(nets.q), s, g, jnp.clip(mine, -1, 1)), "mean")
             losses["policy/q_loss"] = -(normalised(worth) if cfg.normalise_q else jnp.mean(worth))
         return total(losses, critic__q_mean=q)
 

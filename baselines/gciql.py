@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from mac.algorithm import TrainState
 from mac.implicit_q import AbstractImplicit, ImplicitConfig, ImplicitNets
 from mac.model_free import Goal, Step
-from mac.nn.critics import combined, scores
+from mac.nn.critics import aggregate, q_values
 from mac.nn.gaussian_policy import HEAD_VARIANCE, normal_log_prob
 from mac.nn.mlp import MLP
 from mac.ops.losses import Losses, normalised
@@ -52,7 +52,7 @@ class GCIQL(AbstractImplicit):
     def actor_loss(self, nets: ImplicitNets, target: Any, step: Step, key: Key[Array, ""]) -> Losses:
         del target, key
         mean = nets.actor(step.obs, step.actor_goal)
-        q = combined(scores(sg(nets.q), step.obs, step.actor_goal, jnp.clip(mean, -1, 1)), "min")
+        q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, jnp.clip(mean, -1, 1)), "min")
         bc_loss = -self.cfg.alpha * jnp.mean(normal_log_prob(step.action, mean))
         return {"policy/q_loss": -normalised(q), "policy/bc_loss": bc_loss}
 

@@ -57,10 +57,10 @@ class IDQL(AbstractImplicit):
         cfg = self.cfg
         return ResNet(self.inputs, cfg.blocks, self.env.action_dim, dropout=cfg.dropout, key=key)
 
-    def targeted(self, nets: ImplicitNets) -> Any:
-        return super().targeted(nets) | {"actor": nets.actor}
+    def target_nets(self, nets: ImplicitNets) -> Any:
+        return super().target_nets(nets) | {"actor": nets.actor}
 
-    def follow(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
+    def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
         del step
         rates = {"q": self.tau_ema, "actor": self.cfg.tau_actor}
         return {name: polyak(target[name], online[name], rate) for name, rate in rates.items()}

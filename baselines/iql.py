@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 from mac.algorithm import TrainState
 from mac.implicit_q import AbstractImplicit, ImplicitConfig, ImplicitNets
 from mac.model_free import Goal, Step
-from mac.nn.critics import combined, scores
+from mac.nn.critics import aggregate, q_values
 from mac.nn.gaussian_policy import HEAD_VARIANCE, normal_log_prob
 from mac.nn.mlp import MLP, scalar
 from mac.ops.losses import Losses, advantage_weight
@@ -72,7 +72,7 @@ class IQL(AbstractImplicit):
         del key
         s, g, a = step.obs, step.actor_goal, step.action
         critics = nets.q if self.cfg.advantage == "online" else target["q"]
-        advantage = combined(scores(critics, s, g, a), "min") - scalar(nets.v, s, g)
+        advantage = aggregate(q_values(critics, s, g, a), "min") - scalar(nets.v, s, g)
         log_std = nets.actor.log_std
         log_std = None if log_std is None else jnp.clip(log_std, -20, 2)
         log_prob = normal_log_prob(a, self.mean(nets.actor, s, g), log_std)

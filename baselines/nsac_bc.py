@@ -16,8 +16,8 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.model_free import AbstractModelFree, Goal, LeapConfig, leap, one_step, require_goals
-from mac.nn.critics import Critics, combined, scores, twin_critics
+from mac.model_free import AbstractModelFree, Goal, NStepConfig, n_step, one_step, require_goals
+from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.ops.losses import cross_entropy, mse, total
 from mac.ops.returns import return_of_chance
@@ -25,7 +25,7 @@ from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 
 @dataclass(frozen=True)
-class NStepConfig(LeapConfig):
+class NStepSACBCConfig(NStepConfig):
     """Hyperparameters of n-step SAC+BC."""
 
     alpha: float = 0.1
@@ -49,14 +49,14 @@ class Nets(eqx.Module):
 class NStepSACBC(AbstractModelFree[Nets]):
     """Soft actor-critic over n steps, near the data."""
 
-    cfg: NStepConfig = eqx.field(static=True)
+    cfg: NStepSACBCConfig = eqx.field(static=True)
 
-    def __init__(self, cfg: NStepConfig, env: EnvSpec, steps: int = 0):
+    def __init__(self, cfg: NStepSACBCConfig, env: EnvSpec, steps: int = 0):
         """As `AbstractModelFree`; raises UserError where the environment has no goals."""
         require_goals("nsac_bc", env)
         super().__init__(cfg, env, steps)
 
-    def wish(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
+    def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
         return sample._replace(subgoals=cfg.subgoals)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
@@ -72,19 +72,19 @@ class NStepSACBC(AbstractModelFree[Nets]):
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_next, k_now = jr.split(key)
-        step, run, cfg = one_step(batch), leap(batch, self.cfg.discount), self.cfg
+        step, run, cfg = one_step(batch), n_step(batch, self.cfg.discount), self.cfg
         with jax.named_scope("critic"):
             noise = jr.normal(k_next, step.action.shape)
             chosen = nets.actor(run.next_obs, step.goal).at(noise)
-            logits = scores(target, run.next_obs, step.goal, chosen)
-            after = combined(jax.nn.sigmoid(logits), cfg.combine)
+            logits = q_values(target, run.next_obs, step.goal, chosen)
+            after = aggregate(jax.nn.sigmoid(logits), cfg.combine)
             backup = sg(jnp.clip(run.reached + run.carry * after, 0, 1))
-            q = scores(nets.q, step.obs, step.goal, step.action)
+            q = q_values(nets.q, step.obs, step.goal, step.action)
             losses = {"critic/loss": cross_entropy(q, jnp.broadcast_to(backup, q.shape))}
         with jax.named_scope("policy"):
             policy = nets.actor(step.obs, step.actor_goal)
             mine, log_prob = policy.sample(jr.normal(k_now, step.action.shape))
-            worth = combined(scores(sg(nets.q), step.obs, step.actor_goal, mine), "mean")
+            worth = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, mine), "mean")
             weight = jnp.exp(nets.log_weight)
             losses["policy/sac_loss"] = jnp.mean(sg(weight) * log_prob - worth)
             scale = cfg.alpha * self.env.action_dim * sg(jnp.mean(jnp.abs(worth)))
@@ -98,5 +98,5 @@ class NStepSACBC(AbstractModelFree[Nets]):
         return jnp.tanh(state.nets.actor(obs, goal).mean)
 
     def predict(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
-        logits = scores(state.nets.q, obs, goal, self.action(state, obs, goal, key))
-        return return_of_chance(combined(logits, "min"), self.cfg.discount)
+        logits = q_values(state.nets.q, obs, goal, self.action(state, obs, goal, key))
+        return return_of_chance(aggregate(logits, "min"), self.cfg.discount)

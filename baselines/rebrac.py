@@ -26,9 +26,9 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.algorithm import Rate, TrainState, by_network, in_turns
+from mac.algorithm import Rate, TrainState, at_some_updates, by_network
 from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
-from mac.nn.critics import Critics, combined, critic_loss, scores, twin_critics
+from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import HEAD_VARIANCE
 from mac.nn.mlp import MLP
 from mac.ops.losses import normalised, total
@@ -72,7 +72,7 @@ class ReBRAC(AbstractModelFree[Nets]):
 
     cfg: ReBRACConfig = eqx.field(static=True)
 
-    def wish(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
+    def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
         return sample._replace(next_action=True)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
@@ -84,7 +84,7 @@ class ReBRAC(AbstractModelFree[Nets]):
             actor=MLP(given, cfg.hidden, action, key=k_actor, style=style, variance=share),
         )
 
-    def targeted(self, nets: Nets) -> Nets:
+    def target_nets(self, nets: Nets) -> Nets:
         return nets
 
     def loss(
@@ -95,14 +95,14 @@ class ReBRAC(AbstractModelFree[Nets]):
             noise = cfg.noise * jr.normal(key, step.action.shape)
             noise = jnp.clip(noise, -cfg.noise_clip, cfg.noise_clip)
             chosen = jnp.clip(jnp.tanh(target.actor(step.next_obs, step.goal)) + noise, -1, 1)
-            after = combined(scores(target.q, step.next_obs, step.goal, chosen), "min")
+            after = aggregate(q_values(target.q, step.next_obs, step.goal, chosen), "min")
             assert batch.next_action is not None
             after = after - cfg.alpha_critic * distance(chosen, batch.next_action)
-            q = scores(nets.q, step.obs, step.goal, step.action)
+            q = q_values(nets.q, step.obs, step.goal, step.action)
             losses = {"critic/loss": critic_loss(q, step.reward + cfg.discount * step.mask * after)}
         with jax.named_scope("policy"):
             mine = jnp.tanh(nets.actor(step.obs, step.actor_goal))
-            worth = combined(scores(sg(nets.q), step.obs, step.actor_goal, mine), "min")
+            worth = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, mine), "min")
             losses["policy/q_loss"] = -normalised(worth)
             losses["policy/bc_loss"] = cfg.alpha_actor * jnp.mean(distance(mine, step.action))
         return total(losses, critic__q_mean=q)
@@ -111,12 +111,12 @@ class ReBRAC(AbstractModelFree[Nets]):
         """Whether update number `step`, from 0, is one of the policy's turns."""
         return step % self.cfg.actor_every == (0 if self.cfg.actor_first else self.cfg.actor_every - 1)
 
-    def follow(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
-        moved, now = super().follow(target, online, step), self.turn(step)
+    def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
+        moved, now = super().update_target(target, online, step), self.turn(step)
         return jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, target)
 
     def optimiser(self) -> optax.GradientTransformation:
-        actor = in_turns(optax.adam(self.actor_rate), self.turn, coast=self.cfg.actor_coasts)
+        actor = at_some_updates(optax.adam(self.actor_rate), self.turn, coast=self.cfg.actor_coasts)
         return by_network({"actor": actor}, optax.adam(self.rate))
 
     @property

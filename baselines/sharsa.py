@@ -22,12 +22,12 @@ from mac.model_free import (
     AbstractModelFree,
     FlowChoiceConfig,
     Goal,
-    LeapConfig,
-    leap,
+    NStepConfig,
+    n_step,
     one_step,
     require_goals,
 )
-from mac.nn.critics import Critics, combined, scores, twin_critics
+from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
@@ -37,7 +37,7 @@ from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 
 @dataclass(frozen=True)
-class SHARSAConfig(LeapConfig, FlowChoiceConfig):
+class SHARSAConfig(NStepConfig, FlowChoiceConfig):
     """Hyperparameters of SHARSA: those of its values over n steps and of its choice."""
 
     # In a dataclass the first base's fields, its inherited ones too, replace those of the second.
@@ -62,7 +62,7 @@ class SHARSA(AbstractModelFree[Nets]):
         require_goals("sharsa", env)
         super().__init__(cfg, env, steps)
 
-    def wish(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
+    def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
         return sample._replace(subgoals=cfg.subgoals)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
@@ -81,15 +81,15 @@ class SHARSA(AbstractModelFree[Nets]):
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_high, k_low = jr.split(key)
-        step, run = one_step(batch), leap(batch, self.cfg.discount)
+        step, run = one_step(batch), n_step(batch, self.cfg.discount)
         s, g, ways = step.obs, step.goal, run.subgoals
         with jax.named_scope("value"):
-            chance = combined(jax.nn.sigmoid(scores(target, s, g, ways.value)), self.cfg.combine)
+            chance = aggregate(jax.nn.sigmoid(q_values(target, s, g, ways.value)), self.cfg.combine)
             v = scalar(nets.v, s, g)
             losses = {"value/loss": cross_entropy(v, chance)}
         with jax.named_scope("critic"):
             after = jax.nn.sigmoid(scalar(nets.v, run.next_obs, g))
-            q = scores(nets.q, s, g, ways.value)
+            q = q_values(nets.q, s, g, ways.value)
             backup = jnp.broadcast_to(sg(run.reached + run.carry * after), q.shape)
             losses["critic/loss"] = len(q) * cross_entropy(q, backup)
         with jax.named_scope("policy"):
@@ -108,7 +108,7 @@ class SHARSA(AbstractModelFree[Nets]):
         assert goal is not None
         noise = jr.normal(key, (self.cfg.candidates, *goal.shape))
         ways = euler(lambda x, t: nets.high(obs, goal, x, t), noise, self.cfg.flow_steps)
-        logits = combined(scores(nets.q, obs, goal, ways), "min")
+        logits = aggregate(q_values(nets.q, obs, goal, ways), "min")
         return best_of_n(ways, logits), jnp.max(logits, axis=0)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:

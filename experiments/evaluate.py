@@ -35,7 +35,7 @@ from mac.run.io.logger import EVAL, append_row, check_appendable, read_rows
 from mac.run.io.run_metadata import provenance
 from mac.run.report.progress import open_progress
 from mac.run.report.score import measure_of
-from mac.run.report.stats import learning_curve
+from mac.run.report.stats import learning_curve, unfit
 from mac.run.report.table import print_tables, results_table
 from mac.run.report.timing import duration
 from mac.types import Episodes
@@ -151,22 +151,34 @@ def play(run: SavedRun, name: str, tasks: tuple[int, ...], engine: str, episodes
     return jax.device_get(result)
 
 
+def in_training(run: SavedRun, tasks: set[int]) -> list[dict[str, Any]]:
+    """Returns training's own rows of this checkpoint and tasks; none, with a note, if they are damaged."""
+    path = run.folder / EVAL
+    if not path.exists():
+        return []
+    found = {}
+    try:
+        for line, row in enumerate(read_rows(path), start=1):
+            if fault := unfit(row, measure_of(run.algo.env)):
+                raise UserError(f"{path}, line {line}: {fault}")
+            if row["step"] == run.step and row["task"] in tasks:
+                found[row["seed"], row["task"]] = row
+    except UserError as error:
+        print(f"note         no comparison with the evaluation in training: {error}")
+        return []
+    return list(found.values())
+
+
 def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float) -> None:
     """Prints the table, and what the run's own evaluation of that checkpoint said."""
     for warning in warnings_of(rows, "--engine"):
         print(warning)
     print_tables(results_table(learning_curve(rows), title=f"{title(run)}, engine {engine}"))
-    path = run.folder / EVAL
-    before = {}
-    for row in read_rows(path) if path.exists() else ():
-        if row["step"] == run.step and row["task"] in {row["task"] for row in rows}:
-            before[row["seed"], row["task"]] = row
+    measure = measure_of(run.algo.env)
+    before = in_training(run, {row["task"] for row in rows})
     if before:
-        measure = measure_of(run.algo.env)
-        mean = sum(row[measure.name] for row in before.values()) / len(before)
-        how = sorted(
-            {f"engine {row['engine']}, {row['episodes']} per task and seed" for row in before.values()}
-        )
+        mean = sum(row[measure.name] for row in before) / len(before)
+        how = sorted({f"engine {row.get('engine')}, {row['episodes']} per task and seed" for row in before})
         print(f"in training  {mean:{measure.form}} after {run.step:,} updates ({'; '.join(how)})")
     print(f"finished     in {duration(seconds)}")
 

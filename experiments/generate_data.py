@@ -35,7 +35,7 @@ from experiments.experts.trainer import load_actor
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.machine import cores
-from mac.run.io.folder_lock import claim
+from mac.run.io.folder_lock import lock_folder
 from mac.run.report.progress import open_progress
 
 PROGRAM = "python experiments/generate_data.py"
@@ -213,7 +213,7 @@ def run(command: Command) -> int:
     request, out = command.request, command.out
     run_store.check_writable(out, "--out")
     total = request.episodes * command.episode_rows
-    with claim(out), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
+    with lock_folder(out), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
         made = generate(request, out, threads=command.threads, progress=progress.count, actor=command.actor)
     report(command, made)
     return 0

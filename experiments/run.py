@@ -32,7 +32,7 @@ from mac.errors import UserError, refusal
 from mac.formatting import counted
 from mac.machine import cores
 from mac.run.io.checkpoint_compat import check_config
-from mac.run.io.folder_lock import claim
+from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_metadata import cpu_model, record_end, record_launch
 from mac.run.io.run_outputs import CHECKPOINTS, Outputs
@@ -41,7 +41,7 @@ from mac.run.report.progress import open_progress
 from mac.run.report.stats import learning_curve
 from mac.run.report.table import print_tables, results_table
 from mac.run.report.timing import duration
-from mac.run.train import Job, Outcome, train
+from mac.run.train import TrainJob, TrainResult, train
 from mac.types import EnvSpec
 
 PICTURE = "learning_curve.png"
@@ -101,7 +101,7 @@ def run(settings: Settings[Any], reason: str) -> int:
         if settings.dry_run:
             return 0
         remove_leftovers(launch.folder)  # of a process that was killed while it drew the picture
-        return finish(launch, Outcome(launch.reached or 0))
+        return finish(launch, TrainResult(launch.reached or 0))
     outlive_output()
     with occupied(launch.folder, anew=settings.out is None) as folder:
         launch = launch._replace(folder=folder)
@@ -133,7 +133,7 @@ def occupied(folder: Path, *, anew: bool) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({refusal(error)}); choose another --out") from error
     run_store.check_writable(folder, "--out")
-    with claim(folder):
+    with lock_folder(folder):
         try:
             yield folder
         finally:
@@ -215,7 +215,7 @@ def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool
             f"--steps={settings.steps}: the learning rate of {folder} cools down towards its end at "
             f"update {before.get('steps')}; keep --steps, or choose another --out"
         )
-    check_config(folder, before, settings.plain(), may_differ(settings))
+    check_config(folder, before, settings.to_dict(), may_differ(settings))
     with Outputs(folder, sweep.variants(settings), (), settings.run.keep) as outputs:
         reached = outputs.latest()
         return reached, reached is not None and settings.steps <= reached and outputs.evaluated(reached)
@@ -267,7 +267,7 @@ def announce(launch: Launch, reason: str) -> None:
         print(cost_estimate.describe_evaluation(launch.env, episodes, settings.eval.batch))
 
 
-def train_here(launch: Launch, asked: Settings[Any]) -> Outcome:
+def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
     """Makes the data ready, trains, and keeps a record of it in the run's folder.
 
     Args:
@@ -286,7 +286,7 @@ def train_here(launch: Launch, asked: Settings[Any]) -> Outcome:
     notes: dict[str, None] = {}  # the runs of a sweep have most of them in common
     for each, its in sweep.folders(settings, folder):
         data = saved_run.record_of(store)
-        notes |= dict.fromkeys(record_launch(each, its.plain(), data=data, resumed_from=launch.reached))
+        notes |= dict.fromkeys(record_launch(each, its.to_dict(), data=data, resumed_from=launch.reached))
         saved_run.save_normalizer(each, job.normalizer)
     for note in notes:
         print(note)
@@ -305,7 +305,7 @@ def train_here(launch: Launch, asked: Settings[Any]) -> Outcome:
     return outcome
 
 
-def make_job(launch: Launch, store: Store) -> Job:
+def make_job(launch: Launch, store: Store) -> TrainJob:
     """Loads the data onto the device and gathers what training needs."""
     for note in store.notes:
         print(f"note: {note}")
@@ -320,7 +320,7 @@ def make_job(launch: Launch, store: Store) -> Job:
         normalizer, *_ = [saved_run.resumed_normalizer(each, *data) for each in parts]
     task = parse(settings.env).task
     relabel = None if task is None else lambda obs: env.relabel(obs, task)
-    return Job(
+    return TrainJob(
         algo=algo,
         env=env,
         window=device_fit.make_source(settings.data, store, normalizer, algo.sample, relabel),
@@ -331,7 +331,7 @@ def make_job(launch: Launch, store: Store) -> Job:
         episodes=settings.eval.episodes,
         run=settings.run,
         engine=launch.engine,
-        config=settings.plain(),
+        config=settings.to_dict(),
         may_differ=may_differ(settings),
         batch=settings.eval.batch,
         held_out=make_held_out(store, normalizer, algo.sample.chunk, every_row=algo.sample.every_row),
@@ -341,7 +341,7 @@ def make_job(launch: Launch, store: Store) -> Job:
     )
 
 
-def finish(launch: Launch, outcome: Outcome) -> int:
+def finish(launch: Launch, outcome: TrainResult) -> int:
     """Prints the table and the paths, and draws the picture; returns the exit status."""
     folder = launch.folder
     if outcome.interrupted:

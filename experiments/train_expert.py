@@ -30,7 +30,7 @@ from experiments.experts.sac import SacConfig
 from experiments.experts.tasks import ERRANDS, GYM
 from experiments.experts.trainer import CURVE, POLICY, Plan, Point, train
 from mac.errors import UserError
-from mac.run.io.folder_lock import claim
+from mac.run.io.folder_lock import lock_folder
 from mac.run.io.signals import Interrupt
 from mac.run.report.progress import open_progress
 
@@ -137,7 +137,7 @@ def work(ask: Ask, argv: Sequence[str]) -> int:
     run_store.check_writable(ask.out, "--out")
     total = plan.online.iterations * plan.online.lanes
     with (
-        claim(ask.out),
+        lock_folder(ask.out),
         Interrupt() as interrupt,
         open_progress(f"training an expert: {ask.task}", total, "steps") as progress,
     ):

@@ -24,10 +24,10 @@ class TrainState(eqx.Module):
 
     Attributes:
         nets: the networks that gradients train, by name.
-        target: slow copies of those of `nets` that the algorithm names in `targeted`.
+        target: slow copies of those of `nets` that the algorithm names in `target_nets`.
         opt_state: the optimiser's state.
         swept: values of hyperparameters that this state is trained with in place of the algorithm's own
-            (`AbstractAlgorithm.under`), by name; usually none.
+            (`AbstractAlgorithm.with_hparams`), by name; usually none.
     """
 
     nets: Any
@@ -65,7 +65,7 @@ class AbstractAlgorithm(eqx.Module):
         `goal`, normalised too, is None in environments without goals.
         """
 
-    def under(self, swept: Mapping[str, Float[Array, ""]]) -> Any:
+    def with_hparams(self, swept: Mapping[str, Float[Array, ""]]) -> Any:
         """This algorithm with other values of some hyperparameters, which may be traced.
 
         So one compiled program trains many configurations. The loop calls it before every other method.
@@ -110,7 +110,7 @@ def polyak(target: Any, online: Any, rate: Number) -> Any:
     return jax.tree.map(lambda t, o: (1 - rate) * t + rate * o, target, online)
 
 
-def cooling(lr: Number, steps: int, share: float) -> optax.Schedule:
+def linear_cooldown(lr: Number, steps: int, share: float) -> optax.Schedule:
     """Constant `lr`, which falls linearly to 0 over the last `share` of `steps` updates."""
     fall = max(round(share * steps), 1)
     return optax.linear_schedule(lr, 0.0, fall, transition_begin=steps - fall)
@@ -133,7 +133,7 @@ def by_network(
     return optax.multi_transform({**own, "": other}, names)
 
 
-def in_turns(
+def at_some_updates(
     inner: optax.GradientTransformation, turn: Callable[[Int[Array, ""]], Bool[Array, ""]], *, coast: bool
 ) -> optax.GradientTransformationExtraArgs:
     """`inner`, fed with gradients at some updates only; needs the update's number as `step`.
@@ -173,7 +173,7 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
         """Freshly initialised networks."""
 
     @abc.abstractmethod
-    def targeted(self, nets: Nets) -> Any:
+    def target_nets(self, nets: Nets) -> Any:
         """The part of `nets` that has a slow copy."""
 
     @abc.abstractmethod
@@ -184,7 +184,7 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         nets = self.nets(key)
-        target = jax.tree.map(jnp.copy, self.targeted(nets))
+        target = jax.tree.map(jnp.copy, self.target_nets(nets))
         return TrainState(nets, target, self.optimiser().init(nets))  # pyright: ignore[reportArgumentType]
 
     def update(
@@ -195,10 +195,10 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
             optimiser = optax.with_extra_args_support(self.optimiser())
             updates, opt_state = optimiser.update(grads, state.opt_state, state.nets, step=step)
         # The slow copy follows the weights from *before* this update, as in the paper's runs.
-        target = self.follow(state.target, self.targeted(state.nets), step)
+        target = self.update_target(state.target, self.target_nets(state.nets), step)
         return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics
 
-    def follow(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
+    def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
         """The target networks after update number `step`."""
         del step
         return polyak(target, online, self.tau_ema)
@@ -209,7 +209,7 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
     @property
     def rate(self) -> Rate:
         """Learning rate of every network, by the number of updates if it is not constant."""
-        return cooling(self.lr, self.steps, self.cooldown) if self.cooldown else self.lr
+        return linear_cooldown(self.lr, self.steps, self.cooldown) if self.cooldown else self.lr
 
 
 class AbstractConfigured(AbstractLossAlgorithm[Nets]):
@@ -235,10 +235,10 @@ class AbstractConfigured(AbstractLossAlgorithm[Nets]):
         self.lr, self.cooldown, self.tau_ema = cfg.lr, cfg.cooldown, cfg.tau_ema
         self.steps = steps if cfg.needs_steps else 0
 
-    def under(self, swept: Mapping[str, Float[Array, ""]]) -> Any:
+    def with_hparams(self, swept: Mapping[str, Float[Array, ""]]) -> Any:
         if not swept:
             return self
-        other, cfg = copy.copy(self), self.cfg.under(swept)
+        other, cfg = copy.copy(self), self.cfg.with_hparams(swept)
         goals = self.sample.goals and cfg.goals(self.env)
         sample = self.sample._replace(goals=goals, reward_scale=cfg.reward_scale)
         for name, value in (("cfg", cfg), ("sample", sample), ("lr", cfg.lr), ("tau_ema", cfg.tau_ema)):

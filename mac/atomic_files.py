@@ -55,7 +55,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | 
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
                 write(file)
-                settle(file)
+                fsync(file)
             os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):
@@ -84,7 +84,7 @@ def _runs(process: int) -> bool:
     return True
 
 
-def settle(file: IO[bytes]) -> None:
+def fsync(file: IO[bytes]) -> None:
     """Returns when all that was written to an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from mac.errors import UserError
-from mac.types import EnvSpec, GoalLaw, GoalSpec
+from mac.types import EnvSpec, GoalDistribution, GoalSpec
 
 Later = Literal["uniform", "geometric"]
 
@@ -65,11 +65,11 @@ class CommonConfig:
         """The flag that makes learning rates depend on the length of the run; empty if none does."""
         return f"--hp.cooldown={self.cooldown}" if self.cooldown else ""
 
-    def law(self, which: Literal["value", "actor"]) -> GoalLaw:
+    def law(self, which: Literal["value", "actor"]) -> GoalDistribution:
         """How goals are drawn for values or for the policy."""
         odds = self.value_goals if which == "value" else self.actor_goals
         later = self.value_goals_later if which == "value" else self.actor_goals_later
-        return GoalLaw(*odds, geometric=later == "geometric", discount=self.discount)
+        return GoalDistribution(*odds, geometric=later == "geometric", discount=self.discount)
 
     def goals(self, env: EnvSpec) -> GoalSpec | None:
         """What to ask of the sampler; None where there are no goals."""
@@ -85,7 +85,7 @@ class CommonConfig:
         hints = typing.get_type_hints(cls)
         return tuple(f.name for f in fields(cls) if hints[f.name] is float and f.name not in cls.STATIC)
 
-    def under(self, swept: Mapping[str, Any]) -> Any:
+    def with_hparams(self, swept: Mapping[str, Any]) -> Any:
         """These hyperparameters with other values of some `sweepable` ones, which may be traced and so are
         not checked.
         """

@@ -25,7 +25,7 @@ from mac.data.sequences import Sequences, sample_sequences
 from mac.nn.mlp import scalar
 from mac.ops.flow import euler
 from mac.ops.returns import return_of_chance
-from mac.ops.rollout import Model, imagine, predictor, squared_error
+from mac.ops.rollout import Model, imagine, residual_model, squared_error
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 STATES = 256
@@ -46,11 +46,11 @@ class Planner(Protocol):
     @property
     def sample(self) -> SampleSpec: ...
 
-    def chunks(
+    def sample_chunks(
         self, nets: Any, s: Array, g: Array | None, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Array: ...
 
-    def propose(
+    def best_chunk(
         self, nets: Any, s: Array, g: Array | None, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Array: ...
 
@@ -67,7 +67,7 @@ def diagnose(algo: Planner, nets: Any, window: Window, key: Key[Array, ""]) -> M
     long_enough = jnp.any(window.episodes.steps >= cfg.chunk * count)
 
     curves = {
-        "drift": jnp.where(long_enough, drift(predictor(nets.model), real), jnp.nan),
+        "drift": jnp.where(long_enough, drift(residual_model(nets.model), real), jnp.nan),
         "motion": jnp.where(long_enough, motion(real), jnp.nan),
         "imagined_outside": outside(imagined(algo, nets, batch, k_roll)),
     }
@@ -111,9 +111,9 @@ def imagined(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Flo
     goal, n = batch.goals and batch.goals.value, algo.cfg.candidates
 
     def policy(s: Array, key: Key[Array, ""]) -> Array:
-        return algo.propose(nets, s, goal, key, n)
+        return algo.best_chunk(nets, s, goal, key, n)
 
-    return imagine(policy, predictor(nets.model), batch.obs, algo.cfg.rollout, key).next_obs
+    return imagine(policy, residual_model(nets.model), batch.obs, algo.cfg.rollout, key).next_obs
 
 
 def outside(obs: Float[Array, "*T B D"]) -> Float[Array, "*T"]:
@@ -126,7 +126,7 @@ def choice(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metri
     if algo.cfg.candidates_test == 1:
         return {}
     goal = batch.goals and batch.goals.value
-    raw = algo.chunks(nets, batch.obs, goal, key, algo.cfg.candidates_test, acting=True)
+    raw = algo.sample_chunks(nets, batch.obs, goal, key, algo.cfg.candidates_test, acting=True)
     chunks = jnp.clip(raw, -1, 1)
     q = scalar(nets.q, batch.obs, goal, chunks)
     found = gain(expected_return(algo.cfg, q, goals=goal is not None))

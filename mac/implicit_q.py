@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import adam_by_network
 from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
-from mac.nn.critics import Critics, combined, critic_loss, scores, twin_critics
+from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.losses import Losses, expectile_loss, total
@@ -73,7 +73,7 @@ class AbstractImplicit(AbstractModelFree[ImplicitNets]):
             actor=self.actor_net(k_actor),
         )
 
-    def targeted(self, nets: ImplicitNets) -> Any:
+    def target_nets(self, nets: ImplicitNets) -> Any:
         return {"q": nets.q}
 
     def loss(
@@ -81,12 +81,12 @@ class AbstractImplicit(AbstractModelFree[ImplicitNets]):
     ) -> tuple[Float[Array, ""], Metrics]:
         step = one_step(batch)
         with jax.named_scope("value"):
-            best = combined(scores(target["q"], step.obs, step.goal, step.action), "min")
+            best = aggregate(q_values(target["q"], step.obs, step.goal, step.action), "min")
             v = scalar(nets.v, step.obs, step.goal)
             losses = {"value/loss": expectile_loss(best - v, self.cfg.expectile)}
         with jax.named_scope("critic"):
             after = scalar(nets.v, step.next_obs, step.goal)
-            q = scores(nets.q, step.obs, step.goal, step.action)
+            q = q_values(nets.q, step.obs, step.goal, step.action)
             backup = step.reward + self.cfg.discount * step.mask * after
             losses["critic/loss"] = len(q) * critic_loss(q, backup)
         with jax.named_scope("policy"):
@@ -98,7 +98,7 @@ class AbstractImplicit(AbstractModelFree[ImplicitNets]):
     ) -> Float[Array, "E A"]:
         """The best of N actions, clipped, under the more pessimistic critic."""
         actions = jnp.clip(actions, -1, 1)
-        return best_of_n(actions, combined(scores(critics, obs, goal, actions), "min"))
+        return best_of_n(actions, aggregate(q_values(critics, obs, goal, actions), "min"))
 
     def optimiser(self) -> optax.GradientTransformation:
         if not self.cfg.actor_decay:

@@ -42,7 +42,7 @@ from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import Losses, cross_entropy, mse, total
 from mac.ops.returns import chunk_reward, lambda_return
-from mac.ops.rollout import Trajectory, imagine, predictor
+from mac.ops.rollout import Trajectory, imagine, residual_model
 from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
 
 States = Float[Array, "B D"]
@@ -102,7 +102,7 @@ class MAC(AbstractConfigured[Nets]):
             fall=value_net((obs, chunk), hidden, key=k[5]) if self.env.recorded else None,
         )
 
-    def targeted(self, nets: Nets) -> MLP:
+    def target_nets(self, nets: Nets) -> MLP:
         return nets.v
 
     def loss(
@@ -115,37 +115,37 @@ class MAC(AbstractConfigured[Nets]):
 
         # 1. Fit the models to the data (eq. 5, 6).
         with jax.named_scope("model"):
-            losses = {"model/dynamics_loss": mse(predictor(nets.model)(s, a), batch.next_obs)}
+            losses = {"model/dynamics_loss": mse(residual_model(nets.model)(s, a), batch.next_obs)}
             losses |= self.outcome_loss(nets, batch, s, g, a)
 
         # 2. Clone the behaviour, and distil it to one step (eq. 7, 8).
         with jax.named_scope("policy"):
-            losses |= self.clone(nets, s, g_actor, a, k_policy)
+            losses |= self.behavior_loss(nets, s, g_actor, a, k_policy)
 
         # 3. Imagine, choosing each chunk by Q (eq. 4), and expand V over the rollout (eq. 10).
         s, g = s[: cfg.rollout_batch], None if g is None else g[: cfg.rollout_batch]
         with jax.named_scope("imagination"):
             tau = imagine(
-                lambda s, key: self.propose(frozen, s, g, key, cfg.candidates),
-                predictor(frozen.model), s, cfg.rollout, k_roll,
+                lambda s, key: self.best_chunk(frozen, s, g, key, cfg.candidates),
+                residual_model(frozen.model), s, cfg.rollout, k_roll,
             )  # fmt: skip
-            reward, mask = self.outcome(frozen, tau.obs, g, tau.action)
+            reward, mask = self.predict_outcome(frozen, tau.obs, g, tau.action)
         with jax.named_scope("value"):
             # At λ = 1 only the last state's value enters, so only that one is evaluated.
-            next_value = self.worth(scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs, g))
+            next_value = self.to_value(scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs, g))
             next_value = jnp.broadcast_to(next_value, reward.shape)
             ret = lambda_return(reward, mask, next_value, discount=self.value_discount, lam=cfg.lam)
             v = scalar(nets.v, tau.obs, g)
-            losses["value/loss"] = self.fit(v, ret)
+            losses["value/loss"] = self.value_loss(v, ret)
 
         # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
         with jax.named_scope("critic"):
             q, after = scalar(nets.q, s, g, tau.action[0]), scalar(nets.v, tau.next_obs[0], g)
-            after = after if cfg.release_bce else self.worth(after)
-            losses["critic/loss"] = self.fit(q, reward[0] + self.discount * mask[0] * after)
+            after = after if cfg.release_bce else self.to_value(after)
+            losses["critic/loss"] = self.value_loss(q, reward[0] + self.discount * mask[0] * after)
 
         with jax.named_scope("policy"):
-            losses |= self.improve(nets, tau, g, k_improve)
+            losses |= self.policy_loss(nets, tau, g, k_improve)
         return total(losses, value__v_mean=v, critic__q_mean=q, imagined__reward=reward)
 
     def outcome_loss(self, nets: Nets, batch: Batch, s: Array, g: Goal, a: Array) -> Losses:
@@ -162,7 +162,7 @@ class MAC(AbstractConfigured[Nets]):
             losses["model/fall_loss"] = cross_entropy(scalar(nets.fall, s, a), fell)
         return losses
 
-    def outcome(self, nets: Nets, s: Array, g: Goal, a: Array) -> tuple[Array, Array]:
+    def predict_outcome(self, nets: Nets, s: Array, g: Goal, a: Array) -> tuple[Array, Array]:
         """Predicted reward of chunks, and 0 where they end the task, else 1; the chance of no fall if there
         are falls."""
         if nets.success is None:
@@ -174,11 +174,11 @@ class MAC(AbstractConfigured[Nets]):
         reached = (scalar(nets.success, s, g, a) > 0).astype(s.dtype)
         return reached - float(self.cfg.value == "squared"), 1 - reached
 
-    def worth(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
+    def to_value(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
         """The value that an output of V or Q stands for."""
         return jax.nn.sigmoid(v) if self.cfg.value == "bce" else v
 
-    def fit(self, v: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
+    def value_loss(self, v: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
         """Loss of outputs of V or Q; no gradient passes to the target."""
         if self.cfg.value == "bce":
             return cross_entropy(v, jnp.clip(sg(target), 0, 1))
@@ -197,7 +197,7 @@ class MAC(AbstractConfigured[Nets]):
         flow = MLP((*sizes, 1), self.cfg.hidden, sizes[-1], key=k_flow)
         return flow, MLP(sizes, self.cfg.hidden, sizes[-1], key=k_policy)
 
-    def clone(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
+    def behavior_loss(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
         """Losses of the policy on chunks of the data."""
         k_flow, k_distil = jr.split(key)
         flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
@@ -205,12 +205,12 @@ class MAC(AbstractConfigured[Nets]):
         teacher = jnp.clip(integrate(sg(nets.flow), s, g, noise, self.cfg.flow_steps), -1, 1)
         return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
 
-    def improve(self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
+    def policy_loss(self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
         """Losses of the policy on imagined states: none, since it improves by the choice among samples."""
         del nets, tau, g, key
         return {}
 
-    def chunks(
+    def sample_chunks(
         self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "n B A"]:
         """`n` samples of the policy, not clipped: of the one-step policy, or, `acting`, maybe its teacher."""
@@ -219,11 +219,11 @@ class MAC(AbstractConfigured[Nets]):
             return integrate(nets.flow, s, g, noise, self.cfg.flow_steps_test)
         return nets.policy(s, g, noise)
 
-    def propose(
+    def best_chunk(
         self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "B A"]:
         """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1]."""
-        chunks = jnp.clip(self.chunks(nets, s, g, key, n, acting=acting), -1, 1)
+        chunks = jnp.clip(self.sample_chunks(nets, s, g, key, n, acting=acting), -1, 1)
         return best_of_n(chunks, scalar(nets.q, s, g, chunks))
 
     def act(
@@ -233,7 +233,7 @@ class MAC(AbstractConfigured[Nets]):
         goal: Float[Array, "E G"] | None,
         key: Key[Array, ""],
     ) -> Float[Array, "E n A"]:
-        chunk = self.propose(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
+        chunk = self.best_chunk(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
         return chunk.reshape(len(obs), self.cfg.chunk, -1)[:, : self.cfg.execute]
 
     # What evaluations also report.
@@ -249,7 +249,7 @@ class MAC(AbstractConfigured[Nets]):
         goal: Float[Array, "E G"] | None,
         key: Key[Array, ""],
     ) -> Float[Array, " E"]:
-        chunk = self.propose(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
+        chunk = self.best_chunk(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
         q = scalar(state.nets.q, obs, goal, chunk)
         return diagnostics.expected_return(self.cfg, q, goals=goal is not None)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from mac.algorithm import AbstractConfigured, Nets, TrainState
 from mac.config import CommonConfig
 from mac.errors import UserError
-from mac.nn.critics import Combine, combined, scores
+from mac.nn.critics import Combine, aggregate, q_values
 from mac.nn.mlp import Activation, Style
 from mac.types import Batch, EnvSpec, Number, SampleSpec, Subgoals, SubgoalSpec
 
@@ -57,7 +57,7 @@ class FlowChoiceConfig(ModelFreeConfig):
 
 
 @dataclass(frozen=True)
-class LeapConfig(ModelFreeConfig):
+class NStepConfig(ModelFreeConfig):
     """What methods that learn from n steps at once have; the defaults are of runs with goals."""
 
     batch: int = 1024
@@ -68,7 +68,7 @@ class LeapConfig(ModelFreeConfig):
     """discount factor γ per environment step, in (0, 1)"""
     actor_norm: bool = True
     """LayerNorm after the activations of policies"""
-    leap: int = 25
+    n_step: int = 25
     """steps that values look ahead in the data, n; less where the goal comes first"""
     ends_count: bool = True
     """whether coming within n steps of an episode's end counts as reaching any goal, as in published runs"""
@@ -77,12 +77,12 @@ class LeapConfig(ModelFreeConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require_positive("leap")
+        self._require_positive("n_step")
 
     @property
     def subgoals(self) -> SubgoalSpec:
         """What to ask of the sampler."""
-        return SubgoalSpec(self.leap, self.ends_count)
+        return SubgoalSpec(self.n_step, self.ends_count)
 
 
 class Step(NamedTuple):
@@ -124,9 +124,9 @@ class AbstractModelFree(AbstractConfigured[Nets]):
     def __init__(self, cfg: ModelFreeConfig, env: EnvSpec, steps: int = 0):
         """As `AbstractConfigured`."""
         sample = SampleSpec(cfg.batch, 1, cfg.goals(env), every_row=True)
-        super().__init__(cfg, env, self.wish(sample, cfg), steps)
+        super().__init__(cfg, env, self.sample_spec(sample, cfg), steps)
 
-    def wish(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
+    def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
         """What to ask of the sampler beside single steps, given those."""
         del cfg
         return sample
@@ -136,7 +136,7 @@ class AbstractModelFree(AbstractConfigured[Nets]):
         """Widths of state, goal and action."""
         return self.env.obs_dim, self.env.goal_dim, self.env.action_dim
 
-    def targeted(self, nets: Any) -> Any:
+    def target_nets(self, nets: Any) -> Any:
         return nets.q
 
     @abc.abstractmethod
@@ -156,10 +156,10 @@ class AbstractModelFree(AbstractConfigured[Nets]):
         if self.step_discount is None:
             return None
         chosen = self.act(state, obs, goal, key)[:, 0]
-        return combined(scores(state.nets.q, obs, goal, chosen), "min") / self.cfg.reward_scale
+        return aggregate(q_values(state.nets.q, obs, goal, chosen), "min") / self.cfg.reward_scale
 
 
-class Leap(NamedTuple):
+class NStep(NamedTuple):
     """`B` runs of up to n steps towards a goal, as one step whose reward is 1 if they reach it.
 
     `reached` is discounted for the way, and `carry` is what the value of `next_obs` is worth at the start:
@@ -172,13 +172,13 @@ class Leap(NamedTuple):
     subgoals: Subgoals
 
 
-def leap(batch: Batch, discount: Number) -> Leap:
+def n_step(batch: Batch, discount: Number) -> NStep:
     """The runs of a batch with subgoals; `discount` is of one step."""
     if batch.subgoals is None:
         raise TypeError("this method needs a batch with subgoals (`SampleSpec.subgoals`)")
     way = discount**batch.subgoals.steps
     reached = batch.subgoals.reached
-    return Leap(way * reached, way * (1 - reached), batch.subgoals.next_obs, batch.subgoals)
+    return NStep(way * reached, way * (1 - reached), batch.subgoals.next_obs, batch.subgoals)
 
 
 def require_goals(name: str, env: EnvSpec) -> None:

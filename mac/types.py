@@ -41,7 +41,7 @@ class EnvSpec(NamedTuple):
     score_range: tuple[float, float] | None = None
 
 
-class GoalLaw(NamedTuple):
+class GoalDistribution(NamedTuple):
     """How goals are drawn for a state of the data: one of three sources, by these probabilities.
 
     Attributes:
@@ -67,8 +67,8 @@ class GoalSpec(NamedTuple):
     """
 
     columns: tuple[int, ...]
-    value: GoalLaw
-    actor: GoalLaw
+    value: GoalDistribution
+    actor: GoalDistribution
 
 
 class SubgoalSpec(NamedTuple):

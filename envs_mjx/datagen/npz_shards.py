@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from envs_mjx.datagen.data_policy import Rows
-from mac.atomic_files import replace_file, settle
+from mac.atomic_files import fsync, replace_file
 
 TRAIN, VAL = 0, 1
 _DISK_TYPES = {"button_states": np.dtype(np.int64)}  # of the other columns: float32
@@ -111,7 +111,7 @@ class Bench:
         """Returns when all that was put into a file is on the disk."""
         for name in self.layout:
             with open(self._array(part, name), "r+b") as file:
-                settle(file)
+                fsync(file)
 
     def assemble(self, part: Part, final: Path) -> None:
         """Makes the `.npz` of a file that is full."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from envs_mjx.datagen.data_policy import Rows
 from envs_mjx.datagen.npz_shards import Bench, Column, Part, Shard, row_bytes
 from envs_mjx.datagen.simulate_episodes import Job
-from mac.atomic_files import settle, visible, write_json, writing
+from mac.atomic_files import fsync, visible, write_json, writing
 from mac.errors import UserError, one_line
 
 SETTINGS, JOURNAL = "settings.json", "journal.jsonl"
@@ -177,7 +177,7 @@ class Workshop:
                 self._bench.settle(part)
             with open(self.work / JOURNAL, "ab") as file:
                 file.write(json.dumps(notes).encode() + b"\n")
-                settle(file)
+                fsync(file)
         for note in notes:
             self._remember(note)
             self._left[self._shard(note)] -= note.kept

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mac.data.sampler import ACTION_LIMIT
-from mac.types import Batch, GoalLaw, Goals, SampleSpec, Subgoals, SubgoalSpec, Window
+from mac.types import Batch, GoalDistribution, Goals, SampleSpec, Subgoals, SubgoalSpec, Window
 
 Rows = Int[np.ndarray, " B"]
 
@@ -65,7 +65,7 @@ class HostData:
         """Last row of each row's episode at which an action is taken."""
         return self._last[np.searchsorted(self._first, row, side="right") - 1]
 
-    def goal_rows(self, rng: np.random.Generator, law: GoalLaw, row: Rows, last: Rows) -> Rows:
+    def goal_rows(self, rng: np.random.Generator, law: GoalDistribution, row: Rows, last: Rows) -> Rows:
         """Row of a goal for each of the rows `row`, drawn as `law` says; `last` is `last_of(row)`."""
         size = len(row)
         if law.geometric:

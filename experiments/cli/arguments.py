@@ -25,7 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from baselines import REGISTRY
 from envs_mjx.registry import parse as parse_env
 from experiments.cli.counts import SYNTAX, whole_number
-from experiments.cli.settings import PRESETS, Settings, from_plain
+from experiments.cli.settings import PRESETS, Settings, from_dict
 from experiments.launch.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, require_steps, unknown_name
 from experiments.launch.saved_run import CONFIG, read_config, runs_within
 from mac.errors import UserError, one_line
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
         values, where, reason = saved, str(first.out), "of the run that is continued"
     else:
         values, where = merge_rows(rows, *asked), str(HPARAMS)
-    default = from_plain(values | chosen, entry.config, where)
+    default = from_dict(values | chosen, entry.config, where)
     if not saved:
         require_steps(values, rows, *asked)
     settings = _second_stage(argv, entry.config, default)

@@ -129,8 +129,8 @@ class Settings(Generic[HP]):
         if not 0 <= self.seed <= 2**31 - self.seeds:
             raise UserError(f"--seed={self.seed}: seeds must be in [0, 2**31)")
 
-    def plain(self) -> dict[str, Any]:
-        """What belongs to the run itself, as JSON data; `from_plain` is its inverse."""
+    def to_dict(self) -> dict[str, Any]:
+        """What belongs to the run itself, as JSON data; `from_dict` is its inverse."""
         values = dataclasses.asdict(self)
         for name in _OF_THE_LAUNCH:
             del values[name]
@@ -140,11 +140,11 @@ class Settings(Generic[HP]):
 _OF_THE_LAUNCH = ("out", "resume", "dry_run", "list")
 
 
-def from_plain(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
+def from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
     """Settings from a file's values; what they leave out keeps its default.
 
     Args:
-        values: `plain()` of other settings, or a part of it.
+        values: `to_dict()` of other settings, or a part of it.
         hp: class of the algorithm's hyperparameters.
         where: the file, for messages.
     Raises:

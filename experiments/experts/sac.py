@@ -17,7 +17,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import polyak
-from mac.nn.critics import Critics, combined, scores, twin_critics
+from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.types import Metrics
 
@@ -91,10 +91,10 @@ def critic_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Squared error to `r + γ m (min Q'(s', a') - α log π(a'|s'))`, summed over the critics."""
     action, log_prob = learner.policy(batch.next_obs).sample(noise)
-    value = combined(scores(learner.target, batch.next_obs, action), "min")
+    value = aggregate(q_values(learner.target, batch.next_obs, action), "min")
     value = value - jnp.exp(learner.log_temperature) * log_prob
     target = sg(batch.reward + discount * batch.mask * value)
-    values = scores(critics, batch.obs, batch.action)
+    values = q_values(critics, batch.obs, batch.action)
     loss = jnp.sum(jnp.mean(jnp.square(values - target[None]), axis=1))
     return loss, {"critic/loss": loss, "critic/target": jnp.mean(target)}
 
@@ -104,7 +104,7 @@ def actor_loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """`α log π(a|s) - min Q(s, a)`, and the policy's entropy."""
     action, log_prob = policy(obs).sample(noise)
-    value = combined(scores(learner.critics, obs, action), "min")
+    value = aggregate(q_values(learner.critics, obs, action), "min")
     loss = jnp.mean(jnp.exp(learner.log_temperature) * log_prob - value)
     return loss, -jnp.mean(log_prob)
 

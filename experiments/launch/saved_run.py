@@ -16,13 +16,13 @@ import numpy as np
 from baselines import REGISTRY
 from envs_mjx.registry import make, parse, task_ids
 from experiments.cli.counts import whole_number
-from experiments.cli.settings import DataConfig, Settings, from_plain
+from experiments.cli.settings import DataConfig, Settings, from_dict
 from experiments.data import locate, run_store
 from experiments.launch.hparams import convert, unknown_name
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.atomic_files import misfit, read_json, visible, write_json
 from mac.data.normalize import Normalizer
-from mac.data.provenance import from_plain as from_record
+from mac.data.provenance import from_dict as from_record
 from mac.data.store import Content, Store, read_meta
 from mac.errors import UserError, one_line, refusal, remedy
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
@@ -110,7 +110,7 @@ def read_settings(folder: Path) -> Settings[Any]:
     entry = REGISTRY.get(values["algo"])
     if entry is None:
         raise unknown_name(f"{folder / CONFIG}: algo", values["algo"], REGISTRY)
-    return from_plain(values, entry.config, str(folder / CONFIG))
+    return from_dict(values, entry.config, str(folder / CONFIG))
 
 
 def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | None = None) -> SavedRun:
@@ -270,7 +270,7 @@ def trained_on(folder: Path, kept: Mapping[str, Any] | None = None) -> Trained:
 def record_of(store: Store) -> dict[str, Any]:
     """What `trained_on` reads again, as JSON data."""
     content = None if store.content is None else list(store.content)
-    return store.provenance.plain() | {"content": content, "store": str(store.path.absolute())}
+    return store.provenance.to_dict() | {"content": content, "store": str(store.path.absolute())}
 
 
 def check_same_data(folder: Path, trained: Trained, store: Store, source: Path) -> None:

@@ -22,7 +22,7 @@ def variants(settings: Settings[Any]) -> tuple[Variant, ...]:
         UserError: a hyperparameter that is unknown or cannot be swept, or a value that does not fit.
     """
     if not settings.sweep:
-        return (Variant("", {}, settings.plain()),)
+        return (Variant("", {}, settings.to_dict()),)
     axes: dict[str, list[float]] = {}
     for asked in settings.sweep:
         name, values = _read(asked, settings.hp)
@@ -33,7 +33,7 @@ def variants(settings: Settings[Any]) -> tuple[Variant, ...]:
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         name = ",".join(f"{key}={_brief(value)}" for key, value in chosen.items())
-        found.append(Variant(name, chosen, alone(settings, chosen).plain()))
+        found.append(Variant(name, chosen, alone(settings, chosen).to_dict()))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from experiments.launch.saved_run import SavedRun
 from experiments.ogbench_eval.worker import Played, Start
 from mac.errors import UserError, one_line
 from mac.machine import cores
-from mac.run.evaluate import UNSTABLE, choose, episode_keys, foresee
+from mac.run.evaluate import UNSTABLE, episode_keys, predict_returns, select_actions
 from mac.run.report.episode_returns import realised_return, step_reward
 from mac.types import Episodes
 
@@ -26,8 +26,8 @@ WORKER = Path(__file__).with_name("worker.py")
 NEEDED = ("ogbench", "gymnasium", "dm_control")
 PER_CORE = 4  # environments per process, unless told otherwise: each takes a second or two to compile
 
-decide = eqx.filter_jit(choose)
-expect = eqx.filter_jit(foresee)
+decide = eqx.filter_jit(select_actions)
+expect = eqx.filter_jit(predict_returns)
 
 
 class Fleet:
@@ -201,7 +201,7 @@ class _Match:
         return bool(np.any(self.playing >= 0))
 
     def _situation(self) -> tuple[Any, ...]:
-        """What `choose` and `foresee` ask for in common."""
+        """What `select_actions` and `predict_returns` ask for in common."""
         rows = np.arange(len(self.playing))[:, None]
         noise = self.k_act[rows, np.maximum(self.playing, 0)]
         goal = None if self.goal is None else jnp.asarray(self.goal)

@@ -14,7 +14,7 @@ from mac.data.store import Store
 from mac.data.window import make_window
 from mac.errors import UserError
 from mac.nn.mlp import MLP
-from mac.ops.rollout import predictor, squared_error
+from mac.ops.rollout import residual_model, squared_error
 from mac.run.report.stats import Interval, summarise
 from mac.run.segment import map_seeds
 from mac.types import Window
@@ -74,7 +74,7 @@ def measure(nets: MLP, window: Window, chunk: int, horizon: int, trajectories: i
     count, key = horizon // chunk, jr.key(seed)
     real = jax.jit(sample_sequences, static_argnums=(1, 2, 3))(window, chunk, count, trajectories, key)
     _, last = sequence_starts(window.episodes, horizon, trajectories, key)
-    every = jax.jit(lambda nets, real: map_seeds(lambda net: squared_error(predictor(net), *real), nets))
+    every = jax.jit(lambda nets, real: map_seeds(lambda net: squared_error(residual_model(net), *real), nets))
     return Errors(
         horizons=[chunk * k for k in range(1, count + 1)],
         model=np.asarray(every(nets, real)),

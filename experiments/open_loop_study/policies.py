@@ -68,7 +68,10 @@ def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> lis
 def success_of(run: saved_run.SavedRun) -> Curve:
     """Success rates of the run's policies at its checkpoint, evaluated now only if they never were."""
     path = run.folder / EVAL
-    rows = [row for row in read_rows(path) if row["step"] == run.step] if path.exists() else []
+    rows = list(read_rows(path)) if path.exists() else []
+    if rows:
+        learning_curve(rows, str(path))  # refuses damaged rows
+    rows = [row for row in rows if row["step"] == run.step]
     if not rows:
         evaluate.evaluate_again(evaluate.Ask(run.folder, step=run.step))
         rows = list(read_rows(run.folder / evaluate.EVALUATIONS))[-1]["rows"]

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.nn.mlp import MLP
-from mac.ops.rollout import predictor
+from mac.ops.rollout import residual_model
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 
 
@@ -39,7 +39,7 @@ class Dynamics(AbstractLossAlgorithm[MLP]):
         obs = self.env.obs_dim
         return MLP((obs, self.sample.chunk * self.env.action_dim), self.hidden, obs, key=key)
 
-    def targeted(self, nets: MLP) -> tuple[()]:
+    def target_nets(self, nets: MLP) -> tuple[()]:
         del nets
         return ()
 
@@ -48,7 +48,7 @@ class Dynamics(AbstractLossAlgorithm[MLP]):
     ) -> tuple[Float[Array, ""], Metrics]:
         del target, key
         actions = batch.actions.reshape(len(batch.actions), -1)
-        error = predictor(nets)(batch.obs, actions) - batch.next_obs
+        error = residual_model(nets)(batch.obs, actions) - batch.next_obs
         loss = jnp.mean(jnp.square(error))
         return loss, {"model/dynamics_loss": loss}
 

@@ -40,12 +40,12 @@ class MACGaussian(MAC):
         *inputs, chunk = sizes
         return None, GaussianPolicy(inputs, self.cfg.hidden, chunk, key=key)
 
-    def clone(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
+    def behavior_loss(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
         """Negative log-likelihood of the data, whose actions the sampler keeps off ±1."""
         del key
         return {"policy/nll": -jnp.mean(nets.policy(s, g).log_prob(a))}
 
-    def chunks(
+    def sample_chunks(
         self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "n B A"]:
         del acting

@@ -30,7 +30,7 @@ from mac.types import Number
 
 
 @dataclass(frozen=True)
-class FQLConfig(Config):
+class MACFQLConfig(Config):
     """Hyperparameters of MAC, with one candidate, and those of the policy's loss."""
 
     candidates: int = 1
@@ -51,17 +51,17 @@ class FQLConfig(Config):
 class MACFQL(MAC):
     """MAC with a one-step policy trained on Q."""
 
-    cfg: FQLConfig = eqx.field(static=True)
+    cfg: MACFQLConfig = eqx.field(static=True)
 
     @property
     def value_discount(self) -> Number:
         return self.cfg.discount if self.cfg.release_discount else self.discount
 
-    def clone(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
-        """Loss of the flow policy, to which `improve` ties the one-step policy."""
+    def behavior_loss(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
+        """Loss of the flow policy, to which `policy_loss` ties the one-step policy."""
         return {"policy/flow_loss": flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, key)}
 
-    def improve(self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
+    def policy_loss(self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
         """`alpha` times the distance to the flow policy, and minus Q over its mean size.
 
         With values of the kind "bce" Q is its network's output, a logit.

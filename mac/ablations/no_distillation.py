@@ -46,15 +46,15 @@ class MACNoDistill(MAC):
         flow, policy = super().policy_nets(sizes, key)
         return (flow, None) if self.cfg.one_step == "euler" else (None, policy)
 
-    def clone(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
+    def behavior_loss(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
         if nets.flow is not None:
             return {"policy/flow_loss": flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, key)}
         return {"policy/regression_loss": mse(nets.policy(s, g, jr.normal(key, a.shape)), a)}
 
-    def chunks(
+    def sample_chunks(
         self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "n B A"]:
         if nets.flow is None:
-            return super().chunks(nets, s, g, key, n, acting=acting)
+            return super().sample_chunks(nets, s, g, key, n, acting=acting)
         noise = jr.normal(key, (n, len(s), self.cfg.chunk * self.env.action_dim))
         return integrate(nets.flow, s, g, noise, self.cfg.flow_steps)

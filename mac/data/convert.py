@@ -23,11 +23,11 @@ import numpy as np
 from mac.atomic_files import load_json, locked, read_json, write_json, writing
 from mac.data.checksums import KEPT, Checksums
 from mac.data.provenance import describe, origin
-from mac.data.quantize import Codec, Summary, fit_affine, merge_summaries
+from mac.data.quantize import Codec, ColumnSummary, fit_affine, merge_summaries
 from mac.data.raw_dataset import RawDataset, check_file
 from mac.data.shards import (
     SHARD,
-    Part,
+    ConvertedShard,
     merged,
     quality,
     read_file,
@@ -223,22 +223,22 @@ class _Conversion:
             if not any(self.work.glob(f"*/{SHARD}")) and not any(self.work.glob("survey-*")):
                 shutil.rmtree(self.work, ignore_errors=True)  # there is nothing to continue from
 
-    def _survey(self, name: str, number: int, file: Path) -> Part:
+    def _survey(self, name: str, number: int, file: Path) -> ConvertedShard:
         """Reads and checks a file, and returns what is in it."""
         kept = self.work / f"{name}-{number:03d}.json"
         part, checksum = read_part(kept), self.sources.by_name[file.name]
         if part is None or part.sha256 != checksum:
             data = self._read(file)
-            part = Part(file.name, checksum, None, len(data.obs), list(data.notes), summarize(data))
+            part = ConvertedShard(file.name, checksum, None, len(data.obs), list(data.notes), summarize(data))
             write_json(kept, part._asdict())
         if file in self.files:
             self._count(part.rows)
         return part
 
-    def _shard(self, name: str, file: Path, codec: Codec | None) -> Part:
+    def _shard(self, name: str, file: Path, codec: Codec | None) -> ConvertedShard:
         """Converts one file, unless an earlier attempt did."""
         folder, checksum = self.work / name, self.sources.by_name[file.name]
-        plain = None if codec is None else {key: affine.plain() for key, affine in codec._asdict().items()}
+        plain = None if codec is None else {key: affine.to_dict() for key, affine in codec._asdict().items()}
         part = read_part(folder / SHARD)
         if part is None or (part.sha256, part.codec) != (checksum, plain) or not self._is_whole(folder, part):
             shutil.rmtree(folder, ignore_errors=True)
@@ -247,7 +247,7 @@ class _Conversion:
             new.mkdir()
             loss = write_rows(new, data, codec)
             facts = (len(data.obs), list(data.notes), summarize(data), loss, sizes_in(new))
-            part = Part(file.name, checksum, plain, *facts)
+            part = ConvertedShard(file.name, checksum, plain, *facts)
             write_json(new / SHARD, part._asdict())
             os.replace(new, folder)
         if name != "val":
@@ -264,7 +264,7 @@ class _Conversion:
             )
         return data
 
-    def _is_whole(self, folder: Path, part: Part) -> bool:
+    def _is_whole(self, folder: Path, part: ConvertedShard) -> bool:
         """Whether a kept shard is as it was left, and of this environment's widths."""
         widths = tuple(len(summary["low"]) for summary in part.summary)
         recorded = REWARD in (part.sizes or {})
@@ -301,7 +301,7 @@ class _Conversion:
                 f"{free / 1e6:,.0f} MB are free; free some space{other} or choose another data folder"
             )
 
-    def _meta(self, parts: dict[str, Part], val: Sequence[Part]) -> dict[str, Any]:
+    def _meta(self, parts: dict[str, ConvertedShard], val: Sequence[ConvertedShard]) -> dict[str, Any]:
         found = list(parts.values())
         notes = [note for part in (*found, *val) for note in part.notes]
         if not val:
@@ -317,10 +317,10 @@ class _Conversion:
             "val": val[0].rows if val else 0,
             "notes": notes,
             "quality": quality(found),
-            "statistics": statistics(found, val).plain(),
+            "statistics": statistics(found, val).to_dict(),
             "sources": [[file.name, file.stat().st_size] for file in (*self.files, *self.val)],
             "checksums": checksums,
-            "source": describe(self.files, made_by, rows, checksums).plain(),
+            "source": describe(self.files, made_by, rows, checksums).to_dict(),
             "made_by": made_by,
         }
 
@@ -344,9 +344,9 @@ def upgrade(path: Path) -> bool:
                 files = [path / name / file for file in (EPISODES, OBS, ACTION, REWARD)]
                 arrays = [np.load(file, mmap_mode="r") for file in files if file.exists()]
                 save_checks(path / name, np.asarray(arrays[0][:, 1]), arrays[1:])
-            found = [Summary.from_plain(part["summary"][0]) for part in parts.values()]
+            found = [ColumnSummary.from_dict(part["summary"][0]) for part in parts.values()]
             train = merge_summaries(found[: len(meta["train"])])
-            meta["statistics"] = Statistics(train, found[-1] if val else None).plain()
+            meta["statistics"] = Statistics(train, found[-1] if val else None).to_dict()
             meta["sources"] = [[name, size] for name, size, *_ in meta["sources"]]
             save_meta(path, meta | {"made_from": None})
         except UserError:

@@ -242,7 +242,7 @@ def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDatas
             )
         found = joints(obs, next_obs)
         notes += _unmarked(path, found, last, reward, "" if timeout is not None else "no 'timeouts': ")
-        last = last | found.leap
+        last = last | found.jump
         if limit is not None and len(last) > limit and not last.any():
             raise UserError(
                 f"{path}: nothing marks the end of an episode in {counted(len(last), 'row')}, and none has "
@@ -266,15 +266,15 @@ def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDatas
 
 def _unmarked(path: Path, found: Joints, last: np.ndarray, reward: np.ndarray, marks: str) -> tuple[str, ...]:
     """What to say of rows that the next one does not follow, though nothing marks them as `last`."""
-    rounded, leap = rounding_notes(path, found.rounded & ~last), found.leap & ~last
-    if not leap.any():
+    rounded, jump = rounding_notes(path, found.rounded & ~last), found.jump & ~last
+    if not jump.any():
         return rounded
-    count, alone = int(leap.sum()), int((leap & found.single).sum())
+    count, alone = int(jump.sum()), int((jump & found.single).sum())
     ends = f"{counted(count, 'episode')} {'ends' if count == 1 else 'end'} unmarked"
     note = repair(
         path,
         f"{marks}{ends}, where 'next_observations' leads elsewhere",
-        leap,
+        jump,
         reward,
         drops=False,
         remedy="rows must be in time order: make the dataset again",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mac.data.quantize import Summary, summarize
+from mac.data.quantize import ColumnSummary, summarize
 from mac.data.store import Statistics
 
 EPSILON = 1e-3
@@ -95,7 +95,7 @@ def fit_minmax(obs: Float[np.ndarray, "N D"]) -> Normalizer:
     return fit("minmax", Statistics(summarize(obs), None))[0]
 
 
-def _of(how: Normalize, rows: Summary) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
+def _of(how: Normalize, rows: ColumnSummary) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Centre and spread of each column, float32."""
     if how == "standard":
         return rows.mean.astype(np.float32), rows.std.astype(np.float32)

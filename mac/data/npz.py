@@ -269,9 +269,9 @@ def _check_order(path: Path, obs: np.ndarray, next_obs: np.ndarray, final: np.nd
     if next_obs.shape != obs.shape:
         raise UserError(f"{path}: 'next_observations' has shape {next_obs.shape}, 'observations' {obs.shape}")
     found = joints(obs, next_obs)
-    found.leap[final] = found.rounded[final] = False
-    if found.leap.any():
-        row = int(found.leap.argmax())
+    found.jump[final] = found.rounded[final] = False
+    if found.jump.any():
+        row = int(found.jump.argmax())
         raise UserError(
             f"{path}: 'next_observations' of row {row} is not the observation of row {row + 1}; "
             "rows must be in time order, with 'terminals' set at each episode's last transition"

@@ -22,7 +22,7 @@ OURS = "own expert: not comparable with published numbers"
 _FOLDERS = {".ogbench": "OGBench", ".d4rl": "D4RL", ".minari": "Minari"}  # other programs' folders
 
 
-class Entry(NamedTuple):
+class DownloadRecord(NamedTuple):
     """What was recorded of a downloaded file."""
 
     sha256: str
@@ -45,8 +45,8 @@ class Provenance(NamedTuple):
     label: str
     facts: Mapping[str, Any]
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON data; `from_plain` is its inverse."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data; `from_dict` is its inverse."""
         return {"kind": self.kind, "label": self.label, **self.facts}
 
 
@@ -54,8 +54,8 @@ UNKNOWN = Provenance("unknown", "unknown source", {})
 """Of a store that was made before stores knew."""
 
 
-def from_plain(values: Any) -> Provenance:
-    """What `Provenance.plain` gave; `UNKNOWN` for anything else."""
+def from_dict(values: Any) -> Provenance:
+    """What `Provenance.to_dict` gave; `UNKNOWN` for anything else."""
     if not isinstance(values, dict) or not {"kind", "label"} <= values.keys():
         return UNKNOWN
     rest = {key: value for key, value in values.items() if key not in ("kind", "label")}
@@ -65,7 +65,7 @@ def from_plain(values: Any) -> Provenance:
 def of_meta(meta: Mapping[str, Any]) -> Provenance:
     """Of a store's description; what older ones noted of their generator is enough."""
     if "source" in meta:
-        return from_plain(meta["source"])
+        return from_dict(meta["source"])
     rows = sum(meta.get("train", {}).values())
     return generated(meta.get("made_by"), rows) or UNKNOWN
 
@@ -118,7 +118,7 @@ def generated(made_by: Any, rows: int) -> Provenance | None:
     return Provenance("generated", label, {"rows": rows} | facts | {"metadata": dict(made_by)})
 
 
-def ledger(folder: Path) -> dict[str, Entry]:
+def ledger(folder: Path) -> dict[str, DownloadRecord]:
     """What was recorded of the downloads in a folder.
 
     Raises:
@@ -129,12 +129,12 @@ def ledger(folder: Path) -> dict[str, Entry]:
         return {}
     values = read_json(path)
     try:
-        return {name: Entry(**entry) for name, entry in values.items()}
+        return {name: DownloadRecord(**entry) for name, entry in values.items()}
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path}: holds no record of downloads; restore it or delete it") from error
 
 
-def record(path: Path, entry: Entry) -> None:
+def record(path: Path, entry: DownloadRecord) -> None:
     """Adds a downloaded file to the record of its folder."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with locked(path.with_name(f".{LEDGER}.lock")):
@@ -142,7 +142,7 @@ def record(path: Path, entry: Entry) -> None:
         write_json(path.with_name(LEDGER), {name: each._asdict() for name, each in sorted(known.items())})
 
 
-def _downloaded(entries: Mapping[str, Entry], rows: int) -> Provenance:
+def _downloaded(entries: Mapping[str, DownloadRecord], rows: int) -> Provenance:
     first = next(iter(entries.values()))
     host = urlsplit(first.url).netloc
     mirror = "" if host in PRIMARY.get(first.collection, ()) else f" (mirror {host})"

@@ -39,13 +39,13 @@ class Affine(NamedTuple):
             rows[block] = self.low + self.step * codes[block]
         return rows
 
-    def plain(self) -> dict[str, list[float]]:
-        """As JSON data, exact to the bit; `from_plain` is the inverse."""
+    def to_dict(self) -> dict[str, list[float]]:
+        """As JSON data, exact to the bit; `from_dict` is the inverse."""
         return {"low": self.low.tolist(), "step": self.step.tolist()}
 
     @classmethod
-    def from_plain(cls, values: dict[str, list[float]]) -> "Affine":
-        """The map that `plain` described."""
+    def from_dict(cls, values: dict[str, list[float]]) -> "Affine":
+        """The map that `to_dict` described."""
         return cls(np.asarray(values["low"], np.float64), np.asarray(values["step"], np.float64))
 
 
@@ -56,7 +56,7 @@ class Codec(NamedTuple):
     action: Affine
 
 
-class Summary(NamedTuple):
+class ColumnSummary(NamedTuple):
     """What is known of the columns of some rows, in their units.
 
     Attributes:
@@ -79,18 +79,18 @@ class Summary(NamedTuple):
         """Standard deviation of each column."""
         return np.sqrt(self.square / self.rows)
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON data, exact to the bit; `from_plain` is the inverse."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data, exact to the bit; `from_dict` is the inverse."""
         return {name: np.asarray(value).tolist() for name, value in self._asdict().items()}
 
     @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "Summary":
-        """The summary that `plain` described."""
+    def from_dict(cls, values: dict[str, Any]) -> "ColumnSummary":
+        """The summary that `to_dict` described."""
         parts = {name: np.asarray(values[name], np.float64) for name in ("low", "high", "mean", "square")}
         return cls(rows=int(values["rows"]), whole=np.asarray(values["whole"], bool), **parts)
 
 
-class Loss(NamedTuple):
+class CodingLoss(NamedTuple):
     """How far decoded values are from the originals, in the columns' units.
 
     Attributes:
@@ -103,13 +103,13 @@ class Loss(NamedTuple):
     largest: Float64[np.ndarray, " D"]
     square: Float64[np.ndarray, " D"]
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON data, exact to the bit; `from_plain` is the inverse."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data, exact to the bit; `from_dict` is the inverse."""
         return {name: np.asarray(value).tolist() for name, value in self._asdict().items()}
 
     @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "Loss":
-        """The loss that `plain` described."""
+    def from_dict(cls, values: dict[str, Any]) -> "CodingLoss":
+        """The loss that `to_dict` described."""
         parts = {name: np.asarray(values[name], np.float64) for name in ("largest", "square")}
         return cls(rows=int(values["rows"]), **parts)
 
@@ -119,7 +119,7 @@ def blocks(rows: int) -> Iterator[slice]:
     return (slice(i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK))
 
 
-def summarize(rows: Float[np.ndarray, "N D"]) -> Summary:
+def summarize(rows: Float[np.ndarray, "N D"]) -> ColumnSummary:
     """The summary of at least one row, in float64 whatever the rows are."""
     parts = []
     for block in blocks(len(rows)):
@@ -127,11 +127,11 @@ def summarize(rows: Float[np.ndarray, "N D"]) -> Summary:
         mean = part.mean(axis=0)
         square = np.square(part - mean).sum(axis=0)
         whole = (part == np.rint(part)).all(axis=0)
-        parts.append(Summary(len(part), part.min(axis=0), part.max(axis=0), mean, square, whole))
+        parts.append(ColumnSummary(len(part), part.min(axis=0), part.max(axis=0), mean, square, whole))
     return merge_summaries(parts)
 
 
-def merge_summaries(parts: list[Summary]) -> Summary:
+def merge_summaries(parts: list[ColumnSummary]) -> ColumnSummary:
     """The summary of all rows of the parts together.
 
     Source: the pairwise update of means and squares of Chan, Golub and LeVeque 1979.
@@ -139,7 +139,7 @@ def merge_summaries(parts: list[Summary]) -> Summary:
     total = parts[0]
     for part in parts[1:]:
         rows, apart = total.rows + part.rows, part.mean - total.mean
-        total = Summary(
+        total = ColumnSummary(
             rows=rows,
             low=np.minimum(total.low, part.low),
             high=np.maximum(total.high, part.high),
@@ -150,7 +150,7 @@ def merge_summaries(parts: list[Summary]) -> Summary:
     return total
 
 
-def fit_affine(summary: Summary) -> Affine:
+def fit_affine(summary: ColumnSummary) -> Affine:
     """The map whose codes span each column's range.
 
     Constant columns, and columns of whole numbers such as 0 and 1, come back exactly.
@@ -160,19 +160,21 @@ def fit_affine(summary: Summary) -> Affine:
     return Affine(summary.low, np.where(step > 0, step, 1.0))
 
 
-def coding_loss(rows: Float[np.ndarray, "N D"], codes: UInt16[np.ndarray, "N D"], affine: Affine) -> Loss:
+def coding_loss(
+    rows: Float[np.ndarray, "N D"], codes: UInt16[np.ndarray, "N D"], affine: Affine
+) -> CodingLoss:
     """What storing `rows` as `codes` costs."""
     largest, square = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
     for block in blocks(len(rows)):
         apart = np.abs(affine.low + affine.step * codes[block] - rows[block])
         largest = np.maximum(largest, apart.max(axis=0))
         square = square + np.square(apart).sum(axis=0)
-    return Loss(len(rows), largest, square)
+    return CodingLoss(len(rows), largest, square)
 
 
-def merge_losses(parts: list[Loss]) -> Loss:
+def merge_losses(parts: list[CodingLoss]) -> CodingLoss:
     """The loss over all rows of the parts together."""
-    return Loss(
+    return CodingLoss(
         rows=sum(part.rows for part in parts),
         largest=np.max([part.largest for part in parts], axis=0),
         square=np.sum([part.square for part in parts], axis=0),

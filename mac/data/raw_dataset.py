@@ -317,12 +317,12 @@ class Joints(NamedTuple):
     """How `next_observations` agree with the observation of the row below.
 
     Attributes:
-        leap: the rows that are not followed by the next one; the last row counts as followed.
+        jump: the rows that are not followed by the next one; the last row counts as followed.
         rounded: the rows that are, but for rounding.
-        single: the leaps that are in a single column, all others being equal.
+        single: the jumps that are in a single column, all others being equal.
     """
 
-    leap: Bool[np.ndarray, " N"]
+    jump: Bool[np.ndarray, " N"]
     rounded: Bool[np.ndarray, " N"]
     single: Bool[np.ndarray, " N"]
 
@@ -337,16 +337,16 @@ def joints(obs: Float32[np.ndarray, "N D"], next_obs: Float32[np.ndarray, "N D"]
     differ = np.zeros(len(obs), bool)
     for rows in blocks(len(obs) - 1):
         differ[rows] = (next_obs[rows] != obs[1:][rows]).any(axis=1)
-    leap, single, at = np.zeros(len(obs), bool), np.zeros(len(obs), bool), np.flatnonzero(differ)
+    jump, single, at = np.zeros(len(obs), bool), np.zeros(len(obs), bool), np.flatnonzero(differ)
     if at.size:
         spread = summarize(obs).std
         for i in range(0, len(at), _FEW):
             rows = at[i : i + _FEW]
             ours, theirs = next_obs[rows], obs[rows + 1]
             away = ~_agree(ours, theirs, spread)
-            leap[rows] = away.any(axis=1)
+            jump[rows] = away.any(axis=1)
             single[rows] = away.any(axis=1) & ((ours != theirs).sum(axis=1) == 1)
-    return Joints(leap, differ & ~leap, single)
+    return Joints(jump, differ & ~jump, single)
 
 
 def _agree(a: np.ndarray, b: np.ndarray, spread: np.ndarray) -> np.ndarray:

@@ -4,7 +4,17 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.types import Batch, EpisodeIndex, GoalLaw, Goals, Number, SampleSpec, Subgoals, SubgoalSpec, Window
+from mac.types import (
+    Batch,
+    EpisodeIndex,
+    GoalDistribution,
+    Goals,
+    Number,
+    SampleSpec,
+    Subgoals,
+    SubgoalSpec,
+    Window,
+)
 
 ACTION_LIMIT = 1 - 1e-5
 """Actions are clipped to ± this, as in the authors' implementation."""
@@ -86,7 +96,7 @@ def step_starts(
 
 def goal_rows(
     episodes: EpisodeIndex,
-    law: GoalLaw,
+    law: GoalDistribution,
     row: Int[Array, " B"],
     last: Int[Array, " B"],
     key: Key[Array, ""],
@@ -128,8 +138,8 @@ def _goals(
     goals = Goals(states(value), states(actor), reached.astype(jnp.float32))
     if spec.subgoals is None:
         return goals, None
-    steps, came = ways(spec.subgoals, row, last, value)
-    on_the_way, _ = ways(spec.subgoals, row, last, actor)
+    steps, came = steps_to_goal(spec.subgoals, row, last, value)
+    on_the_way, _ = steps_to_goal(spec.subgoals, row, last, actor)
     return goals, Subgoals(
         steps=steps.astype(jnp.float32),
         next_obs=window.obs[row + steps],
@@ -140,7 +150,7 @@ def _goals(
     )
 
 
-def ways(
+def steps_to_goal(
     spec: SubgoalSpec, row: Int[Array, " B"], last: Int[Array, " B"], goal: Int[Array, " B"]
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
     """How many steps are taken from `row` towards the row `goal`, and whether they reach it.

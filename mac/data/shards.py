@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mac.atomic_files import load_json, settle, visible
+from mac.atomic_files import fsync, load_json, visible
 from mac.data import hdf5, npz
 from mac.data import quantize as coding
-from mac.data.quantize import Codec, Loss, Summary
+from mac.data.quantize import Codec, CodingLoss, ColumnSummary
 from mac.data.raw_dataset import RawDataset, Sizes
 from mac.data.store import ACTION, CHECKS, EPISODES, OBS, REWARD, Statistics, save_checks
 from mac.errors import UserError
@@ -57,7 +57,7 @@ def read_file(file: Path, spec: EnvSpec) -> RawDataset:
     return data if spec.recorded else data._replace(reward=None, fell=None)
 
 
-class Part(NamedTuple):
+class ConvertedShard(NamedTuple):
     """What is known of a converted shard; kept beside it.
 
     Attributes:
@@ -90,15 +90,17 @@ def sizes_in(folder: Path) -> dict[str, int]:
 
 def summarize(data: RawDataset) -> list[dict[str, Any]]:
     """Summaries of observations and of actions, as plain data."""
-    return [coding.summarize(rows).plain() for rows in (data.obs, data.action)]
+    return [coding.summarize(rows).to_dict() for rows in (data.obs, data.action)]
 
 
-def merged(parts: Sequence[Part]) -> list[Summary]:
+def merged(parts: Sequence[ConvertedShard]) -> list[ColumnSummary]:
     """Summaries of observations and of actions over all parts."""
-    return [coding.merge_summaries([Summary.from_plain(part.summary[i]) for part in parts]) for i in range(2)]
+    return [
+        coding.merge_summaries([ColumnSummary.from_dict(part.summary[i]) for part in parts]) for i in range(2)
+    ]
 
 
-def statistics(train: Sequence[Part], val: Sequence[Part]) -> Statistics:
+def statistics(train: Sequence[ConvertedShard], val: Sequence[ConvertedShard]) -> Statistics:
     """Summaries of the observations of all training and of all validation rows."""
     return Statistics(merged(train)[0], merged(val)[0] if val else None)
 
@@ -115,12 +117,12 @@ def write_rows(folder: Path, data: RawDataset, codec: Codec | None) -> list[dict
         _save(folder / name, codes)
         stored.append(codes)
         if codec is not None:
-            losses.append(coding.coding_loss(rows, codes, codec[i]).plain())
+            losses.append(coding.coding_loss(rows, codes, codec[i]).to_dict())
     save_checks(folder, data.length, [*stored, *([] if data.reward is None else [data.reward])])
     return losses or None
 
 
-def quality(parts: Sequence[Part]) -> dict[str, Any]:
+def quality(parts: Sequence[ConvertedShard]) -> dict[str, Any]:
     """Range and spread of each column, and, for codes, the largest and the typical (root mean square)
     error in units of the standard deviation and of the range; 0 for a constant column.
     """
@@ -129,7 +131,7 @@ def quality(parts: Sequence[Part]) -> dict[str, Any]:
         summary = merged(parts)[i]
         columns: dict[str, Any] = {"low": summary.low, "high": summary.high, "std": summary.std}
         if parts[0].loss is not None:
-            loss = coding.merge_losses([Loss.from_plain(part.loss[i]) for part in parts if part.loss])
+            loss = coding.merge_losses([CodingLoss.from_dict(part.loss[i]) for part in parts if part.loss])
             errors = {"largest": loss.largest, "typical": np.sqrt(loss.square / loss.rows)}
             for unit, size in (("std", summary.std), ("range", summary.high - summary.low)):
                 for kind, error in errors.items():
@@ -141,13 +143,13 @@ def quality(parts: Sequence[Part]) -> dict[str, Any]:
 def _save(path: Path, array: np.ndarray) -> None:
     with open(path, "wb") as file:
         np.save(file, array)
-        settle(file)
+        fsync(file)
 
 
-def read_part(path: Path) -> Part | None:
+def read_part(path: Path) -> ConvertedShard | None:
     """What was noted there; None if there is no readable note."""
     try:
-        return Part(**load_json(path))
+        return ConvertedShard(**load_json(path))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -37,9 +37,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt32
 
-from mac.atomic_files import load_json, settle, write_json
+from mac.atomic_files import fsync, load_json, write_json
 from mac.data.provenance import UNKNOWN, Provenance, of_meta
-from mac.data.quantize import BLOCK, Affine, Codec, Summary, merge_summaries, summarize
+from mac.data.quantize import BLOCK, Affine, Codec, ColumnSummary, merge_summaries, summarize
 from mac.errors import UserError, one_line, refusal
 
 FORMAT = 3
@@ -166,17 +166,19 @@ class Statistics(NamedTuple):
         val: of the rows of all validation files; None if there is none.
     """
 
-    train: Summary
-    val: Summary | None
+    train: ColumnSummary
+    val: ColumnSummary | None
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON data, exact to the bit; `from_plain` is the inverse."""
-        return {"train": self.train.plain(), "val": self.val and self.val.plain()}
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data, exact to the bit; `from_dict` is the inverse."""
+        return {"train": self.train.to_dict(), "val": self.val and self.val.to_dict()}
 
     @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> "Statistics":
-        """The statistics that `plain` described."""
-        return cls(Summary.from_plain(values["train"]), values["val"] and Summary.from_plain(values["val"]))
+    def from_dict(cls, values: Mapping[str, Any]) -> "Statistics":
+        """The statistics that `to_dict` described."""
+        return cls(
+            ColumnSummary.from_dict(values["train"]), values["val"] and ColumnSummary.from_dict(values["val"])
+        )
 
 
 class Content(NamedTuple):
@@ -244,12 +246,12 @@ class Store(NamedTuple):
         meta = folder.meta()
         if meta.get("seal") != seal(meta):
             raise ValueError(f"{META} is not as it was written")
-        codec = meta["codec"] and Codec(*(Affine.from_plain(meta["codec"][k]) for k in Codec._fields))
+        codec = meta["codec"] and Codec(*(Affine.from_dict(meta["codec"][k]) for k in Codec._fields))
         columns = tuple(meta["columns"])
         folder.make_room(3 * (len(meta["train"]) + 1))
         train = tuple(_open_split(folder, name, rows, columns, codec) for name, rows in meta["train"].items())
         val = _open_split(folder, "val", meta["val"], columns, None) if meta["val"] else None
-        summaries = meta["statistics"] and Statistics.from_plain(meta["statistics"])
+        summaries = meta["statistics"] and Statistics.from_dict(meta["statistics"])
         content = content_of(train, val, summaries)
         if list(content) != meta["content"]:
             raise ValueError(f"{EPISODES} or {CHECKS} are not as they were written")
@@ -388,7 +390,7 @@ def save_checks(folder: Path, length: Int[np.ndarray, " E"], arrays: Sequence[np
     """Writes the checksums of a split's rows; `arrays` are as they are stored, in the order of `ROWS`."""
     with open(folder / CHECKS, "wb") as file:
         np.save(file, np.stack([checksums(np.ascontiguousarray(rows), length) for rows in arrays], axis=1))
-        settle(file)
+        fsync(file)
 
 
 def save_meta(path: Path, meta: Mapping[str, Any]) -> None:
@@ -397,10 +399,10 @@ def save_meta(path: Path, meta: Mapping[str, Any]) -> None:
     Args:
         meta: at least `env`, `columns`, `dtype`, `codec`, `train` and `val` (rows), `notes`, `statistics`.
     """
-    codec = meta["codec"] and Codec(*(Affine.from_plain(meta["codec"][k]) for k in Codec._fields))
+    codec = meta["codec"] and Codec(*(Affine.from_dict(meta["codec"][k]) for k in Codec._fields))
     columns, summaries = (
         tuple(meta["columns"]),
-        meta["statistics"] and Statistics.from_plain(meta["statistics"]),
+        meta["statistics"] and Statistics.from_dict(meta["statistics"]),
     )
     with _Folder(path) as folder:
         folder.make_room(3 * (len(meta["train"]) + 1))

@@ -21,12 +21,12 @@ def twin_critics(
     return tuple(value_net(in_sizes, hidden, key=k, style=style) for k in jr.split(key))
 
 
-def scores(critics: Critics, *inputs: Float[Array, "..."] | None) -> Float[Array, " E *B"]:
+def q_values(critics: Critics, *inputs: Float[Array, "..."] | None) -> Float[Array, " E *B"]:
     """What each of E critics says of the same inputs."""
     return jnp.stack([scalar(critic, *inputs) for critic in critics])
 
 
-def combined(values: Float[Array, " E *B"], how: Combine) -> Float[Array, "*B"]:
+def aggregate(values: Float[Array, " E *B"], how: Combine) -> Float[Array, "*B"]:
     """One value from several critics': the least of them (Fujimoto et al. 2018, TD3), or their mean."""
     return jnp.min(values, axis=0) if how == "min" else jnp.mean(values, axis=0)
 

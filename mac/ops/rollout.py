@@ -20,7 +20,7 @@ class Trajectory(eqx.Module):
     next_obs: Float[Array, "T B D"]
 
 
-def predictor(net: Callable[..., Float[Array, "B D"]]) -> Model:
+def residual_model(net: Callable[..., Float[Array, "B D"]]) -> Model:
     """The model that a network of changes stands for: states and flat chunks to the states they end in."""
     return lambda obs, action: obs + net(obs, action)
 

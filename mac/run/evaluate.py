@@ -54,7 +54,7 @@ def episode_keys(
     return both[..., 0], both[..., 1]
 
 
-def choose(
+def select_actions(
     algo: AbstractAlgorithm,
     normalizer: Normalizer,
     state: TrainState,
@@ -71,10 +71,10 @@ def choose(
         keys: of each episode's policy, as `episode_keys` gives them.
         decision: how many chunks each episode has executed.
     """
-    return _ask(lambda here: here.act, algo, normalizer, state, obs, goal, keys, decision)
+    return _call_per_episode(lambda here: here.act, algo, normalizer, state, obs, goal, keys, decision)
 
 
-def foresee(
+def predict_returns(
     algo: AbstractAlgorithm,
     normalizer: Normalizer,
     state: TrainState,
@@ -84,13 +84,13 @@ def foresee(
 ) -> Float[Array, "S E"]:
     """What an algorithm that predicts returns expects of each episode, with the chunk it then begins with.
 
-    The arguments are those of `choose` at the start.
+    The arguments are those of `select_actions` at the start.
     """
     first = jnp.zeros(keys.shape, jnp.int32)
-    return _ask(lambda here: here.predict, algo, normalizer, state, obs, goal, keys, first)
+    return _call_per_episode(lambda here: here.predict, algo, normalizer, state, obs, goal, keys, first)
 
 
-def _ask(
+def _call_per_episode(
     method: Callable[[AbstractAlgorithm], Callable[..., Any]],
     algo: AbstractAlgorithm,
     normalizer: Normalizer,
@@ -105,7 +105,7 @@ def _ask(
     def one(
         state: TrainState, obs: Float[Array, " D"], goal: Float[Array, " G"] | None, key: Key[Array, ""]
     ) -> Array:
-        asked = method(algo.under(state.swept))
+        asked = method(algo.with_hparams(state.swept))
         return asked(state, obs[None], None if goal is None else goal[None], key)[0]
 
     noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)
@@ -168,13 +168,15 @@ def evaluate(
         start = eqx.tree_at(lambda s: s.done, start, start.done | ~wanted)
         policies = jax.tree.map(lambda x: x[rows], state)
         players, discount = (algo, normalizer, policies), _discounts(algo, policies)
-        end = _play(env, start, partial(choose, *players, keys=k_act), 0.0 if discount is None else discount)
+        end = _play(
+            env, start, partial(select_actions, *players, keys=k_act), 0.0 if discount is None else discount
+        )
         success, length = end.env.success, end.env.t
         facts = {"success": success, "episode_return": end.total, "length": length}
         facts |= {"dropped": end.env.dropped, "unstable": end.unstable, "bad_action": end.bad_action}
         if discount is None:
             return facts
-        expected = foresee(*players, start.obs, start.goal, k_act)
+        expected = predict_returns(*players, start.obs, start.goal, k_act)
         ended = ended_itself(env.spec, success, length)
         steady = steady_reward(env.spec, end.last, end.total, length)
         realised = realised_return(end.discounted, steady, ended, length, discount)

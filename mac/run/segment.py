@@ -81,7 +81,7 @@ def init(
     """
 
     def one(key: Key[Array, ""], swept: Mapping[str, Float[Array, ""]]) -> TrainState:
-        return dataclasses.replace(algo.under(swept).init(stream(key, Stream.INIT)), swept=swept)
+        return dataclasses.replace(algo.with_hparams(swept).init(stream(key, Stream.INIT)), swept=swept)
 
     every = jax.jit(lambda *args: map_seeds(one, *args), out_shardings=NamedSharding(mesh, SEED))
     return every(keys, dict(swept or {}))
@@ -108,7 +108,7 @@ def segment(
         def one_step(state: TrainState, step: Int[Array, ""]):
             def one_seed(state: TrainState, key: Key[Array, ""]):
                 k_sample, k_update = jr.split(jr.fold_in(key, step))
-                here = algo.under(state.swept)
+                here = algo.with_hparams(state.swept)
                 batch = sample(window, here.sample, k_sample)
                 new, metrics = here.update(state, batch, step, k_update)
                 return dataclasses.replace(new, swept=state.swept), metrics

@@ -49,7 +49,7 @@ class RunConfig:
                 raise UserError(f"--run.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
 
 
-class Job(NamedTuple):
+class TrainJob(NamedTuple):
     """All that a training run needs; made by the command line or by hand.
 
     Attributes:
@@ -107,7 +107,7 @@ class Job(NamedTuple):
 
 
 @dataclass
-class Outcome:
+class TrainResult:
     """What a call of `train` did: the step it reached, whether a signal stopped it, seconds by phase."""
 
     step: int = 0
@@ -119,7 +119,7 @@ class Diverged(UserError):
     """A loss or a weight is not finite any more."""
 
 
-def train(job: Job, folder: Path, progress: Progress, *, resume: bool) -> Outcome:
+def train(job: TrainJob, folder: Path, progress: Progress, *, resume: bool) -> TrainResult:
     """Trains to `job.steps` updates, or until a signal asks to stop; leaves rows and checkpoints.
 
     A checkpoint holds the state, the number of updates done and how far each log file reached, so
@@ -144,10 +144,10 @@ def train(job: Job, folder: Path, progress: Progress, *, resume: bool) -> Outcom
 class _Loop:
     """One call of `train`."""
 
-    def __init__(self, job: Job, progress: Progress, outputs: Outputs, stop: Interrupt):
+    def __init__(self, job: TrainJob, progress: Progress, outputs: Outputs, stop: Interrupt):
         self.job, self.progress, self.outputs, self.interrupt = job, progress, outputs, stop
         self.numbers = job.numbers * len(job.variants)  # of the lanes' seeds
-        self.outcome = Outcome()
+        self.outcome = TrainResult()
         self.evaluated = 0  # step of the last evaluation
         self.saved: tuple[int, int] | None = None  # of the newest checkpoint: its step, and `evaluated`
         self.pending: tuple[int, dict[str, Any]] | None = None  # not yet logged: first update, [K, S] arrays
@@ -163,7 +163,7 @@ class _Loop:
         self.swept = loop.place(self.mesh, job.swept, loop.SEED)
         self.held_out = None if job.held_out is None else loop.place(self.mesh, job.held_out, loop.ALL)
 
-    def go(self, resume: bool) -> Outcome:
+    def go(self, resume: bool) -> TrainResult:
         state = self._start(resume)
         while True:
             step = self.outcome.step

@@ -15,8 +15,8 @@ from baselines import REGISTRY
 from baselines.iql import IQLConfig
 from mac.algorithm import adam_by_network
 from mac.errors import UserError
-from mac.model_free import leap
-from mac.nn.critics import combined, critic_loss, twin_critics
+from mac.model_free import n_step
+from mac.nn.critics import aggregate, critic_loss, twin_critics
 from mac.nn.gaussian_policy import TanhGaussian, normal_log_prob
 from mac.nn.mlp import MLP, Style
 from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
@@ -72,8 +72,8 @@ def test_critics_are_two_and_the_lesser_or_the_mean_counts():
     assert len(critics) == 2
     assert not np.array_equal(critics[0].dense[0].weight, critics[1].dense[0].weight)
     q = jnp.asarray([[1.0, 4.0], [3.0, 2.0]])
-    np.testing.assert_array_equal(combined(q, "min"), [1, 2])
-    np.testing.assert_array_equal(combined(q, "mean"), [2, 3])
+    np.testing.assert_array_equal(aggregate(q, "min"), [1, 2])
+    np.testing.assert_array_equal(aggregate(q, "mean"), [2, 3])
     assert float(critic_loss(q, jnp.asarray([1.0, 2.0]))) == pytest.approx((0 + 4 + 4 + 0) / 4)
 
 
@@ -178,7 +178,7 @@ def test_networks_learn_at_rates_of_their_own():
 def test_reward_at_the_end_of_a_run_is_discounted_for_the_way(steps: float, want: float):
     one = jnp.ones((2, 1))
     ways = Subgoals(jnp.full(2, steps), one, jnp.asarray([1.0, 0.0]), one, one, one)
-    run = leap(Batch(one, jnp.ones((2, 1, 1)), one, None, None, subgoals=ways), 0.999)
+    run = n_step(Batch(one, jnp.ones((2, 1, 1)), one, None, None, subgoals=ways), 0.999)
     np.testing.assert_allclose(run.reached, [want, 0.0], rtol=1e-6)
     np.testing.assert_allclose(run.carry, [0.0, want], rtol=1e-6)
 
@@ -239,7 +239,7 @@ def test_falling_rate_of_the_policy_needs_the_length_of_the_run():
         ("rebrac", "actor_every", 0),
         ("idql", "blocks", (8, 9)),
         ("idql", "dropout", 1.0),
-        ("nsac_bc", "leap", 0),
+        ("nsac_bc", "n_step", 0),
         ("cql", "samples", 0),
         ("flow_bc", "flow_steps", 0),
         ("sharsa", "candidates", 0),

@@ -23,8 +23,8 @@ OWN: dict[str, dict[str, Any]] = {
     "ifql": SINGLE | {"expectile": 0.9, "candidates": 32, "flow_steps": 10},
     "idql": SINGLE | {"expectile": 0.7, "candidates": 64},
     "gciql": SINGLE | {"discount": 0.999, "actor_norm": True, "expectile": 0.9},
-    "nsac_bc": GOALS | {"leap": 25, "combine": "min"},
-    "sharsa": GOALS | {"leap": 25, "combine": "min", "candidates": 32, "flow_steps": 10},
+    "nsac_bc": GOALS | {"n_step": 25, "combine": "min"},
+    "sharsa": GOALS | {"n_step": 25, "combine": "min", "candidates": 32, "flow_steps": 10},
     "cql": {"hidden": (256,) * 3, "batch": 256, "activation": "relu", "critic_norm": False},
 }
 """What the docstrings and sources of each class say of a call without arguments."""

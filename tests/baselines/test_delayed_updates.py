@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from mac.algorithm import TrainState, cooling, in_turns
+from mac.algorithm import TrainState, at_some_updates, linear_cooldown
 from mac.data.sampler import sample
 from tests.helpers.algorithm_cases import make
 from tests.helpers.toy_env import window
@@ -40,8 +40,8 @@ def flat(tree: Any) -> np.ndarray:
 
 
 def moves(grads: np.ndarray, every: int, coast: bool, first: bool) -> np.ndarray:
-    """What `in_turns` does with a row of gradients per update."""
-    rule = in_turns(optax.adam(LR), lambda t: t % every == (0 if first else every - 1), coast=coast)
+    """What `at_some_updates` does with a row of gradients per update."""
+    rule = at_some_updates(optax.adam(LR), lambda t: t % every == (0 if first else every - 1), coast=coast)
 
     def step(state: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
         update, state = rule.update(given[0], state, step=given[1])
@@ -99,5 +99,5 @@ def test_learning_rate_of_the_policy_cools_down_with_that_of_the_critics(coast: 
     algo: Any = make("rebrac", "reward", 12, lr=LR, cooldown=0.5, actor_coasts=coast, actor_first=first)
     rates = [float(jnp.asarray(algo.actor_rate(jnp.asarray(i)))) for i in range(12 if coast else 6)]
     turns = range(12) if coast else range(0 if first else 1, 12, 2)
-    assert rates == pytest.approx([float(jnp.asarray(cooling(LR, 12, 0.5)(t))) for t in turns])
+    assert rates == pytest.approx([float(jnp.asarray(linear_cooldown(LR, 12, 0.5)(t))) for t in turns])
     assert rates[-1] < 0.5 * LR

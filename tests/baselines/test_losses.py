@@ -56,7 +56,7 @@ def test_gradient_of_the_total_is_the_slope_of_each_networks_own_loss(case: Case
 
 
 def test_update_moves_each_weight_against_its_gradient_and_slow_copies_by_their_rates(case: Case):
-    before, after, online = case.state, case.after, case.algo.targeted(case.state.nets)
+    before, after, online = case.state, case.after, case.algo.target_nets(case.state.nets)
     assert_first_step_of_adam(before.nets, after.nets, case.grads, LR)
     if case.name == "idql":
         assert_followed(before.target["q"], after.target["q"], online["q"], TAU)

@@ -18,7 +18,7 @@ from experiments import doctor
 from experiments.doctor import BROKEN, OK, WARNING, Line
 from experiments.doctor_checks import checks as checkups
 from experiments.doctor_checks import datasets
-from mac.data.provenance import Entry, record
+from mac.data.provenance import DownloadRecord, record
 from tests.helpers.doctor import only, report, versions
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +220,7 @@ def test_datasets_are_listed_with_sizes_and_labels(home: Path):
     came = Path("data/downloads/d4rl/hopper_medium-v2.hdf5")
     came.parent.mkdir(parents=True)
     came.write_bytes(b"x")
-    record(came, Entry("0", 1, "https://rail.eecs.berkeley.edu/a", "D4RL"))
+    record(came, DownloadRecord("0", 1, "https://rail.eecs.berkeley.edu/a", "D4RL"))
     theirs = home / ".ogbench/data/cube-single-play-v0.npz"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"x")

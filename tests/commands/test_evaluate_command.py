@@ -113,6 +113,18 @@ def test_lines_add_up_and_a_torn_one_is_cut(copied: Path):
     assert lines[1]["rows"] == lines[2]["rows"]
 
 
+def test_damaged_rows_of_training_are_noted(copied: Path, capsys: pytest.CaptureFixture[str]):
+    """A repetition needs none of them; only the comparison is left out."""
+    text = (copied / EVAL).read_text()
+    (copied / EVAL).write_text(text.replace('"step"', '"stop"', 1))
+    want = list(read_rows(copied / EVAL))
+    line = again(copied, "--engine", "c")
+    assert line["rows"] == [{"step": row.pop("stop", 10), **row} for row in want]
+    said = capsys.readouterr().out
+    assert f"no comparison with the evaluation in training: {copied / EVAL}, line 1: step is missing" in said
+    assert "in training  " not in said
+
+
 def test_other_tasks_of_a_single_task_run_may_be_played(copied: Path):
     line = again(copied, "--tasks", "4", "2")
     assert [(row["task"], row["seed"]) for row in line["rows"]] == [(4, 0), (4, 1), (2, 0), (2, 1)]

@@ -13,7 +13,7 @@ from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.benchmarks import timed_loops
 from experiments.benchmarks.host_sampler import HostData
 from experiments.benchmarks.training import SPEC
-from mac.data.sampler import ACTION_LIMIT, sample, ways
+from mac.data.sampler import ACTION_LIMIT, sample, steps_to_goal
 from mac.data.window import index_episodes, start_counts
 from mac.types import GoalSpec, SampleSpec, SubgoalSpec
 from tests.data.test_goal_sampling import (
@@ -130,12 +130,12 @@ def test_subgoals_lie_on_the_way_to_the_goal(ends_count: bool):
     row, value, actor = rows_of(batch.obs), rows_of(goals.value), rows_of(goals.actor)
     np.testing.assert_array_equal(goals.reached, row == value)
     last = host.last_of(row)
-    steps, came = (np.asarray(x) for x in ways(ahead, *map(jnp.asarray, (row, last, value))))
+    steps, came = (np.asarray(x) for x in steps_to_goal(ahead, *map(jnp.asarray, (row, last, value))))
     np.testing.assert_array_equal(sub.steps, steps)
     np.testing.assert_array_equal(sub.reached, came)
     np.testing.assert_array_equal(sub.next_obs, window.obs[row + steps])
     np.testing.assert_array_equal(sub.value, window.obs[row + steps])
-    towards, _ = ways(ahead, *map(jnp.asarray, (row, last, actor)))
+    towards, _ = steps_to_goal(ahead, *map(jnp.asarray, (row, last, actor)))
     np.testing.assert_array_equal(sub.actor, window.obs[row + np.asarray(towards)])
     np.testing.assert_array_equal(sub.ahead, window.obs[np.minimum(row + 4, last)])
 

@@ -15,20 +15,20 @@ from experiments.launch import saved_run
 from experiments.model_error import main as model_error
 from experiments.run import main
 from mac.run.io.run_outputs import CHECKPOINTS
-from mac.run.train import Job, Outcome
+from mac.run.train import TrainJob, TrainResult
 from tests.helpers.command_line import arrays, content, error_of
 
 NEEDED = ("config.json", "run.json", "normalizer.json", "metrics.jsonl", "eval.jsonl")
 
 
 @pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[TrainJob]:
     """Jobs that would have been trained."""
-    jobs: list[Job] = []
+    jobs: list[TrainJob] = []
 
-    def train(job: Job, *_: Any, **__: Any) -> Outcome:
+    def train(job: TrainJob, *_: Any, **__: Any) -> TrainResult:
         jobs.append(job)
-        return Outcome(0, interrupted=2)
+        return TrainResult(0, interrupted=2)
 
     monkeypatch.setattr(program, "train", train)
     return jobs
@@ -82,7 +82,7 @@ RESUME = ["--out", "run", "--resume", "--steps", "20"]
 
 @pytest.mark.parametrize("what", ["content", "path", "validation gone", "validation changed"])
 def test_resume_with_other_data_is_refused_and_nothing_changes(
-    folder: Path, what: str, tried: list[Job], capsys: pytest.CaptureFixture[str]
+    folder: Path, what: str, tried: list[TrainJob], capsys: pytest.CaptureFixture[str]
 ):
     flags, parts = [], ["run was trained on local file small.npz (rows ", "--data.path ", " has the former"]
     if what == "content":
@@ -103,7 +103,7 @@ def test_resume_with_other_data_is_refused_and_nothing_changes(
 
 
 @pytest.mark.parametrize("what", ["moved", "renamed", "touched", "packed"])
-def test_a_run_goes_on_with_the_same_rows_wherever_they_are(folder: Path, what: str, tried: list[Job]):
+def test_a_run_goes_on_with_the_same_rows_wherever_they_are(folder: Path, what: str, tried: list[TrainJob]):
     flags = []
     if what == "touched":
         os.utime("small.npz", ns=(1, 1))
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_the_same_rows_wherever_they_are(folder: Path, what: 
 
 
 def test_the_former_data_are_where_the_refusal_says(
-    folder: Path, tried: list[Job], capsys: pytest.CaptureFixture[str]
+    folder: Path, tried: list[TrainJob], capsys: pytest.CaptureFixture[str]
 ):
     rewrite("small.npz", 5)
     line = error_of(capsys, RESUME)
@@ -129,7 +129,7 @@ def test_the_former_data_are_where_the_refusal_says(
     assert main([*RESUME, "--data.path", store]) == 130 and len(tried) == 1
 
 
-def test_a_run_without_a_checkpoint_may_begin_with_other_data(folder: Path, tried: list[Job]):
+def test_a_run_without_a_checkpoint_may_begin_with_other_data(folder: Path, tried: list[TrainJob]):
     shutil.rmtree(folder / CHECKPOINTS)
     before = saved_run.trained_on(folder).content
     rewrite("small.npz", 5)
@@ -161,7 +161,7 @@ def test_measuring_needs_the_store_alone(folder: Path):
 
 
 def test_a_run_goes_on_from_another_folder(
-    folder: Path, tried: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tried: list[TrainJob], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     here = Path.cwd()
     os.mkdir("sub")
@@ -176,7 +176,7 @@ def test_a_run_goes_on_from_another_folder(
 
 
 def test_of_two_datasets_of_a_name_the_runs_own_is_taken(
-    folder: Path, tried: list[Job], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tried: list[TrainJob], monkeypatch: pytest.MonkeyPatch
 ):
     here = Path.cwd()
     os.mkdir("sub")
@@ -208,7 +208,7 @@ EDITS = {
 
 @pytest.mark.parametrize("what", EDITS)
 def test_an_edited_normaliser_is_refused(
-    folder: Path, what: str, tried: list[Job], capsys: pytest.CaptureFixture[str]
+    folder: Path, what: str, tried: list[TrainJob], capsys: pytest.CaptureFixture[str]
 ):
     edit, said = EDITS[what]
     change(folder / "normalizer.json", edit)
@@ -221,7 +221,7 @@ def test_an_edited_normaliser_is_refused(
         assert said in line and "normalizer.json" in line and "delete it: the checkpoint has a copy" in line
 
 
-def test_a_missing_normaliser_is_that_of_the_checkpoint(folder: Path, tried: list[Job]):
+def test_a_missing_normaliser_is_that_of_the_checkpoint(folder: Path, tried: list[TrainJob]):
     want = (folder / "normalizer.json").read_bytes()
     (folder / "normalizer.json").unlink()
     found = saved_run.open_run(folder).normalizer
@@ -243,7 +243,7 @@ def of_before(run: Path) -> None:
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_its_normaliser_and_a_note(
-    folder: Path, tried: list[Job], capsys: pytest.CaptureFixture[str]
+    folder: Path, tried: list[TrainJob], capsys: pytest.CaptureFixture[str]
 ):
     of_before(folder)
     change(folder / "normalizer.json", EDITS["a number"][0])
@@ -257,7 +257,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_normaliser_and_a_note(
 
 @pytest.mark.usefixtures("quiet")
 def test_a_sweep_goes_on_with_its_own_data_only(
-    tmp_path: Path, data: list[str], tried: list[Job], capsys: pytest.CaptureFixture[str], finished: Path
+    tmp_path: Path, data: list[str], tried: list[TrainJob], capsys: pytest.CaptureFixture[str], finished: Path
 ):
     """Its checkpoints are those of a single run here, in the folder of each configuration."""
     shutil.copytree(finished.parent, tmp_path / "w")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.run import main
-from mac.run.io.folder_lock import claim
+from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_outputs import CHECKPOINTS
 from tests.helpers.command_line import SIZES, content, error_of, params
@@ -192,7 +192,7 @@ def test_damaged_checkpoint_is_named(copied: Path, capsys: pytest.CaptureFixture
 
 def test_two_processes_do_not_share_a_folder(copied: Path, capsys: pytest.CaptureFixture[str], quiet: None):
     before = content(copied)
-    with claim(copied):
+    with lock_folder(copied):
         said = error_of(capsys, ["--out", str(copied), "--resume", "--steps", "20"])
     assert "another process" in said
     assert content(copied) == before

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.run import main
 from mac.data.sources import http_download
-from mac.run.train import Job, Outcome
+from mac.run.train import TrainJob, TrainResult
 from tests.helpers.command_line import SIZES, arrays, error_of
 from tests.helpers.faulty_server import Server, closed_port, says, serving
 
@@ -85,11 +85,11 @@ def test_a_dry_run_announces_the_download_and_does_nothing(
 @pytest.mark.usefixtures("quiet")
 def test_a_run_names_the_mirror_that_its_data_came_from(server: Server, monkeypatch: pytest.MonkeyPatch):
     """Up to where it trains; what it writes from there on is `test_provenance`'s."""
-    jobs: list[Job] = []
+    jobs: list[TrainJob] = []
 
-    def train(job: Job, *_: Any, **__: Any) -> Outcome:
+    def train(job: TrainJob, *_: Any, **__: Any) -> TrainResult:
         jobs.append(job)
-        return Outcome(0, interrupted=2)
+        return TrainResult(0, interrupted=2)
 
     monkeypatch.setattr("experiments.run.train", train)
     assert main(flags(server)) == 130

@@ -17,11 +17,11 @@ from experiments import evaluate, report
 from experiments import run as program
 from experiments.run import main, occupied
 from mac.errors import UserError
-from mac.run.io.folder_lock import claim
+from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL
 from mac.run.io.run_metadata import launches
 from mac.run.io.run_outputs import CHECKPOINTS
-from mac.run.train import Outcome
+from mac.run.train import TrainResult
 from tests.helpers.command_line import SIZES, content, error_of
 
 HOPPER = "mujoco/hopper/medium-v0"
@@ -32,10 +32,10 @@ def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quiet: None) -> l
     """Launches, from an empty folder, that leave settings and no more; their folders in turn."""
     folders: list[Path] = []
 
-    def leave(launch: Any, asked: Any) -> Outcome:
+    def leave(launch: Any, asked: Any) -> TrainResult:
         folders.append(launch.folder)
-        (launch.folder / "config.json").write_text(json.dumps(launch.settings.plain()))
-        return Outcome(4, interrupted=2)
+        (launch.folder / "config.json").write_text(json.dumps(launch.settings.to_dict()))
+        return TrainResult(4, interrupted=2)
 
     monkeypatch.setattr(program, "train_here", leave)
     monkeypatch.chdir(tmp_path)
@@ -118,7 +118,7 @@ def test_a_folder_that_stays_empty_is_deleted_and_so_are_those_made_for_it(tmp_p
 
 def test_a_folder_that_another_process_holds_is_left_to_it(tmp_path: Path):
     (tmp_path / "run").mkdir()
-    held, second = claim(tmp_path / "run"), occupied(tmp_path / "run", anew=False)
+    held, second = lock_folder(tmp_path / "run"), occupied(tmp_path / "run", anew=False)
     with held, pytest.raises(UserError, match="another process"), second:
         pass
     assert (tmp_path / "run").exists()

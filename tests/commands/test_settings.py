@@ -15,7 +15,7 @@ from envs_mjx.registry import names
 from experiments.cli import arguments
 from experiments.cli.arguments import flags, parse
 from experiments.cli.counts import whole_number
-from experiments.cli.settings import PRESETS, Settings, from_plain
+from experiments.cli.settings import PRESETS, Settings, from_dict
 from experiments.launch import hparams
 from experiments.launch.hparams import build, convert, fits, load_rows, merge_rows, patterns
 from experiments.run import MAY_DIFFER
@@ -258,25 +258,25 @@ def test_environment_whose_rows_say_no_length_is_refused():
 def test_saved_settings_are_read_back_equal():
     argv = ("--hp.hidden", "8", "9", "--data.path", "some/file.npz", "--seed", "5", "--hp.lr", "1e-05")
     settings = settings_of("--preset", "laptop", *argv)
-    text = json.dumps(settings.plain())
-    assert from_plain(json.loads(text), Config, "config.json") == settings
+    text = json.dumps(settings.to_dict())
+    assert from_dict(json.loads(text), Config, "config.json") == settings
     without = settings_of("--preset", "laptop")
     assert without.data.path is None
-    assert from_plain(json.loads(json.dumps(without.plain())), Config, "config.json") == without
+    assert from_dict(json.loads(json.dumps(without.to_dict())), Config, "config.json") == without
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """A run's folder as a launch leaves it at its start."""
     saved = settings_of("--preset", "laptop", "--seeds", "2", "--hp.batch", "9", "--hp.hidden", "8")
-    (tmp_path / "config.json").write_text(json.dumps(saved.plain()))
+    (tmp_path / "config.json").write_text(json.dumps(saved.to_dict()))
     return tmp_path
 
 
 def test_resume_without_other_flags_takes_the_saved_settings(run_folder: Path):
     settings = settings_of("--resume", "--out", str(run_folder))
     assert (settings.seeds, settings.hp.batch, settings.hp.hidden) == (2, 9, (8,))
-    assert settings.plain() == json.loads((run_folder / "config.json").read_text())
+    assert settings.to_dict() == json.loads((run_folder / "config.json").read_text())
     assert settings_of("--resume", "--out", str(run_folder), "--steps", "77").steps == 77
 
 
@@ -320,7 +320,7 @@ def test_damaged_saved_settings_are_named(run_folder: Path, content: str, part: 
 
 
 def test_keys_that_may_change_exist():
-    plain = settings_of().plain()
+    plain = settings_of().to_dict()
     for key in MAY_DIFFER:
         group, name = key.split(".")
         assert name in plain[group]
@@ -336,4 +336,4 @@ def test_changed_hyperparameter_does_not_fit_the_saved_run(run_folder: Path):
     settings = settings_of("--resume", "--out", str(run_folder), "--hp.batch", "10")
     saved = json.loads((run_folder / "config.json").read_text())
     with pytest.raises(UserError, match=r"hp\.batch \(9 there, 10 here\)"):
-        check_config(run_folder, saved, settings.plain(), MAY_DIFFER)
+        check_config(run_folder, saved, settings.to_dict(), MAY_DIFFER)

@@ -58,7 +58,7 @@ def trained_shapes(algo: AbstractAlgorithm, swept: Mapping[str, Any]) -> Any:
     one = jax.tree.map(lambda x: x[0], end)
     obs = jnp.zeros((1, algo.env.obs_dim))
     goal = None if algo.env.goal_dim is None else jnp.zeros((1, algo.env.goal_dim))
-    here = algo.under(one.swept)
+    here = algo.with_hparams(one.swept)
     return end, metrics, here.act(one, obs, goal, keys[0]), here.predict(one, obs, goal, keys[0])
 
 

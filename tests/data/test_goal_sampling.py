@@ -12,15 +12,15 @@ from scipy.stats import chi2
 from mac.data.normalize import Normalizer
 from mac.data.sampler import chunk_starts, goal_rows, sample
 from mac.data.window import index_episodes, make_column
-from mac.types import EpisodeIndex, GoalLaw, GoalSpec, SampleSpec, Window
+from mac.types import EpisodeIndex, GoalDistribution, GoalSpec, SampleSpec, Window
 from tests.helpers.toy_env import from_rows
 
-VALUE = GoalLaw(0.2, 0.5, 0.3, geometric=False, discount=0.999)
-CUBE = GoalLaw(0.0, 1.0, 0.0, geometric=True, discount=0.8)
-PUZZLE = GoalLaw(0.0, 0.5, 0.5, geometric=True, discount=0.8)
-MAZE = GoalLaw(0.0, 1.0, 0.0, geometric=False, discount=0.999)
-ANYWHERE = GoalLaw(0.0, 0.0, 1.0, geometric=False, discount=0.999)
-ITSELF = GoalLaw(1.0, 0.0, 0.0, geometric=False, discount=0.999)
+VALUE = GoalDistribution(0.2, 0.5, 0.3, geometric=False, discount=0.999)
+CUBE = GoalDistribution(0.0, 1.0, 0.0, geometric=True, discount=0.8)
+PUZZLE = GoalDistribution(0.0, 0.5, 0.5, geometric=True, discount=0.8)
+MAZE = GoalDistribution(0.0, 1.0, 0.0, geometric=False, discount=0.999)
+ANYWHERE = GoalDistribution(0.0, 0.0, 1.0, geometric=False, discount=0.999)
+ITSELF = GoalDistribution(1.0, 0.0, 0.0, geometric=False, discount=0.999)
 
 draw = jax.jit(sample, static_argnums=1)
 draw_goals = jax.jit(goal_rows, static_argnums=1)
@@ -41,7 +41,7 @@ def numbered(lengths: list[int], chunk: int) -> Window:
 
 
 def draws(
-    episodes: EpisodeIndex, law: GoalLaw, row: int, last: int, count: int = 40_000, seed: int = 0
+    episodes: EpisodeIndex, law: GoalDistribution, row: int, last: int, count: int = 40_000, seed: int = 0
 ) -> np.ndarray:
     rows, ends = jnp.full(count, row, jnp.int32), jnp.full(count, last, jnp.int32)
     return np.asarray(draw_goals(episodes, law, rows, ends, jr.key(seed)))
@@ -56,7 +56,7 @@ def assert_follows(drawn: np.ndarray, chances: np.ndarray) -> None:
     assert np.sum((counts - want) ** 2 / want) < chi2.isf(1e-6, max(len(want) - 1, 1))
 
 
-def later(law: GoalLaw, row: int, last: int, rows: int) -> np.ndarray:
+def later(law: GoalDistribution, row: int, last: int, rows: int) -> np.ndarray:
     """Chance of each row to be the later state, one number of steps or one point of a grid at a time."""
     chances = np.zeros(rows)
     if law.geometric:
@@ -68,7 +68,7 @@ def later(law: GoalLaw, row: int, last: int, rows: int) -> np.ndarray:
     return chances
 
 
-def law_by_hand(law: GoalLaw, lengths: list[int], row: int, last: int) -> np.ndarray:
+def law_by_hand(law: GoalDistribution, lengths: list[int], row: int, last: int) -> np.ndarray:
     """Chance of each row to be the goal of `row`."""
     any_state = np.concatenate([[1.0] * (n - 1) + [0.0] for n in lengths])  # all but final states
     goal = law.trajectory * later(law, row, last, sum(lengths)) + law.random * any_state / any_state.sum()
@@ -81,7 +81,7 @@ def law_by_hand(law: GoalLaw, lengths: list[int], row: int, last: int) -> np.nda
 
 def test_geometric_goals_are_so_many_steps_ahead_or_at_the_end():
     """γ = 0.9 from row 0, the last action at row 3: chances 0.1, 0.09, and the rest."""
-    law = GoalLaw(0, 1, 0, True, 0.9)
+    law = GoalDistribution(0, 1, 0, True, 0.9)
     assert_follows(draws(table([5]), law, 0, 3, 400_000), np.asarray([0, 0.1, 0.09, 0.81]))
 
 
@@ -90,7 +90,7 @@ def test_uniform_goals_give_the_ends_half_a_share():
 
 
 @pytest.mark.parametrize("law", [VALUE, CUBE, PUZZLE, MAZE, ANYWHERE, ITSELF])
-def test_goals_follow_their_law_at_every_place_of_an_episode(law: GoalLaw):
+def test_goals_follow_their_law_at_every_place_of_an_episode(law: GoalDistribution):
     """Also from the last state of an episode but one, where no later state is left but itself."""
     lengths = [6, 2, 9, 3, 12]
     episodes = table(lengths, chunk=3)
@@ -148,7 +148,7 @@ def test_share_of_chunks_that_reach_their_goal(chunk: int):
 
 def test_goals_of_values_and_of_the_policy_are_independent():
     """Of each other, and of the row before: every pair as often as its chances' product says."""
-    law = GoalLaw(0.2, 0.8, 0, True, 0.7)
+    law = GoalDistribution(0.2, 0.8, 0, True, 0.7)
     batch = draw(numbered([6], 3), SampleSpec(100_000, 3, GoalSpec((0,), law, law)), jr.key(3))
     assert batch.goals is not None
     value, actor = (np.asarray(x)[:, 0].astype(int) for x in (batch.goals.value, batch.goals.actor))
@@ -180,7 +180,7 @@ def test_goals_are_entries_of_the_normalised_observation_in_the_environments_ord
 
 
 @pytest.mark.parametrize("law", [CUBE, MAZE, VALUE], ids=["geometric", "uniform", "mixture"])
-def test_rows_beyond_what_float32_can_count_are_drawn_exactly(law: GoalLaw):
+def test_rows_beyond_what_float32_can_count_are_drawn_exactly(law: GoalDistribution):
     """Float32 knows every fourth number only at 40 million; the same draws there as from row 0."""
     lengths, far, count = [1001, 1001], 40_000_000, 20_000
     near, there = table(lengths, 10), table(lengths, 10, first=far)

@@ -15,7 +15,7 @@ from experiments.evaluate import main as evaluate_main
 from experiments.launch import saved_run
 from mac.data.checksums import sha256
 from mac.data.convert import prepare
-from mac.data.provenance import LEDGER, UNKNOWN, Entry, describe, from_plain, origin, record
+from mac.data.provenance import LEDGER, UNKNOWN, DownloadRecord, describe, from_dict, origin, record
 from mac.data.shards import read_part
 from mac.data.store import META, Store, seal
 from mac.errors import UserError
@@ -45,7 +45,7 @@ def made(folder: Path, **more: Any) -> Path:
 def came(folder: Path, url: str = RAIL) -> Path:
     """A file that was downloaded."""
     path = write_pair(folder)
-    record(path, Entry(sha256(path), path.stat().st_size, url, "OGBench"))
+    record(path, DownloadRecord(sha256(path), path.stat().st_size, url, "OGBench"))
     return path
 
 
@@ -56,7 +56,7 @@ def stored(path: Path) -> Store:
 def test_generated_data_say_by_whom_and_how(tmp_path: Path):
     source = stored(made(tmp_path)).provenance
     assert source.label == "generated (mac-jax, seed 7, 49 rows)"  # 16 + 14 + 19
-    facts = source.plain()
+    facts = source.to_dict()
     assert facts["kind"] == "generated" and facts["rows"] == 49 and facts["seed"] == 7
     assert facts["engine"] == "c" and facts["versions"]["mujoco"] == "3.17.0"
     assert facts["metadata"] == MADE
@@ -108,7 +108,7 @@ def test_several_files_are_counted(tmp_path: Path):
     files = [write(tmp_path / f"toy-{i}.npz", (5, 5)) for i in range(3)]
     assert describe(files, None, 30).label == f"local files {tmp_path.name} (3)"
     for file in files:
-        record(file, Entry(sha256(file), file.stat().st_size, RAIL, "OGBench"))
+        record(file, DownloadRecord(sha256(file), file.stat().st_size, RAIL, "OGBench"))
     assert describe(files, None, 30).label == "OGBench (3 files of its large set)"
 
 
@@ -138,7 +138,7 @@ def test_notes_that_are_nested_without_end_are_no_notes(tmp_path: Path):
 
 @pytest.mark.parametrize("values", [None, "text", {}, {"kind": "local"}])
 def test_what_is_no_record_is_unknown(values: Any):
-    assert from_plain(values) == UNKNOWN
+    assert from_dict(values) == UNKNOWN
 
 
 def test_the_origin_is_known_before_the_files_are_read(tmp_path: Path):

@@ -83,7 +83,7 @@ def test_parts_are_summarised_as_the_whole_is():
     np.testing.assert_allclose(whole.mean, wide.mean(axis=0), rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(whole.std, wide.std(axis=0), rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(whole.whole, [False, False, False, False, True, True, False])
-    again = coding.Summary.from_plain(whole.plain())
+    again = coding.ColumnSummary.from_dict(whole.to_dict())
     assert all(np.array_equal(a, b) for a, b in zip(again, whole, strict=True))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mac.data.sampler import sample
 from mac.data.window import index_episodes
-from mac.types import Batch, GoalLaw, GoalSpec, SampleSpec, Window
+from mac.types import Batch, GoalDistribution, GoalSpec, SampleSpec, Window
 from tests.helpers.toy_env import from_rows
 
 draw = jax.jit(sample, static_argnums=1)
@@ -68,7 +68,9 @@ def test_padding_in_the_table_of_episodes_changes_no_draw():
     wide = dataclasses.replace(window, episodes=index_episodes(first, length, 2, room=8))
     assert wide.episodes.first.shape == (8,)
     spec = SampleSpec(
-        512, 2, GoalSpec((0, 1), GoalLaw(0.2, 0.4, 0.4, False, 0.9), GoalLaw(0, 0, 1, True, 0.9))
+        512,
+        2,
+        GoalSpec((0, 1), GoalDistribution(0.2, 0.4, 0.4, False, 0.9), GoalDistribution(0, 0, 1, True, 0.9)),
     )
     for got, want in zip(
         jax.tree.leaves(draw(wide, spec, jr.key(0))),

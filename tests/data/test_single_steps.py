@@ -6,12 +6,12 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.data.sampler import sample, ways
-from mac.types import Batch, GoalLaw, GoalSpec, SampleSpec, SubgoalSpec, Window
+from mac.data.sampler import sample, steps_to_goal
+from mac.types import Batch, GoalDistribution, GoalSpec, SampleSpec, SubgoalSpec, Window
 from tests.helpers.toy_env import from_rows
 
-VALUE = GoalLaw(0.2, 0.5, 0.3, geometric=False, discount=0.999)
-ACTOR = GoalLaw(0.0, 0.5, 0.5, geometric=True, discount=0.8)
+VALUE = GoalDistribution(0.2, 0.5, 0.3, geometric=False, discount=0.999)
+ACTOR = GoalDistribution(0.0, 0.5, 0.5, geometric=True, discount=0.8)
 LENGTHS = [6, 2, 9, 30]
 draw = jax.jit(sample, static_argnums=1)
 
@@ -99,7 +99,7 @@ def test_goal_n_steps_ahead_is_not_reached_but_the_one_before_is():
     row, last = jnp.asarray([0, 0, 0, 7]), jnp.asarray([9, 9, 9, 9])
     goal = jnp.asarray([3, 4, 0, 12])
     for ends_count, want in ((True, [True, False, True, True]), (False, [True, False, True, False])):
-        steps, came = ways(SubgoalSpec(4, ends_count), row, last, goal)
+        steps, came = steps_to_goal(SubgoalSpec(4, ends_count), row, last, goal)
         assert steps.tolist() == [3, 4, 0, 2] and came.tolist() == want
 
 

@@ -376,7 +376,7 @@ def test_a_store_of_the_version_before_gets_checksums(
     store = prepare(train, tmp_path / "store", SPEC, "uint16")
     as_format_2(store.path)
     with pytest.raises(
-        UserError, match=r"format 2, without checksums; `python experiments/prepare\.py .*store`"
+        UserError, match=r"format 2, without checksums; `python experiments/convert_data\.py .*store`"
     ):
         Store.open(store.path)
     assert prepare_main([str(store.path)]) == 0 and "have checksums now" in capsys.readouterr().out

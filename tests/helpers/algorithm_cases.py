@@ -30,8 +30,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "ifql": {"flow_steps": 4, "candidates": 4},
     "idql": {"diffusion_steps": 4, "candidates": 4, "blocks": (8, 8), "tau_actor": TAU_ACTOR},
     "rebrac": {"alpha_actor": 1.0, "alpha_critic": 0.1},
-    "nsac_bc": {"leap": 4, "alpha": 1.0},
-    "sharsa": {"leap": 4, "candidates": 4, "flow_steps": 4},
+    "nsac_bc": {"n_step": 4, "alpha": 1.0},
+    "sharsa": {"n_step": 4, "candidates": 4, "flow_steps": 4},
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")

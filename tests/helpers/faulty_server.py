@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mac.data.sources.http_download import Patience, Receipt, download
+from mac.data.sources.http_download import DownloadResult, RetryPolicy, download
 from mac.errors import UserError
 
 Fault = Callable[["Handler"], None]
@@ -141,7 +141,7 @@ def sends(content: bytes, length: int | None = None, status: int = 200, **header
 
 # What the tests of downloads share.
 
-FAST = Patience(tries=3, pause=0.001, stall=5.0)
+FAST = RetryPolicy(tries=3, pause=0.001, stall=5.0)
 HASTY = FAST._replace(stall=0.2)
 
 
@@ -155,7 +155,7 @@ def npz() -> bytes:
 CONTENT = npz()
 
 
-def get(server: Server, path: Path, patience: Patience = FAST, **more: Any) -> Receipt:
+def get(server: Server, path: Path, patience: RetryPolicy = FAST, **more: Any) -> DownloadResult:
     return download([server.url()], path, patience=patience, **more)
 
 

@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 
 from mac.ablations.gaussian import GaussianConfig, MACGaussian
-from mac.ablations.mac_fql import MACFQL, FQLConfig
+from mac.ablations.mac_fql import MACFQL, MACFQLConfig
 from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
 from mac.mac import MAC, Nets
 from mac.nn.gaussian_policy import GaussianPolicy
@@ -18,7 +18,7 @@ from tests.helpers.toy_env import GOAL_SPEC, SPEC
 
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gaussian": (MACGaussian, GaussianConfig, {}),
-    "fql": (MACFQL, FQLConfig, {"candidates": 1, "candidates_test": 1, "flow_steps": 3, "alpha": 0.3}),
+    "fql": (MACFQL, MACFQLConfig, {"candidates": 1, "candidates_test": 1, "flow_steps": 3, "alpha": 0.3}),
     "euler": (MACNoDistill, NoDistillConfig, {}),
     "regression": (MACNoDistill, NoDistillConfig, {"one_step": "regression"}),
 }

@@ -23,7 +23,7 @@ from mac.run.io.logger import EVAL, METRICS
 from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.report.progress import Progress
 from mac.run.rng_streams import Stream, stream
-from mac.run.train import Job, Outcome, RunConfig, train
+from mac.run.train import RunConfig, TrainJob, TrainResult, train
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 from tests.helpers import toy_env
 
@@ -94,9 +94,9 @@ class Silent(Progress):
             self.hook(what, self.meter.done)
 
 
-def make_job(steps: int = 12, **changes: Any) -> Job:
+def make_job(steps: int = 12, **changes: Any) -> TrainJob:
     """Seeds 3 and 4: segments of 2, checkpoints at 4, 8, ..., evaluations at 8, ... and the end."""
-    job = Job(
+    job = TrainJob(
         algo=Walk(),
         env=toy_env.PointEnv(),
         window=toy_env.window(),
@@ -113,7 +113,9 @@ def make_job(steps: int = 12, **changes: Any) -> Job:
     return job._replace(**changes)
 
 
-def run(job: Job, folder: Path, *, resume: bool = False, hook: Any = None, delay: float = 0.0) -> Outcome:
+def run(
+    job: TrainJob, folder: Path, *, resume: bool = False, hook: Any = None, delay: float = 0.0
+) -> TrainResult:
     """Trains; `hook` and `delay` are those of `Silent`."""
     return train(job, folder, Silent(hook, delay), resume=resume)
 

@@ -7,7 +7,7 @@ import pytest
 from experiments.cli.arguments import parse
 from experiments.launch.hparams import HPARAMS, load_rows, merge_rows
 from mac.ablations.gaussian import GaussianConfig
-from mac.ablations.mac_fql import FQLConfig
+from mac.ablations.mac_fql import MACFQLConfig
 from mac.ablations.no_distillation import NoDistillConfig
 from mac.errors import UserError
 from tests.helpers.numpy_ablations import KINDS
@@ -18,9 +18,9 @@ from tests.helpers.numpy_ablations import KINDS
     [
         (GaussianConfig, {"flow_steps": 5}, "--hp.flow-steps=5: "),
         (GaussianConfig, {"flow_steps_test": 10}, "--hp.flow-steps-test=10: "),
-        (FQLConfig, {"flow_steps_test": 10}, "--hp.flow-steps-test=10: "),
-        (FQLConfig, {"alpha": -0.1}, "--hp.alpha=-0.1: "),
-        (FQLConfig, {"alpha": float("nan")}, "--hp.alpha=nan: "),
+        (MACFQLConfig, {"flow_steps_test": 10}, "--hp.flow-steps-test=10: "),
+        (MACFQLConfig, {"alpha": -0.1}, "--hp.alpha=-0.1: "),
+        (MACFQLConfig, {"alpha": float("nan")}, "--hp.alpha=nan: "),
         (NoDistillConfig, {"flow_steps_test": 10}, "--hp.flow-steps-test=10: "),
         (NoDistillConfig, {"flow_steps": 2, "one_step": "regression"}, "--hp.flow-steps=2: "),
     ],

@@ -154,8 +154,10 @@ def test_more_euler_steps_follow_the_flow_itself():
     s = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32)
     # MAC with the same flow, which while acting follows it with as many steps.
     teacher = mac(flow_steps_test=3)
-    got = algo.chunks(nets, s, None, jr.key(1), 4)
-    np.testing.assert_allclose(got, teacher.chunks(nets, s, None, jr.key(1), 4, acting=True), rtol=1e-5)
+    got = algo.sample_chunks(nets, s, None, jr.key(1), 4)
+    np.testing.assert_allclose(
+        got, teacher.sample_chunks(nets, s, None, jr.key(1), 4, acting=True), rtol=1e-5
+    )
 
 
 # What each policy can learn of data whose action is either of two, each half of the time, in every state.
@@ -173,7 +175,7 @@ def samples_after_training(algo: MAC, updates: int = 1500, size: float = 0.99999
         a = size * jr.rademacher(k_data, (128, 2), jnp.float32)
 
         def loss(nets: Nets) -> jax.Array:
-            return sum(algo.clone(nets, s, None, a, k_loss).values(), jnp.zeros(()))
+            return sum(algo.behavior_loss(nets, s, None, a, k_loss).values(), jnp.zeros(()))
 
         with jax.numpy_dtype_promotion("standard"):
             moves, opt_state = optimiser.update(jax.grad(loss)(nets), opt_state)
@@ -183,7 +185,7 @@ def samples_after_training(algo: MAC, updates: int = 1500, size: float = 0.99999
     def train(nets: Nets) -> jax.Array:
         start = (nets, optimiser.init(nets))  # pyright: ignore[reportArgumentType]
         (nets, _), _ = jax.lax.scan(one, start, jr.split(jr.key(1), updates))
-        return algo.chunks(nets, s[:1], None, jr.key(2), 1000)
+        return algo.sample_chunks(nets, s[:1], None, jr.key(2), 1000)
 
     return np.asarray(train(nets))[:, 0, 0]
 

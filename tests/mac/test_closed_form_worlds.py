@@ -63,10 +63,10 @@ class Ring(MAC):
             q=Table(CELLS, *goal, 2),
         )
 
-    def clone(self, nets: Nets, s: Array, g: Array | None, a: Array, key: Any) -> dict[str, Array]:
+    def behavior_loss(self, nets: Nets, s: Array, g: Array | None, a: Array, key: Any) -> dict[str, Array]:
         return {}
 
-    def chunks(
+    def sample_chunks(
         self, nets: Nets, s: Array, g: Array | None, key: Any, n: int, *, acting: bool = False
     ) -> Array:
         kinds = jnp.asarray([1.0, 0.0])[:n]
@@ -218,10 +218,10 @@ class Linear(MAC):
             q=value_net((2, goal, 2 * n), (), key=k[1]),
         )
 
-    def clone(self, nets: Nets, s: Array, g: Array | None, a: Array, key: Any) -> dict[str, Array]:
+    def behavior_loss(self, nets: Nets, s: Array, g: Array | None, a: Array, key: Any) -> dict[str, Array]:
         return {}
 
-    def chunks(
+    def sample_chunks(
         self, nets: Nets, s: Array, g: Array | None, key: Any, n: int, *, acting: bool = False
     ) -> Array:
         whole = jnp.asarray(np.tile(MOVE, self.cfg.chunk), jnp.float32)

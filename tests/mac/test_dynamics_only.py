@@ -16,7 +16,7 @@ from mac.data.sampler import ACTION_LIMIT, sample
 from mac.data.sequences import Sequences, sample_sequences
 from mac.errors import UserError
 from mac.nn.mlp import MLP
-from mac.ops.rollout import open_loop, predictor, squared_error
+from mac.ops.rollout import open_loop, residual_model, squared_error
 from mac.run import segment as loop
 from mac.types import Window
 from tests.helpers.toy_env import SPEC, STRIDE, mac, window
@@ -52,7 +52,7 @@ def exact(chunk: int, bias: tuple[float, float] = (0.0, 0.0)) -> MLP:
 @pytest.mark.parametrize("chunk", [1, 5, 10, 25])
 def test_exact_model_has_no_error_at_any_horizon(chunk: int):
     """10 chunks of 10 steps, 100 of 1, ...: all end where the data does."""
-    error = squared_error(predictor(exact(chunk)), *draw(gentle(), chunk, 100 // chunk, 32, jr.key(0)))
+    error = squared_error(residual_model(exact(chunk)), *draw(gentle(), chunk, 100 // chunk, 32, jr.key(0)))
     assert error.shape == (100 // chunk, 32)
     np.testing.assert_allclose(error, 0, atol=1e-9)
 
@@ -61,7 +61,7 @@ def test_exact_model_has_no_error_at_any_horizon(chunk: int):
 def test_constant_bias_grows_with_the_square_of_the_number_of_predictions(chunk: int):
     """After k predictions each entry is off by k times its bias: k² (0.03² + 0.01²) / 2 on average."""
     error = squared_error(
-        predictor(exact(chunk, (0.03, -0.01))), *draw(gentle(), chunk, 100 // chunk, 8, jr.key(1))
+        residual_model(exact(chunk, (0.03, -0.01))), *draw(gentle(), chunk, 100 // chunk, 8, jr.key(1))
     )
     k = np.arange(1, 100 // chunk + 1)
     np.testing.assert_allclose(error, np.repeat(k[:, None] ** 2 * 0.0005, 8, 1), rtol=2e-3)
@@ -76,8 +76,8 @@ def test_open_loop_predicts_each_state_from_the_prediction_before():
 def test_trajectories_in_a_wrong_order_show_as_error():
     real = draw(gentle(), 2, 5, 16, jr.key(0))
     mixed = Sequences(real.obs, jnp.roll(real.actions, 1, axis=0))
-    assert squared_error(predictor(exact(2)), *real).max() < 1e-9
-    assert squared_error(predictor(exact(2)), *mixed).mean() > 1e-2
+    assert squared_error(residual_model(exact(2)), *real).max() < 1e-9
+    assert squared_error(residual_model(exact(2)), *mixed).mean() > 1e-2
 
 
 def test_measure_sees_the_same_trajectories_for_all_chunk_lengths():

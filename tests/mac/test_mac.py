@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.algorithm import TrainState, cooling, polyak
+from mac.algorithm import TrainState, linear_cooldown, polyak
 from mac.config import Config
 from mac.errors import UserError
 from mac.mac import MAC, Nets
@@ -76,7 +76,7 @@ def test_critic_and_value_never_see_the_actions_of_the_data(case: Case):
 
 # Choosing chunks.
 
-jit_propose = jax.jit(MAC.propose, static_argnums=(0, 5))
+jit_propose = jax.jit(MAC.best_chunk, static_argnums=(0, 5))
 
 
 def test_proposals_are_clipped_before_the_critic_scores_them():
@@ -186,7 +186,7 @@ def test_algorithm_is_hashable_and_holds_no_array():
 
 
 def test_learning_rate_cools_down_over_the_last_share_of_the_run():
-    rate = cooling(1e-3, steps=100, share=0.25)
+    rate = linear_cooldown(1e-3, steps=100, share=0.25)
     got = [float(rate(step)) for step in (0, 75, 80, 99, 100, 200)]
     np.testing.assert_allclose(got, [1e-3, 1e-3, 8e-4, 4e-5, 0, 0], rtol=1e-5, atol=1e-10)
 

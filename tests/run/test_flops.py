@@ -111,7 +111,7 @@ def test_proposal_counts_policy_and_critic_for_every_candidate():
     # One hidden layer of 8; 2 observations, chunks of 2 x 2 numbers; 4 candidates.
     policy = products(envs, 2, 8) + products(4 * envs, 4, 8, 4)
     critic = products(envs, 2, 8) + products(4 * envs, 4, 8, 1)
-    got = product_flops(lambda n, s, k: mac().propose(n, s, None, k, 4), nets, obs, jr.key(0))
+    got = product_flops(lambda n, s, k: mac().best_chunk(n, s, None, k, 4), nets, obs, jr.key(0))
     assert got == policy + critic
 
 

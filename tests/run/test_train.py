@@ -17,11 +17,11 @@ from mac.errors import UserError
 from mac.run import segment as loop
 from mac.run.io import checkpoint
 from mac.run.io.checkpoint import CheckpointStore
-from mac.run.io.folder_lock import claim
+from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.io.signals import Interrupt, Terminated, sigterm_raises
-from mac.run.train import Diverged, Outcome, RunConfig
+from mac.run.train import Diverged, RunConfig, TrainResult
 from tests.helpers.toy_algorithm import RUN, Walk, make_job, result, run
 
 
@@ -40,7 +40,7 @@ def checkpoints(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
     """The folder and the outcome of 12 updates that nothing disturbed."""
     folder = tmp_path_factory.mktemp("straight")
     return folder, run(make_job(), folder)
@@ -49,12 +49,12 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 # What a run leaves.
 
 
-def test_metrics_have_one_row_per_segment_and_seed(straight: tuple[Path, Outcome]):
+def test_metrics_have_one_row_per_segment_and_seed(straight: tuple[Path, TrainResult]):
     found = [(row["step"], row["seed"]) for row in rows(straight[0], METRICS)]
     assert found == [(step, seed) for step in range(2, 13, 2) for seed in (3, 4)]
 
 
-def test_metrics_are_means_over_the_segments_updates(straight: tuple[Path, Outcome], tmp_path: Path):
+def test_metrics_are_means_over_the_segments_updates(straight: tuple[Path, TrainResult], tmp_path: Path):
     run(make_job(2, run=dataclasses.replace(RUN, segment=1)), tmp_path)
     single = [row["walk/loss"] for row in rows(tmp_path, METRICS) if row["seed"] == 3]
     first = next(row for row in rows(straight[0], METRICS) if row["seed"] == 3)
@@ -62,13 +62,13 @@ def test_metrics_are_means_over_the_segments_updates(straight: tuple[Path, Outco
     assert first["walk/loss"] == pytest.approx(np.mean(single), rel=1e-5)
 
 
-def test_evaluations_come_at_their_interval_and_at_the_end(straight: tuple[Path, Outcome]):
+def test_evaluations_come_at_their_interval_and_at_the_end(straight: tuple[Path, TrainResult]):
     found = [(row["step"], row["seed"], row["task"]) for row in rows(straight[0], EVAL)]
     assert found == [(step, seed, task) for step in (8, 12) for seed in (3, 4) for task in (1, 2)]
     assert {(row["episodes"], row["engine"]) for row in rows(straight[0], EVAL)} == {(2, "toy")}
 
 
-def test_newest_checkpoints_are_kept_and_cover_all_rows(straight: tuple[Path, Outcome]):
+def test_newest_checkpoints_are_kept_and_cover_all_rows(straight: tuple[Path, TrainResult]):
     with CheckpointStore(straight[0] / CHECKPOINTS) as store:
         assert store.steps() == [8, 12]
         assert [store.meta(step)["evaluated"] for step in (8, 12)] == [8, 12]
@@ -76,7 +76,7 @@ def test_newest_checkpoints_are_kept_and_cover_all_rows(straight: tuple[Path, Ou
         assert store.meta(12)["log"] == sizes
 
 
-def test_outcome_says_where_the_time_went(straight: tuple[Path, Outcome]):
+def test_outcome_says_where_the_time_went(straight: tuple[Path, TrainResult]):
     outcome = straight[1]
     assert (outcome.step, outcome.interrupted) == (12, 0)
     assert set(outcome.seconds) == {"compile", "train", "evaluate", "checkpoint"}
@@ -110,7 +110,7 @@ def test_a_segment_is_compiled_once_per_run(tmp_path: Path, monkeypatch: pytest.
     assert lengths == [2]
 
 
-def test_second_seed_is_itself_when_alone(straight: tuple[Path, Outcome], tmp_path: Path):
+def test_second_seed_is_itself_when_alone(straight: tuple[Path, TrainResult], tmp_path: Path):
     run(make_job(seed=4, seeds=1), tmp_path)
     for name in (METRICS, EVAL):
         together = [row for row in rows(straight[0], name) if row["seed"] == 4]
@@ -122,7 +122,7 @@ def test_second_seed_is_itself_when_alone(straight: tuple[Path, Outcome], tmp_pa
 # Continuing.
 
 
-def test_extended_run_continues_from_its_end(straight: tuple[Path, Outcome], tmp_path: Path):
+def test_extended_run_continues_from_its_end(straight: tuple[Path, TrainResult], tmp_path: Path):
     """5 updates (segments of 2, 2, 1), then on to 12: the next ends at 6, as if 5 had not been an end."""
     run(make_job(5), tmp_path)
     assert run(make_job(), tmp_path, resume=True).step == 12
@@ -131,7 +131,7 @@ def test_extended_run_continues_from_its_end(straight: tuple[Path, Outcome], tmp
     assert result(tmp_path)["arrays"] == result(straight[0])["arrays"]
 
 
-def test_finished_run_is_left_as_it_is(straight: tuple[Path, Outcome]):
+def test_finished_run_is_left_as_it_is(straight: tuple[Path, TrainResult]):
     before = result(straight[0])
     outcome = run(make_job(), straight[0], resume=True)
     assert (outcome.step, outcome.interrupted) == (12, 0)
@@ -145,7 +145,7 @@ def test_run_without_a_checkpoint_starts_over(tmp_path: Path):
     assert steps_of(tmp_path, METRICS) == [2, 4]
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_changed(straight: tuple[Path, Outcome]):
+def test_what_does_not_fit_is_refused_and_nothing_is_changed(straight: tuple[Path, TrainResult]):
     folder, before = straight[0], result(straight[0])
     with pytest.raises(UserError, match=r"hp\.batch \(4 there, 9 here\)"):
         run(make_job(config={"hp": {"batch": 9}, "steps": 12}), folder, resume=True)
@@ -157,9 +157,13 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(straight: tuple[Pat
 
 
 def test_folder_has_one_writer(tmp_path: Path):
-    with claim(tmp_path), pytest.raises(UserError, match="written by another process"), claim(tmp_path):
+    with (
+        lock_folder(tmp_path),
+        pytest.raises(UserError, match="written by another process"),
+        lock_folder(tmp_path),
+    ):
         pass
-    with claim(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -208,7 +212,7 @@ def at(what: str, step: int, number: int) -> Callable[[str, int], None]:
     ("what", "step"), [("compiling", 0), ("update", 2), ("update", 6), ("evaluating", 8), ("success", 8)]
 )
 def test_signal_leaves_a_checkpoint_that_continues_to_the_same_bits(
-    straight: tuple[Path, Outcome], tmp_path: Path, number: int, what: str, step: int
+    straight: tuple[Path, TrainResult], tmp_path: Path, number: int, what: str, step: int
 ):
     outcome = run(make_job(), tmp_path, hook=at(what, step, number))
     assert outcome.interrupted == number
@@ -218,7 +222,7 @@ def test_signal_leaves_a_checkpoint_that_continues_to_the_same_bits(
     assert result(tmp_path) == result(straight[0])
 
 
-def test_signal_before_an_evaluation_postpones_it(straight: tuple[Path, Outcome], tmp_path: Path):
+def test_signal_before_an_evaluation_postpones_it(straight: tuple[Path, TrainResult], tmp_path: Path):
     """The metrics of update 8 are flushed by the evaluation that is due there; a signal then stops it."""
     stop = at("update", 10, signal.SIGINT)
     outcome = run(make_job(), tmp_path, hook=stop)
@@ -228,7 +232,7 @@ def test_signal_before_an_evaluation_postpones_it(straight: tuple[Path, Outcome]
     assert result(tmp_path) == result(straight[0])
 
 
-def test_signal_at_the_very_end_is_no_interruption(straight: tuple[Path, Outcome], tmp_path: Path):
+def test_signal_at_the_very_end_is_no_interruption(straight: tuple[Path, TrainResult], tmp_path: Path):
     outcome = run(make_job(), tmp_path, hook=at("success", 12, signal.SIGTERM))
     assert (outcome.step, outcome.interrupted) == (12, 0)
     assert result(tmp_path) == result(straight[0])
@@ -259,7 +263,7 @@ def test_second_signal_acts_as_usual():
 @pytest.mark.usefixtures("usual_ctrl_c")
 @pytest.mark.parametrize("signals", [1, 2])
 def test_ctrl_c_inside_a_checkpoints_write_leaves_it_whole(
-    straight: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
+    straight: tuple[Path, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
 ):
     """Once: the run stops with a checkpoint. Twice: at once, when what is being written is complete."""
     describe = checkpoint._describe  # called between the arrays and the description
@@ -310,7 +314,7 @@ def test_outside_the_main_thread_no_signal_is_taken():
 # A full disk.
 
 
-def test_full_disk_keeps_the_last_checkpoint(straight: tuple[Path, Outcome], tmp_path: Path):
+def test_full_disk_keeps_the_last_checkpoint(straight: tuple[Path, TrainResult], tmp_path: Path):
     """Files may not grow beyond what 4 updates wrote of metrics; a little room, and all goes on."""
     run(make_job(4), tmp_path)
     before = result(tmp_path)

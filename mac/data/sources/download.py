@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mac.atomic_files import locked, writing
-from mac.data.provenance import LEDGER, Entry, ledger, record
+from mac.data.provenance import LEDGER, DownloadRecord, ledger, record
 from mac.data.sources.catalogue import Listing, Remote
-from mac.data.sources.http_download import Patience, Progress, Unavailable, download
+from mac.data.sources.http_download import Progress, RetryPolicy, Unavailable, download
 from mac.errors import UserError
 from mac.formatting import counted
 
@@ -24,7 +24,7 @@ def fetch(
     *,
     display: Display | None = None,
     say: Say = lambda text: None,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Path:
     """Downloads what is missing of a dataset; returns what training opens.
 
@@ -65,7 +65,7 @@ def _bring(
     remote: Remote,
     path: Path,
     display: Display,
-    patience: Patience | None,
+    patience: RetryPolicy | None,
 ) -> None:
     entry = ledger(path.parent).get(path.name)
     known = None if entry is None else entry.sha256
@@ -80,7 +80,7 @@ def _bring(
         raise UserError(
             f"{error}; if the change is meant, delete its entry in {path.parent / LEDGER}"
         ) from error
-    record(path, Entry(receipt.sha256, receipt.size, receipt.url, listing.collection))
+    record(path, DownloadRecord(receipt.sha256, receipt.size, receipt.url, listing.collection))
 
 
 def _check_room(listing: Listing, home: Path, path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import requests
 import urllib3
 
-from mac.atomic_files import load_json, settle, write_json, writing
+from mac.atomic_files import fsync, load_json, write_json, writing
 from mac.data.checksums import sha256
 from mac.data.sources.file_checks import PAGE, complaint, looks_like
 from mac.data.sources.http_response import blocks, is_page, reason_of, stated_length, stated_range, version
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], Any]
 """Called with bytes that are here and bytes in all (as many as are here, where the server does not say)."""
 
 
-class Patience(NamedTuple):
+class RetryPolicy(NamedTuple):
     """How long a server is borne with.
 
     Attributes:
@@ -49,7 +49,7 @@ class Patience(NamedTuple):
     redirects: int = 10
 
 
-class Receipt(NamedTuple):
+class DownloadResult(NamedTuple):
     """What came, and from where."""
 
     url: str
@@ -83,8 +83,8 @@ def download(
     *,
     known: str | None = None,
     progress: Progress | None = None,
-    patience: Patience | None = None,
-) -> Receipt:
+    patience: RetryPolicy | None = None,
+) -> DownloadResult:
     """Brings one file to `path`, continuing an earlier attempt where that is safe.
 
     Only one process may work on a file at a time; the caller sees to that (`download`).
@@ -102,7 +102,9 @@ def download(
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     for url in urls:
-        attempt = _Address(url, path, known, progress or (lambda done, total: None), patience or Patience())
+        attempt = _Address(
+            url, path, known, progress or (lambda done, total: None), patience or RetryPolicy()
+        )
         try:
             return attempt.run()
         except _Elsewhere as error:
@@ -118,7 +120,7 @@ def download(
 class _Address:
     """The attempts at one address. `reached` says whether a server ever answered."""
 
-    def __init__(self, url: str, path: Path, known: str | None, progress: Progress, patience: Patience):
+    def __init__(self, url: str, path: Path, known: str | None, progress: Progress, patience: RetryPolicy):
         self.url, self.path, self.known, self.progress, self.patience = url, path, known, progress, patience
         self.part, self.note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
         self.reached = False
@@ -126,7 +128,7 @@ class _Address:
         self.session.max_redirects = patience.redirects
         self.session.headers.update({"Accept-Encoding": "identity", "User-Agent": "mac-jax"})
 
-    def run(self) -> Receipt:
+    def run(self) -> DownloadResult:
         most, idle = self._size(), 0
         while True:
             try:
@@ -215,9 +217,9 @@ class _Address:
                 yield file
             finally:
                 with writing(self.part):
-                    settle(file)
+                    fsync(file)
 
-    def _finish(self) -> Receipt:
+    def _finish(self) -> DownloadResult:
         """Checks the part, and gives it its name."""
         if wrong := complaint(self.part, self.path):
             stated = "size" in _read(self.note)
@@ -231,7 +233,7 @@ class _Address:
                 f"{self.url}: has the checksum {found[:12]}..., and {self.path.name} is known to have "
                 f"{self.known[:12]}...; the file was changed or damaged there"
             )
-        receipt = Receipt(self.url, self._size(), found)
+        receipt = DownloadResult(self.url, self._size(), found)
         with writing(self.path):
             self.part.replace(self.path)
             self.note.unlink(missing_ok=True)

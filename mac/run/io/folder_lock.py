@@ -37,7 +37,7 @@ def lock(descriptor: int, path: Path, patience: float = 0.0) -> None:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Holds an existing folder for this process while entered; the system frees it if the process dies.
 
     What a process that was killed left half-written there is deleted.

@@ -9,7 +9,7 @@ import numpy as np
 from mac.atomic_files import replace_file
 from mac.formatting import counted
 from mac.run.report.score import SUCCESS
-from mac.run.report.stats import Curve, Summary, learning_curve, summarise
+from mac.run.report.stats import Curve, ScoreSummary, learning_curve, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def _draw(axes: "Axes", curve: Curve) -> None:
     _dress(axes, curve)
 
 
-def _mark_last(axes: "Axes", step: int, last: Summary, form: str) -> None:
+def _mark_last(axes: "Axes", step: int, last: ScoreSummary, form: str) -> None:
     axes.annotate(
         f"{last.mean.value:{form}}",
         (step, last.mean.value),

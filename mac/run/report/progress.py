@@ -24,7 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mac.run.report.score import SUCCESS, Measure
+from mac.run.report.score import SUCCESS, ScoreKind
 from mac.run.report.timing import Meter, duration
 
 MAX_COLUMNS = 8  # seeds shown one by one; more are summed up as min, mean, max
@@ -33,7 +33,7 @@ _EACH, _SPREAD, _MEAN = (), ("min", "mean", "max"), ("mean",)  # columns of the 
 
 
 @runtime_checkable
-class Stream(Protocol):
+class TextOutput(Protocol):
     """What is asked of an output file."""
 
     def write(self, text: str, /) -> Any: ...
@@ -76,7 +76,7 @@ class Progress(abc.ABC):
         step: int,
         scores: Sequence[float] | np.ndarray,
         tasks: Mapping[int, float] | None = None,
-        measure: Measure = SUCCESS,
+        measure: ScoreKind = SUCCESS,
     ) -> None:
         """The evaluation at `step` gave each seed, and each task, these success rates, or other scores."""
         self.measure, self.scores = measure, (step, np.asarray(scores))
@@ -128,7 +128,7 @@ class Progress(abc.ABC):
 class _Plain(Progress):
     """A line at most every `every` seconds, one at each evaluation, and one at the end."""
 
-    def __init__(self, *args: Any, file: Stream, every: float):
+    def __init__(self, *args: Any, file: TextOutput, every: float):
         super().__init__(*args)
         self._file, self._every = file, every
         self._next = 0.0  # seconds of `meter.elapsed` from which a line is due: the first at once
@@ -230,7 +230,7 @@ def open_progress(
     unit: str,
     *,
     seeds: Sequence[int | str] = (),
-    file: Stream | None = None,
+    file: TextOutput | None = None,
     every: float = 15.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
@@ -242,7 +242,7 @@ def open_progress(
         seeds: numbers, or names, of the seeds whose metrics and scores will be shown.
         every: seconds between plain lines, at least.
     """
-    out: Stream = sys.stdout if file is None else file
+    out: TextOutput = sys.stdout if file is None else file
     args = (title, total, unit, seeds, clock)
     console = Console(file=cast(IO[str], out))
     if out.isatty() and not console.is_dumb_terminal:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from mac.types import EnvSpec, Episodes
 
 
-class Measure(NamedTuple):
+class ScoreKind(NamedTuple):
     """One kind of number, and how it is written.
 
     Attributes:
@@ -24,13 +24,13 @@ class Measure(NamedTuple):
     plain: str
 
 
-SUCCESS = Measure("success", "success rate", ".1%", ".0%", ".2f")
-SCORE = Measure("score", "normalised score", ".1f", ".1f", ".1f")
-RETURN = Measure("return", "return", ",.1f", ",.0f", ".1f")
+SUCCESS = ScoreKind("success", "success rate", ".1%", ".0%", ".2f")
+SCORE = ScoreKind("score", "normalised score", ".1f", ".1f", ".1f")
+RETURN = ScoreKind("return", "return", ",.1f", ",.0f", ".1f")
 MEASURES = {measure.name: measure for measure in (SUCCESS, SCORE, RETURN)}
 
 
-def measure_of(spec: EnvSpec) -> Measure:
+def measure_of(spec: EnvSpec) -> ScoreKind:
     """Success; where data record rewards, the normalised score, or, without reference returns, the return."""
     if not spec.recorded:
         return SUCCESS

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from mac.atomic_files import misfit
 from mac.errors import UserError
-from mac.run.report.score import MEASURES, SUCCESS, Measure
+from mac.run.report.score import MEASURES, SUCCESS, ScoreKind
 
 
 class Interval(NamedTuple):
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Summary(NamedTuple):
+class ScoreSummary(NamedTuple):
     """What `summarise` finds in a table of scores of `seeds` seeds on `tasks` tasks."""
 
     mean: Interval
@@ -56,7 +56,7 @@ def bootstrap(
 
 def summarise(
     success: Float[np.ndarray, "S tasks"], *, confidence: float = 0.95, reps: int = 10_000, seed: int = 0
-) -> Summary:
+) -> ScoreSummary:
     """Mean and IQM of all scores with percentile intervals of a bootstrap stratified by task.
 
     Args:
@@ -80,7 +80,7 @@ def summarise(
         low, high = np.quantile(draws, [tail, 1 - tail])
         return Interval(value, float(low), float(high))
 
-    return Summary(
+    return ScoreSummary(
         mean=interval(float(flat.mean()), tables.mean(axis=1)),
         iqm=interval(float(iqm(flat)), iqm(tables)),
         seeds=scores.shape[0],
@@ -108,7 +108,7 @@ class Curve(NamedTuple):
     predicted: np.ndarray
     realised: np.ndarray
     data: str = ""
-    measure: Measure = SUCCESS
+    measure: ScoreKind = SUCCESS
 
     def last(self, count: int = 1) -> np.ndarray:
         """Mean over the last `count` evaluations (or all, if fewer), shape [S, tasks]."""
@@ -127,15 +127,13 @@ def learning_curve(rows: Iterable[Mapping[str, Any]], where: str = "eval.jsonl")
     """
     rows = list(rows)
     for line, row in enumerate(rows, start=1):
-        if fault := _misread(row):
+        if fault := unfit(row):
             raise UserError(f"{where}, line {line}: {fault}; restore the file, or delete the line")
     data = "; ".join(dict.fromkeys(row["data"] for row in rows if row.get("data")))
     measure = MEASURES[next((row["measure"] for row in rows if row.get("measure") in MEASURES), SUCCESS.name)]
     for line, row in enumerate(rows, start=1):
-        score = row.get(measure.name)
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            fault = "is no number" if measure.name in row else "is missing"
-            raise UserError(f"{where}, line {line}: {measure.name} {fault}; restore the file")
+        if fault := unfit(row, measure):
+            raise UserError(f"{where}, line {line}: {fault}; restore the file")
     table = {
         (r["step"], r["seed"], r["task"]): (
             r[measure.name],
@@ -154,10 +152,15 @@ def learning_curve(rows: Iterable[Mapping[str, Any]], where: str = "eval.jsonl")
     return Curve(complete, seeds, tasks, scores, int(episodes.min()), predicted, realised, data, measure)
 
 
-def _misread(row: Any) -> str | None:
-    """The first reason why a row is none of `eval.jsonl`, whatever it is measured by."""
+def unfit(row: Any, measure: ScoreKind | None = None) -> str | None:
+    """Returns the first reason why a row is none of `eval.jsonl`, or has no score of the kind `measure`."""
     if fault := misfit(row, step=int, seed=int, task=int, episodes=int):
         return fault
     number, text = (int, float), str
-    known = {"data": text, "measure": text, **dict.fromkeys(RETURNS, number)}
-    return misfit(row, **{name: kind for name, kind in known.items() if name in row})
+    known = {"data": text, "measure": text, "engine": text, **dict.fromkeys(RETURNS, number)}
+    if fault := misfit(row, **{name: kind for name, kind in known.items() if name in row}):
+        return fault
+    score = 0 if measure is None else row.get(measure.name)
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        return f"{measure and measure.name} " + ("is no number" if score is not None else "is missing")
+    return None
