@@ -131,6 +131,7 @@ def test_python_of_the_readme_runs():
     assert all(np.all(np.isfinite(value)) for value in jax.tree.leaves(names["metrics"]))
 
 
+@pytest.mark.slow
 def test_python_of_the_environments_page_runs(capsys: pytest.CaptureFixture[str]):
     ((_, code),) = blocks(ROOT / "docs" / "environments.md", "python")
     exec(compile(resized(code, {"64": "2"}), "environments.md", "exec"), {})
