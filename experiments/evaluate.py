@@ -135,7 +135,7 @@ def at_random(run: SavedRun) -> SavedRun:
 
 
 def title(run: SavedRun) -> str:
-    """Who plays what."""
+    """Title of the evaluated policies."""
     return f"random actions on {run.settings.env}" if isinstance(run.algo, UniformPolicy) else run.title
 
 

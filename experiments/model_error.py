@@ -1,4 +1,4 @@
-"""How the error of dynamics models grows along a trajectory, and what the chunk length does to it.
+"""Measures the growth of model error along a trajectory, by chunk length.
 
     python experiments/model_error.py --env puzzle-3x3 --chunks 1 5 10 25 --out results/
     python experiments/model_error.py --steps 0 --policy runs/A runs/B     # success against error
@@ -57,7 +57,7 @@ SEGMENT = 500  # updates per compiled call
 
 @dataclass(frozen=True)
 class Where:
-    """Where the dataset is."""
+    """Settings of the dataset's place."""
 
     path: Path | None = None
     """an OGBench .npz file, a folder of shards, or convert_data.py's store; None = search"""
@@ -117,7 +117,7 @@ class Ask:
             raise UserError(f"--cooldown={self.cooldown}: must be in [0, 1]")
 
     def algorithm(self, env: EnvSpec, chunk: int) -> Dynamics:
-        """What trains the models of one chunk length."""
+        """Algorithm that trains the models of one chunk length."""
         sizes = {"chunk": chunk, "batch": self.batch, "hidden": self.hidden}
         return Dynamics(env, **sizes, lr=self.lr, cooldown=self.cooldown, steps=self.steps)
 

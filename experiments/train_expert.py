@@ -87,7 +87,7 @@ class Ask:
 
 
 def plan_of(ask: Ask, engine: str) -> Plan:
-    """What the flags ask for.
+    """Settings that the flags give.
 
     Raises:
         UserError: there is no such task, or a value is out of range.

@@ -1,4 +1,4 @@
-"""How long an evaluation takes, and how much of it is physics and how much policy."""
+"""Measures the time of an evaluation, split into physics and policy."""
 
 import time
 from dataclasses import dataclass

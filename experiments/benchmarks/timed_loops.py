@@ -1,4 +1,4 @@
-"""What `benchmark.py` compares: our compiled segment, the usual loop, and bare matrix products.
+"""Timed loops of `benchmark.py`: the compiled segment, a Python training loop, and bare matmuls.
 
 Each contender is a turn that does a known number of operations (those of matrix products), so all
 of them are timed alike and compared as operations per second.

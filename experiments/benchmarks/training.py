@@ -1,4 +1,4 @@
-"""How fast training is: our segment beside a plain loop, beside the machine's matrix products."""
+"""Measures the compiled segment, compared with a Python training loop and the machine's matmul rate."""
 
 import resource
 import statistics

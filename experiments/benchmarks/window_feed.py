@@ -1,4 +1,4 @@
-"""What it costs to train on data that do not fit on the device, beside data that do.
+"""Measures the cost of rotating windows, compared with data that stay on the device.
 
     python experiments/benchmarks/window_feed.py --rows 100_100_000 --dir /data/scratch
 
@@ -42,7 +42,7 @@ SHARD_EPISODES = 1000
 
 @dataclass(frozen=True)
 class Ask:
-    """Measures training over windows of a large store beside training on one that stays."""
+    """Measures training over rotating windows of a large store, compared with one that stays."""
 
     dir: Path = Path("data")
     """folder for the store, which is kept only with --keep"""

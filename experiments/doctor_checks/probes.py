@@ -81,7 +81,7 @@ def drawing_remedy(why: str) -> str:
 
 
 class Outcome(NamedTuple):
-    """What came of a probe: its findings, or the last line of what it said against it."""
+    """Result of a probe: its findings, or the last line of its error."""
 
     found: dict[str, Any] | None
     error: str = ""

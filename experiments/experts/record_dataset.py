@@ -41,7 +41,7 @@ class Recorded(NamedTuple):
 
 
 def dataset_path(folder: Path, task: str, level: str) -> Path:
-    """Where a dataset goes; the name says whose it is."""
+    """Path of a dataset, named after its expert."""
     return folder / f"{task}-ours-{level}.hdf5"
 
 

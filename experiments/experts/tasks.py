@@ -1,4 +1,4 @@
-"""What experts are trained to do: to walk in a given direction, or a gym walker's own task.
+"""Tasks of the experts: walking in a given direction, or a gym walker's own task.
 
 An `AbstractErrand` is one environment, for the caller to vmap. It never ends by itself: the caller puts a
 fresh start in the place of a state that is `over`.

@@ -39,7 +39,7 @@ _REPORTS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is trained: everything that the result depends on.
+    """Settings of an expert's training: everything that the result depends on.
 
     Attributes:
         task: a name in `tasks.ERRANDS`.

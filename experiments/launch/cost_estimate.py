@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: sizes, memory, time."""
+"""Estimates the cost of a run before it starts: sizes, memory, time."""
 
 import time
 from collections.abc import Callable

@@ -180,7 +180,7 @@ class _Match:
 
     @property
     def ended(self) -> int:
-        """How many episodes are over."""
+        """Number of finished episodes."""
         return int(np.count_nonzero(self.length) - np.count_nonzero(self.playing >= 0))
 
     def start(self) -> bool:

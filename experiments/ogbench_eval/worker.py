@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
 
 
 class Played(NamedTuple):
-    """What came of one order.
+    """Result of one order.
 
     Attributes:
         obs: the last observation.
@@ -59,7 +59,7 @@ class Played(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many were taken."""
+        """Number of steps taken."""
         return len(self.rewards)
 
 

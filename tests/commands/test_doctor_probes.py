@@ -1,4 +1,4 @@
-"""What `doctor.py` tries in processes of their own, and what it makes of the outcomes."""
+"""Tests of the probes that `doctor.py` runs in their own processes."""
 
 import shutil
 import time
