@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.cli.jax_variables import ignored
 from experiments.doctor import BROKEN, OK, ROOT, WARNING, Line
-from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Outcome, Probe, drawing_remedy
+from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Probe, ProbeResult, drawing_remedy
 from mac.machine import cores, group_memory
 
 PROJECT = "mac-jax"
@@ -203,7 +203,7 @@ class Trials:
         )
 
     @staticmethod
-    def _line(what: str, outcome: Outcome, describe, state: str, remedy: str) -> Line:
+    def _line(what: str, outcome: ProbeResult, describe, state: str, remedy: str) -> Line:
         if outcome.found is None:
             return Line(state, what, outcome.error, remedy)
         return Line(OK, what, describe(outcome.found))

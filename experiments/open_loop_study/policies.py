@@ -70,7 +70,7 @@ def success_of(run: saved_run.SavedRun) -> Curve:
     path = run.folder / EVAL
     rows = [row for row in read_rows(path) if row["step"] == run.step] if path.exists() else []
     if not rows:
-        evaluate.evaluate_again(evaluate.Ask(run.folder, step=run.step))
+        evaluate.evaluate_again(evaluate.Args(run.folder, step=run.step))
         rows = list(read_rows(run.folder / evaluate.EVALUATIONS))[-1]["rows"]
     return learning_curve(rows)
 
