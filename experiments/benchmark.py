@@ -1,4 +1,4 @@
-"""How fast training is, beside the usual loop and beside the machine's matrix products.
+"""Measures training speed, compared with a Python training loop and the machine's matmul rate.
 
     python experiments/benchmark.py --out experiments/results/bench_cpu.csv
     python experiments/benchmark.py --seeds 1 4 8 16 --widths 512 --envs 75 300 4096 \\
@@ -152,7 +152,7 @@ def evaluation(args: Args) -> EvalRow:
 
 
 def table(rows: Sequence[TrainRow]) -> Table:
-    """What a reader wants of the figures."""
+    """Table of the main figures."""
     title = "seed-updates per second: of the segment, of a plain loop, and as a share of matrix products"
     shown = Table(title=title, title_justify="left")
     for head in ("width", "seeds", "devices", "segment", "plain", "ratio", "share", "compile s", "peak MB"):

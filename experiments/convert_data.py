@@ -35,7 +35,7 @@ WORST = 3  # columns of largest error that are shown
 
 
 @dataclass(frozen=True)
-class Ask:
+class Args:
     """Turns OGBench's files into the flat store that training reads; run.py then finds it by itself."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -57,13 +57,13 @@ class Ask:
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
-        lambda: run(read_flags(Ask, argv, PROGRAM)),
+        lambda: run(read_flags(Args, argv, PROGRAM)),
         short_of_memory="split the file into shards, as OGBench's large datasets are",
         interrupted=f"finished files are kept; continue with\n  {PROGRAM} {shlex.join(argv)}",
     )
 
 
-def run(ask: Ask) -> int:
+def run(ask: Args) -> int:
     """Makes the store, or what is missing of it; returns the exit status."""
     outlive_output()
     if is_store(ask.source):
@@ -89,7 +89,7 @@ def run(ask: Ask) -> int:
     return check(store) if ask.check else 0
 
 
-def convert_folder(ask: Ask) -> int:
+def convert_folder(ask: Args) -> int:
     """Checks a store, or completes one of an earlier version; returns the exit status."""
     if upgrade(ask.source):
         print(f"store        {ask.source}: its rows have checksums now")

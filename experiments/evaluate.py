@@ -45,7 +45,7 @@ Engine = Literal["auto", "c", "mjx", "warp", "ogbench"]
 
 
 @dataclass(frozen=True)
-class Ask:
+class Args:
     """Evaluates the policies of a run again: on a physics engine, or in the real ogbench environment."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -83,13 +83,13 @@ class Ask:
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
-        lambda: evaluate_again(read_flags(Ask, argv, PROGRAM)),
+        lambda: evaluate_again(read_flags(Args, argv, PROGRAM)),
         short_of_memory="simulate fewer environments at a time with --batch",
         interrupted="the run is as it was",
     )
 
 
-def evaluate_again(ask: Ask) -> int:
+def evaluate_again(ask: Args) -> int:
     """Does what the flags say; returns the exit status."""
     outlive_output()
     settings = acting_otherwise(read_settings(ask.run), ask.hp)
@@ -135,11 +135,11 @@ def at_random(run: SavedRun) -> SavedRun:
 
 
 def title(run: SavedRun) -> str:
-    """Who plays what."""
+    """Title of the evaluated policies."""
     return f"random actions on {run.settings.env}" if isinstance(run.algo, UniformPolicy) else run.title
 
 
-def play(run: SavedRun, name: str, tasks: tuple[int, ...], engine: str, episodes: int, ask: Ask) -> Episodes:
+def play(run: SavedRun, name: str, tasks: tuple[int, ...], engine: str, episodes: int, ask: Args) -> Episodes:
     """Evaluates the run's policies in the environment called `name`."""
     keys = evaluation_keys(jnp.asarray(run.numbers), run.step, ask.seed)
     if engine == "ogbench":

@@ -45,7 +45,7 @@ REQUIRED = tyro.MISSING
 
 
 @dataclass(frozen=True)
-class Ask:
+class Args:
     """Makes a dataset of any size with OGBench's scripted experts, or a trained one for ants and humanoids.
 
     Run the same command again after an interruption, and it continues.
@@ -148,7 +148,7 @@ def read_command(argv: Sequence[str]) -> Command:
         UserError: in one line, for whatever is wrong with it.
         SystemExit: after printing the help.
     """
-    ask: Ask = arguments.read_flags(Ask, argv, PROGRAM)
+    ask: Args = arguments.read_flags(Args, argv, PROGRAM)
     name = dataset_name(ask.env, ask.style)
     rows = episode_rows(name)
     episodes = episodes_of(ask.rows, "--rows", rows)

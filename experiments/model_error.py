@@ -1,4 +1,4 @@
-"""How the error of dynamics models grows along a trajectory, and what the chunk length does to it.
+"""Measures the growth of model error along a trajectory, by chunk length.
 
     python experiments/model_error.py --env puzzle-3x3 --chunks 1 5 10 25 --out results/
     python experiments/model_error.py --steps 0 --policy runs/A runs/B     # success against error
@@ -57,7 +57,7 @@ SEGMENT = 500  # updates per compiled call
 
 @dataclass(frozen=True)
 class Where:
-    """Where the dataset is."""
+    """Settings of the dataset's place."""
 
     path: Path | None = None
     """an OGBench .npz file, a folder of shards, or convert_data.py's store; None = search"""
@@ -68,7 +68,7 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Args:
     """Trains dynamics models of several chunk lengths, and measures how their errors grow along held-out
     trajectories; writes a table and a figure."""
 
@@ -117,7 +117,7 @@ class Ask:
             raise UserError(f"--cooldown={self.cooldown}: must be in [0, 1]")
 
     def algorithm(self, env: EnvSpec, chunk: int) -> Dynamics:
-        """What trains the models of one chunk length."""
+        """Algorithm that trains the models of one chunk length."""
         sizes = {"chunk": chunk, "batch": self.batch, "hidden": self.hidden}
         return Dynamics(env, **sizes, lr=self.lr, cooldown=self.cooldown, steps=self.steps)
 
@@ -125,13 +125,13 @@ class Ask:
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
     return exit_status(
-        lambda: study(arguments.read_flags(Ask, argv, PROGRAM, Ask()), argv),
+        lambda: study(arguments.read_flags(Args, argv, PROGRAM, Args()), argv),
         short_of_memory="take fewer --seeds, --trajectories or a smaller --batch",
         interrupted="chunk lengths that were finished are in --out",
     )
 
 
-def study(ask: Ask, argv: Sequence[str]) -> int:
+def study(ask: Args, argv: Sequence[str]) -> int:
     """Does what the flags say; returns the exit status."""
     outlive_output()
     command = ["experiments/model_error.py", *argv]
@@ -150,7 +150,7 @@ def study(ask: Ask, argv: Sequence[str]) -> int:
 # Chunk lengths.
 
 
-def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
+def compare_chunks(ask: Args, name: str, command: Sequence[str]) -> None:
     """Trains and measures the models of every chunk length; writes after each what is known by then."""
     spec = make(name, "c").spec
     data = DataConfig(**vars(ask.data))
@@ -186,7 +186,7 @@ def compare_chunks(ask: Ask, name: str, command: Sequence[str]) -> None:
 
 
 def fit(
-    ask: Ask, algo: Dynamics, store: Store, normalizer: Normalizer, progress: Progress, done: int
+    ask: Args, algo: Dynamics, store: Store, normalizer: Normalizer, progress: Progress, done: int
 ) -> tuple[MLP, float]:
     """Trains one chunk length's models; returns them, leading axis S, and their mean loss at the end."""
     mesh, chunk = loop.seed_mesh(ask.seeds), algo.sample.chunk
@@ -206,7 +206,7 @@ def fit(
     return jax.device_put(state.nets, jax.local_devices()[0]), float(loss.mean())
 
 
-def chunk_rows(ask: Ask, chunk: int, loss: float, errors: Errors) -> list[ChunkRow]:
+def chunk_rows(ask: Args, chunk: int, loss: float, errors: Errors) -> list[ChunkRow]:
     """The rows of one chunk length."""
     rows = []
     for i, horizon in enumerate(errors.horizons):

@@ -33,7 +33,7 @@ PICTURE_SECONDS = 0.05  # that each is shown
 
 
 @dataclass(frozen=True)
-class Ask:
+class Args:
     """Plays one episode of each policy of a run, and makes a film of them side by side."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -63,13 +63,13 @@ class Ask:
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
-        lambda: view(read_flags(Ask, argv, PROGRAM)),
+        lambda: view(read_flags(Args, argv, PROGRAM)),
         short_of_memory="take a larger --every, or engine c",
         interrupted="no film was written",
     )
 
 
-def view(ask: Ask) -> int:
+def view(ask: Args) -> int:
     """Does what the flags say; returns the exit status."""
     outlive_output()
     settings = read_settings(ask.run)

@@ -26,7 +26,7 @@ PROGRAM = "python experiments/report.py"
 
 
 @dataclass(frozen=True)
-class Ask:
+class Args:
     """Compares runs: a table of their last evaluations, with 95% intervals over seeds."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -59,13 +59,13 @@ class Row:
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
-        lambda: report(read_flags(Ask, argv, PROGRAM), argv),
+        lambda: report(read_flags(Args, argv, PROGRAM), argv),
         short_of_memory="name fewer runs",
         interrupted="nothing was written",
     )
 
 
-def report(ask: Ask, argv: Sequence[str]) -> int:
+def report(ask: Args, argv: Sequence[str]) -> int:
     """Does what the flags say; returns the exit status."""
     if not ask.runs:
         raise UserError("RUN is missing; name folders of runs, or one that holds runs")

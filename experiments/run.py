@@ -74,7 +74,7 @@ class Launch(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What runs, for tables, pictures and the progress display."""
+        """Title of the run, for tables, pictures and the progress display."""
         return f"{self.settings.algo} on {self.settings.env}"
 
 

@@ -28,7 +28,7 @@ from experiments.experts.online_training import OnlineConfig
 from experiments.experts.record_dataset import LEVELS, record
 from experiments.experts.sac import SacConfig
 from experiments.experts.tasks import ERRANDS, GYM
-from experiments.experts.trainer import CURVE, POLICY, Plan, Point, train
+from experiments.experts.trainer import CURVE, POLICY, ExpertConfig, ExpertScore, train
 from mac.errors import UserError
 from mac.run.io.folder_lock import lock_folder
 from mac.run.io.signals import Interrupt
@@ -65,7 +65,7 @@ LARGE = {
 
 
 @dataclass(frozen=True)
-class Ask:
+class Args:
     """Trains our own experts, and records gym datasets with them.
 
     Run the same command again after an interruption, and it continues.
@@ -86,8 +86,8 @@ class Ask:
     """physics; auto = c, unless on an accelerator"""
 
 
-def plan_of(ask: Ask, engine: str) -> Plan:
-    """What the flags ask for.
+def plan_of(ask: Args, engine: str) -> ExpertConfig:
+    """Settings that the flags give.
 
     Raises:
         UserError: there is no such task, or a value is out of range.
@@ -102,10 +102,10 @@ def plan_of(ask: Ask, engine: str) -> Plan:
         if ask.steps < 2 * online.lanes * online.random:
             raise UserError(f"--steps={ask.steps}: take at least {2 * online.lanes * online.random}")
         online = online._replace(iterations=ask.steps // online.lanes)
-    return Plan(ask.task, ask.seed, engine, online, sac)
+    return ExpertConfig(ask.task, ask.seed, engine, online, sac)
 
 
-def rows_of(ask: Ask) -> int:
+def rows_of(ask: Args) -> int:
     """Rows of the datasets to write, 0 for none.
 
     Raises:
@@ -122,13 +122,13 @@ def rows_of(ask: Ask) -> int:
     return ask.rows
 
 
-def show(point: Point, task: str) -> str:
+def show(point: ExpertScore, task: str) -> str:
     """A line of the curve in words."""
     what = f"return {point.score:,.0f}" if task in GYM else f"{point.score:.2f} m/s along the direction"
     return f"{point.env_steps:>10,} steps  {what}, {point.score_falls:.1f} falls in 1000 steps"
 
 
-def work(ask: Ask, argv: Sequence[str]) -> int:
+def work(ask: Args, argv: Sequence[str]) -> int:
     """Trains the expert; returns the exit status."""
     outlive_output()
     arguments.start_jax(1)
@@ -142,7 +142,7 @@ def work(ask: Ask, argv: Sequence[str]) -> int:
         open_progress(f"training an expert: {ask.task}", total, "steps") as progress,
     ):
 
-        def tell(point: Point | None, done: int) -> None:
+        def tell(point: ExpertScore | None, done: int) -> None:
             progress.count(done * plan.online.lanes, total)
             if point is not None:
                 progress.note(show(point, ask.task))
@@ -161,7 +161,7 @@ def work(ask: Ask, argv: Sequence[str]) -> int:
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
-        lambda: work(arguments.read_flags(Ask, argv, PROGRAM), argv),
+        lambda: work(arguments.read_flags(Args, argv, PROGRAM), argv),
         short_of_memory="take fewer --steps, or --preset small",
         interrupted=f"continue from the last checkpoint with\n  {PROGRAM} {shlex.join(argv)}",
     )

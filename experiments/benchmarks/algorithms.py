@@ -1,4 +1,4 @@
-"""How fast every algorithm trains, beside the usual loop: `python experiments/benchmark.py algos`.
+"""Measures the training speed of every algorithm: `python experiments/benchmark.py algos`.
 
 Each algorithm has the hyperparameters that `run.py` would give it, on random data of the shapes of the first
 environment that it has settings for. As in `benchmark.py`, every algorithm and number of seeds is measured in
@@ -106,7 +106,7 @@ class AlgoRow:
 
 
 class Subject(NamedTuple):
-    """What is measured: an algorithm at the settings of an environment and a preset."""
+    """Measured case: an algorithm at the settings of an environment and a preset."""
 
     algo: AbstractAlgorithm
     env: EnvSpec
@@ -203,7 +203,7 @@ def subject_of(args: Args, env: str) -> Subject:
 
 
 def tables(rows: Sequence[AlgoRow]) -> list[Table]:
-    """What a reader wants of the figures: a table for each environment and preset."""
+    """Tables of the main figures: one for each environment and preset."""
     shown: dict[tuple[str, str], Table] = {}
     for r in rows:
         table = shown.get((r.env, r.preset)) or _empty_table(r.env, r.preset)

@@ -1,4 +1,4 @@
-"""How fast the physics engines step each environment: `python experiments/benchmark.py envs`.
+"""Measures the stepping speed of the physics engines: `python experiments/benchmark.py envs`.
 
 Every environment and batch is measured in a process of its own, where the engines take turns: machines
 are noisy, and what is compared must see the same noise. So do the mazes of one walker, which share a process:
@@ -228,7 +228,7 @@ def _advance(env: AbstractEnv, state: EnvState, actions: Float[Array, "n E A"]) 
 
 
 def table(rows: Sequence[EnvRow]) -> Table:
-    """What a reader wants of the figures."""
+    """Table of the main figures."""
     shown = Table(title="control steps per second of all environments together", title_justify="left")
     heads = "environment", "engine", "batch", "steps/s", "ratio", "of maze", "compile s", "state kB"
     heads = *heads, "scratch kB"

@@ -1,4 +1,4 @@
-"""How long an evaluation takes, and how much of it is physics and how much policy."""
+"""Measures the time of an evaluation, split into physics and policy."""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.registry import make
-from experiments.benchmarks.timed_loops import Contender, time_turn
+from experiments.benchmarks.timed_loops import TimedLoop, time_turn
 from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.normalize import Normalizer
@@ -63,7 +63,7 @@ def measure_evaluation(cfg: Config, envs: int, engine: str) -> EvalRow:
     began = time.perf_counter()
     lengths = np.asarray(whole().length)
     first = time.perf_counter() - began
-    total = 1 / time_turn(Contender(whole, 1.0)).speed
+    total = 1 / time_turn(TimedLoop(whole, 1.0)).speed
     # The longest episode decides how often all of them are stepped.
     steps = int(lengths.max())
     policy, physics = policy_turn(algo, state, envs), physics_turn(env, envs)
@@ -79,7 +79,7 @@ def measure_evaluation(cfg: Config, envs: int, engine: str) -> EvalRow:
     )
 
 
-def policy_turn(algo: MAC, state: TrainState, envs: int) -> Contender:
+def policy_turn(algo: MAC, state: TrainState, envs: int) -> TimedLoop:
     """Decides for `envs` environments, several times in a row; its work is counted in decisions."""
     first_seed = jax.tree.map(lambda x: x[0], state)
     obs = jnp.zeros((envs, algo.env.obs_dim))
@@ -88,10 +88,10 @@ def policy_turn(algo: MAC, state: TrainState, envs: int) -> Contender:
     def decide(state: TrainState, obs: Float[Array, "E D"], keys: Key[Array, " n"]) -> Any:
         return jax.lax.map(lambda key: algo.act(state, obs, None, key), keys)
 
-    return Contender(lambda: decide(first_seed, obs, jr.split(jr.key(1), STEPS)), STEPS)
+    return TimedLoop(lambda: decide(first_seed, obs, jr.split(jr.key(1), STEPS)), STEPS)
 
 
-def physics_turn(env: AbstractEnv, envs: int) -> Contender:
+def physics_turn(env: AbstractEnv, envs: int) -> TimedLoop:
     """Steps `envs` fresh environments under random actions; its work is counted in control steps."""
 
     @eqx.filter_jit
@@ -104,10 +104,10 @@ def physics_turn(env: AbstractEnv, envs: int) -> Contender:
 
     start = reset(env, jr.split(jr.key(0), envs))
     actions = jr.uniform(jr.key(1), (STEPS, envs, env.spec.action_dim), minval=-1.0, maxval=1.0)
-    return Contender(lambda: advance(env, start, actions), STEPS)
+    return TimedLoop(lambda: advance(env, start, actions), STEPS)
 
 
-def _fastest(contender: Contender) -> float:
+def _fastest(contender: TimedLoop) -> float:
     """Speed of the best of three turns, compiled before."""
     time_turn(contender)
     return max(time_turn(contender).speed for _ in range(3))

@@ -1,4 +1,4 @@
-"""What measurements share: a process for each configuration, and files that say what was measured, by which
+"""Shared parts of the measurements: a process for each configuration, and files with their provenance: the
 command, when, and on what.
 """
 

@@ -1,4 +1,4 @@
-"""What `benchmark.py` compares: our compiled segment, the usual loop, and bare matrix products.
+"""Timed loops of `benchmark.py`: the compiled segment, a Python training loop, and bare matmuls.
 
 Each contender is a turn that does a known number of operations (those of matrix products), so all
 of them are timed alike and compared as operations per second.
@@ -27,16 +27,16 @@ from mac.run.rng_streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, Window
 
 
-class Contender(NamedTuple):
+class TimedLoop(NamedTuple):
     """`turn` starts `work` operations and returns what to wait for; compiling it took `compile_s`."""
 
     turn: Callable[[], Any]
     work: float
     compile_s: float = 0.0
 
-    def times(self, n: int) -> "Contender":
+    def times(self, n: int) -> "TimedLoop":
         """A contender whose turn is `n` turns of this one, one after the other."""
-        return Contender(lambda: [self.turn() for _ in range(n)][-1], n * self.work, self.compile_s)
+        return TimedLoop(lambda: [self.turn() for _ in range(n)][-1], n * self.work, self.compile_s)
 
 
 class Work(NamedTuple):
@@ -65,7 +65,7 @@ class Timing(NamedTuple):
     cores: float
 
 
-def time_turn(contender: Contender) -> Timing:
+def time_turn(contender: TimedLoop) -> Timing:
     """Runs one turn to its end."""
     wall, cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(contender.turn())
@@ -73,7 +73,7 @@ def time_turn(contender: Contender) -> Timing:
     return Timing(contender.work / wall, cpu / wall)
 
 
-def take_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, list[Timing]]:
+def take_turns(contenders: dict[str, TimedLoop], rounds: int) -> dict[str, list[Timing]]:
     """Timings of each contender, `rounds` of them, taken in turns: A B C A B C ..."""
     taken: dict[str, list[Timing]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -110,7 +110,7 @@ def update_flops(algo: AbstractAlgorithm, window: Window) -> int:
     return product_flops(update, window, jax.eval_shape(algo.init, key), key)
 
 
-def segment(work: Work, mesh: Mesh) -> Contender:
+def segment(work: Work, mesh: Mesh) -> TimedLoop:
     """Our training: one compiled call for all updates of all seeds."""
     keys = loop.place(mesh, loop.seed_keys(0, work.seeds), loop.SEED)
     steps = loop.place(mesh, np.arange(work.updates, dtype=np.int32), loop.ALL)
@@ -125,10 +125,10 @@ def segment(work: Work, mesh: Mesh) -> Contender:
         state, metrics = run(window, keys, steps, state)
         return state, metrics
 
-    return Contender(turn, work.total, compile_s)
+    return TimedLoop(turn, work.total, compile_s)
 
 
-def plain_loop(work: Work) -> Contender:
+def plain_loop(work: Work) -> TimedLoop:
     """The usual training: seeds in turn, batches drawn with NumPy, one jitted update per call.
 
     The network code is the same, so the difference is the loop's: calls, transfers, and how the
@@ -154,9 +154,9 @@ def plain_loop(work: Work) -> Contender:
                 states[seed], _ = run(states[seed], host.draw(rng, algo.sample), np.int32(step), keys[seed])
         return states
 
-    return Contender(turn, work.total, compile_s)
+    return TimedLoop(turn, work.total, compile_s)
 
 
-def products(width: int, rows: int, mesh: Mesh) -> Contender:
+def products(width: int, rows: int, mesh: Mesh) -> TimedLoop:
     """Chained products of [rows, width] and [width, width] on each device of `mesh`."""
-    return Contender(*product_chain(width, rows, mesh))
+    return TimedLoop(*product_chain(width, rows, mesh))

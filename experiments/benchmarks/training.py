@@ -1,4 +1,4 @@
-"""How fast training is: our segment beside a plain loop, beside the machine's matrix products."""
+"""Measures the compiled segment, compared with a Python training loop and the machine's matmul rate."""
 
 import resource
 import statistics
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.benchmarks import timed_loops
-from experiments.benchmarks.timed_loops import Contender, Timing
+from experiments.benchmarks.timed_loops import TimedLoop, Timing
 from mac.algorithm import AbstractAlgorithm
 from mac.config import Config
 from mac.mac import MAC
@@ -103,7 +103,7 @@ def compare(
     seeds: int,
     products: float,
     rounds: int,
-    beside: Sequence[Contender] = (),
+    beside: Sequence[TimedLoop] = (),
 ) -> Compared:
     """Measures training by our segment beside a plain loop.
 
@@ -138,7 +138,7 @@ def compare(
     return Compared(figures, ours, [taken[name] for name in others])
 
 
-def machine_products(width: int, rows: int, seeds: int) -> tuple[list[Contender], float]:
+def machine_products(width: int, rows: int, seeds: int) -> tuple[list[TimedLoop], float]:
     """Products of the shapes that dominate an update, in one or two ways, and the speed of the better one.
 
     On a CPU each device computes them for one seed at a time, or all cores share them: the better of

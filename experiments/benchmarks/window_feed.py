@@ -1,4 +1,4 @@
-"""What it costs to train on data that do not fit on the device, beside data that do.
+"""Measures the cost of rotating windows, compared with data that stay on the device.
 
     python experiments/benchmarks/window_feed.py --rows 100_100_000 --dir /data/scratch
 
@@ -22,7 +22,7 @@ from baselines import REGISTRY
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.registry import make
 from experiments.benchmarks.harness import write_csv
-from experiments.benchmarks.timed_loops import Contender, Timing, take_turns, time_turn
+from experiments.benchmarks.timed_loops import TimedLoop, Timing, take_turns, time_turn
 from experiments.benchmarks.training import median_ratio, peak_bytes
 from experiments.cli.arguments import parse, read_flags
 from experiments.cli.exit_status import exit_status
@@ -41,8 +41,8 @@ SHARD_EPISODES = 1000
 
 
 @dataclass(frozen=True)
-class Ask:
-    """Measures training over windows of a large store beside training on one that stays."""
+class Args:
+    """Measures training over rotating windows of a large store, compared with one that stays."""
 
     dir: Path = Path("data")
     """folder for the store, which is kept only with --keep"""
@@ -104,20 +104,20 @@ class FeedRow:
 class Trainer(NamedTuple):
     """Training that goes on from turn to turn; one of the two that are compared."""
 
-    contender: Contender
+    contender: TimedLoop
     feed: Feed
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
-        lambda: run(read_flags(Ask, argv, PROGRAM), argv),
+        lambda: run(read_flags(Args, argv, PROGRAM), argv),
         short_of_memory="take a smaller --window",
         interrupted="the store is left in --dir",
     )
 
 
-def run(ask: Ask, argv: Sequence[str]) -> int:
+def run(ask: Args, argv: Sequence[str]) -> int:
     """Measures, prints, writes the file; returns the exit status."""
     check_writable(ask.dir, "--dir")
     settings, _ = parse(["--env", ask.env, "--preset", "laptop", "--seeds", str(ask.seeds)])
@@ -137,7 +137,7 @@ def run(ask: Ask, argv: Sequence[str]) -> int:
     return 0
 
 
-def measure(ask: Ask, store: Store, algo: AbstractAlgorithm) -> FeedRow:
+def measure(ask: Args, store: Store, algo: AbstractAlgorithm) -> FeedRow:
     """Trains in turns over windows and on one of them that stays."""
     mesh = loop.seed_mesh(ask.seeds)
 
@@ -186,7 +186,7 @@ def per_cpu(timing: Timing) -> Timing:
     return Timing(timing.speed / timing.cores, timing.cores)
 
 
-def trainer(ask: Ask, algo: AbstractAlgorithm, mesh: Any, feed: Feed) -> Trainer:
+def trainer(ask: Args, algo: AbstractAlgorithm, mesh: Any, feed: Feed) -> Trainer:
     """Training over `feed`, as the host's loop does it: the metrics are read one segment late."""
     keys = loop.place(mesh, loop.seed_keys(0, ask.seeds), loop.SEED)
     state = loop.init(algo, mesh, keys)
@@ -204,7 +204,7 @@ def trainer(ask: Ask, algo: AbstractAlgorithm, mesh: Any, feed: Feed) -> Trainer
             pending, step = metrics, step + ask.updates
         return state
 
-    return Trainer(Contender(turn, ask.windows * ask.updates * ask.seeds, 0.0), feed)
+    return Trainer(TimedLoop(turn, ask.windows * ask.updates * ask.seeds, 0.0), feed)
 
 
 def make_store(folder: Path, spec: EnvSpec, rows: int) -> None:

@@ -1,4 +1,4 @@
-"""What every program of this folder does around its work: errors in one line, and exit statuses."""
+"""Error lines and exit statuses, shared by all commands."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What there is to train: `python experiments/run.py --list`."""
+"""Lists algorithms and environments: `python experiments/run.py --list`."""
 
 import textwrap
 from typing import Any

@@ -23,7 +23,7 @@ From = Literal["auto", "local", "download", "generate"]
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How policies are evaluated."""
+    """Settings of the evaluation of policies."""
 
     episodes: int = 15
     """episodes per task and seed in each evaluation"""
@@ -41,7 +41,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the dataset comes from."""
+    """Settings of the dataset's source."""
 
     source: From = "auto"
     """`local` searches this machine, `download` fetches OGBench's, D4RL's or Minari's file, `generate` makes

@@ -1,4 +1,4 @@
-"""Whether a run's data stay on the device or pass by in windows, and whether there is memory for it."""
+"""Decides between data resident on the device and rotating windows, and checks the memory."""
 
 import dataclasses
 

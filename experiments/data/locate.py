@@ -1,4 +1,4 @@
-"""Where a run's dataset comes from: found on this machine, made here, or downloaded (`--data.source`)."""
+"""Locates a run's dataset: found on this machine, generated, or downloaded (`--data.source`)."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ How = Literal["local", "generate", "download"]
 
 
 class Choice(NamedTuple):
-    """What will be done to have a dataset.
+    """Decision on how to obtain a dataset.
 
     Attributes:
         path: its file, folder of shards or store; unless `how` is `local` it is still to be made.
@@ -38,7 +38,7 @@ class Choice(NamedTuple):
 
     @property
     def found(self) -> bool:
-        """Whether it is on this machine."""
+        """True if it exists on this machine."""
         return self.how == "local"
 
     def describe(self) -> str:
@@ -94,7 +94,7 @@ def search(data: DataConfig, env: str) -> Path | None:
 
 
 def public_places(data: DataConfig, dataset: str) -> list[Path]:
-    """Where public files of a dataset may be, in the order in which they are looked for."""
+    """Lists the places of a dataset's public files, in search order."""
     public = listing(dataset, data.shards)
     if public is None:  # but somebody may have such a file
         return [data.dir / (large_folder(dataset) if data.shards else f"{dataset}.npz")]
@@ -114,12 +114,12 @@ def larger(env: str) -> str:
 
 
 def downloads(data: DataConfig) -> Path:
-    """Where downloads go."""
+    """Folder of downloads."""
     return data.dir / "downloads"
 
 
 def generated_file(data: DataConfig, dataset: str) -> Path:
-    """Where a generated dataset goes: its folder names its size and seed, so that none passes for another."""
+    """Path of a generated dataset: its folder names its size and seed, so that none passes for another."""
     length = episode_rows(dataset)
     rows = -(-data.rows // length) * length
     return data.dir / f"generated-{rows}-seed{data.seed}" / f"{dataset}.npz"
@@ -168,7 +168,7 @@ def _display(name: str) -> contextlib.AbstractContextManager[Progress]:
 
 
 def _is_whole(path: Path, public: Listing | None, data: DataConfig) -> bool:
-    """Whether a public dataset is at `path`, all of it."""
+    """True if a complete public dataset exists at `path`."""
     if public and path.is_relative_to(downloads(data)):
         return is_here(public, downloads(data))
     if not data.shards:

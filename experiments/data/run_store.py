@@ -43,7 +43,7 @@ def store_folder(data: DataConfig, source: Path, files: Sources, dtype: str) -> 
 
 
 def stores(data: DataConfig) -> Path:
-    """Where all converted copies are."""
+    """Folder of all converted copies."""
     return data.dir / "stores"
 
 

@@ -1,4 +1,4 @@
-"""What `doctor.py` looks at. Imports only Python's own modules; findings are yielded, not raised."""
+"""Checks of `doctor.py`. Imports only Python's own modules; findings are yielded, not raised."""
 
 import contextlib
 import importlib.metadata
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments.cli.jax_variables import ignored
 from experiments.doctor import BROKEN, OK, ROOT, WARNING, Line
-from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Outcome, Probe, drawing_remedy
+from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Probe, ProbeResult, drawing_remedy
 from mac.machine import cores, group_memory
 
 PROJECT = "mac-jax"
@@ -79,7 +79,7 @@ def check_python(data: Path) -> Iterator[Line]:
 
 
 def check_install(data: Path) -> Iterator[Line]:
-    """Whether the project itself is installed."""
+    """Checks that the project itself is installed."""
     if version := installed(PROJECT):
         yield Line(OK, PROJECT, version)
     else:
@@ -140,7 +140,7 @@ class Trials:
         self._pictures = {name: Probe(PICTURE, {"MUJOCO_GL": name}) for name in PLATFORMS}
 
     def device(self, data: Path) -> Iterator[Line]:
-        """What JAX computes on."""
+        """Device that JAX computes on."""
         found, error = self._jax.result()
         gpu = shutil.which("nvidia-smi") is not None
         if found is None:
@@ -203,7 +203,7 @@ class Trials:
         )
 
     @staticmethod
-    def _line(what: str, outcome: Outcome, describe, state: str, remedy: str) -> Line:
+    def _line(what: str, outcome: ProbeResult, describe, state: str, remedy: str) -> Line:
         if outcome.found is None:
             return Line(state, what, outcome.error, remedy)
         return Line(OK, what, describe(outcome.found))
@@ -255,7 +255,7 @@ def check_disk(data: Path) -> Iterator[Line]:
 
 
 def check_folders(data: Path) -> Iterator[Line]:
-    """Whether results and data can be written."""
+    """Checks that results and data can be written."""
     for folder, flag in ((Path("runs"), "--out"), (data, "--data.dir")):
         refusal = cannot_write(folder)
         if refusal:

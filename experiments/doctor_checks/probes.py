@@ -80,8 +80,8 @@ def drawing_remedy(why: str) -> str:
     return f"install libegl1 (with a GPU) or libosmesa6, {otherwise}"
 
 
-class Outcome(NamedTuple):
-    """What came of a probe: its findings, or the last line of what it said against it."""
+class ProbeResult(NamedTuple):
+    """Result of a probe: its findings, or the last line of its error."""
 
     found: dict[str, Any] | None
     error: str = ""
@@ -103,20 +103,20 @@ class Probe:
             text=True,
         )
 
-    def result(self, timeout: float = 120.0) -> Outcome:
+    def result(self, timeout: float = 120.0) -> ProbeResult:
         """Waits for the end; never raises."""
         try:
             said, complaints = self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            return Outcome(None, f"gave no answer within {timeout:.0f} s")
+            return ProbeResult(None, f"gave no answer within {timeout:.0f} s")
         if self._process.returncode < 0:
-            return Outcome(None, f"the process was ended by signal {-self._process.returncode}")
+            return ProbeResult(None, f"the process was ended by signal {-self._process.returncode}")
         lines = [line.strip() for line in complaints.splitlines() if line.strip()]
         if self._process.returncode:
-            return Outcome(None, lines[-1][:200] if lines else f"exit status {self._process.returncode}")
+            return ProbeResult(None, lines[-1][:200] if lines else f"exit status {self._process.returncode}")
         try:
-            return Outcome(json.loads(said.splitlines()[-1]))
+            return ProbeResult(json.loads(said.splitlines()[-1]))
         except (IndexError, ValueError):
-            return Outcome(None, "gave no answer")
+            return ProbeResult(None, "gave no answer")

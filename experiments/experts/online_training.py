@@ -16,7 +16,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
 from experiments.experts.sac import Learner, SacConfig, Transitions, init, update_actor, update_critics
-from experiments.experts.tasks import AbstractErrand, Errand
+from experiments.experts.tasks import AbstractExpertTask, TaskState
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.run.rng_streams import Stream, stream
 
@@ -55,12 +55,12 @@ class Training(eqx.Module):
     """
 
     learner: Learner
-    lanes: Errand
-    starts: Errand
+    lanes: TaskState
+    starts: TaskState
     replay: Transitions
 
 
-class Signs(NamedTuple):
+class StepStats(NamedTuple):
     """What happened in an iteration, means over lanes: reward, falls, and what the losses say."""
 
     reward: Float[Array, ""]
@@ -69,7 +69,7 @@ class Signs(NamedTuple):
 
 
 @eqx.filter_jit
-def begin(cfg: OnlineConfig, sac: SacConfig, errand: AbstractErrand, seed: Int[Array, ""]) -> Training:
+def begin(cfg: OnlineConfig, sac: SacConfig, errand: AbstractExpertTask, seed: Int[Array, ""]) -> Training:
     """The state before the first iteration."""
     starts_key, learner_key = (stream(jr.key(seed), x) for x in (Stream.EXPERT_STARTS, Stream.EXPERT_INIT))
     starts = jax.vmap(errand.start)(jr.split(starts_key, STARTS))
@@ -87,19 +87,19 @@ def begin(cfg: OnlineConfig, sac: SacConfig, errand: AbstractErrand, seed: Int[A
 def run(
     cfg: OnlineConfig,
     sac: SacConfig,
-    errand: AbstractErrand,
+    errand: AbstractExpertTask,
     state: Training,
     seed: Int[Array, ""],
     first: Int[Array, ""],
     count: int,
     learn: bool,
-) -> tuple[Training, Signs]:
+) -> tuple[Training, StepStats]:
     """`count` iterations from number `first` on; without `learn`, of uniform actions only.
 
     Returns: the state after them, and the means over them of what happened.
     """
 
-    def body(state: Training, i: Int[Array, ""]) -> tuple[Training, Signs]:
+    def body(state: Training, i: Int[Array, ""]) -> tuple[Training, StepStats]:
         keys = jr.split(jr.fold_in(stream(jr.key(seed), Stream.EXPERT_STEPS), i), 3)
         learner, shape = state.learner, (cfg.lanes, errand.action_dim)
         if learn:
@@ -111,7 +111,7 @@ def run(
         metrics = {}
         if learn:
             learner, metrics = _learn(cfg, sac, learner, replay, i, keys[2])
-        signs = Signs(jnp.mean(seen.reward), jnp.mean(1.0 - seen.mask), metrics)
+        signs = StepStats(jnp.mean(seen.reward), jnp.mean(1.0 - seen.mask), metrics)
         return Training(learner, lanes, state.starts, replay), signs
 
     state, signs = jax.lax.scan(body, state, first + jnp.arange(count))
@@ -119,8 +119,12 @@ def run(
 
 
 def step_lanes(
-    errand: AbstractErrand, lanes: Errand, starts: Errand, action: Float[Array, "L A"], key: Key[Array, ""]
-) -> tuple[Errand, Transitions]:
+    errand: AbstractExpertTask,
+    lanes: TaskState,
+    starts: TaskState,
+    action: Float[Array, "L A"],
+    key: Key[Array, ""],
+) -> tuple[TaskState, Transitions]:
     """One control step of all lanes; those that are over then begin again."""
     step_key, start_key = jr.split(key)
     number = lanes.t.shape[0]
@@ -163,7 +167,7 @@ def _learn(
 
 @eqx.filter_jit
 def play(
-    errand: AbstractErrand,
+    errand: AbstractExpertTask,
     policy: GaussianPolicy,
     seed: Int[Array, ""],
     lanes: int,
@@ -174,7 +178,7 @@ def play(
     start_key, loop_key = jr.split(stream(jr.key(seed), Stream.EXPERT_PLAY))
     starts = jax.vmap(errand.start)(jr.split(start_key, lanes))
 
-    def body(state: Errand, key: Key[Array, ""]) -> tuple[Errand, Transitions]:
+    def body(state: TaskState, key: Key[Array, ""]) -> tuple[TaskState, Transitions]:
         noise_key, step_key = jr.split(key)
         noise = jr.normal(noise_key, (lanes, errand.action_dim)) * float(noisy)
         return step_lanes(errand, state, starts, policy(state.obs).at(noise), step_key)

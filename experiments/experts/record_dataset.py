@@ -18,7 +18,7 @@ import numpy as np
 from experiments.experts.online_training import begin, play
 from experiments.experts.sac import Transitions
 from experiments.experts.tasks import build_errand
-from experiments.experts.trainer import Plan, load_policy
+from experiments.experts.trainer import ExpertConfig, load_policy
 from mac.atomic_files import replace_file, write_json
 from mac.errors import UserError
 from mac.run.io.checkpoint import CheckpointStore
@@ -41,11 +41,11 @@ class Recorded(NamedTuple):
 
 
 def dataset_path(folder: Path, task: str, level: str) -> Path:
-    """Where a dataset goes; the name says whose it is."""
+    """Path of a dataset, named after its expert."""
     return folder / f"{task}-ours-{level}.hdf5"
 
 
-def record(plan: Plan, folder: Path, level: str, rows: int) -> Recorded:
+def record(plan: ExpertConfig, folder: Path, level: str, rows: int) -> Recorded:
     """Writes one dataset of the training in `folder`, with at most `rows` rows.
 
     Raises:
@@ -63,7 +63,7 @@ def record(plan: Plan, folder: Path, level: str, rows: int) -> Recorded:
     return Recorded(path, count, mean)
 
 
-def replayed(plan: Plan, folder: Path) -> Transitions:
+def replayed(plan: ExpertConfig, folder: Path) -> Transitions:
     """The replay buffer of a training, oldest first, [steps, lanes, ...]."""
     cfg, sac, errand = plan.online, plan.sac, build_errand(plan.task, plan.engine)
     with CheckpointStore(folder / "checkpoints", keep=1) as store:
@@ -73,7 +73,7 @@ def replayed(plan: Plan, folder: Path) -> Transitions:
     return jax.tree.map(lambda x: np.asarray(x)[order], saved.state.replay)
 
 
-def played(plan: Plan, folder: Path, rows: int) -> Transitions:
+def played(plan: ExpertConfig, folder: Path, rows: int) -> Transitions:
     """What the trained policy does, noise included, [steps, lanes, ...]."""
     _, policy, _ = load_policy(folder)
     errand = build_errand(plan.task, plan.engine)

@@ -1,6 +1,6 @@
-"""What experts are trained to do: to walk in a given direction, or a gym walker's own task.
+"""Tasks of the experts: walking in a given direction, or a gym walker's own task.
 
-An `AbstractErrand` is one environment, for the caller to vmap. It never ends by itself: the caller puts a
+An `AbstractExpertTask` is one environment, for the caller to vmap. It never ends by itself: the caller puts a
 fresh start in the place of a state that is `over`.
 
 Source of rewards and rules: OGBench's online locomotion environments (Park et al. 2025), and
@@ -43,7 +43,7 @@ _UPRIGHT, _UPRIGHT_MARGIN = 0.9, 1.9
 """Vertical share of a standing humanoid's torso axis; the margin within which the reward falls to 0."""
 
 
-class Errand(eqx.Module):
+class TaskState(eqx.Module):
     """State of an errand.
 
     Attributes:
@@ -59,7 +59,7 @@ class Errand(eqx.Module):
     inner: Any
 
 
-class AbstractErrand(eqx.Module):
+class AbstractExpertTask(eqx.Module):
     """An online environment."""
 
     name: eqx.AbstractVar[str]
@@ -68,24 +68,24 @@ class AbstractErrand(eqx.Module):
     control_dt: eqx.AbstractVar[float]
 
     @abc.abstractmethod
-    def start(self, key: Key[Array, ""]) -> Errand:
+    def start(self, key: Key[Array, ""]) -> TaskState:
         """A new beginning."""
 
     @abc.abstractmethod
     def step(
-        self, state: Errand, action: Float[Array, " A"], key: Key[Array, ""]
-    ) -> tuple[Errand, Transitions]:
+        self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
+    ) -> tuple[TaskState, Transitions]:
         """One control step, and its record."""
 
 
-class Way(eqx.Module):
-    """`Errand.inner` of a walk: the walker, and the unit vector along which it should go."""
+class WalkState(eqx.Module):
+    """`TaskState.inner` of a walk: the walker, and the unit vector along which it should go."""
 
     motion: WalkerPhysics
     direction: Float[Array, " 2"]
 
 
-class Walk(AbstractErrand):
+class WalkTask(AbstractExpertTask):
     """An ant or a humanoid on a plane, to be taken along a direction that changes now and then.
 
     Reward of an ant: its way along the direction, m; a fall ends the errand. Of a humanoid: how well it
@@ -107,17 +107,17 @@ class Walk(AbstractErrand):
         self.action_dim = self.env.spec.action_dim
         self.obs_dim = int(turned(body, jnp.zeros(self.env.spec.obs_dim - 2), jnp.ones(2)).shape[0])
 
-    def start(self, key: Key[Array, ""]) -> Errand:
+    def start(self, key: Key[Array, ""]) -> TaskState:
         pose_key, turn_key = jr.split(key)
         motion = self.env.engine.load(*random_start(self.env.walker, pose_key))
         direction = random_direction(turn_key)
         obs = self._see(motion, direction)
-        return Errand(obs, jnp.zeros((), jnp.int32), jnp.asarray(False), Way(motion, direction))
+        return TaskState(obs, jnp.zeros((), jnp.int32), jnp.asarray(False), WalkState(motion, direction))
 
     def step(
-        self, state: Errand, action: Float[Array, " A"], key: Key[Array, ""]
-    ) -> tuple[Errand, Transitions]:
-        way: Way = state.inner
+        self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
+    ) -> tuple[TaskState, Transitions]:
+        way: WalkState = state.inner
         motion = self.env.engine.step(way.motion, action, jnp.asarray(True))
         ahead = jnp.dot(motion.qpos[:2] - way.motion.qpos[:2], way.direction)
         fell = ~jnp.all(jnp.isfinite(motion.qpos)) | ~jnp.all(jnp.isfinite(motion.qvel))
@@ -132,13 +132,13 @@ class Walk(AbstractErrand):
         turn = t % _TURN[self.name] == 0
         direction = jnp.where(turn, random_direction(key), way.direction)
         obs = self._see(motion, direction)
-        return Errand(obs, t, fell | late, Way(motion, direction)), seen
+        return TaskState(obs, t, fell | late, WalkState(motion, direction)), seen
 
     def _see(self, motion: WalkerPhysics, direction: Float[Array, " 2"]) -> Float[Array, " D"]:
         return turned(self.name, self.env.observe(motion)[2:], direction)
 
 
-class Gym(AbstractErrand):
+class Gym(AbstractExpertTask):
     """A gym walker's own task."""
 
     env: GymEnv
@@ -154,17 +154,17 @@ class Gym(AbstractErrand):
         self.env, self.name, self.control_dt = env, body, env.spec.control_dt
         self.obs_dim, self.action_dim = env.spec.obs_dim, env.spec.action_dim
 
-    def start(self, key: Key[Array, ""]) -> Errand:
+    def start(self, key: Key[Array, ""]) -> TaskState:
         state = self.env.reset(key, jnp.asarray(1))
-        return Errand(state.obs, state.t, state.done, state)
+        return TaskState(state.obs, state.t, state.done, state)
 
     def step(
-        self, state: Errand, action: Float[Array, " A"], key: Key[Array, ""]
-    ) -> tuple[Errand, Transitions]:
+        self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
+    ) -> tuple[TaskState, Transitions]:
         new = self.env.step(state.inner, action)
         fell = ~self.env.healthy(new.motion)
         mask, cut = 1.0 - fell.astype(jnp.float32), new.done & ~fell
-        return Errand(new.obs, new.t, new.done, new), Transitions(
+        return TaskState(new.obs, new.t, new.done, new), Transitions(
             state.obs, action, new.reward, new.obs, mask, cut
         )
 
@@ -179,11 +179,11 @@ class DirectedPolicy(DirectionActor):
         return jnp.tanh(self.policy(turned(self.body, obs, direction)).mean)
 
 
-def build_errand(name: str, engine: str = "c") -> AbstractErrand:
+def build_errand(name: str, engine: str = "c") -> AbstractExpertTask:
     """The errand called `name`, one of `ERRANDS`, on engine `c`, `mjx` or `warp`."""
     if name in GYM:
         return Gym(name, engine)
-    return Walk(name, None if engine == "c" else walker_engine(flat_walker(name), engine))
+    return WalkTask(name, None if engine == "c" else walker_engine(flat_walker(name), engine))
 
 
 def walker_engine(walker: Walker, engine: str) -> AbstractWalkerEngine:

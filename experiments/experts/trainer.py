@@ -23,9 +23,9 @@ import numpy as np
 
 from envs_mjx.datagen.dataset_spec import versions
 from experiments.benchmarks.harness import write_csv
-from experiments.experts.online_training import OnlineConfig, Signs, Training, begin, play, run
+from experiments.experts.online_training import OnlineConfig, StepStats, Training, begin, play, run
 from experiments.experts.sac import SacConfig
-from experiments.experts.tasks import GYM, AbstractErrand, DirectedPolicy, build_errand
+from experiments.experts.tasks import GYM, AbstractExpertTask, DirectedPolicy, build_errand
 from mac.atomic_files import read_json, replace_file, write_json
 from mac.errors import UserError
 from mac.nn.gaussian_policy import GaussianPolicy
@@ -38,8 +38,8 @@ _REPORTS = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is trained: everything that the result depends on.
+class ExpertConfig:
+    """Settings of an expert's training: everything that the result depends on.
 
     Attributes:
         task: a name in `tasks.ERRANDS`.
@@ -65,7 +65,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class ExpertScore:
     """A line of the curve.
 
     Attributes:
@@ -89,7 +89,7 @@ class Point:
     temperature: float
 
 
-def score(errand: AbstractErrand, policy: GaussianPolicy, seed: int) -> tuple[float, float]:
+def score(errand: AbstractExpertTask, policy: GaussianPolicy, seed: int) -> tuple[float, float]:
     """How well the means of a policy do, and falls per 1000 steps: mean speed (m/s) in 300 steps, or of a
     gym walker the mean return of one episode."""
     steps = 1000 if errand.name in GYM else 300
@@ -104,10 +104,10 @@ def score(errand: AbstractErrand, policy: GaussianPolicy, seed: int) -> tuple[fl
 
 
 def train(
-    plan: Plan,
+    plan: ExpertConfig,
     folder: Path,
     command: Sequence[str],
-    tell: Callable[[Point | None, int], None],
+    tell: Callable[[ExpertScore | None, int], None],
     stop: Callable[[], bool],
 ) -> bool:
     """Trains what `plan` says, or goes on where an earlier process was; True if it is finished.
@@ -129,7 +129,7 @@ def train(
         if store.latest() is not None:
             saved = store.restore(jax.eval_shape(lambda: state), config=plan.settings)
             state, done = saved.state, saved.step
-            points = [Point(*line) for line in saved.meta["points"]]
+            points = [ExpertScore(*line) for line in saved.meta["points"]]
             before = points[-1].seconds if points else 0.0
             tell(None, done)
         clock = time.monotonic()
@@ -154,11 +154,16 @@ def train(
 
 
 def _point(
-    plan: Plan, errand: AbstractErrand, state: Training, done: int, signs: Signs, seconds: float
-) -> Point:
+    plan: ExpertConfig,
+    errand: AbstractExpertTask,
+    state: Training,
+    done: int,
+    signs: StepStats,
+    seconds: float,
+) -> ExpertScore:
     well, falls = score(errand, state.learner.policy, plan.seed)
     learnt = max(done - plan.online.random, 0) * plan.online.critic_updates
-    return Point(
+    return ExpertScore(
         done * plan.online.lanes,
         learnt,
         round(seconds, 1),
@@ -170,7 +175,7 @@ def _point(
     )
 
 
-def check_plan(folder: Path, plan: Plan) -> None:
+def check_plan(folder: Path, plan: ExpertConfig) -> None:
     """Makes sure that a folder is empty, or holds this very training.
 
     Raises:

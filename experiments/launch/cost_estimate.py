@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: sizes, memory, time."""
+"""Estimates the cost of a run before it starts: sizes, memory, time."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ PAPER_ROWS = 100_000_000  # of the datasets with goals in the MAC paper
 TRAIN_SHARE = 0.65  # share of the measured matrix-product rate that training reaches
 
 
-class Plan(NamedTuple):
+class CostEstimate(NamedTuple):
     """Sizes of a run. Bytes are for all seeds.
 
     Attributes:
@@ -67,7 +67,7 @@ class Compiled(NamedTuple):
 
 def make_plan(
     algo: AbstractAlgorithm, spec: EnvSpec, rows: int, seeds: int, dtype: str = "float32", held: int = 1
-) -> Plan:
+) -> CostEstimate:
     """Sizes of a run, from shapes alone: nothing is compiled or computed and no data is read.
 
     Args:
@@ -98,7 +98,7 @@ def make_plan(
     def update(window: Window, state: Any, key: Any) -> Any:
         return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
 
-    return Plan(
+    return CostEstimate(
         params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},
         parts=operations(update, data, state, key),
         state_bytes=seeds * _bytes(state),
@@ -110,14 +110,14 @@ def make_plan(
     )
 
 
-def compile_update(plan: Plan) -> Compiled:
+def compile_update(plan: CostEstimate) -> Compiled:
     """Compiles one update of one seed; nothing is computed."""
     compiled = jax.jit(plan.update).lower(*plan.args).compile()
     scratch = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
     return Compiled(int(scratch), program_bytes(compiled.as_text() or ""))
 
 
-def memory_of(plan: Plan, scratch: int) -> cost_text.Memory:
+def memory_of(plan: CostEstimate, scratch: int) -> cost_text.Memory:
     """What training takes where JAX runs now; `scratch` is of one seed."""
     on_cpu, devices = jax.default_backend() == "cpu", seed_mesh(plan.seeds).size
     return cost_text.Memory(
@@ -154,7 +154,7 @@ def product_rate(width: int = 256, seconds: float = 0.3) -> float:
     return work / best
 
 
-def seconds_to_train(plan: Plan, updates: int) -> float:
+def seconds_to_train(plan: CostEstimate, updates: int) -> float:
     """Estimate for `updates` seed-updates on this machine."""
     return updates * total(plan.parts).products / (TRAIN_SHARE * product_rate())
 
@@ -184,7 +184,7 @@ def describe_evaluation(env: AbstractEnv, episodes: int, batch: int) -> str:
     )
 
 
-def describe(plan: Plan, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:
+def describe(plan: CostEstimate, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:
     """Lines for `--dry-run`; compiles an update."""
     batch, compiled = algo.sample, compile_update(plan)
     params = ", ".join(f"{name} {count:,}" for name, count in plan.params.items())

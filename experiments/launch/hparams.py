@@ -74,7 +74,7 @@ def merge_rows(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> 
 
 
 def fits(row: dict[str, Any], algo: str, env: str | None, preset: str) -> bool:
-    """Whether a row applies; to any environment if `env` is None."""
+    """True if a row applies; to any environment if `env` is None."""
     wanted = {"algo": (algo,), "preset": (preset,)} | ({} if env is None else {"env": (env, sibling(env))})
     return all(
         any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns(row, key))

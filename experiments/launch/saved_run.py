@@ -57,12 +57,12 @@ class SavedRun(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What was trained, for tables and pictures."""
+        """Title of the run, for tables and pictures."""
         return f"{self.settings.algo} on {self.settings.env}"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was started in `folder`."""
+    """True if a run was started in `folder`."""
     return (folder / CONFIG).exists()
 
 

@@ -30,7 +30,7 @@ decide = eqx.filter_jit(select_actions)
 expect = eqx.filter_jit(predict_returns)
 
 
-class Fleet:
+class EnvPool:
     """`count` real environments, shared out to one process per core; a context manager.
 
     Raises:
@@ -59,7 +59,7 @@ class Fleet:
         replies = {i: iter(self._workers[i].receive()) for i in busy}
         return [next(replies[slot % self._share]) for slot, _ in orders]
 
-    def __enter__(self) -> "Fleet":
+    def __enter__(self) -> "EnvPool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,7 +131,7 @@ def play_official(
     seeds, count = len(run.numbers), len(tasks) * episodes
     width = min(max((batch or PER_CORE * cores()) // seeds, 1), count)
     task, episode = np.repeat(tasks, episodes), np.tile(np.arange(episodes), len(tasks))
-    with Fleet(name, seeds * width) as fleet:
+    with EnvPool(name, seeds * width) as fleet:
         match = _Match(
             run, fleet, (seeds, width), task, *episode_keys(keys, jnp.asarray(task), jnp.asarray(episode))
         )
@@ -159,7 +159,7 @@ class _Match:
     def __init__(
         self,
         run: SavedRun,
-        fleet: Fleet,
+        fleet: EnvPool,
         shape: tuple[int, int],
         task: np.ndarray,
         k_reset: Key[Array, "S E"],
@@ -180,7 +180,7 @@ class _Match:
 
     @property
     def ended(self) -> int:
-        """How many episodes are over."""
+        """Number of finished episodes."""
         return int(np.count_nonzero(self.length) - np.count_nonzero(self.playing >= 0))
 
     def start(self) -> bool:
@@ -247,7 +247,7 @@ class _Match:
         return {"predicted": self.predicted, "realised": realised}
 
     def _obey(self, orders: list[tuple[tuple[int, int], Any]]) -> list[tuple[tuple[int, int], Played]]:
-        """`Fleet.obey` by seed and column."""
+        """`EnvPool.obey` by seed and column."""
         width = self.playing.shape[1]
         done = self.fleet.obey([(s * width + w, order) for (s, w), order in orders])
         return [(at, played) for (at, _), played in zip(orders, done, strict=True)]

@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
 
 
 class Played(NamedTuple):
-    """What came of one order.
+    """Result of one order.
 
     Attributes:
         obs: the last observation.
@@ -59,11 +59,11 @@ class Played(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many were taken."""
+        """Number of steps taken."""
         return len(self.rewards)
 
 
-class Slots:
+class SharedArrays:
     """`count` environments called `name`, as the package makes them, its time limit included."""
 
     def __init__(self, name: str, count: int, film: bool = False):
@@ -122,14 +122,14 @@ def main(name: str, count: str, film: str) -> None:
     warnings.simplefilter("ignore")
     replies, requests = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)
-    slots: Slots | None = None
+    slots: SharedArrays | None = None
     while True:
         try:
             request = pickle.load(requests)
         except EOFError:
             return
         try:
-            slots = slots or Slots(name, int(count), film == "film")
+            slots = slots or SharedArrays(name, int(count), film == "film")
             reply: Any = [slots.obey(slot, order) for slot, order in request]
         except Exception as error:  # whatever it is, the one who asked must hear of it
             reply = f"{type(error).__name__}: {error}"

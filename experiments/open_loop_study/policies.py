@@ -73,7 +73,7 @@ def success_of(run: saved_run.SavedRun) -> Curve:
         learning_curve(rows, str(path))  # refuses damaged rows
     rows = [row for row in rows if row["step"] == run.step]
     if not rows:
-        evaluate.evaluate_again(evaluate.Ask(run.folder, step=run.step))
+        evaluate.evaluate_again(evaluate.Args(run.folder, step=run.step))
         rows = list(read_rows(run.folder / evaluate.EVALUATIONS))[-1]["rows"]
     return learning_curve(rows)
 

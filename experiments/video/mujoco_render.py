@@ -151,7 +151,7 @@ class Camera:
 
 
 def legend(scene: Scene) -> str:
-    """What the marks mean, in one line."""
+    """Legend of the marks, in one line."""
     parts = ["faint cube: where it belongs"] if scene.cubes else []
     parts += ["ball above a button: state that is wanted"] if scene.buttons else []
     return "   ·   ".join([*parts, *(["yellow ball: where a handle belongs"] if scene.slides else [])])

@@ -13,7 +13,7 @@ from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import SUCCESS_RADIUS, Objects
 from envs_mjx.manipulation.scenes import CONTROL_DT, Scene
 from experiments.launch.saved_run import SavedRun
-from experiments.ogbench_eval.play import Fleet, decide, start_seed
+from experiments.ogbench_eval.play import EnvPool, decide, start_seed
 from experiments.ogbench_eval.worker import Played, Start
 from mac.run.evaluate import episode_keys, evaluation_keys
 
@@ -116,7 +116,7 @@ def film_official(run: SavedRun, name: str, task: int, draw: int) -> Film:
     k_reset, k_act = episode_keys(keys, jnp.asarray([task]), jnp.asarray([0]))
     seeds = len(run.numbers)
     reels: list[list[Played]] = []
-    with Fleet(name, seeds, film=True) as fleet:
+    with EnvPool(name, seeds, film=True) as fleet:
         played = fleet.obey([(s, Start(start_seed(k_reset[s, 0]), task)) for s in range(seeds)])
         goals = [p.goal for p in played if p.goal is not None and run.algo.env.goal_dim]
         goal = jnp.asarray(np.stack(goals)[:, None]) if goals else None

@@ -154,7 +154,7 @@ class Panel:
 
 
 def legend(scene: Scene) -> list[str]:
-    """What the marks mean, in lines that fit two seeds side by side."""
+    """Legend of the marks, in lines that fit two seeds side by side."""
     lines = [["dashed: where cubes belong"]] if scene.cubes else [[]]
     if scene.buttons:
         lines[0] += ["button: red 0, blue 1", "ring: state that is wanted"]

@@ -15,7 +15,7 @@ from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments import benchmark
 from experiments.benchmarks import timed_loops, training
 from experiments.benchmarks.evaluation import measure_evaluation
-from experiments.benchmarks.timed_loops import Contender
+from experiments.benchmarks.timed_loops import TimedLoop
 from experiments.launch.cost_estimate import product_chain
 from mac.config import Config
 from mac.mac import MAC
@@ -54,7 +54,7 @@ def test_products_are_counted_and_done():
 
 def test_contenders_take_turns():
     order: list[str] = []
-    named = {name: Contender(lambda name=name: order.append(name), 1.0).times(2) for name in "ab"}
+    named = {name: TimedLoop(lambda name=name: order.append(name), 1.0).times(2) for name in "ab"}
     taken = timed_loops.take_turns(named, rounds=3)
     assert "".join(order) == "aabb" * 3
     assert {name: len(turns) for name, turns in taken.items()} == {"a": 3, "b": 3}
@@ -64,7 +64,7 @@ def test_speed_is_work_over_wall_time(monkeypatch):
     wall, cpu = iter([10.0, 12.0]), iter([1.0, 4.0])
     monkeypatch.setattr(timed_loops.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(timed_loops.time, "process_time", lambda: next(cpu))
-    timing = timed_loops.time_turn(Contender(lambda: None, 5.0).times(2))
+    timing = timed_loops.time_turn(TimedLoop(lambda: None, 5.0).times(2))
     assert timing == (10.0 / 2.0, 3.0 / 2.0)
 
 

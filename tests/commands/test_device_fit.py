@@ -1,4 +1,4 @@
-"""Whether a run's data fit, and what is said if not."""
+"""Tests of the memory check for a run's data, and of its messages."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `doctor.py` tries in processes of their own, and what it makes of the outcomes."""
+"""Tests of the probes that `doctor.py` runs in their own processes."""
 
 import shutil
 import time
@@ -8,7 +8,7 @@ import pytest
 
 from experiments.doctor import BROKEN, OK, WARNING
 from experiments.doctor_checks import checks, probes
-from experiments.doctor_checks.probes import Outcome, Probe
+from experiments.doctor_checks.probes import Probe, ProbeResult
 from tests.helpers.doctor import only, report, versions
 
 
@@ -17,10 +17,10 @@ def trials(**probed: Any) -> checks.Trials:
     made = object.__new__(checks.Trials)
 
     class Done:
-        def __init__(self, outcome: Outcome):
+        def __init__(self, outcome: ProbeResult):
             self.outcome = outcome
 
-        def result(self) -> Outcome:
+        def result(self) -> ProbeResult:
             return self.outcome
 
     for name, outcome in probed.items():
@@ -32,53 +32,53 @@ def trials(**probed: Any) -> checks.Trials:
 
 def test_a_device_that_jax_cannot_start_on_is_broken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("JAX_PLATFORMS", "rocm")
-    line = only(trials(jax=Outcome(None, "RuntimeError: Unknown backend rocm")).device)
+    line = only(trials(jax=ProbeResult(None, "RuntimeError: Unknown backend rocm")).device)
     assert line.state == BROKEN and "Unknown backend" in line.found and "unset JAX_PLATFORMS" in line.remedy
 
 
 def test_an_idle_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch):
     found = {"backend": "cpu", "device": "cpu", "count": 1, "memory": None}
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert only(trials(jax=Outcome(found)).device).state == OK
+    assert only(trials(jax=ProbeResult(found)).device).state == OK
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    line = only(trials(jax=Outcome(found)).device)
+    line = only(trials(jax=ProbeResult(found)).device)
     assert line.state == WARNING and "cuda12" in line.remedy
 
 
 def test_an_accelerator_tells_its_memory():
     found = {"backend": "gpu", "device": "NVIDIA H200", "count": 2, "memory": 140 * 2**30}
-    assert only(trials(jax=Outcome(found)).device).found == "2 x NVIDIA H200 (gpu), 140 GiB"
+    assert only(trials(jax=ProbeResult(found)).device).found == "2 x NVIDIA H200 (gpu), 140 GiB"
 
 
 def test_physics_that_fail_are_broken():
-    assert only(trials(physics=Outcome(None, "no scene")).physics).state == BROKEN
-    assert only(trials(physics=Outcome({"rate": 50_000})).physics).state == OK
+    assert only(trials(physics=ProbeResult(None, "no scene")).physics).state == BROKEN
+    assert only(trials(physics=ProbeResult({"rate": 50_000})).physics).state == OK
 
 
 def test_mjx_is_needed_and_warp_is_not(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     versions(monkeypatch, warp_lang=None)
-    mjx, warp = report(trials(mjx=Outcome(None, "ImportError: no mjx")).mjx)
+    mjx, warp = report(trials(mjx=ProbeResult(None, "ImportError: no mjx")).mjx)
     assert (mjx.state, warp.state) == (BROKEN, OK)
     versions(monkeypatch, warp_lang="1.0")
-    mjx, warp = report(trials(mjx=Outcome({"warp": False, "why": "too old"})).mjx)
+    mjx, warp = report(trials(mjx=ProbeResult({"warp": False, "why": "too old"})).mjx)
     assert (mjx.state, warp.state, warp.found) == (OK, WARNING, "too old")
 
 
 def test_a_machine_without_pictures_is_warned_and_told_what_draws_without(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    none = {name: Outcome(None, f"no {name}") for name in checks.PLATFORMS}
+    none = {name: ProbeResult(None, f"no {name}") for name in checks.PLATFORMS}
     line = only(trials(pictures=none).renderer)
     assert line.state == WARNING and "no egl" in line.found and "--renderer drawing" in line.remedy
-    assert only(trials(pictures=none | {"osmesa": Outcome({})}).renderer).state == OK
-    assert only(trials(pictures=none | {"glfw": Outcome({})}).renderer).state == WARNING  # needs a screen
+    assert only(trials(pictures=none | {"osmesa": ProbeResult({})}).renderer).state == OK
+    assert only(trials(pictures=none | {"glfw": ProbeResult({})}).renderer).state == WARNING  # needs a screen
 
 
 def test_a_variable_that_misleads_the_renderer_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
-    none = {name: Outcome(None, f"no {name}") for name in checks.PLATFORMS}
-    none["egl"] = Outcome(None, "RuntimeError: MUJOCO_EGL_DEVICE_ID must be between 0 and 0")
+    none = {name: ProbeResult(None, f"no {name}") for name in checks.PLATFORMS}
+    none["egl"] = ProbeResult(None, "RuntimeError: MUJOCO_EGL_DEVICE_ID must be between 0 and 0")
     line = only(trials(pictures=none).renderer)
     assert "unset or correct MUJOCO_EGL_DEVICE_ID (it is '99')" in line.remedy
     assert "libegl1" not in line.remedy
@@ -104,7 +104,7 @@ def test_a_probe_that_hangs_is_ended():
 
 
 def test_a_probe_that_works_tells_what_it_found():
-    assert Probe("print('noise'); print('{\"a\": 1}')").result() == Outcome({"a": 1})
+    assert Probe("print('noise'); print('{\"a\": 1}')").result() == ProbeResult({"a": 1})
 
 
 def test_probes_are_python():

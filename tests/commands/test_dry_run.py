@@ -1,4 +1,4 @@
-"""What `--dry-run` says: sizes of the paper's runs against sums done by hand, memory, and its words."""
+"""Tests of `--dry-run`: sizes of the paper's runs against hand calculation, memory, and messages."""
 
 import jax
 import pytest

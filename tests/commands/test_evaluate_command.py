@@ -223,7 +223,7 @@ def test_original_environment_plays_every_episode(copied: Path):
 def test_environments_in_other_processes_are_those_of_the_package():
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 5)).astype(np.float32)
     name = "cube-double-play-v0"
-    with play.Fleet(name, 3, film=True) as fleet:
+    with play.EnvPool(name, 3, film=True) as fleet:
         fleet.obey([(0, Start(7, 1)), (1, Start(8, 4)), (2, Start(9, 5))])
         played = fleet.obey([(2, actions[:2]), (1, actions)])
     env: Any = ogbench.make_env_and_datasets(name, env_only=True)
@@ -245,7 +245,7 @@ def test_results_go_to_the_right_seed_task_and_episode(
     finished: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
     """In the toy fleet an episode's length, return and success follow from its seed."""
-    monkeypatch.setattr(play, "Fleet", Lanes)
+    monkeypatch.setattr(play, "EnvPool", Lanes)
     run, tasks, episodes = open_run(finished), (12, 3), 5
     keys = evaluation_keys(jnp.asarray(run.numbers), 10)
     ended: list[int] = []
@@ -278,7 +278,7 @@ def test_missing_package_and_failing_process_are_one_line(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     with (
-        play.Fleet("cube-septuple-play-v0", 1) as fleet,
+        play.EnvPool("cube-septuple-play-v0", 1) as fleet,
         pytest.raises(UserError, match=r"engine ogbench failed: .*cube-septuple") as caught,
     ):
         fleet.obey([(0, Start(0, 1))])

@@ -1,4 +1,4 @@
-"""Where a dataset comes from: what is searched, chosen and fetched, and what is said where nothing helps."""
+"""Tests of locating a dataset: search, choice, download, and error messages."""
 
 import threading
 from collections.abc import Iterator

@@ -92,7 +92,7 @@ def test_run_that_was_not_evaluated_at_its_checkpoint_is_evaluated(
 ):
     asked = []
 
-    def fake(ask: policies.evaluate.Ask) -> int:
+    def fake(ask: policies.evaluate.Args) -> int:
         asked.append((ask.run, ask.step))
         rows = [{"step": 10, "seed": s, "task": 2, "success": 0.25 + s / 2, "episodes": 4} for s in (0, 1)]
         append_row(copied / EVALUATIONS, {"rows": rows})

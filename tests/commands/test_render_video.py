@@ -98,7 +98,7 @@ class Short:
 def test_film_of_the_original_environment_lets_ended_scenes_stand(
     saved: SavedRun, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(record, "Fleet", Short)
+    monkeypatch.setattr(record, "EnvPool", Short)
     got = film_official(saved, ENV, 2, 0)
     np.testing.assert_array_equal(got.t[:, 0], [0, 1, 2] + [3] * 10)
     np.testing.assert_array_equal(got.t[:, 1], np.arange(13))

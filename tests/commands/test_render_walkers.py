@@ -91,7 +91,7 @@ def test_films_of_walkers_are_drawn_and_of_our_engines(monkeypatch: pytest.Monke
     monkeypatch.setattr(render_video, "read_settings", lambda folder: settings)
     for flags in ({"engine": "ogbench"}, {"renderer": "mujoco", "engine": "c"}):
         with pytest.raises(UserError, match=r"on engine c, mjx or warp, by --renderer drawing"):
-            render_video.view(render_video.Ask(run=Path(), **flags))
+            render_video.view(render_video.Args(run=Path(), **flags))
 
 
 def test_a_long_title_is_shrunk_to_the_picture():

@@ -1,4 +1,4 @@
-"""What `--list` shows, and that every method can be run as it says."""
+"""Tests of `--list`, and that every listed method can be run."""
 
 import fnmatch
 import itertools

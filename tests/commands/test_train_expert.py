@@ -20,8 +20,8 @@ from experiments import train_expert
 from experiments.experts import record_dataset, tasks, trainer
 from experiments.experts.online_training import OnlineConfig, begin, play, run, step_lanes
 from experiments.experts.sac import SacConfig, Transitions
-from experiments.experts.tasks import AbstractErrand, Errand, build_errand, standing, turned
-from experiments.experts.trainer import Plan, load_policy, train
+from experiments.experts.tasks import AbstractExpertTask, TaskState, build_errand, standing, turned
+from experiments.experts.trainer import ExpertConfig, load_policy, train
 from mac.data.hdf5 import read
 from mac.errors import UserError
 from tests.helpers.key_usage import recorded as keys_recorded
@@ -31,7 +31,7 @@ SAC = SacConfig(hidden=(32, 32), lr=3e-3, discount=0.5, temperature=0.01)
 ONLINE = OnlineConfig(lanes=8, iterations=300, random=20, critic_updates=1, batch=64, capacity=200)
 
 
-class Compass(AbstractErrand):
+class Compass(AbstractExpertTask):
     """A toy: the action that is wanted is the observation, a random unit vector."""
 
     name: str = eqx.field(static=True, default="hopper")
@@ -39,23 +39,25 @@ class Compass(AbstractErrand):
     action_dim: int = eqx.field(static=True, default=2)
     control_dt: float = eqx.field(static=True, default=0.1)
 
-    def start(self, key: Key[Array, ""]) -> Errand:
-        return Errand(tasks.random_direction(key), jnp.zeros((), jnp.int32), jnp.asarray(False), ())
+    def start(self, key: Key[Array, ""]) -> TaskState:
+        return TaskState(tasks.random_direction(key), jnp.zeros((), jnp.int32), jnp.asarray(False), ())
 
     def step(
-        self, state: Errand, action: Float[Array, " A"], key: Key[Array, ""]
-    ) -> tuple[Errand, Transitions]:
+        self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
+    ) -> tuple[TaskState, Transitions]:
         obs, t = tasks.random_direction(key), state.t + 1
         fell, late = jnp.sum(action) > 1.99, t >= 20
         reward = -jnp.sum(jnp.square(action - state.obs))
         seen = Transitions(state.obs, action, reward, obs, 1.0 - fell.astype(jnp.float32), late & ~fell)
-        return Errand(obs, t, fell | late, ()), seen
+        return TaskState(obs, t, fell | late, ()), seen
 
 
-PLAN = Plan("hopper", 0, "c", ONLINE, SAC)  # the toy is called hopper, so that its data can be recorded
+PLAN = ExpertConfig(
+    "hopper", 0, "c", ONLINE, SAC
+)  # the toy is called hopper, so that its data can be recorded
 
 
-def go(folder: Path, plan: Plan = PLAN, stop: Callable[[], bool] = lambda: False) -> bool:
+def go(folder: Path, plan: ExpertConfig = PLAN, stop: Callable[[], bool] = lambda: False) -> bool:
     folder.mkdir(exist_ok=True)
     return train(plan, folder, ["train_expert.py"], lambda point, done: None, stop)
 

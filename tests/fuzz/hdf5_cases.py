@@ -291,7 +291,7 @@ class Hdf5Cases:
             edit(rng, file, _keys(layout, rng))
 
     def verdicts(self, i: int) -> tuple[Case, dict[str, Verdict]]:
-        """What each reader makes of case `i`."""
+        """Verdict of each reader on case `i`."""
         layout, case = self.case(i)
         self.fresh(layout)
         case.make(self.work)

@@ -382,7 +382,7 @@ class NpzCases:
             write(path, found)
 
     def verdicts(self, i: int) -> tuple[Case, dict[str, Verdict]]:
-        """What each reader makes of case `i`."""
+        """Verdict of each reader on case `i`."""
         case = self.case(i)
         self.fresh()
         before = (self.work / VAL).read_bytes()

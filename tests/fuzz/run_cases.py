@@ -384,7 +384,7 @@ class RunCases:
         return Case(f"{group}: {part}, {name}", make, reasons(part, name))
 
     def verdicts(self, i: int) -> tuple[Case, dict[str, Verdict]]:
-        """What each program makes of case `i`."""
+        """Verdict of each program on case `i`."""
         found = {}
         for name, act in self.asked.items():
             case = self.case(i)

@@ -209,7 +209,7 @@ class StoreCases:
         return way, Case(f"{group}: {part}, {name}" if group != "shape" else f"shape: {name}", make)
 
     def verdicts(self, i: int) -> tuple[Case, dict[str, Verdict]]:
-        """What a run would make of case `i`."""
+        """Verdict of a run on case `i`."""
         way, case = self.case(i)
         os.chdir(self.folder)
         shutil.rmtree(self.work, ignore_errors=True)

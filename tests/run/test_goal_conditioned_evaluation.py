@@ -148,7 +148,7 @@ def test_official_evaluation_gives_each_episode_its_own_normalised_goal(
     run: SavedRun, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Also an environment that takes up another task's episode when its first has ended."""
-    monkeypatch.setattr(play, "Fleet", Lanes)
+    monkeypatch.setattr(play, "EnvPool", Lanes)
     keys, tasks, episodes = evaluation_keys(jnp.arange(2), 0), (1, 4), 4
     got = play.play_official(run, "any", tasks, episodes, keys, batch=batch)
     k_reset, _ = episode_keys(keys, jnp.repeat(jnp.asarray(tasks), 4), jnp.tile(jnp.arange(4), 2))
@@ -173,7 +173,7 @@ def test_film_of_ours_shows_the_policy_its_normalised_goal(run: SavedRun):
 def test_film_of_the_original_shows_the_policy_its_normalised_goal(
     run: SavedRun, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(record, "Fleet", Lanes)
+    monkeypatch.setattr(record, "EnvPool", Lanes)
     film_official(run, "any", 4, 3)
     k_reset, _ = episode_keys(evaluation_keys(jnp.arange(2), 0, 3), jnp.asarray([4]), jnp.asarray([0]))
     for s in range(2):
