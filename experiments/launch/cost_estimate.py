@@ -26,7 +26,7 @@ from mac.run.report.timing import duration
 from mac.run.segment import ALL, SEED, place, seed_mesh
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
 
-# Measured on two cores of an AMD EPYC with AVX-512; see the README for the commands.
+# Measured on two cores of an AMD EPYC with AVX-512; see docs/benchmarks.md for the commands.
 COLLECT_RATE = 800.0  # rows per second and core of the scripted expert
 EVAL_RATE = 800.0  # control steps per second and core, policy included
 PAPER_ROWS = 100_000_000  # of the datasets with goals in the MAC paper
