@@ -47,7 +47,7 @@ SMALL = {
     )
     for task in GYM
 }
-"""What two cores of a CPU can do: an ant in an hour, a gym walker in minutes."""
+"""Sizes for two CPU cores: an ant in an hour, a gym walker in minutes."""
 LARGE = {
     task: (
         OnlineConfig(

@@ -50,7 +50,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """Where limits of a controller may stand, innermost group first; not all of these folders exist.
+    """Lists the folders that may hold limits of a controller, innermost first; not all of them exist.
 
     Args:
         controller: `cpu` or `memory`.

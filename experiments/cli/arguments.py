@@ -34,7 +34,7 @@ from mac.run.segment import use_cpu_devices
 PROGRAM = "python experiments/run.py"
 _NUMBERS = f"Whole numbers may be written as {SYNTAX}."
 RUNS = Path("runs")
-"""Where runs are, if no folder is named."""
+"""The folder of runs, if none is named."""
 
 
 class _First(NamedTuple):

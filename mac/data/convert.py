@@ -109,7 +109,7 @@ class Sources(NamedTuple):
         return {file.name: each for file, each in zip((*self.train, *self.val), self.sha256, strict=True)}
 
     def wanted(self, dtype: str | None) -> dict[str, Any]:
-        """What the description of their store says, whatever the files' names and places are."""
+        """Returns the description that their store has, whatever the files' names and places are."""
         count = len(self.train)
         found = {"format": FORMAT, "columns": list(self.columns), "recorded": self.recorded}
         found |= {"made_from": {"train": list(self.sha256[:count]), "val": list(self.sha256[count:])}}

@@ -58,7 +58,7 @@ COPIES = 2.4
 """Of D4RL's observations and actions, while they are read; Minari's are read episode by episode, into one."""
 
 _BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, OverflowError, EOFError)
-"""What h5py raises on a file that is damaged or not its own."""
+"""Exceptions that h5py raises on a file that is damaged or not its own."""
 
 _damage = partial(damage, broken=_BROKEN, split="split the file")
 
@@ -87,7 +87,7 @@ def read(path: str | Path, limit: int | None = None) -> RawDataset:
 
 
 def stated_sizes(path: str | Path) -> Sizes:
-    """What the headers of a file tell.
+    """Reads the headers of a file.
 
     Raises:
         UserError: it is damaged, as far as headers tell.
@@ -266,7 +266,7 @@ def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDatas
 
 
 def _unmarked(path: Path, found: Joints, last: np.ndarray, reward: np.ndarray, marks: str) -> tuple[str, ...]:
-    """What to say of rows that the next one does not follow, though nothing marks them as `last`."""
+    """Returns notes on rows that the next one does not follow, though nothing marks them as `last`."""
     rounded, jump = rounding_notes(path, found.rounded & ~last), found.jump & ~last
     if not jump.any():
         return rounded
@@ -332,7 +332,7 @@ def _without_next(path: Path, data: RawDataset) -> RawDataset:
 
 
 def _completed(path: Path, data: RawDataset) -> Iterator[str]:
-    """What to say of episodes without a final state: some lose their last row, of others it is altered."""
+    """Returns notes on episodes without a final state: their last row is dropped or altered."""
     assert data.fell is not None
     final, remedy = data.first + data.length - 1, "make the dataset again, with 'next_observations'"
     for chosen, text, drops in (

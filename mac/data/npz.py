@@ -68,7 +68,7 @@ _BROKEN = (
     zlib.error,
     lzma.LZMAError,
 )
-"""What zipfile, its decompressors and numpy's reader of headers raise on a damaged or another file."""
+"""Exceptions of zipfile, its decompressors and numpy's header reader on a damaged or another file."""
 
 _damage = partial(damage, broken=_BROKEN, split="split the file into shards")
 
@@ -116,7 +116,7 @@ def read(path: str | Path) -> RawDataset:
 
 
 def stated_sizes(path: str | Path) -> Sizes:
-    """What the headers of a file tell.
+    """Reads the headers of a file.
 
     Raises:
         UserError: it is damaged, as far as headers tell.
@@ -130,7 +130,7 @@ def stated_sizes(path: str | Path) -> Sizes:
 
 
 class _Header(NamedTuple):
-    """What the head of an `.npy` says of the numbers behind it."""
+    """Header of an `.npy`: type and shape of the numbers behind it."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -172,7 +172,7 @@ class _Archive:
         return Arrays(self.path, shapes, self.load)
 
     def header(self, key: str) -> _Header:
-        """What an array's head says of it; that it is numbers, as many as there are bytes for, is checked."""
+        """Reads and checks an array's header: numbers, as many as there are bytes for."""
         with _damage(self.path, key), self.archive.open(self.members[key]) as stream:
             return self._header(stream, key)
 
@@ -215,7 +215,7 @@ class _Archive:
 
 
 def _stated_members(path: Path) -> int | None:
-    """How many members the end of a zip says that it has; None if they are too many for that field."""
+    """Returns the number of members that the end of a zip states; None if that field is too small."""
     with open(path, "rb") as file:
         file.seek(max(path.stat().st_size - _END, 0))
         end = file.read()

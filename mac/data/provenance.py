@@ -55,7 +55,7 @@ UNKNOWN = Provenance("unknown", "unknown source", {})
 
 
 def from_dict(values: Any) -> Provenance:
-    """What `Provenance.to_dict` gave; `UNKNOWN` for anything else."""
+    """Inverse of `Provenance.to_dict`; `UNKNOWN` for anything else."""
     if not isinstance(values, dict) or not {"kind", "label"} <= values.keys():
         return UNKNOWN
     rest = {key: value for key, value in values.items() if key not in ("kind", "label")}
@@ -97,7 +97,7 @@ def describe(
 
 
 def origin(file: Path) -> Any:
-    """What the generator left beside its files about how it made them; None if nothing."""
+    """Returns the generator's record of how it made its files; None without one."""
     stems = {file.stem, file.stem.rsplit("-", 1)[0]}
     for path in (file.with_name(stem + ".json") for stem in sorted(stems, key=len, reverse=True)):
         with contextlib.suppress(OSError, ValueError):
@@ -119,7 +119,7 @@ def generated(made_by: Any, rows: int) -> Provenance | None:
 
 
 def ledger(folder: Path) -> dict[str, DownloadRecord]:
-    """What was recorded of the downloads in a folder.
+    """Returns the records of the downloads in a folder.
 
     Raises:
         UserError: the record is damaged.

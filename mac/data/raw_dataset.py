@@ -18,7 +18,7 @@ from mac.errors import UserError, one_line, refusal, remedy
 from mac.formatting import counted, listed, share
 
 ACTION_SLACK = 1e-3
-"""How far outside [-1, 1] an action may lie (rounding of a float16 file) before it is an error."""
+"""Tolerance by which an action may lie outside [-1, 1] (rounding of a float16 file)."""
 
 ROUNDED = 0.01
 """Distance of two states, in standard deviations of each column, that counts as rounding. A reset moves some
@@ -56,7 +56,7 @@ class RawDataset(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What the headers of a file tell.
+    """Sizes stated in the headers of a file.
 
     Attributes:
         rows: of the training data; final states that reading adds are not counted.
@@ -314,7 +314,7 @@ def repair(
 
 
 class Joints(NamedTuple):
-    """How `next_observations` agree with the observation of the row below.
+    """Agreement of `next_observations` with the observation of the row below.
 
     Attributes:
         jump: the rows that are not followed by the next one; the last row counts as followed.

@@ -153,7 +153,7 @@ def _goals(
 def steps_to_goal(
     spec: SubgoalSpec, row: Int[Array, " B"], last: Int[Array, " B"], goal: Int[Array, " B"]
 ) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """How many steps are taken from `row` towards the row `goal`, and whether they reach it.
+    """Counts the steps taken from `row` towards the row `goal`; also whether they reach it.
 
     Source: the sampler of hierarchical goals of Park et al. 2025 (horizon reduction, SHARSA).
     """

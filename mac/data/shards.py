@@ -39,7 +39,7 @@ def shard_files(path: str | Path) -> tuple[Path, ...]:
 
 
 def val_file(train: Path) -> Path:
-    """Where OGBench keeps the validation split of a training file; D4RL and Minari have none."""
+    """Returns the path of OGBench's validation split of a training file; D4RL and Minari have none."""
     return train.with_name(f"{train.stem}-val{train.suffix}")
 
 
@@ -147,7 +147,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def read_part(path: Path) -> ConvertedShard | None:
-    """What was noted there; None if there is no readable note."""
+    """Reads the note there; None if there is no readable one."""
     try:
         return ConvertedShard(**load_json(path))
     except (OSError, ValueError, TypeError):
@@ -155,7 +155,7 @@ def read_part(path: Path) -> ConvertedShard | None:
 
 
 def sizes_of(file: Path) -> Sizes:
-    """What the headers of a file tell; zeros if it is damaged."""
+    """Reads the headers of a file; zeros if it is damaged."""
     with contextlib.suppress(UserError):
         return (hdf5 if file.suffix in hdf5.SUFFIXES else npz).stated_sizes(file)
     return Sizes(0, 0, 0)

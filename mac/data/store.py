@@ -57,7 +57,7 @@ _BROKEN = (
     OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, SyntaxError, OverflowError,
     RecursionError, tokenize.TokenError,
 )  # fmt: skip
-"""What damage makes Python and NumPy raise: their parser of array headers is Python's own."""
+"""Exceptions that damage makes Python and NumPy raise, whose header parser is Python's own."""
 
 
 class Rows:
@@ -288,7 +288,7 @@ class Store(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """How training rows are stored, one of `DTYPES`."""
+        """Type of the stored training rows, one of `DTYPES`."""
         return self.train[0].obs.dtype.name
 
     @property

@@ -173,7 +173,7 @@ class Feed:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What to report: `load` if rows were read, and `wait` where windows take turns."""
+        """Seconds to report: `load` if rows were read, and `wait` where windows rotate."""
         load = {"load": self.loading} if self.loading else {}
         return load | ({} if self.updates is None else {"wait": self.waiting})
 

@@ -1,4 +1,4 @@
-"""What every algorithm of the registry must be: a state of arrays, one program, exact, and able to learn."""
+"""The contract of every algorithm of the registry: a state of arrays, one program, exact, and able to learn."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

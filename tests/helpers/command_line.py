@@ -1,4 +1,4 @@
-"""What the tests of the command line share: flags of a tiny run, a tiny dataset, and what a run left."""
+"""Helpers of the tests of the command line: flags of a tiny run, a tiny dataset, and what a run left."""
 
 from pathlib import Path
 from typing import Any

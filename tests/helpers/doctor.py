@@ -1,4 +1,4 @@
-"""What the tests of `doctor.py` share."""
+"""Helpers of the tests of `doctor.py`."""
 
 import importlib.metadata
 from pathlib import Path

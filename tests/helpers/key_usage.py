@@ -1,4 +1,4 @@
-"""Which keys a computation uses, and for what, as JAX runs it."""
+"""Random keys that a computation uses, and their uses, as JAX runs it."""
 
 from collections import Counter
 from collections.abc import Iterator

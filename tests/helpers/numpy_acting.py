@@ -1,4 +1,4 @@
-"""What each baseline does while acting, in NumPy and float64."""
+"""Actions of each baseline, in NumPy and float64."""
 
 from typing import Any
 

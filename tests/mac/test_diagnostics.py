@@ -1,4 +1,4 @@
-"""What MAC's diagnostics say of models, critics and policies whose faults are known."""
+"""MAC's diagnostics of models, critics and policies whose faults are known."""
 
 import dataclasses
 from typing import Any

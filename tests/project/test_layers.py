@@ -1,4 +1,4 @@
-"""Which part of the project may import which; read from the source, so that no import can hide."""
+"""Layers: the part of the project that each part may import; read from the source, so that no import can hide."""
 
 import ast
 from collections.abc import Iterator

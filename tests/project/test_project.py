@@ -34,6 +34,15 @@ def tracked() -> list[Path]:
     return [path for name in listing.decode().split("\0") if name and (path := ROOT / name).is_file()]
 
 
+QUESTIONS = ("What", "How", "Where", "Whether", "Which", "By what")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_module_docstring_names_the_thing(path: Path):
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert not docstring.startswith(tuple(f"{word} " for word in QUESTIONS))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_functions_are_short(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):

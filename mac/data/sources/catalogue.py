@@ -93,7 +93,7 @@ class Listing(NamedTuple):
 
     @property
     def hosts(self) -> str:
-        """Where the files are, for messages."""
+        """Place of the files, for messages."""
         return ", ".join(dict.fromkeys(urlsplit(url).netloc for url in self.files[0].urls))
 
 
@@ -160,7 +160,7 @@ def _list(
 
 
 def elsewhere(dataset: str, shards: int = 0) -> tuple[Path, ...]:
-    """Where other programs keep this dataset on this machine: its file, or its folder of shards."""
+    """Returns the file, or folder of shards, in which other programs keep this dataset on this machine."""
     home = Path.home()
     if "/" in dataset:
         return (home / ".minari" / "datasets" / PurePosixPath(dataset) / "data" / "main_data.hdf5",)

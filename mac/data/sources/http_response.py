@@ -40,7 +40,7 @@ def stated_range(response: requests.Response) -> tuple[int | None, int | None]:
 
 
 def version(response: requests.Response) -> str | None:
-    """What `If-Range` may ask for: a strong ETag or the time of the last change.
+    """Returns a validator for `If-Range`: a strong ETag or the time of the last change.
 
     Nothing where the content was packed for this answer: its bytes are not those of a range.
     """

@@ -50,7 +50,7 @@ class Operations(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """What XLA calls flops, which leaves transcendental functions out."""
+        """Flops as XLA counts them, without transcendental functions."""
         return self.products + self.elementwise
 
     def plus(self, other: "Operations") -> "Operations":

@@ -132,7 +132,7 @@ class CheckpointStore:
             self._writer.shutdown()
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """What was passed as `meta` to `save` (of the newest checkpoint), without reading the arrays.
+        """Reads the `meta` that was passed to `save` (of the newest checkpoint), without the arrays.
 
         Raises:
             UserError: if there is no such checkpoint, or its description is damaged.

@@ -112,7 +112,7 @@ def record_launch(
 
 
 def launches(folder: Path) -> list[dict[str, Any]]:
-    """What `run.json` tells of each launch of the run in `folder`, the newest last; none without the file.
+    """Reads the launches of the run in `folder` from `run.json`, the newest last; none without the file.
 
     Entries that older versions did not write are missing; those that there are have the types of today.
 

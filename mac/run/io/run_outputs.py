@@ -151,7 +151,7 @@ class Outputs:
         return found
 
     def _mark(self, store: CheckpointStore, step: int) -> dict[str, Any]:
-        """What a checkpoint says of evaluations and rows.
+        """Returns the state of evaluations and rows for a checkpoint.
 
         Raises:
             UserError: it is damaged.

@@ -57,7 +57,7 @@ def values(spec: EnvSpec, result: Episodes) -> Float[np.ndarray, "S tasks E"]:
 
 
 def columns(spec: EnvSpec, mean_return: float) -> dict[str, Any]:
-    """What a row of `eval.jsonl` has beside `success` and `return`: the column to judge by, and the score."""
+    """Returns further columns of a row of `eval.jsonl`: the kind of score, and the score."""
     measure = measure_of(spec)
     if measure is SUCCESS:
         return {}
