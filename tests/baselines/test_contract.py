@@ -1,4 +1,4 @@
-"""The contract of every algorithm of the registry: a state of arrays, one program, exact, and able to learn."""
+"""The contract of every registered algorithm: a state of arrays, one program, exact, and able to learn."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

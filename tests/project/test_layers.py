@@ -1,4 +1,4 @@
-"""Layers: the part of the project that each part may import; read from the source, so that no import can hide."""
+"""Layers: what each part of the project may import, read from the source, so that no import can hide."""
 
 import ast
 from collections.abc import Iterator
