@@ -26,14 +26,18 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {refusal(error)}; {then}") from error
 
 
-def require_regular(path: Path) -> None:
+def require_regular(path: Path, *, device: bool = False) -> None:
     """Checks that a path is no pipe and no device, which may be read, or opened, forever.
 
+    Args:
+        device: devices are allowed, for they can be written.
     Raises:
         OSError: it is one, or it cannot be examined.
     """
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder, `open` says so itself
+    if stat.S_ISDIR(mode) or (device and stat.S_ISCHR(mode)):  # of a folder, `open` says so itself
+        return
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "a pipe or a device, no regular file", str(path))
 
 

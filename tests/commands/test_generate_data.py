@@ -183,10 +183,10 @@ def test_too_many_lanes_for_the_memory_are_one_line(
 
 COMMAND = """
 import sys, time
-from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.dataset_spec import DatasetSpec
 from envs_mjx.datagen.simulate_episodes import Simulator
 from experiments.generate_data import main
-from tests import fake_expert
+from tests.helpers import fake_expert
 
 def slow(self, jobs, tick, stop):
     print("simulating", flush=True)

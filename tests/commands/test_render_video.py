@@ -72,8 +72,8 @@ def test_film_shows_the_first_episode_of_the_evaluation(saved: SavedRun):
 class Short:
     """Stands for a fleet: seed 0's episode ends after 3 steps with success, seed 1's after 12 without."""
 
-    def __init__(self, name: str, count: int, *, record: bool):
-        assert record
+    def __init__(self, name: str, count: int, *, film: bool):
+        assert film
         self.t = [0] * count
 
     def __enter__(self) -> "Short":

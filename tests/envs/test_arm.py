@@ -73,7 +73,7 @@ def test_actions_are_clipped(env):
 def test_an_action_of_another_shape_is_a_mistake(env):
     state = jax.eval_shape(env.reset, jax.random.key(0), 2)
     for shape in ((4,), (6,)):
-        with pytest.raises(UserError, match=r"action of shape .*expected \(5,\)"):
+        with pytest.raises(UserError, match=r"action of .* has shape .*expected \(5,\)"):
             jax.eval_shape(env.step, state, jax.ShapeDtypeStruct(shape, "float32"))
 
 

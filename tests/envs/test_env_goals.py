@@ -14,7 +14,7 @@ from envs_mjx.manipulation.scenes import FAMILIES, Scene
 from envs_mjx.manipulation.tabletop import World
 from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
-from experiments.ogbench_eval.worker import Slots, Start
+from experiments.ogbench_eval.worker import SharedArrays, Start
 from tests.helpers.ogbench_runs import Run, official, play
 
 CENTER, SLIDE_SCALE, RADIUS = np.asarray([0.425, 0.0, 0.0]), np.asarray([18.0, 15.0]), 0.04
@@ -167,7 +167,7 @@ def test_ogbench_reports_success_where_state_and_goal_agree(recorded: tuple[Mani
 def test_goal_of_the_played_environment_shows_the_solved_scene():
     """Checks the goal that ogbench gives to a policy: as wide as ours, in the same units and order."""
     name = "cube-double-play-oraclerep-v0"
-    slots = Slots(name, 1, film=True)
+    slots = SharedArrays(name, 1, film=True)
     goals = []
     for task in (1, 5):
         played = slots.obey(0, Start(3, task))

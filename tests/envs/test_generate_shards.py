@@ -117,7 +117,7 @@ def test_work_is_continued_wherever_it_was_killed(
 
 
 def test_waves_may_run_at_once(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_file, "_CORES_PER_WAVE", 1)
+    monkeypatch.setattr(generate_file, "_CORES_PER_BATCH", 1)
     generate(REQUEST, tmp_path / "at once", threads=3)
     assert content(tmp_path / "at once") == content(straight)
 
@@ -160,16 +160,16 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from envs_mjx.datagen.generate import generate
-from envs_mjx.datagen.dataset_spec import Request
+from envs_mjx.datagen.dataset_spec import DatasetSpec
 from envs_mjx.datagen.simulate_episodes import Simulator
-from tests import fake_expert
+from tests.helpers import fake_expert
 
 def slow(*args):
     time.sleep(0.02)
     return fake_expert.run(*args)
 
 Simulator.run = slow
-generate(Request("puzzle-3x3-play-v0", episodes=25, per_shard=10, lanes=4), Path(sys.argv[1]))
+generate(DatasetSpec("puzzle-3x3-play-v0", episodes=25, per_shard=10, lanes=4), Path(sys.argv[1]))
 """
 
 

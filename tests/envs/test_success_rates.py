@@ -12,7 +12,7 @@ import pytest
 from envs_mjx import experts
 from envs_mjx.experts import ExpertState
 from envs_mjx.manipulation.env import ManipEnv
-from envs_mjx.manipulation.observation import read
+from envs_mjx.manipulation.observation import read_scene
 from envs_mjx.manipulation.tabletop import World
 from envs_mjx.registry import make
 from tests.helpers.ogbench_runs import official, stack, world_of
@@ -47,7 +47,7 @@ def begin(env: ManipEnv, world: World, key) -> Try:
 
 
 def act(env: ManipEnv, world: World, one: Try, key) -> tuple[jax.Array, Try]:
-    seen = read(env.scene, world.physics, world.buttons)
+    seen = read_scene(env.scene, world.physics, world.buttons)
     action, expert, done = experts.act(STYLE, env.scene, one.expert, seen, key)
     return action, Try(expert, one.over | done)
 

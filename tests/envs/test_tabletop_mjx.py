@@ -23,6 +23,9 @@ BATCH = 32
 QUICK = ("cube-single", "scene", "puzzle-3x3")
 
 
+pytestmark = pytest.mark.promotion
+
+
 @pytest.fixture(scope="module")
 def engines() -> Callable[[str], MjxEngine]:
     made: dict[str, MjxEngine] = {}

@@ -98,7 +98,7 @@ def test_walkers_are_those_of_d4rl_minari_and_ogbench():
 def test_unknown_walkers_and_mazes_are_mistakes():
     with pytest.raises(UserError, match="unknown walker 'antmaze-huge'"):
         build_walker("antmaze-huge")
-    with pytest.raises(UserError, match="no maze 'huge'; choose medium"):
+    with pytest.raises(UserError, match="unknown maze 'huge'; choose medium"):
         build_maze("huge")
 
 

@@ -113,7 +113,7 @@ class Lanes:
 
     asked: list[tuple[int, np.ndarray]]
 
-    def __init__(self, name: str, count: int, *, record: bool = False):
+    def __init__(self, name: str, count: int, *, film: bool = False):
         self.left, Lanes.asked = [0] * count, []
 
     def __enter__(self) -> "Lanes":

@@ -80,7 +80,7 @@ class JsonlWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                require_regular(path)
+                require_regular(path, device=True)
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by `close`
         except OSError as error:
             raise self._failure(error) from error
@@ -183,7 +183,7 @@ def check_appendable(path: Path, flag: str) -> None:
     """
     try:
         if path.exists():
-            require_regular(path)
+            require_regular(path, device=True)
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
