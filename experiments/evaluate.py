@@ -35,7 +35,7 @@ from mac.run.io.logger import EVAL, append_row, check_appendable, read_rows
 from mac.run.io.run_metadata import provenance
 from mac.run.report.progress import open_progress
 from mac.run.report.score import measure_of
-from mac.run.report.stats import learning_curve, unfit
+from mac.run.report.stats import check_rows, learning_curve
 from mac.run.report.table import print_tables, results_table
 from mac.run.report.timing import duration
 from mac.types import Episodes
@@ -156,17 +156,14 @@ def in_training(run: SavedRun, tasks: set[int]) -> list[dict[str, Any]]:
     path = run.folder / EVAL
     if not path.exists():
         return []
-    found = {}
     try:
-        for line, row in enumerate(read_rows(path), start=1):
-            if fault := unfit(row, measure_of(run.algo.env)):
-                raise UserError(f"{path}, line {line}: {fault}")
-            if row["step"] == run.step and row["task"] in tasks:
-                found[row["seed"], row["task"]] = row
+        rows = list(read_rows(path))
+        check_rows(rows, str(path), measure_of(run.algo.env))
     except UserError as error:
         print(f"note         no comparison with the evaluation in training: {error}")
         return []
-    return list(found.values())
+    same = (row for row in rows if row["step"] == run.step and row["task"] in tasks)
+    return list({(row["seed"], row["task"]): row for row in same}.values())
 
 
 def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float) -> None:

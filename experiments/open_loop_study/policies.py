@@ -12,7 +12,7 @@ from experiments.open_loop_study.figures import draw_policies
 from experiments.open_loop_study.open_loop import check_horizon, held_out, measure, network_of
 from experiments.open_loop_study.rows import PolicyRow
 from mac.run.io.logger import EVAL, read_rows
-from mac.run.report.stats import Curve, learning_curve
+from mac.run.report.stats import Curve, check_rows, learning_curve
 from mac.run.report.table import print_tables
 
 
@@ -69,8 +69,7 @@ def success_of(run: saved_run.SavedRun) -> Curve:
     """Success rates of the run's policies at its checkpoint, evaluated now only if they never were."""
     path = run.folder / EVAL
     rows = list(read_rows(path)) if path.exists() else []
-    if rows:
-        learning_curve(rows, str(path))  # refuses damaged rows
+    check_rows(rows, str(path))
     rows = [row for row in rows if row["step"] == run.step]
     if not rows:
         evaluate.evaluate_again(evaluate.Args(run.folder, step=run.step))

@@ -126,14 +126,10 @@ def learning_curve(rows: Iterable[Mapping[str, Any]], where: str = "eval.jsonl")
         UserError: there is no complete evaluation, a row lacks a field, or has one of a wrong type.
     """
     rows = list(rows)
-    for line, row in enumerate(rows, start=1):
-        if fault := unfit(row):
-            raise UserError(f"{where}, line {line}: {fault}; restore the file, or delete the line")
+    check_rows(rows, where)
     data = "; ".join(dict.fromkeys(row["data"] for row in rows if row.get("data")))
     measure = MEASURES[next((row["measure"] for row in rows if row.get("measure") in MEASURES), SUCCESS.name)]
-    for line, row in enumerate(rows, start=1):
-        if fault := unfit(row, measure):
-            raise UserError(f"{where}, line {line}: {fault}; restore the file")
+    check_rows(rows, where, measure)
     table = {
         (r["step"], r["seed"], r["task"]): (
             r[measure.name],
@@ -152,15 +148,30 @@ def learning_curve(rows: Iterable[Mapping[str, Any]], where: str = "eval.jsonl")
     return Curve(complete, seeds, tasks, scores, int(episodes.min()), predicted, realised, data, measure)
 
 
-def unfit(row: Any, measure: ScoreKind | None = None) -> str | None:
-    """Returns the first reason why a row is none of `eval.jsonl`, or has no score of the kind `measure`."""
+def check_rows(rows: Iterable[Mapping[str, Any]], where: str, measure: ScoreKind | None = None) -> None:
+    """Checks that rows are those of `eval.jsonl`, and have a score of the kind `measure`, if it is given.
+
+    Raises:
+        UserError: one is not; its line in the file `where` is counted from 1.
+    """
+    for line, row in enumerate(rows, start=1):
+        if fault := _misread(row) or (measure and _no_score(row, measure)):
+            then = "restore the file" if measure else "restore the file, or delete the line"
+            raise UserError(f"{where}, line {line}: {fault}; {then}")
+
+
+def _misread(row: Any) -> str | None:
+    """Returns the first reason why a row is none of `eval.jsonl`, whatever it is measured by."""
     if fault := misfit(row, step=int, seed=int, task=int, episodes=int):
         return fault
     number, text = (int, float), str
     known = {"data": text, "measure": text, "engine": text, **dict.fromkeys(RETURNS, number)}
-    if fault := misfit(row, **{name: kind for name, kind in known.items() if name in row}):
-        return fault
-    score = 0 if measure is None else row.get(measure.name)
-    if not isinstance(score, int | float) or not math.isfinite(score):
-        return f"{measure and measure.name} " + ("is no number" if score is not None else "is missing")
-    return None
+    return misfit(row, **{name: kind for name, kind in known.items() if name in row})
+
+
+def _no_score(row: Mapping[str, Any], measure: ScoreKind) -> str | None:
+    """Returns why a row has no score of a kind."""
+    score = row.get(measure.name)
+    if isinstance(score, int | float) and math.isfinite(score):
+        return None
+    return f"{measure.name} is no number" if measure.name in row else f"{measure.name} is missing"
