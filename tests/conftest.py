@@ -30,12 +30,11 @@ jax.config.update("jax_num_cpu_devices", 2)
 def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
     """Implicit rank and dtype promotion are errors: they catch `(B,) - (B, 1)` and stray float64.
 
-    MJX itself relies on both, so files named `test_mjx_*` and modules with
-    `pytestmark = pytest.mark.promotion` are exempt. The setting is per module and not per test because
-    it is part of the key of JAX's compilation cache: module-wide fixtures compile once under it.
+    MJX itself relies on both, so modules with `pytestmark = pytest.mark.promotion` are exempt. The setting
+    is per module and not per test because it is part of the key of JAX's compilation cache: module-wide
+    fixtures compile once under it.
     """
-    lenient = request.node.get_closest_marker("promotion") or request.path.name.startswith("test_mjx_")
-    if lenient:
+    if request.node.get_closest_marker("promotion"):
         yield
         return
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):

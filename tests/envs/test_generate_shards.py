@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs_mjx.datagen import generate as generate_file
+from envs_mjx.datagen import generate as generation
 from envs_mjx.datagen import npz_shards as files
 from envs_mjx.datagen.generate import DatasetSummary, generate, metadata_path
 from envs_mjx.datagen.npz_shards import TRAIN, VAL, make_shards
@@ -117,7 +117,7 @@ def test_work_is_continued_wherever_it_was_killed(
 
 
 def test_waves_may_run_at_once(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_file, "_CORES_PER_BATCH", 1)
+    monkeypatch.setattr(generation, "_CORES_PER_BATCH", 1)
     generate(REQUEST, tmp_path / "at once", threads=3)
     assert content(tmp_path / "at once") == content(straight)
 

@@ -11,6 +11,8 @@ import pytest
 from envs_mjx.engines.tabletop_mjx.collision import box_box, box_button_cap, box_capsule
 from envs_mjx.engines.tabletop_mjx.collision.box_box import OrientedBoxes, TabletopContactPoints
 
+pytestmark = pytest.mark.promotion
+
 COUNT = 400
 
 

@@ -18,6 +18,8 @@ from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapa
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
 from mac.errors import UserError
 
+pytestmark = pytest.mark.promotion
+
 FAMILIES = ("cube-double", "scene")
 LANES = 6
 

@@ -19,6 +19,8 @@ from envs_mjx.engines.tabletop_mjx.constraints import (
 )
 from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria, newton
 
+pytestmark = pytest.mark.promotion
+
 EXACT = StoppingCriteria(iterations=100, ls_iterations=50, tolerance=1e-15, ls_tolerance=1e-2)
 NV, TIES, ENDS, CONES, IMPRATIO = 6, 2, 3, 4, 10.0
 END_DOFS, LOSS_DOFS = (0, 3, 3), (4,)

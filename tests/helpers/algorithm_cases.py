@@ -70,7 +70,7 @@ def first_gradients(opt_state: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One method, its weights away from their start so that no bias, scale or slow copy is trivial."""
+    """One method, its weights away from their start so that no bias, scale or target network is trivial."""
 
     name: str
     algo: Any

@@ -62,7 +62,7 @@ def touched(gradients: dict[str, Nets]) -> dict[str, set[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """No bias, scale or slow copy is trivial."""
+    """No bias, scale or target network is trivial."""
 
     algo: MAC
     nets: Nets
@@ -135,6 +135,6 @@ def assert_first_step_of_adam(before: Any, after: Any, gradients: Any, lr: float
 
 
 def assert_followed(before: Any, after: Any, online: Any, rate: float) -> None:
-    """The slow copy `before` became `after`, by its rate towards the weights `online`."""
+    """The target network `before` became `after`, by its rate towards the weights `online`."""
     for slow, got, fast in zip(leaves(before), leaves(after), leaves(online), strict=True):
         np.testing.assert_allclose(got, (1 - rate) * slow + rate * fast, rtol=1e-5, atol=1e-6)

@@ -46,7 +46,7 @@ def evaluated(algo: MAC, state: TrainState, batch: Batch, key: jax.Array) -> tup
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One method, its weights away from their start so that no bias, scale or slow copy is trivial."""
+    """One method, its weights away from their start so that no bias, scale or target network is trivial."""
 
     kind: str
     algo: MAC

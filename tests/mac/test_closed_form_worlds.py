@@ -237,7 +237,7 @@ def linear(goals: bool = False, steps: int = 0, **changes: Any) -> Linear:
 @pytest.mark.parametrize(("chunk", "rollout"), [(10, 10), (1, 100), (25, 4)])
 @pytest.mark.parametrize("goals", [False, True], ids=["rewards", "goals"])
 def test_imagined_returns_are_those_of_a_hundred_single_steps(chunk: int, rollout: int, goals: bool):
-    """V's own output is 0 and its slow copy's a constant, so the loss is the mean square of the returns."""
+    """V's output is 0 and its target network's a constant, so the loss is the mean square of the returns."""
     algo = linear(goals, chunk=chunk, rollout=rollout, chunk_reward="sum", lr=1e-3)
     batch = sample(window(chunk, length=80), algo.sample, jr.key(0))
     nets, end = algo.nets(jr.key(1)), -3.0

@@ -125,7 +125,7 @@ def test_value_expansion_with_a_true_model_finds_the_values_of_a_chain(lam: floa
 
 @pytest.mark.parametrize("n", [1, 4, 10])
 def test_chunked_rollout_of_a_linear_world_equals_its_single_steps(n: int):
-    """World s' = s + a, exact model of chunks, constant policy: states and return against a plain loop."""
+    """World s' = s + a, exact model of chunks, constant policy: states and return against a Python loop."""
     depth, step, start = 100 // n, np.asarray([0.01, -0.02], np.float32), np.asarray([[1.0, 2.0]], np.float32)
     tau = imagine(
         lambda s, k: jnp.tile(jnp.asarray(step), (1, n)),
