@@ -153,7 +153,7 @@ def evaluation(args: Args) -> EvalRow:
 
 def table(rows: Sequence[TrainRow]) -> Table:
     """Table of the main figures."""
-    title = "seed-updates per second: of the segment, of a plain loop, and as a share of matrix products"
+    title = "seed-updates per second: of the segment, of a Python loop, and as a share of matrix products"
     shown = Table(title=title, title_justify="left")
     for head in ("width", "seeds", "devices", "segment", "plain", "ratio", "share", "compile s", "peak MB"):
         shown.add_column(head, justify="right")

@@ -115,8 +115,8 @@ def one_step(batch: Batch) -> Step:
 class AbstractModelFree(AbstractConfigured[Nets]):
     """A method that learns from single steps of the data and acts anew at every step.
 
-    Unless it says otherwise, its critics `q` have slow copies and predict returns. With goals, values see the
-    goals of values and policies those of policies; critics that judge a policy's action see the policy's.
+    By default its critics `q` have target networks and predict returns. Goal-conditioned value losses use
+    `Goals.value`; policy losses, including the critic terms in them, use `Goals.actor`.
     """
 
     cfg: Any = eqx.field(static=True)

@@ -2,7 +2,7 @@
 
 Each algorithm has the hyperparameters that `run.py` would give it, on random data of the shapes of the first
 environment that it has settings for. As in `benchmark.py`, every algorithm and number of seeds is measured in
-a process of its own, where our segment and the plain loop (`timed_loops.py`) take turns.
+a process of its own, where our segment and the Python training loop (`timed_loops.py`) take turns.
 """
 
 import json

@@ -28,14 +28,14 @@ class TrainRow:
 
     Attributes:
         updates: updates of each seed in one turn.
-        rate: seed-updates per second of the segment; `plain_rate` is the plain loop's.
+        rate: seed-updates per second of the segment; `plain_rate` is the Python loop's.
         ratio: of the two, turn by turn.
         gflop: operations of the matrix products in one update of one seed, in 10^9.
         product_gflops: the machine's rate of such products, in 10^9 per second.
         share: of that rate that the segment reaches, turn by turn.
-        compile_s: seconds to compile the segment; `plain_compile_s` the plain loop's update.
+        compile_s: seconds to compile the segment; `plain_compile_s` the Python loop's update.
         peak_mb: peak memory, 10^6 bytes: of the whole process on CPU, of the device elsewhere, before
-            the plain loop exists.
+            the Python loop exists.
         cores: processor time over wall time while the segment ran: lower than usual on a busy machine.
     """
 
@@ -105,7 +105,7 @@ def compare(
     rounds: int,
     beside: Sequence[TimedLoop] = (),
 ) -> Compared:
-    """Measures training by our segment beside a plain loop.
+    """Measures training by our segment compared with a Python training loop.
 
     Args:
         products: operations of matrix products that the machine does in the time of a turn.
@@ -117,7 +117,7 @@ def compare(
     work = timed_loops.Work(algo, window, seeds, updates, flop)
     segment = timed_loops.segment(work, mesh)
     timed_loops.time_turn(segment)
-    peak = peak_bytes()  # before the plain loop adds to it
+    peak = peak_bytes()  # before the Python loop adds to it
     plain = timed_loops.plain_loop(work)
     others = {f"beside{i}": c for i, c in enumerate(beside)}
     taken = timed_loops.take_turns({"segment": segment, "plain": plain, **others}, rounds)
