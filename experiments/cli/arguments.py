@@ -7,11 +7,13 @@ import inspect
 import io
 import os
 import re
+import sys
+import types
 import typing
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import tyro
@@ -59,9 +61,10 @@ def read_flags(cls: Any, argv: Sequence[str], program: str, default: Any = None)
         UserError: an unknown flag, or a value that does not fit, in one line.
         SystemExit: after printing the help.
     """
-    _check_flags(argv, cls if default is None else default)
+    if not {"--help", "-h"} & set(argv):
+        _check(argv, list(_flags(cls, default)))
     over = {} if default is None else {"default": default}
-    said, rejected = io.StringIO(), list[str]()
+    said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
@@ -70,13 +73,17 @@ def read_flags(cls: Any, argv: Sequence[str], program: str, default: Any = None)
                 prog=program,
                 description=f"{_about(cls)}\n\n{_NUMBERS}",
                 config=(tyro.conf.FlagCreatePairsOff,),
-                registry=_registry(rejected),
+                registry=_registry(),
                 **over,
             )
     except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise _reason(stop, said.getvalue(), rejected) from None
+        cause: BaseException | None = stop
+        while cause is not None:
+            if isinstance(cause, UserError):  # raised by a dataclass that checks its own values
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        print(said.getvalue(), file=sys.stderr, end="")
+        raise
 
 
 def _about(cls: Any) -> str:
@@ -84,20 +91,9 @@ def _about(cls: Any) -> str:
     return inspect.cleandoc(typing.get_origin(cls).__doc__ if typing.get_origin(cls) else cls.__doc__)
 
 
-def _registry(rejected: list[str]) -> ConstructorRegistry:
-    """Reads whole numbers, which may be written as `1M`; the rest is read in tyro's own way.
-
-    Args:
-        rejected: gets what is wrong with each word that is no number.
-    """
+def _registry() -> ConstructorRegistry:
+    """Reads whole numbers, which may be written as `1M`; the rest is read in tyro's own way."""
     registry = ConstructorRegistry()
-
-    def read(words: list[str]) -> int:
-        try:
-            return whole_number(words[0])
-        except ValueError as error:
-            rejected.append(str(error))
-            raise
 
     @registry.primitive_rule
     def whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
@@ -106,7 +102,7 @@ def _registry(rejected: list[str]) -> ConstructorRegistry:
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="INT",
-            instance_from_str=read,
+            instance_from_str=lambda words: whole_number(words[0]),
             is_instance=lambda value: type(value) is int,
             str_from_instance=lambda value: [str(value)],
         )
@@ -114,55 +110,119 @@ def _registry(rejected: list[str]) -> ConstructorRegistry:
     return registry
 
 
-def _check_flags(argv: Sequence[str], default: Any) -> None:
-    """Finds misspelt flags by our own message, of one line, where the parser prints a page.
+# Checks before tyro's, whose messages are a framed page.
+
+
+class _Flag(NamedTuple):
+    """A field of a dataclass on the command line: `--hp.lr`, or `RUN` if it is positional."""
+
+    name: str
+    hint: Any
+    required: bool
+    positional: bool
+
+    @property
+    def many(self) -> bool:
+        """True if it takes any number of words."""
+        return typing.get_origin(self.hint) is tuple
+
+
+def flags(default: Any) -> list[str]:
+    """The names of all flags, such as `--hp.lr`, of a dataclass."""
+    return [flag.name for flag in _flags(type(default), default) if not flag.positional]
+
+
+def _flags(cls: Any, default: Any, prefix: str = "--") -> Iterator[_Flag]:
+    cls = typing.get_origin(cls) or cls
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        value = getattr(cls if default is None else default, field.name, dataclasses.MISSING)
+        if dataclasses.is_dataclass(value):
+            yield from _flags(type(value), value, f"{prefix}{field.name}.")
+            continue
+        hint, marks = hints[field.name], ()
+        if typing.get_origin(hint) is typing.Annotated:
+            hint, *marks = typing.get_args(hint)
+        positional = tyro.conf.Positional in marks
+        name = next(filter(None, (getattr(mark, "metavar", None) for mark in marks)), field.name.upper())
+        name = name if positional else prefix + field.name.replace("_", "-")
+        yield _Flag(name, hint, value in (dataclasses.MISSING, tyro.MISSING), positional)
+
+
+def _check(argv: Sequence[str], known: Sequence[_Flag]) -> None:
+    """Finds what is wrong with a command line, and says it in one line.
 
     Raises:
-        UserError: with the flags that are closest.
+        UserError: an unknown flag, with the closest ones; a value that is missing, superfluous or malformed.
     """
-    known = ["--help", *flags(default)]
+    by_name = {flag.name: flag for flag in known if not flag.positional}
+    places, given, flag = [flag for flag in known if flag.positional], set[str](), None
     for word in argv:
-        flag = word.split("=", 1)[0].replace("_", "-")
-        if word.startswith("--") and flag not in known:
-            # A flag's last part is compared too, so that `--lr` finds `--hp.lr`.
-            names = {f"--{name.split('.')[-1]}": name for name in known} | {name: name for name in known}
-            close = [names[name] for name in difflib.get_close_matches(flag, names, n=2, cutoff=0.7)]
-            hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else "see --help"
-            raise UserError(f"unknown flag {flag}; {hint}")
-
-
-def flags(default: Any, prefix: str = "--") -> Iterator[str]:
-    """The names of all flags, such as `--hp.lr`, of a dataclass; what has no default has no flag."""
-    for field in dataclasses.fields(default):
-        if not hasattr(default, field.name):
+        if word.startswith("--"):
+            _require_value(flag, given)
+            name, has_value, value = word.partition("=")
+            flag = by_name.get(name.replace("_", "-"))
+            if flag is None:
+                raise _unknown_flag(name, list(by_name))
+            if has_value:
+                given.add(flag.name)
+                _check_value(flag, value)
+                flag = flag if flag.many else None
+            elif flag.hint is bool or flag.many:
+                given.add(flag.name)
+                flag = flag if flag.many else None
             continue
-        value, name = getattr(default, field.name), prefix + field.name.replace("_", "-")
-        yield from flags(value, f"{name}.") if dataclasses.is_dataclass(value) else (name,)
+        if flag is None:
+            flag = next((each for each in places if each.many or each.name not in given), None)
+        if flag is None:
+            raise UserError(f"unexpected argument {word!r}; see --help")
+        given.add(flag.name)
+        _check_value(flag, word)
+        flag = flag if flag.many else None
+    _require_value(flag, given)
+    missing = [flag.name for flag in known if flag.required and flag.name not in given]
+    if missing:
+        raise UserError(f"{missing[0]} is missing; see --help")
 
 
-def _reason(stop: SystemExit, box: str, rejected: Sequence[str]) -> UserError:
-    """What the parser rejected: our own error where it was one, else its framed message as one line."""
-    cause: BaseException | None = stop
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip(" │|╭╮╰╯+") for line in text.splitlines()]
-    body = [line for line in lines[1:] if line]
-    rules = [i for i, line in enumerate(body) if set(line) <= set("─━-")]
-    # Where the terminal has no box characters, a rule follows the title too.
-    first = 1 if rules[:1] == [0] else 0
-    last = next((i for i in rules if i >= first), len(body))
-    said = " ".join(body[first:last]).removeprefix("Error parsing ").rstrip(".")
-    said = re.sub(r"^Missing from .*?: (\S+) .*", r"\1 is missing", said)
-    said = said.replace("Unrecognized options:", "unexpected argument")
-    if rejected:  # of one of several numbers, or of a type that may be None, the parser says less
-        flag, _, why = said.partition(": ")
-        if why.startswith(("no type matching", "Could not find valid parse")):
-            said = f"{flag}: {rejected[-1]}"
-    said = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", said)
-    return UserError(f"{said or one_line(stop)}; see --help")
+def _require_value(flag: _Flag | None, given: set[str]) -> None:
+    if flag is not None and flag.name not in given:
+        raise UserError(f"{flag.name} needs a value; see --help")
+
+
+def _check_value(flag: _Flag, word: str) -> None:
+    hint = typing.get_args(flag.hint)[0] if flag.many else flag.hint
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    faults = [fault for fault in (_fault(option, word) for option in options) if fault is not None]
+    if len(faults) == len(options):
+        raise UserError(f"{flag.name}: {faults[0]}; see --help")
+
+
+def _fault(hint: Any, word: str) -> str | None:
+    """The reason why a word is no value of a type; None if it is one."""
+    if hint is types.NoneType:
+        return None if word == "None" else f"{word!r} is not None"
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        return None if word in choices else f"{word!r} is none of {', '.join(map(repr, choices))}"
+    if hint is bool:
+        return f"unexpected value {word!r}"
+    try:
+        if hint is int:
+            whole_number(word)
+        elif hint is float:
+            float(word)
+    except ValueError as error:
+        return str(error) if hint is int else f"{word!r} is not a number"
+    return None
+
+
+def _unknown_flag(name: str, known: list[str]) -> UserError:
+    # A flag's last part is compared too, so that `--lr` finds `--hp.lr`.
+    names = {f"--{flag.split('.')[-1]}": flag for flag in known} | {flag: flag for flag in known}
+    close = [names[each] for each in difflib.get_close_matches(name, names, n=2, cutoff=0.7)]
+    hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else "see --help"
+    return UserError(f"unknown flag {name.replace('_', '-')}; {hint}")
 
 
 def start_jax(seeds: int, for_help: bool = False) -> str:
