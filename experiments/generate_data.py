@@ -166,7 +166,7 @@ def read_command(argv: Sequence[str]) -> Command:
 
 
 def default_folder(request: DatasetSpec) -> Path:
-    """Where a dataset goes if nobody says: single pairs of files where `run.py` looks for them."""
+    """Returns the default folder of a dataset: where `run.py` looks, for a single pair of files."""
     folder = DATA / f"generated-{request.episodes * episode_rows(request.dataset)}-seed{request.seed}"
     folder = folder if request.engine == "c" else folder.with_name(f"{folder.name}-{request.engine}")
     return folder if request.episodes <= request.per_shard else folder / request.dataset

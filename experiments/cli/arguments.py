@@ -55,7 +55,7 @@ def whole_number(text: str) -> int:
 
 
 def read_flags(cls: Any, argv: Sequence[str], program: str, default: Any = None) -> Any:
-    """A command line as an instance of dataclass `cls`, over the values of `default` if given.
+    """Reads a command line as an instance of dataclass `cls`, over the values of `default` if given.
 
     Raises:
         UserError: an unknown flag, or a value that does not fit, in one line.

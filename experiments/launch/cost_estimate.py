@@ -52,7 +52,7 @@ class CostEstimate(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What only the compiled update of one seed tells, for the device that it was compiled for.
+    """Facts of the compiled update of one seed, for the device that it was compiled for.
 
     Attributes:
         scratch: bytes of memory beside its arguments and results.
@@ -141,7 +141,7 @@ def compile_update(plan: CostEstimate) -> Compiled:
 
 
 def memory_of(plan: CostEstimate, scratch: int) -> TrainingMemory:
-    """What training takes where JAX runs now; `scratch` is of one seed."""
+    """Returns the memory that training takes on this backend; `scratch` is of one seed."""
     on_cpu, devices = jax.default_backend() == "cpu", seed_mesh(plan.seeds).size
     return TrainingMemory(
         data=plan.window_bytes,
@@ -222,7 +222,7 @@ def describe(plan: CostEstimate, algo: AbstractAlgorithm, spec: EnvSpec, rows: i
 
 
 def data_note(preset: str, spec: EnvSpec, rows: int, remedy: str) -> str | None:
-    """What to know of the size of the data before comparing with the paper's tables; None if nothing.
+    """Returns a note if the data are smaller than those of the paper's tables, else None.
 
     Args:
         rows: of the data that the run trains on.
@@ -268,7 +268,7 @@ def work_lines(parts: dict[str, Operations], traffic: int) -> list[str]:
 
 
 def memory_lines(need: TrainingMemory, free: Memory) -> list[str]:
-    """What training takes here and on an accelerator, and whether there is enough."""
+    """Describes the memory that training takes, here and on an accelerator, and if it suffices."""
     where = "in all" if need.devices == 1 else f"on each of {need.devices} devices"
     lines = [
         f"memory       {mega(need.peak)} {where}{_verdict(need.peak, free.device)}",

@@ -135,7 +135,7 @@ def _restore(folder: Path, template: Any, step: int | None) -> Checkpoint:
 
 
 def plain_normalizer(normalizer: Normalizer) -> dict[str, list[float]]:
-    """As JSON data, exact to the bit."""
+    """Returns a normaliser as JSON data, exact to the bit."""
     return {f.name: np.asarray(getattr(normalizer, f.name)).tolist() for f in dataclasses.fields(normalizer)}
 
 
@@ -216,7 +216,7 @@ def trained_on(folder: Path, kept: Mapping[str, Any] | None = None) -> Trained:
 
 
 def record_of(store: Store) -> dict[str, Any]:
-    """What `trained_on` reads again, as JSON data."""
+    """Returns the record that `trained_on` reads, as JSON data."""
     content = None if store.content is None else list(store.content)
     return store.provenance.to_dict() | {"content": content, "store": str(store.path.absolute())}
 
@@ -314,19 +314,19 @@ def missing_dataset(folder: Path, settings: Settings[Any]) -> UserError:
     wanted = settings.data.path or settings.task_id.dataset
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places(folder)))
     return UserError(
-        f"the dataset of {folder} ({wanted}) is needed and not there (looked in {looked}); "
+        f"the dataset of {folder} ({wanted}) is needed and was not found (looked in {looked}); "
         "call from the folder where the run was started, or name it with --data.path"
     )
 
 
 def data_label(folder: Path) -> str:
-    """Where the data of the run in `folder` come from, in a few words."""
+    """Returns the provenance of the data of the run in `folder`, in a few words."""
     launches(folder)  # a damaged record is named here, not passed over
     return trained_on(folder).label
 
 
 def _launches(folder: Path) -> list[dict[str, Any]]:
-    """What `run.json` tells of each launch; nothing where it is damaged, which is no reason not to go on."""
+    """Returns the launches that `run.json` records; none if it is damaged."""
     with contextlib.suppress(UserError):
         return launches(folder)
     return []

@@ -88,11 +88,12 @@ class DataConfig:
     dtype: StoredAs = "auto"
     """how rows are stored: uint16 takes half the memory of float32; auto = as prepared, else float32"""
     resident: Resident = "auto"
-    """whether all rows stay on the device, or windows of them take turns; auto = if they fit"""
+    """all rows stay on the device, or windows of them rotate; auto = if they fit"""
     normalize: Normalize = "minmax"
-    """how observations are normalised: minmax to [-1, 1] (MAC's), standard by mean and deviation, or none"""
+    """normalisation of observations: minmax to [-1, 1] (MAC's), standard to mean 0 and standard
+    deviation 1, or none"""
     window: int = 1_001_000
-    """most rows of a window, where windows take turns"""
+    """most rows of a rotating window"""
     window_updates: int = 1_000
     """updates that each of these windows serves"""
 
@@ -108,7 +109,7 @@ class DataConfig:
             raise UserError(f"--data.mirror={self.mirror}: must begin with http:// or https://")
         if self.path is not None and self.source in ("download", "generate"):
             raise UserError(
-                f"--data.path names a file, so nothing is there to {self.source}; give one of them"
+                f"--data.path names a file, so there is nothing to {self.source}; give one of them"
             )
 
 
@@ -165,7 +166,7 @@ class Settings(Generic[HP]):
         return parse_env(self.env)
 
     def to_dict(self) -> dict[str, Any]:
-        """What belongs to the run itself, as JSON data; `from_dict` is its inverse."""
+        """Returns the settings of the run itself as JSON data; `from_dict` is the inverse."""
         values = dataclasses.asdict(self)
         for name in _OF_THE_LAUNCH:
             del values[name]
