@@ -17,6 +17,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_home / "mac-jax" /
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tests compile much and compute little. Without LLVM's optimizations and the newer fusion code a program
+# compiles in a fifth of the time. Tests compare runs under the same flags, or with tolerances.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.random as jr

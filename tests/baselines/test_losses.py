@@ -41,13 +41,13 @@ def case(request: pytest.FixtureRequest) -> Case:
     return make_case(name, mode, **changes)
 
 
-def test_losses_are_those_of_the_slow_version(case: Case):
+def test_losses_are_those_of_numpy(case: Case):
     want = case.by_hand(double(case.state.nets))
     got = {n: sum(float(case.metrics[m]) for m in METRICS[n] if m in case.metrics) for n in case.names}
     assert got == pytest.approx(want, rel=1e-4, abs=1e-5)
 
 
-def test_gradient_of_the_total_is_the_slope_of_each_networks_own_loss(case: Case):
+def test_gradient_of_the_total_is_each_networks_own_slope(case: Case):
     """Central differences of the slow version; a leak from another network's loss would add to it."""
     nets = double(case.state.nets)
     for name in case.names:
@@ -55,7 +55,7 @@ def test_gradient_of_the_total_is_the_slope_of_each_networks_own_loss(case: Case
             assert got == pytest.approx(want, rel=1e-3, abs=1e-4), name
 
 
-def test_update_moves_each_weight_against_its_gradient_and_slow_copies_by_their_rates(case: Case):
+def test_update_follows_gradients_and_moves_target_networks(case: Case):
     before, after, online = case.state, case.after, case.algo.target_nets(case.state.nets)
     assert_first_step_of_adam(before.nets, after.nets, case.grads, LR)
     if case.name == "idql":
@@ -80,7 +80,7 @@ def situations(case: Case) -> tuple[np.ndarray, np.ndarray | None, jax.Array, ja
     return s, g, jnp.asarray(s, jnp.float32), jnp.asarray(g, jnp.float32)
 
 
-def test_acting_is_that_of_the_slow_version(case: Case):
+def test_acting_is_that_of_numpy(case: Case):
     s, g, obs, goal = situations(case)
     got = jax.jit(case.algo.act)(case.state, obs, goal, jr.key(1))
     nets, target = double(case.state.nets), double(case.state.target)

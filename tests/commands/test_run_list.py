@@ -10,7 +10,7 @@ import pytest
 
 from baselines import REGISTRY
 from envs_mjx.registry import names
-from experiments.cli.listing import listing, settings_of
+from experiments.cli.listing import settings_of
 from experiments.cli.settings import PRESETS
 from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows, sibling
 from experiments.run import main
@@ -32,7 +32,6 @@ def example(pattern: str) -> tuple[str, EnvSpec]:
 def test_list_shows_every_algorithm_with_its_paper_and_settings(capsys: pytest.CaptureFixture[str]):
     assert main(["--list"]) == 0
     shown = capsys.readouterr().out
-    assert shown.strip() == listing().strip()
     for name, entry in REGISTRY.items():
         block = shown.split(f"\n{name} " if name != "mac" else f"{name} ", 1)[1]
         for fact in (
@@ -78,7 +77,7 @@ def test_every_method_has_settings_for_single_tasks_or_for_goals():
         "hopper-medium-v2": "hopper-medium-v2",
     }.items(),
 )
-def test_rows_serve_environments_that_differ_in_goals_or_file_only(env: str, rows_of: str):
+def test_rows_serve_environments_that_differ_in_goals_only(env: str, rows_of: str):
     rows = load_rows(HPARAMS)
     assert sibling(env) == rows_of and rows_of in names()
     got, want = (merge_rows(rows, "mac", name, "laptop") for name in (env, rows_of))

@@ -89,9 +89,7 @@ def swept(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_configuration_leaves_a_run_with_the_numbers_of_its_own(
-    swept: Path, data: list[str], tmp_path: Path
-):
+def test_each_configuration_leaves_the_run_of_its_own(swept: Path, data: list[str], tmp_path: Path):
     assert {path.name for path in swept.iterdir() if path.is_dir()} == set(FOLDERS)
     for folder, (lr, discount) in FOLDERS.items():
         flags = ["--hp.lr", lr, "--hp.discount", discount, "--steps", "10", "--out", str(tmp_path / folder)]

@@ -45,7 +45,7 @@ def test_chunks_hold_consecutive_rows_of_one_episode(seed: int):
     np.testing.assert_array_equal(np.asarray(batch.next_obs)[:, 1], np.asarray(batch.obs)[:, 1])
 
 
-def test_rewards_and_masks_are_those_of_the_states_that_begin_each_action():
+def test_rewards_and_masks_are_those_of_each_actions_state():
     batch = draw(numbered([20], 3), SampleSpec(16, 3), jr.key(0))
     assert batch.rewards is not None and batch.masks is not None
     rows = np.asarray(expected(np.asarray(batch.obs)[:, 0], 3))

@@ -36,7 +36,7 @@ def test_the_goal_of_plain_names_is_a_whole_observation(env, resets):
     np.testing.assert_array_equal(plain.goal_of(world), env.observe(world))
 
 
-def test_single_tasks_start_at_their_place_with_noise_and_any_yaw(env, resets):
+def test_single_tasks_start_in_place_with_noise_and_any_yaw(env, resets):
     seen = jax.vmap(env.readings)(resets.world)
     offset = np.asarray(seen.cube_pos[:, 0]) - [0.35, 0.0, 0.02]
     assert np.abs(offset[:, :2]).max() <= 0.01 and np.abs(offset[:, :2]).max() > 0.008

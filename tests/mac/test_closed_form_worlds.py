@@ -114,7 +114,7 @@ def assert_model_is_exact(nets: Nets) -> None:
 
 
 @pytest.mark.parametrize("value", ["squared", "bce"])
-def test_values_on_a_ring_are_those_of_the_chunks_left_to_the_goal(value: str):
+def test_values_on_a_ring_count_the_chunks_to_the_goal(value: str):
     """The goal is reached within chunk number d (from 0), d whole chunks away: V is -(1 - γⁿᵈ)/(1 - γⁿ), or,
     as a chance, γⁿᵈ. All is learned from hindsight goals: where each chunk leads and what it reaches, too.
     """
@@ -138,7 +138,7 @@ def test_values_on_a_ring_are_those_of_the_chunks_left_to_the_goal(value: str):
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
-def test_values_on_a_ring_with_rewards_are_those_of_value_iteration(reduce: Any):
+def test_values_on_a_ring_are_those_of_value_iteration(reduce: Any):
     """Whole chunks away from the paying cell, where the best policy then stays, they have a closed form:
     the return of single steps, divided by n if a chunk's reward is a mean.
     """
@@ -261,7 +261,7 @@ def test_imagined_returns_are_those_of_a_hundred_single_steps(chunk: int, rollou
     assert len(np.unique(np.round(square, 6))) > rollout
 
 
-def test_values_of_the_linear_world_are_the_sums_of_all_its_single_steps():
+def test_values_of_the_linear_world_sum_its_single_steps():
     """Sum over t of γᵗ w·(s + t m), divided by n: affine in s, so that V and Q can be exact."""
     steps = 3000
     algo = linear(steps=steps, chunk=5, rollout=4, lr=0.02, cooldown=0.5, tau_ema=0.05)

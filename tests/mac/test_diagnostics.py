@@ -68,7 +68,7 @@ def test_state_is_outside_if_any_entry_is_beyond_the_edge():
 # The critic.
 
 
-def test_gain_is_the_best_less_the_mean_in_units_of_the_spread_over_states():
+def test_gain_is_in_units_of_the_spread_over_states():
     q = jnp.asarray([[0.0, 10.0], [3.0, 10.0], [6.0, 16.0]])  # means 3 and 12: 4.5 from their mean
     got = diagnostics.gain(q)
     assert float(got["best_of_n_gain"]) == pytest.approx((3 + 4) / 2)
@@ -102,7 +102,7 @@ def test_expected_returns_are_those_of_the_steps_to_success(kind: str, chunks: i
 
 
 @pytest.mark.parametrize("acting", [0, 3])
-def test_prediction_is_the_critics_word_on_the_chunk_that_is_executed(acting: int):
+def test_prediction_is_the_critic_at_the_executed_chunk(acting: int):
     algo = mac(candidates_test=5, flow_steps_test=acting)
     nets = fresh(mac()).nets
     state, obs = (

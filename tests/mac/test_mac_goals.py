@@ -65,9 +65,7 @@ def test_releases_slip_changes_the_critics_loss_only():
 
 
 @pytest.mark.parametrize("net", own_losses(goal_mac()))
-def test_gradient_of_each_loss_with_goals_is_the_slope_of_algorithm_1(
-    sloped: tuple[Case, dict[str, Nets]], net: str
-):
+def test_gradients_with_goals_are_the_slopes_of_algorithm_1(sloped: tuple[Case, dict[str, Nets]], net: str):
     """Central differences of the NumPy loss along random directions of the network that it trains."""
     case, gradients = sloped
     for got, want in case.slopes_along_random_directions(gradients, net):
