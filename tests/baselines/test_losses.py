@@ -29,12 +29,12 @@ OPTIONS |= {
     "rebrac with goals": ("rebrac", "goals", {}),
     "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
 }
-SLOW = ("rebrac with goals", "fql with goals")
+QUICK = ("iql", "fql", "rebrac", "sharsa", "cql", "flow_bc")
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(v, id=k, marks=[pytest.mark.slow] * (k in SLOW)) for k, v in OPTIONS.items()],
+    params=[pytest.param(v, id=k, marks=[pytest.mark.slow] * (k not in QUICK)) for k, v in OPTIONS.items()],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     name, mode, changes = request.param

@@ -23,6 +23,7 @@ from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.segment import init, seed_keys, seed_mesh, segment
 from tests.helpers.algorithm_cases import GOALS_ONLY, make
 from tests.helpers.command_line import SIZES, content, error_of, params
+from tests.helpers.params import slow_except
 from tests.helpers.toy_env import window
 
 SWEEP = ["--sweep", "hp.lr=1e-3,1e-2", "hp.discount=0.9"]
@@ -41,7 +42,7 @@ def trained(algo: AbstractAlgorithm, swept: Mapping[str, Any], lanes: int) -> li
     return [np.asarray(x) for x in jax.tree.leaves(end.nets)]
 
 
-@pytest.mark.parametrize(("name", "mode"), MODES_OF)
+@pytest.mark.parametrize(("name", "mode"), slow_except([("mac", "reward"), ("sharsa", "goals")], MODES_OF))
 def test_every_number_that_may_be_swept_may_be_traced(name: str, mode: str):
     algo: Any = make(name, mode)
     swept = {each: jnp.asarray([getattr(algo.cfg, each)], jnp.float32) for each in algo.cfg.sweepable()}
@@ -62,10 +63,7 @@ def trained_shapes(algo: AbstractAlgorithm, swept: Mapping[str, Any]) -> Any:
     return end, metrics, here.act(one, obs, goal, keys[0]), here.predict(one, obs, goal, keys[0])
 
 
-SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in MODES_OF if case[0] not in ("mac", "cql")]
-
-
-@pytest.mark.parametrize(("name", "mode"), [("mac", "reward"), ("cql", "reward"), *SLOW])
+@pytest.mark.parametrize(("name", "mode"), slow_except([("iql", "reward")], MODES_OF))
 def test_lanes_are_what_algorithms_of_their_own_numbers_are(name: str, mode: str):
     """All numbers at once, in a second lane beside the algorithm's own."""
     algo: Any = make(name, mode)

@@ -22,6 +22,7 @@ from tests.helpers.toy_env import mac, window
 
 LR, TAU = 1e-2, 0.1
 CASES = [(kind, mode) for kind in KINDS for mode in MODES]
+QUICK = (("gaussian", "reward"), ("fql", "goals"))
 METRICS = {
     "model": ("model/dynamics_loss",),
     "reward": ("model/reward_loss",),
@@ -78,7 +79,10 @@ def make_case(kind: str, mode: str, **changes: Any) -> Case:
     return Case(kind, algo, state, batch, jr.key(5), *evaluated(algo, state, batch, jr.key(5)))
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(c, id="-".join(c), marks=[pytest.mark.slow] * (c not in QUICK)) for c in CASES],
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return make_case(*request.param)
 

@@ -18,6 +18,7 @@ from mac.nn.mlp import MLP, STANDARD
 from mac.types import Batch
 from tests.helpers.numpy_ablations import MODES, make
 from tests.helpers.numpy_mac import choose, double, follow, fresh, run
+from tests.helpers.params import slow_except
 from tests.helpers.toy_env import STRIDE, mac, window
 
 
@@ -206,7 +207,7 @@ def test_rollouts_longer_than_all_episodes_leave_drifts_unknown():
     assert unknown == {f"diagnostics/{name}_{n}" for name in ("drift", "motion") for n in (2, 4, 6)}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", slow_except(["goals"], MODES))
 @pytest.mark.parametrize(("kind", "missing"), {"gaussian": PAIR, "fql": CHOICE, "euler": PAIR}.items())
 def test_what_a_method_lacks_is_left_out(kind: str, mode: str, missing: set[str]):
     algo = make(kind, mode)

@@ -33,12 +33,11 @@ def gradients(case: Case) -> dict[str, Nets]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"chunk_reward": "sum", "chunk": 3, "rollout": 2},
-        {"lam": 0.7, "candidates": 1},
-        {"rollout_batch": 2, "flow_steps": 3},
+        pytest.param({}, id="paper"),
+        pytest.param({"chunk_reward": "sum", "chunk": 3, "rollout": 2}, id="sum", marks=pytest.mark.slow),
+        pytest.param({"lam": 0.7, "candidates": 1}, id="lambda", marks=pytest.mark.slow),
+        pytest.param({"rollout_batch": 2, "flow_steps": 3}, id="part of the batch", marks=pytest.mark.slow),
     ],
-    ids=["paper", "sum", "lambda", "part of the batch"],
 )
 def test_losses_are_those_of_algorithm_1(changes: dict[str, Any]):
     case = make_case(mac(**changes))

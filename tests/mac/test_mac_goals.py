@@ -28,7 +28,10 @@ def case() -> Case:
     return make_case(goal_mac())
 
 
-@pytest.fixture(scope="module", params=[{}, BCE], ids=["squared", "bce"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param({}, id="squared", marks=pytest.mark.slow), pytest.param(BCE, id="bce")],
+)
 def sloped(request: pytest.FixtureRequest) -> tuple[Case, dict[str, Nets]]:
     case = make_case(goal_mac(**request.param))
     return case, case.gradients()
@@ -37,14 +40,15 @@ def sloped(request: pytest.FixtureRequest) -> tuple[Case, dict[str, Nets]]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"lam": 0.7, "chunk": 3, "rollout_batch": 4},
-        {"rollout": 1},
-        {"value": "bce", "rollout": 1},
-        {"value": "bce", "release_bce": True, "rollout_batch": 5},
-        BCE,
+        pytest.param({}, id="paper"),
+        pytest.param({"lam": 0.7, "chunk": 3, "rollout_batch": 4}, id="lambda", marks=pytest.mark.slow),
+        pytest.param({"rollout": 1}, id="one chunk", marks=pytest.mark.slow),
+        pytest.param({"value": "bce", "rollout": 1}, id="bce", marks=pytest.mark.slow),
+        pytest.param(
+            {"value": "bce", "release_bce": True, "rollout_batch": 5}, id="release", marks=pytest.mark.slow
+        ),
+        pytest.param(BCE, id="bce and lambda"),
     ],
-    ids=["paper", "lambda", "one chunk", "bce", "release", "bce and lambda"],
 )
 def test_losses_with_goals_are_those_of_algorithm_1(changes: dict[str, Any]):
     case = make_case(goal_mac(**changes))

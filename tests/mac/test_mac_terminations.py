@@ -24,6 +24,7 @@ from mac.run.report.episode_returns import ended_itself, realised_return, steady
 from mac.types import Episodes, SampleSpec
 from tests.helpers.mac_cases import Case, leaves, make_case, own_losses, touched
 from tests.helpers.numpy_mac import double, fresh
+from tests.helpers.params import slow_except
 from tests.helpers.toy_env import (
     EDGE,
     FALL_SPEC,
@@ -48,7 +49,10 @@ def gradients(case: Case) -> dict[str, Nets]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"chunk_reward": "sum", "chunk": 3, "rollout": 2}, {"lam": 0.7, "rollout_batch": 4}]
+    "changes",
+    slow_except(
+        [{}], [{}, {"chunk_reward": "sum", "chunk": 3, "rollout": 2}, {"lam": 0.7, "rollout_batch": 4}]
+    ),
 )
 def test_losses_with_falls_are_those_of_algorithm_1(changes: dict[str, Any]):
     case = make_case(edge_mac(**changes))
