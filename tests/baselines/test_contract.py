@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -83,19 +84,12 @@ def trained(request: pytest.FixtureRequest) -> Trained:
     return Trained(algo, MODES[name], states, logs, len(traces))
 
 
-def assert_same_bits(got: Any, want: Any) -> None:
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for x, y in zip(leaves(got), leaves(want), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
 def test_state_holds_arrays_only_and_keeps_its_form(trained: Trained):
     assert leaves(trained.algo) == []
     first, *later = trained.states
     assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves(first))
     for state in later:
-        assert jax.tree.structure(state) == jax.tree.structure(first)
-        assert [(x.shape, x.dtype) for x in leaves(state)] == [(x.shape, x.dtype) for x in leaves(first)]
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
 
 
 def test_three_segments_are_traced_once(trained: Trained):
@@ -103,7 +97,7 @@ def test_three_segments_are_traced_once(trained: Trained):
 
 
 def test_training_is_finite_and_moves_every_network(trained: Trained):
-    assert all(np.all(np.isfinite(x)) for x in leaves((trained.states, trained.logs)))
+    chex.assert_tree_all_finite((trained.states, trained.logs))
     first, *_, last = trained.states
     for name, net in vars(first.nets).items():
         moved = zip(leaves(net), leaves(getattr(last.nets, name)), strict=True)
@@ -118,9 +112,9 @@ def test_seed_is_the_same_whatever_its_company(trained: Trained):
     """Seed 1 after seed 0 and before seed 2, by one and the same program."""
     algo, mode, states, logs, _ = trained
     fresh = start(algo, 1, 2)
-    assert_same_bits(one_seed(fresh, 0), one_seed(states[0], 1))
+    chex.assert_trees_all_equal(one_seed(fresh, 0), one_seed(states[0], 1))
     state, log = segment(algo, mode, trained.k, fresh, 0, seed=1)
-    assert_same_bits(one_seed(state, 0), one_seed(states[1], 1))
+    chex.assert_trees_all_equal(one_seed(state, 0), one_seed(states[1], 1))
     for name, value in log.items():
         np.testing.assert_array_equal(value[:, 0], logs[0][name][:, 1])
 
@@ -129,8 +123,7 @@ def test_seed_is_the_same_whatever_its_company(trained: Trained):
 def test_seed_in_a_group_equals_the_seed_alone(trained: Trained):
     algo, mode, states, *_ = trained
     state, _ = segment(algo, mode, trained.k, start(algo, 1, 1), 0, seed=1)
-    for x, y in zip(leaves(one_seed(state, 0)), leaves(one_seed(states[1], 1)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(one_seed(state, 0), one_seed(states[1], 1), rtol=1e-4, atol=1e-5)
 
 
 def test_killed_and_resumed_run_ends_with_the_same_bits(trained: Trained, tmp_path: Path):
@@ -142,7 +135,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(trained: Trained, tmp_pa
         state = jax.device_get(store.restore(start(algo, 0, 2)).state)
     for number in (1, 2):
         state, _ = segment(algo, mode, trained.k, state, number)
-    assert_same_bits(state, states[3])
+    chex.assert_trees_all_equal(state, states[3])
 
 
 def test_trained_policy_beats_its_random_start(trained: Trained):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,8 +95,7 @@ def test_each_configuration_leaves_the_run_of_its_own(swept: Path, data: list[st
         assert main([*SIZES, *data, *flags]) == 0
         mine, theirs = open_run(swept / folder), open_run(tmp_path / folder)
         assert mine.settings == dataclasses.replace(theirs.settings, out=mine.settings.out)
-        for a, b in zip(jax.tree.leaves(mine.state), jax.tree.leaves(theirs.state), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        chex.assert_trees_all_close(mine.state, theirs.state, rtol=1e-3, atol=1e-5)
         for name in (EVAL, METRICS):
             pairs = zip(read_rows(swept / folder / name), read_rows(tmp_path / folder / name), strict=True)
             for row, own in pairs:

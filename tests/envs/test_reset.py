@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,11 +101,7 @@ def test_the_same_key_gives_the_same_bits(reset, resets):
 
 
 def assert_same_bits(a: ManipState, b: ManipState):
-    np.testing.assert_array_equal(*(jax.random.key_data(x.key) for x in (a, b)))
-    for x, y in zip(
-        jax.tree.leaves((a.obs, a.world, a.t)), jax.tree.leaves((b.obs, b.world, b.t)), strict=True
-    ):
-        np.testing.assert_array_equal(x, y)
+    chex.assert_trees_all_equal(*((jax.random.key_data(x.key), x.obs, x.world, x.t) for x in (a, b)))
 
 
 def test_collection_starts_are_anywhere_on_the_table():

@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -110,7 +111,7 @@ def test_update_follows_gradients_and_moves_the_target_network(case: Case):
 
 def test_state_holds_the_networks_of_the_method_only(case: Case):
     assert all(isinstance(leaf, jax.Array) for leaf in leaves(case.after))
-    assert [x.aval for x in leaves(case.state)] == [x.aval for x in leaves(case.after)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(case.state, case.after)
     outcome = "success" if case.algo.env.goal_dim else "reward"
     policy = {"gaussian": {"policy"}, "fql": {"flow", "policy"}, "euler": {"flow"}, "regression": {"policy"}}
     assert set(case.names) == {"model", outcome, "v", "q"} | policy[case.kind]

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -152,8 +153,7 @@ def test_cross_entropy_of_confident_values_is_finite(size: float):
 
     nets = dataclasses.replace(case.nets, v=sure(case.nets.v), q=sure(case.nets.q))
     confident = dataclasses.replace(case, nets=dataclasses.replace(nets, success=sure(case.nets.success)))
-    assert all(np.isfinite(x) for x in leaves(confident.loss()))
-    assert all(np.isfinite(x).all() for x in leaves(confident.gradients()))
+    chex.assert_tree_all_finite((confident.loss(), confident.gradients()))
 
 
 # What fits together.
