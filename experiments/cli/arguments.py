@@ -1,11 +1,5 @@
-"""From the command line to one typed, checked `Settings`.
+"""Reads command lines: flags of a typed dataclass, by tyro, with errors of one line; and starts JAX."""
 
-Two stages: `--algo`, `--env` and `--preset` select the rows of `hparams.toml` and the class of the
-hyperparameters; then tyro reads all flags over the defaults so made. A resumed run takes its
-defaults from its own `config.json` instead.
-"""
-
-import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -15,150 +9,47 @@ import os
 import re
 import typing
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from baselines import REGISTRY
-from envs_mjx.registry import parse as parse_env
-from experiments.cli.counts import SYNTAX, whole_number
-from experiments.cli.settings import PRESETS, Settings, from_dict
-from experiments.launch.hparams import HPARAMS, SELECTORS, load_rows, merge_rows, require_steps, unknown_name
-from experiments.launch.saved_run import CONFIG, read_config, runs_within
 from mac.errors import UserError, one_line
 from mac.run.segment import use_cpu_devices
 
-PROGRAM = "python experiments/run.py"
+SYNTAX = "200000, 200_000, 200k, 1.5M or 1e6"
+"""Whole numbers as people write them: the one syntax of all flags that count something."""
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+_DIGITS = r"\d+(?:_\d+)*"
+_NUMBER = re.compile(rf"([+-]?{_DIGITS}(?:\.\d*)?(?:e[+-]?\d{{1,3}})?)([kmbg]?)", re.ASCII | re.IGNORECASE)
 _NUMBERS = f"Whole numbers may be written as {SYNTAX}."
-RUNS = Path("runs")
-"""The folder of runs, if none is named."""
 
 
-class _First(NamedTuple):
-    """The flags that decide the defaults of all others; None where not given."""
-
-    algo: str | None
-    env: str | None
-    preset: str | None
-    seeds: int | None
-    out: Path | None
-    resume: bool
-    help: bool
-
-
-def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
-    """Settings for a command line, and the reason for the preset. Starts JAX.
+def read_count(text: str) -> tuple[int, bool]:
+    """A whole number such as 200_000, 200k, 1.5M, 1B or 1e6, and whether it has a unit.
 
     Raises:
-        UserError: an unknown flag, name or key, a value out of range, or a device that is missing; in
-            one line.
-        SystemExit: after printing the help.
+        ValueError: it is no number, or no whole one.
     """
-    first = _first_stage(argv)
-    saved = _saved(first) if first.resume and first.out else {}
-    chosen = {name: getattr(first, name) or saved.get(name) or getattr(Settings, name) for name in SELECTORS}
-    entry = REGISTRY.get(chosen["algo"])
-    if entry is None:
-        raise unknown_name("--algo", chosen["algo"], REGISTRY)
-    parse_env(chosen["env"])
-    if chosen["preset"] not in PRESETS:
-        raise unknown_name("--preset", chosen["preset"], PRESETS)
-    backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
-    preset, reason = _choose_preset(chosen["preset"], backend)
-    rows, asked = [] if saved else load_rows(HPARAMS), (chosen["algo"], chosen["env"], preset)
-    if saved:
-        values, where, reason = saved, str(first.out), "of the run that is continued"
-    else:
-        values, where = merge_rows(rows, *asked), str(HPARAMS)
-    default = from_dict(values | chosen, entry.config, where)
-    if not saved:
-        require_steps(values, rows, *asked)
-    settings = _second_stage(argv, entry.config, default)
-    return dataclasses.replace(settings, preset=preset, out=first.out or settings.out), reason
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a whole number; write it as {SYNTAX}")
+    value = Decimal(match[1].replace("_", "")) * _UNITS[match[2].lower()]
+    if value != value.to_integral_value():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value), bool(match[2])
 
 
-def _first_stage(argv: Sequence[str]) -> _First:
-    """Reads its flags only; what is wrong with others is left to the second stage."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in (*SELECTORS, "seeds", "out"):
-        parser.add_argument(f"--{name}")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--help", "-h", action="store_true")
-    try:
-        known = vars(parser.parse_known_args(list(argv))[0])
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name}: {error.message}; see --help") from error
-    seeds, out = known["seeds"], known["out"]
-    if seeds is not None:
-        try:
-            known["seeds"] = whole_number(seeds)
-        except ValueError as error:
-            raise UserError(f"--seeds={seeds}: {error}") from error
-        if known["seeds"] < 1:
-            raise UserError(f"--seeds={seeds}: must be a whole number of at least 1")
-    if out is None and known["resume"] and not known["help"]:
-        out = _newest_run()
-    known["out"] = None if out is None else Path(out)
-    return _First(**known)
+def whole_number(text: str) -> int:
+    """The value of `read_count`.
 
-
-def _newest_run() -> Path:
-    started = {}
-    for run in runs_within(RUNS):
-        with contextlib.suppress(OSError):  # deleted just now
-            started[run] = (run / CONFIG).stat().st_mtime
-    if not started:
-        raise UserError(f"--resume: there is no run in {RUNS}/; name its folder with --out")
-    return max(started, key=started.__getitem__)
-
-
-def _saved(first: _First) -> dict[str, Any]:
-    """The settings that the run to be resumed was started with."""
-    values = read_config(first.out or Path(), "--resume: ")
-    for name in SELECTORS:
-        wanted = getattr(first, name)
-        if wanted not in (None, "auto", values.get(name)):
-            raise UserError(
-                f"--{name}={wanted}: the run in {first.out} has {values.get(name)}; choose another --out"
-            )
-    return values
-
-
-def start_jax(seeds: int, for_help: bool = False) -> str:
-    """Sets up devices and the compile cache, and starts JAX; returns the backend's name."""
-    with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices
-        use_cpu_devices(seeds)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mac-jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    try:
-        return jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # the latter where the plugin is not installed at all
-        if for_help:
-            return "cpu"
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        raise UserError(
-            f"JAX cannot start on JAX_PLATFORMS={wanted!r} ({one_line(error)}); unset JAX_PLATFORMS to use "
-            "the CPU, or install the extra `cuda12` or `cuda13` on a machine with a GPU"
-        ) from error
-
-
-def _choose_preset(preset: str, backend: str) -> tuple[str, str]:
-    if preset != "auto":
-        return preset, "as asked"
-    if backend == "cpu":
-        return "laptop", "no accelerator found; --preset paper for the paper's sizes"
-    return "paper", f"accelerator found ({backend}); --preset laptop for a quick look"
-
-
-def _second_stage(argv: Sequence[str], config: type[Any], default: Settings[Any]) -> Settings[Any]:
-    """All flags, over `default`."""
-    return read_flags(Settings[config], argv, PROGRAM, default)
+    Raises:
+        ValueError: it is no number, or no whole one.
+    """
+    return read_count(text)[0]
 
 
 def read_flags(cls: Any, argv: Sequence[str], program: str, default: Any = None) -> Any:
@@ -272,3 +163,24 @@ def _reason(stop: SystemExit, box: str, rejected: Sequence[str]) -> UserError:
             said = f"{flag}: {rejected[-1]}"
     said = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", said)
     return UserError(f"{said or one_line(stop)}; see --help")
+
+
+def start_jax(seeds: int, for_help: bool = False) -> str:
+    """Sets up devices and the compile cache, and starts JAX; returns the backend's name."""
+    with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices
+        use_cpu_devices(seeds)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mac-jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # the latter where the plugin is not installed at all
+        if for_help:
+            return "cpu"
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX cannot start on JAX_PLATFORMS={wanted!r} ({one_line(error)}); unset JAX_PLATFORMS to use "
+            "the CPU, or install the extra `cuda12` or `cuda13` on a machine with a GPU"
+        ) from error

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.settings import Settings
 from experiments.launch.hparams import unknown_name
+from experiments.launch.settings import Settings
 from mac.config import CommonConfig
 from mac.errors import UserError
 from mac.run.io.run_outputs import Variant

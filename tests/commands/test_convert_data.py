@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import convert_data
-from experiments.cli.settings import DataConfig
-from experiments.data import run_store
+from experiments.launch import dataset
+from experiments.launch.settings import DataConfig
 from experiments.run import main as train
 from mac.data import convert
 from mac.data.npz import read
@@ -210,9 +210,7 @@ def test_command_line_makes_a_store_and_says_what_it_loses(
     (made,) = Path("data/stores").glob("[!.]*cube-single-play-100m-v0-*")
     assert Store.open(made).dtype == "uint16" and f"--data.path {made}" in shown
     # run.py finds it, by the files' place and by its own.
-    assert (
-        run_store.facts(DataConfig(), cubes) == run_store.facts(DataConfig(), made) == (360, "uint16", False)
-    )
+    assert dataset.facts(DataConfig(), cubes) == dataset.facts(DataConfig(), made) == (360, "uint16", False)
 
 
 @pytest.mark.parametrize(

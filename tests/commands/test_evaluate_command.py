@@ -13,9 +13,11 @@ import numpy as np
 import ogbench
 import pytest
 
+from envs_mjx.registry import parse
 from experiments import evaluate as program
 from experiments.evaluate import EVALUATIONS, main
-from experiments.launch.saved_run import acting_otherwise, by_environment, open_run, read_settings
+from experiments.launch.saved_run import acting_otherwise, by_environment, open_run
+from experiments.launch.settings import read_settings
 from experiments.ogbench_eval import play
 from experiments.ogbench_eval.worker import Start
 from mac.errors import UserError
@@ -130,16 +132,17 @@ def test_other_tasks_of_a_single_task_run_may_be_played(copied: Path):
 
 
 def test_tasks_are_found_in_the_environments_that_hold_them():
-    assert by_environment(ENV, (), "--tasks") == [(ENV, (2,))]
+    def held(name: str, tasks: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+        return [(env.name, each) for env, each in by_environment(parse(name), tasks, "--tasks")]
+
+    assert held(ENV, ()) == [(ENV, (2,))]
     default = "scene-noisy-singletask-v0"
-    assert by_environment(default, (5, 2), "-") == [
+    assert held(default, (5, 2)) == [
         ("scene-noisy-singletask-task5-v0", (5,)),
         (default, (2,)),
     ]
-    assert by_environment("puzzle-3x3-play-v0", (), "-") == [("puzzle-3x3-play-v0", (1, 2, 3, 4, 5))]
-    assert by_environment("cube-double-play-oraclerep-v0", (3, 1), "-") == [
-        ("cube-double-play-oraclerep-v0", (3, 1))
-    ]
+    assert held("puzzle-3x3-play-v0", ()) == [("puzzle-3x3-play-v0", (1, 2, 3, 4, 5))]
+    assert held("cube-double-play-oraclerep-v0", (3, 1)) == [("cube-double-play-oraclerep-v0", (3, 1))]
 
 
 def test_draws_are_other_episodes_and_draw_0_is_that_of_training():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from baselines import REGISTRY
-from envs_mjx.registry import names
-from experiments.cli.listing import settings_of
-from experiments.cli.settings import PRESETS
-from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows, sibling
+from envs_mjx.registry import names, parse
+from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows
+from experiments.launch.listing import settings_of
+from experiments.launch.settings import PRESETS
 from experiments.run import main
 from mac.data.normalize import fit
 from mac.data.quantize import summarize
@@ -53,7 +53,7 @@ def test_settings_that_are_listed_build_the_algorithm(name: str):
     for preset, patterns in found.items():
         for pattern in patterns:
             env, spec = example(pattern)
-            values = merge_rows(rows, name, env, preset)
+            values = merge_rows(rows, name, parse(env), preset)
             hp: Any = build(REGISTRY[name].config, values["hp"], "hparams.toml")
             algo = REGISTRY[name].algorithm(hp, spec, values["steps"])
             assert algo.sample.batch == hp.batch and values["steps"] >= 1000
@@ -79,15 +79,15 @@ def test_every_method_has_settings_for_single_tasks_or_for_goals():
 )
 def test_rows_serve_environments_that_differ_in_goals_only(env: str, rows_of: str):
     rows = load_rows(HPARAMS)
-    assert sibling(env) == rows_of and rows_of in names()
-    got, want = (merge_rows(rows, "mac", name, "laptop") for name in (env, rows_of))
+    assert parse(env).hparams_of == rows_of and rows_of in names()
+    got, want = (merge_rows(rows, "mac", parse(name), "laptop") for name in (env, rows_of))
     assert got == want and got["steps"] > 0
 
 
 def test_mac_has_settings_for_every_environment():
     rows = load_rows(HPARAMS)
     for env, preset in itertools.product(names(), PRESETS[1:]):
-        assert "steps" in merge_rows(rows, "mac", env, preset), (env, preset)
+        assert "steps" in merge_rows(rows, "mac", parse(env), preset), (env, preset)
 
 
 def test_goal_method_without_goals_is_refused():

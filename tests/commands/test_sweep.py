@@ -14,8 +14,8 @@ import pytest
 
 from baselines import REGISTRY
 from experiments import report
-from experiments.cli.arguments import parse
 from experiments.launch.saved_run import open_run
+from experiments.launch.settings import parse
 from experiments.launch.sweep import variants
 from experiments.run import main
 from mac.algorithm import AbstractAlgorithm

@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from experiments.cli.settings import DataConfig
-from experiments.data.device_fit import make_source
+from experiments.launch.dataset import make_source
+from experiments.launch.settings import DataConfig
 from mac.data.convert import prepare
 from mac.data.sampler import sample
 from mac.data.store import Store

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from experiments.cli.arguments import parse
+from envs_mjx.registry import parse as parse_env
 from experiments.launch.hparams import HPARAMS, load_rows, merge_rows
+from experiments.launch.settings import parse
 from mac.ablations.gaussian import GaussianConfig
 from mac.ablations.mac_fql import MACFQLConfig
 from mac.ablations.no_distillation import NoDistillConfig
@@ -52,10 +53,10 @@ def test_default_of_executed_actions_fits_any_chunk(chunk: int):
     ],
 )
 def test_fql_extraction_has_one_sample_and_alpha_by_environment(env: str, alpha: float, preset: str):
-    hp = merge_rows(load_rows(HPARAMS), "mac_fql", env, preset)["hp"]
+    hp = merge_rows(load_rows(HPARAMS), "mac_fql", parse_env(env), preset)["hp"]
     assert (hp["alpha"], hp["candidates"], hp["candidates_test"]) == (alpha, 1, 1)
     own = {"alpha", "candidates", "candidates_test", "flow_steps_test"}
-    of_mac = merge_rows(load_rows(HPARAMS), "mac", env, preset)["hp"]
+    of_mac = merge_rows(load_rows(HPARAMS), "mac", parse_env(env), preset)["hp"]
     assert {k: v for k, v in hp.items() if k not in own} == {k: v for k, v in of_mac.items() if k not in own}
 
 

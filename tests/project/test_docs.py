@@ -12,8 +12,8 @@ import chex
 import numpy as np
 import pytest
 
-from experiments.cli.settings import DataConfig
-from experiments.data.locate import generated_file
+from experiments.launch.dataset import generated_file
+from experiments.launch.settings import DataConfig
 from mac.run import segment
 from tests.helpers.command_line import SIZES, arrays
 

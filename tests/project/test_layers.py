@@ -24,6 +24,7 @@ ALLOWED = {
     "mac.atomic_files": ("mac.errors",),
     "mac.free_memory": ("mac.machine",),
     "mac.machine": (),
+    "mac.plugins": ("mac.errors",),
     "mac.nn": BASICS,
     "mac.ops": BASICS,
     "mac.algorithm": (*NETWORKS, "mac.config"),
@@ -36,8 +37,8 @@ ALLOWED = {
     "mac.implicit_q": (*LOSSES, "mac.model_free"),
     "mac.data": (*ON_DISK, "mac.free_memory"),
     "mac.run": (*ON_DISK, "mac.algorithm", "mac.data"),
-    "envs_mjx": ON_DISK,
-    "baselines": (*LOSSES, "mac.mac", "mac.ablations", "mac.model_free", "mac.implicit_q"),
+    "envs_mjx": (*ON_DISK, "mac.plugins"),
+    "baselines": (*LOSSES, "mac.mac", "mac.ablations", "mac.model_free", "mac.implicit_q", "mac.plugins"),
     "experiments": ("mac", "envs_mjx", "baselines"),
 }
 APART = ("mac", "mac.ablations", "baselines")

@@ -144,3 +144,16 @@ def test_no_path_of_one_machine_is_left():
 
 def test_nothing_large_is_tracked():
     assert not [relative(path) for path in tracked() if path.stat().st_size > 1_000_000]
+
+
+def test_workflow_runs_the_pairs_of_the_ci_script():
+    script, workflow = (ROOT / ".ci" / "run").read_text(), (ROOT / ".github/workflows/ci.yml").read_text()
+    (pairs,) = re.findall(r"^PAIRS=\((.*?)\)", script, re.MULTILINE)
+    ours = re.findall(r'"(\S+) (\S+)"', pairs)
+    assert re.findall(r'python: "(\S+)", jax: "(\S+)"', workflow) == ours and len(ours) > 2
+
+
+def test_hooks_lint_with_the_version_of_the_dev_extra():
+    (version,) = [each for each in PROJECT["optional-dependencies"]["dev"] if each.startswith("ruff")]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert set(re.findall(r'"(ruff\S+)"', hooks)) == {version}

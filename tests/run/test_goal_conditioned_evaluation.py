@@ -15,8 +15,8 @@ import pytest
 
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.manipulation.observation import Objects
-from experiments.cli.settings import DataConfig, EvalConfig, Settings
 from experiments.launch.saved_run import SavedRun
+from experiments.launch.settings import DataConfig, EvalConfig, Settings
 from experiments.ogbench_eval import play
 from experiments.ogbench_eval.worker import Played, Snapshot, Start
 from experiments.video import record
