@@ -8,33 +8,26 @@ import jax
 import numpy as np
 import pytest
 
-from baselines import REGISTRY
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.run import segment as loop
 from mac.run.io.checkpoint import CheckpointStore
-from tests.helpers.algorithm_cases import GOALS_ONLY, make
+from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed
 
 K = 150
 UPDATES = {"cql": 400, "fql": 250, "idql": 300}
 """Updates per segment, where they are not `K`."""
 OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}}
-MODES = {name: "goals" if name in (*GOALS_ONLY, "gciql", "mac_fql") else "reward" for name in REGISTRY}
 leaves = jax.tree.leaves
 
 
 class Trained(NamedTuple):
-    """Three segments of seeds 0 and 1, with the states before each and after the last.
-
-    Attributes:
-        traces: how often Python ran the update, which it does while it is traced only.
-    """
+    """Three segments of seeds 0 and 1, with the states before each and after the last."""
 
     algo: Any
     mode: str
     states: list[TrainState]
     logs: list[dict[str, np.ndarray]]
-    traces: int
 
     @property
     def k(self) -> int:
@@ -61,27 +54,17 @@ def start(algo: Any, seed: int, seeds: int) -> TrainState:
 QUICK = ("mac", "iql")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in REGISTRY],
-)
+@pytest.fixture(scope="module", params=registered(QUICK))
 def trained(request: pytest.FixtureRequest) -> Trained:
-    name, traces, real = request.param, [], AbstractLossAlgorithm.update
-
-    def counted(self: Any, *args: Any) -> Any:
-        traces.append(1)
-        return real(self, *args)
-
+    name, mode = request.param, mode_of(request.param)
     k = UPDATES.get(name, K)
-    algo = make(name, MODES[name], 3 * k, batch=32, hidden=(32,), lr=3e-3, tau_ema=0.05, **OWN.get(name, {}))
+    algo = make(name, mode, 3 * k, batch=32, hidden=(32,), lr=3e-3, tau_ema=0.05, **OWN.get(name, {}))
     states, logs = [start(algo, 0, 2)], []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AbstractLossAlgorithm, "update", counted)
-        for number in range(3):
-            state, log = segment(algo, MODES[name], k, states[-1], number)
-            states.append(state)
-            logs.append(log)
-    return Trained(algo, MODES[name], states, logs, len(traces))
+    for number in range(3):
+        state, log = segment(algo, mode, k, states[-1], number)
+        states.append(state)
+        logs.append(log)
+    return Trained(algo, mode, states, logs)
 
 
 def test_state_holds_arrays_only_and_keeps_its_form(trained: Trained):
@@ -92,8 +75,10 @@ def test_state_holds_arrays_only_and_keeps_its_form(trained: Trained):
         chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
 
 
-def test_three_segments_are_traced_once(trained: Trained):
-    assert trained.traces == 1
+def test_segments_after_the_first_trace_nothing(trained: Trained, monkeypatch: pytest.MonkeyPatch):
+    never = chex.assert_max_traces(AbstractLossAlgorithm.update, n=0)
+    monkeypatch.setattr(AbstractLossAlgorithm, "update", never)
+    segment(trained.algo, trained.mode, trained.k, trained.states[-1], 3)
 
 
 def test_training_is_finite_and_moves_every_network(trained: Trained):
@@ -110,7 +95,7 @@ def test_metrics_have_a_row_per_update_and_a_column_per_seed(trained: Trained):
 
 def test_seed_is_the_same_whatever_its_company(trained: Trained):
     """Seed 1 after seed 0 and before seed 2, by one and the same program."""
-    algo, mode, states, logs, _ = trained
+    algo, mode, states, logs = trained
     fresh = start(algo, 1, 2)
     chex.assert_trees_all_equal(one_seed(fresh, 0), one_seed(states[0], 1))
     state, log = segment(algo, mode, trained.k, fresh, 0, seed=1)

@@ -9,16 +9,27 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from baselines import REGISTRY
-from tests.helpers.algorithm_cases import GOALS_ONLY, LR, METRICS, TAU, TAU_ACTOR, Case, make_case
+import baselines
+from baselines import REGISTRY, algorithms, register_algorithm
+from tests.helpers.algorithm_cases import (
+    LR,
+    METRICS,
+    TAU,
+    TAU_ACTOR,
+    Case,
+    make,
+    make_case,
+    mode_of,
+    registered,
+)
 from tests.helpers.mac_cases import assert_first_step_of_adam, assert_followed, leaves, slopes_of
+from tests.helpers.numpy_ablations import KINDS
 from tests.helpers.numpy_acting import act, expect
+from tests.helpers.numpy_baselines import LOSSES
 from tests.helpers.numpy_mac import double
 
 OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    name: (name, "goals" if name in (*GOALS_ONLY, "gciql") else "reward", {})
-    for name in REGISTRY
-    if not name.startswith("mac")
+    name: (name, mode_of(name), {}) for name in algorithms() if not name.startswith("mac")
 }
 OPTIONS |= {
     "iql with goals, as on D4RL": (
@@ -30,7 +41,9 @@ OPTIONS |= {
     "rebrac with goals": ("rebrac", "goals", {}),
     "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
 }
-QUICK = ("iql", "fql", "rebrac", "sharsa", "cql", "flow_bc")
+QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc"} | (algorithms().keys() - REGISTRY.keys())
+ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}
+"""Algorithms whose losses are written out in NumPy too."""
 
 
 @pytest.fixture(
@@ -39,7 +52,28 @@ QUICK = ("iql", "fql", "rebrac", "sharsa", "cql", "flow_bc")
 )
 def case(request: pytest.FixtureRequest) -> Case:
     name, mode, changes = request.param
+    if name not in ORACLES:
+        pytest.skip(f"no NumPy version of {name} in tests/helpers: its losses are its author's to test")
     return make_case(name, mode, **changes)
+
+
+def test_every_algorithm_of_this_project_has_a_numpy_version():
+    same = {"mac_nodistill": "mac_euler"}  # and `mac_regression`, by an option
+    assert {same.get(name, name) for name in REGISTRY} <= ORACLES
+
+
+@pytest.mark.parametrize("name", ["mine", "mine_with_goals"])
+def test_an_algorithm_of_someone_else_needs_no_numpy_version(name: str, monkeypatch: pytest.MonkeyPatch):
+    """It is built for the contract at those of the sizes that its configuration has."""
+    monkeypatch.setattr(baselines, "_registered", {})
+    entry = REGISTRY["sharsa" if name == "mine_with_goals" else "cql"]
+    register_algorithm(name, entry.config, entry.algorithm)
+    (mine,) = [param for param in registered(()) if param.values == (name,)]
+    assert not mine.marks and name not in ORACLES
+    mode = mode_of(name)
+    assert mode == ("goals" if name == "mine_with_goals" else "reward")
+    made: Any = make(name, mode, no_such_field=1)
+    assert made.cfg.batch == 8
 
 
 def test_losses_are_those_of_numpy(case: Case):
