@@ -46,7 +46,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_codes_of_all_shards_share_one_codec_and_validation_stays_exact(tmp_path: Path, shards: Path):
+def test_shards_share_one_codec_and_validation_stays_exact(tmp_path: Path, shards: Path):
     plain = convert.prepare(shards, tmp_path / "plain", SPEC)
     coded = convert.prepare(shards, tmp_path / "coded", SPEC, "uint16")
     assert (plain.dtype, coded.dtype) == ("float32", "uint16")
@@ -146,9 +146,7 @@ def test_shard_that_changed_or_was_damaged_is_converted_again(
     np.testing.assert_array_equal(store.train[1].obs, read(shards / "toy-001.npz").obs)
 
 
-def test_type_that_is_asked_for_replaces_another_and_none_takes_what_is_there(
-    tmp_path: Path, shards: Path, reads: list[str]
-):
+def test_the_asked_type_replaces_another_and_none_keeps_it(tmp_path: Path, shards: Path, reads: list[str]):
     folder = tmp_path / "s"
     assert convert.prepare(shards, folder, SPEC, "uint16").dtype == "uint16"
     reads.clear()
@@ -242,7 +240,7 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_training_over_windows_of_a_store_resumes_to_the_same_bits(
+def test_training_over_windows_resumes_to_the_same_bits(
     tmp_path: Path, cubes: Path, capsys: pytest.CaptureFixture[str]
 ):
     store = tmp_path / "store"

@@ -63,7 +63,7 @@ def test_paper_size_agrees_with_xla_where_it_counts_all_turns():
     assert cost_estimate.compile_update(sizes).traffic == pytest.approx(theirs["bytes accessed"], rel=0.02)
 
 
-def test_peak_holds_the_data_all_networks_and_the_scratch_of_the_seeds_at_work():
+def test_peak_holds_data_networks_and_scratch_of_active_seeds():
     assert NEED.peak == (2 + 4 + 2 * 1) * GB
     # Two accelerators hold the data each, and half of the seeds, all of which are at work.
     assert NEED._replace(devices=2, together=4).peak == (2 + (4 + 4) // 2) * GB

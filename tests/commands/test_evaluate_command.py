@@ -48,9 +48,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 # On our engines.
 
 
-def test_evaluation_again_gives_the_rows_of_training_and_touches_nothing_else(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_evaluation_again_gives_the_rows_of_training(copied: Path, capsys: pytest.CaptureFixture[str]):
     before = content(copied)
     line = again(copied, "--engine", "c")
     assert line["rows"] == list(read_rows(copied / EVAL))
@@ -223,7 +221,7 @@ def test_original_environment_plays_every_episode(copied: Path):
         assert row == {"step": 10, "seed": seed} | wanted
 
 
-def test_environments_in_other_processes_are_those_of_the_package():
+def test_environments_in_worker_processes_are_the_packages():
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 5)).astype(np.float32)
     name = "cube-double-play-v0"
     with play.EnvPool(name, 3, film=True) as fleet:

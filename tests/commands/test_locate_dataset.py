@@ -130,7 +130,7 @@ def test_files_are_found_where_this_and_other_programs_put_them(name: str, place
         assert choice.found and choice.path.absolute() == path
 
 
-def test_auto_prefers_what_is_here_then_what_can_be_made_then_a_download():
+def test_auto_prefers_existing_then_generated_then_downloaded():
     assert dataset.choose(DataConfig(), parse(CUBE)).how == "generate"
     assert dataset.choose(DataConfig(), parse("hopper-medium-v2")).how == "download"
     assert dataset.choose(DataConfig(mirror="http://mirror.example"), parse(CUBE)).how == "download"
@@ -139,7 +139,7 @@ def test_auto_prefers_what_is_here_then_what_can_be_made_then_a_download():
     assert dataset.choose(DataConfig(), parse(CUBE)).how == "local"
 
 
-def test_generated_data_are_not_taken_where_public_files_are_asked_for_nor_the_reverse():
+def test_generated_and_public_data_are_not_confused():
     generated = touch(Path("data/generated-1001000-seed0") / f"{CUBE}.npz")
     assert dataset.choose(DataConfig(source="download"), parse(CUBE)).how == "download"
     public = touch(Path("data") / f"{CUBE}.npz")
@@ -177,7 +177,7 @@ def test_what_cannot_be_made_says_what_can():
         assert env in line and "cube-single" in line and "--data.source download" in line
 
 
-def test_what_is_not_here_says_where_it_was_looked_for_and_what_else_there_is():
+def test_a_missing_dataset_names_places_and_alternatives():
     touch(Path("data/generated-5005-seed3") / f"{CUBE}.npz")
     line = refused(CUBE, source="local")
     assert f"data/{CUBE}.npz" in line and ".ogbench" in line and "downloads" in line
@@ -254,7 +254,7 @@ def test_offline_names_every_way_out(monkeypatch: pytest.MonkeyPatch):
     assert f"put {CUBE}.npz and cube-single-play-v0-val.npz into data" in line
 
 
-def test_a_failed_download_of_what_cannot_be_made_does_not_offer_to_make_it(server: Server):
+def test_a_failed_download_offers_generation_only_if_possible(server: Server):
     data = DataConfig(source="download", mirror=server.url("")[:-1])
     server.plan(says(404))
     with pytest.raises(UserError, match=r"HTTP 404.*put hopper_medium-v2\.hdf5 into data") as caught:

@@ -94,7 +94,7 @@ def test_paper_preset_has_the_published_values(algo: str, env: str, want: dict[s
 
 
 @pytest.mark.parametrize("algo", ["iql", "rebrac", "ifql", "idql", "fql"])
-def test_single_tasks_without_published_values_have_no_paper_preset(algo: str):
+def test_tasks_without_published_values_have_no_paper_preset(algo: str):
     reported = [f"{name}-play-singletask*" for name in MANIPULATION]
     if algo != "idql":
         mazes = LOCOMOTION if algo == "fql" else ("humanoidmaze-medium",)

@@ -244,7 +244,7 @@ def of_before(run: Path) -> None:
     change(run / "run.json", edit)
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_its_normaliser_and_a_note(
+def test_a_run_of_an_earlier_version_keeps_its_normaliser(
     folder: Path, tried: list[TrainJob], capsys: pytest.CaptureFixture[str]
 ):
     of_before(folder)

@@ -77,7 +77,7 @@ def test_every_method_has_settings_for_single_tasks_or_for_goals():
         "hopper-medium-v2": "hopper-medium-v2",
     }.items(),
 )
-def test_rows_serve_environments_that_differ_in_goals_or_file_only(env: str, rows_of: str):
+def test_rows_serve_environments_that_differ_in_goals_only(env: str, rows_of: str):
     rows = load_rows(HPARAMS)
     assert parse(env).hparams_of == rows_of and rows_of in names()
     got, want = (merge_rows(rows, "mac", parse(name), "laptop") for name in (env, rows_of))

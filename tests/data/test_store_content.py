@@ -75,7 +75,7 @@ def test_an_open_store_reads_what_was_opened(tmp_path: Path, train: Path, what: 
     store.check()
 
 
-def test_a_store_that_is_replaced_while_it_is_opened_is_one_of_the_two(
+def test_a_store_replaced_while_opened_is_one_of_the_two(
     tmp_path: Path, train: Path, monkeypatch: pytest.MonkeyPatch
 ):
     old = prepare(train, tmp_path / "store", SPEC)
@@ -175,7 +175,7 @@ def test_a_file_that_only_moved_keeps_its_store(
     assert found.provenance.label == f"local file {train.name}"
 
 
-def test_the_same_rows_in_another_file_format_are_the_same_content(tmp_path: Path, train: Path):
+def test_the_same_rows_in_another_format_are_the_same_content(tmp_path: Path, train: Path):
     before = prepare(train, tmp_path / "store", SPEC)
     for file in (train, tmp_path / "toy-val.npz"):
         np.savez(file, **dict(np.load(file)))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import pytest
 
@@ -86,9 +87,7 @@ def test_spec_and_shapes_of_every_family(name, obs, goal, tasks, limit):
     assert state.obs.shape == (obs,)
     assert (state.goal.shape if goal else state.goal) == ((goal,) if goal else None)
     after = jax.eval_shape(env.step, state, jax.ShapeDtypeStruct((5,), "float32"))
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
 def test_environments_of_one_name_share_compiled_programs():
