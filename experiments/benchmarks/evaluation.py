@@ -19,7 +19,7 @@ from mac.config import Config
 from mac.data.normalize import Normalizer
 from mac.mac import MAC
 from mac.run import segment as loop
-from mac.run.evaluate import evaluate
+from mac.run.evaluate import Policies, evaluate
 from mac.types import Episodes
 
 ENV = "cube-single-play-singletask-task2-v0"
@@ -55,10 +55,10 @@ def measure_evaluation(cfg: Config, envs: int, engine: str) -> EvalRow:
     keys = loop.seed_keys(0, 1)
     state = loop.init(algo, mesh, keys)
     width = env.spec.obs_dim
-    unit = Normalizer(jnp.zeros(width), jnp.ones(width))
+    policies = Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state)
 
     def whole() -> Episodes:
-        return evaluate(algo, env, envs, unit, state, keys)
+        return evaluate(policies, env, envs, keys)
 
     began = time.perf_counter()
     lengths = np.asarray(whole().length)
