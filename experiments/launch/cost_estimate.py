@@ -156,7 +156,7 @@ def product_rate(width: int = 256, seconds: float = 0.3) -> float:
 
 def seconds_to_train(plan: CostEstimate, updates: int) -> float:
     """Estimate for `updates` seed-updates on this machine."""
-    return updates * total(plan.parts).products / (TRAIN_SHARE * product_rate())
+    return updates * total(plan.parts).matmuls / (TRAIN_SHARE * product_rate())
 
 
 def seconds_to_collect(rows: int) -> float:

@@ -35,8 +35,8 @@ def work_lines(parts: dict[str, Operations], traffic: int) -> list[str]:
     """Operations of one update of one seed, by part, and the bytes that it moves."""
     whole = total(parts)
     lines = [
-        f"arithmetic   {whole.flops / 1e9:,.4g} GFLOP per update and seed: matrix products "
-        f"{whole.products / 1e9:,.4g}, elementwise {whole.elementwise / 1e9:,.3g}; "
+        f"arithmetic   {whole.flops / 1e9:,.4g} GFLOP per update and seed: matmuls "
+        f"{whole.matmuls / 1e9:,.4g}, elementwise {whole.elementwise / 1e9:,.3g}; "
         f"and {whole.transcendental / 1e9:,.3g} G of tanh, roots and the like"
     ]
     for name, part in sorted(parts.items(), key=lambda item: -item[1].flops):
