@@ -131,7 +131,7 @@ def test_state_and_goal_agree_exactly_at_success(family: str):
 # The real environments.
 
 
-@pytest.fixture(scope="module", params=SOME)
+@pytest.fixture(scope="module", params=slow_except(["scene"], SOME))
 def recorded(request: pytest.FixtureRequest) -> tuple[ManipEnv, list[Run]]:
     """The expert in two tasks of ogbench's goal-conditioned environment."""
     env = goal_env(request.param)
