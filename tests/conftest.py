@@ -20,10 +20,6 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_home / "mac-jax" /
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Tests compile much and compute little. Without LLVM's optimizations and the newer fusion code a program
-# compiles in a fifth of the time. Tests compare runs under the same flags, or with tolerances.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.random as jr
@@ -31,6 +27,19 @@ import pytest
 
 # Several seeds train on several devices; a CPU counts as two, however many cores it has.
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes compilation five times as fast and programs slower, which suits all tests that are not slow.
+
+    They compile much and compute little. Tests compare runs under the same flags or with a tolerance, so no
+    number changes its meaning. The variables are for the processes that tests start.
+    """
+    if "not slow" in config.option.markexpr:
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() in ("1", "true"):
+            jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -234,6 +234,7 @@ def test_second_evaluation_is_not_traced_again():
 # Learning.
 
 
+@pytest.mark.slow
 def test_mac_learns_to_reach_the_target():
     """Two seeds, 1000 small updates: from hardly ever to mostly."""
     algo = mac(
