@@ -20,10 +20,6 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_home / "mac-jax" /
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Tests compile much and compute little. Without LLVM's optimizations and the newer fusion code a program
-# compiles in a fifth of the time. Tests compare runs under the same flags, or with tolerances.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.random as jr
@@ -31,6 +27,19 @@ import pytest
 
 # Several seeds train on several devices; a CPU counts as two, however many cores it has.
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes compilation five times as fast and programs slower, which suits all tests that are not slow.
+
+    They compile much and compute little. Tests compare runs under the same flags or with a tolerance, so no
+    number changes its meaning. The variables are for the processes that tests start.
+    """
+    if "not slow" in config.option.markexpr:
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() in ("1", "true"):
+            jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,35 +57,62 @@ def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-MOST_BYTES, MOST_MAPS = 1.2e9, 20_000
-"""Of a process, after a file's tests; the next file may add as much again."""
+MOST_BYTES, MOST_MAPS = 1.5e9, 25_000
+"""Of a process, between tests; Linux gives one 65,530 pieces of mapped memory."""
 
 
-def crowded() -> bool:
-    """Compiled programs and models take much memory. Linux gives a process 65,530 pieces of mapped memory."""
+def resident_bytes() -> float:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        maps = Path("/proc/self/maps").read_bytes().count(b"\n")
     except OSError:  # another system, of which this is unknown
-        return True
-    return pages * os.sysconf("SC_PAGE_SIZE") > MOST_BYTES or maps > MOST_MAPS
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def bounded_memory() -> Iterator[None]:
-    """Programs, models and what else is cached stay from file to file until they take too much memory."""
-    yield
-    if not crowded():
-        return
-    jax.clear_caches()
+def many_maps() -> bool:
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/maps").read_bytes().count(b"\n") > MOST_MAPS
+    return False
+
+
+def clear_models() -> None:
+    """Empties the caches of our functions, some of which hold MuJoCo's models."""
     for name, module in list(sys.modules.items()):
         if name.startswith(("envs_mjx", "tests")):
             for value in list(vars(module).values()):
                 if hasattr(value, "cache_clear"):
                     value.cache_clear()
+
+
+def release(clear: Callable[[], None]) -> None:
+    clear()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what is free
+
+
+_kept = [0.0]
+"""Bytes that the last release left, because something is in use."""
+
+
+@pytest.fixture(autouse=True)
+def bounded_models() -> Iterator[None]:
+    """Models are kept from test to test until they take too much memory: some have 200 MB."""
+    yield
+    if resident_bytes() > max(MOST_BYTES, _kept[0] + 3e8):
+        release(clear_models)
+        _kept[0] = resident_bytes()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs() -> Iterator[None]:
+    """Compiled programs likewise from file to file; they are dear, so models go first."""
+    yield
+    if resident_bytes() > MOST_BYTES:
+        release(clear_models)
+    if resident_bytes() > MOST_BYTES or many_maps():
+        release(jax.clear_caches)
+    _kept[0] = 0.0
 
 
 @pytest.fixture

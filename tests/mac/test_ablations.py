@@ -19,6 +19,7 @@ from mac.types import Batch
 from tests.helpers.mac_cases import assert_first_step_of_adam, assert_followed, slopes_of
 from tests.helpers.numpy_ablations import KINDS, MODES, choose, losses, make, normal
 from tests.helpers.numpy_mac import double, perturb
+from tests.helpers.params import slow_except
 from tests.helpers.toy_env import mac, window
 
 LR, TAU = 1e-2, 0.1
@@ -198,13 +199,14 @@ def samples_after_training(algo: MAC, updates: int = 1500, size: float = 0.99999
 SIZES = {"chunk": 1, "hidden": (64, 64)}
 
 
+@pytest.mark.slow
 def test_distilled_flow_keeps_both_modes():
     got = samples_after_training(mac(**SIZES, flow_steps=10), updates=3000)
     assert np.mean(np.abs(got) > 0.7) > 0.7
     assert 0.35 < np.mean(got > 0) < 0.65
 
 
-@pytest.mark.parametrize("kind", ["euler", "regression"])
+@pytest.mark.parametrize("kind", slow_except(["regression"], ["euler", "regression"]))
 def test_one_step_policy_collapses_without_distillation(kind: str):
     got = samples_after_training(make(kind, "reward", **SIZES))
     assert np.abs(np.mean(got)) < 0.15 and np.mean(np.abs(got) < 0.4) > 0.95

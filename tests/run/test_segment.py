@@ -235,6 +235,7 @@ def test_loop_equals_updates_called_one_by_one(whole: Any):
     chex.assert_trees_all_close(pick(state, 1).nets, alone.nets, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_seed_in_a_group_equals_the_seed_alone(whole: Any):
     """Start and batches exactly; trained numbers to rounding."""
     state, log = whole
@@ -245,6 +246,7 @@ def test_seed_in_a_group_equals_the_seed_alone(whole: Any):
     chex.assert_trees_all_close(pick(state, 2), pick(alone, 0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_ways_to_map_seeds_give_the_same_numbers(whole: Any, monkeypatch: pytest.MonkeyPatch):
     """As on an accelerator: products of several seeds at once, summed in another order and no more."""
     _, log = whole
