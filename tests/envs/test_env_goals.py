@@ -165,7 +165,7 @@ def test_ogbench_reports_success_where_state_and_goal_agree(recorded: tuple[Mani
 
 
 def test_goal_of_the_played_environment_shows_the_solved_scene():
-    """Checks the goal that ogbench gives to a policy: as wide as ours, in the same units and command."""
+    """Checks the goal that ogbench gives to a policy: as wide as ours, in the same units and order."""
     name = "cube-double-play-oraclerep-v0"
     slots = WorkerEnvs(name, 1, film=True)
     goals = []

@@ -1,4 +1,4 @@
-"""A stand-in for the processes that play in real environments."""
+"""Fake of the processes with real environments."""
 
 from typing import Any
 
