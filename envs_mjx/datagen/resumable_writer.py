@@ -37,7 +37,7 @@ class EpisodeRecord(NamedTuple):
     """
 
     split: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     attempt: int
     kept: bool
     targets: int

@@ -42,7 +42,7 @@ class KeyframePlan(NamedTuple):
     keys: Float[Array, "11 5"]
     noise: Float[Array, "rows 5"]
     length: Int[Array, ""]
-    index: Int[Array, ""]
+    index: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def max_rows(scene: Scene) -> int:

@@ -39,7 +39,7 @@ def net(mlp: MLP, *inputs: np.ndarray | None) -> np.ndarray:
 
 
 def gaussian(policy: GaussianPolicy, *inputs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Means and logarithms of deviations, `policy` holding float64 NumPy arrays."""
+    """Returns means and logarithms of standard deviations, `policy` holding float64 NumPy arrays."""
     x = net(policy.trunk, *inputs)
     x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
@@ -49,7 +49,7 @@ def gaussian(policy: GaussianPolicy, *inputs: np.ndarray | None) -> tuple[np.nda
 
 
 def one_chunk(kind: str, nets: Nets, s: np.ndarray, g: np.ndarray | None, noise: np.ndarray) -> np.ndarray:
-    """What the policy makes of one noise at one state, clipped."""
+    """Returns the policy's action for one noise at one state, clipped."""
     if kind == "gaussian":
         mean, log_std = gaussian(nets.policy, s, g)
         return np.tanh(mean + np.exp(log_std) * noise)
