@@ -24,7 +24,7 @@ from mac.data.sampler import sample
 from mac.data.sequences import Sequences, sample_sequences
 from mac.nn.mlp import scalar
 from mac.ops.flow import euler
-from mac.ops.returns import return_of_chance
+from mac.ops.returns import return_of_probability
 from mac.ops.rollout import Model, imagine, residual_model, squared_error
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
@@ -86,7 +86,7 @@ def expected_return(cfg: Config, q: Float[Array, "*B"], *, goals: bool) -> Float
     if not goals:
         return (q * cfg.chunk if cfg.chunk_reward == "mean" else q) / cfg.reward_scale
     if cfg.value == "bce":
-        return return_of_chance(q, cfg.discount)
+        return return_of_probability(q, cfg.discount)
     return q * (1 - cfg.discount**cfg.chunk) / (1 - cfg.discount)
 
 
