@@ -25,12 +25,12 @@ def program_bytes(text: str) -> int:
     that is not of a program counts as nothing.
     """
     bodies: dict[str, list[str]] = {}
-    entry = ""
+    entry, body = "", None
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         if head := _COMPUTATION.match(line):
             entry = head[2] if head[1] else entry
             body = bodies[head[2]] = []
-        elif bodies:
+        elif body is not None:
             body.append(line)
     return _Counter(bodies).computation(entry) if entry else 0
 
