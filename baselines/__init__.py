@@ -1,6 +1,9 @@
-"""Every algorithm by the name that `--algo` takes: its hyperparameters' class and its own."""
+"""Every algorithm by the name that `--algo` takes, and `register_algorithm` for one's own."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from baselines.cql import CQL, CQLConfig
@@ -18,7 +21,11 @@ from mac.ablations.mac_fql import MACFQLConfig, mac_fql
 from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
 from mac.algorithm import AbstractAlgorithm
 from mac.config import Config as MACConfig
+from mac.errors import unknown_name
 from mac.mac import MAC
+from mac.plugins import load_plugins
+
+__all__ = ["REGISTRY", "AlgorithmEntry", "algorithms", "get_algorithm", "register_algorithm"]
 
 
 class AlgorithmEntry(NamedTuple):
@@ -28,7 +35,9 @@ class AlgorithmEntry(NamedTuple):
         title: name with its source.
         learns: what it learns, in one line.
         year: of the publication.
-        arxiv: its number there.
+        arxiv: its number there; empty if it has none.
+        hparams: a file of rows as in `experiments/hparams.toml`, of an algorithm of one's own; None where it
+            trains with its configuration's defaults.
     """
 
     config: type[Any]
@@ -37,6 +46,13 @@ class AlgorithmEntry(NamedTuple):
     learns: str
     year: int
     arxiv: str
+    hparams: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """Title, number and year of the publication, as far as there are."""
+        arxiv, year = f"arXiv {self.arxiv}" if self.arxiv else "", str(self.year or "")
+        return ", ".join(filter(None, (self.title, arxiv, year)))
 
 
 def _mac(config: type[MACConfig], algorithm: Callable[..., MAC], title: str, learns: str) -> AlgorithmEntry:
@@ -44,7 +60,7 @@ def _mac(config: type[MACConfig], algorithm: Callable[..., MAC], title: str, lea
     return AlgorithmEntry(config, algorithm, f"{title} (Park et al. 2025)", learns, 2025, "2512.08108")
 
 
-REGISTRY: dict[str, AlgorithmEntry] = {
+_BUILT_IN: dict[str, AlgorithmEntry] = {
     "mac": _mac(
         MACConfig, MAC, "MAC",
         "model of action chunks, V from its rollouts; acts by the best of N chunks of a flow policy",
@@ -103,3 +119,67 @@ REGISTRY: dict[str, AlgorithmEntry] = {
         "soft actor-critic whose Q is low where the data are not", 2020, "2006.04779",
     ),
 }  # fmt: skip
+
+_registered: dict[str, AlgorithmEntry] = {}
+
+REGISTRY: Mapping[str, AlgorithmEntry] = MappingProxyType(_BUILT_IN)
+"""The algorithms of this project, by name."""
+
+
+def register_algorithm(
+    name: str,
+    config: type[Any],
+    algorithm: Callable[..., AbstractAlgorithm],
+    *,
+    title: str = "",
+    learns: str = "",
+    year: int = 0,
+    arxiv: str = "",
+    hparams: Path | None = None,
+) -> None:
+    """Adds an algorithm of one's own, which every program then knows by its name.
+
+    A program finds the call in a package that declares the entry point `mac_jax.plugins` (`mac.plugins`).
+    Arguments are those of `AlgorithmEntry`.
+
+    Args:
+        config: class of hyperparameters, usually a subclass of `mac.config.CommonConfig`; each becomes a
+            flag `--hp.NAME`, whose help is its docstring.
+        algorithm: `algorithm(config(...), env_spec, steps)` builds it.
+    Raises:
+        ValueError: the name is taken or malformed, or `config` is no dataclass.
+    """
+    if name in algorithms(plugins=False):
+        raise ValueError(f"an algorithm {name!r} exists already; choose another name")
+    if not name.isidentifier():
+        raise ValueError(f"name {name!r} may have letters, digits and '_' only")
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+        raise ValueError(f"config {config!r} must be a dataclass")
+    _registered[name] = AlgorithmEntry(config, algorithm, title or name, learns, year, arxiv, hparams)
+
+
+def algorithms(*, plugins: bool = True) -> dict[str, AlgorithmEntry]:
+    """Returns this project's algorithms and those registered.
+
+    Args:
+        plugins: load the packages that register some first.
+    Raises:
+        UserError: one of them cannot be loaded.
+    """
+    if plugins:
+        load_plugins()
+    return {**_BUILT_IN, **_registered}
+
+
+def get_algorithm(name: str, asked_by: str = "algorithm") -> AlgorithmEntry:
+    """Returns the algorithm called `name`.
+
+    Args:
+        asked_by: the flag or key that names it, for the message.
+    Raises:
+        UserError: there is none, with the closest name; or a plug-in cannot be loaded.
+    """
+    entry = _BUILT_IN.get(name) or algorithms().get(name)
+    if entry is None:
+        raise unknown_name(asked_by, name, algorithms())
+    return entry

@@ -1,8 +1,12 @@
-"""Environments by the names of their datasets: OGBench's, D4RL's and Minari's."""
+"""Environments by the names of their datasets: OGBench's, D4RL's, Minari's and one's own.
+
+`register_env` adds one. A name is parsed once, at the command line, into a `TaskId`, which is passed on.
+"""
 
 import difflib
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -16,6 +20,7 @@ from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from envs_mjx.manipulation.tasks import TASKS, default_task
 from mac.errors import UserError
+from mac.plugins import load_plugins
 
 ENGINES = ("auto", "c", "mjx", "warp")
 STYLES = ("play", "noisy")
@@ -23,60 +28,106 @@ STYLES = ("play", "noisy")
 _GYM = ("hopper", "walker2d", "halfcheetah")
 _D4RL_LEVELS = ("random", "medium", "expert", "medium-replay", "medium-expert", "full-replay")
 _MINARI_LEVELS = ("simple", "medium", "expert")
+_ALL_TASKS = tuple(range(1, TASKS + 1))
+
+Goals = Literal["single", "goal", "oracle", "recorded"]
+Collection = Literal["OGBench", "D4RL", "Minari", "registered"]
 
 
-class EnvName(NamedTuple):
-    """A parsed environment name.
+class TaskId(NamedTuple):
+    """An environment with its dataset and its task or goals, parsed from its name.
 
     Attributes:
+        name: the name itself, such as `cube-single-play-singletask-task2-v0`.
         family: scene such as `cube-single`, or walker such as `antmaze-medium` or `hopper`.
         dataset: name of the dataset, such as `cube-single-play-v0`.
-        mode: `single` (one task, with rewards), `goal` (goals are whole observations), `oracle` (goals are
-            positions of objects, or the position in a maze), or `d4rl` or `minari` (rewards are recorded in
-            the dataset; rules of gymnasium's version 4 or 5).
-        task: 1-based task id in mode `single`, else None.
+        style: how the dataset was collected, such as `play`, `navigate` or `medium-replay`.
+        goals: `single` (one task, whose rewards label the data), `goal` (goals are whole observations),
+            `oracle` (goals are positions of objects, or the position in a maze), or `recorded` (the dataset
+            records rewards).
+        task: 1-based task id where `goals` is `single`, else None.
+        tasks: ids of all tasks of the scene or walker, also if the name is one of them.
+        collection: publisher of the dataset; `registered` of an environment of one's own.
+        hparams_of: name of the environment whose rows in `hparams.toml` apply too; often the name itself.
     """
 
+    name: str
     family: str
     dataset: str
-    mode: str
+    style: str
+    goals: Goals
     task: int | None
+    tasks: tuple[int, ...]
+    collection: Collection
+    hparams_of: str
 
 
-def maze_styles(family: str) -> tuple[str, ...]:
-    """Returns the styles of OGBench's datasets of a maze."""
-    explored = family.startswith("ant") and not family.endswith("giant")
-    return ("navigate", "stitch", "explore") if explored else ("navigate", "stitch")
+_registered: dict[str, tuple[TaskId, Callable[[str], AbstractEnv]]] = {}
+
+
+def register_env(
+    name: str,
+    build: Callable[[str], AbstractEnv],
+    *,
+    goals: Goals = "recorded",
+    task: int | None = None,
+    tasks: tuple[int, ...] = (1,),
+    hparams_of: str | None = None,
+) -> None:
+    """Adds an environment of one's own, which every program then knows by its name.
+
+    A program finds the call in a package that declares the entry point `mac_jax.plugins` (`mac.plugins`). Its
+    dataset is the file that `--data.path` names, or `NAME.npz` in `--data.dir`.
+
+    Args:
+        name: letters, digits, `-`, `_` and `.`; free so far.
+        build: makes it on physics engine `c`, `mjx` or `warp`; its `spec.name` is `name`.
+        goals: see `TaskId`; `single` labels the data with the rewards of `task`, by the environment's
+            `relabel`.
+        tasks: ids of its tasks.
+        hparams_of: a known environment whose hyperparameters apply to this one too.
+    Raises:
+        ValueError: the name is taken or malformed, or `task` does not fit `goals`.
+    """
+    if name in _table() or name in _registered:
+        raise ValueError(f"an environment {name!r} exists already; choose another name")
+    if not name or set(name.lower()) - set("abcdefghijklmnopqrstuvwxyz0123456789-_."):
+        raise ValueError(f"name {name!r} may have letters, digits, '-', '_' and '.' only")
+    if (task is not None) != (goals == "single") or (task is not None and task not in tasks):
+        raise ValueError(f"goals={goals!r} with task={task}: give a task of {tasks} with 'single' only")
+    parsed = TaskId(name, name, name, "", goals, task, tasks, "registered", hparams_of or name)
+    _registered[name] = parsed, build
 
 
 def names() -> tuple[str, ...]:
     """Returns every name that `make` accepts."""
-    return tuple(_table())
+    load_plugins()
+    return (*_table(), *_registered)
 
 
-def parse(name: str) -> EnvName:
+def registered_names() -> tuple[str, ...]:
+    """Returns the names that `register_env` added."""
+    load_plugins()
+    return tuple(_registered)
+
+
+def parse(name: str) -> TaskId:
     """Parses a name.
 
     Raises:
-        UserError: for an unknown name, with the closest known ones.
+        UserError: for an unknown name, with the closest known ones; or if a plug-in cannot be loaded.
     """
-    table = _table()
-    if name not in table:
-        close = difflib.get_close_matches(name, table, n=3, cutoff=0.4) or list(table)[:1]
-        raise UserError(f"unknown environment {name!r}; did you mean {' or '.join(close)}?")
-    return table[name]
+    if (found := _table().get(name)) is not None:
+        return found
+    load_plugins()
+    if name in _registered:
+        return _registered[name][0]
+    known = names()
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [known[0]]
+    raise UserError(f"unknown environment {name!r}; did you mean {' or '.join(close)}?")
 
 
-def task_ids(name: str) -> tuple[int, ...]:
-    """Returns the ids of all tasks of the scene or walker of `name`, also if `name` is one of them.
-
-    Raises:
-        UserError: for an unknown name.
-    """
-    return (1,) if parse(name).mode in ("d4rl", "minari") else tuple(range(1, TASKS + 1))
-
-
-def make(name: str, engine: str = "c") -> AbstractEnv:
+def make(name: str | TaskId, engine: str = "c") -> AbstractEnv:
     """Makes the environment called `name` on physics engine `engine`: `c` (MuJoCo on host threads), `mjx`
     (JAX), `warp` (MuJoCo Warp, with the extra `warp`), or `auto` (`resolve_engine`).
 
@@ -84,15 +135,24 @@ def make(name: str, engine: str = "c") -> AbstractEnv:
         UserError: for an unknown name or engine, if ogbench's files are missing, or if the engine is
             not installed.
     """
-    parsed = parse(name)
-    physics = engine_for(parsed.family, resolve_engine(engine))
+    parsed, engine = parse(name) if isinstance(name, str) else name, resolve_engine(engine)
+    if parsed.collection == "registered":
+        return _registered[parsed.name][1](engine)
+    physics, oracle = engine_for(parsed.family, engine), parsed.goals == "oracle"
     if parsed.family in FAMILIES:
-        scene, oracle = build_scene(parsed.family), parsed.mode == "oracle"
-        return ManipEnv(name, scene, physics, task=parsed.task, oracle_goal=oracle)
+        return ManipEnv(
+            parsed.name, build_scene(parsed.family), physics, task=parsed.task, oracle_goal=oracle
+        )
     walker = build_walker(parsed.family)
     if parsed.family in MAZES:
-        return MazeEnv(name, walker, physics, task=parsed.task, oracle_goal=parsed.mode == "oracle")
-    return GymEnv(name, walker, physics, version=4 if parsed.mode == "d4rl" else 5)
+        return MazeEnv(parsed.name, walker, physics, task=parsed.task, oracle_goal=oracle)
+    return GymEnv(parsed.name, walker, physics, version=4 if parsed.collection == "D4RL" else 5)
+
+
+def maze_styles(family: str) -> tuple[str, ...]:
+    """Returns the styles of OGBench's datasets of a maze."""
+    explored = family.startswith("ant") and not family.endswith("giant")
+    return ("navigate", "stitch", "explore") if explored else ("navigate", "stitch")
 
 
 def resolve_engine(engine: str) -> str:
@@ -152,21 +212,26 @@ def _walker_engine(family: str, engine: str) -> AbstractWalkerEngine:
 
 
 @functools.cache
-def _table() -> dict[str, EnvName]:
-    table = {}
-    stems = [(family, f"{family}-{style}", default_task(family)) for family in FAMILIES for style in STYLES]
-    stems += [(family, f"{family}-{style}", 1) for family in MAZES for style in maze_styles(family)]
-    for family, stem, default in stems:
-        dataset = f"{stem}-v0"
-        table[dataset] = EnvName(family, dataset, "goal", None)
-        table[f"{stem}-oraclerep-v0"] = EnvName(family, dataset, "oracle", None)
-        table[f"{stem}-singletask-v0"] = EnvName(family, dataset, "single", default)
-        for task in range(1, TASKS + 1):
-            table[f"{stem}-singletask-task{task}-v0"] = EnvName(family, dataset, "single", task)
+def _table() -> dict[str, TaskId]:
+    """Returns every published name."""
+    found = []
+    stems = [(family, style, default_task(family)) for family in FAMILIES for style in STYLES]
+    stems += [(family, style, 1) for family in MAZES for style in maze_styles(family)]
+    for family, style, default in stems:
+        stem, dataset = f"{family}-{style}", f"{family}-{style}-v0"
+        oracle = f"{stem}-oraclerep-v0"
+        goal = TaskId(dataset, family, dataset, style, "goal", None, _ALL_TASKS, "OGBench", oracle)
+        found += [goal, goal._replace(name=oracle, goals="oracle")]
+        singles = {f"{stem}-singletask-v0": default}
+        singles |= {f"{stem}-singletask-task{task}-v0": task for task in _ALL_TASKS}
+        for name, task in singles.items():
+            found.append(goal._replace(name=name, goals="single", task=task, hparams_of=name))
     for body in _GYM:
-        d4rl = [f"{body}-{level}-v2" for level in _D4RL_LEVELS]
-        minari = [f"mujoco/{body}/{level}-v0" for level in _MINARI_LEVELS]
-        table |= {name: EnvName(body, name, "d4rl", None) for name in d4rl}
-        late = "walker2d-v5" if body == "walker2d" else body
-        table |= {name: EnvName(late, name, "minari", None) for name in minari}
-    return table
+        for level in _D4RL_LEVELS:
+            name = f"{body}-{level}-v2"
+            found.append(TaskId(name, body, name, level, "recorded", None, (1,), "D4RL", name))
+        version_5 = "walker2d-v5" if body == "walker2d" else body
+        for level in _MINARI_LEVELS:
+            name, rows = f"mujoco/{body}/{level}-v0", f"{body}-{level}-v2"
+            found.append(TaskId(name, version_5, name, level, "recorded", None, (1,), "Minari", rows))
+    return {each.name: each for each in found}

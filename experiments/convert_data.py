@@ -20,8 +20,8 @@ from envs_mjx.registry import make, names, parse
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from experiments.cli.output import outlive_output
-from experiments.cli.settings import DataConfig
-from experiments.data import run_store
+from experiments.launch import dataset
+from experiments.launch.settings import DataConfig
 from mac.atomic_files import visible, writing
 from mac.data.convert import Sources, convert, upgrade
 from mac.data.provenance import of_meta
@@ -70,18 +70,18 @@ def run(ask: Args) -> int:
         return convert_folder(ask)
     files = shard_files(ask.source)
     env = ask.env or guess_env(ask.source, files[0])
-    rows = run_store.count_rows(ask.source) or 0
+    rows = dataset.count_rows(ask.source) or 0
     print(f"source       {ask.source}: {counted(len(files), 'file')}, {counted(rows, 'training row')}")
     print(f"environment  {env}")
     spec, data = make(env, "c").spec, DataConfig()
-    with writing(run_store.stores(data)):
-        run_store.stores(data).mkdir(parents=True, exist_ok=True)
-    found = Sources.of(ask.source, spec, run_store.checksums(data))
-    out = ask.out or run_store.store_folder(data, ask.source, found, ask.dtype)
+    with writing(dataset.stores(data)):
+        dataset.stores(data).mkdir(parents=True, exist_ok=True)
+    found = Sources.of(ask.source, spec, dataset.checksums(data))
+    out = ask.out or dataset.store_folder(data, ask.source, found, ask.dtype)
     print(f"store        {out}, as {ask.dtype}", flush=True)
     before = read_meta(out)
     passes = " (each row twice)" if ask.dtype == "uint16" else ""
-    with run_store.shown(f"preparing {ask.source.name}{passes}") as progress:
+    with dataset.shown(f"preparing {ask.source.name}{passes}") as progress:
         store = convert(found, out, spec, ask.dtype, progress)
     if before is not None and store.meta is not None and before.get("content") != store.meta["content"]:
         print(f"note: {out}: held {of_meta(before).label} as {before['dtype']}, and was replaced")

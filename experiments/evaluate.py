@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import tyro
 
 from baselines.random_policy import UniformPolicy
-from envs_mjx.registry import make, resolve_engine
+from envs_mjx.registry import TaskId, make
 from experiments.cli.arguments import read_flags, start_jax
 from experiments.cli.exit_status import exit_status
 from experiments.cli.output import outlive_output
@@ -23,9 +23,10 @@ from experiments.launch.saved_run import (
     acting_otherwise,
     by_environment,
     data_label,
+    evaluation_engine,
     open_run,
-    read_settings,
 )
+from experiments.launch.settings import read_settings
 from experiments.ogbench_eval.play import play_official
 from mac.errors import UserError
 from mac.formatting import counted
@@ -94,9 +95,9 @@ def evaluate_again(ask: Args) -> int:
     outlive_output()
     settings = acting_otherwise(read_settings(ask.run), ask.hp)
     out, label = ask.out or ask.run / EVALUATIONS, data_label(ask.run)
-    games = by_environment(settings.env, ask.tasks, "--tasks")
+    games = by_environment(settings.task_id, ask.tasks, "--tasks")
     start_jax(1)
-    engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
+    engine = evaluation_engine(settings.task_id, ask.engine)
     run = open_run(ask.run, ask.step, settings)
     check_appendable(out, "--out")
     if ask.policy == RANDOM:
@@ -115,8 +116,8 @@ def evaluate_again(ask: Args) -> int:
     began, facts = time.perf_counter(), provenance()
     step = 0 if ask.policy == RANDOM else run.step  # random actions have learnt nothing
     rows: list[dict[str, Any]] = []
-    for name, each in games:
-        result = play(run, name, each, engine, episodes, ask)
+    for env, each in games:
+        result = play(run, env, each, engine, episodes, ask)
         spec = run.algo.env
         rows += eval_rows(step, run.numbers, each, result, engine, label, spec)
     seconds = time.perf_counter() - began
@@ -139,14 +140,16 @@ def title(run: SavedRun) -> str:
     return f"random actions on {run.settings.env}" if isinstance(run.algo, UniformPolicy) else run.title
 
 
-def play(run: SavedRun, name: str, tasks: tuple[int, ...], engine: str, episodes: int, ask: Args) -> Episodes:
-    """Evaluates the run's policies in the environment called `name`."""
+def play(
+    run: SavedRun, task_id: TaskId, tasks: tuple[int, ...], engine: str, episodes: int, ask: Args
+) -> Episodes:
+    """Evaluates the run's policies in an environment."""
     keys = evaluation_keys(jnp.asarray(run.numbers), run.step, ask.seed)
     if engine == "ogbench":
-        total = len(run.numbers) * len(tasks) * episodes
+        name, total = task_id.name, len(run.numbers) * len(tasks) * episodes
         with open_progress(f"ogbench {name}", total, "episodes") as progress:
             return play_official(run, name, tasks, episodes, keys, batch=ask.batch, report=progress.update)
-    env = make(name, engine)
+    env = make(task_id, engine)
     result = evaluate(run.algo, env, episodes, run.normalizer, run.state, keys, batch=ask.batch, tasks=tasks)
     return jax.device_get(result)
 

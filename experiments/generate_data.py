@@ -27,11 +27,11 @@ from envs_mjx.locomotion.walkers import MAZES
 from envs_mjx.manipulation.scenes import FAMILIES as SCENES
 from envs_mjx.registry import maze_styles, names, parse, resolve_engine
 from experiments.cli import arguments
-from experiments.cli.counts import read_count
+from experiments.cli.arguments import read_count
 from experiments.cli.exit_status import exit_status
 from experiments.cli.output import outlive_output
-from experiments.data import run_store
 from experiments.experts.trainer import load_actor
+from experiments.launch import dataset
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.machine import cores
@@ -135,7 +135,8 @@ def dataset_name(env: str, style: str | None) -> str:
     if env not in names() or parse(env).family not in FAMILIES:
         close = difflib.get_close_matches(env, FAMILIES, n=2, cutoff=0.4) or list(FAMILIES)
         raise UserError(f"--env={env}: no such environment; choose {' or '.join(close)}")
-    name, family = parse(env).dataset, parse(env).family
+    parsed = parse(env)
+    name, family = parsed.dataset, parsed.family
     if style and name != f"{family}-{style}-v0":
         raise UserError(f"--style={style} contradicts --env={env}; write --env {family}")
     return name
@@ -165,7 +166,7 @@ def read_command(argv: Sequence[str]) -> Command:
 
 
 def default_folder(request: DatasetSpec) -> Path:
-    """Where a dataset goes if nobody says: single pairs of files where `run.py` looks for them."""
+    """Returns the default folder of a dataset: where `run.py` looks, for a single pair of files."""
     folder = DATA / f"generated-{request.episodes * episode_rows(request.dataset)}-seed{request.seed}"
     folder = folder if request.engine == "c" else folder.with_name(f"{folder.name}-{request.engine}")
     return folder if request.episodes <= request.per_shard else folder / request.dataset
@@ -211,7 +212,7 @@ def run(command: Command) -> int:
     outlive_output()
     announce(command)
     request, out = command.request, command.out
-    run_store.check_writable(out, "--out")
+    dataset.check_writable(out, "--out")
     total = request.episodes * command.episode_rows
     with lock_folder(out), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
         made = generate(request, out, threads=command.threads, progress=progress.count, actor=command.actor)

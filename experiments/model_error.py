@@ -17,15 +17,14 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from envs_mjx.registry import make
+from envs_mjx.registry import make, parse
 from experiments.benchmarks.harness import write_csv
 from experiments.cli import arguments
 from experiments.cli.exit_status import exit_status
 from experiments.cli.output import outlive_output
-from experiments.cli.settings import DataConfig
-from experiments.data import locate, run_store
 from experiments.generate_data import dataset_name
-from experiments.launch import saved_run
+from experiments.launch import dataset
+from experiments.launch.settings import DataConfig, read_settings
 from experiments.open_loop_study.figures import draw_chunks
 from experiments.open_loop_study.open_loop import (
     Errors,
@@ -138,8 +137,8 @@ def study(ask: Args, argv: Sequence[str]) -> int:
     command = ["experiments/model_error.py", *argv]
     name = dataset_name(ask.env, None)
     for folder in ask.policy:  # a wrong folder should not be found out after hours of training
-        saved_run.read_settings(folder)
-    run_store.check_writable(ask.out, "--out")
+        read_settings(folder)
+    dataset.check_writable(ask.out, "--out")
     arguments.start_jax(ask.seeds)
     if ask.steps:
         compare_chunks(ask, name, command)
@@ -155,13 +154,13 @@ def compare_chunks(ask: Args, name: str, command: Sequence[str]) -> None:
     """Trains and measures the models of every chunk length; writes after each what is known by then."""
     spec = make(name, "c").spec
     data = DataConfig(**vars(ask.data))
-    source = locate.search(data, name)
+    source = dataset.search(data, parse(name))
     if source is None:
         raise UserError(
             f"--env={ask.env}: no dataset found; make one with `python experiments/generate_data.py "
             f"--env {name} --rows 1M`, or name one with --data.path and --data.dir"
         )
-    store = run_store.open_store(data, source, spec)
+    store = dataset.open_store(data, source, spec)
     label, (normalizer, notes) = store.provenance.label, fit_normalizer("minmax", store.statistics)
     for note in notes:
         print(f"note: {note}")

@@ -13,12 +13,13 @@ from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.locomotion.walkers import build_walker
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
-from envs_mjx.registry import make, parse, resolve_engine
+from envs_mjx.registry import TaskId, make
 from experiments.cli.arguments import read_flags, start_jax
 from experiments.cli.exit_status import exit_status
 from experiments.cli.output import outlive_output
 from experiments.evaluate import Engine
-from experiments.launch.saved_run import SavedRun, by_environment, open_run, read_settings
+from experiments.launch.saved_run import SavedRun, by_environment, evaluation_engine, open_run
+from experiments.launch.settings import read_settings
 from experiments.video import encode
 from experiments.video.mujoco_render import render, require_drawing, try_drawing
 from experiments.video.record import Film, film_official, film_ours
@@ -73,28 +74,31 @@ def view(ask: Args) -> int:
     """Does what the flags say; returns the exit status."""
     outlive_output()
     settings = read_settings(ask.run)
-    ((name, (task, *_)),) = by_environment(settings.env, () if ask.task is None else (ask.task,), "--task")
+    trained_on, wanted = settings.task_id, () if ask.task is None else (ask.task,)
+    ((env, (task, *_)),) = by_environment(trained_on, wanted, "--task")
+    if env.collection == "registered":
+        raise UserError(f"{env.name} is an environment of a plug-in, which these programs cannot draw")
     start_jax(1)
-    engine = ask.engine if ask.engine == "ogbench" else resolve_engine(ask.engine)
+    engine = evaluation_engine(env, ask.engine)
     out = ask.out or ask.run / f"view-task{task}-{engine}.gif"
     encode.check_file(out)
-    walks = parse(name).family not in FAMILIES
+    walks = env.family not in FAMILIES
     if walks and (engine == "ogbench" or ask.renderer == "mujoco"):
         raise UserError("mazes and gym walkers are filmed on engine c, mjx or warp, by --renderer drawing")
     run = open_run(ask.run, ask.step)
     painter = "drawing" if walks else choose_renderer(ask.renderer)
-    if parse(settings.env).task not in (None, task):
-        print(f"note: the run was trained on task {parse(settings.env).task}, not on task {task}")
+    if trained_on.task not in (None, task):
+        print(f"note: the run was trained on task {trained_on.task}, not on task {task}")
     seeds = counted(len(run.numbers), "seed")
     print(
         f"playing      task {task} on engine {engine}: {seeds}, after {run.step:,} updates",
         flush=True,
     )
-    film = record(run, name, task, engine, ask.seed)
+    film = record(run, env, task, engine, ask.seed)
     frames = pick_frames(len(film.t), ask.every)
     print(f"{outcome(film)}; {len(frames)} pictures by {painter}", flush=True)
     title = f"{run.title}   task {task}, engine {engine}, {run.step:,} updates"
-    family = parse(name).family
+    family = env.family
     if isinstance(film, Track):
         pictures = draw_walker(build_walker(family), film, run.numbers, title, frames)
     else:
@@ -118,11 +122,11 @@ def choose_renderer(wanted: str) -> str:
     return wanted
 
 
-def record(run: SavedRun, name: str, task: int, engine: str, draw_number: int) -> Film | Track:
-    """Plays `task` in the environment `name`, one episode of each seed."""
+def record(run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int) -> Film | Track:
+    """Plays `task` in an environment, one episode of each seed."""
     if engine == "ogbench":
-        return film_official(run, name, task, draw_number)
-    env = make(name, engine)
+        return film_official(run, task_id.name, task, draw_number)
+    env = make(task_id, engine)
     if isinstance(env, MazeEnv | GymEnv):
         return film_walker(run, env, task, draw_number)
     assert isinstance(env, ManipEnv)

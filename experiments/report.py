@@ -13,8 +13,8 @@ import tyro
 from experiments.benchmarks.harness import write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
-from experiments.cli.settings import Settings
-from experiments.launch.saved_run import EVALUATIONS, RANDOM, is_run, read_settings, runs_within
+from experiments.launch.saved_run import EVALUATIONS, RANDOM
+from experiments.launch.settings import Settings, is_run, read_settings, runs_within
 from mac.atomic_files import misfit
 from mac.errors import UserError
 from mac.run.io.logger import EVAL, read_rows

@@ -23,12 +23,12 @@ from envs_mjx.registry import resolve_engine
 from experiments.cli import arguments
 from experiments.cli.exit_status import exit_status
 from experiments.cli.output import outlive_output
-from experiments.data import run_store
 from experiments.experts.online_training import OnlineConfig
 from experiments.experts.record_dataset import LEVELS, record
 from experiments.experts.sac import SacConfig
 from experiments.experts.tasks import ERRANDS, GYM
 from experiments.experts.trainer import CURVE, POLICY, ExpertConfig, ExpertScore, train
+from experiments.launch import dataset
 from mac.errors import UserError
 from mac.run.io.folder_lock import lock_folder
 from mac.run.io.signals import Interrupt
@@ -134,7 +134,7 @@ def work(ask: Args, argv: Sequence[str]) -> int:
     arguments.start_jax(1)
     plan = plan_of(ask, resolve_engine(ask.engine))
     rows = rows_of(ask)
-    run_store.check_writable(ask.out, "--out")
+    dataset.check_writable(ask.out, "--out")
     total = plan.online.iterations * plan.online.lanes
     with (
         lock_folder(ask.out),

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what a user is told when the disk refuses."""
+"""Files that are written whole or not at all, and the errors when the disk refuses."""
 
 import contextlib
 import errno
@@ -128,7 +128,7 @@ def read_json(path: Path) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """As `read_json`, for a caller with more to say: raises `OSError`, or `ValueError` if it is not JSON."""
+    """Does what `read_json` does, but raises `OSError`, or `ValueError` if it is not JSON."""
     require_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -91,7 +91,7 @@ def expected_return(cfg: Config, q: Float[Array, "*B"], *, goals: bool) -> Float
 
 
 def horizons(count: int) -> list[int]:
-    """Of 1 to `count` chunks those that are logged: 1, 2, 5, 10, 20, ... and the last."""
+    """Returns the numbers of chunks, up to `count`, that are logged: 1, 2, 5, 10, ... and the last."""
     round_numbers = (m * 10**e for e in range(len(str(count))) for m in (1, 2, 5))
     return sorted({k for k in round_numbers if k < count} | {count})
 

@@ -1,7 +1,9 @@
 """The one exception that stands for a mistake in the user's input, and how to word it."""
 
+import difflib
 import errno
 import os
+from collections.abc import Collection
 
 
 class UserError(ValueError):
@@ -80,3 +82,10 @@ def _number(error: BaseException) -> int | None:
         if f"errno = {known}," in text or f"[Errno {known}]" in text or os.strerror(known) in text:
             return known
     return None
+
+
+def unknown_name(what: str, name: str, known: Collection[str]) -> UserError:
+    """The error for a name that is none of `known`: with the closest one, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}"
+    return UserError(f"{what} {name!r} is not known; {hint}")

@@ -4,10 +4,13 @@ Nothing of ours is imported here: pytest installs the type-checking import hook
 (`--jaxtyping-packages`) first, and it only reaches modules that are imported afterwards.
 """
 
+import contextlib
+import ctypes
 import gc
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +20,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_home / "mac-jax" /
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tests compile much and compute little. Without LLVM's optimizations and the newer fusion code a program
+# compiles in a fifth of the time. Tests compare runs under the same flags, or with tolerances.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.random as jr
@@ -41,14 +48,35 @@ def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+MOST_BYTES, MOST_MAPS = 1.2e9, 20_000
+"""Of a process, after a file's tests; the next file may add as much again."""
+
+
+def crowded() -> bool:
+    """Compiled programs and models take much memory. Linux gives a process 65,530 pieces of mapped memory."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        maps = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # another system, of which this is unknown
+        return True
+    return pages * os.sysconf("SC_PAGE_SIZE") > MOST_BYTES or maps > MOST_MAPS
+
+
 @pytest.fixture(autouse=True, scope="module")
-def bounded_programs() -> Iterator[None]:
-    """Compiled programs are forgotten after each file: each maps memory, of which Linux gives one process
-    65,530 pieces, and the whole suite's programs together need more.
-    """
+def bounded_memory() -> Iterator[None]:
+    """Programs, models and what else is cached stay from file to file until they take too much memory."""
     yield
+    if not crowded():
+        return
     jax.clear_caches()
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("envs_mjx", "tests")):
+            for value in list(vars(module).values()):
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what is free
 
 
 @pytest.fixture

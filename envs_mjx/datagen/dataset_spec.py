@@ -7,7 +7,7 @@ from envs_mjx import experts
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.locomotion.maze_paths import STYLES as MAZE_STYLES
 from envs_mjx.locomotion.walkers import MAZES
-from envs_mjx.registry import parse
+from envs_mjx.registry import TaskId, parse
 from mac.errors import UserError
 
 LANES = {"c": 64, "mjx": 1024, "warp": 1024}
@@ -54,11 +54,11 @@ def episode_rows(dataset: str) -> int:
         dataset: name such as `scene-play-v0` or `antmaze-giant-navigate-v0`. The result is meaningless for
             datasets without a fixed episode length, such as `hopper-medium-v2`.
     """
-    walker, _, rest = dataset.partition("maze-")
-    style = next((style for style in _ROWS if f"-{style}-" in rest), None)
-    if style is None:
+    task_id = parse(dataset)
+    family, style = task_id.family, task_id.style
+    if style not in _ROWS:
         return EPISODE_ROWS
-    longer = (walker == "humanoid") + (rest.startswith("giant-") and style == "navigate")
+    longer = family.startswith("humanoid") + (family.endswith("-giant") and style == "navigate")
     return (_ROWS[style] - 1) * 2**longer + 1
 
 
@@ -68,10 +68,10 @@ def family_and_style(spec: DatasetSpec) -> tuple[str, str]:
     Raises:
         UserError: if it cannot.
     """
-    family = parse(spec.dataset).family
-    style = spec.dataset.removeprefix(f"{family}-").removesuffix("-v0")
-    if style not in (MAZE_STYLES if family in MAZES else experts.STYLES):
-        raise UserError(_no_dataset(spec.dataset))
+    task_id = parse(spec.dataset)
+    family, style = task_id.family, task_id.style
+    if task_id.name != task_id.dataset or style not in (MAZE_STYLES if family in MAZES else experts.STYLES):
+        raise UserError(_no_dataset(task_id))
     if (spec.expert_checksum is None) != (family not in MAZES or family.startswith("point")):
         raise UserError(_wrong_expert(spec))
     if spec.engine not in LANES:
@@ -89,8 +89,8 @@ def family_and_style(spec: DatasetSpec) -> tuple[str, str]:
     return family, style
 
 
-def _no_dataset(name: str) -> str:
-    proper = parse(name).dataset
+def _no_dataset(task_id: TaskId) -> str:
+    name, proper = task_id.name, task_id.dataset
     if proper == name:
         return f"{name} cannot be generated; download it, or see experiments/train_expert.py"
     return f"{name!r} is not the name of a dataset; try {proper}"

@@ -21,12 +21,11 @@ from envs_mjx.registry import parse as parse_env
 from experiments.benchmarks import timed_loops
 from experiments.benchmarks.harness import alone, compile_for_real, write_csv
 from experiments.benchmarks.training import compare, machine_products
-from experiments.cli import arguments
+from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
-from experiments.cli.settings import Preset
-from experiments.launch.hparams import unknown_name
+from experiments.launch.settings import Preset, parse
 from mac.algorithm import AbstractAlgorithm
-from mac.errors import UserError
+from mac.errors import UserError, unknown_name
 from mac.run.report.table import print_tables
 from mac.types import EnvSpec
 
@@ -130,9 +129,9 @@ def run(argv: Sequence[str]) -> int:
         UserError: a flag that makes no sense, no algorithm that fits, or a file that cannot be written.
     """
     if argv[:1] == [ONE]:
-        print(json.dumps([vars(row) for row in measure(arguments.read_flags(Args, argv[1:], PROGRAM))]))
+        print(json.dumps([vars(row) for row in measure(read_flags(Args, argv[1:], PROGRAM))]))
         return 0
-    args = arguments.read_flags(Args, argv, PROGRAM)
+    args = read_flags(Args, argv, PROGRAM)
     rows = [row for algo in args.algos for row in in_processes(args, algo)]
     if not rows:
         raise UserError(
@@ -196,7 +195,7 @@ def subject_of(args: Args, env: str) -> Subject:
     """
     name, seeds = args.algos[0], args.seeds[0]
     flags = {"algo": name, "env": env, "preset": args.preset, "seeds": str(seeds)}
-    settings, _ = arguments.parse([word for flag, value in flags.items() for word in (f"--{flag}", value)])
+    settings, _ = parse([word for flag, value in flags.items() for word in (f"--{flag}", value)])
     hp = replace(settings.hp, **QUICK) if args.quick else settings.hp
     spec = make(env, "c").spec
     return Subject(REGISTRY[name].algorithm(hp, spec, settings.steps), spec, settings.preset, hp)

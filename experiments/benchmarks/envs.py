@@ -182,7 +182,7 @@ def row_of(runner: "Runner", rates: dict[tuple[str, str], float]) -> EnvRow:
 
 
 class Runner:
-    """One engine's batch of environments, stepped under random actions for ever."""
+    """One engine's batch of environments, stepped under random actions without end."""
 
     def __init__(self, name: str, engine: str, env: AbstractEnv, batch: int):
         self.name, self.engine, self.env, self.batch = name, engine, env, batch

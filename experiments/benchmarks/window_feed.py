@@ -24,9 +24,10 @@ from envs_mjx.registry import make
 from experiments.benchmarks.harness import write_csv
 from experiments.benchmarks.timed_loops import TimedLoop, Timing, take_turns, time_turn
 from experiments.benchmarks.training import median_ratio, peak_bytes
-from experiments.cli.arguments import parse, read_flags
+from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
-from experiments.data.run_store import check_writable
+from experiments.launch.dataset import check_writable
+from experiments.launch.settings import parse
 from mac.algorithm import AbstractAlgorithm
 from mac.data.normalize import fit_minmax
 from mac.data.quantize import LARGEST

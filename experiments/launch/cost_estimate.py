@@ -13,12 +13,10 @@ from jaxtyping import Array
 
 from envs_mjx.base import AbstractEnv
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
-from experiments.launch import cost_text
-from experiments.launch.cost_text import mega
 from mac.algorithm import AbstractAlgorithm
 from mac.data.sampler import sample
 from mac.formatting import counted
-from mac.free_memory import free_memory
+from mac.free_memory import Memory, free_memory
 from mac.machine import cores
 from mac.run.cost.flops import Operations, operations, total
 from mac.run.cost.hlo_bytes import program_bytes
@@ -54,7 +52,7 @@ class CostEstimate(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What only the compiled update of one seed tells, for the device that it was compiled for.
+    """Facts of the compiled update of one seed, for the device that it was compiled for.
 
     Attributes:
         scratch: bytes of memory beside its arguments and results.
@@ -63,6 +61,31 @@ class Compiled(NamedTuple):
 
     scratch: int
     traffic: int
+
+
+class TrainingMemory(NamedTuple):
+    """Bytes that training takes.
+
+    Attributes:
+        data: the dataset, or as much of it as is held at a time; each device has it.
+        state: networks, targets and optimiser, of all seeds.
+        scratch: what one seed's update needs beside these.
+        seeds: how many there are.
+        devices: accelerators among which the seeds are shared out; a CPU is one.
+        together: how many seeds are updated at a time, on all devices.
+    """
+
+    data: int
+    state: int
+    scratch: int
+    seeds: int
+    devices: int
+    together: int
+
+    @property
+    def peak(self) -> int:
+        """The most that one device holds."""
+        return self.data + -(-(self.state + self.together * self.scratch) // self.devices)
 
 
 def make_plan(
@@ -117,10 +140,10 @@ def compile_update(plan: CostEstimate) -> Compiled:
     return Compiled(int(scratch), program_bytes(compiled.as_text() or ""))
 
 
-def memory_of(plan: CostEstimate, scratch: int) -> cost_text.Memory:
-    """What training takes where JAX runs now; `scratch` is of one seed."""
+def memory_of(plan: CostEstimate, scratch: int) -> TrainingMemory:
+    """Returns the memory that training takes on this backend; `scratch` is of one seed."""
     on_cpu, devices = jax.default_backend() == "cpu", seed_mesh(plan.seeds).size
-    return cost_text.Memory(
+    return TrainingMemory(
         data=plan.window_bytes,
         state=plan.state_bytes,
         scratch=scratch,
@@ -193,13 +216,13 @@ def describe(plan: CostEstimate, algo: AbstractAlgorithm, spec: EnvSpec, rows: i
         f"chunk {batch.chunk} x {spec.action_dim}, batch {batch.batch}, seeds {plan.seeds}, "
         f"data {rows:,} x {spec.obs_dim + spec.action_dim}",
         f"parameters   {sum(plan.params.values()):,} per seed ({params})",
-        *cost_text.work_lines(plan.parts, compiled.traffic),
-        *cost_text.memory_lines(memory_of(plan, compiled.scratch), free_memory()),
+        *work_lines(plan.parts, compiled.traffic),
+        *memory_lines(memory_of(plan, compiled.scratch), free_memory()),
     ]
 
 
 def data_note(preset: str, spec: EnvSpec, rows: int, remedy: str) -> str | None:
-    """What to know of the size of the data before comparing with the paper's tables; None if nothing.
+    """Returns a note if the data are smaller than those of the paper's tables, else None.
 
     Args:
         rows: of the data that the run trains on.
@@ -222,3 +245,51 @@ def _size(tree: Any) -> int:
 
 def _bytes(tree: Any) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+# In words.
+
+
+def work_lines(parts: dict[str, Operations], traffic: int) -> list[str]:
+    """Operations of one update of one seed, by part, and the bytes that it moves."""
+    whole = total(parts)
+    lines = [
+        f"arithmetic   {whole.flops / 1e9:,.4g} GFLOP per update and seed: matrix products "
+        f"{whole.products / 1e9:,.4g}, elementwise {whole.elementwise / 1e9:,.3g}; "
+        f"and {whole.transcendental / 1e9:,.3g} G of tanh, roots and the like"
+    ]
+    for name, part in sorted(parts.items(), key=lambda item: -item[1].flops):
+        lines.append(f"  {name:<12} {part.flops / 1e9:10,.3f} GFLOP {part.flops / max(whole.flops, 1):6.1%}")
+    lines.append(
+        f"traffic      {mega(traffic)} read and written per update and seed, as compiled for this device: "
+        f"{whole.flops / max(traffic, 1):,.0f} FLOP per byte"
+    )
+    return lines
+
+
+def memory_lines(need: TrainingMemory, free: Memory) -> list[str]:
+    """Describes the memory that training takes, here and on an accelerator, and if it suffices."""
+    where = "in all" if need.devices == 1 else f"on each of {need.devices} devices"
+    lines = [
+        f"memory       {mega(need.peak)} {where}{_verdict(need.peak, free.device)}",
+        f"  data         {mega(need.data):>10}",
+        f"  networks     {mega(need.state):>10}  of {need.seeds} seeds, with targets and optimiser",
+        f"  scratch      {mega(need.together * need.scratch):>10}  of {need.together} at a time",
+    ]
+    if free.shared:
+        alone = need._replace(devices=1, together=need.seeds)
+        lines.append(f"  one accelerator, which updates all seeds at a time, takes about {mega(alone.peak)}")
+    return lines
+
+
+def mega(size: float) -> str:
+    """Bytes as MB or, if there are many, as GB."""
+    return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
+
+
+def _verdict(need: int, free: int | None) -> str:
+    if free is None:
+        return "; how much is free is not known here"
+    if need <= free:
+        return f", of {mega(free)} free: enough"
+    return f", but only {mega(free)} are free: NOT ENOUGH; take fewer --seeds or a smaller --hp.batch"

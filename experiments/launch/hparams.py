@@ -1,16 +1,16 @@
 """`hparams.toml`: hyperparameters that differ by algorithm, environment and preset, as rows of data."""
 
 import dataclasses
-import difflib
 import fnmatch
 import tomllib
 import types
 import typing
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from mac.errors import UserError, one_line
+from baselines import REGISTRY, AlgorithmEntry
+from envs_mjx.registry import TaskId
+from mac.errors import UserError, one_line, unknown_name
 
 HPARAMS = Path(__file__).parents[1] / "hparams.toml"
 SELECTORS = ("algo", "env", "preset")
@@ -53,19 +53,19 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
         raise UserError(f"{where}: `source` is missing; say where the values come from")
 
 
-def merge_rows(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> dict[str, Any]:
-    """Values of all rows that match, later ones winning: one dictionary per group, and maybe `steps`.
-
-    Rows of an environment's `sibling` match too.
+def rows_for(entry: AlgorithmEntry) -> list[dict[str, Any]]:
+    """The rows of `hparams.toml`, then those of an algorithm of one's own.
 
     Raises:
-        UserError: none matches.
+        UserError: a file of rows is damaged.
     """
-    found = [row for row in rows if fits(row, algo, env, preset)]
-    if not found:
-        raise _missing(rows, algo, env, preset)
+    return [*load_rows(HPARAMS), *(load_rows(entry.hparams) if entry.hparams else ())]
+
+
+def merge_rows(rows: list[dict[str, Any]], algo: str, env: TaskId, preset: str) -> dict[str, Any]:
+    """Values of all rows that match, later ones winning: one dictionary per group, and maybe `steps`."""
     merged: dict[str, Any] = {group: {} for group in GROUPS}
-    for row in found:
+    for row in (row for row in rows if fits(row, algo, env, preset)):
         for group in GROUPS:
             merged[group] |= row.get(group, {})
         if "steps" in row:
@@ -73,9 +73,15 @@ def merge_rows(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> 
     return merged
 
 
-def fits(row: dict[str, Any], algo: str, env: str | None, preset: str) -> bool:
-    """True if a row applies; to any environment if `env` is None."""
-    wanted = {"algo": (algo,), "preset": (preset,)} | ({} if env is None else {"env": (env, sibling(env))})
+def fits(row: dict[str, Any], algo: str, env: TaskId | None, preset: str) -> bool:
+    """True if a row applies; to any environment if `env` is None.
+
+    Rows that name `env.hparams_of` apply too: of `NAME-play-v0`, whose goals are whole observations, that is
+    `NAME-play-oraclerep-v0`; of Minari's `mujoco/NAME/LEVEL-v0` D4RL's `NAME-LEVEL-v2`.
+    """
+    wanted: dict[str, tuple[str, ...]] = {"algo": (algo,), "preset": (preset,)}
+    if env is not None:
+        wanted["env"] = (env.name, env.hparams_of)
     return all(
         any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns(row, key))
         for key, names in wanted.items()
@@ -89,37 +95,27 @@ def patterns(row: dict[str, Any], key: str) -> list[str]:
 
 
 def require_steps(
-    merged: dict[str, Any], rows: list[dict[str, Any]], algo: str, env: str, preset: str
+    merged: dict[str, Any], rows: list[dict[str, Any]], algo: str, env: TaskId, preset: str
 ) -> None:
-    """Raises UserError if no row that was merged says how long to train: then none is made for this."""
-    if "steps" not in merged:
+    """Checks that a row says how long to train; an algorithm or environment of one's own needs none.
+
+    Raises:
+        UserError: none of the merged rows says it.
+    """
+    if "steps" not in merged and algo in REGISTRY and env.collection != "registered":
         raise _missing(rows, algo, env, preset)
 
 
-def _missing(rows: list[dict[str, Any]], algo: str, env: str, preset: str) -> UserError:
+def _missing(rows: list[dict[str, Any]], algo: str, env: TaskId, preset: str) -> UserError:
     whole = [row for row in rows if "steps" in row]
     known = [pattern for row in whole if fits(row, algo, None, preset) for pattern in patterns(row, "env")]
     where = ", ".join(dict.fromkeys(known)) or "no environment"
     others = [name for row in whole for name in patterns(row, "preset") if fits(row, algo, env, name)]
     remedy = f"take --preset {others[0]}" if others else "choose another environment or preset"
     return UserError(
-        f"{HPARAMS.name} has no row for --algo {algo} --env {env} --preset {preset} that says how long to "
-        f"train, only for {where}; {remedy}, or add a row"
+        f"{HPARAMS.name} has no row for --algo {algo} --env {env.name} --preset {preset} that says how long "
+        f"to train, only for {where}; {remedy}, or add a row"
     )
-
-
-def sibling(env: str) -> str:
-    """The environment whose rows serve `env` too; `env` itself if there is none.
-
-    Of `NAME-play-v0`, whose goals are whole observations, it is `NAME-play-oraclerep-v0`; of Minari's
-    `mujoco/NAME/LEVEL-v0` D4RL's `NAME-LEVEL-v2`.
-    """
-    stem = env.removesuffix("-v0")
-    if stem == env or "singletask" in env or "oraclerep" in env:
-        return env
-    if env.startswith("mujoco/"):
-        return "-".join([*stem.split("/")[1:], "v2"])
-    return f"{stem}-oraclerep-v0"
 
 
 def build(cls: type[Any], values: dict[str, Any], where: str) -> Any:
@@ -171,10 +167,3 @@ def _describe(option: Any) -> str:
     if typing.get_origin(option) is tuple:
         return f"a list, each entry {_describe(typing.get_args(option)[0])}"
     return names.get(option, "absent")
-
-
-def unknown_name(what: str, name: str, known: Collection[str]) -> UserError:
-    """The error for a name that is none of `known`: with the closest one, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}"
-    return UserError(f"{what} {name!r} is not known; {hint}")

@@ -13,25 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baselines import REGISTRY
-from envs_mjx.registry import make, parse, task_ids
-from experiments.cli.counts import whole_number
-from experiments.cli.settings import DataConfig, Settings, from_dict
-from experiments.data import locate, run_store
-from experiments.launch.hparams import convert, unknown_name
+from baselines import get_algorithm
+from envs_mjx.registry import TaskId, make, parse, resolve_engine
+from experiments.cli.arguments import whole_number
+from experiments.launch import dataset
+from experiments.launch.hparams import convert
+from experiments.launch.settings import DataConfig, Settings, name_one, read_settings, runs_within
 from mac.algorithm import AbstractAlgorithm, TrainState
-from mac.atomic_files import misfit, read_json, visible, write_json
+from mac.atomic_files import read_json, write_json
 from mac.data.normalize import Normalizer
 from mac.data.provenance import from_dict as from_record
 from mac.data.store import Content, Store, read_meta
-from mac.errors import UserError, one_line, refusal, remedy
+from mac.errors import UserError, one_line
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
 from mac.run.io.run_metadata import launches
 from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.segment import seed_keys
 from mac.types import EnvSpec
 
-CONFIG, NORMALIZER, EVALUATIONS = "config.json", "normalizer.json", "evaluations.jsonl"
+NORMALIZER, EVALUATIONS = "normalizer.json", "evaluations.jsonl"
 RANDOM = "random"  # the policy of lines of EVALUATIONS that are about uniform random actions
 
 
@@ -61,58 +61,6 @@ class SavedRun(NamedTuple):
         return f"{self.settings.algo} on {self.settings.env}"
 
 
-def is_run(folder: Path) -> bool:
-    """True if a run was started in `folder`."""
-    return (folder / CONFIG).exists()
-
-
-def runs_within(folder: Path) -> list[Path]:
-    """The runs in the folders that `folder` holds, by name."""
-    try:
-        return [path.parent for path in visible(folder, f"*/{CONFIG}")]
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {refusal(error)}; {remedy(error, 'check it')}") from error
-
-
-def name_one(runs: Sequence[Path]) -> str:
-    """A remedy: to name one of these runs."""
-    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
-    return f"name one of its runs: {', '.join(map(str, runs[:4]))}{more}"
-
-
-def read_config(folder: Path, asked_by: str = "") -> dict[str, Any]:
-    """The settings that the run in `folder` was last started with, as plain data.
-
-    Args:
-        asked_by: what an error's line begins with, such as a flag.
-    Raises:
-        UserError: there is no run, or its settings cannot be read.
-    """
-    if not is_run(folder):
-        within = runs_within(folder)
-        then = name_one(within) if within else "name a run's folder"
-        raise UserError(f"{asked_by}{folder} holds no run (no {CONFIG} in it); {then}")
-    values = read_json(folder / CONFIG)
-    if fault := misfit(values, algo=str, env=str):
-        raise UserError(
-            f"{folder / CONFIG} holds no settings of a run ({fault}); restore it, or choose another folder"
-        )
-    return values
-
-
-def read_settings(folder: Path) -> Settings[Any]:
-    """The settings of the run in `folder`.
-
-    Raises:
-        UserError: there is no run, or its settings are not those of this version.
-    """
-    values = read_config(folder)
-    entry = REGISTRY.get(values["algo"])
-    if entry is None:
-        raise unknown_name(f"{folder / CONFIG}: algo", values["algo"], REGISTRY)
-    return from_dict(values, entry.config, str(folder / CONFIG))
-
-
 def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | None = None) -> SavedRun:
     """The policies of a run's checkpoint, the newest or that of update `step`; writes nothing.
 
@@ -122,8 +70,8 @@ def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | No
         UserError: no run, no such checkpoint, or a damaged file.
     """
     settings = settings or read_settings(folder)
-    spec = make(settings.env, "c").spec
-    algo = REGISTRY[settings.algo].algorithm(settings.hp, spec, settings.steps)
+    spec = make(settings.task_id).spec
+    algo = get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps)
     keys = seed_keys(settings.seed, settings.seeds)
     template = jax.eval_shape(jax.vmap(algo.init), keys)
     found = _restore(folder, template, step)
@@ -187,7 +135,7 @@ def _restore(folder: Path, template: Any, step: int | None) -> Checkpoint:
 
 
 def plain_normalizer(normalizer: Normalizer) -> dict[str, list[float]]:
-    """As JSON data, exact to the bit."""
+    """Returns a normaliser as JSON data, exact to the bit."""
     return {f.name: np.asarray(getattr(normalizer, f.name)).tolist() for f in dataclasses.fields(normalizer)}
 
 
@@ -268,7 +216,7 @@ def trained_on(folder: Path, kept: Mapping[str, Any] | None = None) -> Trained:
 
 
 def record_of(store: Store) -> dict[str, Any]:
-    """What `trained_on` reads again, as JSON data."""
+    """Returns the record that `trained_on` reads, as JSON data."""
     content = None if store.content is None else list(store.content)
     return store.provenance.to_dict() | {"content": content, "store": str(store.path.absolute())}
 
@@ -323,12 +271,12 @@ def find_source(folder: Path, settings: Settings[Any], spec: EnvSpec) -> tuple[D
     for place in places(folder):
         path = settings.data.path and place / settings.data.path
         data = dataclasses.replace(settings.data, path=path, dir=place / settings.data.dir)
-        if (path is None or path.exists()) and (source := locate.search(data, settings.env)):
+        if (path is None or path.exists()) and (source := dataset.search(data, settings.task_id)):
             found.setdefault(source.resolve(), (data, source))
     choices = list(found.values())
     if len(choices) > 1 and (wanted := trained_on(folder).content):
         dtype = "float32" if settings.data.dtype == "auto" else settings.data.dtype
-        same = [each for each in choices if run_store.content(*each, spec, dtype) == wanted]
+        same = [each for each in choices if dataset.content(*each, spec, dtype) == wanted]
         choices = same or choices
     return choices[0] if choices else None
 
@@ -349,7 +297,7 @@ def open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Store:
     """
     trained = trained_on(folder)
     if found := find_source(folder, settings, spec):
-        store = run_store.open_store(*found, spec)
+        store = dataset.open_store(*found, spec)
         if store.content == trained.content:
             return store
     # The run's own copy, if the files from which it was made are gone or were changed.
@@ -363,46 +311,63 @@ def open_dataset(folder: Path, settings: Settings[Any], spec: EnvSpec) -> Store:
 
 def missing_dataset(folder: Path, settings: Settings[Any]) -> UserError:
     """Says which dataset of a run was not found, and where it was looked for."""
-    wanted = settings.data.path or parse(settings.env).dataset
+    wanted = settings.data.path or settings.task_id.dataset
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places(folder)))
     return UserError(
-        f"the dataset of {folder} ({wanted}) is needed and not there (looked in {looked}); "
+        f"the dataset of {folder} ({wanted}) is needed and was not found (looked in {looked}); "
         "call from the folder where the run was started, or name it with --data.path"
     )
 
 
 def data_label(folder: Path) -> str:
-    """Where the data of the run in `folder` come from, in a few words."""
+    """Returns the provenance of the data of the run in `folder`, in a few words."""
     launches(folder)  # a damaged record is named here, not passed over
     return trained_on(folder).label
 
 
 def _launches(folder: Path) -> list[dict[str, Any]]:
-    """What `run.json` tells of each launch; nothing where it is damaged, which is no reason not to go on."""
+    """Returns the launches that `run.json` records; none if it is damaged."""
     with contextlib.suppress(UserError):
         return launches(folder)
     return []
 
 
-def by_environment(name: str, tasks: tuple[int, ...], flag: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Names of environments that hold `tasks` of the scene of `name`, each with those that it holds.
+def evaluation_engine(env: TaskId, asked: str) -> str:
+    """The engine that an evaluation plays on: `c`, `mjx`, `warp`, or `ogbench`, the original environment.
 
-    A goal-conditioned environment holds all five tasks; a single-task one has a sibling for each; one whose
+    Raises:
+        UserError: there is no such engine, or no original of this environment.
+    """
+    if asked != "ogbench":
+        return resolve_engine(asked)
+    if env.collection == "registered":
+        raise UserError(f"--engine ogbench: OGBench has no {env.name}; choose auto, c, mjx or warp")
+    return asked
+
+
+def by_environment(env: TaskId, tasks: tuple[int, ...], flag: str) -> list[tuple[TaskId, tuple[int, ...]]]:
+    """Environments that hold `tasks` of the scene of `env`, each with those that it holds.
+
+    A goal-conditioned environment holds all tasks; a single-task one has one like it for each; one whose
     dataset records its rewards holds a single task.
 
     Args:
-        tasks: empty for those of `name` itself.
-        flag: what an error's line begins with.
+        tasks: empty for those of `env` itself.
+        flag: the beginning of an error's line.
     Raises:
         UserError: a task that does not exist, or one that is asked for twice.
     """
-    here, known = parse(name), task_ids(name)
+    single = env.collection == "registered" and env.task is not None
+    known: list[int] = [env.task or 1] if single else list(env.tasks)
     for task in tasks:
         if task not in known or tasks.count(task) > 1:
-            there = f"tasks 1 to {len(known)}; name each once" if len(known) > 1 else "task 1 only"
-            raise UserError(f"{flag} {task}: {here.family} has {there}")
-    if here.task is None:
-        return [(name, tasks or known)]
-    stem = here.dataset.removesuffix("-v0")
-    names = {task: f"{stem}-singletask-task{task}-v0" for task in tasks or (here.task,)} | {here.task: name}
-    return [(names[task], (task,)) for task in tasks or (here.task,)]
+            several = f"tasks {known[0]} to {known[-1]}; name each once"
+            exist = several if len(known) > 1 else f"task {known[0]} only"
+            raise UserError(f"{flag} {task}: {env.family} has {exist}")
+    if env.task is None:
+        return [(env, tasks or env.tasks)]
+    stem = env.dataset.removesuffix("-v0")
+    return [
+        (env if task == env.task else parse(f"{stem}-singletask-task{task}-v0"), (task,))
+        for task in tasks or (env.task,)
+    ]

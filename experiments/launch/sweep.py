@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.settings import Settings
 from experiments.launch.hparams import unknown_name
+from experiments.launch.settings import Settings
 from mac.config import CommonConfig
 from mac.errors import UserError
 from mac.run.io.run_outputs import Variant
@@ -16,7 +16,7 @@ _PREFIX = "hp."
 
 
 def variants(settings: Settings[Any]) -> tuple[Variant, ...]:
-    """What is trained at once: every combination of the values of `--sweep`, or the one that there is.
+    """Returns the configurations trained at once: every combination of `--sweep`, or the only one.
 
     Raises:
         UserError: a hyperparameter that is unknown or cannot be swept, or a value that does not fit.
@@ -27,7 +27,7 @@ def variants(settings: Settings[Any]) -> tuple[Variant, ...]:
     for asked in settings.sweep:
         name, values = _read(asked, settings.hp)
         if name in axes:
-            raise UserError(f"--sweep {asked}: {name} is there twice; give all its values at once")
+            raise UserError(f"--sweep {asked}: {name} is given twice; give all its values at once")
         axes[name] = values
     found = []
     for values in itertools.product(*axes.values()):
@@ -80,5 +80,5 @@ def _read(asked: str, hp: CommonConfig) -> tuple[str, list[float]]:
     except ValueError as error:
         raise UserError(f"--sweep {asked}: the values of {name} must be numbers between commas") from error
     if len(set(values)) < len(values):
-        raise UserError(f"--sweep {asked}: a value of {name} is there twice; give each once")
+        raise UserError(f"--sweep {asked}: a value of {name} is given twice; give each once")
     return name, values

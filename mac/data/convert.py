@@ -156,7 +156,7 @@ def convert(
     dtype: str | None = None,
     progress: Progress | None = None,
 ) -> Store:
-    """As `prepare`, of files whose checksums are known."""
+    """Does what `prepare` does, with files whose checksums are known."""
     if dtype not in (None, *DTYPES):
         raise UserError(f"dtype={dtype}: rows are stored as {' or '.join(DTYPES)}")
     wanted = sources.wanted(dtype)

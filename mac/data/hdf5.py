@@ -187,7 +187,7 @@ def _arrays(
 
 
 def _unwritten(path: Path, item: Any, depth: int = 0) -> str | None:
-    """Why some of an array's numbers are in no file, so that hdf5 makes them up; None if all are there."""
+    """Returns the reason why hdf5 makes some numbers of an array up; None if all are in a file."""
     if not item.shape or not item.size:
         return None
     if item.is_virtual:
@@ -203,7 +203,7 @@ def _unwritten(path: Path, item: Any, depth: int = 0) -> str | None:
 
 
 def _unmapped(path: Path, item: Any, depth: int) -> str | None:
-    """As `_unwritten`, of an array that is put together from those of other files."""
+    """Returns what `_unwritten` does, for an array assembled from other files."""
     if depth > 8:
         return "is made of arrays that are made of each other"
     mapped = 0

@@ -46,7 +46,7 @@ class Provenance(NamedTuple):
     facts: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data; `from_dict` is its inverse."""
+        """Returns it as JSON data; `from_dict` is the inverse."""
         return {"kind": self.kind, "label": self.label, **self.facts}
 
 
@@ -63,7 +63,7 @@ def from_dict(values: Any) -> Provenance:
 
 
 def of_meta(meta: Mapping[str, Any]) -> Provenance:
-    """Of a store's description; what older ones noted of their generator is enough."""
+    """Returns the provenance that a store's description records."""
     if "source" in meta:
         return from_dict(meta["source"])
     rows = sum(meta.get("train", {}).values())
@@ -73,7 +73,7 @@ def of_meta(meta: Mapping[str, Any]) -> Provenance:
 def describe(
     files: Sequence[Path], made_by: Any, rows: int, checksums: Mapping[str, str] | None = None
 ) -> Provenance:
-    """Of files that are about to be used.
+    """Returns the provenance of files that are about to be used.
 
     Args:
         files: training files, of one folder.
@@ -106,7 +106,7 @@ def origin(file: Path) -> Any:
 
 
 def generated(made_by: Any, rows: int) -> Provenance | None:
-    """Of a dataset beside which a generator of ours left `made_by`; None if it is none of ours."""
+    """Returns the provenance of a generated dataset, from its `made_by`; None of other datasets."""
     if not isinstance(made_by, dict) or "mac-jax" not in str(made_by.get("source", "")):
         return None
     details = [f"seed {made_by['seed']}"] if "seed" in made_by else []

@@ -40,7 +40,7 @@ class Affine(NamedTuple):
         return rows
 
     def to_dict(self) -> dict[str, list[float]]:
-        """As JSON data, exact to the bit; `from_dict` is the inverse."""
+        """Returns it as JSON data, exact to the bit; `from_dict` is the inverse."""
         return {"low": self.low.tolist(), "step": self.step.tolist()}
 
     @classmethod
@@ -80,7 +80,7 @@ class ColumnSummary(NamedTuple):
         return np.sqrt(self.square / self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data, exact to the bit; `from_dict` is the inverse."""
+        """Returns it as JSON data, exact to the bit; `from_dict` is the inverse."""
         return {name: np.asarray(value).tolist() for name, value in self._asdict().items()}
 
     @classmethod
@@ -104,7 +104,7 @@ class CodingLoss(NamedTuple):
     square: Float64[np.ndarray, " D"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data, exact to the bit; `from_dict` is the inverse."""
+        """Returns it as JSON data, exact to the bit; `from_dict` is the inverse."""
         return {name: np.asarray(value).tolist() for name, value in self._asdict().items()}
 
     @classmethod

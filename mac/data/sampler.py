@@ -89,7 +89,7 @@ def chunk_starts(
 def step_starts(
     episodes: EpisodeIndex, batch: int, key: Key[Array, ""]
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
-    """As `chunk_starts`, of all rows at which an action is taken."""
+    """Does what `chunk_starts` does, for all rows at which an action is taken."""
     number = jr.randint(key, (batch,), 0, episodes.n_steps)
     return _place(episodes, episodes.steps_before, number)
 
@@ -138,12 +138,12 @@ def _goals(
     goals = Goals(states(value), states(actor), reached.astype(jnp.float32))
     if spec.subgoals is None:
         return goals, None
-    steps, came = steps_to_goal(spec.subgoals, row, last, value)
+    steps, reached = steps_to_goal(spec.subgoals, row, last, value)
     on_the_way, _ = steps_to_goal(spec.subgoals, row, last, actor)
     return goals, Subgoals(
         steps=steps.astype(jnp.float32),
         next_obs=window.obs[row + steps],
-        reached=came.astype(jnp.float32),
+        reached=reached.astype(jnp.float32),
         value=states(row + steps),
         actor=states(row + on_the_way),
         ahead=states(jnp.minimum(row + spec.subgoals.steps, last)),

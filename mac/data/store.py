@@ -91,7 +91,7 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Shaped[np.ndarray, "..."]:
-        """As an array's, read from the file: only the rows of a plain slice, else all."""
+        """Reads the rows of a plain slice from the file, or all rows for any other index."""
         if isinstance(key, slice) and key.step in (None, 1):
             start, stop, _ = key.indices(len(self))
             out = np.empty((max(stop - start, 0), *self.shape[1:]), self.dtype)
@@ -170,7 +170,7 @@ class Statistics(NamedTuple):
     val: ColumnSummary | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data, exact to the bit; `from_dict` is the inverse."""
+        """Returns it as JSON data, exact to the bit; `from_dict` is the inverse."""
         return {"train": self.train.to_dict(), "val": self.val and self.val.to_dict()}
 
     @classmethod

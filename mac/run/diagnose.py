@@ -37,7 +37,7 @@ def diagnose(
 
 
 def overestimation(result: Episodes) -> dict[str, Float[np.ndarray, " S"]]:
-    """Metrics of each seed: what returns were expected, what came, and by how much that is less.
+    """Metrics of each seed: expected returns, realized returns, and their difference.
 
     Means over tasks and episodes; empty for an algorithm that predicts nothing.
     """

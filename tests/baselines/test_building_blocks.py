@@ -107,7 +107,7 @@ def test_normal_density_without_deviations_has_ones():
 # Diffusion.
 
 
-def test_variances_of_the_noise_are_those_of_the_preserving_process():
+def test_noise_has_the_variances_of_the_preserving_process():
     want = [0.1958746, 0.4588182, 0.6357810, 0.7548782, 0.8350314]
     np.testing.assert_allclose(vp_betas(5), want, rtol=2e-6)
 

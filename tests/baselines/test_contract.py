@@ -3,38 +3,32 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import equinox as eqx
 import jax
 import numpy as np
 import pytest
 
-from baselines import REGISTRY
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.run import segment as loop
 from mac.run.io.checkpoint import CheckpointStore
-from tests.helpers.algorithm_cases import GOALS_ONLY, make
+from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed
 
 K = 150
 UPDATES = {"cql": 400, "fql": 250, "idql": 300}
 """Updates per segment, where they are not `K`."""
 OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}}
-MODES = {name: "goals" if name in (*GOALS_ONLY, "gciql", "mac_fql") else "reward" for name in REGISTRY}
 leaves = jax.tree.leaves
 
 
 class Trained(NamedTuple):
-    """Three segments of seeds 0 and 1, with the states before each and after the last.
-
-    Attributes:
-        traces: how often Python ran the update, which it does while it is traced only.
-    """
+    """Three segments of seeds 0 and 1, with the states before each and after the last."""
 
     algo: Any
     mode: str
     states: list[TrainState]
     logs: list[dict[str, np.ndarray]]
-    traces: int
 
     @property
     def k(self) -> int:
@@ -58,54 +52,38 @@ def start(algo: Any, seed: int, seeds: int) -> TrainState:
     return jax.device_get(loop.init(algo, mesh, loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)))
 
 
-SLOW = ("mac_gaussian", "mac_fql", "mac_nodistill", "ifql", "gciql", "cql")
-"""Kin of others, whose contract is looked at less often."""
+QUICK = ("mac", "iql")
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in REGISTRY],
-)
+@pytest.fixture(scope="module", params=registered(QUICK))
 def trained(request: pytest.FixtureRequest) -> Trained:
-    name, traces, real = request.param, [], AbstractLossAlgorithm.update
-
-    def counted(self: Any, *args: Any) -> Any:
-        traces.append(1)
-        return real(self, *args)
-
+    name, mode = request.param, mode_of(request.param)
     k = UPDATES.get(name, K)
-    algo = make(name, MODES[name], 3 * k, batch=32, hidden=(32,), lr=3e-3, tau_ema=0.05, **OWN.get(name, {}))
+    algo = make(name, mode, 3 * k, batch=32, hidden=(32,), lr=3e-3, tau_ema=0.05, **OWN.get(name, {}))
     states, logs = [start(algo, 0, 2)], []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AbstractLossAlgorithm, "update", counted)
-        for number in range(3):
-            state, log = segment(algo, MODES[name], k, states[-1], number)
-            states.append(state)
-            logs.append(log)
-    return Trained(algo, MODES[name], states, logs, len(traces))
-
-
-def assert_same_bits(got: Any, want: Any) -> None:
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for x, y in zip(leaves(got), leaves(want), strict=True):
-        np.testing.assert_array_equal(x, y)
+    for number in range(3):
+        state, log = segment(algo, mode, k, states[-1], number)
+        states.append(state)
+        logs.append(log)
+    return Trained(algo, mode, states, logs)
 
 
 def test_state_holds_arrays_only_and_keeps_its_form(trained: Trained):
-    assert not any(map(eqx.is_array, leaves(trained.algo))) and hash(trained.algo) == hash(trained.algo)
+    assert not any(map(eqx.is_array, leaves(trained.algo)))
     first, *later = trained.states
     assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves(first))
     for state in later:
-        assert jax.tree.structure(state) == jax.tree.structure(first)
-        assert [(x.shape, x.dtype) for x in leaves(state)] == [(x.shape, x.dtype) for x in leaves(first)]
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, first)
 
 
-def test_three_segments_are_traced_once(trained: Trained):
-    assert trained.traces == 1
+def test_segments_after_the_first_trace_nothing(trained: Trained, monkeypatch: pytest.MonkeyPatch):
+    never = chex.assert_max_traces(AbstractLossAlgorithm.update, n=0)
+    monkeypatch.setattr(AbstractLossAlgorithm, "update", never)
+    segment(trained.algo, trained.mode, trained.k, trained.states[-1], 3)
 
 
 def test_training_is_finite_and_moves_every_network(trained: Trained):
-    assert all(np.all(np.isfinite(x)) for x in leaves((trained.states, trained.logs)))
+    chex.assert_tree_all_finite((trained.states, trained.logs))
     first, *_, last = trained.states
     for name, net in vars(first.nets).items():
         moved = zip(leaves(net), leaves(getattr(last.nets, name)), strict=True)
@@ -118,11 +96,11 @@ def test_metrics_have_a_row_per_update_and_a_column_per_seed(trained: Trained):
 
 def test_seed_is_the_same_whatever_its_company(trained: Trained):
     """Seed 1 after seed 0 and before seed 2, by one and the same program."""
-    algo, mode, states, logs, _ = trained
+    algo, mode, states, logs = trained
     fresh = start(algo, 1, 2)
-    assert_same_bits(one_seed(fresh, 0), one_seed(states[0], 1))
+    chex.assert_trees_all_equal(one_seed(fresh, 0), one_seed(states[0], 1))
     state, log = segment(algo, mode, trained.k, fresh, 0, seed=1)
-    assert_same_bits(one_seed(state, 0), one_seed(states[1], 1))
+    chex.assert_trees_all_equal(one_seed(state, 0), one_seed(states[1], 1))
     for name, value in log.items():
         np.testing.assert_array_equal(value[:, 0], logs[0][name][:, 1])
 
@@ -131,8 +109,7 @@ def test_seed_is_the_same_whatever_its_company(trained: Trained):
 def test_seed_in_a_group_equals_the_seed_alone(trained: Trained):
     algo, mode, states, *_ = trained
     state, _ = segment(algo, mode, trained.k, start(algo, 1, 1), 0, seed=1)
-    for x, y in zip(leaves(one_seed(state, 0)), leaves(one_seed(states[1], 1)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(one_seed(state, 0), one_seed(states[1], 1), rtol=1e-4, atol=1e-5)
 
 
 def test_killed_and_resumed_run_ends_with_the_same_bits(trained: Trained, tmp_path: Path):
@@ -144,7 +121,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(trained: Trained, tmp_pa
         state = jax.device_get(store.restore(start(algo, 0, 2)).state)
     for number in (1, 2):
         state, _ = segment(algo, mode, trained.k, state, number)
-    assert_same_bits(state, states[3])
+    chex.assert_trees_all_equal(state, states[3])
 
 
 def test_trained_policy_beats_its_random_start(trained: Trained):

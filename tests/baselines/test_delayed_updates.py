@@ -94,7 +94,7 @@ def test_rebracs_policy_and_target_networks_take_turns(coast: bool, first: bool)
 
 
 @pytest.mark.parametrize(("coast", "first"), VARIANTS)
-def test_learning_rate_of_the_policy_cools_down_with_that_of_the_critics(coast: bool, first: bool):
+def test_learning_rates_of_policy_and_critics_cool_together(coast: bool, first: bool):
     """Over 12 updates, of which the last half cools; an optimiser that rests counts turns, not updates."""
     algo: Any = make("rebrac", "reward", 12, lr=LR, cooldown=0.5, actor_coasts=coast, actor_first=first)
     rates = [float(jnp.asarray(algo.actor_rate(jnp.asarray(i)))) for i in range(12 if coast else 6)]

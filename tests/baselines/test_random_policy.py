@@ -16,7 +16,7 @@ from tests.commands.test_evaluate_command import ENV, again, error_of
 from tests.helpers.toy_env import SPEC, PointEnv, identity
 
 
-def test_random_actions_are_uniform_and_new_in_every_step_and_episode():
+def test_random_actions_are_uniform_and_new_in_every_step():
     algo = UniformPolicy(SPEC)
     state, keys = algo.init(jr.key(0)), jr.split(jr.key(1), 2)
     assert not jax.tree.leaves(state)

@@ -14,6 +14,8 @@ from experiments.benchmarks import algorithms, envs
 from experiments.benchmarks.algorithms import AlgoRow, Args
 from experiments.benchmarks.harness import as_flags
 from experiments.cli import arguments
+from experiments.launch import hparams
+from experiments.launch.settings import parse
 
 REWARD, GOALS = Args.envs
 ROW = AlgoRow(
@@ -125,14 +127,14 @@ def test_flags_say_all_that_a_process_must_know(args):
 def test_an_algorithm_is_measured_as_run_would_train_it(name: str, env: str):
     subject = algorithms.find(Args(algos=(name,), seeds=(1,), preset="laptop"))
     assert subject is not None and subject.env.name == env and subject.preset == "laptop"
-    settings, _ = arguments.parse(["--algo", name, "--env", env, "--preset", "laptop", "--seeds", "1"])
+    settings, _ = parse(["--algo", name, "--env", env, "--preset", "laptop", "--seeds", "1"])
     assert subject.hp == settings.hp
     assert subject.algo == REGISTRY[name].algorithm(settings.hp, subject.env, settings.steps)
 
 
 def test_settings_that_say_only_a_part_do_not_count(monkeypatch, capsys):
     part = {"algo": "iql", "env": "*", "source": "a test", "hp": {"batch": 8}}
-    monkeypatch.setattr(arguments, "load_rows", lambda path: [part])
+    monkeypatch.setattr(hparams, "load_rows", lambda path: [part])
     assert algorithms.find(Args(algos=("iql",), preset="laptop")) is None
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 2 and all(note.startswith("note: iql is not measured: ") for note in notes)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import convert_data
-from experiments.cli.settings import DataConfig
-from experiments.data import run_store
+from experiments.launch import dataset
+from experiments.launch.settings import DataConfig
 from experiments.run import main as train
 from mac.data import convert
 from mac.data.npz import read
@@ -46,7 +46,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_codes_of_all_shards_share_one_codec_and_validation_stays_exact(tmp_path: Path, shards: Path):
+def test_shards_share_one_codec_and_validation_stays_exact(tmp_path: Path, shards: Path):
     plain = convert.prepare(shards, tmp_path / "plain", SPEC)
     coded = convert.prepare(shards, tmp_path / "coded", SPEC, "uint16")
     assert (plain.dtype, coded.dtype) == ("float32", "uint16")
@@ -146,9 +146,7 @@ def test_shard_that_changed_or_was_damaged_is_converted_again(
     np.testing.assert_array_equal(store.train[1].obs, read(shards / "toy-001.npz").obs)
 
 
-def test_type_that_is_asked_for_replaces_another_and_none_takes_what_is_there(
-    tmp_path: Path, shards: Path, reads: list[str]
-):
+def test_the_asked_type_replaces_another_and_none_keeps_it(tmp_path: Path, shards: Path, reads: list[str]):
     folder = tmp_path / "s"
     assert convert.prepare(shards, folder, SPEC, "uint16").dtype == "uint16"
     reads.clear()
@@ -212,9 +210,7 @@ def test_command_line_makes_a_store_and_says_what_it_loses(
     (made,) = Path("data/stores").glob("[!.]*cube-single-play-100m-v0-*")
     assert Store.open(made).dtype == "uint16" and f"--data.path {made}" in shown
     # run.py finds it, by the files' place and by its own.
-    assert (
-        run_store.facts(DataConfig(), cubes) == run_store.facts(DataConfig(), made) == (360, "uint16", False)
-    )
+    assert dataset.facts(DataConfig(), cubes) == dataset.facts(DataConfig(), made) == (360, "uint16", False)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +240,7 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.usefixtures("quiet")
-def test_training_over_windows_of_a_store_resumes_to_the_same_bits(
+def test_training_over_windows_resumes_to_the_same_bits(
     tmp_path: Path, cubes: Path, capsys: pytest.CaptureFixture[str]
 ):
     store = tmp_path / "store"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli.settings import DataConfig
-from experiments.data import device_fit
-from experiments.data.run_store import Facts, facts
+from experiments.launch import dataset
+from experiments.launch.dataset import Facts, facts
+from experiments.launch.settings import DataConfig
 from mac import free_memory as memory
 from mac.errors import UserError
 from mac.free_memory import Memory, free_memory
@@ -26,9 +26,9 @@ def gpu(host: float, device: float) -> Memory:
 
 
 def test_bytes_of_a_row():
-    assert device_fit.row_bytes(GOALS, "uint16") == pytest.approx(104 * 2, abs=0.2)
+    assert dataset.row_bytes(GOALS, "uint16") == pytest.approx(104 * 2, abs=0.2)
     single = GOALS._replace(goal_dim=None)  # rewards and masks are float32
-    assert device_fit.row_bytes(single, "float32") == pytest.approx(104 * 4 + 8, abs=0.2)
+    assert dataset.row_bytes(single, "float32") == pytest.approx(104 * 4 + 8, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -43,28 +43,28 @@ def test_bytes_of_a_row():
     ],
 )
 def test_data_that_fit_are_resident_and_others_take_turns(free: Memory, resident: str):
-    decided = device_fit.resolve(DataConfig(), HUGE, GOALS, free)
+    decided = dataset.fit_device(DataConfig(), HUGE, GOALS, free)
     assert (decided.resident, decided.dtype) == (resident, "uint16")
-    rows, held = device_fit.windows(decided, HUGE)
+    rows, held = dataset.windows(decided, HUGE)
     assert (rows, held) == ((HUGE.rows, 1) if resident == "yes" else (1_001_000, 3))
 
 
 def test_decision_stands_when_a_run_is_resumed_with_less_memory():
-    decided = device_fit.resolve(DataConfig(), HUGE, GOALS, shared(40))
+    decided = dataset.fit_device(DataConfig(), HUGE, GOALS, shared(40))
     with pytest.raises(UserError, match=r"\(--data\.resident yes\)"):
-        device_fit.resolve(decided, HUGE, GOALS, shared(15))
-    assert device_fit.resolve(decided, HUGE, GOALS, shared(60)) == decided
+        dataset.fit_device(decided, HUGE, GOALS, shared(15))
+    assert dataset.fit_device(decided, HUGE, GOALS, shared(60)) == decided
 
 
 def test_what_does_not_fit_is_one_line_with_the_remedy():
     with pytest.raises(UserError) as caught:
-        device_fit.resolve(DataConfig(resident="yes"), Facts(10**8, "float32"), GOALS, gpu(100, 24))
+        dataset.fit_device(DataConfig(resident="yes"), Facts(10**8, "float32"), GOALS, gpu(100, 24))
     assert str(caught.value) == (
         "100,000,000 rows at once (--data.resident yes) need 41.6 GB of device memory, and of 24.0 GB free "
         "18.0 GB may be taken; take --data.resident no, --data.dtype uint16 (half the size)"
     )
     with pytest.raises(UserError, match=r"3 windows of 1,001,000 rows .* take a smaller --data.window$"):
-        device_fit.resolve(DataConfig(), HUGE, GOALS, shared(0.7))
+        dataset.fit_device(DataConfig(), HUGE, GOALS, shared(0.7))
 
 
 def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch, tmp_path):
@@ -83,7 +83,7 @@ def test_rows_that_cannot_be_counted_are_no_fact(tmp_path: Path):
     path.write_bytes(b"no archive")
     known = facts(DataConfig(), path)
     assert known.guessed and known.rows == DataConfig().rows
-    assert "rows cannot be counted" in device_fit.describe(DataConfig(), known)
-    assert str(known.rows) not in device_fit.describe(DataConfig(), known).replace(",", "")
-    assert device_fit.describe(DataConfig(), Facts(1, "float32")) == "1 row as float32, all on the device"
+    assert "rows cannot be counted" in dataset.describe_rows(DataConfig(), known)
+    assert str(known.rows) not in dataset.describe_rows(DataConfig(), known).replace(",", "")
+    assert dataset.describe_rows(DataConfig(), Facts(1, "float32")) == "1 row as float32, all on the device"
     assert not facts(DataConfig(), path, 5).guessed

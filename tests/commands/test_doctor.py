@@ -56,7 +56,7 @@ def test_only_what_is_broken_fails(state: str, status: int, capsys: pytest.Captu
     assert "-> do this" in capsys.readouterr().out
 
 
-def test_a_check_that_fails_itself_is_a_finding_and_the_others_go_on(capsys: pytest.CaptureFixture[str]):
+def test_a_check_that_fails_is_a_finding_and_others_go_on(capsys: pytest.CaptureFixture[str]):
     def explodes(data: Path) -> Iterator[Line]:
         yield Line(OK, "before", "fine")
         raise ImportError("libfoo.so: cannot open\nshared object")
@@ -126,9 +126,7 @@ def test_an_old_python_is_broken(monkeypatch: pytest.MonkeyPatch):
     assert only(checkups.check_python).state == BROKEN
 
 
-def test_a_project_that_is_not_a_checkout_is_described_by_its_package(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_an_installed_project_is_described_by_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """After `pip install .` no pyproject.toml is beside the program."""
     here = checkups._project()
     monkeypatch.setattr(checkups, "ROOT", tmp_path)

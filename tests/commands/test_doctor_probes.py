@@ -65,7 +65,7 @@ def test_mjx_is_needed_and_warp_is_not(monkeypatch: pytest.MonkeyPatch):
     assert (mjx.state, warp.state, warp.found) == (OK, WARNING, "too old")
 
 
-def test_a_machine_without_pictures_is_warned_and_told_what_draws_without(monkeypatch: pytest.MonkeyPatch):
+def test_a_machine_without_pictures_is_told_what_works(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     none = {name: ProbeResult(None, f"no {name}") for name in checks.PLATFORMS}

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from baselines import REGISTRY
-from experiments.data import locate
-from experiments.launch import cost_estimate, cost_text
+from envs_mjx.registry import parse
+from experiments.launch import cost_estimate, dataset
 from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows
 from mac.algorithm import AbstractAlgorithm
 from mac.free_memory import Memory
@@ -14,14 +14,14 @@ from mac.types import EnvSpec
 from tests.helpers.toy_env import GOAL_SPEC, SPEC
 
 GB = 10**9
-NEED = cost_text.Memory(data=2 * GB, state=4 * GB, scratch=GB, seeds=4, devices=1, together=2)
+NEED = cost_estimate.TrainingMemory(data=2 * GB, state=4 * GB, scratch=GB, seeds=4, devices=1, together=2)
 
 
 def paper(name: str, obs: int, goal: int | None, **changes: int) -> tuple[AbstractAlgorithm, EnvSpec]:
     """MAC as the paper trains it in an environment of 5 actions, but for `changes`."""
     columns = () if goal is None else tuple(range(goal))
     spec = EnvSpec(name, obs, 5, goal, (1,), 500, 0.05, columns)
-    rows = merge_rows(load_rows(HPARAMS), "mac", name, "paper")
+    rows = merge_rows(load_rows(HPARAMS), "mac", parse(name), "paper")
     hp = build(REGISTRY["mac"].config, rows["hp"] | changes, "hparams.toml")
     return REGISTRY["mac"].algorithm(hp, spec, rows["steps"]), spec
 
@@ -63,7 +63,7 @@ def test_paper_size_agrees_with_xla_where_it_counts_all_turns():
     assert cost_estimate.compile_update(sizes).traffic == pytest.approx(theirs["bytes accessed"], rel=0.02)
 
 
-def test_peak_holds_the_data_all_networks_and_the_scratch_of_the_seeds_at_work():
+def test_peak_holds_data_networks_and_scratch_of_active_seeds():
     assert NEED.peak == (2 + 4 + 2 * 1) * GB
     # Two accelerators hold the data each, and half of the seeds, all of which are at work.
     assert NEED._replace(devices=2, together=4).peak == (2 + (4 + 4) // 2) * GB
@@ -71,7 +71,7 @@ def test_peak_holds_the_data_all_networks_and_the_scratch_of_the_seeds_at_work()
 
 def test_memory_says_whether_there_is_enough():
     def verdict(free: int | None) -> str:
-        return cost_text.memory_lines(NEED, Memory(free, free, shared=True))[0]
+        return cost_estimate.memory_lines(NEED, Memory(free, free, shared=True))[0]
 
     assert verdict(8 * GB).endswith("8.0 GB in all, of 8.0 GB free: enough")
     assert "NOT ENOUGH" in verdict(8 * GB - 1) and "--seeds" in verdict(8 * GB - 1)
@@ -79,15 +79,17 @@ def test_memory_says_whether_there_is_enough():
 
 
 def test_memory_of_an_accelerator_is_said_on_a_cpu():
-    said = cost_text.memory_lines(NEED, Memory(None, None, shared=True))
+    said = cost_estimate.memory_lines(NEED, Memory(None, None, shared=True))
     assert "2.0 GB  of 2 at a time" in said[3] and "about 10.0 GB" in said[4]
-    apart = cost_text.memory_lines(NEED._replace(devices=2, together=4), Memory(None, 6 * GB, shared=False))
+    apart = cost_estimate.memory_lines(
+        NEED._replace(devices=2, together=4), Memory(None, 6 * GB, shared=False)
+    )
     assert "on each of 2 devices, of 6.0 GB free: enough" in apart[0] and len(apart) == 4
 
 
 def test_work_is_listed_from_the_dearest_part():
     parts = {"small": Operations(10**9, 0, 5), "large": Operations(2 * 10**9, 10**9, 0)}
-    head, first, second, traffic = cost_text.work_lines(parts, 2 * 10**9)
+    head, first, second, traffic = cost_estimate.work_lines(parts, 2 * 10**9)
     assert "4 GFLOP per update and seed: matrix products 3, elementwise 1;" in head
     assert first.split() == ["large", "3.000", "GFLOP", "75.0%"] and second.split()[0] == "small"
     assert "2.0 GB" in traffic and traffic.endswith("2 FLOP per byte")
@@ -109,7 +111,7 @@ def test_fewer_rows_than_the_paper_has_with_goals_are_noted(
     name: str, preset: str, rows: int, note: str | None
 ):
     spec = SPEC if "singletask" in name else GOAL_SPEC
-    said = cost_estimate.data_note(preset, spec, rows, locate.larger(name))
+    said = cost_estimate.data_note(preset, spec, rows, dataset.larger(parse(name)))
     if note is None:
         assert said is None
     else:

@@ -13,9 +13,11 @@ import numpy as np
 import ogbench
 import pytest
 
+from envs_mjx.registry import parse
 from experiments import evaluate as program
 from experiments.evaluate import EVALUATIONS, main
-from experiments.launch.saved_run import acting_otherwise, by_environment, open_run, read_settings
+from experiments.launch.saved_run import acting_otherwise, by_environment, open_run
+from experiments.launch.settings import read_settings
 from experiments.ogbench_eval import play
 from experiments.ogbench_eval.worker import Start
 from mac.errors import UserError
@@ -46,9 +48,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 # On our engines.
 
 
-def test_evaluation_again_gives_the_rows_of_training_and_touches_nothing_else(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_evaluation_again_gives_the_rows_of_training(copied: Path, capsys: pytest.CaptureFixture[str]):
     before = content(copied)
     line = again(copied, "--engine", "c")
     assert line["rows"] == list(read_rows(copied / EVAL))
@@ -132,16 +132,17 @@ def test_other_tasks_of_a_single_task_run_may_be_played(copied: Path):
 
 
 def test_tasks_are_found_in_the_environments_that_hold_them():
-    assert by_environment(ENV, (), "--tasks") == [(ENV, (2,))]
+    def held(name: str, tasks: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+        return [(env.name, each) for env, each in by_environment(parse(name), tasks, "--tasks")]
+
+    assert held(ENV, ()) == [(ENV, (2,))]
     default = "scene-noisy-singletask-v0"
-    assert by_environment(default, (5, 2), "-") == [
+    assert held(default, (5, 2)) == [
         ("scene-noisy-singletask-task5-v0", (5,)),
         (default, (2,)),
     ]
-    assert by_environment("puzzle-3x3-play-v0", (), "-") == [("puzzle-3x3-play-v0", (1, 2, 3, 4, 5))]
-    assert by_environment("cube-double-play-oraclerep-v0", (3, 1), "-") == [
-        ("cube-double-play-oraclerep-v0", (3, 1))
-    ]
+    assert held("puzzle-3x3-play-v0", ()) == [("puzzle-3x3-play-v0", (1, 2, 3, 4, 5))]
+    assert held("cube-double-play-oraclerep-v0", (3, 1)) == [("cube-double-play-oraclerep-v0", (3, 1))]
 
 
 def test_draws_are_other_episodes_and_draw_0_is_that_of_training():
@@ -220,7 +221,7 @@ def test_original_environment_plays_every_episode(copied: Path):
         assert row == {"step": 10, "seed": seed} | wanted
 
 
-def test_environments_in_other_processes_are_those_of_the_package():
+def test_environments_in_worker_processes_are_the_packages():
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 5)).astype(np.float32)
     name = "cube-double-play-v0"
     with play.EnvPool(name, 3, film=True) as fleet:

@@ -16,10 +16,11 @@ from envs_mjx.datagen.dataset_spec import LANES, DatasetSpec
 from envs_mjx.datagen.simulate_episodes import Simulator
 from envs_mjx.experts import STYLES
 from envs_mjx.manipulation import scenes
+from envs_mjx.registry import parse
 from experiments import generate_data
-from experiments.cli.settings import DataConfig
-from experiments.data import locate, run_store
 from experiments.generate_data import dataset_name, default_folder, episodes_of, main
+from experiments.launch import dataset
+from experiments.launch.settings import DataConfig
 from mac.errors import UserError
 from tests.helpers.fake_expert import instant  # noqa: F401
 
@@ -68,9 +69,9 @@ def test_a_pair_of_files_is_found_by_run_py(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert main(["--env", "cube-single", "--rows", "2002", "--seed", "7"]) == 0
     data = DataConfig(rows=2002, seed=7)
-    path = locate.generated_file(data, "cube-single-play-v0")
-    assert locate.search(data, "cube-single-play-singletask-task2-v0") == path
-    assert run_store.count_rows(path) == 2002
+    path = dataset.generated_file(data, "cube-single-play-v0")
+    assert dataset.search(data, parse("cube-single-play-singletask-task2-v0")) == path
+    assert dataset.count_rows(path) == 2002
 
 
 @pytest.mark.usefixtures("instant")
@@ -80,10 +81,10 @@ def test_shards_are_found_by_run_py_when_all_are_there(
     monkeypatch.chdir(tmp_path)
     assert main(["--env", "cube-single", "--rows", "3003", "--shard-rows", "1001"]) == 0
     path = default_folder(DatasetSpec("cube-single-play-v0", 3, 1))
-    assert locate.search(DataConfig(rows=3003), "cube-single-play-v0") == path
-    assert run_store.count_rows(path) == 3003
+    assert dataset.search(DataConfig(rows=3003), parse("cube-single-play-v0")) == path
+    assert dataset.count_rows(path) == 3003
     (path / "cube-single-play-v0.json").unlink()
-    assert locate.search(DataConfig(rows=3003), "cube-single-play-v0") is None
+    assert dataset.search(DataConfig(rows=3003), parse("cube-single-play-v0")) is None
 
 
 @pytest.mark.usefixtures("instant")

@@ -44,7 +44,7 @@ def rows_of(states: jax.Array) -> np.ndarray:
     return np.asarray(states)[:, 0].astype(int)
 
 
-def test_chunks_start_where_they_fit_and_steps_wherever_an_action_is_taken():
+def test_chunks_start_where_they_fit_and_steps_at_any_action():
     """Also where the table of episodes has room for more."""
     lengths, chunk = np.asarray(LENGTHS), 3
     first = np.cumsum(lengths) - lengths

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from experiments.cli.settings import DataConfig
-from experiments.data import locate, run_store
+from envs_mjx.registry import parse
+from experiments.launch import dataset
+from experiments.launch.settings import DataConfig
 from mac.data.provenance import LEDGER, ledger
 from mac.data.shards import shard_files
 from mac.data.sources.catalogue import listing
@@ -122,42 +123,42 @@ def test_rows_are_episodes_times_their_length(name: str, rows: int):
 )
 def test_files_are_found_where_this_and_other_programs_put_them(name: str, place: str, tmp_path: Path):
     for source in ("auto", "local"):
-        assert locate.search(DataConfig(source=source), name) is None
+        assert dataset.search(DataConfig(source=source), parse(name)) is None
     path = touch(tmp_path / place)
     for source in ("auto", "local"):
-        choice = locate.choose(DataConfig(source=source), name)
+        choice = dataset.choose(DataConfig(source=source), parse(name))
         assert choice.found and choice.path.absolute() == path
 
 
-def test_auto_prefers_what_is_here_then_what_can_be_made_then_a_download():
-    assert locate.choose(DataConfig(), CUBE).how == "generate"
-    assert locate.choose(DataConfig(), "hopper-medium-v2").how == "download"
-    assert locate.choose(DataConfig(mirror="http://mirror.example"), CUBE).how == "download"
-    assert locate.choose(DataConfig(shards=1), "puzzle-4x5-play-v0").how == "download"
+def test_auto_prefers_existing_then_generated_then_downloaded():
+    assert dataset.choose(DataConfig(), parse(CUBE)).how == "generate"
+    assert dataset.choose(DataConfig(), parse("hopper-medium-v2")).how == "download"
+    assert dataset.choose(DataConfig(mirror="http://mirror.example"), parse(CUBE)).how == "download"
+    assert dataset.choose(DataConfig(shards=1), parse("puzzle-4x5-play-v0")).how == "download"
     touch(Path("data") / f"{CUBE}.npz")
-    assert locate.choose(DataConfig(), CUBE).how == "local"
+    assert dataset.choose(DataConfig(), parse(CUBE)).how == "local"
 
 
-def test_generated_data_are_not_taken_where_public_files_are_asked_for_nor_the_reverse():
+def test_generated_and_public_data_are_not_confused():
     generated = touch(Path("data/generated-1001000-seed0") / f"{CUBE}.npz")
-    assert locate.choose(DataConfig(source="download"), CUBE).how == "download"
+    assert dataset.choose(DataConfig(source="download"), parse(CUBE)).how == "download"
     public = touch(Path("data") / f"{CUBE}.npz")
-    assert locate.choose(DataConfig(source="generate"), CUBE) == (generated, "local", None, None)
-    assert locate.choose(DataConfig(source="download"), CUBE).path == public
+    assert dataset.choose(DataConfig(source="generate"), parse(CUBE)) == (generated, "local", None, None)
+    assert dataset.choose(DataConfig(source="download"), parse(CUBE)).path == public
 
 
 def test_a_large_set_counts_as_there_with_all_its_files():
     for i in range(2):
         touch(Path("data/puzzle-4x5-play-100m-v0") / f"puzzle-4x5-play-v0-{i:03d}.npz")
-    assert locate.choose(DataConfig(shards=2), "puzzle-4x5-play-v0").found
-    assert not locate.choose(DataConfig(shards=3), "puzzle-4x5-play-v0").found
+    assert dataset.choose(DataConfig(shards=2), parse("puzzle-4x5-play-v0")).found
+    assert not dataset.choose(DataConfig(shards=3), parse("puzzle-4x5-play-v0")).found
 
 
 def test_hidden_files_are_no_shards_and_no_generated_data(tmp_path: Path):
     env, place = "cube-double-play-v0", Path("data") / "cube-double-play-100m-v0"
     touch(place / "cube-double-play-v0-000.npz")
     touch(place / "._cube-double-play-v0-000.npz")
-    assert locate.search(DataConfig(source="local", shards=2), env) is None
+    assert dataset.search(DataConfig(source="local", shards=2), parse(env)) is None
     assert [p.name for p in shard_files(place)] == ["cube-double-play-v0-000.npz"]
     touch(Path("data") / "._generated-9009-seed7" / f"{env}.npz")
     assert "there is one with" not in refused(env, source="local")
@@ -165,7 +166,7 @@ def test_hidden_files_are_no_shards_and_no_generated_data(tmp_path: Path):
 
 def refused(env: str, **data: Any) -> str:
     with pytest.raises(UserError) as caught:
-        locate.choose(DataConfig(**data), env)
+        dataset.choose(DataConfig(**data), parse(env))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -176,7 +177,7 @@ def test_what_cannot_be_made_says_what_can():
         assert env in line and "cube-single" in line and "--data.source download" in line
 
 
-def test_what_is_not_here_says_where_it_was_looked_for_and_what_else_there_is():
+def test_a_missing_dataset_names_places_and_alternatives():
     touch(Path("data/generated-5005-seed3") / f"{CUBE}.npz")
     line = refused(CUBE, source="local")
     assert f"data/{CUBE}.npz" in line and ".ogbench" in line and "downloads" in line
@@ -209,7 +210,7 @@ def test_settings_that_contradict_are_refused(wrong: dict[str, Any], said: str):
 
 def get(server: Server, data: DataConfig | None = None) -> Path:
     data = data or DataConfig(source="download", mirror=server.url("")[:-1])
-    return locate.obtain(locate.choose(data, CUBE), data, CUBE)
+    return dataset.obtain(dataset.choose(data, parse(CUBE)), data, parse(CUBE))
 
 
 def test_both_files_come_and_are_recorded_and_then_found(server: Server, capsys: Any):
@@ -220,13 +221,13 @@ def test_both_files_come_and_are_recorded_and_then_found(server: Server, capsys:
     assert set(entries) == {f"{CUBE}.npz", "cube-single-play-v0-val.npz"}
     assert entries[f"{CUBE}.npz"].url == server.url(f"{CUBE}.npz") and entries[f"{CUBE}.npz"].time
     assert f"downloading {CUBE}.npz" in capsys.readouterr().out
-    assert locate.search(DataConfig(), CUBE) == path and len(server.asked) == 2
+    assert dataset.search(DataConfig(), parse(CUBE)) == path and len(server.asked) == 2
 
 
 def test_a_missing_validation_file_is_fetched_alone(server: Server):
     path = get(server)
     path.with_name("cube-single-play-v0-val.npz").unlink()
-    assert locate.search(DataConfig(), CUBE) is None
+    assert dataset.search(DataConfig(), parse(CUBE)) is None
     get(server)
     assert [where for where, *_ in server.asked[2:]] == ["/cube-single-play-v0-val.npz"]
 
@@ -246,18 +247,18 @@ def test_offline_names_every_way_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mac.data.sources.http_download.time.sleep", lambda seconds: None)
     data = DataConfig(source="download", mirror=f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(UserError) as caught:
-        locate.obtain(locate.choose(data, CUBE), data, CUBE)
+        dataset.obtain(dataset.choose(data, parse(CUBE)), data, parse(CUBE))
     line = str(caught.value)
     assert "seems to be offline" in line and "connection refused" in line and "\n" not in line
     assert "--data.source generate" in line and "--data.mirror" in line
     assert f"put {CUBE}.npz and cube-single-play-v0-val.npz into data" in line
 
 
-def test_a_failed_download_of_what_cannot_be_made_does_not_offer_to_make_it(server: Server):
+def test_a_failed_download_offers_generation_only_if_possible(server: Server):
     data = DataConfig(source="download", mirror=server.url("")[:-1])
     server.plan(says(404))
     with pytest.raises(UserError, match=r"HTTP 404.*put hopper_medium-v2\.hdf5 into data") as caught:
-        locate.obtain(locate.choose(data, "hopper-medium-v2"), data, "hopper-medium-v2")
+        dataset.obtain(dataset.choose(data, parse("hopper-medium-v2")), data, parse("hopper-medium-v2"))
     assert "generate" not in str(caught.value) and "offline" not in str(caught.value)
 
 
@@ -283,7 +284,7 @@ def test_two_processes_that_want_one_file_download_it_once(server: Server):
 
 def test_minari_files_of_one_name_have_stores_of_their_own():
     paths = [Path(f"mujoco/{robot}/medium-v0/data/main_data.hdf5") for robot in ("hopper", "walker2d")]
-    names = [run_store.store_name(path) for path in paths]
+    names = [dataset.store_name(path) for path in paths]
     assert names == ["hopper-medium-v0-main_data", "walker2d-medium-v0-main_data"]
 
 
@@ -295,4 +296,4 @@ def test_a_large_set_stops_before_it_fills_the_disk(server: Server, monkeypatch:
     data = DataConfig(shards=5, mirror=server.url("")[:-1])
     server.plan(sends(CONTENT))
     with pytest.raises(UserError, match=r"missing files.*--data\.shards"):
-        locate.obtain(locate.choose(data, "scene-play-v0"), data, "scene-play-v0")
+        dataset.obtain(dataset.choose(data, parse("scene-play-v0")), data, parse("scene-play-v0"))

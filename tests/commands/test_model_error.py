@@ -41,7 +41,7 @@ def study(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_study_writes_every_multiple_of_each_chunk_length_up_to_the_horizon(study: Path):
+def test_study_writes_every_multiple_of_each_chunk_length(study: Path):
     rows = table(study / "model_error.csv")
     found = [(int(row["chunk"]), int(row["horizon"])) for row in rows]
     assert found == [(1, h) for h in range(1, 13)] + [(4, h) for h in (4, 8, 12)]
@@ -70,7 +70,7 @@ def test_same_command_gives_the_same_table(
     assert "at 12 steps" in said and "nothing moves" in said and str(tmp_path) in said
 
 
-def test_success_is_that_of_the_run_and_error_that_of_its_own_model(finished: Path, tmp_path: Path):
+def test_success_is_the_runs_and_error_its_own_models(finished: Path, tmp_path: Path):
     flags = ["--steps", "0", "--trajectories", "16", "--horizon", "20", "--seed", "5"]
     assert main([*flags, "--policy", str(finished), "--out", str(tmp_path)]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["success.csv", "success.png"]
@@ -87,9 +87,7 @@ def test_success_is_that_of_the_run_and_error_that_of_its_own_model(finished: Pa
     assert rows[0]["error"] != rows[1]["error"]
 
 
-def test_run_that_was_not_evaluated_at_its_checkpoint_is_evaluated(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_run_without_an_evaluation_is_evaluated(copied: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
     def fake(ask: policies.evaluate.Args) -> int:
@@ -132,7 +130,7 @@ def test_bad_flag_is_one_line_with_the_remedy(
     assert not list(tmp_path.iterdir())
 
 
-def test_dataset_that_is_missing_or_has_nothing_held_out_is_one_line(
+def test_dataset_without_held_out_rows_is_one_line(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HOME", str(tmp_path))

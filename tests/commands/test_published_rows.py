@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from baselines import REGISTRY
-from envs_mjx.registry import names
-from experiments.cli.settings import PRESETS
+from envs_mjx.registry import names, parse
 from experiments.launch.hparams import HPARAMS, fits, load_rows, merge_rows
+from experiments.launch.settings import PRESETS
 
 MANIPULATION = ("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4")
 LOCOMOTION = ("antmaze-large", "antmaze-giant", "humanoidmaze-medium", "humanoidmaze-large")
@@ -55,14 +55,14 @@ def test_row_with_a_published_source_serves_what_it_reports(number: int):
         for algo, env, preset in itertools.product(REGISTRY, names(), PRESETS[1:]):
             # Rows of a task also serve its twin, which differs in goals or file only.
             twin = "singletask" not in env and "oraclerep" not in env and not env.endswith("-v2")
-            if fits(row, algo, env, preset) and not twin:
+            if fits(row, algo, parse(env), preset) and not twin:
                 assert any(fnmatch.fnmatchcase(env, pattern) for pattern in known), (row["source"], env)
 
 
 def test_rows_that_serve_more_than_is_published_are_found():
     wide = {"algo": "iql", "env": "*-singletask*", "source": "Park et al. 2025 (FQL)"}
     known = claimed(wide)
-    assert fits(wide, "iql", "antmaze-medium-stitch-singletask-v0", "paper")
+    assert fits(wide, "iql", parse("antmaze-medium-stitch-singletask-v0"), "paper")
     assert not any(fnmatch.fnmatchcase("antmaze-medium-stitch-singletask-v0", pattern) for pattern in known)
 
 
@@ -89,33 +89,33 @@ HUMANOID, GIANT = "humanoidmaze-medium-navigate-singletask-v0", "antmaze-giant-n
     ],
 )
 def test_paper_preset_has_the_published_values(algo: str, env: str, want: dict[str, Any]):
-    got = merge_rows(ROWS, algo, env, "paper")
+    got = merge_rows(ROWS, algo, parse(env), "paper")
     assert got["steps"] == 1_000_000 and {key: got["hp"][key] for key in want} == want
 
 
 @pytest.mark.parametrize("algo", ["iql", "rebrac", "ifql", "idql", "fql"])
-def test_single_tasks_without_published_values_have_no_paper_preset(algo: str):
+def test_tasks_without_published_values_have_no_paper_preset(algo: str):
     reported = [f"{name}-play-singletask*" for name in MANIPULATION]
     if algo != "idql":
         mazes = LOCOMOTION if algo == "fql" else ("humanoidmaze-medium",)
         reported += [f"{name}-navigate-singletask*" for name in mazes]
     for env in names():
         if "singletask" in env:
-            whole = any("steps" in row and fits(row, algo, env, "paper") for row in ROWS)
+            whole = any("steps" in row and fits(row, algo, parse(env), "paper") for row in ROWS)
             assert whole == any(fnmatch.fnmatchcase(env, pattern) for pattern in reported), env
-            assert "steps" in merge_rows(ROWS, algo, env, "laptop")
+            assert "steps" in merge_rows(ROWS, algo, parse(env), "laptop")
 
 
 def test_every_dataset_of_d4rl_has_weights_of_its_own_for_rebrac():
     for env in fnmatch.filter(names(), "*-v2"):
-        own = [row for row in ROWS if row.get("env") == env and fits(row, "rebrac", env, "paper")]
+        own = [row for row in ROWS if row.get("env") == env and fits(row, "rebrac", parse(env), "paper")]
         assert len(own) == 1 and set(own[0]["hp"]) == {"alpha_actor", "alpha_critic"}, env
 
 
 def test_iql_on_d4rl_follows_one_paper():
     """Kostrikov et al. 2022 scale rewards and leave observations as they are, as IDQL does."""
     for env in ("hopper-medium-expert-v2", "walker2d-medium-v2"):
-        iql, idql = (merge_rows(ROWS, algo, env, "paper") for algo in ("iql", "idql"))
+        iql, idql = (merge_rows(ROWS, algo, parse(env), "paper") for algo in ("iql", "idql"))
         assert iql["data"]["normalize"] == idql["data"]["normalize"] == "none"
         assert iql["hp"]["reward_scale"] == idql["hp"]["reward_scale"] < 1
         assert (iql["hp"]["expectile"], iql["hp"]["alpha"]) == (0.7, 3.0)
@@ -125,7 +125,7 @@ def test_iql_on_d4rl_follows_one_paper():
 def test_clones_with_goals_imitate_the_way_to_later_states_only(preset: str):
     for env in names():
         if "oraclerep" in env:
-            hp = merge_rows(ROWS, "flow_bc", env, preset)["hp"]
+            hp = merge_rows(ROWS, "flow_bc", parse(env), preset)["hp"]
             assert hp["actor_goals"] == [0.0, 1.0, 0.0] and hp["actor_norm"], env
             far = preset == "laptop" and "maze" in env
             assert hp["actor_goals_later"] == ("uniform" if far else "geometric"), env

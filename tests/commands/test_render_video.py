@@ -95,9 +95,7 @@ class Short:
         return Played(np.zeros(28, np.float32), [0.0] * len(shots), done and slot == 0, done, shots)
 
 
-def test_film_of_the_original_environment_lets_ended_scenes_stand(
-    saved: SavedRun, monkeypatch: pytest.MonkeyPatch
-):
+def test_film_of_the_original_freezes_ended_scenes(saved: SavedRun, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(record, "EnvPool", Short)
     got = film_official(saved, ENV, 2, 0)
     np.testing.assert_array_equal(got.t[:, 0], [0, 1, 2] + [3] * 10)

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from envs_mjx.registry import make
 from experiments import run as program
 from experiments.evaluate import main as evaluate
 from experiments.launch import saved_run
+from experiments.launch.settings import read_settings
 from experiments.model_error import main as model_error
 from experiments.run import main
 from mac.run.io.run_outputs import CHECKPOINTS
@@ -154,8 +156,8 @@ def test_measuring_needs_the_store_alone(folder: Path):
         os.unlink(name)
     store = saved_run.open_dataset(
         folder,
-        saved_run.read_settings(folder),
-        program.make("cube-single-play-singletask-task2-v0", "c").spec,
+        read_settings(folder),
+        make("cube-single-play-singletask-task2-v0").spec,
     )
     assert store.content == saved_run.trained_on(folder).content
 
@@ -242,7 +244,7 @@ def of_before(run: Path) -> None:
     change(run / "run.json", edit)
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_its_normaliser_and_a_note(
+def test_a_run_of_an_earlier_version_keeps_its_normaliser(
     folder: Path, tried: list[TrainJob], capsys: pytest.CaptureFixture[str]
 ):
     of_before(folder)

@@ -166,7 +166,7 @@ def test_run_is_not_overwritten_without_resume(
         (["--hp.batch", "0"], "--hp.batch=0"),
     ],
 )
-def test_resume_with_other_settings_is_refused_and_nothing_is_lost(
+def test_resume_with_other_settings_loses_nothing(
     finished: Path, flags: list[str], part: str, capsys: pytest.CaptureFixture[str]
 ):
     before = content(finished)

@@ -203,4 +203,4 @@ def test_interrupted_generation_leaves_no_dataset(
 def test_interruption_tells_its_signal(
     error: type[BaseException], status: int, tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch
 ):
-    assert interrupted(tmp_path, error, "experiments.data.locate.generate_file", monkeypatch) == status
+    assert interrupted(tmp_path, error, "experiments.launch.dataset.generate_file", monkeypatch) == status

@@ -45,7 +45,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quiet: None) -> l
 # Names.
 
 
-def test_a_name_with_slashes_is_one_folder_that_resume_and_report_find(
+def test_a_name_with_slashes_is_one_folder_that_resume_finds(
     untrained: list[Path],
     data: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -102,7 +102,7 @@ def test_the_newest_run_is_found_among_hidden_folders_and_files(
 # Folders that stay empty.
 
 
-def test_a_folder_that_stays_empty_is_deleted_and_so_are_those_made_for_it(tmp_path: Path):
+def test_a_folder_that_stays_empty_is_deleted_with_its_parents(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt), occupied(tmp_path / "a" / "b", anew=False):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

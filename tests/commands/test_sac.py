@@ -90,7 +90,7 @@ def test_critics_learn_and_targets_follow_slowly(learner: Learner, batch: Transi
 
 
 @pytest.mark.parametrize(("target", "rises"), [(-50.0, False), (50.0, True)])
-def test_temperature_rises_while_there_is_less_entropy_than_wanted(
+def test_temperature_rises_while_entropy_is_too_low(
     learner: Learner, batch: Transitions, target: float, rises: bool
 ) -> None:
     new, metrics = update_actor(CFG._replace(entropy=target), learner, batch.obs, jr.key(4))

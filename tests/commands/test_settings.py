@@ -11,14 +11,13 @@ import jax
 import pytest
 
 from baselines import REGISTRY
-from envs_mjx.registry import names
-from experiments.cli import arguments
-from experiments.cli.arguments import flags, parse
-from experiments.cli.counts import whole_number
-from experiments.cli.settings import PRESETS, Settings, from_dict
-from experiments.launch import hparams
+from envs_mjx.registry import TaskId, names
+from envs_mjx.registry import parse as parse_env
+from experiments.cli.arguments import flags, whole_number
+from experiments.launch import hparams, settings
 from experiments.launch.hparams import build, convert, fits, load_rows, merge_rows, patterns
-from experiments.run import MAY_DIFFER
+from experiments.launch.job import MAY_DIFFER
+from experiments.launch.settings import PRESETS, Settings, from_dict, parse
 from mac.config import Config
 from mac.errors import UserError
 from mac.run.io.checkpoint_compat import check_config
@@ -43,7 +42,7 @@ def message_of(*argv: str) -> str:
 
 def test_flags_win_over_rows_and_rows_over_defaults():
     laptop = settings_of("--preset", "laptop")
-    row = merge_rows(load_rows(hparams.HPARAMS), "mac", laptop.env, "laptop")
+    row = merge_rows(load_rows(hparams.HPARAMS), "mac", laptop.task_id, "laptop")
     assert laptop.hp.batch == row["hp"]["batch"] != Config().batch
     given = settings_of("--preset", "laptop", "--hp.batch", "9", "--run.keep=3", "--data.dir", "here")
     assert (given.hp.batch, given.run.keep, given.data.dir) == (9, 3, Path("here"))
@@ -176,13 +175,16 @@ def test_later_rows_win_and_patterns_choose_the_environment():
         {**ROW, "env": "maze-*", "hp": {"batch": 4}, "steps": 99},
         {**ROW, "algo": "other", "hp": {"batch": 5}},
     ]
-    merged = merge_rows(rows, "mac", "cube-single-play-v0", "paper")
+    merged = merge_rows(rows, "mac", parse_env("cube-single-play-v0"), "paper")
     assert merged == {"hp": {"batch": 3, "chunk": 2}, "run": {}, "eval": {}, "data": {}, "steps": 10}
 
 
 def test_environment_without_a_row_is_an_error():
-    with pytest.raises(UserError, match=r"no row for --algo mac --env moon --preset paper"):
-        merge_rows([{**ROW, "env": "cube-*"}], "mac", "moon", "paper")
+    rows = [{**ROW, "env": "cube-*", "steps": 3}]
+    cube, scene = parse_env("cube-single-play-v0"), parse_env("scene-play-v0")
+    hparams.require_steps(merge_rows(rows, "mac", cube, "paper"), rows, "mac", cube, "paper")
+    with pytest.raises(UserError, match=r"no row for --algo mac --env scene-play-v0 --preset paper"):
+        hparams.require_steps(merge_rows(rows, "mac", scene, "paper"), rows, "mac", scene, "paper")
 
 
 BAD_FILES = {
@@ -206,7 +208,8 @@ BAD_FILES = {
 def test_mistake_in_the_rows_is_named_in_one_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "hparams.toml"
     path.write_text(text)
-    monkeypatch.setattr(arguments, "HPARAMS", path)
+    monkeypatch.setattr(hparams, "HPARAMS", path)
+    monkeypatch.setattr(settings, "HPARAMS", path)
     message = message_of()
     assert BAD_FILES[text] in message
     assert str(path) in message
@@ -224,19 +227,23 @@ def test_shipped_rows_fit_their_algorithms():
         made_for = [
             (algo, env, preset)
             for algo, env, preset in itertools.product(REGISTRY, names(), presets)
-            if fits(row, algo, env, preset)
+            if fits(row, algo, parse_env(env), preset)
         ]
         assert made_for and set(presets) <= set(PRESETS), row
         for algo, env, preset in made_for[:: max(len(made_for) // 5, 1)]:
-            build(REGISTRY[algo].config, merge_rows(rows, algo, env, preset)["hp"], "hparams.toml")
+            build(REGISTRY[algo].config, merge_rows(rows, algo, parse_env(env), preset)["hp"], "hparams.toml")
 
 
 def test_a_selector_may_be_a_list_of_patterns(tmp_path: Path):
     path = tmp_path / "hparams.toml"
     path.write_text("[[row]]\nsource = 'x'\nalgo = ['iql', 'i*ql']\nenv = ['cube-*', 'maze']\nsteps = 3")
     (row,) = load_rows(path)
-    assert fits(row, "idql", "cube-double-play-v0", "paper") and fits(row, "iql", "maze", "laptop")
-    assert not fits(row, "fql", "maze", "paper") and not fits(row, "iql", "mazes", "paper")
+
+    def env(name: str) -> TaskId:
+        return parse_env("scene-play-v0")._replace(name=name, hparams_of=name)
+
+    assert fits(row, "idql", env("cube-double-play-v0"), "paper") and fits(row, "iql", env("maze"), "laptop")
+    assert not fits(row, "fql", env("maze"), "paper") and not fits(row, "iql", env("mazes"), "paper")
     for text in ("env = []", "env = [1]", "algo = 3"):
         path.write_text(f"[[row]]\nsource = 'x'\n{text}")
         with pytest.raises(UserError, match=r"row 1: (env|algo) = .* must be a text"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,8 @@ import pytest
 
 from baselines import REGISTRY
 from experiments import report
-from experiments.cli.arguments import parse
 from experiments.launch.saved_run import open_run
+from experiments.launch.settings import parse
 from experiments.launch.sweep import variants
 from experiments.run import main
 from mac.algorithm import AbstractAlgorithm
@@ -23,6 +24,7 @@ from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.segment import init, seed_keys, seed_mesh, segment
 from tests.helpers.algorithm_cases import GOALS_ONLY, make
 from tests.helpers.command_line import SIZES, content, error_of, params
+from tests.helpers.params import slow_except
 from tests.helpers.toy_env import window
 
 SWEEP = ["--sweep", "hp.lr=1e-3,1e-2", "hp.discount=0.9"]
@@ -41,7 +43,7 @@ def trained(algo: AbstractAlgorithm, swept: Mapping[str, Any], lanes: int) -> li
     return [np.asarray(x) for x in jax.tree.leaves(end.nets)]
 
 
-@pytest.mark.parametrize(("name", "mode"), MODES_OF)
+@pytest.mark.parametrize(("name", "mode"), slow_except([("mac", "reward"), ("sharsa", "goals")], MODES_OF))
 def test_every_number_that_may_be_swept_may_be_traced(name: str, mode: str):
     algo: Any = make(name, mode)
     swept = {each: jnp.asarray([getattr(algo.cfg, each)], jnp.float32) for each in algo.cfg.sweepable()}
@@ -62,10 +64,7 @@ def trained_shapes(algo: AbstractAlgorithm, swept: Mapping[str, Any]) -> Any:
     return end, metrics, here.act(one, obs, goal, keys[0]), here.predict(one, obs, goal, keys[0])
 
 
-SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in MODES_OF if case[0] not in ("mac", "cql")]
-
-
-@pytest.mark.parametrize(("name", "mode"), [("mac", "reward"), ("cql", "reward"), *SLOW])
+@pytest.mark.parametrize(("name", "mode"), slow_except([("iql", "reward")], MODES_OF))
 def test_lanes_are_what_algorithms_of_their_own_numbers_are(name: str, mode: str):
     """All numbers at once, in a second lane beside the algorithm's own."""
     algo: Any = make(name, mode)
@@ -89,17 +88,14 @@ def swept(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_configuration_leaves_a_run_with_the_numbers_of_its_own(
-    swept: Path, data: list[str], tmp_path: Path
-):
+def test_each_configuration_leaves_the_run_of_its_own(swept: Path, data: list[str], tmp_path: Path):
     assert {path.name for path in swept.iterdir() if path.is_dir()} == set(FOLDERS)
     for folder, (lr, discount) in FOLDERS.items():
         flags = ["--hp.lr", lr, "--hp.discount", discount, "--steps", "10", "--out", str(tmp_path / folder)]
         assert main([*SIZES, *data, *flags]) == 0
         mine, theirs = open_run(swept / folder), open_run(tmp_path / folder)
         assert mine.settings == dataclasses.replace(theirs.settings, out=mine.settings.out)
-        for a, b in zip(jax.tree.leaves(mine.state), jax.tree.leaves(theirs.state), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        chex.assert_trees_all_close(mine.state, theirs.state, rtol=1e-3, atol=1e-5)
         for name in (EVAL, METRICS):
             pairs = zip(read_rows(swept / folder / name), read_rows(tmp_path / folder / name), strict=True)
             for row, own in pairs:

@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from experiments.cli.settings import DataConfig
-from experiments.data.device_fit import make_source
+from experiments.launch.dataset import make_source
+from experiments.launch.settings import DataConfig
 from mac.data.convert import prepare
 from mac.data.sampler import sample
 from mac.data.store import Store
@@ -68,12 +68,12 @@ def test_codes_leave_rewards_as_they_are(store: Store, tmp_path: Path):
     np.testing.assert_allclose(window.action[np.arange(28)], store.train[0].action, atol=2e-5)
 
 
-def test_an_environment_that_records_rewards_refuses_data_without(tmp_path: Path):
+def test_an_environment_with_recorded_rewards_needs_them(tmp_path: Path):
     with pytest.raises(UserError, match="holds no rewards, which toy-walker takes from its data"):
         prepare(write_pair(tmp_path), tmp_path / "store", SPEC)
 
 
-def test_an_environment_that_computes_rewards_ignores_recorded_ones(tmp_path: Path):
+def test_recorded_rewards_are_ignored_where_they_are_computed(tmp_path: Path):
     path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays(((8, LIMIT), (9, FALL))))
     store = prepare(path, tmp_path / "store", SPEC._replace(recorded=False))
     window = make_window(store, identity(), chunk=2)
@@ -92,7 +92,7 @@ def test_a_damaged_reward_file_is_found(tmp_path: Path):
 # Windows.
 
 
-def test_mask_is_0_at_the_action_that_fell_and_at_the_state_after(store: Store):
+def test_mask_is_0_at_a_termination_and_at_the_state_after(store: Store):
     window = make_window(store, identity(), chunk=2)
     assert window.reward is not None and window.mask is not None
     np.testing.assert_array_equal(window.reward, rewards(store))
@@ -138,7 +138,7 @@ def test_episodes_of_one_step_are_enough_where_every_row_starts(tmp_path: Path):
     assert held is not None and int(held.episodes.n_steps) == 2
 
 
-def test_windows_that_take_turns_keep_rewards_and_falls_with_their_rows(store: Store):
+def test_rotating_windows_keep_rewards_with_their_rows(store: Store):
     plan = plan_rotation(store, identity(), 2, rows=10, updates=3, seed=0)
     seen = 0
     for number in range(6):
@@ -217,7 +217,7 @@ def test_actions_after_a_fall_are_those_of_other_rows(store: Store, window: Wind
     assert np.sum((counts - expected) ** 2 / expected) < 48.3
 
 
-def test_without_falls_batches_are_bitwise_those_of_a_window_without_the_record(store: Store):
+def test_without_terminations_batches_are_bitwise_the_same(store: Store):
     spec = SampleSpec(64, 4)
     plain = make_window(store._replace(train=(store.train[0]._replace(fell=None),)), identity(), 4)
     none = store.train[0]._replace(fell=np.zeros(5, bool))

@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
     assert not path.exists() or path.read_bytes() == CONTENT
 
 
-def test_a_file_arrives_whole_with_its_checksum_and_leaves_no_part(server: Server, path: Path):
+def test_a_file_arrives_whole_and_leaves_no_part(server: Server, path: Path):
     seen: list[tuple[int, int]] = []
     receipt = get(server, path, progress=lambda done, total: seen.append((done, total)))
     assert receipt == (server.url(), len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
@@ -55,7 +55,7 @@ def test_a_file_arrives_whole_with_its_checksum_and_leaves_no_part(server: Serve
     assert [p.name for p in path.parent.iterdir()] == ["file.npz"]
 
 
-def test_dropped_connections_are_resumed_at_the_byte_where_they_ended(server: Server, path: Path):
+def test_dropped_connections_are_resumed_at_their_last_byte(server: Server, path: Path):
     def second(handler: Any) -> None:
         span = f"bytes 90000-{len(CONTENT) - 1}/{len(CONTENT)}"
         handler.head(206, len(CONTENT) - 90_000, ETag='"one"', Content_Range=span)
@@ -108,13 +108,13 @@ def test_a_length_that_was_stated_too_long_once_does_no_harm(server: Server, pat
     assert [asked for _, asked, _ in server.asked] == [None, f"bytes={len(CONTENT)}-", None]
 
 
-def test_a_stated_length_short_of_the_content_is_found_in_the_file(server: Server, path: Path):
+def test_a_stated_length_that_is_too_short_is_found(server: Server, path: Path):
     server.plan(sends(CONTENT, length=len(CONTENT) - 50))
     assert "cut short or damaged" in refused(server, path)
     assert left(path) is None
 
 
-def test_a_content_without_a_length_that_ends_too_soon_is_asked_for_again(server: Server, path: Path):
+def test_content_that_ends_too_soon_is_asked_for_again(server: Server, path: Path):
     def unstated(handler: Any) -> None:
         handler.head(200, None)
         handler.send(CONTENT[:100_000])
@@ -194,7 +194,7 @@ def test_a_file_that_changed_between_attempts_is_not_spliced(server: Server, pat
     assert server.asked[1][1:] == ("bytes=90000-", '"old"')  # and the server answered with all of the new
 
 
-def test_a_changed_file_is_not_spliced_even_if_the_server_forgets_the_condition(server: Server, path: Path):
+def test_a_changed_file_is_never_spliced(server: Server, path: Path):
     def before(handler: Any) -> None:
         handler.head(200, len(CONTENT), ETag='"old"')
         handler.send(CONTENT[:4] + bytes(89_996))
@@ -287,7 +287,7 @@ def test_another_checksum_than_the_known_one_is_an_error(server: Server, path: P
     assert get(server, path, known=hashlib.sha256(CONTENT).hexdigest()).size == len(CONTENT)
 
 
-def test_a_mirror_is_tried_where_the_first_address_has_another_checksum(server: Server, path: Path):
+def test_a_mirror_is_tried_after_another_checksum(server: Server, path: Path):
     other = npz()[:-30] + b"\0" * 8 + npz()[-22:]
     server.plan(sends(other))
     known = hashlib.sha256(CONTENT).hexdigest()
@@ -315,9 +315,7 @@ def test_a_full_disk_is_found_before_anything_is_written(server: Server, path: P
     assert "MB are free" in line and "--data.dir" in line and left(path) == b""
 
 
-def test_a_disk_that_fills_up_is_one_line_and_keeps_what_is_there(
-    server: Server, path: Path, monkeypatch: Any
-):
+def test_a_full_disk_is_one_line_and_keeps_what_exists(server: Server, path: Path, monkeypatch: Any):
     real_open = http_download._Address._open
 
     def failing(self: Any, here: int) -> Any:

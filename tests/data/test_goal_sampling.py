@@ -108,7 +108,7 @@ def test_last_row_is_the_one_before_the_final_state():
         assert end == next(j for j in range(i, 10) if flags[j])
 
 
-def test_goal_is_reached_from_the_first_state_of_a_chunk_to_the_one_before_its_end():
+def test_goal_is_reached_from_a_chunks_start_to_before_its_end():
     """Chunk of 10 from row 0: goals at rows 0 and 9 are reached within it, rows 10 and 11 are not."""
     spec = SampleSpec(4000, 10, GoalSpec((0,), VALUE, MAZE))
     batch = draw(numbered([13], 10), spec, jr.key(0))
@@ -118,7 +118,7 @@ def test_goal_is_reached_from_the_first_state_of_a_chunk_to_the_one_before_its_e
     assert by_goal == {row: {1.0 if row < 10 else 0.0} for row in range(12)}
 
 
-def test_goal_before_a_chunk_or_in_another_episode_is_not_reached():
+def test_goal_before_the_chunk_or_elsewhere_is_not_reached():
     spec = SampleSpec(20_000, 3, GoalSpec((0,), ANYWHERE, ANYWHERE))
     batch = draw(numbered([9, 7, 12], 3), spec, jr.key(0))
     assert batch.goals is not None
@@ -161,7 +161,7 @@ def test_goals_of_values_and_of_the_policy_are_independent():
 # What a goal is.
 
 
-def test_goals_are_entries_of_the_normalised_observation_in_the_environments_order():
+def test_goals_are_entries_of_the_normalised_observation():
     rng = np.random.default_rng(0)
     window, raw = numbered([30, 30], 4), rng.normal(size=(60, 3)).astype(np.float32)
     raw[:, 0] = np.arange(60)  # tells the row

@@ -36,7 +36,7 @@ def check_rows(data: RawDataset, episodes: tuple[tuple[int, int, bool], ...], ar
 WHOLE = tuple((i, steps, how == FALL) for i, (steps, how) in enumerate(EPISODES))
 
 
-def test_d4rl_episodes_end_with_the_state_after_their_last_action(tmp_path: Path):
+def test_d4rl_episodes_end_with_the_state_after_all_actions(tmp_path: Path):
     arrays = d4rl_arrays()
     data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
     check_rows(data, WHOLE, arrays)
@@ -62,7 +62,7 @@ def test_a_transition_marked_both_ways_is_a_fall(tmp_path: Path):
     check_rows(read(write_d4rl(tmp_path / "a.hdf5", arrays)), WHOLE, arrays)
 
 
-def test_without_timeouts_episodes_end_where_next_observations_lead_elsewhere(tmp_path: Path):
+def test_without_timeouts_next_observations_tell_the_ends(tmp_path: Path):
     arrays = d4rl_arrays()
     del arrays["timeouts"]
     data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
@@ -70,7 +70,7 @@ def test_without_timeouts_episodes_end_where_next_observations_lead_elsewhere(tm
     assert any("no 'timeouts': 2 episodes end unmarked" in note for note in data.notes)
 
 
-def test_without_next_observations_falls_are_kept_and_other_last_transitions_left_out(tmp_path: Path):
+def test_without_next_observations_only_terminations_are_kept(tmp_path: Path):
     arrays = d4rl_arrays()
     del arrays["next_observations"]
     data = read(write_d4rl(tmp_path / "a.hdf5", arrays))

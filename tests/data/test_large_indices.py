@@ -51,7 +51,7 @@ def check_rows_far_out(rows: int, width: int) -> None:
 
 
 @pytest.mark.slow
-def test_rows_beyond_two_to_the_31_elements_are_read_where_they_are():
+def test_rows_beyond_two_to_the_31_elements_are_read():
     free = free_memory().host
     if free is not None and free < 7e9:
         pytest.skip("needs 7 GB of memory")
@@ -59,5 +59,5 @@ def test_rows_beyond_two_to_the_31_elements_are_read_where_they_are():
 
 
 @pytest.mark.gpu
-def test_rows_beyond_two_to_the_31_elements_are_read_where_they_are_on_an_accelerator():
+def test_rows_beyond_two_to_the_31_are_read_on_an_accelerator():
     check_rows_far_out(100_100_000, 104)

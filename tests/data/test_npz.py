@@ -89,7 +89,7 @@ def test_compact_flags_of_two_trajectories_of_five_states(tmp_path: Path):
 
 
 @pytest.mark.parametrize("layout", ["disk", "compact"])
-def test_file_that_stops_within_an_episode_keeps_it_as_a_shorter_one(tmp_path: Path, layout: str):
+def test_file_that_stops_within_an_episode_keeps_it(tmp_path: Path, layout: str):
     arrays = disk_arrays((6, 4, 9))
     path = write(tmp_path / "x.npz", {k: v[:-3] for k, v in arrays.items()})
     if layout == "compact":

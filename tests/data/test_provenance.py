@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.data import run_store
 from experiments.evaluate import main as evaluate_main
-from experiments.launch import saved_run
+from experiments.launch import dataset, saved_run
 from mac.data.checksums import sha256
 from mac.data.convert import prepare
 from mac.data.provenance import LEDGER, UNKNOWN, DownloadRecord, describe, from_dict, origin, record
@@ -125,7 +124,7 @@ def test_stores_of_before_say_what_they_know(tmp_path: Path):
     assert Store.open(store).provenance == UNKNOWN and UNKNOWN.label == "unknown source"
     write_meta(meta | {"made_by": MADE})
     assert Store.open(store).provenance.label == "generated (mac-jax, seed 7, 49 rows)"
-    assert run_store.provenance(store) == Store.open(store).provenance
+    assert dataset.provenance(store) == Store.open(store).provenance
 
 
 def test_notes_that_are_nested_without_end_are_no_notes(tmp_path: Path):
@@ -143,7 +142,7 @@ def test_what_is_no_record_is_unknown(values: Any):
 
 def test_the_origin_is_known_before_the_files_are_read(tmp_path: Path):
     path = made(tmp_path)
-    assert run_store.provenance(path) == stored(path).provenance
+    assert dataset.provenance(path) == stored(path).provenance
 
 
 # Results.

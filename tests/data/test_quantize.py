@@ -40,7 +40,7 @@ def test_values_come_back_within_half_a_step(seed: int):
     np.testing.assert_array_equal(affine.decode(codes), exact.astype(np.float32))
 
 
-def test_constant_and_whole_numbers_and_the_ends_of_a_range_come_back_exactly():
+def test_constants_whole_numbers_and_ends_come_back_exactly():
     rows = columns()
     affine = fitted(rows)
     back = affine.decode(affine.encode(rows))
@@ -56,7 +56,7 @@ def test_values_beyond_the_fitted_range_are_cut_to_it():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_codes_normalised_in_one_step_equal_decoding_and_then_normalising(seed: int):
+def test_codes_normalised_in_one_step_equal_two_steps(seed: int):
     rows = columns(seed)
     affine, norm = fitted(rows), fit_minmax(rows[:200])
     codes = affine.encode(rows)
@@ -87,7 +87,7 @@ def test_parts_are_summarised_as_the_whole_is():
     assert all(np.array_equal(a, b) for a, b in zip(again, whole, strict=True))
 
 
-def test_loss_is_the_distance_between_rows_and_their_decoded_codes():
+def test_loss_is_the_distance_of_rows_and_decoded_codes():
     rows = columns()
     affine = fitted(rows)
     codes = affine.encode(rows)

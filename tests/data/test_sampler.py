@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -45,7 +46,7 @@ def test_chunks_hold_consecutive_rows_of_one_episode(seed: int):
     np.testing.assert_array_equal(np.asarray(batch.next_obs)[:, 1], np.asarray(batch.obs)[:, 1])
 
 
-def test_rewards_and_masks_are_those_of_the_states_that_begin_each_action():
+def test_rewards_and_masks_are_those_of_each_actions_state():
     batch = draw(numbered([20], 3), SampleSpec(16, 3), jr.key(0))
     assert batch.rewards is not None and batch.masks is not None
     rows = np.asarray(expected(np.asarray(batch.obs)[:, 0], 3))
@@ -81,16 +82,13 @@ def test_padding_in_the_table_of_episodes_changes_no_draw():
 
 
 def test_windows_of_unequal_episodes_share_one_program():
-    traces = []
-
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def traced(window: Window, key: jax.Array) -> Batch:
-        traces.append(1)
         return sample(window, SampleSpec(4, 2), key)
 
     for lengths in ([20, 20], [15, 25], [3, 37]):
         traced(numbered(lengths, 2), jr.key(0))
-    assert len(traces) == 1
 
 
 def test_one_key_gives_one_batch_and_another_key_another():

@@ -53,7 +53,7 @@ def test_sequences_are_stretches_of_one_episode_in_order(seed: int):
     must_be_stretches_of_the_data(got, window, chunk, count)
 
 
-def test_rows_gathered_by_step_and_reshaped_without_a_transpose_are_no_stretches():
+def test_rows_reshaped_without_a_transpose_are_no_stretches():
     """A stack over steps is [L n, B]; read as [B, L, n] it mixes trajectories, and looks right in shape."""
     window, chunk, count, batch = numbered([30, 30]), 2, 3, 8
     got = draw(window, chunk, count, batch, jr.key(0))
@@ -64,7 +64,7 @@ def test_rows_gathered_by_step_and_reshaped_without_a_transpose_are_no_stretches
         must_be_stretches_of_the_data(scrambled, window, chunk, count)
 
 
-def test_starts_are_uniform_over_rows_whose_sequence_stays_in_the_episode():
+def test_starts_are_uniform_over_rows_whose_sequence_fits():
     # 6 transitions per sequence: episodes of 9, 3 and 6 rows less one leave 9 - 6 = 3 starts, none, and 1
     # (of 7 rows: 6 transitions fill it), then 14 - 6 = 8.
     window = numbered([9, 4, 7, 14])
@@ -93,7 +93,7 @@ def test_chunk_lengths_of_one_horizon_see_the_same_stretches():
     )
 
 
-def test_observations_are_normalised_and_actions_clipped_as_in_training():
+def test_sequences_are_normalised_and_clipped_as_in_training():
     window = numbered([12])
     column = dataclasses.replace(window.obs, center=window.obs.center + 3, width=window.obs.width * 2)
     bold = dataclasses.replace(window.action, stored=window.action.stored * ROWS)

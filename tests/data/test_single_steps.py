@@ -76,7 +76,7 @@ def towards(i: int, goal: int, last: int, n: int) -> int:
 
 @pytest.mark.parametrize("ends_count", [True, False])
 @pytest.mark.parametrize("n", [1, 4, 25])
-def test_runs_end_at_their_goal_at_an_episodes_end_or_after_n_steps(n: int, ends_count: bool):
+def test_runs_end_at_goals_ends_of_episodes_or_after_n_steps(n: int, ends_count: bool):
     batch, last = runs(LENGTHS, SubgoalSpec(n, ends_count)), finals(LENGTHS)
     assert batch.goals is not None and batch.subgoals is not None
     start, goal, actor = rows(batch.obs), rows(batch.goals.value), rows(batch.goals.actor)

@@ -48,7 +48,7 @@ def test_second_prepare_converts_nothing(tmp_path: Path, train: Path, monkeypatc
     assert prepare(train, tmp_path / "store", SPEC).rows == 49
 
 
-def test_changed_file_is_converted_again_while_old_rows_stay_readable(tmp_path: Path, train: Path):
+def test_changed_file_is_converted_while_old_rows_stay_readable(tmp_path: Path, train: Path):
     old = prepare(train, tmp_path / "store", SPEC)
     before = np.array(old.train[0].obs)
     write(train, (16, 14, 19), seed=7)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.cli.settings import DataConfig
 from experiments.convert_data import main as prepare_main
-from experiments.data import run_store
+from experiments.launch import dataset
+from experiments.launch.settings import DataConfig
 from mac.data import checksums, convert
 from mac.data import store as store_module
 from mac.data.checksums import Checksums
@@ -45,7 +45,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def opened(data: DataConfig, source: Path) -> Store:
-    return run_store.open_store(data, source, SPEC)
+    return dataset.open_store(data, source, SPEC)
 
 
 def other(folder: Path) -> Path:
@@ -75,7 +75,7 @@ def test_an_open_store_reads_what_was_opened(tmp_path: Path, train: Path, what: 
     store.check()
 
 
-def test_a_store_that_is_replaced_while_it_is_opened_is_one_of_the_two(
+def test_a_store_replaced_while_opened_is_one_of_the_two(
     tmp_path: Path, train: Path, monkeypatch: pytest.MonkeyPatch
 ):
     old = prepare(train, tmp_path / "store", SPEC)
@@ -175,7 +175,7 @@ def test_a_file_that_only_moved_keeps_its_store(
     assert found.provenance.label == f"local file {train.name}"
 
 
-def test_the_same_rows_in_another_file_format_are_the_same_content(tmp_path: Path, train: Path):
+def test_the_same_rows_in_another_format_are_the_same_content(tmp_path: Path, train: Path):
     before = prepare(train, tmp_path / "store", SPEC)
     for file in (train, tmp_path / "toy-val.npz"):
         np.savez(file, **dict(np.load(file)))
@@ -262,13 +262,13 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path: Path, train: Path
 
 def test_prepared_type_is_found_again_wherever_the_files_went(tmp_path: Path, train: Path):
     data = DataConfig(dir=tmp_path / "data")
-    assert run_store.facts(data, train).dtype == "float32"
-    files = Sources.of(train, SPEC, run_store.checksums(data))
+    assert dataset.facts(data, train).dtype == "float32"
+    files = Sources.of(train, SPEC, dataset.checksums(data))
     (tmp_path / "data" / "stores").mkdir(parents=True)
-    convert.convert(files, run_store.store_folder(data, train, files, "uint16"), SPEC, "uint16")
-    assert run_store.facts(data, train).dtype == "uint16" and opened(data, train).dtype == "uint16"
+    convert.convert(files, dataset.store_folder(data, train, files, "uint16"), SPEC, "uint16")
+    assert dataset.facts(data, train).dtype == "uint16" and opened(data, train).dtype == "uint16"
     write(train, (16, 14, 19), seed=3)  # other content of the same size is not prepared
-    assert run_store.facts(data, train).dtype == "float32"
+    assert dataset.facts(data, train).dtype == "float32"
 
 
 # Damage.
@@ -398,7 +398,7 @@ def test_prepare_checks_a_store(tmp_path: Path, train: Path, capsys: pytest.Capt
 
 def test_the_store_of_the_version_before_is_left_and_named(tmp_path: Path, train: Path):
     data = DataConfig(dir=tmp_path / "data")
-    old = tmp_path / "data" / "stores" / run_store.store_name(train)
+    old = tmp_path / "data" / "stores" / dataset.store_name(train)
     prepare(train, old, SPEC)
     as_format_2(old)
     store = opened(data, train)

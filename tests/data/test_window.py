@@ -37,7 +37,7 @@ def test_normaliser_is_minmax_with_a_floor():
 
 
 @pytest.mark.parametrize("how", ["minmax", "standard"])
-def test_columns_that_are_constant_in_validation_are_normalised_by_training_rows(how: Normalize):
+def test_constant_validation_columns_use_training_statistics(how: Normalize):
     rng = np.random.default_rng(0)
     train, val = (rng.normal(size=(rows, 4)).astype(np.float32) for rows in (500, 50))
     train[:, 1] = rng.integers(0, 2, 500)  # a button that nobody pressed in the validation episodes
@@ -97,7 +97,7 @@ def test_number_of_starts_per_thousand_transitions(chunk: int, count: int):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_starts_are_the_rows_whose_chunk_and_end_meet_no_compact_terminal(seed: int):
+def test_starts_are_the_rows_whose_chunk_meets_no_terminal(seed: int):
     """The reference knows episodes by compact flags, set on the last two rows of each."""
     rng = np.random.default_rng(seed)
     length = rng.integers(2, 30, size=rng.integers(1, 8))
@@ -131,7 +131,7 @@ def test_window_rows_are_normalised_clipped_and_relabelled(tmp_path: Path, train
     np.testing.assert_array_equal(window.episodes.steps_before, [0, 15, 28])
 
 
-def test_saturated_actions_are_clipped_inside_the_unit_cube_when_drawn(tmp_path: Path):
+def test_saturated_actions_are_clipped_when_drawn(tmp_path: Path):
     split = Split(
         np.zeros((9, 3), np.float32), np.full((9, 2), -1.0, np.float32), np.array([0]), np.array([9])
     )
@@ -142,7 +142,7 @@ def test_saturated_actions_are_clipped_inside_the_unit_cube_when_drawn(tmp_path:
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9])
-def test_sampled_chunks_stay_in_one_episode_and_reach_every_start(tmp_path: Path, train: Path, chunk: int):
+def test_chunks_stay_in_one_episode_and_reach_every_start(tmp_path: Path, train: Path, chunk: int):
     store = prepare(train, tmp_path / "store", SPEC)
     window = make_window(store, identity(), chunk)
     batch = sample(window, SampleSpec(batch=2000, chunk=chunk), jax.random.key(0))

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.random as jr
 import numpy as np
@@ -71,7 +72,7 @@ def test_blocks_are_whole_episodes_and_hold_every_row_once(rows: int):
 
 
 @pytest.mark.parametrize("rows", [20, 45, 60])
-def test_an_epoch_draws_no_block_twice_and_leaves_out_less_than_a_window(rows: int):
+def test_an_epoch_draws_blocks_once_and_omits_under_a_window(rows: int):
     plan = rotation(rows)
     windows = len(plan.blocks) // plan.per_window
     for epoch in range(5):
@@ -87,7 +88,7 @@ def test_all_rows_are_drawn_equally_often():
     assert (np.abs(count / expected - 1) < 0.1).all()
 
 
-def test_windows_of_an_epoch_mix_the_shards_and_epochs_and_seeds_differ():
+def test_windows_mix_the_shards_and_epochs_and_seeds_differ():
     plan, other = rotation(), rotation(seed=1)
     windows = len(plan.blocks) // plan.per_window
     mixed = [len({plan.blocks[b].shard for b in plan.members(i)}) for i in range(10 * windows)]
@@ -129,12 +130,12 @@ def test_windows_hold_the_rows_of_their_blocks(coded: bool):
         assert rows_of(plan.window(number, lambda tree: tree)) == sorted(want)
 
 
-def test_windows_share_one_program_and_their_chunks_stay_in_one_episode():
-    plan, traces = rotation(), []
+def test_windows_share_one_program_and_chunks_stay_in_episodes():
+    plan = rotation()
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def draw(window: Window, key: jax.Array) -> Batch:
-        traces.append(1)
         return sample(window, SPEC, key)
 
     put = jax.device_put
@@ -144,10 +145,9 @@ def test_windows_share_one_program_and_their_chunks_stay_in_one_episode():
         np.testing.assert_array_equal(after[:, 0], obs[:, 0] + 2)
         np.testing.assert_array_equal(after[:, 1], obs[:, 1])
         np.testing.assert_allclose(batch.actions[:, :, 0], (obs[:, :1] + [0, 1]) / 1000, rtol=1e-6)
-    assert len(traces) == 1
 
 
-def test_labels_are_made_block_by_block_in_the_environments_units(monkeypatch: pytest.MonkeyPatch):
+def test_labels_are_made_by_block_in_the_environments_units(monkeypatch: pytest.MonkeyPatch):
     store, seen = numbered_store(coded=True), []
     monkeypatch.setattr("mac.data.quantize.BLOCK", 16)
 
@@ -165,7 +165,7 @@ def test_labels_are_made_block_by_block_in_the_environments_units(monkeypatch: p
 # The feed.
 
 
-def test_feed_gives_the_planned_window_of_each_step_wherever_it_starts():
+def test_feed_gives_the_planned_window_wherever_it_starts():
     plan = rotation()
     feed = Rotating(plan, jax.device_put, last=39)
     try:
@@ -187,7 +187,7 @@ class Slow(Rotation):
         return super().window(number, put)
 
 
-def test_next_window_is_made_while_one_trains_and_waiting_is_counted():
+def test_next_window_is_made_in_time_and_waiting_is_counted():
     Slow.gate.set()
     feed = Rotating(Slow(*rotation()), jax.device_put, last=11)
     try:

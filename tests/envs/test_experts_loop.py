@@ -76,7 +76,7 @@ def test_actions_are_finite_and_within_bounds(style: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["cube-double", "scene", "puzzle-3x3"])
-def test_plan_ends_with_its_last_row_and_the_next_starts_at_row_0(family: str) -> None:
+def test_plan_ends_with_its_last_row_and_the_next_begins(family: str) -> None:
     trace = trace_of("play", family)
     plan = trace.before.intent
     np.testing.assert_array_equal(trace.done, plan.index == plan.length - 1)
@@ -104,7 +104,7 @@ def test_noisy_expert_gives_up_after_its_nonrandom_steps(family: str) -> None:
     np.testing.assert_array_equal(trace.done, (trace.steps == limit) & ~random)
 
 
-def test_first_reaction_uses_the_previous_target_of_the_same_kind() -> None:
+def test_first_reaction_uses_the_previous_target_of_its_kind() -> None:
     trace, checked = trace_of("noisy", "scene"), 0
     target, seen = trace.before.target, trace.before.intent.seen
     for lane in range(LANES):

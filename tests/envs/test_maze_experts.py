@@ -174,7 +174,7 @@ def test_exploring_keeps_a_direction_for_ten_steps() -> None:
     assert policy.noise == 1.0
 
 
-def test_an_actor_gets_direction_and_observation_without_position() -> None:
+def test_an_actor_sees_the_direction_and_no_position() -> None:
     policy = policy_of("navigate", "antmaze-medium", Straight(8))
     state = policy.begin(jr.key(0), jr.key(1))
     draws = jax.vmap(lambda key: jnp.asarray(policy.decide(state, key).row.actions))(jr.split(jr.key(2), 400))

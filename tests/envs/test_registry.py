@@ -1,29 +1,67 @@
 """Tests that names are OGBench's, and make the right kind of environment."""
 
+from typing import Any
+
+import chex
 import jax
 import pytest
 
-from envs_mjx.registry import EnvName, make, names, parse, resolve_engine
+from envs_mjx.registry import make, names, parse, register_env, resolve_engine
 from mac.errors import UserError
 from mac.types import EnvSpec
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "family", "dataset", "goals", "task"),
     [
-        ("cube-single-play-v0", EnvName("cube-single", "cube-single-play-v0", "goal", None)),
-        ("cube-octuple-play-oraclerep-v0", EnvName("cube-octuple", "cube-octuple-play-v0", "oracle", None)),
-        ("cube-double-play-singletask-v0", EnvName("cube-double", "cube-double-play-v0", "single", 2)),
-        ("cube-triple-play-singletask-task5-v0", EnvName("cube-triple", "cube-triple-play-v0", "single", 5)),
-        ("cube-quadruple-noisy-v0", EnvName("cube-quadruple", "cube-quadruple-noisy-v0", "goal", None)),
-        ("scene-play-singletask-v0", EnvName("scene", "scene-play-v0", "single", 2)),
-        ("puzzle-4x4-play-singletask-v0", EnvName("puzzle-4x4", "puzzle-4x4-play-v0", "single", 4)),
-        ("puzzle-4x6-noisy-oraclerep-v0", EnvName("puzzle-4x6", "puzzle-4x6-noisy-v0", "oracle", None)),
+        ("cube-single-play-v0", "cube-single", "cube-single-play-v0", "goal", None),
+        ("cube-octuple-play-oraclerep-v0", "cube-octuple", "cube-octuple-play-v0", "oracle", None),
+        ("cube-double-play-singletask-v0", "cube-double", "cube-double-play-v0", "single", 2),
+        ("cube-triple-play-singletask-task5-v0", "cube-triple", "cube-triple-play-v0", "single", 5),
+        ("cube-quadruple-noisy-v0", "cube-quadruple", "cube-quadruple-noisy-v0", "goal", None),
+        ("scene-play-singletask-v0", "scene", "scene-play-v0", "single", 2),
+        ("puzzle-4x4-play-singletask-v0", "puzzle-4x4", "puzzle-4x4-play-v0", "single", 4),
+        ("puzzle-4x6-noisy-oraclerep-v0", "puzzle-4x6", "puzzle-4x6-noisy-v0", "oracle", None),
+        ("antmaze-giant-stitch-v0", "antmaze-giant", "antmaze-giant-stitch-v0", "goal", None),
+        ("hopper-medium-replay-v2", "hopper", "hopper-medium-replay-v2", "recorded", None),
+        ("mujoco/walker2d/medium-v0", "walker2d-v5", "mujoco/walker2d/medium-v0", "recorded", None),
     ],
 )
-def test_names_are_taken_apart(name, expected):
-    assert parse(name) == expected
+def test_names_are_taken_apart(name: str, family: str, dataset: str, goals: str, task: int | None):
+    parsed = parse(name)
+    assert (parsed.name, parsed.family, parsed.dataset) == (name, family, dataset)
+    assert (parsed.goals, parsed.task) == (goals, task)
+    assert parsed.tasks == ((1,) if goals == "recorded" else (1, 2, 3, 4, 5))
     assert name in names()
+
+
+@pytest.mark.parametrize(
+    ("name", "style", "collection"),
+    [
+        ("cube-double-noisy-singletask-task3-v0", "noisy", "OGBench"),
+        ("antmaze-medium-explore-oraclerep-v0", "explore", "OGBench"),
+        ("hopper-medium-replay-v2", "medium-replay", "D4RL"),
+        ("mujoco/hopper/expert-v0", "expert", "Minari"),
+    ],
+)
+def test_names_tell_how_and_by_whom_the_data_were_collected(name: str, style: str, collection: str):
+    assert (parse(name).style, parse(name).collection) == (style, collection)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("cube-single-play-v0", {}, "exists already"),
+        ("two words", {}, "letters, digits"),
+        ("mine-v0", {"task": 1}, "give a task"),
+        ("mine-v0", {"goals": "single"}, "give a task"),
+        ("mine-v0", {"goals": "single", "task": 3}, "give a task"),
+    ],
+)
+def test_malformed_registrations_are_refused(name: str, changes: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        register_env(name, lambda engine: make("cube-single-play-v0", engine), **changes)
+    assert "mine-v0" not in names()
 
 
 @pytest.mark.parametrize(
@@ -49,9 +87,7 @@ def test_spec_and_shapes_of_every_family(name, obs, goal, tasks, limit):
     assert state.obs.shape == (obs,)
     assert (state.goal.shape if goal else state.goal) == ((goal,) if goal else None)
     after = jax.eval_shape(env.step, state, jax.ShapeDtypeStruct((5,), "float32"))
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
 def test_environments_of_one_name_share_compiled_programs():

@@ -14,6 +14,7 @@ from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from envs_mjx.manipulation.tasks import MAX_STEPS, default_task, task_table
 from mac.errors import UserError
 from tests.helpers.ogbench_runs import official
+from tests.helpers.params import slow_except
 
 # Addresses into the names and asset paths, which differ because dm_control invents names for unnamed
 # elements and renames files; sizes that count those characters; and colours, which ogbench paints
@@ -32,7 +33,7 @@ _COLOURS = {"geom_rgba"}
 _MARKS = {"site_pos"}  # the marks of the goals of drawer and window, which a reset moves
 
 
-@pytest.fixture(scope="module", params=tuple(FAMILIES))
+@pytest.fixture(scope="module", params=slow_except(["cube-double", "scene", "puzzle-4x5"], FAMILIES))
 def pair(request):
     env = official(f"{request.param}-v0")
     env.reset()

@@ -18,9 +18,10 @@ from envs_mjx.engines.tabletop_mjx.engine import SLOTS, MjxEngine, over_batches
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from mac.errors import UserError
 from tests.helpers.mujoco_control_steps import Moments, chosen, errors_of, physics_of, record
+from tests.helpers.params import slow_except
 
 BATCH = 32
-QUICK = ("cube-single", "scene", "puzzle-3x3")
+QUICK = ("scene",)
 
 
 pytestmark = pytest.mark.promotion
@@ -56,9 +57,7 @@ def step(engine: MjxEngine, physics: TabletopPhysics, ctrl: jax.Array, active: j
     return jax.vmap(engine.step)(physics, ctrl, active)
 
 
-@pytest.mark.parametrize(
-    "family", [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f not in QUICK)]
-)
+@pytest.mark.parametrize("family", slow_except(QUICK, FAMILIES))
 def test_one_control_step_equals_that_of_c(
     family: str, engines: Callable[[str], MjxEngine], moments: Callable[[str], Moments]
 ):
@@ -186,7 +185,7 @@ def float64() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", QUICK)
+@pytest.mark.parametrize("family", ["cube-single", "scene", "puzzle-3x3"])
 def test_in_float64_control_steps_without_touch_equal_c(
     float64: None, family: str, moments: Callable[[str], Moments]
 ):

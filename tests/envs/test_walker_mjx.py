@@ -25,15 +25,12 @@ from envs_mjx.engines.walker_mjx.step import WalkerStepState
 from envs_mjx.locomotion.mazes import SIZES, UNIT, build_maze
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
 from mac.errors import UserError
+from tests.helpers.params import slow_except
 from tests.helpers.walker_states import Moments, accelerations, chosen, errors_of, loaded, open_loop, record
 
 pytestmark = pytest.mark.promotion
 
-QUICK = ("pointmaze-medium", "antmaze-medium", "hopper")
-
-
-def families(quick: tuple[str, ...] = QUICK) -> list:
-    return [*quick, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f not in quick)]
+QUICK = ("hopper",)
 
 
 @functools.cache
@@ -67,7 +64,7 @@ def float64() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", slow_except(QUICK, FAMILIES))
 def test_in_float64_accelerations_equal_those_of_c(float64: None, family: str):
     """Compares 30 states, as many at walls as were recorded; both solvers run until nothing changes."""
     moments = moments_of(family)
@@ -82,7 +79,7 @@ def test_in_float64_accelerations_equal_those_of_c(float64: None, family: str):
     assert error < 1e-6  # m/s2 and rad/s2, of up to 1e4
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", slow_except(QUICK, FAMILIES))
 def test_one_control_step_equals_that_of_c(family: str):
     walker, engine, moments = build_walker(family), engine_of(family), moments_of(family)
     start = loaded(engine, moments)
@@ -97,7 +94,7 @@ def test_one_control_step_equals_that_of_c(family: str):
     assert median < 5e-6 and most < 1e-4  # m, rad, quaternion
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", slow_except(QUICK, FAMILIES))
 def test_ten_control_steps_in_open_loop_follow_c(family: str):
     error = open_loop(engine_of(family), step, len(moments_of(family).qpos))
     print(f"{family}: ten steps median {np.median(error):.1e}, p95 {np.percentile(error, 95):.1e}", end="; ")

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import run as program
-from experiments.cli import arguments
-from experiments.data import run_store
+from experiments.launch import dataset
+from experiments.launch.settings import parse
 from mac.data.window_feed import open_feed
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, JSON, PLACES, TEXTS, Trap, damage, edit_json
@@ -221,9 +221,9 @@ class StoreCases:
     def trained(self, way: str, data: str = "data") -> Seen:
         """All that a run trains on, validates with and is normalised by."""
         flags = [flag.replace("data/", f"{data}/") if flag != "data" else data for flag in FLAGS]
-        settings, _ = arguments.parse([*flags, *WAYS[way]])
+        settings, _ = parse([*flags, *WAYS[way]])
         launch = program.prepare(settings)
-        store = run_store.open_store(launch.settings.data, launch.choice.path, launch.env.spec)
+        store = dataset.open_store(launch.settings.data, launch.choice.path, launch.env.spec)
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
             job = program.make_job(launch, store)
         feed = open_feed(job.window, partial(jax.tree.map, jnp.asarray), 4)

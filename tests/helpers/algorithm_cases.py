@@ -1,6 +1,7 @@
 """Every algorithm of the registry at sizes at which it compiles fast, and the baselines at a batch."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -8,10 +9,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import pytest
 
-from baselines import REGISTRY
+from baselines import REGISTRY, algorithms, get_algorithm
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
+from mac.errors import UserError
 from mac.types import Batch
 from tests.helpers.numpy_ablations import MODES
 from tests.helpers.numpy_baselines import LOSSES, data
@@ -20,6 +23,8 @@ from tests.helpers.toy_env import window
 
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
+GOALS_TOO = ("gciql", "mac_fql")
+"""Tested with goals, though they can do without."""
 SIZES: dict[str, dict[str, Any]] = {
     "mac": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4, "flow_steps": 3},
     "mac_gaussian": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4},
@@ -49,10 +54,33 @@ METRICS = {
 
 
 def make(name: str, mode: str, steps: int = 0, **changes: Any) -> AbstractAlgorithm:
-    """An algorithm for the point of `tests.helpers.toy_env`, in the mode "reward" or "goals"."""
-    entry = REGISTRY[name]
-    small = {"batch": 8, "hidden": (8,), "discount": 0.9} | SIZES.get(name, {})
-    return entry.algorithm(entry.config(**small | changes), MODES[mode], steps)
+    """An algorithm for the point of `tests.helpers.toy_env`, in the mode "reward" or "goals".
+
+    A registered algorithm of someone else gets those of the sizes and `changes` that its configuration has.
+    """
+    entry = get_algorithm(name)
+    values = {"batch": 8, "hidden": (8,), "discount": 0.9} | SIZES.get(name, {}) | changes
+    if name not in REGISTRY:
+        known = {field.name for field in dataclasses.fields(entry.config)}
+        values = {field: value for field, value in values.items() if field in known}
+    return entry.algorithm(entry.config(**values), MODES[mode], steps)
+
+
+def mode_of(name: str) -> str:
+    """The mode in which an algorithm is tested; "goals" where it cannot do without."""
+    if name in GOALS_TOO:
+        return "goals"
+    try:
+        make(name, "reward")
+    except UserError:
+        return "goals"
+    return "reward"
+
+
+def registered(quick: Iterable[str]) -> list[Any]:
+    """Parameters: every algorithm that is registered, this project's marked `slow` but those in `quick`."""
+    slow = set(REGISTRY) - set(quick)
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in algorithms()]
 
 
 def first_gradients(opt_state: Any) -> Any:

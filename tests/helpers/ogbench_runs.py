@@ -38,7 +38,7 @@ class Run(NamedTuple):
     target: Objects
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # each holds 200 MB
 def official(name: str, **options):
     """The bare environment, without gymnasium's wrappers; made once, because that takes seconds."""
     return gymnasium.make(name, **options).unwrapped

@@ -1,5 +1,6 @@
 """Small states with everything that a training state may hold."""
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def make_state(seed: int = 0, width: int = 5, seeds: int = 2) -> State:
 
 
 def assert_same_bits(got: State, want: State) -> None:
-    assert jax.tree.structure(got) == jax.tree.structure(want)
+    """Bytes, since -0.0 equals 0.0."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

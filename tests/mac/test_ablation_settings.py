@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from experiments.cli.arguments import parse
+from envs_mjx.registry import parse as parse_env
 from experiments.launch.hparams import HPARAMS, load_rows, merge_rows
+from experiments.launch.settings import parse
 from mac.ablations.gaussian import GaussianConfig
 from mac.ablations.mac_fql import MACFQLConfig
 from mac.ablations.no_distillation import NoDistillConfig
@@ -32,7 +33,7 @@ def test_setting_that_a_method_lacks_is_named_in_one_line(config: Any, changes: 
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 10, 25])
-def test_chunks_of_any_length_fit_the_default_of_executed_actions(chunk: int):
+def test_default_of_executed_actions_fits_any_chunk(chunk: int):
     for _, config, own in KINDS.values():
         cfg = config(**own, chunk=chunk)
         assert cfg.execute == 1
@@ -51,18 +52,16 @@ def test_chunks_of_any_length_fit_the_default_of_executed_actions(chunk: int):
         ("puzzle-4x4-play-singletask-task4-v0", 1.0),
     ],
 )
-def test_extraction_by_fql_draws_one_sample_and_has_an_alpha_by_environment(
-    env: str, alpha: float, preset: str
-):
-    hp = merge_rows(load_rows(HPARAMS), "mac_fql", env, preset)["hp"]
+def test_fql_extraction_has_one_sample_and_alpha_by_environment(env: str, alpha: float, preset: str):
+    hp = merge_rows(load_rows(HPARAMS), "mac_fql", parse_env(env), preset)["hp"]
     assert (hp["alpha"], hp["candidates"], hp["candidates_test"]) == (alpha, 1, 1)
     own = {"alpha", "candidates", "candidates_test", "flow_steps_test"}
-    of_mac = merge_rows(load_rows(HPARAMS), "mac", env, preset)["hp"]
+    of_mac = merge_rows(load_rows(HPARAMS), "mac", parse_env(env), preset)["hp"]
     assert {k: v for k, v in hp.items() if k not in own} == {k: v for k, v in of_mac.items() if k not in own}
 
 
 @pytest.mark.parametrize("algo", ["mac", "mac_gaussian"])
-def test_chunk_shorter_than_what_is_executed_is_named_with_both_flags(algo: str):
+def test_chunk_shorter_than_executed_names_both_flags(algo: str):
     argv = ["--algo", algo, "--preset", "laptop", "--hp.chunk", "1"]
     with pytest.raises(UserError) as caught:
         parse(argv)

@@ -30,7 +30,7 @@ def half(file: IO[bytes]) -> None:
 
 
 @pytest.mark.parametrize("aside", [None, "elsewhere.part"])
-def test_a_file_is_replaced_by_all_of_its_new_content_or_not_at_all(aside: str | None, tmp_path: Path):
+def test_a_file_is_replaced_whole_or_not_at_all(aside: str | None, tmp_path: Path):
     path, part = tmp_path / "new folder" / "a", tmp_path / aside if aside else None
     replace_file(path, lambda file: file.write(b"old"), part=part)
     with pytest.raises(KeyboardInterrupt):
@@ -147,7 +147,7 @@ def test_folders_of_users_are_listed_by_one_function():
     assert found <= OWN_FOLDERS
 
 
-def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path: Path):
+def test_only_leftovers_of_dead_processes_are_removed(tmp_path: Path):
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )

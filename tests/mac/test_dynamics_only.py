@@ -59,7 +59,7 @@ def test_exact_model_has_no_error_at_any_horizon(chunk: int):
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 10, 25])
-def test_constant_bias_grows_with_the_square_of_the_number_of_predictions(chunk: int):
+def test_constant_bias_grows_with_the_square_of_predictions(chunk: int):
     """After k predictions each entry is off by k times its bias: k² (0.03² + 0.01²) / 2 on average."""
     error = squared_error(
         residual_model(exact(chunk, (0.03, -0.01))), *draw(gentle(), chunk, 100 // chunk, 8, jr.key(1))
@@ -68,7 +68,7 @@ def test_constant_bias_grows_with_the_square_of_the_number_of_predictions(chunk:
     np.testing.assert_allclose(error, np.repeat(k[:, None] ** 2 * 0.0005, 8, 1), rtol=2e-3)
 
 
-def test_open_loop_predicts_each_state_from_the_prediction_before():
+def test_open_loop_predicts_from_the_previous_prediction():
     obs, actions = jnp.asarray([[1.0]]), jnp.asarray([[[1.0], [2.0], [3.0]]])
     states = open_loop(lambda s, a: 2 * s + a, obs, actions)
     np.testing.assert_array_equal(states[:, 0, 0], [3.0, 8.0, 19.0])
@@ -81,7 +81,7 @@ def test_trajectories_in_a_wrong_order_show_as_error():
     assert squared_error(residual_model(exact(2)), *mixed).mean() > 1e-2
 
 
-def test_measure_sees_the_same_trajectories_for_all_chunk_lengths():
+def test_all_chunk_lengths_are_measured_on_the_same_data():
     nets = jax.tree.map(lambda *x: jnp.stack(x), exact(2), exact(2, (0.0, 0.1)))
     data = gentle()
     errors = measure(nets, data, 2, 20, 40, seed=3)
@@ -96,7 +96,7 @@ def test_measure_sees_the_same_trajectories_for_all_chunk_lengths():
     assert set(errors.episode) == {0, 1, 2, 3}
 
 
-def test_error_of_predicting_that_nothing_moves_is_how_far_states_move():
+def test_error_of_a_frozen_model_is_how_far_states_move():
     real = draw(gentle(), 5, 4, 16, jr.key(0))
     errors = measure(jax.tree.map(lambda x: x[None], exact(5)), gentle(), 5, 20, 16, seed=0)
     moved = np.asarray(real.obs)[:, 1:] - np.asarray(real.obs)[:, :1]
@@ -106,7 +106,7 @@ def test_error_of_predicting_that_nothing_moves_is_how_far_states_move():
 # Intervals.
 
 
-def test_interval_over_seeds_closes_where_seeds_agree_and_opens_where_they_do_not():
+def test_interval_over_seeds_has_the_width_of_their_spread():
     rng = np.random.default_rng(0)
     one = rng.uniform(size=100)
     same = over_seeds(np.stack([one] * 4))
@@ -116,7 +116,7 @@ def test_interval_over_seeds_closes_where_seeds_agree_and_opens_where_they_do_no
     assert math.isnan(over_seeds(one[None]).low)
 
 
-def test_interval_over_episodes_does_not_narrow_with_more_trajectories_of_an_episode():
+def test_interval_does_not_narrow_with_more_trajectories():
     rng = np.random.default_rng(0)
     each = rng.normal(1.0, 0.2, size=200)
     once = over_episodes(each[None], np.arange(200))

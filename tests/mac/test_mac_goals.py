@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,10 @@ def case() -> Case:
     return make_case(goal_mac())
 
 
-@pytest.fixture(scope="module", params=[{}, BCE], ids=["squared", "bce"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param({}, id="squared", marks=pytest.mark.slow), pytest.param(BCE, id="bce")],
+)
 def sloped(request: pytest.FixtureRequest) -> tuple[Case, dict[str, Nets]]:
     case = make_case(goal_mac(**request.param))
     return case, case.gradients()
@@ -37,14 +41,15 @@ def sloped(request: pytest.FixtureRequest) -> tuple[Case, dict[str, Nets]]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"lam": 0.7, "chunk": 3, "rollout_batch": 4},
-        {"rollout": 1},
-        {"value": "bce", "rollout": 1},
-        {"value": "bce", "release_bce": True, "rollout_batch": 5},
-        BCE,
+        pytest.param({}, id="paper"),
+        pytest.param({"lam": 0.7, "chunk": 3, "rollout_batch": 4}, id="lambda", marks=pytest.mark.slow),
+        pytest.param({"rollout": 1}, id="one chunk", marks=pytest.mark.slow),
+        pytest.param({"value": "bce", "rollout": 1}, id="bce", marks=pytest.mark.slow),
+        pytest.param(
+            {"value": "bce", "release_bce": True, "rollout_batch": 5}, id="release", marks=pytest.mark.slow
+        ),
+        pytest.param(BCE, id="bce and lambda"),
     ],
-    ids=["paper", "lambda", "one chunk", "bce", "release", "bce and lambda"],
 )
 def test_losses_with_goals_are_those_of_algorithm_1(changes: dict[str, Any]):
     case = make_case(goal_mac(**changes))
@@ -65,9 +70,7 @@ def test_releases_slip_changes_the_critics_loss_only():
 
 
 @pytest.mark.parametrize("net", own_losses(goal_mac()))
-def test_gradient_of_each_loss_with_goals_is_the_slope_of_algorithm_1(
-    sloped: tuple[Case, dict[str, Nets]], net: str
-):
+def test_gradients_with_goals_are_the_slopes_of_algorithm_1(sloped: tuple[Case, dict[str, Nets]], net: str):
     """Central differences of the NumPy loss along random directions of the network that it trains."""
     case, gradients = sloped
     for got, want in case.slopes_along_random_directions(gradients, net):
@@ -150,8 +153,7 @@ def test_cross_entropy_of_confident_values_is_finite(size: float):
 
     nets = dataclasses.replace(case.nets, v=sure(case.nets.v), q=sure(case.nets.q))
     confident = dataclasses.replace(case, nets=dataclasses.replace(nets, success=sure(case.nets.success)))
-    assert all(np.isfinite(x) for x in leaves(confident.loss()))
-    assert all(np.isfinite(x).all() for x in leaves(confident.gradients()))
+    chex.assert_tree_all_finite((confident.loss(), confident.gradients()))
 
 
 # What fits together.

@@ -61,7 +61,7 @@ def test_layer_norm_epsilon_is_1e_6():
     np.testing.assert_allclose(unit_layer_norm([0.0, 0.001]), [-0.4472136, 0.4472136], rtol=1e-4)
 
 
-def test_layer_norm_of_a_constant_is_zero_and_its_gradient_finite():
+def test_layer_norm_of_a_constant_has_a_finite_gradient():
     def total(x):
         return jnp.sum(layer_norm(x, jnp.ones(3), jnp.zeros(3)))
 
@@ -132,7 +132,7 @@ def test_inputs_in_the_wrong_order_are_refused():
 # Initialisation and sizes.
 
 
-def test_weights_start_uniform_within_glorots_bound_and_biases_zero():
+def test_weights_start_within_glorots_bound_and_biases_zero():
     dense = Dense(120, 80, key=jr.key(0))
     bound = sqrt(6 / 200)
     weight = np.asarray(dense.weight)
@@ -179,7 +179,7 @@ def test_parameter_counts_are_those_of_the_authors_networks():
     assert count(nets) + count(nets.v) + formula(87, *hidden, 1) == 6_719_118
 
 
-def test_parameter_counts_with_a_goal_are_those_of_the_authors_networks():
+def test_parameter_counts_with_a_goal_are_the_authors():
     # puzzle-4x5 (99 observations, 20 goal entries, 5 actions, chunks of 10), hidden 4 x 256.
     def size(*widths: int, out: int) -> int:
         return count(jax.eval_shape(lambda k: MLP(widths, (256,) * 4, out, key=k), jr.key(0)))

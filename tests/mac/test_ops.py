@@ -103,7 +103,7 @@ def test_return_refuses_factors_out_of_range(bad: dict[str, float]):
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
-def test_value_expansion_with_a_true_model_finds_the_values_of_a_chain(lam: float):
+def test_value_expansion_finds_the_values_of_a_chain(lam: float):
     """State d is d chunks from the goal; reward -1, and 0 with an end at the goal."""
     states, discount, depth = 6, 0.9, 3
     start = jnp.arange(states, dtype=jnp.float32)[:, None]
@@ -124,7 +124,7 @@ def test_value_expansion_with_a_true_model_finds_the_values_of_a_chain(lam: floa
 
 
 @pytest.mark.parametrize("n", [1, 4, 10])
-def test_chunked_rollout_of_a_linear_world_equals_its_single_steps(n: int):
+def test_chunked_rollout_equals_single_steps_in_a_linear_world(n: int):
     """World s' = s + a, exact model of chunks, constant policy: states and return against a Python loop."""
     depth, step, start = 100 // n, np.asarray([0.01, -0.02], np.float32), np.asarray([[1.0, 2.0]], np.float32)
     tau = imagine(
@@ -201,7 +201,7 @@ def flow_loss(field: Field, data: jax.Array) -> float:
     return float(jax.jit(lambda x, k: flow_matching_loss(field, x, k))(data, jr.key(0)))
 
 
-def test_flow_loss_of_no_velocity_is_one_plus_mean_square_of_the_data():
+def test_flow_loss_of_no_velocity_is_one_plus_mean_square():
     data = jnp.broadcast_to(jnp.asarray([[1.0, -2.0]]), (20_000, 2))
     loss = flow_loss(lambda x, t: jnp.zeros_like(x), data)
     # |a - z|² has mean 1 + a² and variance 2 + 4 a²; the error of the mean over 40,000 is below 0.025.
@@ -229,7 +229,7 @@ def test_flow_times_are_uniform_and_one_per_example(power: int):
     assert loss == pytest.approx(1 / (2 * power + 1), abs=4 * 0.0021)
 
 
-def test_many_steps_keep_two_modes_and_one_step_collapses_to_their_mean():
+def test_many_flow_steps_keep_two_modes_and_one_collapses():
     """Data ±1 with equal odds: E[a | x_t = x] = tanh(t x / (1 - t)²), hence the field in closed form."""
 
     def field(x, t):

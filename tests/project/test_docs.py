@@ -8,12 +8,12 @@ import re
 import shlex
 from pathlib import Path
 
-import jax
+import chex
 import numpy as np
 import pytest
 
-from experiments.cli.settings import DataConfig
-from experiments.data.locate import generated_file
+from experiments.launch.dataset import generated_file
+from experiments.launch.settings import DataConfig
 from mac.run import segment
 from tests.helpers.command_line import SIZES, arrays
 
@@ -128,7 +128,7 @@ def test_python_of_the_readme_runs():
     ((_, code),) = blocks(ROOT / "README.md", "python")
     names: dict[str, object] = {}
     exec(compile(resized(code, README_SIZES), "README.md", "exec"), names)
-    assert all(np.all(np.isfinite(value)) for value in jax.tree.leaves(names["metrics"]))
+    chex.assert_tree_all_finite(names["metrics"])
 
 
 @pytest.mark.slow

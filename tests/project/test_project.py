@@ -37,23 +37,35 @@ def tracked() -> list[Path]:
 QUESTIONS = ("What", "How", "Where", "Whether", "Which", "By what")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_module_docstring_names_the_thing(path: Path):
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert not docstring.startswith(tuple(f"{word} " for word in QUESTIONS))
+def docstrings() -> dict[str, str]:
+    """First docstring of each module that is not empty."""
+    texts = {relative(path): path.read_text() for path in SOURCES}
+    return {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items() if text}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_functions_are_short(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 80, f"{node.name} is too long"
+def test_module_docstrings_name_the_thing():
+    questions = tuple(f"{word} " for word in QUESTIONS)
+    assert not [name for name, text in docstrings().items() if not text or text.startswith(questions)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_module_says_what_it_is(path: Path):
-    text = path.read_text()
-    assert not text or ast.get_docstring(ast.parse(text)), "a module begins with a docstring"
+def test_functions_are_short():
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    assert not [
+        f"{relative(path)}: {node.name}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, functions) and (node.end_lineno or 0) - node.lineno >= 80
+    ]
+
+
+def test_names_of_tests_are_short():
+    """They state a fact and fit a line of pytest's summary."""
+    assert not [
+        f"{relative(path)}: {name}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+        if len(name) > 60
+    ]
 
 
 @functools.cache
@@ -123,10 +135,6 @@ def test_readme_commands_are_run_by_ci():
         assert step.strip() in script
 
 
-def test_readme_is_filled_in():
-    assert not re.findall(r"@[A-Z]+@", (ROOT / "README.md").read_text())
-
-
 def test_no_path_of_one_machine_is_left():
     machine = re.compile(r"(?<![\w.])/(?:work|home/\w+|root)/[\w.]")
     for path in tracked():
@@ -136,3 +144,16 @@ def test_no_path_of_one_machine_is_left():
 
 def test_nothing_large_is_tracked():
     assert not [relative(path) for path in tracked() if path.stat().st_size > 1_000_000]
+
+
+def test_workflow_runs_the_pairs_of_the_ci_script():
+    script, workflow = (ROOT / ".ci" / "run").read_text(), (ROOT / ".github/workflows/ci.yml").read_text()
+    (pairs,) = re.findall(r"^PAIRS=\((.*?)\)", script, re.MULTILINE)
+    ours = re.findall(r'"(\S+) (\S+)"', pairs)
+    assert re.findall(r'python: "(\S+)", jax: "(\S+)"', workflow) == ours and len(ours) > 2
+
+
+def test_hooks_lint_with_the_version_of_the_dev_extra():
+    (version,) = [each for each in PROJECT["optional-dependencies"]["dev"] if each.startswith("ruff")]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert set(re.findall(r'"(ruff\S+)"', hooks)) == {version}

@@ -23,7 +23,7 @@ def template_of(state: State) -> State:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
 
 
-def test_restored_state_and_meta_equal_the_saved_ones_bit_for_bit(tmp_path: Path):
+def test_restored_state_and_meta_are_the_saved_bits(tmp_path: Path):
     state = make_state()
     meta = {"config": {"hp": {"width": 5}, "env": "cube"}, "logs": {"metrics.jsonl": 12345}}
     with CheckpointStore(tmp_path / "c") as store:
@@ -276,9 +276,7 @@ def test_leftovers_that_cannot_be_deleted_are_in_nobodys_way(tmp_path: Path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == [stuck.name, "000000004"]
 
 
-def test_an_old_checkpoint_that_cannot_be_deleted_does_not_stop_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_undeletable_checkpoint_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rename = os.rename
 
     def refuse(old: Path, new: Path) -> None:

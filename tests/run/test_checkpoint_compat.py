@@ -128,9 +128,7 @@ def test_a_checkpoint_under_another_name_is_named_as_it_is(copy: Path):
     expect(copy, r"000000210: damaged checkpoint \(it is the one of step 9\); delete this folder .* step 8$")
 
 
-def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_called_damaged(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_checkpoint_deleted_while_read_is_not_called_damaged(copy: Path, monkeypatch: pytest.MonkeyPatch):
     store, steps = CheckpointStore(copy), CheckpointStore.steps
     later = iter([[8, 9], [9]])
     monkeypatch.setattr(CheckpointStore, "steps", lambda self: next(later, steps(self)))

@@ -115,7 +115,7 @@ def held_out(lengths: list[int], rows: int = 100, chunk: int = 2) -> Window | No
     return make_held_out(store, toy_env.identity(), chunk, rows)
 
 
-def test_held_out_rows_are_whole_episodes_of_the_validation_split():
+def test_held_out_rows_are_whole_validation_episodes():
     rows = split(1, [6, 5, 7]).obs
     for room, want in ((100, 18), (17, 11), (10, 6), (1, 6)):
         window = held_out([6, 5, 7], room)
@@ -124,7 +124,7 @@ def test_held_out_rows_are_whole_episodes_of_the_validation_split():
         assert len(window.obs) == want
 
 
-def test_no_data_are_held_out_where_there_are_none_or_no_chunk_fits():
+def test_no_data_are_held_out_where_no_chunk_fits():
     store = Store(Path("store"), "toy", (split(0, [20]),), None, ())
     assert make_held_out(store, toy_env.identity(), 2) is None
     assert held_out([4, 4], chunk=3) is None

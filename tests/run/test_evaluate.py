@@ -119,7 +119,7 @@ def play(
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
-def test_chunks_are_executed_in_order_and_planned_anew_when_used_up(chunk: int):
+def test_chunks_are_executed_in_order_and_then_planned_anew(chunk: int):
     numbers = [1.0, -0.5]
     got = play(Counting(chunk=chunk), Recorder(), 2, numbers)
     length = [3, 5, 7, 7]  # of tasks 1, 2, 3 and 9; the last is cut off by the limit
@@ -193,7 +193,7 @@ def test_results_do_not_depend_on_the_batch(batch: int):
 
 
 @pytest.mark.parametrize(("batch", "most"), [(0, 24), (24, 24), (9, 9), (5, 3), (2, 2), (1, 1)])
-def test_no_more_environments_are_simulated_at_a_time_than_asked_for(batch: int, most: int):
+def test_at_most_the_asked_environments_are_simulated_at_once(batch: int, most: int):
     """Three seeds of eight episodes: 9 = 3 x 3; 5 leaves room for one column of 3."""
     state = TrainState(jnp.ones(3), (), ())
     program = jax.make_jaxpr(

@@ -48,7 +48,7 @@ def test_what_nothing_depends_on_is_not_counted():
     assert total(operations(f, X)) == (3 * SQUARE, 0, 0)
 
 
-def test_operations_belong_to_the_outermost_scope_and_so_do_their_gradients():
+def test_operations_and_gradients_belong_to_the_outermost_scope():
     def f(x, w):
         with jax.named_scope("first part"), jax.named_scope("inner"):
             x = jax.jit(lambda x: x @ w)(x)

@@ -15,8 +15,8 @@ import pytest
 
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.manipulation.observation import Objects
-from experiments.cli.settings import DataConfig, EvalConfig, Settings
 from experiments.launch.saved_run import SavedRun
+from experiments.launch.settings import DataConfig, EvalConfig, Settings
 from experiments.ogbench_eval import play
 from experiments.ogbench_eval.worker import Played, Snapshot, Start
 from experiments.video import record
@@ -144,7 +144,7 @@ class Lanes:
 
 
 @pytest.mark.parametrize("batch", [2, 6])
-def test_official_evaluation_gives_each_episode_its_own_normalised_goal(
+def test_official_evaluation_normalises_each_episodes_goal(
     run: SavedRun, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Also an environment that takes up another task's episode when its first has ended."""
@@ -170,9 +170,7 @@ def test_film_of_ours_shows_the_policy_its_normalised_goal(run: SavedRun):
         np.testing.assert_allclose(got.qpos[1:, s], [want, want], rtol=1e-4)
 
 
-def test_film_of_the_original_shows_the_policy_its_normalised_goal(
-    run: SavedRun, monkeypatch: pytest.MonkeyPatch
-):
+def test_film_of_the_original_normalises_the_policys_goal(run: SavedRun, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(record, "EnvPool", Lanes)
     film_official(run, "any", 4, 3)
     k_reset, _ = episode_keys(evaluation_keys(jnp.arange(2), 0, 3), jnp.asarray([4]), jnp.asarray([0]))

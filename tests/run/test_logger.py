@@ -73,7 +73,7 @@ def test_eval_rows_are_means_over_episodes():
     assert rows[1]["seed"] == 1 and rows[1]["success"] == 0.0 and rows[1]["return"] == -200.0
 
 
-def test_contacts_left_out_are_one_line_that_names_tasks_and_remedy():
+def test_contacts_left_out_are_one_line_with_tasks_and_remedy():
     dropped = jnp.asarray([[[0, 0], [1, 2], [0, 1000]], [[0, 0], [4, 0], [0, 0]]])
     none = jnp.zeros(dropped.shape)
     result = Episodes(none > 0, none, dropped, dropped)

@@ -129,7 +129,7 @@ class Teller(Chain):
         return dataclasses.replace(after, reward=jnp.where(state.t == 0, action[0], 0.0))
 
 
-def test_expectation_is_of_the_chunk_that_the_episode_begins_with():
+def test_expectation_is_of_the_first_chunk_of_the_episode():
     got = play(Gambler(SINGLE), Teller(SINGLE), [1.0, 1.0])
     assert got.predicted is not None and got.realised is not None
     np.testing.assert_allclose(got.predicted, got.realised, rtol=1e-6)
@@ -155,7 +155,7 @@ def test_rows_hold_the_means_of_both_returns(played: Episodes):
     assert rows[4]["realised_return"] == pytest.approx(cost(4), rel=1e-5)
 
 
-def test_rows_of_an_algorithm_without_expectations_have_no_such_columns(played: Episodes):
+def test_rows_without_expectations_have_no_such_columns(played: Episodes):
     mute = Episodes(*map(jnp.asarray, jax.tree.leaves(played)[:4]))
     assert not any("predicted" in name or "realised" in name for row in rows_of(mute) for name in row)
     assert overestimation(mute) == {}

@@ -116,7 +116,7 @@ def test_table_shows_scores_and_not_percentages():
     assert learning_curve(rows).measure is SCORE
 
 
-def test_table_shows_returns_where_there_are_no_reference_returns():
+def test_table_shows_returns_without_reference_returns():
     rows = [row(1, i, 30.0 * i, measure="return") for i in (1, 2)]
     text = shown(rows)
     assert "1,800.0" in text and "return" in text and "%" not in text.replace("95%", "")

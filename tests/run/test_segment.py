@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -61,18 +62,6 @@ def placed(mesh: Mesh, seed: int, seeds: int, span: tuple[int, int], state: Trai
 
 def pick(tree: Any, seed: int) -> Any:
     return jax.tree.map(lambda x: x[seed], tree)
-
-
-def assert_same(got: Any, want: Any) -> None:
-    """Equal bit for bit."""
-    assert jax.tree.structure(got) == jax.tree.structure(want)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def assert_close(got: Any, want: Any, rtol: float, atol: float) -> None:
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
 
 
 # What an update is given: a probe that learns nothing and reports what it saw.
@@ -224,7 +213,7 @@ def test_three_segments_are_traced_once(whole: Any):
 
 def test_training_is_finite_and_moves_every_weight(whole: Any):
     state, log = whole
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((state, log)))
+    chex.assert_tree_all_finite((state, log))
     for before, after in zip(
         jax.tree.leaves(start(COUNTING, 0, SEEDS).nets), jax.tree.leaves(state.nets), strict=True
     ):
@@ -246,17 +235,17 @@ def test_loop_equals_updates_called_one_by_one(whole: Any):
         assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
             {k: float(v[step, 1]) for k, v in log.items()}, rel=1e-4, abs=1e-5
         )
-    assert_close(pick(state, 1).nets, alone.nets, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(pick(state, 1).nets, alone.nets, rtol=1e-3, atol=1e-4)
 
 
 def test_seed_in_a_group_equals_the_seed_alone(whole: Any):
     """Start and batches exactly; trained numbers to rounding."""
     state, log = whole
     alone, (alone_log,) = run(COUNTING, 2, 1, (0, 6))
-    assert_same(pick(start(COUNTING, 0, SEEDS), 2), pick(start(COUNTING, 2, 1), 0))
+    chex.assert_trees_all_equal(pick(start(COUNTING, 0, SEEDS), 2), pick(start(COUNTING, 2, 1), 0))
     for name, value in log.items():
         np.testing.assert_allclose(value[:, 2], alone_log[name][:, 0], rtol=1e-5, atol=1e-6)
-    assert_close(pick(state, 2), pick(alone, 0), rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(pick(state, 2), pick(alone, 0), rtol=1e-4, atol=1e-6)
 
 
 def test_both_ways_to_map_seeds_give_the_same_numbers(whole: Any, monkeypatch: pytest.MonkeyPatch):
@@ -273,7 +262,7 @@ def test_stopped_and_continued_run_ends_with_the_same_bits(whole: Any):
     state, _ = whole
     half, _ = run(COUNTING, 0, SEEDS, (0, 2), (2, 4))  # comes back to the host, as from a checkpoint
     end, _ = loop.segment(COUNTING, *placed(loop.seed_mesh(SEEDS), 0, SEEDS, (4, 6), half))
-    assert_same(jax.device_get(end), state)
+    chex.assert_trees_all_equal(jax.device_get(end), state)
 
 
 def test_nothing_is_transferred_while_a_segment_runs(whole: Any):

@@ -186,7 +186,7 @@ def test_divergence_names_step_seed_and_metric(tmp_path: Path, poison: str, name
     run(make_job(), tmp_path, resume=True)  # the checkpoint is good
 
 
-def test_divergence_before_the_first_checkpoint_says_that_there_is_none(tmp_path: Path):
+def test_divergence_before_the_first_checkpoint_says_so(tmp_path: Path):
     config = RunConfig(segment=2, eval_every=100, checkpoint_every=100, keep=1)
     with pytest.raises(Diverged, match="there is no checkpoint before"):
         run(make_job(algo=Walk(poison="metric"), run=config), tmp_path)
@@ -211,7 +211,7 @@ def at(what: str, step: int, number: int) -> Callable[[str, int], None]:
 @pytest.mark.parametrize(
     ("what", "step"), [("compiling", 0), ("update", 2), ("update", 6), ("evaluating", 8), ("success", 8)]
 )
-def test_signal_leaves_a_checkpoint_that_continues_to_the_same_bits(
+def test_signal_leaves_a_checkpoint_that_continues_exactly(
     straight: tuple[Path, TrainResult], tmp_path: Path, number: int, what: str, step: int
 ):
     outcome = run(make_job(), tmp_path, hook=at(what, step, number))

@@ -108,7 +108,7 @@ def test_unstable_physics_leaves_other_episodes_alone(tmp_path: Path):
     assert [{**row, "dropped": 0} for row in pair[1]] == pair[0]
 
 
-def test_actions_that_are_not_finite_stop_a_run_with_a_checkpoint(tmp_path: Path):
+def test_actions_that_are_not_finite_leave_a_checkpoint(tmp_path: Path):
     """Seed 4's policy, whose weights are finite; the checkpoint of update 8 came before its evaluation."""
     job = make_job(algo=Still(never=True))
     for resume in (False, True):
@@ -144,7 +144,7 @@ SWEEP = tuple(Variant(name, {}, {"name": name}) for name in "ab")
 
 
 @pytest.mark.parametrize("learnt", ["a", "b", "ab", ""])
-def test_a_sweep_killed_while_its_checkpoints_learn_of_an_evaluation(learnt: str, tmp_path: Path):
+def test_a_sweep_killed_while_it_marks_an_evaluation_resumes(learnt: str, tmp_path: Path):
     """Only some of its two runs know of the evaluation of update 8; neither loses nor doubles a row."""
     job = make_job(sweep=SWEEP, run=dataclasses.replace(RUN, keep=9))
     run(job, tmp_path / "straight")

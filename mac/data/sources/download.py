@@ -1,4 +1,4 @@
-"""All files of a public dataset, and the record of what came."""
+"""Downloads all files of a public dataset, and records them."""
 
 import contextlib
 import shutil

@@ -181,7 +181,7 @@ class _Address:
     def _check_rest(
         self, response: requests.Response, here: int, noted: dict[str, Any], resume: bool
     ) -> None:
-        """A partial answer must be the rest of what is here, of the same version."""
+        """A partial answer must be the rest of the partial file, of the same version."""
         first, total = stated_range(response)
         fits = first == here and total is not None and noted.get("size") in (None, total)
         if not resume or not fits or version(response) not in (None, noted["version"]):

@@ -24,7 +24,7 @@ def eval_rows(
     engine left out, sum over episodes), `unstable` (episodes that ended because the simulation became
     unstable; they count as failures, with the return up to then), `data` (where the training data come
     from, if it is known); of an algorithm that predicts returns also `predicted_return`, what it expected at
-    the start, and `realised_return`, what came (means over episodes, of discounted returns as
+    the start, and `realised_return`, the realized one (means over episodes, of discounted returns as
     `mac.run.report.episode_returns.realised_return` defines them). Where `spec` says that data record
     rewards, also `measure`, the column to judge by in place of `success`, and maybe `score`
     (`mac.run.report.score`).

@@ -1,4 +1,4 @@
-"""Returns of episodes as critics count them, for comparing what was expected with what came."""
+"""Returns of episodes as critics count them, to compare expected with realized returns."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int

@@ -67,7 +67,7 @@ class Progress(abc.ABC):
         self._changed()
 
     def count(self, done: int, total: int) -> None:
-        """As `update`, for a job that learns its total on the way and has no metrics."""
+        """Does what `update` does, for a job that learns its total on the way and has no metrics."""
         self.meter.total = total
         self.update(done)
 

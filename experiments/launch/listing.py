@@ -3,9 +3,10 @@
 import textwrap
 from typing import Any
 
-from baselines import REGISTRY
-from experiments.cli.settings import PRESETS
+from baselines import algorithms
+from envs_mjx.registry import registered_names
 from experiments.launch.hparams import HPARAMS, fits, load_rows, patterns
+from experiments.launch.settings import PRESETS
 
 WIDTH, INDENT = 110, 16
 
@@ -26,16 +27,22 @@ def settings_of(algo: str, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 def listing() -> str:
     """Every algorithm: its name, paper and year, what it learns, and the settings that it has."""
     rows, parts = load_rows(HPARAMS), []
-    for name, entry in REGISTRY.items():
-        parts.append(f"{name:<{INDENT}}{entry.title}, arXiv {entry.arxiv}, {entry.year}")
-        parts.append(_indented(entry.learns))
-        for preset, envs in settings_of(name, rows).items():
+    for name, entry in algorithms().items():
+        parts.append(f"{name:<{INDENT}}{entry.source}")
+        parts += [_indented(entry.learns)] if entry.learns else []
+        own = load_rows(entry.hparams) if entry.hparams else []
+        found = settings_of(name, rows + own)
+        for preset, envs in found.items():
             parts.append(_indented(f"--preset {preset}: {', '.join(envs)}"))
+        if not found:
+            parts.append(_indented("the defaults of its configuration, in any environment"))
     parts.append(
         "\nEnvironments are patterns of --env; values and their sources are in experiments/hparams.toml."
         "\nWhat fits NAME-oraclerep-v0 also serves NAME-v0, whose goals are whole observations, and what fits"
         "\nD4RL's NAME-LEVEL-v2 serves Minari's mujoco/NAME/LEVEL-v0."
     )
+    if registered := registered_names():
+        parts.append(f"\nEnvironments of plug-ins: {', '.join(registered)}")
     return "\n".join(parts)
 
 

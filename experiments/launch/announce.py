@@ -1,0 +1,50 @@
+"""Announces a run: its algorithm, environment, data and device, and what it will cost."""
+
+import jax
+
+from baselines import get_algorithm
+from experiments.launch import cost_estimate, dataset, sweep
+from experiments.launch.job import Launch
+from mac.formatting import counted
+from mac.machine import cores
+from mac.run.io.run_metadata import cpu_model
+
+
+def announce(launch: Launch, reason: str) -> None:
+    """Says in a few lines what will happen, and what it will cost."""
+    settings, spec = launch.settings, launch.env.spec
+    known, choice = launch.known, launch.choice
+    rows, held = dataset.windows(settings.data, known)
+    count = len(sweep.variants(settings))
+    lanes = settings.seeds * count
+    sizes = cost_estimate.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
+    device = jax.devices()[0]
+    where = f"{cpu_model()}, {counted(cores(), 'core')}" if device.platform == "cpu" else device.device_kind
+    left = max(settings.steps - (launch.reached or 0), 0)
+    evaluations = 0 if launch.finished else -(-left // settings.run.eval_every)
+    episodes = lanes * settings.eval.episodes * len(spec.tasks)
+    parts = {
+        "data": cost_estimate.seconds_to_collect(round(1.1 * known.rows))
+        if choice.how == "generate"
+        else 0.0,
+        "training": cost_estimate.seconds_to_train(sizes, left * lanes),
+        "evaluation": cost_estimate.seconds_to_evaluate(evaluations, episodes, spec),
+    }
+    done = "" if launch.reached is None else f", {launch.reached:,} of them done"
+    print(f"algorithm    {get_algorithm(settings.algo).title}")
+    print(f"environment  {settings.env}, evaluated on engine {launch.engine}")
+    print(f"preset       {settings.preset} ({reason})")
+    print(f"device       {where}")
+    each = f" of each of {count} configurations" if settings.sweep else ""
+    print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1}){each}")
+    print(f"updates      {settings.steps:,} of each seed{done}")
+    print(f"data         {choice.path} ({dataset.describe_rows(settings.data, known)}{choice.describe()})")
+    if note := cost_estimate.data_note(settings.preset, spec, known.rows, dataset.larger(launch.task_id)):
+        print(f"note         {note}")
+    if choice.found:
+        print(f"source       {dataset.provenance(choice.path).label}")
+    print(f"results      {launch.folder}")
+    print(f"time         {cost_estimate.describe_time(parts)}", flush=True)
+    if settings.dry_run:
+        print("\n".join(cost_estimate.describe(sizes, launch.algo, spec, rows)))
+        print(cost_estimate.describe_evaluation(launch.env, episodes, settings.eval.batch))

@@ -1,0 +1,361 @@
+"""All settings of a run, typed and checked: from the command line, `hparams.toml`, or a run's `config.json`.
+
+The command line is read in two stages. `--algo`, `--env` and `--preset` select rows of `hparams.toml` and the
+class of the hyperparameters; then tyro reads all flags over the defaults so made. A resumed run takes its
+defaults from its own `config.json` instead. The fields' docstrings are the help.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from baselines import get_algorithm
+from envs_mjx.registry import TaskId
+from envs_mjx.registry import parse as parse_env
+from experiments.cli.arguments import read_flags, start_jax, whole_number
+from experiments.launch.hparams import (
+    GROUPS,
+    HPARAMS,
+    SELECTORS,
+    build,
+    convert,
+    merge_rows,
+    require_steps,
+    rows_for,
+)
+from mac.atomic_files import misfit, read_json, visible
+from mac.data.normalize import Normalize
+from mac.data.sources.catalogue import SHARDS
+from mac.errors import UserError, refusal, remedy, unknown_name
+from mac.run.train import RunConfig
+
+PROGRAM = "python experiments/run.py"
+RUNS = Path("runs")
+"""The folder of runs, if none is named."""
+CONFIG = "config.json"
+HP = TypeVar("HP")
+Preset = Literal["auto", "paper", "laptop"]
+PRESETS: tuple[str, ...] = typing.get_args(Preset)
+Engine = Literal["auto", "c", "mjx", "warp"]
+Resident = Literal["auto", "yes", "no"]
+StoredAs = Literal["auto", "float32", "uint16"]
+From = Literal["auto", "local", "download", "generate"]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Settings of the evaluation of policies."""
+
+    episodes: int = 15
+    """episodes per task and seed in each evaluation"""
+    engine: Engine = "auto"
+    """physics: `c` MuJoCo C on host threads, `mjx` in JAX, `warp` MuJoCo Warp; auto = the best one here"""
+    batch: int = 0
+    """most environments simulated at a time, where memory is short; 0 = all; results do not depend on it"""
+
+    def __post_init__(self):
+        if self.episodes < 1:
+            raise UserError(f"--eval.episodes={self.episodes}: must be at least 1")
+        if self.batch < 0:
+            raise UserError(f"--eval.batch={self.batch}: must be at least 0")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Settings of the dataset's source."""
+
+    source: From = "auto"
+    """`local` searches this machine, `download` fetches OGBench's, D4RL's or Minari's file, `generate` makes
+    the data; auto = local, else generate where that is possible, else download"""
+    path: Path | None = None
+    """an .npz or .hdf5 file, a folder of shards, or convert_data.py's store; None = as --data.source says"""
+    dir: Path = Path("data")
+    """folder for downloads, generated datasets and converted stores; also searched, as are ~/.ogbench,
+    ~/.d4rl and ~/.minari"""
+    mirror: str | None = None
+    """address of a copy of the public files, to download from instead of their hosts"""
+    shards: int = 0
+    """numbered files of OGBench's 100M dataset to use, at least; 0 = its ordinary file"""
+    rows: int = 1_001_000
+    """rows to generate (whole episodes; a tenth more for validation)"""
+    seed: int = 0
+    """seed of the generated dataset, and of the order of windows"""
+    dtype: StoredAs = "auto"
+    """how rows are stored: uint16 takes half the memory of float32; auto = as prepared, else float32"""
+    resident: Resident = "auto"
+    """all rows stay on the device, or windows of them rotate; auto = if they fit"""
+    normalize: Normalize = "minmax"
+    """normalisation of observations: minmax to [-1, 1] (MAC's), standard to mean 0 and standard
+    deviation 1, or none"""
+    window: int = 1_001_000
+    """most rows of a rotating window"""
+    window_updates: int = 1_000
+    """updates that each of these windows serves"""
+
+    def __post_init__(self):
+        for name in ("rows", "window", "window_updates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--data.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--data.seed={self.seed}: must be in [0, 2**31)")
+        if not 0 <= self.shards <= SHARDS:
+            raise UserError(f"--data.shards={self.shards}: must be from 0 to {SHARDS}")
+        if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
+            raise UserError(f"--data.mirror={self.mirror}: must begin with http:// or https://")
+        if self.path is not None and self.source in ("download", "generate"):
+            raise UserError(
+                f"--data.path names a file, so there is nothing to {self.source}; give one of them"
+            )
+
+
+@dataclass(frozen=True)
+class Settings(Generic[HP]):
+    """Trains an offline RL algorithm on all seeds at once, and evaluates it in batched physics."""
+
+    hp: HP
+    """Hyperparameters of the algorithm."""
+    run: RunConfig
+    eval: EvalConfig
+    data: DataConfig
+    algo: str = "mac"
+    """algorithm to train, one that `--list` prints"""
+    env: str = "cube-single-play-singletask-task2-v0"
+    """OGBench dataset name: environment, data and task"""
+    preset: Preset = "auto"
+    """defaults: the paper's, or ones that learn on two CPU cores; auto = paper on an accelerator, else
+    laptop"""
+    seeds: int = 4
+    """number of seeds, trained together"""
+    seed: int = 0
+    """first seed; the run uses SEED ... SEED + SEEDS - 1"""
+    steps: int = 1_000_000
+    """updates per seed"""
+    sweep: tuple[str, ...] = ()
+    """trains every combination of hp.NAME=V1,V2,... with all seeds in one program; each leaves a run of its
+    own in the run folder"""
+    out: Path | None = None
+    """run folder; None = a new one, runs/ALGO_ENV_PRESET_DATE"""
+    resume: bool = False
+    """continue the run in --out (None = the newest in runs/) with the settings it was started with"""
+    dry_run: bool = False
+    """print sizes, memory and time estimates, and exit"""
+    list: bool = False
+    """print every algorithm with its paper and the settings that it has, and exit"""
+
+    def __post_init__(self):
+        for name in ("seeds", "steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+        if self.steps >= 2**31:
+            raise UserError(f"--steps={self.steps}: must be below 2**31")
+        if not 0 <= self.seed <= 2**31 - self.seeds:
+            raise UserError(f"--seed={self.seed}: seeds must be in [0, 2**31)")
+
+    @property
+    def task_id(self) -> TaskId:
+        """The environment, parsed.
+
+        Raises:
+            UserError: it is unknown.
+        """
+        return parse_env(self.env)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings of the run itself as JSON data; `from_dict` is the inverse."""
+        values = dataclasses.asdict(self)
+        for name in _OF_THE_LAUNCH:
+            del values[name]
+        return _jsonable(values)
+
+
+_OF_THE_LAUNCH = ("out", "resume", "dry_run", "list")
+
+
+def from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
+    """Settings from a file's values; what they leave out keeps its default.
+
+    Args:
+        values: `to_dict()` of other settings, or a part of it.
+        hp: class of the algorithm's hyperparameters.
+        where: the file, for messages.
+    Raises:
+        UserError: an unknown key, a value of a wrong type, or one out of range.
+    """
+    hints = typing.get_type_hints(Settings)
+    names = [f.name for f in dataclasses.fields(Settings) if f.name not in _OF_THE_LAUNCH]
+    for key in values:
+        if key not in names:
+            raise unknown_name(f"{where}: key", key, names)
+    classes = dict(zip(GROUPS, (hp, RunConfig, EvalConfig, DataConfig), strict=True))
+    groups = {}
+    for name, cls in classes.items():
+        given = values.get(name, {})
+        if not isinstance(given, dict):
+            raise UserError(f"{where}: {name} = {given!r} must be a table")
+        groups[name] = build(cls, given, f"{where}, {name}")
+    top = {k: convert(v, hints[k], f"{where}: {k}") for k, v in values.items() if k not in groups}
+    return Settings(**groups, **top)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_jsonable(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# From the command line.
+
+
+class _First(NamedTuple):
+    """The flags that decide the defaults of all others; None where not given."""
+
+    algo: str | None
+    env: str | None
+    preset: str | None
+    seeds: int | None
+    out: Path | None
+    resume: bool
+    help: bool
+
+
+def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
+    """Settings for a command line, and the reason for the preset. Starts JAX.
+
+    Raises:
+        UserError: an unknown flag, name or key, a value out of range, or a device that is missing; in
+            one line.
+        SystemExit: after printing the help.
+    """
+    first = _first_stage(argv)
+    saved = _saved(first) if first.resume and first.out else {}
+    chosen = {name: getattr(first, name) or saved.get(name) or getattr(Settings, name) for name in SELECTORS}
+    entry, task_id = get_algorithm(chosen["algo"], "--algo"), parse_env(chosen["env"])
+    if chosen["preset"] not in PRESETS:
+        raise unknown_name("--preset", chosen["preset"], PRESETS)
+    backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
+    preset, reason = _choose_preset(chosen["preset"], backend)
+    rows, asked = [] if saved else rows_for(entry), (chosen["algo"], task_id, preset)
+    if saved:
+        values, where, reason = saved, str(first.out), "of the run that is continued"
+    else:
+        values, where = merge_rows(rows, *asked), str(HPARAMS)
+    default = from_dict(values | chosen, entry.config, where)
+    if not saved:
+        require_steps(values, rows, *asked)
+    settings = read_flags(Settings[entry.config], argv, PROGRAM, default)
+    return dataclasses.replace(settings, preset=preset, out=first.out or settings.out), reason
+
+
+def _first_stage(argv: Sequence[str]) -> _First:
+    """Reads its flags only; what is wrong with others is left to the second stage."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in (*SELECTORS, "seeds", "out"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--help", "-h", action="store_true")
+    try:
+        known = vars(parser.parse_known_args(list(argv))[0])
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; see --help") from error
+    seeds, out = known["seeds"], known["out"]
+    if seeds is not None:
+        try:
+            known["seeds"] = whole_number(seeds)
+        except ValueError as error:
+            raise UserError(f"--seeds={seeds}: {error}") from error
+        if known["seeds"] < 1:
+            raise UserError(f"--seeds={seeds}: must be a whole number of at least 1")
+    if out is None and known["resume"] and not known["help"]:
+        out = _newest_run()
+    known["out"] = None if out is None else Path(out)
+    return _First(**known)
+
+
+def _newest_run() -> Path:
+    started = {}
+    for run in runs_within(RUNS):
+        with contextlib.suppress(OSError):  # deleted just now
+            started[run] = (run / CONFIG).stat().st_mtime
+    if not started:
+        raise UserError(f"--resume: there is no run in {RUNS}/; name its folder with --out")
+    return max(started, key=started.__getitem__)
+
+
+def _saved(first: _First) -> dict[str, Any]:
+    """The settings that the run to be resumed was started with."""
+    values = read_config(first.out or Path(), "--resume: ")
+    for name in SELECTORS:
+        wanted = getattr(first, name)
+        if wanted not in (None, "auto", values.get(name)):
+            raise UserError(
+                f"--{name}={wanted}: the run in {first.out} has {values.get(name)}; choose another --out"
+            )
+    return values
+
+
+def _choose_preset(preset: str, backend: str) -> tuple[str, str]:
+    if preset != "auto":
+        return preset, "as asked"
+    if backend == "cpu":
+        return "laptop", "no accelerator found; --preset paper for the paper's sizes"
+    return "paper", f"accelerator found ({backend}); --preset laptop for a quick look"
+
+
+# From the folder of a run.
+
+
+def is_run(folder: Path) -> bool:
+    """True if a run was started in `folder`."""
+    return (folder / CONFIG).exists()
+
+
+def runs_within(folder: Path) -> list[Path]:
+    """The runs in the folders that `folder` holds, by name."""
+    try:
+        return [path.parent for path in visible(folder, f"*/{CONFIG}")]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {refusal(error)}; {remedy(error, 'check it')}") from error
+
+
+def name_one(runs: Sequence[Path]) -> str:
+    """A remedy: to name one of these runs."""
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    return f"name one of its runs: {', '.join(map(str, runs[:4]))}{more}"
+
+
+def read_config(folder: Path, asked_by: str = "") -> dict[str, Any]:
+    """The settings that the run in `folder` was last started with, as plain data.
+
+    Args:
+        asked_by: what an error's line begins with, such as a flag.
+    Raises:
+        UserError: there is no run, or its settings cannot be read.
+    """
+    if not is_run(folder):
+        within = runs_within(folder)
+        then = name_one(within) if within else "name a run's folder"
+        raise UserError(f"{asked_by}{folder} holds no run (no {CONFIG} in it); {then}")
+    values = read_json(folder / CONFIG)
+    if fault := misfit(values, algo=str, env=str):
+        raise UserError(
+            f"{folder / CONFIG} holds no settings of a run ({fault}); restore it, or choose another folder"
+        )
+    return values
+
+
+def read_settings(folder: Path) -> Settings[Any]:
+    """The settings of the run in `folder`.
+
+    Raises:
+        UserError: there is no run, or its settings are not those of this version.
+    """
+    values = read_config(folder)
+    entry = get_algorithm(values["algo"], f"{folder / CONFIG}: algo")
+    return from_dict(values, entry.config, str(folder / CONFIG))

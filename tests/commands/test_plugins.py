@@ -1,0 +1,110 @@
+"""Plug-ins: a package outside this project adds an algorithm and an environment to every command."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mac import plugins
+from mac.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SIZES = ["--seeds", "2", "--hp.batch", "8", "--hp.hidden", "8", "--run.segment", "5", "--eval.episodes", "2"]
+COMMANDS = """
+import sys
+from experiments import evaluate, report, run
+run_flags, more = sys.argv[1:sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1:]
+assert run.main(["--list"]) == 0
+assert run.main([*run_flags, "--steps", "10"]) == 0
+assert run.main(["--out", "run", "--resume", "--steps", "15"]) == 0
+assert run.main([*run_flags, "--out", "swept", "--sweep", "hp.alpha=1,2", "--steps", "5"]) == 0
+assert evaluate.main(["run", "--episodes", "1"]) == 0
+assert evaluate.main(["run", "--engine", "ogbench"]) == 2
+assert report.main(["run", "swept", "--out", "report.csv"]) == 0
+"""
+
+
+def documented(name: str) -> str:
+    """The code block of docs/extending.md whose first line names the file."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    found = re.search(rf"^```\w+\n# {re.escape(name)}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found, name
+    return found[1]
+
+
+def tutorial_algorithm() -> str:
+    """The tutorial's algorithm."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "tutorial.md").read_text(), re.M | re.S)
+    (code,) = [block for block in blocks if "class TD3BC(" in block]
+    return code
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation's package as an installer leaves it, in a folder of PYTHONPATH."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "my_rl").mkdir()
+    (site / "my_rl" / "__init__.py").write_text("")
+    (site / "my_rl" / "td3bc.py").write_text(tutorial_algorithm())
+    for name in ("my_rl/point.py", "my_rl/plugin.py"):
+        (site / name).write_text(documented(name))
+    project = documented("pyproject.toml")
+    (group,) = re.findall(r'^\[project\.entry-points\."(.+)"\]$', project, re.MULTILINE)
+    (entry,) = re.findall(r'^(\w+ = ".+")$', project.split(group)[1], re.MULTILINE)
+    folder = site / "my_rl-0.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: my-rl\nVersion: 0.1\n")
+    (folder / "entry_points.txt").write_text(f"[{group}]\n{entry.replace(chr(34), '')}\n")
+    return site
+
+
+def points(path: Path) -> None:
+    """Ten episodes of a point that wanders, as OGBench's files hold them."""
+    rng = np.random.default_rng(0)
+    action = rng.uniform(-1, 1, (10, 41, 2)).astype(np.float32)
+    start = rng.uniform(-1, 1, (10, 1, 2))
+    obs = np.concatenate([start, start + 0.1 * np.cumsum(action[:, :-1], axis=1)], axis=1)
+    ends = np.zeros((10, 41))
+    ends[:, -1] = 1
+    arrays = {"observations": obs.astype(np.float32), "actions": action, "terminals": ends.astype(np.float32)}
+    np.savez(path, **{name: array.reshape(410, *array.shape[2:]) for name, array in arrays.items()})
+
+
+def test_package_from_outside_is_listed_trains_and_is_evaluated(installed: Path, tmp_path: Path):
+    points(tmp_path / "points.npz")
+    flags = ["--algo", "td3bc", "--env", "point-v0", "--data.path", "points.npz", "--out", "run", *SIZES]
+    path = os.pathsep.join([str(installed), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, *flags, "--"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^td3bc +TD3\+BC \(Fujimoto and Gu 2021\), arXiv 2106\.06860, 2021$", done.stdout, re.M)
+    assert "Environments of plug-ins: point-v0" in done.stdout
+    assert "resumed from the checkpoint of update 10" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --engine ogbench: OGBench has no point-v0")
+    (evaluated,) = map(json.loads, (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines())
+    assert [(row["task"], row["seed"]) for row in evaluated["rows"]] == [(1, 0), (1, 1)]
+    assert {"alpha=1", "alpha=2"} <= {folder.name for folder in (tmp_path / "swept").iterdir()}
+    assert "td3bc" in (tmp_path / "report.csv").read_text()
+
+
+def test_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "broken-0.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 0.1\n")
+    (folder / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nbroken = broken_module_of_a_test\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins._declared.cache_clear()
+    try:
+        for _ in range(2):  # it is tried again, and named again
+            with pytest.raises(UserError, match="broken_module_of_a_test of package broken cannot"):
+                plugins.load_plugins()
+    finally:
+        plugins._declared.cache_clear()
