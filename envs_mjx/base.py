@@ -1,53 +1,44 @@
 """The environment interface: pure functions of one environment, vmapped by the caller."""
 
 import abc
+import dataclasses
+from typing import Generic
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mac.errors import UserError
-from mac.types import EnvSpec
+from mac.types import EnvSpec, EnvState, StateT
+
+__all__ = ["AbstractEnv", "EnvState"]
 
 
-class EnvState(eqx.Module):
-    """State of one environment: arrays only, so it may be carried by `lax.scan` and checkpointed.
+class AbstractEnv(eqx.Module, Generic[StateT]):
+    """An environment: `reset` and `step` are pure, written for one environment, and vmappable.
 
-    Environments add what they need: physics, targets, random keys.
-
-    Attributes:
-        obs: observation of the current state, in the dataset's units (not normalised).
-        goal: goal representation of a goal-conditioned environment, None for a single task.
-        reward: reward of the last `step` (0 after a reset).
-        success: whether the last `step` reported success (False after a reset).
-        done: whether the episode has ended, by success, another termination or the time limit.
-        t: control steps taken since the reset.
-        dropped: contacts that the physics engine left out in this episode (`TabletopPhysics.dropped`).
+    `step` begins with `check_action` and ends with `end_step`, so that what holds for every environment is
+    written once.
     """
-
-    obs: Float[Array, " D"]
-    goal: Float[Array, " G"] | None
-    reward: Float[Array, ""]
-    success: Bool[Array, ""]
-    done: Bool[Array, ""]
-    t: Int[Array, ""]
-    dropped: Int[Array, ""]
-
-
-class AbstractEnv(eqx.Module):
-    """An environment: `reset` and `step` are pure, written for one environment, and vmappable."""
 
     spec: eqx.AbstractVar[EnvSpec]
 
     @abc.abstractmethod
-    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> EnvState:
+    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> StateT:
         """Starts an episode of `task` (1-based, may be traced)."""
 
     @abc.abstractmethod
-    def step(self, state: EnvState, action: Float[Array, " A"]) -> EnvState:
+    def step(self, state: StateT, action: Float[Array, " A"]) -> StateT:
         """Advances one control step; a state that is `done` is returned unchanged, at no physics cost
         on engine `c`. Actions are in [-1, 1] and are clipped to it.
+
+        Environments of this package replace an action with an entry that is not finite by zeros, and the
+        step's reward is then NaN.
+
+        Raises:
+            UserError: if the action has another shape.
         """
 
     @abc.abstractmethod
@@ -69,6 +60,24 @@ class AbstractEnv(eqx.Module):
             )
         finite = jnp.all(jnp.isfinite(action))
         return jnp.clip(jnp.where(finite, action, 0.0), -1.0, 1.0), finite
+
+    def end_step(self, before: StateT, after: StateT, finite: Bool[Array, ""] | bool = True) -> StateT:
+        """Ends a step: counts it, applies the time limit, and freezes a state that was done before.
+
+        Args:
+            before: state that `step` was called with.
+            after: state after the action; its `done` says whether the episode terminated, by success or
+                otherwise, and its `t` is not read.
+            finite: whether all entries of the action were finite (`check_action`); else the reward is NaN.
+        """
+        t = before.t + 1
+        after = dataclasses.replace(
+            after,
+            reward=jnp.where(finite, after.reward, jnp.nan),
+            done=after.done | (t >= self.spec.max_steps),
+            t=t,
+        )
+        return jax.tree.map(lambda old, new: jnp.where(before.done, old, new), before, after)
 
     def check_observations(self, obs: np.ndarray) -> None:
         """Checks that `obs` are observations of this environment.

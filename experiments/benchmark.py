@@ -4,13 +4,13 @@
     python experiments/benchmark.py --seeds 1 4 8 16 --widths 512 --envs 75 300 4096 \\
         --out experiments/results/bench_gpu.csv
 
-Every configuration runs in a process of its own, so that its peak memory is its own and the CPU may
-count as another number of devices. Within it the contenders (`timed_loops.py`) take turns: machines
-are noisy, and what is compared must see the same noise. All train the paper's MAC, on random data
-of cube-single's shapes. With `--envs`, evaluations are timed too (`benchmarks/evaluation.py`). The physics of
-all environments has a benchmark of its own, `python experiments/benchmark.py envs` (`benchmarks/envs.py`),
-and so have all algorithms of the registry, `python experiments/benchmark.py algos`
-(`benchmarks/algorithms.py`).
+Every configuration runs in a process of its own, which has its own peak memory and may divide the CPU into
+another number of devices. Within a process the calls of the loops (`timed_loops.py`) are interleaved:
+machines are noisy, and compared measurements must see the same noise. All loops train the paper's MAC on
+random data of cube-single's shapes. With `--envs`, evaluations are timed too (`benchmarks/evaluation.py`).
+
+`python experiments/benchmark.py envs` measures the physics of all environments (`benchmarks/envs.py`), and
+`python experiments/benchmark.py algos` all registered algorithms (`benchmarks/algorithms.py`).
 """
 
 import itertools
@@ -53,38 +53,38 @@ class Args:
     rows: int = 200_000
     """rows of the random dataset"""
     seconds: float = 3.0
-    """seconds that each contender is measured for, per configuration; large sizes take longer"""
-    rounds: int = 5
-    """turns that these seconds are cut into; figures are medians over them"""
+    """seconds for which each loop is measured, per configuration; large sizes take longer"""
+    repeats: int = 5
+    """calls into which these seconds are divided; figures are medians over them"""
     envs: tuple[int, ...] = ()
-    """environments at once, to measure evaluations of the largest width with; none by default"""
+    """numbers of environments in evaluations of the largest width; none by default"""
     engine: Literal["mjx", "c"] = "mjx"
     """physics engine of these evaluations"""
     out: Path | None = None
-    """CSV file to write; the evaluations go to a second one beside it, NAME_eval.csv"""
+    """CSV file to write; the evaluations go to a second one in the same folder, NAME_eval.csv"""
     quick: bool = False
-    """tiny batches and rollouts, to see that everything runs: the figures mean nothing"""
+    """tiny batches and rollouts, to test that everything runs; the figures mean nothing"""
 
     def check(self) -> None:
-        """Raises UserError for values that make no sense; not `__post_init__`, whose errors tyro rewords."""
+        """Raises UserError for values out of range; not `__post_init__`, whose errors tyro rewords."""
         for name in ("seeds", "widths", "envs"):
             if min(getattr(self, name), default=name == "envs") < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: give at least one number, each at least 1")
-        for name, least in (("batch", 1), ("rounds", 1), ("rows", 2 * EPISODE_ROWS)):
+        for name, least in (("batch", 1), ("repeats", 1), ("rows", 2 * EPISODE_ROWS)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name}={getattr(self, name)}: must be at least {least}")
         if not 0 < self.seconds < float("inf"):
             raise UserError(f"--seconds={self.seconds}: must be positive and finite")
 
     def config(self, width: int) -> Config:
-        """The paper's MAC at this width and batch."""
+        """Returns the paper's MAC at this width and batch."""
         if self.quick:
             return Config(batch=8, hidden=(width,) * 4, candidates=2, rollout=2, flow_steps=2)
         return Config(batch=self.batch, hidden=(width,) * 4)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     for name, other in (("envs", bench_envs), ("algos", algorithms)):
         if argv[:1] == [name]:
             return other.main(argv[1:])
@@ -124,13 +124,13 @@ def every(args: Args, argv: Sequence[str]) -> None:
 
 
 def in_process(kind: str, args: Args) -> dict[str, Any]:
-    """The figures of one configuration, measured in a process of its own, whose messages go to stderr.
+    """Measures one configuration in a process of its own, whose messages go to stderr.
 
     Args:
         kind: `train` or `eval`.
-        args: of one width, and one number of seeds or environments.
+        args: flags with one width, and one number of seeds or environments.
     Raises:
-        UserError: it failed.
+        UserError: the measurement failed.
     """
     sizes = {"width": args.widths, "seeds": args.seeds} if kind == "train" else {"envs": args.envs}
     what = ", ".join(f"{name} {values[0]}" for name, values in sizes.items())
@@ -142,7 +142,7 @@ def training(args: Args) -> TrainRow:
     loop.use_cpu_devices(args.seeds[0])
     compile_for_real()
     cfg = args.config(args.widths[0])
-    return measure_training(cfg, args.seeds[0], rows=args.rows, seconds=args.seconds, rounds=args.rounds)
+    return measure_training(cfg, args.seeds[0], rows=args.rows, seconds=args.seconds, repeats=args.repeats)
 
 
 def evaluation(args: Args) -> EvalRow:
@@ -152,10 +152,11 @@ def evaluation(args: Args) -> EvalRow:
 
 
 def table(rows: Sequence[TrainRow]) -> Table:
-    """Table of the main figures."""
-    title = "seed-updates per second: of the segment, of a Python loop, and as a share of matrix products"
+    """Returns a table of the main figures."""
+    title = "seed-updates per second: of the segment, of a Python training loop, and share of the matmul rate"
     shown = Table(title=title, title_justify="left")
-    for head in ("width", "seeds", "devices", "segment", "plain", "ratio", "share", "compile s", "peak MB"):
+    rates = "segment", "Python loop", "ratio", "share"
+    for head in ("width", "seeds", "devices", *rates, "compile s", "peak MB"):
         shown.add_column(head, justify="right")
     for r in rows:
         figures = (f"{r.rate:.3g}", f"{r.plain_rate:.3g}", f"{r.ratio:.2f}", f"{r.share:.0%}")
@@ -165,8 +166,8 @@ def table(rows: Sequence[TrainRow]) -> Table:
 
 
 def eval_table(rows: Sequence[EvalRow]) -> Table:
-    """The same for evaluations."""
-    shown = Table(title="seconds of one evaluation, and of its parts timed alone", title_justify="left")
+    """Returns a table of the evaluations."""
+    shown = Table(title="seconds of one evaluation, and of its parts timed separately", title_justify="left")
     for head in ("environments", "engine", "total", "policy", "physics", "steps/s", "compile s"):
         shown.add_column(head, justify="right")
     for r in rows:

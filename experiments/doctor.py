@@ -10,32 +10,18 @@ import importlib.util
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
 if importlib.util.find_spec("experiments") is None:  # not installed: `check_install` says so
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-OK, WARNING, BROKEN = "ok", "warning", "BROKEN"
-
-
-class Line(NamedTuple):
-    """One finding. `remedy` is what to do about it."""
-
-    state: str
-    what: str
-    found: str
-    remedy: str = ""
-
-
-Check = Callable[[Path], Iterable[Line]]
-"""Given the folder of data."""
+from experiments.doctor_checks.findings import BROKEN, WARNING, Check, Finding
+from mac.formatting import counted
 
 
 def main(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None = None) -> int:
-    """The command line; returns the exit status: 0 all that is needed works, 1 something is broken."""
+    """Runs the command line; returns the exit status: 0 all that is needed works, 1 something is broken."""
     from experiments.cli.output import standard_streams
 
     with standard_streams() as streams:
@@ -43,7 +29,7 @@ def main(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None = None)
 
 
 def report(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None) -> int:
-    """Does what the flags say; returns the exit status."""
+    """Runs the checks and prints their findings; returns the exit status."""
     about = "Checks this machine for all that the project needs."
     parser = argparse.ArgumentParser(prog="python experiments/doctor.py", description=about)
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of datasets")
@@ -51,7 +37,7 @@ def report(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None) -> i
     given = parser.parse_args(list(argv))
     if not given.json:
         print(f"{platform.node()}: {platform.platform()}")
-    lines: list[Line] = []
+    lines: list[Finding] = []
     for what, check in all_checks() if checks is None else checks:
         for line in examine(what, check, given.data):
             lines.append(line)
@@ -61,20 +47,21 @@ def report(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None) -> i
         print(json.dumps([line._asdict() for line in lines], indent=2))
     else:
         counts = {state: sum(line.state == state for line in lines) for state in (BROKEN, WARNING)}
-        print(f"{counts[BROKEN]} broken, {counts[WARNING]} warnings, {len(lines)} checks")
+        warnings, checked = counted(counts[WARNING], "warning"), counted(len(lines), "check")
+        print(f"{counts[BROKEN]} broken, {warnings}, {checked}")
     return int(any(line.state == BROKEN for line in lines))
 
 
-def examine(what: str, check: Check, data: Path) -> list[Line]:
-    """The findings of one check; if it fails itself, that is the finding."""
+def examine(what: str, check: Check, data: Path) -> list[Finding]:
+    """Returns the findings of one check; if the check itself fails, that is the finding."""
     try:
         return list(check(data))
     except Exception as error:  # whatever a broken installation may raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        return [Line(BROKEN, what, text[:200], "pip install -e . in the project's folder")]
+        return [Finding(BROKEN, what, text[:200], "pip install -e . in the project's folder")]
 
 
-def show(line: Line) -> None:
+def show(line: Finding) -> None:
     """Prints a finding, its remedy below it."""
     print(f"{line.state:8} {line.what:12} {line.found}", flush=True)
     if line.remedy:
@@ -82,26 +69,25 @@ def show(line: Line) -> None:
 
 
 def all_checks() -> list[tuple[str, Check]]:
-    """Every check, in the order of the report; those that try something begin at once."""
-    from experiments.doctor_checks import checks as checkups
-    from experiments.doctor_checks import datasets
+    """Returns every check, in the order of the report; probes start at once."""
+    from experiments.doctor_checks import checks, datasets
 
-    trials = checkups.Trials()
+    probes = checks.Probes()
     return [
-        ("system", checkups.check_system),
-        ("python", checkups.check_python),
-        ("install", checkups.check_install),
-        ("packages", checkups.check_packages),
-        ("mujoco", checkups.check_pairs),
-        ("variable", checkups.check_variables),
-        ("device", trials.device),
-        ("physics", trials.physics),
-        ("mjx", trials.mjx),
-        ("renderer", trials.renderer),
-        ("memory", checkups.check_memory),
-        ("cache", checkups.check_cache),
-        ("disk", checkups.check_disk),
-        ("folders", checkups.check_folders),
+        ("system", checks.check_system),
+        ("python", checks.check_python),
+        ("install", checks.check_install),
+        ("packages", checks.check_packages),
+        ("mujoco", checks.check_pairs),
+        ("variable", checks.check_variables),
+        ("device", probes.device),
+        ("physics", probes.physics),
+        ("mjx", probes.mjx),
+        ("renderer", probes.renderer),
+        ("memory", checks.check_memory),
+        ("cache", checks.check_cache),
+        ("disk", checks.check_disk),
+        ("folders", checks.check_folders),
         ("data", datasets.check_datasets),
     ]
 

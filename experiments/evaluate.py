@@ -31,7 +31,7 @@ from experiments.ogbench_eval.play import play_official
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.run.evaluate import evaluate, evaluation_keys
-from mac.run.io.eval_rows import eval_rows, warnings_of
+from mac.run.io.eval_rows import Evaluation, eval_rows, warnings_of
 from mac.run.io.logger import EVAL, append_row, check_appendable, read_rows
 from mac.run.io.run_metadata import provenance
 from mac.run.report.progress import open_progress
@@ -119,7 +119,7 @@ def evaluate_again(ask: Args) -> int:
     for env, each in games:
         result = play(run, env, each, engine, episodes, ask)
         spec = run.algo.env
-        rows += eval_rows(step, run.numbers, each, result, engine, label, spec)
+        rows += eval_rows(Evaluation(step, each, result, engine, label, spec), run.numbers)
     seconds = time.perf_counter() - began
     show(run, rows, engine, seconds)
     asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}
@@ -150,7 +150,7 @@ def play(
         with open_progress(f"ogbench {name}", total, "episodes") as progress:
             return play_official(run, name, tasks, episodes, keys, batch=ask.batch, report=progress.update)
     env = make(task_id, engine)
-    result = evaluate(run.algo, env, episodes, run.normalizer, run.state, keys, batch=ask.batch, tasks=tasks)
+    result = evaluate(run.policies, env, episodes, keys, batch=ask.batch, tasks=tasks)
     return jax.device_get(result)
 
 

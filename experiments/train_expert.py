@@ -3,11 +3,11 @@
     python experiments/train_expert.py --task ant --out experts/ant
     python experiments/train_expert.py --task hopper --out experts/hopper --rows 100k
 
-An ant or humanoid learns to walk in a given direction, for `experiments/generate_data.py --expert`, which
-makes navigate data for mazes; a hopper, walker2d or halfcheetah learns its own task, and leaves datasets in
-D4RL's schema. All such data are our own: results on them are not comparable with published ones.
+An ant or humanoid learns to walk in a given direction, for maze datasets of `experiments/generate_data.py
+--expert`. A hopper, walker2d or halfcheetah learns its own task; datasets in D4RL's schema are recorded from
+its training. All such data are our own: results on them are not comparable with published ones.
 
-Run the same command again after an interruption, and it continues.
+The same command continues an interrupted training.
 """
 
 import shlex
@@ -26,7 +26,7 @@ from experiments.cli.output import outlive_output
 from experiments.experts.online_training import OnlineConfig
 from experiments.experts.record_dataset import LEVELS, record
 from experiments.experts.sac import SacConfig
-from experiments.experts.tasks import ERRANDS, GYM
+from experiments.experts.tasks import GYM, TASKS
 from experiments.experts.trainer import CURVE, POLICY, ExpertConfig, ExpertScore, train
 from experiments.launch import dataset
 from mac.errors import UserError
@@ -68,98 +68,98 @@ LARGE = {
 class Args:
     """Trains our own experts, and records gym datasets with them.
 
-    Run the same command again after an interruption, and it continues.
+    The same command continues an interrupted training.
     """
 
-    task: Annotated[str, tyro.conf.arg(metavar="TASK", help=f"one of {', '.join(ERRANDS)}")] = REQUIRED
+    task: Annotated[str, tyro.conf.arg(metavar="TASK", help=f"one of {', '.join(TASKS)}")] = REQUIRED
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = REQUIRED
     """folder of the expert"""
     seed: int = 0
-    """same seed, same expert"""
+    """random seed"""
     rows: int | None = None
-    """rows of each dataset of a gym walker to write after training, such as 100k; None = none"""
+    """transitions of each dataset to write after training (gym walkers only), such as 100k; None = none"""
     steps: int | None = None
-    """control steps to train for, all lanes together; None = that of the preset"""
+    """control steps of training, all lanes together; None = the preset's"""
     preset: Literal["auto", "small", "large"] = "auto"
-    """small = for a CPU, large = for an accelerator"""
+    """sizes: small = for a CPU, large = for an accelerator"""
     engine: Literal["auto", "c", "mjx", "warp"] = "auto"
-    """physics; auto = c, unless on an accelerator"""
+    """physics engine; auto = c on a CPU, else the best one for the accelerator"""
 
 
-def plan_of(ask: Args, engine: str) -> ExpertConfig:
-    """Settings that the flags give.
+def config_of(args: Args, engine: str) -> ExpertConfig:
+    """Returns the settings that the flags select.
 
     Raises:
-        UserError: there is no such task, or a value is out of range.
+        UserError: an unknown task, or a value out of range.
     """
-    if ask.task not in ERRANDS:
-        raise UserError(f"--task={ask.task}: choose {', '.join(ERRANDS)}")
-    if not 0 <= ask.seed < 2**31:
-        raise UserError(f"--seed={ask.seed}: must be in [0, 2**31)")
-    preset = ask.preset if ask.preset != "auto" else "small" if engine == "c" else "large"
-    online, sac = (SMALL if preset == "small" else LARGE)[ask.task]
-    if ask.steps is not None:
-        if ask.steps < 2 * online.lanes * online.random:
-            raise UserError(f"--steps={ask.steps}: take at least {2 * online.lanes * online.random}")
-        online = online._replace(iterations=ask.steps // online.lanes)
-    return ExpertConfig(ask.task, ask.seed, engine, online, sac)
+    if args.task not in TASKS:
+        raise UserError(f"--task={args.task}: unknown task; choose {', '.join(TASKS)}")
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed={args.seed}: must be in [0, 2**31)")
+    preset = args.preset if args.preset != "auto" else "small" if engine == "c" else "large"
+    online, sac = (SMALL if preset == "small" else LARGE)[args.task]
+    if args.steps is not None:
+        if args.steps < 2 * online.lanes * online.random:
+            raise UserError(f"--steps={args.steps}: take at least {2 * online.lanes * online.random}")
+        online = online._replace(iterations=args.steps // online.lanes)
+    return ExpertConfig(args.task, args.seed, engine, online, sac)
 
 
-def rows_of(ask: Args) -> int:
-    """Rows of the datasets to write, 0 for none.
+def rows_of(args: Args) -> int:
+    """Returns the number of transitions of the datasets to write, 0 for none.
 
     Raises:
         UserError: the number is out of range, or the task has no such datasets.
     """
-    if ask.rows is None:
+    if args.rows is None:
         return 0
-    if ask.rows < 1:
-        raise UserError(f"--rows={ask.rows}: must be at least 1")
-    if ask.task not in GYM:
+    if args.rows < 1:
+        raise UserError(f"--rows={args.rows}: must be at least 1")
+    if args.task not in GYM:
         raise UserError(
-            f"--rows: datasets of {ask.task} are made by experiments/generate_data.py --expert FOLDER"
+            f"--rows: datasets of {args.task} are made by experiments/generate_data.py --expert FOLDER"
         )
-    return ask.rows
+    return args.rows
 
 
 def show(point: ExpertScore, task: str) -> str:
-    """A line of the curve in words."""
+    """Formats a line of the learning curve."""
     what = f"return {point.score:,.0f}" if task in GYM else f"{point.score:.2f} m/s along the direction"
-    return f"{point.env_steps:>10,} steps  {what}, {point.score_falls:.1f} falls in 1000 steps"
+    return f"{point.env_steps:>10,} steps  {what}, {point.score_falls:.1f} terminations per 1000 steps"
 
 
-def work(ask: Args, argv: Sequence[str]) -> int:
+def work(args: Args, argv: Sequence[str]) -> int:
     """Trains the expert; returns the exit status."""
     outlive_output()
     arguments.start_jax(1)
-    plan = plan_of(ask, resolve_engine(ask.engine))
-    rows = rows_of(ask)
-    dataset.check_writable(ask.out, "--out")
-    total = plan.online.iterations * plan.online.lanes
+    config = config_of(args, resolve_engine(args.engine))
+    rows = rows_of(args)
+    dataset.check_writable(args.out, "--out")
+    total = config.online.iterations * config.online.lanes
     with (
-        lock_folder(ask.out),
+        lock_folder(args.out),
         Interrupt() as interrupt,
-        open_progress(f"training an expert: {ask.task}", total, "steps") as progress,
+        open_progress(f"training an expert: {args.task}", total, "steps") as progress,
     ):
 
         def tell(point: ExpertScore | None, done: int) -> None:
-            progress.count(done * plan.online.lanes, total)
+            progress.count(done * config.online.lanes, total)
             if point is not None:
-                progress.note(show(point, ask.task))
+                progress.note(show(point, args.task))
 
-        finished = train(plan, ask.out, [*PROGRAM.split()[1:], *argv], tell, lambda: interrupt.asked)
+        finished = train(config, args.out, [*PROGRAM.split()[1:], *argv], tell, lambda: interrupt.asked)
     if not finished:
-        print("stopped; it is saved, continue with the same command", file=sys.stderr)
+        print("stopped and saved; continue with the same command", file=sys.stderr)
         return 128 + interrupt.signal
-    print(f"wrote {ask.out / POLICY} and {ask.out / CURVE}")
+    print(f"wrote {args.out / POLICY} and {args.out / CURVE}")
     for level in LEVELS if rows else ():
-        made = record(plan, ask.out, level, rows)
+        made = record(config, args.out, level, rows)
         print(f"wrote {made.path}: {made.rows:,} rows, mean return {made.mean_return:,.1f}")
     return 0
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
         lambda: work(arguments.read_flags(Args, argv, PROGRAM), argv),
         short_of_memory="take fewer --steps, or --preset small",

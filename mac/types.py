@@ -4,11 +4,11 @@ Axis letters used everywhere: S seeds, K steps per segment, B batch, H actions p
 T imagined chunks, D observation, A action, G goal, N rows, E episodes.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 Number = float | Float[Array, ""]
 """A hyperparameter: a plain number, or one that is traced because configurations differ in it."""
@@ -39,6 +39,57 @@ class EnvSpec(NamedTuple):
     goal_columns: tuple[int, ...] = ()
     recorded: bool = False
     score_range: tuple[float, float] | None = None
+
+
+def _no() -> Bool[Array, ""]:
+    return jnp.zeros((), bool)
+
+
+def _zero() -> Int[Array, ""]:
+    return jnp.zeros((), jnp.int32)
+
+
+class EnvState(eqx.Module):
+    """State of one environment: arrays only, so it may be carried by `lax.scan` and checkpointed.
+
+    Environments add what they need: physics, targets, random keys. The defaults are those of a reset.
+
+    Attributes:
+        obs: observation of the current state, in the dataset's units (not normalised).
+        goal: goal representation of a goal-conditioned environment, None for a single task.
+        reward: reward of the last `step` (0 after a reset).
+        success: whether the last `step` reported success (False after a reset).
+        done: whether the episode has ended, by success, another termination or the time limit.
+        t: control steps taken since the reset.
+        dropped: contacts left out in this episode because the engine's contact buffer was full.
+    """
+
+    obs: Float[Array, " D"]
+    goal: Float[Array, " G"] | None
+    reward: Float[Array, ""] = eqx.field(kw_only=True, default_factory=lambda: jnp.zeros(()))
+    success: Bool[Array, ""] = eqx.field(kw_only=True, default_factory=_no)
+    done: Bool[Array, ""] = eqx.field(kw_only=True, default_factory=_no)
+    t: Int[Array, ""] = eqx.field(kw_only=True, default_factory=_zero)
+    dropped: Int[Array, ""] = eqx.field(kw_only=True, default_factory=_zero)
+
+
+StateT = TypeVar("StateT", bound=EnvState)
+"""The states of one kind of environment."""
+
+
+@runtime_checkable
+class Env(Protocol[StateT]):
+    """An environment, as evaluation reads it: pure functions of one environment, vmapped by the caller.
+
+    `envs_mjx.base.AbstractEnv` satisfies this protocol and says what each method does.
+    """
+
+    @property
+    def spec(self) -> EnvSpec: ...
+
+    def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> StateT: ...
+
+    def step(self, state: StateT, action: Float[Array, " A"]) -> StateT: ...
 
 
 class GoalDistribution(NamedTuple):

@@ -24,7 +24,27 @@ from mac.machine import cores
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 """Components of MuJoCo's state that an exact continuation needs: positions, velocities, warm start, time
 ..."""
-W = TypeVar("W")
+
+
+class Worker:
+    """One `MjData` of a model."""
+
+    def __init__(self, data: mujoco.MjData):
+        self.data, self.model = data, data.model
+
+    def load(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Puts the model into a state at time 0 and computes derived quantities."""
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:] = qpos
+        self.data.qvel[:] = qvel
+        mujoco.mj_forward(self.model, self.data)
+
+    def restore(self, state: np.ndarray) -> None:
+        """Sets the integration state."""
+        mujoco.mj_setState(self.model, self.data, state, STATE)
+
+
+W = TypeVar("W", bound=Worker)
 
 
 class HostThreadPool(abc.ABC, Generic[W]):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
 from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, keep, where_active
-from envs_mjx.engines.host_threads import STATE, HostThreadPool
+from envs_mjx.engines.host_threads import STATE, HostThreadPool, Worker
 from envs_mjx.manipulation import arm as arms
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 
@@ -76,7 +76,7 @@ class CEngine(AbstractTabletopEngine):
 
     def read(self, data: mujoco.MjData) -> TabletopPhysics:
         """Returns the physics of an `MjData` of this engine's model as it is (host side, no forward)."""
-        worker = _Worker(self.host.scene, data)
+        worker = _TabletopWorker(self.host.scene, data)
         raw, row = self.host.empty_rows(1)
         worker.save(raw[0], row[0])
         locked = data.model.dof_damping[self.host.scene.slide_dof] == LOCKED_DAMPING
@@ -88,18 +88,18 @@ class CEngine(AbstractTabletopEngine):
         nq, nv, sites = self.host.nq, self.host.nv, len(self.host.scene.sites)
         qpos, qvel, pos, mat, touch = jnp.split(row, np.cumsum([nq, nv, 3 * sites, 9 * sites]))
         return TabletopPhysics(
-            qpos,
-            qvel,
-            pos.reshape(sites, 3),
-            mat.reshape(sites, 3, 3),
-            touch,
-            locked,
-            jnp.zeros((), jnp.int32),
-            raw,
+            qpos=qpos,
+            qvel=qvel,
+            site_pos=pos.reshape(sites, 3),
+            site_mat=mat.reshape(sites, 3, 3),
+            touch=touch,
+            locked=locked,
+            dropped=jnp.zeros((), jnp.int32),
+            raw=raw,
         )
 
 
-class _TabletopThreadPool(HostThreadPool["_Worker"]):
+class _TabletopThreadPool(HostThreadPool["_TabletopWorker"]):
     """Workers of one scene."""
 
     def __init__(self, scene: Scene, threads: int | None):
@@ -116,7 +116,7 @@ class _TabletopThreadPool(HostThreadPool["_Worker"]):
         ctrl = ctrl.reshape(len(old), -1)
         locked = np.asarray(locked).reshape(len(old), self.scene.slides)
 
-        def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
+        def one(worker: _TabletopWorker, i: int, new: np.ndarray, row: np.ndarray) -> None:
             worker.step(old[i], ctrl[i], locked[i])
             worker.save(new, row)
 
@@ -126,24 +126,24 @@ class _TabletopThreadPool(HostThreadPool["_Worker"]):
         """Puts every active environment into a given state at time 0 and computes derived quantities."""
         qpos, qvel = np.asarray(qpos).reshape(-1, self.nq), np.asarray(qvel).reshape(-1, self.nv)
 
-        def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
+        def one(worker: _TabletopWorker, i: int, new: np.ndarray, row: np.ndarray) -> None:
             worker.load(qpos[i], qvel[i])
             worker.save(new, row)
 
         return self.fill(one, np.asarray(active))
 
-    def make_worker(self) -> "_Worker":
+    def make_worker(self) -> "_TabletopWorker":
         # Damping is a field of the model, so where it differs between scenes each worker has its own.
         model = copy.copy(self.scene.model) if self.scene.slides else self.scene.model
-        return _Worker(self.scene, mujoco.MjData(model))
+        return _TabletopWorker(self.scene, mujoco.MjData(model))
 
 
-class _Worker:
-    """One `MjData`, with views of the fields that are read after each step."""
+class _TabletopWorker(Worker):
+    """A worker of one scene, with views of the fields that are read after each step."""
 
     def __init__(self, scene: Scene, data: mujoco.MjData):
-        self.data, self.substeps, self.fresh = data, scene.substeps, scene.fresh
-        self.model, self.slides = data.model, scene.slide_dof
+        super().__init__(data)
+        self.substeps, self.fresh, self.slides = scene.substeps, scene.fresh, scene.slide_dof
         self.sites, self.pad = scene.sites, scene.pad_body
         sizes = [scene.model.nq, scene.model.nv, 3 * len(scene.sites), 9 * len(scene.sites), 6]
         ends = np.cumsum(sizes).tolist()
@@ -152,18 +152,12 @@ class _Worker:
     def step(self, state: np.ndarray, ctrl: np.ndarray, locked: np.ndarray) -> None:
         if self.slides.size:
             self.model.dof_damping[self.slides] = np.where(locked, LOCKED_DAMPING, FREE_DAMPING)
-        mujoco.mj_setState(self.model, self.data, state[:-12], STATE)
+        self.restore(state[:-12])
         self.data.ctrl[:] = ctrl
         mujoco.mj_step(self.model, self.data, self.substeps)  # releases the GIL
         mujoco.mj_rnePostConstraint(self.model, self.data)
         if self.fresh:
             mujoco.mj_kinematics(self.model, self.data)
-
-    def load(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[:] = qpos
-        self.data.qvel[:] = qvel
-        mujoco.mj_forward(self.model, self.data)
 
     def save(self, state: np.ndarray, row: np.ndarray) -> None:
         """Writes the integration state and the readings of the current `MjData`."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
 from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
-from envs_mjx.engines.host_threads import STATE, HostThreadPool
+from envs_mjx.engines.host_threads import STATE, HostThreadPool, Worker
 from envs_mjx.locomotion.walkers import TORSO, Walker
 
 
@@ -35,28 +35,28 @@ class CWalkerEngine(AbstractWalkerEngine):
         return self._unpack(*self.host.call(self.host.load, qpos, qvel))
 
     def step(
-        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+        self, physics: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
     ) -> WalkerPhysics:
-        new = self._unpack(*self.host.call(self.host.step, motion.raw, ctrl, active))
-        return where_active(active, new, motion)
+        new = self._unpack(*self.host.call(self.host.step, physics.raw, ctrl, active))
+        return where_active(active, new, physics)
 
-    def place(self, motion: WalkerPhysics, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> WalkerPhysics:
-        new = self._unpack(*self.host.call(self.host.place, motion.raw, xy, active))
-        return where_active(active, new, motion)
+    def place(self, physics: WalkerPhysics, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> WalkerPhysics:
+        new = self._unpack(*self.host.call(self.host.place, physics.raw, xy, active))
+        return where_active(active, new, physics)
 
     def read(self, data: mujoco.MjData) -> WalkerPhysics:
         """Returns `WalkerPhysics` of an `MjData` of this engine's model as it is (host side, no forward)."""
         raw, row = self.host.empty_rows(1)
-        _Worker(self.host.walker, data).save(raw[0], row[0], data.qpos[0])
+        _WalkerWorker(self.host.walker, data).save(raw[0], row[0], data.qpos[0])
         return self._unpack(jnp.asarray(raw[0].view(np.uint32)), jnp.asarray(row[0]))
 
     def _unpack(self, raw: UInt32[Array, " words"], row: Float[Array, " readings"]) -> WalkerPhysics:
         model = self.host.walker.model
         qpos, qvel, seen = jnp.split(row, np.cumsum([model.nq, model.nv]))
-        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), raw)
+        return WalkerPhysics(qpos=qpos, qvel=qvel, seen=seen, dropped=jnp.zeros((), jnp.int32), raw=raw)
 
 
-class _WalkerThreadPool(HostThreadPool["_Worker"]):
+class _WalkerThreadPool(HostThreadPool["_WalkerWorker"]):
     """Workers of one walker."""
 
     def __init__(self, walker: Walker, threads: int | None):
@@ -70,7 +70,7 @@ class _WalkerThreadPool(HostThreadPool["_Worker"]):
         batch, model = qpos.shape[:-1], self.walker.model
         qpos, qvel = qpos.reshape(-1, model.nq), qvel.reshape(-1, model.nv)
 
-        def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
+        def one(worker: _WalkerWorker, i: int, new: np.ndarray, row: np.ndarray) -> None:
             worker.load(qpos[i], qvel[i])
             worker.save(new, row, worker.data.qpos[0])
 
@@ -81,7 +81,7 @@ class _WalkerThreadPool(HostThreadPool["_Worker"]):
         old, active = self.doubles(np.asarray(raw)), np.asarray(active)
         ctrl = np.asarray(ctrl).reshape(len(old), -1)
 
-        def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
+        def one(worker: _WalkerWorker, i: int, new: np.ndarray, row: np.ndarray) -> None:
             worker.restore(old[i])
             before = worker.data.qpos[0]
             worker.step(ctrl[i])
@@ -94,32 +94,24 @@ class _WalkerThreadPool(HostThreadPool["_Worker"]):
         old, active = self.doubles(np.asarray(raw)), np.asarray(active)
         xy = np.asarray(xy).reshape(len(old), 2)
 
-        def one(worker: _Worker, i: int, new: np.ndarray, row: np.ndarray) -> None:
+        def one(worker: _WalkerWorker, i: int, new: np.ndarray, row: np.ndarray) -> None:
             worker.restore(old[i])
             worker.place(xy[i])
             worker.save(new, row, worker.data.qpos[0])
 
         return self.fill(one, active)
 
-    def make_worker(self) -> "_Worker":
-        return _Worker(self.walker, mujoco.MjData(self.walker.model))
+    def make_worker(self) -> "_WalkerWorker":
+        return _WalkerWorker(self.walker, mujoco.MjData(self.walker.model))
 
 
-class _Worker:
-    """One `MjData` of a walker."""
+class _WalkerWorker(Worker):
+    """A worker of one walker."""
 
     def __init__(self, walker: Walker, data: mujoco.MjData):
-        self.walker, self.model, self.data = walker, data.model, data
+        super().__init__(data)
+        self.walker = walker
         self.ends = np.cumsum([walker.model.nq, walker.model.nv]).tolist()
-
-    def load(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[:] = qpos
-        self.data.qvel[:] = qvel
-        mujoco.mj_forward(self.model, self.data)
-
-    def restore(self, state: np.ndarray) -> None:
-        mujoco.mj_setState(self.model, self.data, state, STATE)
 
     def step(self, ctrl: np.ndarray) -> None:
         if self.walker.jump:

@@ -68,21 +68,24 @@ class WarpWalkerEngine(AbstractWalkerEngine):
         """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
         qpos, qvel = qpos.astype(jnp.float32), qvel.astype(jnp.float32)
         seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, jnp.zeros((), jnp.float32))
-        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
+        return WalkerPhysics(
+            qpos=qpos, qvel=qvel, seen=seen, dropped=jnp.zeros((), jnp.int32), raw=jnp.zeros_like(qvel)
+        )
 
     def step(
-        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+        self, physics: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
     ) -> WalkerPhysics:
-        """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
+        """Takes one control step; returns `physics` itself where not `active`. The work is done all the same,
         because a batch advances in lockstep.
         """
-        started = walker_control_step.start_control_step(self.walker, motion.qpos, motion.qvel, ctrl)
+        started = walker_control_step.start_control_step(self.walker, physics.qpos, physics.qvel, ctrl)
         qpos, qvel, warm, missing = warp_batch.over_scenes(
-            _advance, self, started.qpos, started.qvel, motion.raw, started.ctrl
+            _advance, self, started.qpos, started.qvel, physics.raw, started.ctrl
         )
         qpos, moved = walker_control_step.finish_control_step(started, qpos)
         seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, moved)
-        return where_active(active, WalkerPhysics(qpos, qvel, seen, motion.dropped + missing, warm), motion)
+        after = WalkerPhysics(qpos=qpos, qvel=qvel, seen=seen, dropped=physics.dropped + missing, raw=warm)
+        return where_active(active, after, physics)
 
 
 def _advance(

@@ -7,8 +7,9 @@ terminal step earns no healthy reward, and both feet of the walker have the same
 Source: Fu et al. 2020, "D4RL", and the behaviour of gymnasium 1.
 """
 
+import dataclasses
+
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -38,7 +39,7 @@ class GymState(EnvState):
     motion: WalkerPhysics
 
 
-class GymEnv(AbstractEnv):
+class GymEnv(AbstractEnv[GymState]):
     """A walker on a plane that is rewarded for running along x.
 
     Reward of a step: mean velocity along x (m/s), minus a cost of the squared action, plus 1 while a hopper
@@ -78,42 +79,26 @@ class GymEnv(AbstractEnv):
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> GymState:
         """Starts an episode; there is one task, so `task` is not read."""
         motion = self.engine.load(*random_start(self.walker, key))
-        return GymState(
-            motion=motion,
-            obs=self.observe(motion),
-            goal=None,
-            reward=jnp.zeros(()),
-            success=jnp.asarray(False),
-            done=jnp.asarray(False),
-            t=jnp.zeros((), jnp.int32),
-            dropped=motion.dropped,
-        )
+        return GymState(motion=motion, obs=self.observe(motion), goal=None, dropped=motion.dropped)
 
     def step(self, state: GymState, action: Float[Array, " A"]) -> GymState:
-        """As in `AbstractEnv`. An action with an entry that is not finite counts as 0, and the step's reward
-        is NaN.
-
-        Raises:
-            UserError: if the action has another shape.
-        """
+        """Advances one control step, as in `AbstractEnv`."""
         action, finite = self.check_action(action)
         motion = self.engine.step(state.motion, action, ~state.done)
-        healthy, t = self.healthy(motion), state.t + 1
+        healthy = self.healthy(motion)
         reward = motion.seen[0] - _CONTROL_COST[self.kind] * jnp.sum(action**2)
         if self.kind != "halfcheetah":
             # Version 4 gives the healthy reward in the terminal step too.
             reward += 1.0 if self.version == 4 else healthy.astype(jnp.float32)
-        new = GymState(
+        after = dataclasses.replace(
+            state,
             motion=motion,
             obs=self.observe(motion),
-            goal=None,
-            reward=jnp.where(finite, reward, jnp.nan),
-            success=jnp.asarray(False),
-            done=~healthy | (t >= self.spec.max_steps),
-            t=t,
+            reward=reward,
+            done=~healthy,
             dropped=motion.dropped,
         )
-        return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
+        return self.end_step(state, after, finite)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
         """Refuses: rewards are recorded in the dataset.

@@ -6,6 +6,8 @@ torso's pose. Actions are the controls of the model, in [-1, 1]: torques, or the
 Source: Park et al. 2025, "OGBench", and the behaviour of ogbench 1.2.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ class MazeState(EnvState):
     key: Key[Array, ""]
 
 
-class MazeEnv(AbstractEnv):
+class MazeEnv(AbstractEnv[MazeState]):
     """A walker in a maze.
 
     Single-task: reward -1, or 0 at success, which is judged on the state *before* the action; goals are
@@ -112,41 +114,28 @@ class MazeEnv(AbstractEnv):
             obs=self.observe(motion),
             goal=None if self.spec.goal_dim is None else self._show(keys["show"], target),
             target=target,
-            reward=jnp.zeros(()),
-            success=jnp.asarray(False),
-            done=jnp.asarray(False),
-            t=jnp.zeros((), jnp.int32),
             dropped=motion.dropped,
             key=keys["episode"],
         )
 
     def step(self, state: MazeState, action: Float[Array, " A"]) -> MazeState:
-        """As in `AbstractEnv`. An action with an entry that is not finite counts as 0, and the step's reward
-        is NaN.
-
-        Raises:
-            UserError: if the action has another shape.
-        """
+        """Advances one control step, as in `AbstractEnv`."""
         action, finite = self.check_action(action)
         moved = self.engine.step(state.motion, action, ~state.done)
         judged = state.motion if self.spec.goal_dim is None else moved
         distance = jnp.linalg.norm(judged.qpos[:2] - state.target)
         success = distance <= SUCCESS_RADIUS[self.walker.body]
         reward = success.astype(jnp.float32) - (1.0 if self.spec.goal_dim is None else 0.0)
-        t = state.t + 1
-        new = MazeState(
-            motion=self.teleport(jr.fold_in(state.key, t), moved, ~state.done),
+        after = dataclasses.replace(
+            state,
+            motion=self.teleport(jr.fold_in(state.key, state.t + 1), moved, ~state.done),
             obs=self.observe(moved),
-            goal=state.goal,
-            target=state.target,
-            reward=jnp.where(finite, reward, jnp.nan),
+            reward=reward,
             success=success,
-            done=success | (t >= self.spec.max_steps),
-            t=t,
+            done=success,
             dropped=moved.dropped,
-            key=state.key,
         )
-        return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
+        return self.end_step(state, after, finite)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns reward (-1, or 0 at the goal cell's centre) and mask (0 = terminal, at the goal),

@@ -60,7 +60,7 @@ class ManipState(EnvState):
         return self.world.buttons
 
 
-class ManipEnv(Tabletop, AbstractEnv):
+class ManipEnv(Tabletop, AbstractEnv[ManipState]):
     """A UR5e with a parallel gripper at a table with cubes, buttons, a drawer and a window.
 
     Single-task: reward is minus the number of sub-goals not reached. Success and end are judged on the state
@@ -127,25 +127,15 @@ class ManipEnv(Tabletop, AbstractEnv):
             obs=self.observe(world),
             goal=None if self.spec.goal_dim is None else self.goal_of(shown),
             target=target,
-            reward=jnp.zeros(()),
-            success=jnp.asarray(False),
-            done=jnp.asarray(False),
-            t=jnp.zeros((), jnp.int32),
             dropped=world.physics.dropped,
             key=keys["episode"],
         )
 
     def step(self, state: ManipState, action: Float[Array, " A"]) -> ManipState:
-        """As in `AbstractEnv`. An action with an entry that is not finite counts as no motion, and the
-        step's reward is NaN.
-
-        Raises:
-            UserError: if the action has another shape.
-        """
+        """Advances one control step, as in `AbstractEnv`. An action of zeros is no motion."""
         action, finite = self.check_action(action)
         world = self._recover(self.move(state.world, action, ~state.done), state)
         world = self.press(state.world, world)
-        t = state.t + 1
         reached = self.reached(state.world if self.spec.goal_dim is None else world, state.target)
         success = jnp.all(reached)
         if self.spec.goal_dim is None:
@@ -154,19 +144,16 @@ class ManipEnv(Tabletop, AbstractEnv):
             reward = jnp.sum(reached.astype(jnp.float32)) - reached.size
         else:
             reward = success.astype(jnp.float32)
-        new = ManipState(
+        after = dataclasses.replace(
+            state,
             world=world,
             obs=self.observe(world),
-            goal=state.goal,
-            target=state.target,
-            reward=jnp.where(finite, reward, jnp.nan),
+            reward=reward,
             success=success,
-            done=success | (t >= self.spec.max_steps),
-            t=t,
+            done=success,
             dropped=world.physics.dropped,
-            key=state.key,
         )
-        return jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, new)
+        return self.end_step(state, after, finite)
 
     def reached(self, world: World, target: Objects) -> Bool[Array, " subgoals"]:
         """Returns the sub-goals reached: cubes and slides within 4 cm, buttons in the desired state."""

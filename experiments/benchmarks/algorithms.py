@@ -2,7 +2,7 @@
 
 Each algorithm has the hyperparameters that `run.py` would give it, on random data of the shapes of the first
 environment that it has settings for. As in `benchmark.py`, every algorithm and number of seeds is measured in
-a process of its own, where our segment and the Python training loop (`timed_loops.py`) take turns.
+a process of its own, where the segment and the Python training loop (`timed_loops.py`) are interleaved.
 """
 
 import json
@@ -20,7 +20,7 @@ from envs_mjx.registry import make
 from envs_mjx.registry import parse as parse_env
 from experiments.benchmarks import timed_loops
 from experiments.benchmarks.harness import alone, compile_for_real, write_csv
-from experiments.benchmarks.training import compare, machine_products
+from experiments.benchmarks.training import compare, machine_matmuls
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from experiments.launch.settings import Preset, parse
@@ -43,19 +43,19 @@ class Args:
     seeds: tuple[int, ...] = (1, 4)
     """numbers of seeds trained together"""
     envs: tuple[str, ...] = ("cube-single-play-singletask-task2-v0", "cube-single-play-oraclerep-v0")
-    """environments whose shapes are used: of each algorithm, the first that it has settings for"""
+    """environments whose shapes are used; each algorithm takes the first that it has settings for"""
     preset: Preset = "auto"
-    """settings: the paper's or a laptop's, as in run.py; auto = paper on an accelerator, else laptop"""
+    """settings of the paper or of a laptop, as in run.py; auto = paper on an accelerator, else laptop"""
     rows: int = 200_000
     """rows of the random dataset"""
     seconds: float = 3.0
-    """seconds that each way to train is measured for, about; large sizes take longer"""
-    rounds: int = 5
-    """turns that these seconds are cut into; figures are medians over them"""
+    """approximate seconds for which each loop is measured; large sizes take longer"""
+    repeats: int = 5
+    """calls into which these seconds are divided; figures are medians over them"""
     out: Path | None = None
     """CSV file to write"""
     quick: bool = False
-    """tiny batches and widths, to see that everything runs: the figures mean nothing"""
+    """tiny batches and widths, to test that everything runs; the figures mean nothing"""
 
     def __post_init__(self):
         for name in self.algos:
@@ -68,7 +68,7 @@ class Args:
                 raise UserError(f"--{flag}: give at least one")
         if min(self.seeds) < 1:
             raise UserError(f"--seeds={self.seeds}: each must be at least 1")
-        for flag, least in (("rounds", 1), ("rows", 2 * EPISODE_ROWS)):
+        for flag, least in (("repeats", 1), ("rows", 2 * EPISODE_ROWS)):
             if getattr(self, flag) < least:
                 raise UserError(f"--{flag}={getattr(self, flag)}: must be at least {least}")
         if not 0 < self.seconds < float("inf"):
@@ -77,13 +77,15 @@ class Args:
 
 @dataclass(frozen=True)
 class AlgoRow:
-    """Figures of one algorithm and number of seeds, medians over turns; the names are the columns of the CSV
-    file. Those that are not listed here are as `training.TrainRow`'s.
+    """Figures of one algorithm and number of seeds, medians over repeats; names are the CSV's columns.
+
+    `training.TrainRow` describes the columns that are not listed here.
 
     Attributes:
-        env: environment whose shapes and settings these are; `preset` is the settings', never auto.
-        batch: items drawn from the data per update and seed.
-        gflop: operations of the matrix products in one update of one seed, in 10^9.
+        env: environment of the shapes and settings.
+        preset: preset of the settings, never auto.
+        batch: chunks or transitions per update and seed.
+        gflop: operations of the matmuls in one update of one seed, in 10^9.
     """
 
     algo: str
@@ -114,7 +116,7 @@ class Subject(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
         lambda: run(argv),
         short_of_memory="take fewer --seeds or --rows",
@@ -126,7 +128,7 @@ def run(argv: Sequence[str]) -> int:
     """Measures, prints the tables, writes the file; returns the exit status.
 
     Raises:
-        UserError: a flag that makes no sense, no algorithm that fits, or a file that cannot be written.
+        UserError: a flag out of range, no algorithm that fits, or a file that cannot be written.
     """
     if argv[:1] == [ONE]:
         print(json.dumps([vars(row) for row in measure(read_flags(Args, argv[1:], PROGRAM))]))
@@ -145,11 +147,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def in_processes(args: Args, algo: str) -> list[AlgoRow]:
-    """The figures of an algorithm for all numbers of seeds, each measured in a process of its own; none if it
-    has no settings.
+    """Measures an algorithm for all numbers of seeds, each in a process of its own.
+
+    Returns no rows if the algorithm has no settings.
 
     Raises:
-        UserError: one failed.
+        UserError: a measurement failed.
     """
     rows: list[AlgoRow] = []
     for seeds in args.seeds:
@@ -161,7 +164,7 @@ def in_processes(args: Args, algo: str) -> list[AlgoRow]:
 
 
 def measure(args: Args) -> list[AlgoRow]:
-    """Measures the first algorithm and number of seeds; nothing, with notes, if it has no settings."""
+    """Measures the first algorithm and number of seeds; prints notes if the algorithm has no settings."""
     name, seeds = args.algos[0], args.seeds[0]
     compile_for_real()
     subject = find(args)
@@ -169,14 +172,14 @@ def measure(args: Args) -> list[AlgoRow]:
         return []
     algo, width = subject.algo, subject.hp.hidden[0]
     window = timed_loops.random_window(subject.env, args.rows, algo.sample.chunk)
-    _, speed = machine_products(width, algo.sample.batch, seeds)
-    taken = compare(algo, window, seeds, speed * args.seconds / args.rounds, args.rounds)
-    figures = taken.figures | {"seeds": seeds, "batch": algo.sample.batch}
+    _, speed = machine_matmuls(width, algo.sample.batch, seeds)
+    compared = compare(algo, window, seeds, speed * args.seconds / args.repeats, args.repeats)
+    figures = compared.figures | {"seeds": seeds, "batch": algo.sample.batch}
     return [AlgoRow(algo=name, env=subject.env.name, preset=subject.preset, **figures)]
 
 
 def find(args: Args) -> Subject | None:
-    """The first algorithm for the first environment that it has settings for; None, with notes, if none."""
+    """Returns the first algorithm at its first environment with settings; None, with notes, without any."""
     reasons = []
     for env in args.envs:
         try:
@@ -188,7 +191,7 @@ def find(args: Args) -> Subject | None:
 
 
 def subject_of(args: Args, env: str) -> Subject:
-    """The first algorithm for an environment, as `run.py` would train it.
+    """Returns the first algorithm for an environment, as `run.py` would train it.
 
     Raises:
         UserError: it has no settings, or is not for such an environment.
@@ -202,7 +205,7 @@ def subject_of(args: Args, env: str) -> Subject:
 
 
 def tables(rows: Sequence[AlgoRow]) -> list[Table]:
-    """Tables of the main figures: one for each environment and preset."""
+    """Returns tables of the main figures, one for each environment and preset."""
     shown: dict[tuple[str, str], Table] = {}
     for r in rows:
         table = shown.get((r.env, r.preset)) or _empty_table(r.env, r.preset)
@@ -216,6 +219,7 @@ def tables(rows: Sequence[AlgoRow]) -> list[Table]:
 def _empty_table(env: str, preset: str) -> Table:
     title = f"{env}, preset {preset}: seed-updates per second"
     table = Table("algorithm", title=title, title_justify="left")
-    for head in ("seeds", "devices", "batch", "segment", "plain", "ratio", "Gflop", "compile s", "peak MB"):
+    rates = "segment", "Python loop", "ratio", "Gflop"
+    for head in ("seeds", "devices", "batch", *rates, "compile s", "peak MB"):
         table.add_column(head, justify="right")
     return table

@@ -1,9 +1,9 @@
 """Measures the stepping speed of the physics engines: `python experiments/benchmark.py envs`.
 
-Every environment and batch is measured in a process of its own, where the engines take turns: machines
-are noisy, and what is compared must see the same noise. So do the mazes of one walker, which share a process:
-what a step costs should not depend on how large its maze is. Actions are uniform random. An engine that
-cannot run here is left out with a note.
+Every environment and batch is measured in a process of its own, where calls of the engines are interleaved:
+machines are noisy, and compared measurements must see the same noise. The mazes of one walker share a
+process, because the cost of a step should not depend on the size of the maze. Actions are uniform random. An
+engine that cannot run on this machine is left out with a note.
 """
 
 import json
@@ -47,19 +47,19 @@ class Args:
     """scenes and walkers: cube-single ... puzzle-4x6, pointmaze-medium ... humanoidmaze-giant, hopper,
     walker2d, halfcheetah; by default the scenes"""
     engines: tuple[str, ...] = ("c", "mjx")
-    """physics engines, compared in turns; the first is what the others are compared with"""
+    """physics engines; the others are compared with the first"""
     batches: tuple[int, ...] = (1, 16, 64, 256)
     """environments stepped together"""
     seconds: float = 4.0
-    """seconds that each engine is measured for; large batches take longer"""
+    """seconds for which each engine is measured; large batches take longer"""
     out: Path | None = None
     """CSV file to write"""
 
     def check(self) -> None:
-        """Raises UserError for values that make no sense."""
+        """Raises UserError for values out of range."""
         for name in self.names:
             if name not in NAMES:
-                raise UserError(f"--names {name}: there is no such scene; choose from {', '.join(NAMES)}")
+                raise UserError(f"--names {name}: unknown scene or walker; choose from {', '.join(NAMES)}")
         if min(self.batches, default=0) < 1:
             raise UserError(f"--batches={self.batches}: give at least one number, each at least 1")
         if not self.engines:
@@ -73,13 +73,13 @@ class EnvRow:
     """Figures of one environment, engine and batch; the names are the columns of the CSV file.
 
     Attributes:
-        steps: control steps of all environments per second, median over turns.
-        ratio: `steps` over those of the first engine.
-        maze_ratio: `steps` over those of the same engine in the walker's first maze; 1 elsewhere.
+        steps: control steps of all environments per second, median over calls.
+        ratio: `steps` divided by those of the first engine.
+        maze_ratio: `steps` divided by those of the same engine in the walker's first maze; 1 elsewhere.
         compile_s: seconds to trace and compile a step of the batch, nothing cached.
         state_kb: kilobytes that one environment's state takes.
-        scratch_kb: kilobytes of memory that stepping takes beside, per environment.
-        dropped: contacts left out, over all control steps measured.
+        scratch_kb: kilobytes of temporary memory that stepping takes, per environment.
+        dropped: contacts dropped because the contact buffer was full, over all control steps measured.
     """
 
     name: str
@@ -95,7 +95,7 @@ class EnvRow:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
         lambda: run(argv), short_of_memory="take smaller --batches", interrupted="nothing was written"
     )
@@ -118,7 +118,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def groups(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Names that are measured together: mazes of one walker, everything else alone."""
+    """Groups the names that are measured in one process: mazes of one walker, everything else alone."""
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
         key = name.split("maze-")[0] if name in MAZES else name
@@ -127,10 +127,10 @@ def groups(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def in_process(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
-    """The figures of some environments and one batch, measured in a process of its own.
+    """Measures some environments at one batch size, in a process of its own.
 
     Raises:
-        UserError: it failed.
+        UserError: the measurement failed.
     """
     what = f"{', '.join(names)}, batch {batch}"
     rows = alone(what, ["envs", ONE], replace(args, names=tuple(names), batches=(batch,)))
@@ -138,14 +138,14 @@ def in_process(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
 
 
 def dataset(name: str) -> str:
-    """An environment of a scene or walker, by its dataset's name."""
+    """Returns the name of an environment of a scene or walker."""
     if name in MAZES:
         return f"{name}-navigate-oraclerep-v0"
     return f"{name}-medium-v2" if name in _PLANES else f"{name}-play-oraclerep-v0"
 
 
 def measure(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
-    """Measures every engine in every one of the environments, by turns."""
+    """Measures every engine in every environment, calls interleaved."""
     compile_for_real()
     runners = []
     for name in names:
@@ -159,13 +159,13 @@ def measure(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
     end = time.perf_counter() + args.seconds * len(runners)
     while time.perf_counter() < end or not runners[0].seconds:
         for runner in runners:
-            runner.turn()
+            runner.time_call()
     rates = {(r.name, r.engine): batch * STEPS / float(np.median(r.seconds)) for r in runners}
     return [row_of(runner, rates) for runner in runners]
 
 
 def row_of(runner: "Runner", rates: dict[tuple[str, str], float]) -> EnvRow:
-    """Figures of one runner, given the steps per second of all environments and engines of its process."""
+    """Returns the figures of one runner, given the steps per second of all runners of its process."""
     rate, batch = rates[runner.name, runner.engine], runner.batch
     return EnvRow(
         name=runner.name,
@@ -182,7 +182,7 @@ def row_of(runner: "Runner", rates: dict[tuple[str, str], float]) -> EnvRow:
 
 
 class Runner:
-    """One engine's batch of environments, stepped under random actions without end."""
+    """Batch of environments on one engine, stepped under random actions."""
 
     def __init__(self, name: str, engine: str, env: AbstractEnv, batch: int):
         self.name, self.engine, self.env, self.batch = name, engine, env, batch
@@ -199,14 +199,14 @@ class Runner:
         self.scratch_bytes = int(getattr(memory, "temp_size_in_bytes", 0))
         self._run()
 
-    def turn(self) -> None:
+    def time_call(self) -> None:
         """Times one call."""
         began = time.perf_counter()
         self._run()
         self.seconds.append(time.perf_counter() - began)
 
     def dropped(self) -> int:
-        """Contacts left out so far."""
+        """Returns the contacts dropped so far."""
         return int(self.state.dropped.sum())
 
     def _run(self) -> None:
@@ -218,7 +218,7 @@ class Runner:
 
 
 def _advance(env: AbstractEnv, state: EnvState, actions: Float[Array, "n E A"]) -> EnvState:
-    """Control steps of every environment; none ever stops."""
+    """Takes control steps of every environment; episodes never end."""
 
     def body(state: EnvState, action: Float[Array, "E A"]) -> tuple[EnvState, None]:
         state = eqx.tree_at(lambda s: s.done, state, jnp.zeros_like(state.done))
@@ -228,7 +228,7 @@ def _advance(env: AbstractEnv, state: EnvState, actions: Float[Array, "n E A"]) 
 
 
 def table(rows: Sequence[EnvRow]) -> Table:
-    """Table of the main figures."""
+    """Returns a table of the main figures."""
     shown = Table(title="control steps per second of all environments together", title_justify="left")
     heads = "environment", "engine", "batch", "steps/s", "ratio", "of maze", "compile s", "state kB"
     heads = *heads, "scratch kB"

@@ -13,17 +13,17 @@ from jaxtyping import Array, Float, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.registry import make
-from experiments.benchmarks.timed_loops import TimedLoop, time_turn
+from experiments.benchmarks.timed_loops import TimedLoop, time_call
 from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.normalize import Normalizer
 from mac.mac import MAC
 from mac.run import segment as loop
-from mac.run.evaluate import evaluate
+from mac.run.evaluate import Policies, evaluate
 from mac.types import Episodes
 
 ENV = "cube-single-play-singletask-task2-v0"
-STEPS = 10  # control steps, and decisions, that are timed alone
+STEPS = 10  # control steps, and decisions, timed separately
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class EvalRow:
     Attributes:
         envs: environments that step together, each for one episode.
         total_s: seconds of one whole evaluation, compiled before.
-        policy_s: seconds of it that choosing actions takes, timed alone; `physics_s` the stepping.
+        policy_s: seconds of the evaluation spent on actions, timed separately; `physics_s`: on physics.
         env_steps: control steps of all environments per second of the whole evaluation.
-        compile_s: seconds of the first evaluation beyond those of the second.
+        compile_s: seconds by which the first evaluation takes longer than the second.
     """
 
     width: int
@@ -55,18 +55,18 @@ def measure_evaluation(cfg: Config, envs: int, engine: str) -> EvalRow:
     keys = loop.seed_keys(0, 1)
     state = loop.init(algo, mesh, keys)
     width = env.spec.obs_dim
-    unit = Normalizer(jnp.zeros(width), jnp.ones(width))
+    policies = Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state)
 
     def whole() -> Episodes:
-        return evaluate(algo, env, envs, unit, state, keys)
+        return evaluate(policies, env, envs, keys)
 
     began = time.perf_counter()
     lengths = np.asarray(whole().length)
     first = time.perf_counter() - began
-    total = 1 / time_turn(TimedLoop(whole, 1.0)).speed
-    # The longest episode decides how often all of them are stepped.
+    total = 1 / time_call(TimedLoop(whole, 1.0)).speed
+    # All episodes are stepped until the longest ends.
     steps = int(lengths.max())
-    policy, physics = policy_turn(algo, state, envs), physics_turn(env, envs)
+    policy, physics = policy_loop(algo, state, envs), physics_loop(env, envs)
     return EvalRow(
         width=cfg.hidden[0],
         envs=envs,
@@ -79,8 +79,8 @@ def measure_evaluation(cfg: Config, envs: int, engine: str) -> EvalRow:
     )
 
 
-def policy_turn(algo: MAC, state: TrainState, envs: int) -> TimedLoop:
-    """Decides for `envs` environments, several times in a row; its work is counted in decisions."""
+def policy_loop(algo: MAC, state: TrainState, envs: int) -> TimedLoop:
+    """Returns a loop that selects actions of `envs` environments; its work is counted in decisions."""
     first_seed = jax.tree.map(lambda x: x[0], state)
     obs = jnp.zeros((envs, algo.env.obs_dim))
 
@@ -91,8 +91,8 @@ def policy_turn(algo: MAC, state: TrainState, envs: int) -> TimedLoop:
     return TimedLoop(lambda: decide(first_seed, obs, jr.split(jr.key(1), STEPS)), STEPS)
 
 
-def physics_turn(env: AbstractEnv, envs: int) -> TimedLoop:
-    """Steps `envs` fresh environments under random actions; its work is counted in control steps."""
+def physics_loop(env: AbstractEnv, envs: int) -> TimedLoop:
+    """Returns a loop that steps `envs` environments at random; its work is counted in control steps."""
 
     @eqx.filter_jit
     def reset(env: AbstractEnv, keys: Key[Array, " E"]) -> EnvState:
@@ -107,7 +107,7 @@ def physics_turn(env: AbstractEnv, envs: int) -> TimedLoop:
     return TimedLoop(lambda: advance(env, start, actions), STEPS)
 
 
-def _fastest(contender: TimedLoop) -> float:
-    """Speed of the best of three turns, compiled before."""
-    time_turn(contender)
-    return max(time_turn(contender).speed for _ in range(3))
+def _fastest(timed: TimedLoop) -> float:
+    """Returns the best speed of three calls, after one that compiles."""
+    time_call(timed)
+    return max(time_call(timed).speed for _ in range(3))

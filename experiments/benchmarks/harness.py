@@ -1,6 +1,4 @@
-"""Shared parts of the measurements: a process for each configuration, and files with their provenance: the
-command, when, and on what.
-"""
+"""Shared parts of the benchmarks: a process for each configuration, and CSV files with their provenance."""
 
 import csv
 import dataclasses
@@ -25,15 +23,16 @@ BENCH = Path(__file__).parents[1] / "benchmark.py"
 
 
 def alone(what: str, first: Sequence[str], args: Any) -> Any:
-    """What `benchmark.py` prints last, as JSON, in a process of its own, whose messages go to stderr.
+    """Runs `benchmark.py` in a process of its own; returns the JSON of the last line that it prints.
 
-    So its peak memory is its own, and the CPU may count as another number of devices.
+    A process of its own has its own peak memory, and may divide the CPU into another number of devices. Its
+    messages go to stderr.
 
     Args:
         what: the configuration, for messages.
-        first: the first words of the command line; what `args` holds follows, but for `out`.
+        first: first words of the command line; the flags of `args`, except `out`, follow.
     Raises:
-        UserError: it failed.
+        UserError: the process failed.
     """
     print(f"measuring {what}", file=sys.stderr, flush=True)
     command = [sys.executable, str(BENCH), *first, *as_flags(args)]
@@ -44,7 +43,7 @@ def alone(what: str, first: Sequence[str], args: Any) -> Any:
 
 
 def as_flags(args: Any) -> list[str]:
-    """The flags that stand for a dataclass's fields, but for `out`; what is None, False or () has none."""
+    """Returns the flags of a dataclass's fields, except `out` and fields that are None, False or ()."""
     words = []
     for field in dataclasses.fields(args):
         value, flag = getattr(args, field.name), "--" + field.name.replace("_", "-")
@@ -57,16 +56,15 @@ def as_flags(args: Any) -> list[str]:
 
 
 def compile_for_real() -> None:
-    """Compile times are among the figures, so nothing may come from the cache."""
+    """Disables the compilation cache, because compile times are measured."""
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 def write_csv(path: Path, rows: Sequence[Any], command: Sequence[str], *, data: str = "") -> None:
-    """Writes dataclass instances of one kind below comment lines that say when, where and how they
-    were measured.
+    """Writes rows, dataclass instances of one class, below comment lines with their provenance.
 
     Args:
-        data: where the data come from that were trained on, if any were.
+        data: origin of the training data, if any.
     Raises:
         UserError: the file cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Batches drawn by NumPy on the host, as the usual training loop does; `benchmark.py` compares with it."""
+"""Sampler of batches with NumPy on the host, for the Python training loop of `benchmark.py`."""
 
 from typing import Any
 
@@ -15,22 +15,23 @@ Rows = Int[np.ndarray, " B"]
 class HostData:
     """A window's rows in host memory, for sampling with NumPy's fancy indexing.
 
-    Batches follow the same laws as those of `mac.data.sampler.sample`; the random numbers are others.
+    Batches have the same distribution as those of `mac.data.sampler.sample`, with other random numbers. A
+    row is the index of a state.
 
     Attributes:
-        starts: rows at which a chunk may begin.
-        steps: rows at which an action is taken.
+        starts: states at which a chunk may begin.
+        steps: states at which an action is taken.
     """
 
     def __init__(self, window: Window):
         """Copies the window, decoded and normalised.
 
         Raises:
-            ValueError: it has falls, over which chunks would go on.
+            ValueError: it has terminations, over which chunks would continue.
         """
         if window.episodes.fell is not None:
             raise ValueError(
-                "the window has falls, which only mac.data.sampler draws; use it, or leave them out"
+                "the window has terminations, which only mac.data.sampler supports; use it or omit them"
             )
         self.obs = np.asarray(window.obs[:])
         self.action = np.clip(np.asarray(window.action[:]), -ACTION_LIMIT, ACTION_LIMIT)
@@ -44,7 +45,7 @@ class HostData:
         self._last = self._first + index.steps[whole] - 1
 
     def draw(self, rng: np.random.Generator, spec: SampleSpec) -> Batch:
-        """A batch as `spec` asks for it, sent to the device."""
+        """Draws a batch as `spec` requests it, and sends it to the device."""
         begin = self.steps if spec.every_row else self.starts
         start = begin[rng.integers(len(begin), size=spec.batch)]
         rows, end = start[:, None] + np.arange(spec.chunk), start + spec.chunk
@@ -62,28 +63,31 @@ class HostData:
         return Batch(**sent, goals=goals and Goals(**goals), subgoals=subgoals and Subgoals(**subgoals))
 
     def last_of(self, row: Rows) -> Rows:
-        """Last row of each row's episode at which an action is taken."""
+        """Returns the last state with an action in the episode of each state."""
         return self._last[np.searchsorted(self._first, row, side="right") - 1]
 
-    def goal_rows(self, rng: np.random.Generator, law: GoalDistribution, row: Rows, last: Rows) -> Rows:
-        """Row of a goal for each of the rows `row`, drawn as `law` says; `last` is `last_of(row)`."""
+    def goal_rows(
+        self, rng: np.random.Generator, distribution: GoalDistribution, row: Rows, last: Rows
+    ) -> Rows:
+        """Draws a goal state for each of the states `row`; `last` is `last_of(row)`."""
         size = len(row)
-        if law.geometric:
-            later = np.minimum(row + rng.geometric(1 - law.discount, size), last)
+        if distribution.geometric:
+            later = np.minimum(row + rng.geometric(1 - distribution.discount, size), last)
         else:
             near = np.minimum(row + 1, last)
             later = near + np.rint(rng.random(size) * (last - near)).astype(row.dtype)
         anywhere = self.steps[rng.integers(len(self.steps), size=size)]
         u = rng.random(size)
-        return np.select([u < law.current, u < law.current + law.trajectory], [row, later], anywhere)
+        in_episode = distribution.current + distribution.trajectory
+        return np.select([u < distribution.current, u < in_episode], [row, later], anywhere)
 
     def _goals(
         self, rng: np.random.Generator, spec: SampleSpec, row: Rows
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The fields of `Goals`, and of `Subgoals` if they are asked for."""
+        """Returns the fields of `Goals`, and of `Subgoals` if they are requested."""
         assert spec.goals is not None
         last, columns = self.last_of(row), np.asarray(spec.goals.columns)
-        value, actor = (self.goal_rows(rng, law, row, last) for law in (spec.goals.value, spec.goals.actor))
+        value, actor = (self.goal_rows(rng, d, row, last) for d in (spec.goals.value, spec.goals.actor))
 
         def states(rows: Rows) -> Float[np.ndarray, "B G"]:
             return self.obs[rows[:, None], columns]
@@ -92,26 +96,27 @@ class HostData:
         goals = {"value": states(value), "actor": states(actor), "reached": reached.astype(np.float32)}
         if spec.subgoals is None:
             return goals, None
-        steps, came = _way(spec.subgoals, row, last, value)
-        on_the_way, _ = _way(spec.subgoals, row, last, actor)
+        steps, goal_reached = _steps_ahead(spec.subgoals, row, last, value)
+        actor_steps, _ = _steps_ahead(spec.subgoals, row, last, actor)
         return goals, {
             "steps": steps.astype(np.float32),
             "next_obs": self.obs[row + steps],
-            "reached": came.astype(np.float32),
+            "reached": goal_reached.astype(np.float32),
             "value": states(row + steps),
-            "actor": states(row + on_the_way),
+            "actor": states(row + actor_steps),
             "ahead": states(np.minimum(row + spec.subgoals.steps, last)),
         }
 
 
 def _runs(first: Int[np.ndarray, " E"], count: Int[np.ndarray, " E"]) -> Int[np.ndarray, " n"]:
-    """`count` rows from each of the rows `first` on, end to end."""
+    """Concatenates the ranges of `count` states that begin at `first`."""
     before = np.cumsum(count) - count
     return np.arange(count.sum()) + np.repeat(first - before, count)
 
 
-def _way(spec: SubgoalSpec, row: Rows, last: Rows, goal: Rows) -> tuple[Rows, Bool[np.ndarray, " B"]]:
-    """Steps from `row` towards `goal`, n at most and none behind `last`, and whether the goal is reached."""
+def _steps_ahead(spec: SubgoalSpec, row: Rows, last: Rows, goal: Rows) -> tuple[Rows, Bool[np.ndarray, " B"]]:
+    """Returns the steps from `row` towards `goal`, at most n and within the episode, and whether they reach
+    it."""
     limit, ahead = np.minimum(spec.steps, last - row), goal - row
     steps = np.where((ahead >= 0) & (ahead < limit), ahead, limit)
     if spec.ends_count:

@@ -1,7 +1,7 @@
 """Timed loops of `benchmark.py`: the compiled segment, a Python training loop, and bare matmuls.
 
-Each contender is a turn that does a known number of operations (those of matrix products), so all
-of them are timed alike and compared as operations per second.
+One call of each loop does a known number of matmul operations. So all loops are timed alike and compared in
+operations per second.
 """
 
 import time
@@ -22,25 +22,25 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.data.window import index_episodes, make_column
 from mac.run import segment as loop
-from mac.run.cost.flops import product_flops
+from mac.run.cost.flops import matmul_flops
 from mac.run.rng_streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, Window
 
 
 class TimedLoop(NamedTuple):
-    """`turn` starts `work` operations and returns what to wait for; compiling it took `compile_s`."""
+    """`call` starts `work` operations and returns what to wait for; compiling it took `compile_s`."""
 
-    turn: Callable[[], Any]
+    call: Callable[[], Any]
     work: float
     compile_s: float = 0.0
 
     def times(self, n: int) -> "TimedLoop":
-        """A contender whose turn is `n` turns of this one, one after the other."""
-        return TimedLoop(lambda: [self.turn() for _ in range(n)][-1], n * self.work, self.compile_s)
+        """Returns a loop whose call is `n` calls of this one, one after the other."""
+        return TimedLoop(lambda: [self.call() for _ in range(n)][-1], n * self.work, self.compile_s)
 
 
 class Work(NamedTuple):
-    """What both ways to train do in one turn: `updates` updates of each of `seeds` seeds.
+    """Work of one call of a training loop: `updates` updates of each of `seeds` seeds.
 
     Attributes:
         flop: operations of one update of one seed (`update_flops`).
@@ -54,7 +54,7 @@ class Work(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Operations of a turn."""
+        """Operations of one call."""
         return self.updates * self.seeds * self.flop
 
 
@@ -65,27 +65,27 @@ class Timing(NamedTuple):
     cores: float
 
 
-def time_turn(contender: TimedLoop) -> Timing:
-    """Runs one turn to its end."""
+def time_call(timed: TimedLoop) -> Timing:
+    """Times one call, to its end."""
     wall, cpu = time.perf_counter(), time.process_time()
-    jax.block_until_ready(contender.turn())
+    jax.block_until_ready(timed.call())
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Timing(contender.work / wall, cpu / wall)
+    return Timing(timed.work / wall, cpu / wall)
 
 
-def take_turns(contenders: dict[str, TimedLoop], rounds: int) -> dict[str, list[Timing]]:
-    """Timings of each contender, `rounds` of them, taken in turns: A B C A B C ..."""
-    taken: dict[str, list[Timing]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            taken[name].append(time_turn(contender))
-    return taken
+def time_interleaved(loops: dict[str, TimedLoop], repeats: int) -> dict[str, list[Timing]]:
+    """Times each loop `repeats` times, interleaved: A B C A B C ..."""
+    timings: dict[str, list[Timing]] = {name: [] for name in loops}
+    for _ in range(repeats):
+        for name, timed in loops.items():
+            timings[name].append(time_call(timed))
+    return timings
 
 
 def random_window(spec: EnvSpec, rows: int, chunk: int, seed: int = 0) -> Window:
-    """Uniform random data with the shapes of `spec`, in episodes of 1001 rows; a tenth solves the task.
+    """Draws uniform random data with the shapes of `spec`, in episodes of 1001 states.
 
-    With goals there are no rewards, as in a run: the goals decide what is solved.
+    A tenth of the states solves the task. Goal-conditioned data have no rewards, as in a run.
     """
     rng = np.random.default_rng(seed)
     first = np.arange(0, rows, EPISODE_ROWS)
@@ -101,17 +101,17 @@ def random_window(spec: EnvSpec, rows: int, chunk: int, seed: int = 0) -> Window
 
 
 def update_flops(algo: AbstractAlgorithm, window: Window) -> int:
-    """Operations of all matrix products in one update of one seed."""
+    """Returns the operations of all matmuls in one update of one seed."""
 
     def update(window: Window, state: TrainState, key: Key[Array, ""]) -> Any:
         return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
 
     key = jax.eval_shape(lambda: jr.key(0))
-    return product_flops(update, window, jax.eval_shape(algo.init, key), key)
+    return matmul_flops(update, window, jax.eval_shape(algo.init, key), key)
 
 
 def segment(work: Work, mesh: Mesh) -> TimedLoop:
-    """Our training: one compiled call for all updates of all seeds."""
+    """Returns the compiled segment: one call for all updates of all seeds."""
     keys = loop.place(mesh, loop.seed_keys(0, work.seeds), loop.SEED)
     steps = loop.place(mesh, np.arange(work.updates, dtype=np.int32), loop.ALL)
     window = loop.place(mesh, work.window, loop.ALL)
@@ -120,19 +120,19 @@ def segment(work: Work, mesh: Mesh) -> TimedLoop:
     run = loop.segment.lower(work.algo, mesh, window, keys, steps, state).compile()
     compile_s = time.perf_counter() - began
 
-    def turn() -> Any:
+    def call() -> Any:
         nonlocal state
         state, metrics = run(window, keys, steps, state)
         return state, metrics
 
-    return TimedLoop(turn, work.total, compile_s)
+    return TimedLoop(call, work.total, compile_s)
 
 
-def plain_loop(work: Work) -> TimedLoop:
-    """The usual training: seeds in turn, batches drawn with NumPy, one jitted update per call.
+def python_loop(work: Work) -> TimedLoop:
+    """Returns the Python training loop: one seed after another, batches drawn with NumPy, a jitted update.
 
-    The network code is the same, so the difference is the loop's: calls, transfers, and how the
-    seeds share the cores. Calls are asynchronous, so the host draws while the device computes.
+    The network code is the same, so the difference comes from the loop: calls, transfers, and the use of the
+    cores by the seeds. Calls are asynchronous, so the host draws batches while the device computes.
     """
     algo, host, rng = work.algo, HostData(work.window), np.random.default_rng(0)
     seeds = [jr.key(seed) for seed in range(work.seeds)]
@@ -148,15 +148,15 @@ def plain_loop(work: Work) -> TimedLoop:
     run = jax.jit(update).lower(states[0], host.draw(rng, algo.sample), np.int32(0), keys[0]).compile()
     compile_s = time.perf_counter() - began
 
-    def turn() -> Any:
+    def call() -> Any:
         for seed in range(work.seeds):
             for step in range(work.updates):
                 states[seed], _ = run(states[seed], host.draw(rng, algo.sample), np.int32(step), keys[seed])
         return states
 
-    return TimedLoop(turn, work.total, compile_s)
+    return TimedLoop(call, work.total, compile_s)
 
 
-def products(width: int, rows: int, mesh: Mesh) -> TimedLoop:
-    """Chained products of [rows, width] and [width, width] on each device of `mesh`."""
+def matmuls(width: int, rows: int, mesh: Mesh) -> TimedLoop:
+    """Returns chained matmuls of [rows, width] and [width, width] on each device of `mesh`."""
     return TimedLoop(*product_chain(width, rows, mesh))

@@ -18,24 +18,27 @@ from mac.run import segment as loop
 from mac.types import EnvSpec, Window
 
 SPEC = EnvSpec("shapes of cube-single", 28, 5, None, (1,), 200, 0.05)
-EXPECTED_SHARE = 0.6  # of the matrix-product rate; only sizes the turns
-LEAST_UPDATES = 4  # per seed and turn: in a run, what a call itself costs is spread over many
+EXPECTED_SHARE = 0.6  # of the matmul rate; only sizes the calls
+LEAST_UPDATES = 4  # per seed and call: in a run, the overhead of a call is spread over many updates
 
 
 @dataclass(frozen=True)
 class TrainRow:
-    """Figures of one configuration, medians over turns; the names are the columns of the CSV file.
+    """Figures of one configuration, medians over repeats; the names are the columns of the CSV file.
+
+    Columns that begin with `plain_` are of the Python training loop, those that begin with `product_` of bare
+    matmuls.
 
     Attributes:
-        updates: updates of each seed in one turn.
-        rate: seed-updates per second of the segment; `plain_rate` is the Python loop's.
-        ratio: of the two, turn by turn.
-        gflop: operations of the matrix products in one update of one seed, in 10^9.
-        product_gflops: the machine's rate of such products, in 10^9 per second.
-        share: of that rate that the segment reaches, turn by turn.
-        compile_s: seconds to compile the segment; `plain_compile_s` the Python loop's update.
-        peak_mb: peak memory, 10^6 bytes: of the whole process on CPU, of the device elsewhere, before
-            the Python loop exists.
+        updates: updates of each seed in one call.
+        rate: seed-updates per second of the segment; `plain_rate` of the Python training loop.
+        ratio: `rate` over `plain_rate`, median of the ratios of each repeat.
+        gflop: operations of the matmuls in one update of one seed, in 10^9.
+        product_gflops: the machine's matmul rate, in 10^9 operations per second.
+        share: share of that rate that the segment reaches, median over repeats.
+        compile_s: seconds to compile the segment; `plain_compile_s`: to compile the Python loop's update.
+        peak_mb: peak memory, 10^6 bytes, measured before the Python training loop exists. It is of the whole
+            process on CPU, and of the device elsewhere.
         cores: processor time over wall time while the segment ran: lower than usual on a busy machine.
     """
 
@@ -58,42 +61,42 @@ class TrainRow:
     product_cores: float
 
 
-class Compared(NamedTuple):
-    """Two ways to train the same, timed in turns with each other.
+class Comparison(NamedTuple):
+    """Timings of the compiled segment, compared with the Python training loop.
 
     Attributes:
-        figures: what is known of them, by the names and with the meanings of `TrainRow`'s columns.
-        segment: turns of the compiled segment.
-        beside: turns of what took turns with them.
+        figures: figures by the names of `TrainRow`'s columns.
+        segment: timings of the compiled segment.
+        others: timings of the other loops that were interleaved with the segment.
     """
 
     figures: dict[str, Any]
     segment: list[Timing]
-    beside: list[list[Timing]]
+    others: list[list[Timing]]
 
 
-def measure_training(cfg: Config, seeds: int, *, rows: int, seconds: float, rounds: int) -> TrainRow:
+def measure_training(cfg: Config, seeds: int, *, rows: int, seconds: float, repeats: int) -> TrainRow:
     """Measures training of MAC as `cfg` says.
 
     Args:
         rows: rows of the random dataset.
-        seconds: time that each contender is measured for, about; at least `LEAST_UPDATES` updates a turn.
-        rounds: turns that this time is cut into.
+        seconds: approximate time for which each loop is measured; at least `LEAST_UPDATES` updates a call.
+        repeats: calls into which this time is divided.
     """
     window = timed_loops.random_window(SPEC, rows, cfg.chunk)
-    chains, speed = machine_products(cfg.hidden[0], cfg.batch * cfg.candidates, seeds)
-    turn_s = seconds / rounds
-    chains = [c.times(max(1, round(turn_s * speed / c.work))) for c in chains]
-    taken = compare(MAC(cfg, SPEC), window, seeds, speed * turn_s, rounds, chains)
-    product = [max(turns) for turns in zip(*taken.beside, strict=True)]
+    chains, speed = machine_matmuls(cfg.hidden[0], cfg.batch * cfg.candidates, seeds)
+    call_s = seconds / repeats
+    chains = [c.times(max(1, round(call_s * speed / c.work))) for c in chains]
+    compared = compare(MAC(cfg, SPEC), window, seeds, speed * call_s, repeats, chains)
+    matmul = [max(timings) for timings in zip(*compared.others, strict=True)]
     return TrainRow(
         width=cfg.hidden[0],
         seeds=seeds,
         batch=cfg.batch,
-        product_gflops=_median(product) / 1e9,
-        share=median_ratio(taken.segment, product),
-        product_cores=statistics.median(t.cores for t in product),
-        **taken.figures,
+        product_gflops=_median(matmul) / 1e9,
+        share=median_ratio(compared.segment, matmul),
+        product_cores=statistics.median(t.cores for t in matmul),
+        **compared.figures,
     )
 
 
@@ -101,70 +104,70 @@ def compare(
     algo: AbstractAlgorithm,
     window: Window,
     seeds: int,
-    products: float,
-    rounds: int,
-    beside: Sequence[TimedLoop] = (),
-) -> Compared:
-    """Measures training by our segment compared with a Python training loop.
+    matmul_flops: float,
+    repeats: int,
+    others: Sequence[TimedLoop] = (),
+) -> Comparison:
+    """Measures training by the compiled segment, compared with a Python training loop.
 
     Args:
-        products: operations of matrix products that the machine does in the time of a turn.
-        rounds: turns of each.
-        beside: what else takes turns with them.
+        matmul_flops: matmul operations that the machine does in the time of a call.
+        repeats: calls of each loop.
+        others: other loops, interleaved with these two.
     """
     mesh, flop = loop.seed_mesh(seeds), timed_loops.update_flops(algo, window)
-    updates = max(LEAST_UPDATES, round(EXPECTED_SHARE * products / (flop * seeds)))
+    updates = max(LEAST_UPDATES, round(EXPECTED_SHARE * matmul_flops / (flop * seeds)))
     work = timed_loops.Work(algo, window, seeds, updates, flop)
     segment = timed_loops.segment(work, mesh)
-    timed_loops.time_turn(segment)
+    timed_loops.time_call(segment)
     peak = peak_bytes()  # before the Python loop adds to it
-    plain = timed_loops.plain_loop(work)
-    others = {f"beside{i}": c for i, c in enumerate(beside)}
-    taken = timed_loops.take_turns({"segment": segment, "plain": plain, **others}, rounds)
-    ours, usual = taken["segment"], taken["plain"]
+    baseline = timed_loops.python_loop(work)
+    named = {f"other{i}": timed for i, timed in enumerate(others)}
+    timings = timed_loops.time_interleaved({"segment": segment, "python": baseline, **named}, repeats)
+    ours, python = timings["segment"], timings["python"]
     figures = {
         "devices": mesh.size,
         "updates": updates,
         "rate": _median(ours) / flop,
-        "plain_rate": _median(usual) / flop,
-        "ratio": median_ratio(ours, usual),
+        "plain_rate": _median(python) / flop,
+        "ratio": median_ratio(ours, python),
         "gflop": flop / 1e9,
         "compile_s": segment.compile_s,
-        "plain_compile_s": plain.compile_s,
+        "plain_compile_s": baseline.compile_s,
         "peak_mb": peak / 1e6,
         "cores": statistics.median(t.cores for t in ours),
-        "plain_cores": statistics.median(t.cores for t in usual),
+        "plain_cores": statistics.median(t.cores for t in python),
     }
-    return Compared(figures, ours, [taken[name] for name in others])
+    return Comparison(figures, ours, [timings[name] for name in named])
 
 
-def machine_products(width: int, rows: int, seeds: int) -> tuple[list[TimedLoop], float]:
-    """Products of the shapes that dominate an update, in one or two ways, and the speed of the better one.
+def machine_matmuls(width: int, rows: int, seeds: int) -> tuple[list[TimedLoop], float]:
+    """Returns matmuls of the shapes that dominate an update, in one or two ways, and the faster way's speed.
 
-    On a CPU each device computes them for one seed at a time, or all cores share them: the better of
-    the two is the machine's rate. On an accelerator they are computed for all seeds at once.
+    On a CPU each device computes the matmuls of one seed at a time, or all cores share them. The faster way
+    gives the machine's rate. On an accelerator the matmuls of all seeds are computed at once.
 
     Args:
-        width: of hidden layers.
-        rows: that one seed's update sends through them at a time.
+        width: width of hidden layers.
+        rows: batch size of one matmul in one seed's update.
     """
     rows *= 1 if jax.default_backend() == "cpu" else seeds
     meshes = {mesh.size: mesh for mesh in (loop.seed_mesh(seeds), loop.seed_mesh(1))}
-    chains = [timed_loops.products(width, rows, mesh) for mesh in meshes.values()]
-    return chains, max(timed_loops.time_turn(c).speed for c in chains)
+    chains = [timed_loops.matmuls(width, rows, mesh) for mesh in meshes.values()]
+    return chains, max(timed_loops.time_call(c).speed for c in chains)
 
 
-def _median(turns: list[Timing]) -> float:
-    return statistics.median(t.speed for t in turns)
+def _median(timings: list[Timing]) -> float:
+    return statistics.median(t.speed for t in timings)
 
 
-def median_ratio(turns: list[Timing], others: list[Timing]) -> float:
-    """Median over rounds of the ratio of speeds within a round, which saw the same noise."""
-    return statistics.median(a.speed / b.speed for a, b in zip(turns, others, strict=True))
+def median_ratio(timings: list[Timing], others: list[Timing]) -> float:
+    """Returns the median ratio of speeds of the same repeat, whose calls saw the same noise."""
+    return statistics.median(a.speed / b.speed for a, b in zip(timings, others, strict=True))
 
 
 def peak_bytes() -> int:
-    """Peak memory so far: of the process on CPU, of the fullest device elsewhere."""
+    """Returns the peak memory so far: of the process on CPU, of the fullest device elsewhere."""
     if jax.default_backend() == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

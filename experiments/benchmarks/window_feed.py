@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/window_feed.py --rows 100_100_000 --dir /data/scratch
 
-Makes a store of random codes as large as asked, unless there is one, and trains MAC of the laptop preset
-over its windows and, in turns with that, over one window that stays. Both run the same compiled program.
+Makes a store of random codes of the requested size, unless one exists. Trains MAC of the laptop preset over
+its rotating windows and, interleaved, over one resident window. Both run the same compiled program.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from baselines import REGISTRY
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.registry import make
 from experiments.benchmarks.harness import write_csv
-from experiments.benchmarks.timed_loops import TimedLoop, Timing, take_turns, time_turn
+from experiments.benchmarks.timed_loops import TimedLoop, Timing, time_call, time_interleaved
 from experiments.benchmarks.training import median_ratio, peak_bytes
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
@@ -43,7 +43,7 @@ SHARD_EPISODES = 1000
 
 @dataclass(frozen=True)
 class Args:
-    """Measures training over rotating windows of a large store, compared with one that stays."""
+    """Measures training over rotating windows of a large store, compared with one resident window."""
 
     dir: Path = Path("data")
     """folder for the store, which is kept only with --keep"""
@@ -56,18 +56,18 @@ class Args:
     window: int = 1_001_000
     """most rows of a window"""
     updates: int = 1000
-    """updates that each window serves"""
+    """updates per window"""
     windows: int = 2
-    """windows in a turn"""
-    rounds: int = 3
-    """turns of each"""
+    """windows per timed call"""
+    repeats: int = 3
+    """timed calls of each"""
     keep: bool = False
     """leave the store in its folder"""
     out: Path | None = None
     """CSV file to write"""
 
     def __post_init__(self):
-        for name in ("seeds", "window", "updates", "windows", "rounds"):
+        for name in ("seeds", "window", "updates", "windows", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
         if self.rows < EPISODE_ROWS:
@@ -76,14 +76,14 @@ class Args:
 
 @dataclass(frozen=True)
 class FeedRow:
-    """Figures of one measurement, medians over turns; the names are the columns of the CSV file.
+    """Figures of one measurement, medians over repeats; the names are the columns of the CSV file.
 
     Attributes:
-        gigabytes: of the store's rows; `window_mb` of a window's, in 10^6 bytes.
-        resident_rate: seed-updates per second on one window; `rotating_rate` over windows.
-        ratio: of the two, turn by turn.
+        gigabytes: size of the store's rows; `window_mb`: of a window's rows, in 10^6 bytes.
+        resident_rate: seed-updates per second on one window; `rotating_rate`: on rotating windows.
+        ratio: `rotating_rate` over `resident_rate`, median of the ratios of each repeat.
         cpu_ratio: the same for seed-updates per second of processor time.
-        wait_share: of the time over windows that training waited for one.
+        wait_share: share of the time on rotating windows that training waited for a window.
         window_s: seconds to read a window and move it to the device, alone.
         peak_mb: peak memory of the process on CPU, of the device elsewhere, 10^6 bytes.
     """
@@ -103,14 +103,14 @@ class FeedRow:
 
 
 class Trainer(NamedTuple):
-    """Training that goes on from turn to turn; one of the two that are compared."""
+    """Training that continues from call to call, and the windows that feed it."""
 
-    contender: TimedLoop
+    timed: TimedLoop
     feed: Feed
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
         lambda: run(read_flags(Args, argv, PROGRAM), argv),
         short_of_memory="take a smaller --window",
@@ -118,29 +118,29 @@ def main(argv: Sequence[str]) -> int:
     )
 
 
-def run(ask: Args, argv: Sequence[str]) -> int:
+def run(args: Args, argv: Sequence[str]) -> int:
     """Measures, prints, writes the file; returns the exit status."""
-    check_writable(ask.dir, "--dir")
-    settings, _ = parse(["--env", ask.env, "--preset", "laptop", "--seeds", str(ask.seeds)])
-    spec = make(ask.env, "c").spec
-    folder = ask.dir / f"random-{ask.env}-{ask.rows}"
+    check_writable(args.dir, "--dir")
+    settings, _ = parse(["--env", args.env, "--preset", "laptop", "--seeds", str(args.seeds)])
+    spec = make(args.env, "c").spec
+    folder = args.dir / f"random-{args.env}-{args.rows}"
     if not is_store(folder):
         began = time.perf_counter()
-        make_store(folder, spec, ask.rows)
+        make_store(folder, spec, args.rows)
         print(f"store        {folder}, made in {time.perf_counter() - began:.0f} s", flush=True)
-    row = measure(ask, Store.open(folder), REGISTRY["mac"].algorithm(settings.hp, spec, settings.steps))
+    row = measure(args, Store.open(folder), REGISTRY["mac"].algorithm(settings.hp, spec, settings.steps))
     for name, value in vars(row).items():
         print(f"{name:<14} {value:,.4g}" if isinstance(value, float) else f"{name:<14} {value:,}")
-    if ask.out:
-        write_csv(ask.out, [row], ["experiments/benchmarks/window_feed.py", *argv])
-    if not ask.keep:
+    if args.out:
+        write_csv(args.out, [row], ["experiments/benchmarks/window_feed.py", *argv])
+    if not args.keep:
         shutil.rmtree(folder)
     return 0
 
 
-def measure(ask: Args, store: Store, algo: AbstractAlgorithm) -> FeedRow:
-    """Trains in turns over windows and on one of them that stays."""
-    mesh = loop.seed_mesh(ask.seeds)
+def measure(args: Args, store: Store, algo: AbstractAlgorithm) -> FeedRow:
+    """Trains on rotating windows and, interleaved, on one resident window."""
+    mesh = loop.seed_mesh(args.seeds)
 
     def put(tree: Any) -> Any:
         return loop.place(mesh, tree, loop.ALL)
@@ -149,67 +149,67 @@ def measure(ask: Args, store: Store, algo: AbstractAlgorithm) -> FeedRow:
         store,
         fit_minmax(store.statistics_obs),
         algo.sample.chunk,
-        rows=ask.window,
-        updates=ask.updates,
+        rows=args.window,
+        updates=args.updates,
         seed=0,
     )
     began = time.perf_counter()
     first = jax.block_until_ready(plan.window(0, put))
     window_s = time.perf_counter() - began
-    rotating = trainer(ask, algo, mesh, Rotating(plan, put, last=2**31 - 1))
-    resident = trainer(ask, algo, mesh, Resident(first, put))
-    for each in (resident, rotating):
-        time_turn(each.contender)  # caches warm, threads started
+    rotating = trainer(args, algo, mesh, Rotating(plan, put, last=2**31 - 1))
+    resident = trainer(args, algo, mesh, Resident(first, put))
+    for training in (resident, rotating):
+        time_call(training.timed)  # caches warm, threads started
     waited = rotating.feed.waiting
-    taken = take_turns({"resident": resident.contender, "rotating": rotating.contender}, ask.rounds)
+    timings = time_interleaved({"resident": resident.timed, "rotating": rotating.timed}, args.repeats)
     waited = rotating.feed.waiting - waited
     rotating.feed.close()
-    one, many = taken["resident"], taken["rotating"]
+    one, many = timings["resident"], timings["rotating"]
     size = sum(split.obs.nbytes + split.action.nbytes for split in store.train)
     return FeedRow(
         rows=store.rows,
         gigabytes=size / 1e9,
         window_mb=size / store.rows * plan.room.rows / 1e6,
-        seeds=ask.seeds,
-        updates=ask.updates,
+        seeds=args.seeds,
+        updates=args.updates,
         resident_rate=statistics.median(t.speed for t in one),
         rotating_rate=statistics.median(t.speed for t in many),
         ratio=median_ratio(many, one),
         cpu_ratio=median_ratio([per_cpu(t) for t in many], [per_cpu(t) for t in one]),
-        wait_share=waited / sum(rotating.contender.work / t.speed for t in many),
+        wait_share=waited / sum(rotating.timed.work / t.speed for t in many),
         window_s=window_s,
         peak_mb=peak_bytes() / 1e6,
     )
 
 
 def per_cpu(timing: Timing) -> Timing:
-    """The same turn, its speed per second of processor time."""
+    """Returns the timing with its speed per second of processor time."""
     return Timing(timing.speed / timing.cores, timing.cores)
 
 
-def trainer(ask: Args, algo: AbstractAlgorithm, mesh: Any, feed: Feed) -> Trainer:
-    """Training over `feed`, as the host's loop does it: the metrics are read one segment late."""
-    keys = loop.place(mesh, loop.seed_keys(0, ask.seeds), loop.SEED)
+def trainer(args: Args, algo: AbstractAlgorithm, mesh: Any, feed: Feed) -> Trainer:
+    """Returns training over `feed` as `mac.run.train` does it: metrics are read one segment late."""
+    keys = loop.place(mesh, loop.seed_keys(0, args.seeds), loop.SEED)
     state = loop.init(algo, mesh, keys)
     program: Callable[..., Any] | None = None
     step, pending = 0, None
 
-    def turn() -> Any:
+    def call() -> Any:
         nonlocal state, step, pending, program
-        for _ in range(ask.windows):
+        for _ in range(args.windows):
             window = feed.at(step)
-            steps = loop.place(mesh, np.arange(step, step + ask.updates, dtype=np.int32), loop.ALL)
+            steps = loop.place(mesh, np.arange(step, step + args.updates, dtype=np.int32), loop.ALL)
             program = program or loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
             state, metrics = program(window, keys, steps, state)
             jax.device_get(pending)
-            pending, step = metrics, step + ask.updates
+            pending, step = metrics, step + args.updates
         return state
 
-    return Trainer(TimedLoop(turn, ask.windows * ask.updates * ask.seeds, 0.0), feed)
+    return Trainer(TimedLoop(call, args.windows * args.updates * args.seeds, 0.0), feed)
 
 
 def make_store(folder: Path, spec: EnvSpec, rows: int) -> None:
-    """Writes a store of random uint16 codes, in shards of a thousand episodes that hold the same numbers."""
+    """Writes a store of random uint16 codes, in shards of a thousand episodes of equal content."""
     rng, episodes = np.random.default_rng(0), rows // EPISODE_ROWS
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -235,7 +235,7 @@ def make_store(folder: Path, spec: EnvSpec, rows: int) -> None:
 
 
 def write_split(folder: Path, obs: np.ndarray, action: np.ndarray) -> int:
-    """Writes the arrays of a split, numbers other than codes as float32; returns its rows."""
+    """Writes the arrays of a split, as float32 unless they are codes; returns its rows."""
     folder.mkdir(parents=True)
     stored = [rows if rows.dtype == np.uint16 else rows.astype(np.float32) for rows in (obs, action)]
     for name, rows in zip((OBS, ACTION), stored, strict=True):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.cli.jax_variables import ignored
-from experiments.doctor import BROKEN, OK, ROOT, WARNING, Line
+from experiments.doctor_checks.findings import BROKEN, OK, ROOT, WARNING, Finding
 from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Probe, ProbeResult, drawing_remedy
 from mac.machine import cores, group_memory
 
@@ -66,39 +66,39 @@ def installed(package: str) -> str | None:
     return None
 
 
-def check_python(data: Path) -> Iterator[Line]:
+def check_python(data: Path) -> Iterator[Finding]:
     """Python's version."""
     pins, _ = _project()
     have = ".".join(map(str, sys.version_info[:3]))
     if fits(have, pins):
-        yield Line(OK, "python", f"{have} ({pins})")
+        yield Finding(OK, "python", f"{have} ({pins})")
     else:
-        yield Line(
+        yield Finding(
             BROKEN, "python", f"{have}, needed is {pins}", "make an environment with Python 3.11 or 3.12"
         )
 
 
-def check_install(data: Path) -> Iterator[Line]:
+def check_install(data: Path) -> Iterator[Finding]:
     """Checks that the project itself is installed."""
     if version := installed(PROJECT):
-        yield Line(OK, PROJECT, version)
+        yield Finding(OK, PROJECT, version)
     else:
-        yield Line(BROKEN, PROJECT, "not installed", install_command())
+        yield Finding(BROKEN, PROJECT, "not installed", install_command())
 
 
-def check_system(data: Path) -> Iterator[Line]:
+def check_system(data: Path) -> Iterator[Finding]:
     """The operating system: all tests and measurements are Linux's."""
     name = platform.system() or sys.platform
     if name == "Linux":
-        yield Line(OK, "system", f"{name}, {platform.machine()}")
+        yield Finding(OK, "system", f"{name}, {platform.machine()}")
     elif name == "Windows":
         text = "Windows: untested, and files that another program has open cannot be replaced there"
-        yield Line(WARNING, "system", text, "use Linux, or WSL (Linux within Windows)")
+        yield Finding(WARNING, "system", text, "use Linux, or WSL (Linux within Windows)")
     else:
-        yield Line(WARNING, "system", f"{name}: untested", "use Linux where something does not work")
+        yield Finding(WARNING, "system", f"{name}: untested", "use Linux where something does not work")
 
 
-def check_packages(data: Path) -> Iterator[Line]:
+def check_packages(data: Path) -> Iterator[Finding]:
     """Every dependency, against its bounds."""
     wrong, count = 0, 0
     for requirement in _project()[1]:
@@ -106,47 +106,49 @@ def check_packages(data: Path) -> Iterator[Line]:
         have, count = installed(name), count + 1
         if have is None or not fits(have, pins):
             wrong += 1
-            yield Line(
+            yield Finding(
                 BROKEN, name, f"{have or 'not installed'}, needed is {pins}", f"pip install '{requirement}'"
             )
     if not wrong:
-        yield Line(OK, "packages", f"all {count} that the project asks for, within their bounds")
+        yield Finding(OK, "packages", f"all {count} that the project asks for, within their bounds")
 
 
-def check_variables(data: Path) -> Iterator[Line]:
+def check_variables(data: Path) -> Iterator[Finding]:
     """Environment variables of JAX that the programs ignore."""
     for name, value in ignored().items():
-        yield Line(WARNING, "variable", f"{name}={value} is ignored by these programs", f"unset {name}")
+        yield Finding(WARNING, "variable", f"{name}={value} is ignored by these programs", f"unset {name}")
 
 
-def check_pairs(data: Path) -> Iterator[Line]:
+def check_pairs(data: Path) -> Iterator[Finding]:
     """Packages that come in pairs: their versions must fit each other, not only our bounds."""
     for one, other, parts in (("jax", "jaxlib", 2), ("mujoco", "mujoco-mjx", 2)):
         a, b = installed(one), installed(other)
         if a is None or b is None:
             continue  # `check_packages` says so, or the device fails
         if numbers(a)[:parts] == numbers(b)[:parts]:
-            yield Line(OK, one, f"{a} with {other} {b}")
+            yield Finding(OK, one, f"{a} with {other} {b}")
         else:
             remedy = f"pip install '{other}=={'.'.join(map(str, numbers(a)[:parts]))}.*'"
-            yield Line(BROKEN, one, f"{a} does not fit {other} {b}", remedy)
+            yield Finding(BROKEN, one, f"{a} does not fit {other} {b}", remedy)
 
 
-class Trials:
-    """What has to be tried: all probes run at the same time, from the beginning."""
+class Probes:
+    """Checks that try something; all run at the same time, from the beginning."""
 
     def __init__(self):
         self._jax, self._physics, self._mjx = Probe(JAX), Probe(PHYSICS), Probe(MJX, {"JAX_PLATFORMS": "cpu"})
         self._pictures = {name: Probe(PICTURE, {"MUJOCO_GL": name}) for name in PLATFORMS}
 
-    def device(self, data: Path) -> Iterator[Line]:
+    def device(self, data: Path) -> Iterator[Finding]:
         """Device that JAX computes on."""
         found, error = self._jax.result()
         gpu = shutil.which("nvidia-smi") is not None
         if found is None:
             wanted = os.environ.get("JAX_PLATFORMS")
             unset = f"unset JAX_PLATFORMS (it is {wanted!r}), or " if wanted else ""
-            yield Line(BROKEN, "device", error, f"{unset}pip install --force-reinstall 'jax>=0.10.2,<0.13'")
+            yield Finding(
+                BROKEN, "device", error, f"{unset}pip install --force-reinstall 'jax>=0.10.2,<0.13'"
+            )
             return
         memory = f", {found['memory'] / GIB:.0f} GiB" if found["memory"] else ""
         kind = (
@@ -157,11 +159,11 @@ class Trials:
         text = f"{found['count']} x {kind}{memory}"
         if found["backend"] == "cpu" and gpu:
             remedy = "pip install -e '.[cuda12]' (or cuda13, as nvidia-smi shows the driver's version)"
-            yield Line(WARNING, "device", f"{text}, though this machine has an NVIDIA GPU", remedy)
+            yield Finding(WARNING, "device", f"{text}, though this machine has an NVIDIA GPU", remedy)
         else:
-            yield Line(OK, "device", text)
+            yield Finding(OK, "device", text)
 
-    def physics(self, data: Path) -> Iterator[Line]:
+    def physics(self, data: Path) -> Iterator[Finding]:
         """MuJoCo C, in a scene of OGBench's."""
         yield self._line(
             "engine c",
@@ -171,7 +173,7 @@ class Trials:
             "pip install --force-reinstall 'mujoco>=3.17,<3.18' 'ogbench>=1.2.2,<1.3'",
         )
 
-    def mjx(self, data: Path) -> Iterator[Line]:
+    def mjx(self, data: Path) -> Iterator[Finding]:
         """MJX, and MuJoCo Warp, which comes with it and which only NVIDIA GPUs need."""
         outcome = self._mjx.result()
         remedy = "pip install --force-reinstall 'mujoco-mjx>=3.17,<3.18'"
@@ -180,22 +182,24 @@ class Trials:
         extra = "pip install -e '.[warp]'"
         if installed("warp-lang") is None:
             text = "not installed; it is optional, and for NVIDIA GPUs"
-            yield Line(WARNING if gpu else OK, "engine warp", text, extra if gpu else "")
+            yield Finding(WARNING if gpu else OK, "engine warp", text, extra if gpu else "")
         elif outcome.found and outcome.found["warp"]:
-            yield Line(OK, "engine warp", "loads" + ("" if outcome.found["cuda"] else ", without CUDA: slow"))
+            yield Finding(
+                OK, "engine warp", "loads" + ("" if outcome.found["cuda"] else ", without CUDA: slow")
+            )
         elif outcome.found:
             remedy = f"{extra}, or leave it: engines c and mjx do without"
-            yield Line(WARNING, "engine warp", outcome.found["why"], remedy)
+            yield Finding(WARNING, "engine warp", outcome.found["why"], remedy)
 
-    def renderer(self, data: Path) -> Iterator[Line]:
+    def renderer(self, data: Path) -> Iterator[Finding]:
         """MuJoCo's own pictures, each way of drawing tried with one small picture."""
         outcomes = {name: probe.result() for name, probe in self._pictures.items()}
         works = [name for name, outcome in outcomes.items() if outcome.found is not None]
         if set(works) & {"egl", "osmesa"}:
-            yield Line(OK, "renderer", f"{', '.join(works)} (a picture was drawn)")
+            yield Finding(OK, "renderer", f"{', '.join(works)} (a picture was drawn)")
             return
         why = "; ".join(f"{name}: {outcome.error}" for name, outcome in outcomes.items() if outcome.error)
-        yield Line(
+        yield Finding(
             WARNING,
             "renderer",
             f"none without a screen works ({why[:400]})",
@@ -203,13 +207,13 @@ class Trials:
         )
 
     @staticmethod
-    def _line(what: str, outcome: ProbeResult, describe, state: str, remedy: str) -> Line:
+    def _line(what: str, outcome: ProbeResult, describe, state: str, remedy: str) -> Finding:
         if outcome.found is None:
-            return Line(state, what, outcome.error, remedy)
-        return Line(OK, what, describe(outcome.found))
+            return Finding(state, what, outcome.error, remedy)
+        return Finding(OK, what, describe(outcome.found))
 
 
-def check_memory(data: Path) -> Iterator[Line]:
+def check_memory(data: Path) -> Iterator[Finding]:
     """Memory of the host."""
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     if not pages:
@@ -220,7 +224,7 @@ def check_memory(data: Path) -> Iterator[Line]:
         text += f", of which the limits of this container leave {left / GIB:.1f} GiB"
     small = min(left, total) < 4 * GIB
     remedy = "take fewer --seeds and --data.dtype uint16" if small else ""
-    yield Line(WARNING if small else OK, "host", text, remedy)
+    yield Finding(WARNING if small else OK, "host", text, remedy)
 
 
 def cache_folder() -> Path:
@@ -230,38 +234,42 @@ def cache_folder() -> Path:
     return Path(named) if named else home / "mac-jax" / "xla"
 
 
-def check_cache(data: Path) -> Iterator[Line]:
+def check_cache(data: Path) -> Iterator[Finding]:
     """Compiled programs, kept from run to run."""
     folder = cache_folder()
     if refusal := cannot_write(folder):
         remedy = "set JAX_COMPILATION_CACHE_DIR to a folder of yours; without it every start compiles anew"
-        yield Line(WARNING, "cache", f"{folder}: {refusal}", remedy)
+        yield Finding(WARNING, "cache", f"{folder}: {refusal}", remedy)
         return
     files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
     size = sum(path.stat().st_size for path in files)
-    yield Line(OK, "cache", f"{folder}: {len(files):,} files, {size / 1e6:,.0f} MB of compiled programs")
+    yield Finding(OK, "cache", f"{folder}: {len(files):,} files, {size / 1e6:,.0f} MB of compiled programs")
 
 
-def check_disk(data: Path) -> Iterator[Line]:
+def check_disk(data: Path) -> Iterator[Finding]:
     """Room for data and for runs."""
     for what, folder in (("data", data), ("runs", Path("runs"))):
         free = shutil.disk_usage(existing(folder)).free
         text = f"{free / GIB:,.1f} GiB free for {folder}/"
         if free < ROOM:
             flag = "--data.dir" if what == "data" else "--out"
-            yield Line(WARNING, "disk", text, f"1M rows take up to 1 GiB, twice while converting; see {flag}")
+            yield Finding(
+                WARNING, "disk", text, f"1M rows take up to 1 GiB, twice while converting; see {flag}"
+            )
         else:
-            yield Line(OK, "disk", text)
+            yield Finding(OK, "disk", text)
 
 
-def check_folders(data: Path) -> Iterator[Line]:
+def check_folders(data: Path) -> Iterator[Finding]:
     """Checks that results and data can be written."""
     for folder, flag in ((Path("runs"), "--out"), (data, "--data.dir")):
         refusal = cannot_write(folder)
         if refusal:
-            yield Line(BROKEN, "folder", f"{folder}/: {refusal}", f"set its rights, or choose another {flag}")
+            yield Finding(
+                BROKEN, "folder", f"{folder}/: {refusal}", f"set its rights, or choose another {flag}"
+            )
         else:
-            yield Line(
+            yield Finding(
                 OK, "folder", f"{folder}/ can be written" + ("" if folder.exists() else " (to be made)")
             )
 

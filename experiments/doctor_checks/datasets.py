@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.doctor import OK, WARNING, Line
+from experiments.doctor_checks.findings import OK, WARNING, Finding
 from mac.atomic_files import load_json, visible
 from mac.data.provenance import describe, of_meta, origin
 from mac.errors import UserError
@@ -12,7 +12,7 @@ SUFFIXES = (".npz", ".hdf5", ".h5")
 META = "meta.json"
 
 
-def check_datasets(data: Path) -> Iterator[Line]:
+def check_datasets(data: Path) -> Iterator[Finding]:
     """Folders with datasets, how many and how large; and of each where it comes from."""
     home, found = Path.home(), False
     for root in (
@@ -29,7 +29,9 @@ def check_datasets(data: Path) -> Iterator[Line]:
         found = True
         yield _store(path)
     if not found:
-        yield Line(OK, "data", "none yet; run.py generates what it can, or --data.source download fetches it")
+        yield Finding(
+            OK, "data", "none yet; run.py generates what it can, or --data.source download fetches it"
+        )
 
 
 def folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -41,29 +43,29 @@ def folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     yield from by_folder.items()
 
 
-def _line(folder: Path, files: list[Path]) -> Line:
+def _line(folder: Path, files: list[Path]) -> Finding:
     size = sum(path.stat().st_size for path in visible(folder, "*") if path.suffix in SUFFIXES)
     names = ", ".join(path.stem for path in files[:3]) + (f" and {len(files) - 3} more" if files[3:] else "")
     try:
         labels = dict.fromkeys(describe([file], origin(file), 0).label for file in files[:3])
     except UserError as error:
-        return Line(WARNING, "data", f"{folder}: {names}", str(error))
-    return Line(OK, "data", f"{folder}: {names}, {size / 1e6:,.0f} MB; {', '.join(labels)}")
+        return Finding(WARNING, "data", f"{folder}: {names}", str(error))
+    return Finding(OK, "data", f"{folder}: {names}, {size / 1e6:,.0f} MB; {', '.join(labels)}")
 
 
-def _store(path: Path) -> Line:
+def _store(path: Path) -> Finding:
     remedy = f"delete {path.parent}; it is made again"
     try:
         meta = load_json(path)
         rows = sum(meta["train"].values())
-        return Line(OK, "store", f"{path.parent}: {rows:,} rows as {meta['dtype']}; {of_meta(meta).label}")
+        return Finding(OK, "store", f"{path.parent}: {rows:,} rows as {meta['dtype']}; {of_meta(meta).label}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return Line(WARNING, "store", f"{path.parent}: damaged ({type(error).__name__})", remedy)
+        return Finding(WARNING, "store", f"{path.parent}: damaged ({type(error).__name__})", remedy)
 
 
-def _parts(root: Path) -> Iterator[Line]:
+def _parts(root: Path) -> Iterator[Finding]:
     """Downloads that did not end."""
     for part in visible(root, "**/*.part"):
         if part.is_file():
             text = f"{part}: a download that did not end, {part.stat().st_size / 1e6:,.0f} MB"
-            yield Line(WARNING, "data", text, "run the same command again to continue it, or delete it")
+            yield Finding(WARNING, "data", text, "run the same command again to continue it, or delete it")

@@ -9,10 +9,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments.doctor_checks.findings import ROOT
 
 JAX = """
 import json, jax, jax.numpy as jnp

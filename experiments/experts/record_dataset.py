@@ -1,8 +1,8 @@
-"""Datasets of gym walkers in D4RL's schema, from a training of our own expert.
+"""Writer of gym datasets in D4RL's schema, from a training of our own expert.
 
-`medium-replay` is what the learner met while it learnt, the newest rows; `medium` is what its last policy
-does. D4RL's own files of these names come from other policies: ours have `ours` in their names, and say in
-attributes and in a JSON file beside them where they come from.
+`medium-replay` holds the newest transitions of the training, `medium` those of its last policy. D4RL's own
+files of these names come from other policies. Ours have `ours` in their names; attributes and a JSON file in
+the same folder hold their provenance.
 
 Source of the schema: Fu et al. 2020, "D4RL".
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.experts.online_training import begin, play
 from experiments.experts.sac import Transitions
-from experiments.experts.tasks import build_errand
+from experiments.experts.tasks import build_task
 from experiments.experts.trainer import ExpertConfig, load_policy
 from mac.atomic_files import replace_file, write_json
 from mac.errors import UserError
@@ -25,15 +25,15 @@ from mac.run.io.checkpoint import CheckpointStore
 
 LEVELS = ("medium", "medium-replay")
 LANES = 16
-"""Environments side by side that the last policy plays in."""
+"""Number of parallel environments in which the last policy plays."""
 _SOURCE = (
     "made by mac-jax with an expert that it trained itself; results on it are not comparable with those on "
     "D4RL's files"
 )
 
 
-class Recorded(NamedTuple):
-    """What was written: the file, its rows, and the mean return of its episodes, cut ones included."""
+class RecordedDataset(NamedTuple):
+    """A written dataset: file, rows, and mean return of its episodes, truncated ones included."""
 
     path: Path
     rows: int
@@ -41,54 +41,54 @@ class Recorded(NamedTuple):
 
 
 def dataset_path(folder: Path, task: str, level: str) -> Path:
-    """Path of a dataset, named after its expert."""
+    """Returns the path of a dataset, named after its expert."""
     return folder / f"{task}-ours-{level}.hdf5"
 
 
-def record(plan: ExpertConfig, folder: Path, level: str, rows: int) -> Recorded:
+def record(config: ExpertConfig, folder: Path, level: str, rows: int) -> RecordedDataset:
     """Writes one dataset of the training in `folder`, with at most `rows` rows.
 
     Raises:
         UserError: there is no training in `folder`, or the disk refuses.
     """
-    steps = replayed(plan, folder) if level == "medium-replay" else played(plan, folder, rows)
+    steps = replayed(config, folder) if level == "medium-replay" else played(config, folder, rows)
     columns = d4rl_columns(steps, rows)
-    path, count = dataset_path(folder, plan.task, level), len(columns["rewards"])
+    path, count = dataset_path(folder, config.task, level), len(columns["rewards"])
     ends = columns["terminals"] | columns["timeouts"]
     mean = float(columns["rewards"].sum(dtype=np.float64) / ends.sum())
-    facts = {"source": _SOURCE, "expert": "ours", "dataset": path.stem, "rows": count} | plan.settings
+    facts = {"source": _SOURCE, "expert": "ours", "dataset": path.stem, "rows": count} | config.settings
     facts["mean_return"] = round(mean, 1)
     write_hdf5(path, columns, facts)
     write_json(path.with_suffix(".json"), facts)
-    return Recorded(path, count, mean)
+    return RecordedDataset(path, count, mean)
 
 
-def replayed(plan: ExpertConfig, folder: Path) -> Transitions:
-    """The replay buffer of a training, oldest first, [steps, lanes, ...]."""
-    cfg, sac, errand = plan.online, plan.sac, build_errand(plan.task, plan.engine)
+def replayed(config: ExpertConfig, folder: Path) -> Transitions:
+    """Returns the replay buffer of a training, oldest first, [steps, lanes, ...]."""
+    cfg, sac, task = config.online, config.sac, build_task(config.task, config.engine)
     with CheckpointStore(folder / "checkpoints", keep=1) as store:
-        template = jax.eval_shape(lambda: begin(cfg, sac, errand, jnp.asarray(plan.seed)))
-        saved = store.restore(template, config=plan.settings)
+        template = jax.eval_shape(lambda: begin(cfg, sac, task, jnp.asarray(config.seed)))
+        saved = store.restore(template, config=config.settings)
     order = np.arange(max(saved.step - cfg.capacity, 0), saved.step) % cfg.capacity
     return jax.tree.map(lambda x: np.asarray(x)[order], saved.state.replay)
 
 
-def played(plan: ExpertConfig, folder: Path, rows: int) -> Transitions:
-    """What the trained policy does, noise included, [steps, lanes, ...]."""
+def played(config: ExpertConfig, folder: Path, rows: int) -> Transitions:
+    """Plays the trained policy with its noise, [steps, lanes, ...]."""
     _, policy, _ = load_policy(folder)
-    errand = build_errand(plan.task, plan.engine)
-    steps = play(errand, policy, jnp.asarray(plan.seed), LANES, -(-rows // LANES), True)
+    task = build_task(config.task, config.engine)
+    steps = play(task, policy, jnp.asarray(config.seed), LANES, -(-rows // LANES), True)
     return jax.tree.map(np.asarray, steps)
 
 
 def d4rl_columns(steps: Transitions, rows: int) -> dict[str, np.ndarray]:
-    """D4RL's arrays of the newest of `steps` [steps, lanes, ...], at most `rows` rows.
+    """Returns D4RL's arrays of the newest of `steps` [steps, lanes, ...], at most `rows` transitions.
 
-    Each environment's rows follow each other without a gap; where they stop, the episode is cut there, as by
-    a time limit. So an episode ends where `terminals` or `timeouts` is True, and nowhere else.
+    The transitions of one environment are contiguous. The last one is marked as a timeout. So an episode ends
+    where `terminals` or `timeouts` is True, and nowhere else.
 
     Raises:
-        UserError: there are fewer `rows` than environments.
+        UserError: `rows` is smaller than the number of environments.
     """
     lanes = steps.reward.shape[1]
     length = min(rows // lanes, len(steps.reward))

@@ -1,7 +1,7 @@
-"""Soft actor-critic, the learner behind our own experts.
+"""Soft actor-critic, which trains our own experts.
 
-Two critics with LayerNorm, the least of both as the target; the temperature keeps the policy's entropy at a
-given value. Networks are those of `mac.nn`. Pure functions; the loop is in `online_training.py`.
+Two critics have LayerNorm, and the minimum of both is the target. The temperature is adapted to keep the
+policy's entropy at a given value. Networks are those of `mac.nn`; the loop is in `online_training.py`.
 
 Source: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications".
 """
@@ -29,9 +29,9 @@ class SacConfig(NamedTuple):
         hidden: widths of hidden layers, of all networks.
         lr: Adam's learning rate, of all parts.
         discount: factor per control step.
-        tau_ema: rate of the target critics.
-        entropy: the policy's target entropy, nats per entry of an action.
-        temperature: where its temperature starts.
+        tau_ema: Polyak rate of the target networks.
+        entropy: target entropy of the policy, nats per entry of an action.
+        temperature: initial temperature.
     """
 
     hidden: tuple[int, ...] = (256, 256)
@@ -43,12 +43,12 @@ class SacConfig(NamedTuple):
 
 
 class Transitions(NamedTuple):
-    """Steps of an environment; leading axes, if any, are time and environments.
+    """Transitions; leading axes, if any, are time and environments.
 
     Attributes:
-        obs, next_obs: what the networks see before and after the action; `next_obs` is of the same episode.
-        mask: 0 where the step ended in a fall, so that nothing follows; a time limit is no fall.
-        cut: whether a time limit ended the episode.
+        obs, next_obs: observations before and after the action, of the same episode.
+        mask: 1 - termination; a time limit is no termination.
+        cut: whether a time limit truncated the episode.
     """
 
     obs: Float[Array, "*batch D"]
@@ -60,10 +60,10 @@ class Transitions(NamedTuple):
 
 
 class Learner(eqx.Module):
-    """Everything that learns, arrays only.
+    """Networks and optimiser states, arrays only.
 
     Attributes:
-        log_temperature: logarithm of the weight of entropy.
+        log_temperature: logarithm of the temperature, the weight of entropy.
     """
 
     policy: GaussianPolicy
@@ -76,7 +76,7 @@ class Learner(eqx.Module):
 
 
 def init(cfg: SacConfig, obs_dim: int, action_dim: int, key: Key[Array, ""]) -> Learner:
-    """A learner that has learnt nothing."""
+    """Returns a learner before the first update."""
     policy_key, critic_key = jr.split(key)
     policy = GaussianPolicy([obs_dim], cfg.hidden, action_dim, key=policy_key)
     critics = twin_critics([obs_dim, action_dim], cfg.hidden, key=critic_key)
@@ -89,7 +89,7 @@ def init(cfg: SacConfig, obs_dim: int, action_dim: int, key: Key[Array, ""]) -> 
 def critic_loss(
     critics: Critics, learner: Learner, batch: Transitions, noise: Float[Array, "B A"], discount: float
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Squared error to `r + γ m (min Q'(s', a') - α log π(a'|s'))`, summed over the critics."""
+    """Computes the squared error to `r + γ m (min Q'(s', a') - α log π(a'|s'))`, summed over the critics."""
     action, log_prob = learner.policy(batch.next_obs).sample(noise)
     value = aggregate(q_values(learner.target, batch.next_obs, action), "min")
     value = value - jnp.exp(learner.log_temperature) * log_prob
@@ -102,7 +102,7 @@ def critic_loss(
 def actor_loss(
     policy: GaussianPolicy, learner: Learner, obs: Float[Array, "B D"], noise: Float[Array, "B A"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`α log π(a|s) - min Q(s, a)`, and the policy's entropy."""
+    """Computes `α log π(a|s) - min Q(s, a)`, and the policy's entropy."""
     action, log_prob = policy(obs).sample(noise)
     value = aggregate(q_values(learner.critics, obs, action), "min")
     loss = jnp.mean(jnp.exp(learner.log_temperature) * log_prob - value)
@@ -112,7 +112,7 @@ def actor_loss(
 def update_critics(
     cfg: SacConfig, learner: Learner, batch: Transitions, key: Key[Array, ""]
 ) -> tuple[Learner, Metrics]:
-    """One step of the critics, after which their targets follow."""
+    """Updates the critics, then their target networks."""
     noise = jr.normal(key, batch.action.shape)
     grads, metrics = eqx.filter_grad(critic_loss, has_aux=True)(
         learner.critics, learner, batch, noise, cfg.discount
@@ -126,7 +126,7 @@ def update_critics(
 def update_actor(
     cfg: SacConfig, learner: Learner, obs: Float[Array, "B D"], key: Key[Array, ""]
 ) -> tuple[Learner, Metrics]:
-    """One step of the policy and of its temperature."""
+    """Updates the policy and its temperature."""
     width = learner.policy.mean.bias.shape[0]
     noise = jr.normal(key, (len(obs), width))
     grads, entropy = eqx.filter_grad(actor_loss, has_aux=True)(learner.policy, learner, obs, noise)
@@ -141,7 +141,7 @@ def update_actor(
 
 
 def _descend(cfg: SacConfig, part: Any, grads: Any, state: optax.OptState) -> tuple[Any, optax.OptState]:
-    """One step of Adam."""
+    """Takes one step of Adam."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of an integer count
         updates, state = optax.adam(cfg.lr).update(grads, state)
     return eqx.apply_updates(part, updates), state

@@ -1,7 +1,7 @@
-"""Tasks of the experts: walking in a given direction, or a gym walker's own task.
+"""Training tasks of the experts: walking in a given direction, or a gym walker's own task.
 
-An `AbstractExpertTask` is one environment, for the caller to vmap. It never ends by itself: the caller puts a
-fresh start in the place of a state that is `over`.
+An `AbstractExpertTask` is one environment, which the caller vmaps. The caller replaces a state that is `over`
+by a new start.
 
 Source of rewards and rules: OGBench's online locomotion environments (Park et al. 2025), and
 `envs_mjx.locomotion.gym_env`.
@@ -31,26 +31,26 @@ from mac.nn.gaussian_policy import GaussianPolicy
 
 GYM = ("hopper", "walker2d", "halfcheetah")
 DIRECTED = ("ant", "humanoid")
-ERRANDS = (*DIRECTED, *GYM)
+TASKS = (*DIRECTED, *GYM)
 MAX_STEPS = 1000
-_TURN = {"ant": 100, "humanoid": 200}
+_DIRECTION_STEPS = {"ant": 100, "humanoid": 200}
 """Control steps after which a new direction is drawn."""
 _ANT_HEIGHT = (0.2, 1.0)
-"""Height of an ant's torso, m, outside which it has fallen."""
+"""Range of the height of an ant's torso, m, outside which an episode terminates."""
 _HEAD, _HEAD_MARGIN = 1.4, 0.35
-"""A humanoid stands with its head at this height, m; the margin within which the reward falls to 0.1."""
+"""Height of a standing humanoid's head, m, and the margin over which the reward decreases to 0.1."""
 _UPRIGHT, _UPRIGHT_MARGIN = 0.9, 1.9
-"""Vertical share of a standing humanoid's torso axis; the margin within which the reward falls to 0."""
+"""Vertical component of a standing humanoid's torso axis, and the margin down to reward 0."""
 
 
 class TaskState(eqx.Module):
-    """State of an errand.
+    """State of a task.
 
     Attributes:
-        obs: what the policy sees.
+        obs: observation of the policy.
         t: control steps since the start.
-        over: whether it has ended, by a fall or by the time limit.
-        inner: what else there is.
+        over: whether the episode has ended, by termination or by the time limit.
+        inner: state of the environment.
     """
 
     obs: Float[Array, " D"]
@@ -60,7 +60,7 @@ class TaskState(eqx.Module):
 
 
 class AbstractExpertTask(eqx.Module):
-    """An online environment."""
+    """An environment for online training."""
 
     name: eqx.AbstractVar[str]
     obs_dim: eqx.AbstractVar[int]
@@ -69,27 +69,27 @@ class AbstractExpertTask(eqx.Module):
 
     @abc.abstractmethod
     def start(self, key: Key[Array, ""]) -> TaskState:
-        """A new beginning."""
+        """Starts an episode."""
 
     @abc.abstractmethod
     def step(
         self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
     ) -> tuple[TaskState, Transitions]:
-        """One control step, and its record."""
+        """Takes one control step; returns also its transition."""
 
 
 class WalkState(eqx.Module):
-    """`TaskState.inner` of a walk: the walker, and the unit vector along which it should go."""
+    """State of a walk: the walker's physics, and the unit vector along which it should walk."""
 
     motion: WalkerPhysics
     direction: Float[Array, " 2"]
 
 
 class WalkTask(AbstractExpertTask):
-    """An ant or a humanoid on a plane, to be taken along a direction that changes now and then.
+    """Walking of an ant or a humanoid on a plane, along a direction that changes every few seconds.
 
-    Reward of an ant: its way along the direction, m; a fall ends the errand. Of a humanoid: how well it
-    stands, in [0, 1], times 1 + 100 times its way along the direction.
+    Reward of an ant: its displacement along the direction, m; a fall terminates the episode. Reward of a
+    humanoid: `standing`, in [0, 1], times (1 + 100 times its displacement along the direction).
     """
 
     env: MazeEnv
@@ -99,43 +99,43 @@ class WalkTask(AbstractExpertTask):
     control_dt: float = eqx.field(static=True)
 
     def __init__(self, body: str, engine: AbstractWalkerEngine | None = None):
-        """Args: a name in `DIRECTED`; the engine, of `flat_walker(body)`; MuJoCo C if None."""
+        """Creates the task of `body`, a name in `DIRECTED`, on an engine of `flat_walker(body)`; None is `c`."""
         flat, maze = flat_walker(body), f"{body}maze-medium"
-        # Only its observations are wanted: the engine knows no walls.
+        # The maze environment computes observations only: the engine has no walls.
         self.env = MazeEnv(f"{maze}-navigate-v0", build_walker(maze), engine or CWalkerEngine(flat))
         self.name, self.control_dt = body, flat.control_dt
         self.action_dim = self.env.spec.action_dim
-        self.obs_dim = int(turned(body, jnp.zeros(self.env.spec.obs_dim - 2), jnp.ones(2)).shape[0])
+        self.obs_dim = int(rotated_obs(body, jnp.zeros(self.env.spec.obs_dim - 2), jnp.ones(2)).shape[0])
 
     def start(self, key: Key[Array, ""]) -> TaskState:
         pose_key, turn_key = jr.split(key)
         motion = self.env.engine.load(*random_start(self.env.walker, pose_key))
         direction = random_direction(turn_key)
-        obs = self._see(motion, direction)
+        obs = self._observe(motion, direction)
         return TaskState(obs, jnp.zeros((), jnp.int32), jnp.asarray(False), WalkState(motion, direction))
 
     def step(
         self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
     ) -> tuple[TaskState, Transitions]:
-        way: WalkState = state.inner
-        motion = self.env.engine.step(way.motion, action, jnp.asarray(True))
-        ahead = jnp.dot(motion.qpos[:2] - way.motion.qpos[:2], way.direction)
-        fell = ~jnp.all(jnp.isfinite(motion.qpos)) | ~jnp.all(jnp.isfinite(motion.qvel))
+        walk: WalkState = state.inner
+        motion = self.env.engine.step(walk.motion, action, jnp.asarray(True))
+        ahead = jnp.dot(motion.qpos[:2] - walk.motion.qpos[:2], walk.direction)
+        terminated = ~jnp.all(jnp.isfinite(motion.qpos)) | ~jnp.all(jnp.isfinite(motion.qvel))
         if self.name == "ant":
-            fell |= (motion.qpos[2] < _ANT_HEIGHT[0]) | (motion.qpos[2] > _ANT_HEIGHT[1])
+            terminated |= (motion.qpos[2] < _ANT_HEIGHT[0]) | (motion.qpos[2] > _ANT_HEIGHT[1])
             reward = ahead
         else:
             reward = standing(motion.seen[0], motion.seen[15]) * (1 + 100 * ahead)
-        t, next_obs = state.t + 1, self._see(motion, way.direction)
-        late = t >= MAX_STEPS
-        seen = Transitions(state.obs, action, reward, next_obs, 1.0 - fell.astype(jnp.float32), late & ~fell)
-        turn = t % _TURN[self.name] == 0
-        direction = jnp.where(turn, random_direction(key), way.direction)
-        obs = self._see(motion, direction)
-        return TaskState(obs, t, fell | late, WalkState(motion, direction)), seen
+        t, next_obs = state.t + 1, self._observe(motion, walk.direction)
+        mask, late = 1.0 - terminated.astype(jnp.float32), t >= MAX_STEPS
+        transition = Transitions(state.obs, action, reward, next_obs, mask, late & ~terminated)
+        new_direction = t % _DIRECTION_STEPS[self.name] == 0
+        direction = jnp.where(new_direction, random_direction(key), walk.direction)
+        obs = self._observe(motion, direction)
+        return TaskState(obs, t, terminated | late, WalkState(motion, direction)), transition
 
-    def _see(self, motion: WalkerPhysics, direction: Float[Array, " 2"]) -> Float[Array, " D"]:
-        return turned(self.name, self.env.observe(motion)[2:], direction)
+    def _observe(self, motion: WalkerPhysics, direction: Float[Array, " 2"]) -> Float[Array, " D"]:
+        return rotated_obs(self.name, self.env.observe(motion)[2:], direction)
 
 
 class Gym(AbstractExpertTask):
@@ -148,7 +148,7 @@ class Gym(AbstractExpertTask):
     control_dt: float = eqx.field(static=True)
 
     def __init__(self, body: str, engine: str = "c"):
-        """Args: a name in `GYM`; name of a physics engine."""
+        """Creates the task of `body`, a name in `GYM`, on the engine called `engine`."""
         env = make(f"{body}-medium-v2", engine)
         assert isinstance(env, GymEnv)
         self.env, self.name, self.control_dt = env, body, env.spec.control_dt
@@ -162,8 +162,8 @@ class Gym(AbstractExpertTask):
         self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
     ) -> tuple[TaskState, Transitions]:
         new = self.env.step(state.inner, action)
-        fell = ~self.env.healthy(new.motion)
-        mask, cut = 1.0 - fell.astype(jnp.float32), new.done & ~fell
+        terminated = ~self.env.healthy(new.motion)
+        mask, cut = 1.0 - terminated.astype(jnp.float32), new.done & ~terminated
         return TaskState(new.obs, new.t, new.done, new), Transitions(
             state.obs, action, new.reward, new.obs, mask, cut
         )
@@ -176,18 +176,18 @@ class DirectedPolicy(DirectionActor):
     body: str = eqx.field(static=True)
 
     def __call__(self, obs: Float[Array, " R"], direction: Float[Array, " 2"]) -> Float[Array, " A"]:
-        return jnp.tanh(self.policy(turned(self.body, obs, direction)).mean)
+        return jnp.tanh(self.policy(rotated_obs(self.body, obs, direction)).mean)
 
 
-def build_errand(name: str, engine: str = "c") -> AbstractExpertTask:
-    """The errand called `name`, one of `ERRANDS`, on engine `c`, `mjx` or `warp`."""
+def build_task(name: str, engine: str = "c") -> AbstractExpertTask:
+    """Returns the task called `name`, one of `TASKS`, on engine `c`, `mjx` or `warp`."""
     if name in GYM:
         return Gym(name, engine)
     return WalkTask(name, None if engine == "c" else walker_engine(flat_walker(name), engine))
 
 
 def walker_engine(walker: Walker, engine: str) -> AbstractWalkerEngine:
-    """An engine for a walker that the registry does not know."""
+    """Returns an engine of a walker that is not in the registry."""
     if engine == "mjx":
         from envs_mjx.engines.walker_mjx.engine import MjxWalkerEngine
 
@@ -200,7 +200,7 @@ def walker_engine(walker: Walker, engine: str) -> AbstractWalkerEngine:
 
 
 def flat_walker(body: str) -> Walker:
-    """The walker of OGBench's mazes, with no walls on its floor."""
+    """Returns the walker of OGBench's mazes, without walls."""
     spec = describe(f"{body}maze-medium")
     for geom in [geom for geom in spec.worldbody.geoms if geom.name.startswith("block_")]:
         spec.delete(geom)
@@ -209,16 +209,16 @@ def flat_walker(body: str) -> Walker:
 
 
 def random_direction(key: Key[Array, ""]) -> Float[Array, " 2"]:
-    """A unit vector, all directions alike."""
+    """Draws a unit vector, uniform over directions."""
     angle = jr.uniform(key, (), maxval=2 * jnp.pi)
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
 
-def turned(body: str, obs: Float[Array, " W"], direction: Float[Array, " 2"]) -> Float[Array, " D"]:
-    """An observation without the place, seen in a frame whose first axis is `direction`.
+def rotated_obs(body: str, obs: Float[Array, " W"], direction: Float[Array, " 2"]) -> Float[Array, " D"]:
+    """Returns an observation without the position, in a frame whose first axis is `direction`.
 
-    A plane looks the same whichever way one faces, so the policy need only learn to walk along the first
-    axis. The ant's orientation becomes the matrix of its torso, since signs of quaternions are arbitrary.
+    A plane is the same in every direction, so the policy need only learn to walk along the first axis. The
+    ant's quaternion becomes the rotation matrix of its torso, because a quaternion's sign is arbitrary.
     """
     ahead, aside = direction, jnp.stack([-direction[1], direction[0]])
     frame = jnp.stack([ahead, aside])
@@ -232,7 +232,12 @@ def turned(body: str, obs: Float[Array, " W"], direction: Float[Array, " 2"]) ->
 
 
 def standing(head: Float[Array, ""], upright: Float[Array, ""]) -> Float[Array, ""]:
-    """How well a humanoid stands, in [0, 1], by the height of its head (m) and its torso's vertical share."""
+    """Returns a humanoid's posture in [0, 1].
+
+    Args:
+        head: height of the head, m.
+        upright: vertical component of the torso's axis.
+    """
     low = jnp.maximum(_HEAD - head, 0.0) / _HEAD_MARGIN
     tilt = jnp.maximum(_UPRIGHT - upright, 0.0) / _UPRIGHT_MARGIN
     return 0.1 ** jnp.square(low) * jnp.maximum(1.0 - tilt, 0.0)

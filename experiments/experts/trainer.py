@@ -1,9 +1,9 @@
-"""A training of an expert as files: what it is, how far it has got, how it went, and the policy.
+"""Resumable training of an expert, and its files.
 
 - `expert.json`: task, settings, seed, engine, versions;
-- `curve.csv`: how well it did as it learnt;
-- `checkpoints/`: to go on from, with the replay buffer;
-- `policy.eqx`: the policy, as of the last checkpoint.
+- `curve.csv`: learning curve;
+- `checkpoints/`: training states, with the replay buffer;
+- `policy.eqx`: the policy of the last checkpoint.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from envs_mjx.datagen.dataset_spec import versions
 from experiments.benchmarks.harness import write_csv
 from experiments.experts.online_training import OnlineConfig, StepStats, Training, begin, play, run
 from experiments.experts.sac import SacConfig
-from experiments.experts.tasks import GYM, AbstractExpertTask, DirectedPolicy, build_errand
+from experiments.experts.tasks import GYM, AbstractExpertTask, DirectedPolicy, build_task
 from mac.atomic_files import read_json, replace_file, write_json
 from mac.errors import UserError
 from mac.nn.gaussian_policy import GaussianPolicy
@@ -34,15 +34,15 @@ from mac.run.io.checkpoint import CheckpointStore
 EXPERT, CURVE, POLICY = "expert.json", "curve.csv", "policy.eqx"
 EVALUATION_LANES = 8
 _REPORTS = 20
-"""Lines of the curve, about."""
+"""Approximate number of lines in the learning curve."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertConfig:
-    """Settings of an expert's training: everything that the result depends on.
+    """Settings of an expert's training, which determine its result.
 
     Attributes:
-        task: a name in `tasks.ERRANDS`.
+        task: a name in `tasks.TASKS`.
     """
 
     task: str
@@ -53,29 +53,29 @@ class ExpertConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As JSON gives it back."""
+        """Returns the settings as plain JSON data."""
         sac = self.sac._asdict() | {"hidden": list(self.sac.hidden)}
         parts = {"online": self.online._asdict(), "sac": sac}
         return {"task": self.task, "seed": self.seed, "engine": self.engine, **parts, "versions": versions()}
 
     def stop_after(self, done: int) -> int:
-        """Iterations done when the curve gets its next line."""
+        """Returns the number of iterations at the next line of the learning curve."""
         stretch = max(self.online.iterations // _REPORTS, 1)
         return min((done // stretch + 1) * stretch, self.online.iterations)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertScore:
-    """A line of the curve.
+    """A line of the learning curve.
 
     Attributes:
         env_steps: control steps, all lanes together.
         updates: updates of the critics.
-        seconds: spent training so far.
-        reward: mean reward of a step since the last line, with the noise of exploration.
-        falls: per 1000 steps, likewise.
-        score: of the policy's means: speed along the direction (m/s), or a gym walker's return.
-        score_falls: falls per 1000 steps of the policy's means.
+        seconds: training time so far.
+        reward: mean reward of a step since the last line, with exploration noise.
+        falls: terminations per 1000 steps since the last line, with exploration noise.
+        score: speed along the direction (m/s) or return of a gym walker, without noise.
+        score_falls: terminations per 1000 steps, without noise.
         temperature: weight of entropy.
     """
 
@@ -89,45 +89,47 @@ class ExpertScore:
     temperature: float
 
 
-def score(errand: AbstractExpertTask, policy: GaussianPolicy, seed: int) -> tuple[float, float]:
-    """How well the means of a policy do, and falls per 1000 steps: mean speed (m/s) in 300 steps, or of a
-    gym walker the mean return of one episode."""
-    steps = 1000 if errand.name in GYM else 300
-    seen = play(errand, policy, jnp.asarray(seed), EVALUATION_LANES, steps, False)
-    reward, mask = np.asarray(seen.reward), np.asarray(seen.mask)
+def score(task: AbstractExpertTask, policy: GaussianPolicy, seed: int) -> tuple[float, float]:
+    """Evaluates the means of a policy; returns its score, and its terminations per 1000 steps.
+
+    The score is the mean speed (m/s) in 300 steps, or a gym walker's mean return of one episode.
+    """
+    steps = 1000 if task.name in GYM else 300
+    transitions = play(task, policy, jnp.asarray(seed), EVALUATION_LANES, steps, False)
+    reward, mask = np.asarray(transitions.reward), np.asarray(transitions.mask)
     falls = 1000 * float(1 - mask.mean())
-    if errand.name in GYM:
+    if task.name in GYM:
         alive = np.cumprod(np.concatenate([np.ones_like(mask[:1]), mask[:-1]]), axis=0)
         return float((reward * alive).sum(axis=0).mean()), falls
-    ahead = reward if errand.name == "ant" else np.asarray(seen.obs[..., 37])
-    return float(ahead.mean() / (errand.control_dt if errand.name == "ant" else 1.0)), falls
+    ahead = reward if task.name == "ant" else np.asarray(transitions.obs[..., 37])
+    return float(ahead.mean() / (task.control_dt if task.name == "ant" else 1.0)), falls
 
 
 def train(
-    plan: ExpertConfig,
+    config: ExpertConfig,
     folder: Path,
     command: Sequence[str],
     tell: Callable[[ExpertScore | None, int], None],
     stop: Callable[[], bool],
 ) -> bool:
-    """Trains what `plan` says, or goes on where an earlier process was; True if it is finished.
+    """Trains an expert, or continues an earlier training; returns whether it is finished.
 
     Args:
-        folder: of the files; must exist.
-        command: what the curve says that it was made by.
-        tell: called with each new line of the curve, and the iterations done.
-        stop: asked now and then; the training then saves itself and ends.
+        folder: folder of the files; must exist.
+        command: command line, recorded in the learning curve.
+        tell: called with each new line of the learning curve, and the number of iterations done.
+        stop: called regularly; if it returns True, the training saves its state and ends.
     Raises:
         UserError: the folder holds another training, or cannot be written.
     """
-    check_plan(folder, plan)
-    write_json(folder / EXPERT, plan.settings)
-    cfg, sac, errand = plan.online, plan.sac, build_errand(plan.task, plan.engine)
-    seed = jnp.asarray(plan.seed)
+    check_config(folder, config)
+    write_json(folder / EXPERT, config.settings)
+    cfg, sac, task = config.online, config.sac, build_task(config.task, config.engine)
+    seed = jnp.asarray(config.seed)
     with CheckpointStore(folder / "checkpoints", keep=1) as store:
-        state, done, points, before = begin(cfg, sac, errand, seed), 0, [], 0.0
+        state, done, points, before = begin(cfg, sac, task, seed), 0, [], 0.0
         if store.latest() is not None:
-            saved = store.restore(jax.eval_shape(lambda: state), config=plan.settings)
+            saved = store.restore(jax.eval_shape(lambda: state), config=config.settings)
             state, done = saved.state, saved.step
             points = [ExpertScore(*line) for line in saved.meta["points"]]
             before = points[-1].seconds if points else 0.0
@@ -135,15 +137,15 @@ def train(
         clock = time.monotonic()
         while done < cfg.iterations:
             learn = done >= cfg.random
-            until = plan.stop_after(done) if learn else cfg.random
-            state, signs = run(cfg, sac, errand, state, seed, jnp.asarray(done), until - done, learn)
+            until = config.stop_after(done) if learn else cfg.random
+            state, stats = run(cfg, sac, task, state, seed, jnp.asarray(done), until - done, learn)
             done = until
             if learn:
-                points.append(_point(plan, errand, state, done, signs, before + time.monotonic() - clock))
+                points.append(_point(config, task, state, done, stats, before + time.monotonic() - clock))
                 write_csv(folder / CURVE, points, command)
                 tell(points[-1], done)
             if stop() or done >= cfg.iterations or len(points) % 5 == 0:
-                meta = {"config": plan.settings, "points": [dataclasses.astuple(point) for point in points]}
+                meta = {"config": config.settings, "points": [dataclasses.astuple(point) for point in points]}
                 store.save(done, state, meta)
                 replace_file(
                     folder / POLICY, functools.partial(eqx.tree_serialise_leaves, pytree=state.learner.policy)
@@ -154,57 +156,57 @@ def train(
 
 
 def _point(
-    plan: ExpertConfig,
-    errand: AbstractExpertTask,
+    config: ExpertConfig,
+    task: AbstractExpertTask,
     state: Training,
     done: int,
-    signs: StepStats,
+    stats: StepStats,
     seconds: float,
 ) -> ExpertScore:
-    well, falls = score(errand, state.learner.policy, plan.seed)
-    learnt = max(done - plan.online.random, 0) * plan.online.critic_updates
+    value, falls = score(task, state.learner.policy, config.seed)
+    updates = max(done - config.online.random, 0) * config.online.critic_updates
     return ExpertScore(
-        done * plan.online.lanes,
-        learnt,
+        done * config.online.lanes,
+        updates,
         round(seconds, 1),
-        float(signs.reward),
-        1000 * float(signs.falls),
-        well,
+        float(stats.reward),
+        1000 * float(stats.falls),
+        value,
         falls,
-        float(signs.metrics["actor/temperature"]),
+        float(stats.metrics["actor/temperature"]),
     )
 
 
-def check_plan(folder: Path, plan: ExpertConfig) -> None:
-    """Makes sure that a folder is empty, or holds this very training.
+def check_config(folder: Path, config: ExpertConfig) -> None:
+    """Checks that a folder holds no training, or this one.
 
     Raises:
-        UserError: it holds another.
+        UserError: it holds another training.
     """
     if (folder / EXPERT).exists():
         old = read_json(folder / EXPERT)
-        for name, value in plan.settings.items():
+        for name, value in config.settings.items():
             if old.get(name) != value:
                 raise UserError(
-                    f"{folder} holds an expert with {name}={old.get(name)}, asked is {name}={value}; choose "
+                    f"{folder} holds an expert with {name}={old.get(name)}, expected {name}={value}; choose "
                     "another --out"
                 )
 
 
 def load_policy(folder: Path) -> tuple[str, GaussianPolicy, str]:
-    """The policy of a finished training: its task, its networks, and the checksum of its file.
+    """Loads the policy of a training; returns its task, its networks, and the checksum of its file.
 
     Raises:
-        UserError: there is none in `folder`, or it is damaged.
+        UserError: `folder` holds no policy, or a damaged one.
     """
     if not (folder / POLICY).exists():
         raise UserError(
-            f"{folder}: no trained expert here; train one with python experiments/train_expert.py"
+            f"{folder}: no trained expert found; train one with python experiments/train_expert.py"
         )
     settings, data = read_json(folder / EXPERT), (folder / POLICY).read_bytes()
-    errand = build_errand(settings["task"])
+    task = build_task(settings["task"])
     shape = eqx.filter_eval_shape(
-        GaussianPolicy, [errand.obs_dim], settings["sac"]["hidden"], errand.action_dim, key=jr.key(0)
+        GaussianPolicy, [task.obs_dim], settings["sac"]["hidden"], task.action_dim, key=jr.key(0)
     )
     try:
         policy = eqx.tree_deserialise_leaves(io.BytesIO(data), shape)
@@ -214,10 +216,10 @@ def load_policy(folder: Path) -> tuple[str, GaussianPolicy, str]:
 
 
 def load_actor(folder: Path, body: str) -> tuple[DirectedPolicy, str]:
-    """An expert for mazes, and its checksum.
+    """Loads an expert for mazes, and its checksum.
 
     Raises:
-        UserError: there is none in `folder`, or it walks in another body.
+        UserError: `folder` holds no expert, or one of another body.
     """
     task, policy, checksum = load_policy(folder)
     if task != body:

@@ -179,7 +179,7 @@ def product_rate(width: int = 256, seconds: float = 0.3) -> float:
 
 def seconds_to_train(plan: CostEstimate, updates: int) -> float:
     """Estimate for `updates` seed-updates on this machine."""
-    return updates * total(plan.parts).products / (TRAIN_SHARE * product_rate())
+    return updates * total(plan.parts).matmuls / (TRAIN_SHARE * product_rate())
 
 
 def seconds_to_collect(rows: int) -> float:
@@ -254,8 +254,8 @@ def work_lines(parts: dict[str, Operations], traffic: int) -> list[str]:
     """Operations of one update of one seed, by part, and the bytes that it moves."""
     whole = total(parts)
     lines = [
-        f"arithmetic   {whole.flops / 1e9:,.4g} GFLOP per update and seed: matrix products "
-        f"{whole.products / 1e9:,.4g}, elementwise {whole.elementwise / 1e9:,.3g}; "
+        f"arithmetic   {whole.flops / 1e9:,.4g} GFLOP per update and seed: matmuls "
+        f"{whole.matmuls / 1e9:,.4g}, elementwise {whole.elementwise / 1e9:,.3g}; "
         f"and {whole.transcendental / 1e9:,.3g} G of tanh, roots and the like"
     ]
     for name, part in sorted(parts.items(), key=lambda item: -item[1].flops):

@@ -25,6 +25,7 @@ from mac.data.normalize import Normalizer
 from mac.data.provenance import from_dict as from_record
 from mac.data.store import Content, Store, read_meta
 from mac.errors import UserError, one_line
+from mac.run.evaluate import Policies
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
 from mac.run.io.run_metadata import launches
 from mac.run.io.run_outputs import CHECKPOINTS
@@ -54,6 +55,11 @@ class SavedRun(NamedTuple):
     def numbers(self) -> list[int]:
         """The seeds' numbers."""
         return list(range(self.settings.seed, self.settings.seed + self.settings.seeds))
+
+    @property
+    def policies(self) -> Policies:
+        """What acts in an evaluation."""
+        return Policies(self.algo, self.normalizer, self.state)
 
     @property
     def title(self) -> str:

@@ -205,7 +205,7 @@ class _Match:
         rows = np.arange(len(self.playing))[:, None]
         noise = self.k_act[rows, np.maximum(self.playing, 0)]
         goal = None if self.goal is None else jnp.asarray(self.goal)
-        return self.run.algo, self.run.normalizer, self.run.state, jnp.asarray(self.obs), goal, noise
+        return self.run.policies, jnp.asarray(self.obs), goal, noise
 
     def move(self) -> None:
         """Executes one chunk in each environment that plays."""

@@ -81,7 +81,7 @@ def play_ours(
     goal = None if state.goal is None else state.goal[:, None]
     while not np.all(shots[-1][-1][-1]):
         asked = jnp.full(k_act.shape, decision)
-        actions = decide(run.algo, run.normalizer, run.state, state.obs[:, None], goal, k_act, asked)
+        actions = decide(run.policies, state.obs[:, None], goal, k_act, asked)
         state, seen = _move(env, look, state, actions[:, 0])
         shots.append(jax.device_get(seen))
         decision += 1
@@ -124,7 +124,7 @@ def film_official(run: SavedRun, name: str, task: int, draw: int) -> Film:
         while active := [s for s in range(seeds) if not reels[s][-1].done]:
             obs = jnp.asarray(np.stack([reel[-1].obs for reel in reels])[:, None])
             asked = jnp.full(k_act.shape, max(len(reel) for reel in reels) - 1)
-            actions = np.asarray(decide(run.algo, run.normalizer, run.state, obs, goal, k_act, asked))
+            actions = np.asarray(decide(run.policies, obs, goal, k_act, asked))
             for s, new in zip(active, fleet.obey([(s, actions[s, 0]) for s in active]), strict=True):
                 reels[s].append(new)
     shots = [[shot for played in reel for shot in played.film] for reel in reels]

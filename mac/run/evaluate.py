@@ -1,9 +1,9 @@
-"""The third compiled function: every seed, task and episode of an evaluation in one call."""
+"""Evaluation: every seed, task and episode in one call, the third compiled function."""
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Generic
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from mac.data.normalize import Normalizer
 from mac.run.report.episode_returns import ended_itself, realised_return, steady_reward, step_reward
 from mac.run.rng_streams import Stream, stream
 from mac.run.segment import map_seeds
-from mac.types import Episodes, Number
+from mac.types import Env, EnvState, Episodes, Number, StateT
 
 Discount = Number | Float[Array, "S 1"]
 """A factor per step, or one for each seed."""
@@ -25,8 +25,22 @@ UNSTABLE = 1e10
 """Magnitude from which an entry of a state means that the simulation is unstable, MuJoCo's `mjMAXVAL`."""
 
 
+class Policies(eqx.Module):
+    """Trained policies of S seeds: all that is needed to act.
+
+    Attributes:
+        algo: chooses the actions.
+        normalizer: map of observations and goals to what the networks read.
+        state: networks, leading axis S.
+    """
+
+    algo: AbstractAlgorithm
+    normalizer: Normalizer
+    state: TrainState
+
+
 def evaluation_keys(seeds: Int[Array, " S"], step: int, draw: int = 0) -> Key[Array, " S"]:
-    """Keys of the evaluation after update `step` of the seeds with the numbers `seeds`.
+    """Returns the keys of the evaluation after update `step` of the seeds with the numbers `seeds`.
 
     `draw` 0 is the evaluation that training makes; any other number stands for other episodes.
     """
@@ -41,10 +55,10 @@ def evaluation_keys(seeds: Int[Array, " S"], step: int, draw: int = 0) -> Key[Ar
 def episode_keys(
     keys: Key[Array, " S"], task: Int[Array, " E"], episode: Int[Array, " E"]
 ) -> tuple[Key[Array, "S E"], Key[Array, "S E"]]:
-    """Keys of the start state and of the policy's noise, of each of E episodes of each seed.
+    """Returns the keys of the start state and of the policy's noise, of E episodes of each seed.
 
-    They depend on the seed's key, the task and the episode's number only: what else is played, and
-    how many at a time, changes no episode.
+    The keys depend on the seed's key, the task and the episode's number only. Which other episodes are
+    played, and how many at a time, changes no episode.
     """
 
     def one(key: Key[Array, ""], task: Int[Array, ""], episode: Int[Array, ""]) -> Key[Array, " 2"]:
@@ -55,29 +69,24 @@ def episode_keys(
 
 
 def select_actions(
-    algo: AbstractAlgorithm,
-    normalizer: Normalizer,
-    state: TrainState,
+    policies: Policies,
     obs: Float[Array, "S E D"],
     goal: Float[Array, "S E G"] | None,
     keys: Key[Array, "S E"],
     decision: Int[Array, "S E"],
 ) -> Float[Array, "S E n A"]:
-    """The next `n` actions of every episode, to be executed open loop.
+    """Returns the next `n` actions of every episode, to be executed open loop.
 
     Args:
-        state: leading axis S.
         obs, goal: in the environment's units; a goal's entries are those of `EnvSpec.goal_columns`.
         keys: of each episode's policy, as `episode_keys` gives them.
         decision: how many chunks each episode has executed.
     """
-    return _call_per_episode(lambda here: here.act, algo, normalizer, state, obs, goal, keys, decision)
+    return _call_per_episode(lambda algo: algo.act, policies, obs, goal, keys, decision)
 
 
 def predict_returns(
-    algo: AbstractAlgorithm,
-    normalizer: Normalizer,
-    state: TrainState,
+    policies: Policies,
     obs: Float[Array, "S E D"],
     goal: Float[Array, "S E G"] | None,
     keys: Key[Array, "S E"],
@@ -87,14 +96,12 @@ def predict_returns(
     The arguments are those of `select_actions` at the start.
     """
     first = jnp.zeros(keys.shape, jnp.int32)
-    return _call_per_episode(lambda here: here.predict, algo, normalizer, state, obs, goal, keys, first)
+    return _call_per_episode(lambda algo: algo.predict, policies, obs, goal, keys, first)
 
 
 def _call_per_episode(
     method: Callable[[AbstractAlgorithm], Callable[..., Any]],
-    algo: AbstractAlgorithm,
-    normalizer: Normalizer,
-    state: TrainState,
+    policies: Policies,
     obs: Float[Array, "S E D"],
     goal: Float[Array, "S E G"] | None,
     keys: Key[Array, "S E"],
@@ -105,22 +112,25 @@ def _call_per_episode(
     def one(
         state: TrainState, obs: Float[Array, " D"], goal: Float[Array, " G"] | None, key: Key[Array, ""]
     ) -> Array:
-        asked = method(algo.with_hparams(state.swept))
-        return asked(state, obs[None], None if goal is None else goal[None], key)[0]
+        call = method(policies.algo.with_hparams(state.swept))
+        return call(state, obs[None], None if goal is None else goal[None], key)[0]
 
+    normalizer = policies.normalizer
     noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)
     if goal is not None:
-        goal = normalizer.part(algo.env.goal_columns).apply(goal)
-    return map_seeds(jax.vmap(one, in_axes=(None, 0, 0, 0)), state, normalizer.apply(obs), goal, noise)
+        goal = normalizer.part(policies.algo.env.goal_columns).apply(goal)
+    per_seed = jax.vmap(one, in_axes=(None, 0, 0, 0))
+    return map_seeds(per_seed, policies.state, normalizer.apply(obs), goal, noise)
 
 
-class _Rollout(eqx.Module):
+class _Rollout(eqx.Module, Generic[StateT]):
     """Carry of the loop over a batch of episodes; leading axes seeds, then episodes.
 
-    `discounted` and `last` are as `realised_return` wants them, `unstable` and `bad_action` as in `Episodes`.
+    `discounted` and `last` are arguments of `realised_return`; `unstable` and `bad_action` are those of
+    `Episodes`.
     """
 
-    env: Any
+    env: StateT
     total: Float[Array, "S E"]
     discounted: Float[Array, "S E"]
     last: Float[Array, "S E"]
@@ -131,11 +141,9 @@ class _Rollout(eqx.Module):
 
 @eqx.filter_jit
 def evaluate(
-    algo: AbstractAlgorithm,
-    env: Any,
+    policies: Policies,
+    env: Env[Any],
     episodes: int,
-    normalizer: Normalizer,
-    state: TrainState,
     keys: Key[Array, " S"],
     *,
     batch: int = 0,
@@ -143,46 +151,43 @@ def evaluate(
 ) -> Episodes:
     """Runs `episodes` episodes of each of the environment's tasks for every seed.
 
-    The policy sees normalised observations and returns chunks, executed open loop; an episode
-    that has ended is frozen while the others go on, and a batch ends with its last one.
+    The policy sees normalised observations and returns chunks, executed open loop. An episode
+    that has ended is frozen while the others go on; a batch ends with its last episode.
 
     Args:
-        env: an `envs_mjx.base.AbstractEnv`.
-        state: leading axis S.
-        keys: one per seed (`evaluation_keys`); they decide start states and the policy's noise.
-        batch: most environments simulated at a time; batches follow one another within the call,
-            and take memory for one of them. 0 simulates all at once. The episodes and their noise are
-            the same for every `batch`, so the results are too, up to the rounding of actions where XLA
-            multiplies very few rows in another order (seen on CPU below 32 rows: 1e-6).
+        keys: one per seed (`evaluation_keys`), for start states and the policy's noise.
+        batch: most environments simulated at a time; 0 simulates all at once. Batches follow one another
+            within the call, and take memory for one of them. Results are the same for every `batch`, up to
+            the rounding of actions where XLA orders the matmuls of a few rows differently (1e-6, seen on
+            CPU below 32 rows).
         tasks: ids of the tasks to play; empty for all of the environment's.
     """
     tasks = tasks or env.spec.tasks
     task, episode = jnp.repeat(jnp.asarray(tasks), episodes), jnp.tile(jnp.arange(episodes), len(tasks))
 
     def play(rows: Int[Array, " s"], columns: Int[Array, " e"]) -> dict[str, Array]:
-        """Those seeds times those episodes; numbers beyond the last stand for nothing."""
+        """Plays seeds `rows` times episodes `columns`; numbers beyond the last are padding."""
         wanted = (rows < len(keys))[:, None] & (columns < len(task))[None]
         rows, columns = jnp.minimum(rows, len(keys) - 1), jnp.minimum(columns, len(task) - 1)
         k_reset, k_act = episode_keys(keys[rows], task[columns], episode[columns])
         start = jax.vmap(jax.vmap(env.reset), in_axes=(0, None))(k_reset, task[columns])
         start = eqx.tree_at(lambda s: s.done, start, start.done | ~wanted)
-        policies = jax.tree.map(lambda x: x[rows], state)
-        players, discount = (algo, normalizer, policies), _discounts(algo, policies)
-        end = _play(
-            env, start, partial(select_actions, *players, keys=k_act), 0.0 if discount is None else discount
-        )
+        players = dataclasses.replace(policies, state=jax.tree.map(lambda x: x[rows], policies.state))
+        discount = _discounts(players)
+        policy = partial(select_actions, players, keys=k_act)
+        end = _play(env, start, policy, 0.0 if discount is None else discount)
         success, length = end.env.success, end.env.t
         facts = {"success": success, "episode_return": end.total, "length": length}
         facts |= {"dropped": end.env.dropped, "unstable": end.unstable, "bad_action": end.bad_action}
         if discount is None:
             return facts
-        expected = predict_returns(*players, start.obs, start.goal, k_act)
+        expected = predict_returns(players, start.obs, start.goal, k_act)
         ended = ended_itself(env.spec, success, length)
         steady = steady_reward(env.spec, end.last, end.total, length)
         realised = realised_return(end.discounted, steady, ended, length, discount)
         return facts | {"predicted": expected, "realised": realised}
 
-    # A batch takes all seeds if it can, so that no policy is asked twice as often for half as much.
+    # A batch takes all seeds if possible: splitting seeds would call each policy more often on fewer states.
     group = _even_share(len(keys), batch or len(keys))
     width = _even_share(len(task), batch // group or len(task))
     row_chunks, column_chunks = _chunks(len(keys), group), _chunks(len(task), width)
@@ -191,7 +196,7 @@ def evaluate(
     )
 
     def arrange(x: Array) -> Array:
-        """[row chunks, column chunks, rows, columns] to [S, tasks, E]."""
+        """Reorders [row chunks, column chunks, rows, columns] to [S, tasks, E]."""
         table = jnp.moveaxis(x, 2, 1).reshape(row_chunks.size, column_chunks.size)
         return table[: len(keys), : len(task)].reshape(len(keys), len(tasks), episodes)
 
@@ -199,15 +204,15 @@ def evaluate(
 
 
 def _play(
-    env: Any, start: Any, policy: Callable[..., Float[Array, "S E n A"]], discount: Discount
-) -> _Rollout:
+    env: Env[StateT], start: StateT, policy: Callable[..., Float[Array, "S E n A"]], discount: Discount
+) -> _Rollout[StateT]:
     """Plays from the states `start` until all are done; `policy(obs=, goal=, decision=)` gives chunks.
 
-    An episode whose policy gives an action that is not finite, or whose next state is unsound, ends before
-    that step, without success: policies never see an unsound state, so that the two can be told apart.
+    An action that is not finite, or a next state that is not sound, ends the episode before that step,
+    without success. Policies never see an unsound state, so the two causes can be told apart.
     """
 
-    def step(c: _Rollout, action: Float[Array, "S E A"]) -> tuple[_Rollout, None]:
+    def step(c: _Rollout[StateT], action: Float[Array, "S E A"]) -> tuple[_Rollout[StateT], None]:
         after, unstable, bad_action = jax.vmap(jax.vmap(partial(_advance, env)))(c.env, action)
         over = c.env.done | unstable | bad_action
         paid = step_reward(env.spec, after.reward)
@@ -216,7 +221,7 @@ def _play(
         marks = (c.unstable | unstable, c.bad_action | bad_action)
         return _Rollout(after, total, discounted, last, c.decision, *marks), None
 
-    def decide(c: _Rollout) -> _Rollout:
+    def decide(c: _Rollout[StateT]) -> _Rollout[StateT]:
         actions = policy(
             obs=c.env.obs, goal=c.env.goal, decision=jnp.broadcast_to(c.decision, c.env.done.shape)
         )
@@ -231,11 +236,12 @@ def _play(
 
 
 def _advance(
-    env: Any, before: Any, action: Float[Array, " A"]
-) -> tuple[Any, Bool[Array, ""], Bool[Array, ""]]:
-    """A step of one episode, and whether that makes it unstable, or its action is not finite.
+    env: Env[StateT], before: StateT, action: Float[Array, " A"]
+) -> tuple[StateT, Bool[Array, ""], Bool[Array, ""]]:
+    """Steps one episode; returns also whether the simulation became unstable, and whether the action is not
+    finite.
 
-    Either way the episode is done, without success, and stays in the state before.
+    In both cases the episode is done, without success, and stays in the state before.
     """
     after, plays = env.step(before, action), ~before.done
     bad_action = plays & ~jnp.all(jnp.isfinite(action))
@@ -255,24 +261,23 @@ def _advance(
     )
 
 
-def _sound(state: Any) -> Bool[Array, ""]:
-    """Returns whether observation and reward of a state are numbers, and not huge."""
+def _sound(state: EnvState) -> Bool[Array, ""]:
+    """Returns whether observation and reward of a state are finite and below `UNSTABLE`."""
     return jnp.all(jnp.abs(state.obs) <= UNSTABLE) & (jnp.abs(state.reward) <= UNSTABLE)
 
 
-def _discounts(algo: AbstractAlgorithm, state: TrainState) -> Discount | None:
-    """`step_discount`, of each seed where seeds differ in it."""
-    if "discount" not in state.swept or algo.step_discount is None:
-        return algo.step_discount
-    return state.swept["discount"][:, None]
+def _discounts(policies: Policies) -> Discount | None:
+    """Returns `step_discount`, of each seed where seeds differ in it."""
+    swept, discount = policies.state.swept, policies.algo.step_discount
+    return discount if "discount" not in swept or discount is None else swept["discount"][:, None]
 
 
 def _even_share(count: int, most: int) -> int:
-    """Size of the chunks of at most `most`, as even as can be, that cover `count`."""
+    """Returns the size of the fewest even chunks of at most `most` that cover `count`."""
     return -(-count // -(-count // min(most, count)))
 
 
 def _chunks(count: int, size: int) -> Int[Array, "chunks size"]:
-    """0, 1, ... in rows of `size`, the last of which may run over `count`."""
+    """Returns 0, 1, ... in rows of `size`; the last row may exceed `count`."""
     rows = -(-count // size)
     return jnp.arange(rows * size).reshape(rows, size)

@@ -20,13 +20,13 @@ from mac.data.window_feed import Source, open_feed
 from mac.errors import UserError
 from mac.run import segment as loop
 from mac.run.diagnose import diagnose, overestimation
-from mac.run.evaluate import evaluate, evaluation_keys
-from mac.run.io.eval_rows import bad_actions, warnings_of
+from mac.run.evaluate import Policies, evaluate, evaluation_keys
+from mac.run.io.eval_rows import Evaluation, bad_actions, warnings_of
 from mac.run.io.run_outputs import Outputs, Variant
 from mac.run.io.signals import Interrupt
 from mac.run.report.progress import Progress
 from mac.run.report.score import measure_of, values
-from mac.types import Window
+from mac.types import Env, Window
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TrainJob(NamedTuple):
     """
 
     algo: AbstractAlgorithm
-    env: Any
+    env: Env[Any]
     window: Source
     normalizer: Normalizer
     seed: int
@@ -259,15 +259,15 @@ class _Loop:
         with self._timed("evaluate"), self.progress.phase("evaluating"):
             found = self._diagnose(state, keys)
             state = jax.device_put(state, jax.local_devices()[0])
-            policies = (job.normalizer, state, keys)
-            result = jax.device_get(evaluate(job.algo, job.env, job.episodes, *policies, batch=job.batch))
+            policies = Policies(job.algo, job.normalizer, state)
+            result = jax.device_get(evaluate(policies, job.env, job.episodes, keys, batch=job.batch))
         if fault := bad_actions(job.env.spec.tasks, result):
             lane, what = fault
             raise self._diverged(f"after update {step:,} the policy of {job.lanes[lane]} {what}")
         if found := found | overestimation(result):
             self.outputs.metrics(step, found)
         spec = job.env.spec
-        rows = self.outputs.evals(step, spec.tasks, result, job.engine, job.data, spec)
+        rows = self.outputs.evals(Evaluation(step, spec.tasks, result, job.engine, job.data, spec))
         self.evaluated = step
         for warning in warnings_of(rows, "--eval.engine"):
             self.progress.note(warning)

@@ -11,7 +11,7 @@ import numpy as np
 
 from baselines.random_policy import UniformPolicy
 from experiments import report
-from mac.run.evaluate import evaluate
+from mac.run.evaluate import Policies, evaluate
 from tests.commands.test_evaluate_command import ENV, again, error_of
 from tests.helpers.toy_env import SPEC, PointEnv, identity
 
@@ -20,7 +20,7 @@ def test_random_actions_are_uniform_and_new_in_every_step():
     algo = UniformPolicy(SPEC)
     state, keys = algo.init(jr.key(0)), jr.split(jr.key(1), 2)
     assert not jax.tree.leaves(state)
-    played = evaluate(algo, PointEnv(), 3, identity(SPEC.obs_dim), state, keys)
+    played = evaluate(Policies(algo, identity(SPEC.obs_dim), state), PointEnv(), 3, keys)
     assert played.success.shape == (2, len(SPEC.tasks), 3)
     drawn = np.asarray(
         jax.vmap(lambda key: algo.act(state, jnp.zeros((5, 2)), None, key))(jr.split(keys[0], 2000))

@@ -20,7 +20,7 @@ from experiments.launch.cost_estimate import product_chain
 from mac.config import Config
 from mac.mac import MAC
 from mac.run import segment as loop
-from mac.run.cost.flops import product_flops
+from mac.run.cost.flops import matmul_flops
 
 CHUNK = 3
 TINY = Config(batch=4, hidden=(8, 8), chunk=CHUNK, candidates=2, rollout=2, flow_steps=2)
@@ -40,7 +40,7 @@ def test_a_segment_does_the_work_that_it_is_credited_with(window):
     algo, mesh, steps = MAC(TINY, training.SPEC), loop.seed_mesh(1), jnp.arange(3)
     keys = loop.seed_keys(0, 2)
     state = jax.eval_shape(lambda k: jax.vmap(algo.init)(k), keys)
-    counted = product_flops(lambda *args: loop.segment(algo, mesh, *args), window, keys, steps, state)
+    counted = matmul_flops(lambda *args: loop.segment(algo, mesh, *args), window, keys, steps, state)
     assert counted == 3 * 2 * timed_loops.update_flops(algo, window)
 
 
@@ -52,10 +52,10 @@ def test_products_are_counted_and_done():
     assert work == 20 * 6 * 4 * (2 * 4)  # 20 products of 24 entries, each a dot product of length 4
 
 
-def test_contenders_take_turns():
+def test_contenders_time_interleaved():
     order: list[str] = []
     named = {name: TimedLoop(lambda name=name: order.append(name), 1.0).times(2) for name in "ab"}
-    taken = timed_loops.take_turns(named, rounds=3)
+    taken = timed_loops.time_interleaved(named, repeats=3)
     assert "".join(order) == "aabb" * 3
     assert {name: len(turns) for name, turns in taken.items()} == {"a": 3, "b": 3}
 
@@ -64,7 +64,7 @@ def test_speed_is_work_over_wall_time(monkeypatch):
     wall, cpu = iter([10.0, 12.0]), iter([1.0, 4.0])
     monkeypatch.setattr(timed_loops.time, "perf_counter", lambda: next(wall))
     monkeypatch.setattr(timed_loops.time, "process_time", lambda: next(cpu))
-    timing = timed_loops.time_turn(TimedLoop(lambda: None, 5.0).times(2))
+    timing = timed_loops.time_call(TimedLoop(lambda: None, 5.0).times(2))
     assert timing == (10.0 / 2.0, 3.0 / 2.0)
 
 
@@ -86,7 +86,7 @@ def test_each_configuration_gets_a_process(monkeypatch, capsys):
     assert "width 8, seeds 3" in capsys.readouterr().err
 
 
-def test_ratios_are_taken_turn_by_turn():
+def test_ratios_are_taken_repeat_by_repeat():
     # A machine that slows down tenfold from turn to turn: the ratio is 2 in every one.
     ours = [timed_loops.Timing(s, 1.0) for s in (200.0, 20.0, 2.0)]
     usual = [timed_loops.Timing(s, 1.0) for s in (100.0, 10.0, 1.0)]
@@ -109,7 +109,8 @@ def test_file_holds_the_rows_and_their_origin(tmp_path: Path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    "flags", [["--seeds", "0"], ["--widths", "-8"], ["--rows", "10"], ["--seconds", "nan"], ["--rounds", "0"]]
+    "flags",
+    [["--seeds", "0"], ["--widths", "-8"], ["--rows", "10"], ["--seconds", "nan"], ["--repeats", "0"]],
 )
 def test_a_senseless_flag_is_one_line(flags: list[str], capsys):
     assert benchmark.main(flags) == 2
@@ -120,7 +121,7 @@ def test_a_senseless_flag_is_one_line(flags: list[str], capsys):
 @pytest.mark.slow
 def test_every_configuration_is_measured(tmp_path: Path):
     out = tmp_path / "bench.csv"
-    flags = ["--quick", "--seeds", "1", "2", "--widths", "16", "--seconds", "0.2", "--rounds", "2"]
+    flags = ["--quick", "--seeds", "1", "2", "--widths", "16", "--seconds", "0.2", "--repeats", "2"]
     command = [sys.executable, benchmark.__file__, *flags, "--rows", "3000", "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True)
     rows = list(csv.DictReader(line for line in out.read_text().splitlines() if not line.startswith("#")))

@@ -96,7 +96,7 @@ def test_a_failed_process_is_named(monkeypatch, capsys):
         ["--algos", "iqk"],
         ["--envs", "cube"],
         ["--seeds", "0"],
-        ["--rounds", "0"],
+        ["--repeats", "0"],
         ["--rows", "10"],
         ["--seconds", "nan"],
         ["--preset", "big"],
@@ -144,7 +144,7 @@ def test_settings_that_say_only_a_part_do_not_count(monkeypatch, capsys):
 def test_algorithms_with_and_without_goals_are_measured(tmp_path: Path):
     out = tmp_path / "algos.csv"
     flags = ["--quick", "--algos", "iql", "sharsa", "--seeds", "2", "--preset", "laptop"]
-    flags += ["--seconds", "0.2", "--rounds", "2", "--rows", "3000"]
+    flags += ["--seconds", "0.2", "--repeats", "2", "--rows", "3000"]
     subprocess.run(
         [sys.executable, benchmark.__file__, "algos", *flags, "--out", str(out)],
         check=True,

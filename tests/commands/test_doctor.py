@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from experiments import doctor
-from experiments.doctor import BROKEN, OK, WARNING, Line
 from experiments.doctor_checks import checks as checkups
 from experiments.doctor_checks import datasets
+from experiments.doctor_checks.findings import BROKEN, OK, WARNING, Finding
 from mac.data.provenance import DownloadRecord, record
 from tests.helpers.doctor import only, report, versions
 
@@ -46,22 +46,27 @@ def test_this_machine_is_fit(capsys: pytest.CaptureFixture[str]):
 # The status.
 
 
-def fake(*lines: Line) -> list[tuple[str, Any]]:
+def fake(*lines: Finding) -> list[tuple[str, Any]]:
     return [("fake", lambda data: iter(lines))]
 
 
 @pytest.mark.parametrize(("state", "status"), [(OK, 0), (WARNING, 0), (BROKEN, 1)])
 def test_only_what_is_broken_fails(state: str, status: int, capsys: pytest.CaptureFixture[str]):
-    assert doctor.main([], fake(Line(state, "thing", "found so", "do this"))) == status
+    assert doctor.main([], fake(Finding(state, "thing", "found so", "do this"))) == status
     assert "-> do this" in capsys.readouterr().out
 
 
+def test_the_last_line_counts_one_warning_in_the_singular(capsys: pytest.CaptureFixture[str]):
+    doctor.main([], fake(Finding(WARNING, "thing", "found so")))
+    assert capsys.readouterr().out.splitlines()[-1] == "0 broken, 1 warning, 1 check"
+
+
 def test_a_check_that_fails_is_a_finding_and_others_go_on(capsys: pytest.CaptureFixture[str]):
-    def explodes(data: Path) -> Iterator[Line]:
-        yield Line(OK, "before", "fine")
+    def explodes(data: Path) -> Iterator[Finding]:
+        yield Finding(OK, "before", "fine")
         raise ImportError("libfoo.so: cannot open\nshared object")
 
-    checks = [("thing", explodes), *fake(Line(OK, "after", "fine"))]
+    checks = [("thing", explodes), *fake(Finding(OK, "after", "fine"))]
     assert doctor.main([], checks) == 1
     out = capsys.readouterr().out.splitlines()
     assert any("ImportError: libfoo.so: cannot open shared object" in line for line in out)
@@ -69,7 +74,7 @@ def test_a_check_that_fails_is_a_finding_and_others_go_on(capsys: pytest.Capture
 
 
 def test_the_report_for_programs_is_json(capsys: pytest.CaptureFixture[str]):
-    doctor.main(["--json"], fake(Line(WARNING, "thing", "found so", "do this")))
+    doctor.main(["--json"], fake(Finding(WARNING, "thing", "found so", "do this")))
     assert json.loads(capsys.readouterr().out) == [
         {"state": "warning", "what": "thing", "found": "found so", "remedy": "do this"}
     ]

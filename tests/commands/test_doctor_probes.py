@@ -12,9 +12,9 @@ from experiments.doctor_checks.probes import Probe, ProbeResult
 from tests.helpers.doctor import only, report, versions
 
 
-def trials(**probed: Any) -> checks.Trials:
-    """Trials with these outcomes."""
-    made = object.__new__(checks.Trials)
+def trials(**probed: Any) -> checks.Probes:
+    """Probes with these outcomes."""
+    made = object.__new__(checks.Probes)
 
     class Done:
         def __init__(self, outcome: ProbeResult):

@@ -50,7 +50,7 @@ def test_paper_sizes_cost_what_xla_counts(
     # `gflop` is within 0.1% of XLA's count with each loop as often as it runs: 1582.4, 336.3 and 102.3
     # (jaxlib 0.10.2, CPU).
     parts = cost_estimate.make_plan(*paper(name, obs, goal), rows=1000, seeds=1).parts
-    assert parts["imagination"].products == imagined_products(obs, goal or 0, width, batch, candidates)
+    assert parts["imagination"].matmuls == imagined_products(obs, goal or 0, width, batch, candidates)
     assert total(parts).flops / 1e9 == pytest.approx(gflop, rel=0.01)
 
 
@@ -90,7 +90,7 @@ def test_memory_of_an_accelerator_is_said_on_a_cpu():
 def test_work_is_listed_from_the_dearest_part():
     parts = {"small": Operations(10**9, 0, 5), "large": Operations(2 * 10**9, 10**9, 0)}
     head, first, second, traffic = cost_estimate.work_lines(parts, 2 * 10**9)
-    assert "4 GFLOP per update and seed: matrix products 3, elementwise 1;" in head
+    assert "4 GFLOP per update and seed: matmuls 3, elementwise 1;" in head
     assert first.split() == ["large", "3.000", "GFLOP", "75.0%"] and second.split()[0] == "small"
     assert "2.0 GB" in traffic and traffic.endswith("2 FLOP per byte")
 

@@ -64,8 +64,8 @@ def test_evaluation_again_gives_the_rows_of_training(copied: Path, capsys: pytes
 def test_line_tells_how_it_was_made(copied: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, Any] = {}
 
-    def fake(_: Any, env: Any, episodes: int, *policies: Any, **how: Any) -> Episodes:
-        asked.update(how, env=env.spec.name, engine=env.engine.name, keys=jr.key_data(policies[-1]))
+    def fake(_: Any, env: Any, episodes: int, keys: jax.Array, **how: Any) -> Episodes:
+        asked.update(how, env=env.spec.name, engine=env.engine.name, keys=jr.key_data(keys))
         zero = jnp.zeros((2, 1, episodes), jnp.int32)
         return Episodes(zero > 0, zero.astype(float), zero, zero)
 
@@ -271,7 +271,7 @@ def test_results_go_to_the_right_seed_task_and_episode(
     task, episode = np.repeat(tasks, episodes), np.tile(np.arange(episodes), len(tasks))
     noise = episode_keys(keys, jnp.asarray(task), jnp.asarray(episode))[1]
     start = jnp.zeros((2, len(task), 28))
-    want = play.expect(run.algo, run.normalizer, run.state, start, None, noise)
+    want = play.expect(run.policies, start, None, noise)
     np.testing.assert_allclose(got.predicted, want.reshape(2, len(tasks), episodes), rtol=1e-4, atol=1e-4)
 
 

@@ -59,8 +59,7 @@ def test_film_shows_the_first_episode_of_the_evaluation(saved: SavedRun):
     env: Any = make(ENV, "c")
     got = film_ours(saved, env, 2, draw=3)
     keys = evaluation_keys(jnp.asarray(saved.numbers), saved.step, 3)
-    policies = (saved.normalizer, saved.state, keys)
-    want = evaluate(saved.algo, env, 1, *policies, batch=0, tasks=(2,))  # as the command line calls it
+    want = evaluate(saved.policies, env, 1, keys, batch=0, tasks=(2,))  # as the command line calls it
     np.testing.assert_array_equal(got.t[-1], want.length[:, 0, 0])
     np.testing.assert_array_equal(got.success[-1], want.success[:, 0, 0])
     steps = len(got.t)

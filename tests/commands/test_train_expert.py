@@ -20,7 +20,7 @@ from experiments import train_expert
 from experiments.experts import record_dataset, tasks, trainer
 from experiments.experts.online_training import OnlineConfig, begin, play, run, step_lanes
 from experiments.experts.sac import SacConfig, Transitions
-from experiments.experts.tasks import AbstractExpertTask, TaskState, build_errand, standing, turned
+from experiments.experts.tasks import AbstractExpertTask, TaskState, build_task, rotated_obs, standing
 from experiments.experts.trainer import ExpertConfig, load_policy, train
 from mac.data.hdf5 import read
 from mac.errors import UserError
@@ -67,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a finished training of the toy; its replay buffer has gone round once."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (trainer, record_dataset):
-            patch.setattr(module, "build_errand", lambda name, engine="c": Compass())
+            patch.setattr(module, "build_task", lambda name, engine="c": Compass())
         folder = tmp_path_factory.mktemp("experts") / "straight"
         assert go(folder)
         yield folder
@@ -96,7 +96,7 @@ def test_stopping_and_going_on_changes_no_bit(trained: Path, tmp_path: Path) -> 
 
 
 def test_another_training_is_refused(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds an expert with seed=0, asked is seed=1"):
+    with pytest.raises(UserError, match="holds an expert with seed=0, expected seed=1"):
         go(trained, dataclasses.replace(PLAN, seed=1))
     with pytest.raises(UserError, match="no trained expert"):
         load_policy(tmp_path)
@@ -145,20 +145,20 @@ def test_the_replay_buffer_holds_the_newest_steps_in_order(trained: Path) -> Non
 def test_no_key_of_a_training_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, starts, iterations and the evaluation; sizes that no other test has, so that all is traced."""
     cfg, seed = ONLINE._replace(lanes=3, iterations=4, batch=5, capacity=4), jnp.asarray(0)
-    sac, errand = SAC._replace(hidden=(4,)), Compass()
+    sac, task = SAC._replace(hidden=(4,)), Compass()
     with keys_recorded(monkeypatch) as seen:
-        state = begin(cfg, sac, errand, seed)
+        state = begin(cfg, sac, task, seed)
         for first, learn in ((0, False), (2, True)):
-            state, _ = run(cfg, sac, errand, state, seed, jnp.asarray(first), 2, learn)
-        play(errand, state.learner.policy, seed, 3, 4, False)
+            state, _ = run(cfg, sac, task, state, seed, jnp.asarray(first), 2, learn)
+        play(task, state.learner.policy, seed, 3, 4, False)
     assert len(seen) > 50 and used_twice(seen) == {}
 
 
 def test_lanes_that_are_over_begin_again_and_others_go_on() -> None:
-    errand = Compass()
-    starts = jax.vmap(errand.start)(jr.split(jr.key(0), 4))
+    task = Compass()
+    starts = jax.vmap(task.start)(jr.split(jr.key(0), 4))
     lanes = eqx.tree_at(lambda x: x.t, starts, jnp.asarray([18, 19, 5, 19]))
-    new, seen = step_lanes(errand, lanes, starts, jnp.zeros((4, 2)), jr.key(1))
+    new, seen = step_lanes(task, lanes, starts, jnp.zeros((4, 2)), jr.key(1))
     np.testing.assert_array_equal(new.t, [19, 0, 6, 0])
     np.testing.assert_array_equal(seen.cut, [False, True, False, True])
     assert not new.over.any()
@@ -178,18 +178,18 @@ def test_a_plane_looks_the_same_from_all_sides(body: str) -> None:
         obs[1:5] /= np.linalg.norm(obs[1:5])
         w, x, y, z = obs[1:5]
         c, s = np.cos(turn / 2), np.sin(turn / 2)
-        other[1:5] = [c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w]  # turned about z
+        other[1:5] = [c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w]  # rotated_obs about z
         other[13:15] = rotation @ obs[13:15]
     else:
         other[37:39], other[40:42] = rotation @ obs[37:39], rotation @ obs[40:42]
     sights = [
         np.asarray(
-            turned(body, jnp.asarray(o, jnp.float32), jnp.asarray([np.cos(a), np.sin(a)], jnp.float32))
+            rotated_obs(body, jnp.asarray(o, jnp.float32), jnp.asarray([np.cos(a), np.sin(a)], jnp.float32))
         )
         for o, a in ((obs, angle), (other, angle + turn))
     ]
     np.testing.assert_allclose(sights[0], sights[1], atol=1e-5)
-    plain = np.asarray(turned(body, jnp.asarray(obs, jnp.float32), jnp.asarray([1.0, 0.0])))
+    plain = np.asarray(rotated_obs(body, jnp.asarray(obs, jnp.float32), jnp.asarray([1.0, 0.0])))
     if body == "humanoid":
         np.testing.assert_allclose(plain, obs, rtol=1e-6)  # facing along x, it is what it was
     else:
@@ -197,9 +197,9 @@ def test_a_plane_looks_the_same_from_all_sides(body: str) -> None:
 
 
 def test_an_ant_is_paid_for_its_way_along_the_direction() -> None:
-    errand = build_errand("ant")
-    state = errand.start(jr.key(0))
-    step = jax.jit(errand.step)
+    task = build_task("ant")
+    state = task.start(jr.key(0))
+    step = jax.jit(task.step)
     for t in range(3):
         action = jr.uniform(jr.key(t), (8,), minval=-1.0, maxval=1.0)
         new, seen = step(state, action, jr.key(t))
@@ -208,8 +208,8 @@ def test_an_ant_is_paid_for_its_way_along_the_direction() -> None:
         np.testing.assert_array_equal(seen.next_obs, new.obs)
         assert float(seen.mask) == 1 and not bool(new.over)
         state = new
-    model = errand.env.engine.host.walker.model
-    assert errand.env.engine.host.walker.maze is None and not any(
+    model = task.env.engine.host.walker.model
+    assert task.env.engine.host.walker.maze is None and not any(
         model.geom(i).name.startswith("block") for i in range(model.ngeom)
     )
 

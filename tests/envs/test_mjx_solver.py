@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from envs_mjx.engines.newton import StoppingCriteria
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve
 from envs_mjx.engines.tabletop_mjx.constraints import (
     Equalities,
@@ -17,7 +18,7 @@ from envs_mjx.engines.tabletop_mjx.constraints import (
     JointLimits,
     TabletopProblem,
 )
-from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria, newton
+from envs_mjx.engines.tabletop_mjx.solver import newton
 
 pytestmark = pytest.mark.promotion
 

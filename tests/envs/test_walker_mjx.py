@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from envs_mjx.engines.base import WalkerPhysics
+from envs_mjx.engines.base import StepState, WalkerPhysics
 from envs_mjx.engines.walker_c import CWalkerEngine
 from envs_mjx.engines.walker_mjx import step as engine_mjx_step
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity
 from envs_mjx.engines.walker_mjx.engine import MJX_VERSION, MjxWalkerEngine, require_version
 from envs_mjx.engines.walker_mjx.near_walls import near_walls, reach
-from envs_mjx.engines.walker_mjx.step import WalkerStepState
 from envs_mjx.locomotion.mazes import SIZES, UNIT, build_maze
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
 from mac.errors import UserError
@@ -51,7 +50,7 @@ def step(engine: MjxWalkerEngine, motion: WalkerPhysics, ctrl: Array, active: Ar
 @eqx.filter_jit
 def forward(engine: MjxWalkerEngine, qpos: Array, qvel: Array, ctrl: Array) -> tuple[Array, Array]:
     def one(qpos: Array, qvel: Array, ctrl: Array) -> tuple[Array, Array]:
-        state = WalkerStepState(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
+        state = StepState(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
         data, lost = engine_mjx_step.forward(engine.sim, engine.model, engine.blank.replace(ctrl=ctrl), state)
         return data.qacc, lost
 

@@ -89,10 +89,8 @@ def played(seeds: int, tasks: int, episodes: int, number: int) -> Episodes:
     )
 
 
-def _evaluate(
-    algo: Any, env: Any, episodes: int, normalizer: Any, state: Any, keys: Any, **_: Any
-) -> Episodes:
-    number = checksum(normalizer, state.nets, jax.random.key_data(keys))
+def _evaluate(policies: Any, env: Any, episodes: int, keys: Any, **_: Any) -> Episodes:
+    number = checksum(policies.normalizer, policies.state.nets, jax.random.key_data(keys))
     return played(len(keys), len(env.spec.tasks), episodes, number)
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from experiments import doctor
-from experiments.doctor import Line
+from experiments.doctor_checks.findings import Finding
 
 
-def report(check: Any, data: Path = Path("data")) -> list[Line]:
+def report(check: Any, data: Path = Path("data")) -> list[Finding]:
     """The findings of a check."""
     return doctor.examine("it", check, data)
 
 
-def only(check: Any, data: Path = Path("data")) -> Line:
+def only(check: Any, data: Path = Path("data")) -> Finding:
     """The one finding of a check."""
     (line,) = report(check, data)
     return line

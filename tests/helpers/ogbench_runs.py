@@ -75,11 +75,7 @@ def state_of(env, run: Run, t: int, goal=None) -> ManipState:
         obs=jnp.zeros(env.spec.obs_dim),
         goal=goal,
         target=run.target,
-        reward=jnp.zeros(()),
-        success=jnp.asarray(False),
-        done=jnp.asarray(False),
         t=jnp.asarray(t),
-        dropped=jnp.zeros((), jnp.int32),
         key=jax.random.key(0),
     )
 

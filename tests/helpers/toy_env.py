@@ -3,7 +3,6 @@
 import dataclasses
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -37,37 +36,21 @@ SMALL = Config(
 """Sizes at which every function of MAC compiles fast."""
 
 
-class PointEnv(AbstractEnv):
+class PointEnv(AbstractEnv[EnvState]):
     """The point moves by `STRIDE * action`; reward is -1 until the disc, where the episode ends."""
 
     spec: EnvSpec = eqx.field(static=True, default=SPEC)
 
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> EnvState:
         start = jnp.asarray(STARTS)[task - 1] + jr.uniform(key, (2,), minval=-0.1, maxval=0.1)
-        no, zero = jnp.zeros((), bool), jnp.zeros(())
-        return EnvState(
-            obs=start,
-            goal=None,
-            reward=zero,
-            success=no,
-            done=no,
-            t=jnp.zeros((), jnp.int32),
-            dropped=jnp.zeros((), jnp.int32),
-        )
+        return EnvState(obs=start, goal=None)
 
     def step(self, state: EnvState, action: Float[Array, " A"]) -> EnvState:
         point = state.obs + STRIDE * jnp.clip(action, -1, 1)
         solved = jnp.sum(jnp.square(point - jnp.asarray(TARGET))) < RADIUS**2
-        t = state.t + 1
-        after = dataclasses.replace(
-            state,
-            obs=point,
-            reward=jnp.where(solved, 0.0, -1.0),
-            success=solved,
-            done=solved | (t >= self.spec.max_steps),
-            t=t,
-        )
-        return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
+        reward = jnp.where(solved, 0.0, -1.0)
+        after = dataclasses.replace(state, obs=point, reward=reward, success=solved, done=solved)
+        return self.end_step(state, after)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
         solved = np.sum((obs - np.asarray(TARGET)) ** 2, axis=-1) < RADIUS**2
@@ -80,35 +63,29 @@ class GoalState(EnvState):
     place: Float[Array, " 2"]
 
 
-class GoalPointEnv(AbstractEnv):
+class GoalPointEnv(AbstractEnv[GoalState]):
     """The point moves as in `PointEnv`; reward is 1 where it comes within `RADIUS` of its task's place."""
 
     spec: EnvSpec = eqx.field(static=True, default=GOAL_SPEC)
 
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> GoalState:
         place = jnp.asarray(PLACES)[task - 1]
-        start = vars(PointEnv().reset(key, task)) | {"goal": place[jnp.asarray(self.spec.goal_columns)]}
-        return GoalState(**start, place=place)
+        goal = place[jnp.asarray(self.spec.goal_columns)]
+        return GoalState(obs=PointEnv().reset(key, task).obs, goal=goal, place=place)
 
     def step(self, state: GoalState, action: Float[Array, " A"]) -> GoalState:
         point = state.obs + STRIDE * jnp.clip(action, -1, 1)
-        solved, t = jnp.sum(jnp.square(point - state.place)) < RADIUS**2, state.t + 1
-        after = dataclasses.replace(
-            state,
-            obs=point,
-            reward=solved.astype(jnp.float32),
-            success=solved,
-            done=solved | (t >= self.spec.max_steps),
-            t=t,
-        )
-        return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
+        solved = jnp.sum(jnp.square(point - state.place)) < RADIUS**2
+        reward = solved.astype(jnp.float32)
+        after = dataclasses.replace(state, obs=point, reward=reward, success=solved, done=solved)
+        return self.end_step(state, after)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
         solved = np.sum((obs - np.asarray(PLACES[task - 1])) ** 2, axis=-1) < RADIUS**2
         return solved - 1.0, 1.0 - solved
 
 
-class EdgeEnv(AbstractEnv):
+class EdgeEnv(AbstractEnv[EnvState]):
     """The point moves as in `PointEnv`; a step pays its first coordinate and 1; it may fall beyond `EDGE`."""
 
     spec: EnvSpec = eqx.field(static=True, default=FALL_SPEC)
@@ -117,11 +94,10 @@ class EdgeEnv(AbstractEnv):
         return PointEnv().reset(key, task)
 
     def step(self, state: EnvState, action: Float[Array, " A"]) -> EnvState:
-        point, t = state.obs + STRIDE * jnp.clip(action, -1, 1), state.t + 1
-        fell = jnp.max(jnp.abs(point)) > EDGE
-        done = fell | (t >= self.spec.max_steps)
-        after = dataclasses.replace(state, obs=point, reward=1 + point[0], done=done, t=t)
-        return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
+        point = state.obs + STRIDE * jnp.clip(action, -1, 1)
+        off_table = jnp.max(jnp.abs(point)) > EDGE
+        after = dataclasses.replace(state, obs=point, reward=1 + point[0], done=off_table)
+        return self.end_step(state, after)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError("rewards are recorded")

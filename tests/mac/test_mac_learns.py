@@ -10,7 +10,7 @@ from mac.algorithm import TrainState
 from mac.config import Config
 from mac.mac import MAC
 from mac.run import segment as loop
-from mac.run.evaluate import evaluate, evaluation_keys
+from mac.run.evaluate import Policies, evaluate, evaluation_keys
 from tests.helpers.toy_env import GOAL_SPEC, GoalPointEnv, identity, window
 
 SEEDS, UPDATES, EPISODES = 2, 1500, 20
@@ -34,7 +34,8 @@ def success(state: TrainState, candidates: int) -> np.ndarray:
     """Share of successes of each seed, with chunks that are the best of so many."""
     algo = MAC(dataclasses.replace(CONFIG, candidates_test=candidates), GOAL_SPEC, UPDATES)
     keys = evaluation_keys(jnp.arange(SEEDS), UPDATES)
-    return np.asarray(evaluate(algo, GoalPointEnv(), EPISODES, identity(), state, keys).success).mean((1, 2))
+    played = evaluate(Policies(algo, identity(), state), GoalPointEnv(), EPISODES, keys)
+    return np.asarray(played.success).mean((1, 2))
 
 
 def test_goals_are_reached_by_choice_among_chunks_not_by_cloning(trained: TrainState):

@@ -19,7 +19,7 @@ from mac.mac import MAC, Nets
 from mac.nn.mlp import scalar, value_net
 from mac.ops.losses import cross_entropy
 from mac.run import segment as loop
-from mac.run.evaluate import evaluate, evaluation_keys
+from mac.run.evaluate import Policies, evaluate, evaluation_keys
 from mac.run.report.episode_returns import ended_itself, realised_return, steady_reward
 from mac.types import Episodes, SampleSpec
 from tests.helpers.mac_cases import Case, leaves, make_case, own_losses, touched
@@ -149,7 +149,8 @@ LEARNS = Config(
 
 def played(cfg: Config, state: Any) -> Episodes:
     keys = evaluation_keys(jnp.arange(SEEDS), UPDATES)
-    return jax.device_get(evaluate(MAC(cfg, FALL_SPEC, UPDATES), EdgeEnv(), 20, identity(), state, keys))
+    policies = Policies(MAC(cfg, FALL_SPEC, UPDATES), identity(), state)
+    return jax.device_get(evaluate(policies, EdgeEnv(), 20, keys))
 
 
 def test_mac_goes_to_the_edge_and_does_not_fall():

@@ -16,7 +16,7 @@ from envs_mjx.base import AbstractEnv, EnvState
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.run import segment as loop
-from mac.run.evaluate import evaluate
+from mac.run.evaluate import Policies, evaluate
 from mac.types import EnvSpec, Episodes
 from tests.helpers.fixed_policy import ActsOnly
 from tests.helpers.toy_env import RADIUS, SPEC, STARTS, STRIDE, TARGET, PointEnv, identity, mac, window
@@ -40,9 +40,8 @@ class Recorder(AbstractEnv):
     )
 
     def reset(self, key: jax.Array, task: jax.Array) -> EnvState:
-        no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         obs = jnp.stack([jnp.zeros(()), task.astype(jnp.float32)])
-        return EnvState(obs, None, jnp.zeros(()), no, no, zero, zero)
+        return EnvState(obs=obs, goal=None)
 
     def step(self, state: EnvState, action: jax.Array) -> EnvState:
         t = state.t + 1
@@ -52,11 +51,10 @@ class Recorder(AbstractEnv):
             obs=state.obs.at[0].set(t.astype(jnp.float32)),
             reward=jnp.asarray(WEIGHTS)[state.t] * action[0],
             success=solved,
-            done=solved | (t >= LIMIT),
-            t=t,
+            done=solved,
             dropped=state.dropped + (state.obs[1] == 9).astype(jnp.int32),
         )
-        return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
+        return self.end_step(state, after)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError
@@ -115,7 +113,7 @@ def play(
     """Results as NumPy arrays, one seed per number."""
     state = TrainState(jnp.asarray(numbers), (), ())
     keys = loop.seed_keys(key, len(numbers))
-    return jax.device_get(evaluate(algo, env, episodes, identity(), state, keys, **how))
+    return jax.device_get(evaluate(Policies(algo, identity(), state), env, episodes, keys, **how))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
@@ -147,7 +145,7 @@ def test_every_decision_and_seed_draws_its_own_noise():
 def test_policy_sees_normalised_observations():
     state = TrainState(jnp.ones(1), (), ())
     normalizer = Normalizer(jnp.asarray([2.0, 0.0]), jnp.asarray([0.5, 1.0]))
-    got = evaluate(Counting(), Recorder(), 1, normalizer, state, loop.seed_keys(0, 1))
+    got = evaluate(Policies(Counting(), normalizer, state), Recorder(), 1, loop.seed_keys(0, 1))
     actions = 10 * (np.arange(LIMIT) - 2.0) / 0.501
     np.testing.assert_allclose(got.episode_return[0, 3, 0], np.sum(WEIGHTS * actions), rtol=1e-5)
 
@@ -195,10 +193,10 @@ def test_results_do_not_depend_on_the_batch(batch: int):
 @pytest.mark.parametrize(("batch", "most"), [(0, 24), (24, 24), (9, 9), (5, 3), (2, 2), (1, 1)])
 def test_at_most_the_asked_environments_are_simulated_at_once(batch: int, most: int):
     """Three seeds of eight episodes: 9 = 3 x 3; 5 leaves room for one column of 3."""
-    state = TrainState(jnp.ones(3), (), ())
-    program = jax.make_jaxpr(
-        lambda keys: evaluate(Wandering(), PointEnv(), 4, identity(), state, keys, batch=batch)
-    )(loop.seed_keys(0, 3))
+    policies = Policies(Wandering(), identity(), TrainState(jnp.ones(3), (), ()))
+    program = jax.make_jaxpr(lambda keys: evaluate(policies, PointEnv(), 4, keys, batch=batch))(
+        loop.seed_keys(0, 3)
+    )
     (play_all,) = [eqn for eqn in inner(program.jaxpr) if eqn.primitive.name == "while"]
     (points,) = {v.aval.shape for v in play_all.outvars if len(v.aval.shape) == 3}  # seeds, episodes, xy
     assert points[0] * points[1] == most
@@ -253,7 +251,7 @@ def test_mac_learns_to_reach_the_target():
 
     def success(state: TrainState) -> float:
         here = jax.device_put(state, jax.local_devices()[0])
-        played = evaluate(algo, PointEnv(), 20, identity(), here, loop.seed_keys(9, 4))
+        played = evaluate(Policies(algo, identity(), here), PointEnv(), 20, loop.seed_keys(9, 4))
         return float(played.success.mean())  # single seeds start lucky, or fail
 
     state = loop.init(algo, mesh, keys)

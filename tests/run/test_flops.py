@@ -10,7 +10,7 @@ import pytest
 from mac.data.sampler import sample
 from mac.mac import MAC
 from mac.nn.mlp import MLP
-from mac.run.cost.flops import REST, operations, product_flops, total
+from mac.run.cost.flops import REST, matmul_flops, operations, total
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.types import Batch
 from tests.helpers.toy_env import SPEC, mac, window
@@ -25,12 +25,12 @@ def chain(x: jax.Array, length: int) -> jax.Array:
 
 def test_product_counts_a_multiply_and_an_add_per_term():
     a, b = jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((5, 7), jnp.float32)
-    assert product_flops(lambda x, y: x @ y, a, b) == 2 * 3 * 5 * 7
+    assert matmul_flops(lambda x, y: x @ y, a, b) == 2 * 3 * 5 * 7
 
 
 def test_batched_product_counts_every_matrix():
     a = jax.ShapeDtypeStruct((6, 4, 4), jnp.float32)
-    assert product_flops(jax.vmap(lambda x: x @ x), a) == 6 * SQUARE
+    assert matmul_flops(jax.vmap(lambda x: x @ x), a) == 6 * SQUARE
 
 
 def test_elementwise_work_counts_once_per_element():
@@ -57,7 +57,7 @@ def test_operations_and_gradients_belong_to_the_outermost_scope():
         return jnp.sum(x @ w)
 
     def products(*args):
-        return {part: ops.products for part, ops in operations(*args).items() if ops.products}
+        return {part: ops.matmuls for part, ops in operations(*args).items() if ops.matmuls}
 
     assert products(f, X, X) == {"first part": SQUARE, "second": 3 * SQUARE, REST: SQUARE}
     grads = products(jax.grad(f, argnums=(0, 1)), X, X)
@@ -66,32 +66,32 @@ def test_operations_and_gradients_belong_to_the_outermost_scope():
 
 
 def test_loop_counts_as_often_as_it_runs():
-    assert product_flops(lambda x: chain(chain(x, 3), 4), X) == 7 * SQUARE
-    assert product_flops(lambda x: jax.lax.map(lambda y: chain(y, 2), jnp.stack([x] * 5)), X) == 10 * SQUARE
+    assert matmul_flops(lambda x: chain(chain(x, 3), 4), X) == 7 * SQUARE
+    assert matmul_flops(lambda x: jax.lax.map(lambda y: chain(y, 2), jnp.stack([x] * 5)), X) == 10 * SQUARE
 
 
 def test_branch_counts_its_dearest_side():
     def f(x):
         return jax.lax.cond(x[0, 0] > 0, lambda y: chain(y, 3), lambda y: y @ y, x)
 
-    assert product_flops(f, X) == 3 * SQUARE
+    assert matmul_flops(f, X) == 3 * SQUARE
 
 
-def test_loop_of_unknown_length_counts_one_turn():
+def test_loop_of_unknown_length_counts_one_iteration():
     def f(x):
         return jax.lax.while_loop(lambda y: y[0, 0] > 0, lambda y: y @ y, x)
 
-    assert product_flops(f, X) == SQUARE
+    assert matmul_flops(f, X) == SQUARE
 
 
 def test_products_inside_jit_and_checkpoint_are_counted():
-    assert product_flops(jax.jit(lambda x: jax.checkpoint(lambda y: y @ y)(x) @ x), X) == 2 * SQUARE
+    assert matmul_flops(jax.jit(lambda x: jax.checkpoint(lambda y: y @ y)(x) @ x), X) == 2 * SQUARE
 
 
 def test_gradient_costs_two_products_for_each_forward_one():
     # x @ w, then d w = x' @ g and d x = g @ w'.
     grad = jax.grad(lambda x, w: jnp.sum(jnp.square(x @ w)), argnums=(0, 1))
-    assert product_flops(grad, X, X) == 3 * SQUARE
+    assert matmul_flops(grad, X, X) == 3 * SQUARE
 
 
 def products(rows: int, *sizes: int) -> int:
@@ -101,7 +101,7 @@ def products(rows: int, *sizes: int) -> int:
 def test_network_counts_the_shared_state_once():
     mlp = MLP((3, 2), (8, 6), 4, key=jr.key(0))
     s, a = jnp.ones((5, 3)), jnp.ones((7, 5, 2))
-    assert product_flops(mlp, s, a) == products(5, 3, 8) + products(7 * 5, 2, 8, 6, 4)
+    assert matmul_flops(mlp, s, a) == products(5, 3, 8) + products(7 * 5, 2, 8, 6, 4)
 
 
 def test_proposal_counts_policy_and_critic_for_every_candidate():
@@ -111,7 +111,7 @@ def test_proposal_counts_policy_and_critic_for_every_candidate():
     # One hidden layer of 8; 2 observations, chunks of 2 x 2 numbers; 4 candidates.
     policy = products(envs, 2, 8) + products(4 * envs, 4, 8, 4)
     critic = products(envs, 2, 8) + products(4 * envs, 4, 8, 1)
-    got = product_flops(lambda n, s, k: mac().best_chunk(n, s, None, k, 4), nets, obs, jr.key(0))
+    got = matmul_flops(lambda n, s, k: mac().best_chunk(n, s, None, k, 4), nets, obs, jr.key(0))
     assert got == policy + critic
 
 
@@ -121,7 +121,7 @@ def test_update_costs_grow_linearly_with_each_size(field: str):
         algo = mac(**{field: size})
         state = jax.eval_shape(algo.init, jr.key(0))
         batch = jax.eval_shape(lambda: _batch(algo))
-        return product_flops(algo.update, state, batch, jnp.zeros((), jnp.int32), jr.key(0))
+        return matmul_flops(algo.update, state, batch, jnp.zeros((), jnp.int32), jr.key(0))
 
     two, four, six = cost(2), cost(4), cost(6)
     assert 0 < four - two == six - four
@@ -146,7 +146,7 @@ def test_update_costs_what_xla_counts(update):
 def test_update_has_the_parts_of_the_algorithm(update):
     parts, _ = update
     assert set(parts) == {"model", "policy", "imagination", "value", "critic", REST}
-    assert parts[REST].products == 0 and all(ops.products for part, ops in parts.items() if part != REST)
+    assert parts[REST].matmuls == 0 and all(ops.matmuls for part, ops in parts.items() if part != REST)
 
 
 # Bytes.
@@ -180,7 +180,7 @@ ENTRY %main (p.1: f32[8,4], p.2: u16[3]) -> f32[8,4] {
 """
 
 
-def test_body_of_a_loop_is_read_and_written_at_every_turn():
+def test_body_of_a_loop_is_read_and_written_in_every_iteration():
     five = PROGRAM.replace("TURNS", 'backend_config={"known_trip_count":{"n":"5"}}')
     turn = 2 * 8 * 4 * 4 + (4 + 4 + 1)  # negate, and compare
     rest = 3 * 8 * 4 * 4 + 3 * (2 + 4)  # add, and convert

@@ -68,11 +68,10 @@ class Listener(AbstractEnv):
     spec: EnvSpec = eqx.field(static=True, default=SPEC_3)
 
     def reset(self, key: jax.Array, task: jax.Array) -> ListenerState:
-        no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         goal = jnp.stack([task.astype(jnp.float32), jr.uniform(key)])
         objects = Objects(jnp.zeros((1, 3)), jnp.zeros(0, bool), jnp.zeros(0))
-        start = EnvState(jnp.zeros(3), goal, jnp.zeros(()), no, no, zero, zero)
-        return ListenerState(**vars(start), target=objects, qpos=jnp.zeros(2), buttons=no[None])
+        buttons = jnp.zeros(1, bool)
+        return ListenerState(obs=jnp.zeros(3), goal=goal, target=objects, qpos=jnp.zeros(2), buttons=buttons)
 
     def step(self, state: ListenerState, action: jax.Array) -> ListenerState:
         paid, t = jnp.sum(jnp.asarray(WEIGHTS, jnp.float32) * action), state.t + 1
@@ -100,7 +99,7 @@ def drawn(key: jax.Array, task: int, episode: int) -> np.ndarray:
 @pytest.mark.parametrize("batch", [0, 3])
 def test_evaluation_gives_each_episode_its_own_normalised_goal(run: SavedRun, batch: int):
     keys = loop.seed_keys(5, 2)
-    got = evaluate(run.algo, Listener(), 3, NORM, run.state, keys, batch=batch)
+    got = evaluate(run.policies, Listener(), 3, keys, batch=batch)
     for s in range(2):
         for i, task in enumerate(SPEC_3.tasks):
             for e in range(3):

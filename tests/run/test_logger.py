@@ -15,7 +15,7 @@ import pytest
 from mac import atomic_files
 from mac.errors import UserError
 from mac.run.io import run_metadata
-from mac.run.io.eval_rows import eval_rows, warnings_of
+from mac.run.io.eval_rows import Evaluation, eval_rows, warnings_of
 from mac.run.io.logger import (
     EVAL,
     METRICS,
@@ -61,11 +61,11 @@ def test_actions_that_are_not_finite_name_seed_and_task():
     none = jnp.zeros((2, 3, 4), jnp.int32)
     result = Episodes(none > 0, none.astype(float), none, none, bad_action=(none > 0).at[1, 2, 3].set(True))
     with pytest.raises(UserError, match=r"update 500: the policy of seed 7 .* not finite in task 5"):
-        eval_rows(500, (6, 7), (1, 4, 5), result, "c")
+        eval_rows(Evaluation(500, (1, 4, 5), result, "c"), (6, 7))
 
 
 def test_eval_rows_are_means_over_episodes():
-    rows = eval_rows(500, (0, 1), (2,), EPISODES, "c")
+    rows = eval_rows(Evaluation(500, (2,), EPISODES, "c"), (0, 1))
     assert rows[0] == {
         "step": 500, "seed": 0, "task": 2, "success": 0.75, "return": -65.0, "length": 65.0,
         "episodes": 4, "engine": "c", "dropped": 4, "unstable": 0,
@@ -77,19 +77,19 @@ def test_contacts_left_out_are_one_line_with_tasks_and_remedy():
     dropped = jnp.asarray([[[0, 0], [1, 2], [0, 1000]], [[0, 0], [4, 0], [0, 0]]])
     none = jnp.zeros(dropped.shape)
     result = Episodes(none > 0, none, dropped, dropped)
-    (said,) = warnings_of(eval_rows(500, (0, 1), (1, 4, 5), result, "mjx"), "--eval.engine")
+    (said,) = warnings_of(eval_rows(Evaluation(500, (1, 4, 5), result, "mjx"), (0, 1)), "--eval.engine")
     assert "\n" not in said and said.startswith("warning: engine mjx")
     assert "1,007 contacts (task 4: 7, task 5: 1,000)" in said and "--eval.engine c" in said
-    clean = eval_rows(500, (0, 1), (1, 4, 5), Episodes(none > 0, none, dropped, 0 * dropped), "mjx")
+    result = Episodes(none > 0, none, dropped, 0 * dropped)
+    clean = eval_rows(Evaluation(500, (1, 4, 5), result, "mjx"), (0, 1))
     assert warnings_of(clean, "--eval.engine") == []
 
 
 def test_unstable_simulations_are_counted_and_are_one_line():
     none = jnp.zeros((2, 3, 2), jnp.int32)
     unstable = (none > 0).at[0, 1].set(True).at[1, 2, 0].set(True)
-    rows = eval_rows(
-        500, (0, 1), (1, 4, 5), Episodes(none > 0, none.astype(float), none, none, unstable=unstable), "c"
-    )
+    result = Episodes(none > 0, none.astype(float), none, none, unstable=unstable)
+    rows = eval_rows(Evaluation(500, (1, 4, 5), result, "c"), (0, 1))
     assert [row["unstable"] for row in rows] == [0, 2, 0, 0, 0, 1]
     (said,) = warnings_of(rows, "--engine")
     assert "on engine c became unstable in 3 episodes (task 4: 2, task 5: 1)" in said
@@ -101,7 +101,7 @@ def test_eval_rows_name_each_seed_and_task():
     success = jnp.arange(6).reshape(shape) % 2 == 0
     ones = jnp.ones(shape, jnp.int32)
     result = Episodes(success, jnp.arange(6.0).reshape(shape), ones, ones)
-    rows = eval_rows(0, (7, 8), (1, 4, 5), result, "mjx")
+    rows = eval_rows(Evaluation(0, (1, 4, 5), result, "mjx"), (7, 8))
     assert [(r["seed"], r["task"], r["return"]) for r in rows] == [
         (7, 1, 0.0), (7, 4, 1.0), (7, 5, 2.0), (8, 1, 3.0), (8, 4, 4.0), (8, 5, 5.0),
     ]  # fmt: skip
@@ -111,7 +111,7 @@ def write_steps(log: RunLog, steps: range) -> None:
     for step in steps:
         log.metrics(step, (0, 1), {"loss": np.float32([step / 7, step / 11])})
         if step % 3 == 0:
-            log.evals(step, (0, 1), (2,), EPISODES, "c")
+            log.evals(Evaluation(step, (2,), EPISODES, "c"), (0, 1))
 
 
 def test_resume_cuts_what_the_checkpoint_does_not_cover(tmp_path: Path):

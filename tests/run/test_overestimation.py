@@ -15,8 +15,8 @@ from envs_mjx.base import AbstractEnv, EnvState
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.run import segment as loop
 from mac.run.diagnose import overestimation
-from mac.run.evaluate import evaluate
-from mac.run.io.eval_rows import eval_rows
+from mac.run.evaluate import Policies, evaluate
+from mac.run.io.eval_rows import Evaluation, eval_rows
 from mac.run.report.episode_returns import realised_return
 from mac.run.report.stats import learning_curve
 from mac.run.report.table import results_table
@@ -37,22 +37,15 @@ class Chain(AbstractEnv):
     spec: EnvSpec = eqx.field(static=True)
 
     def reset(self, key: jax.Array, task: jax.Array) -> EnvState:
-        no, zero = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         goal = None if self.spec.goal_dim is None else jnp.zeros(1)
-        return EnvState(task.astype(jnp.float32)[None], goal, jnp.zeros(()), no, no, zero, zero)
+        return EnvState(obs=task.astype(jnp.float32)[None], goal=goal)
 
     def step(self, state: EnvState, action: jax.Array) -> EnvState:
-        left, t = state.obs - (action > 0).astype(jnp.float32), state.t + 1
+        left = state.obs - (action > 0).astype(jnp.float32)
         solved = left[0] < 0.5
-        after = dataclasses.replace(
-            state,
-            obs=left,
-            reward=jnp.full((), -1.0 if self.spec.goal_dim is None else 17.0),
-            success=solved,
-            done=solved | (t >= LIMIT),
-            t=t,
-        )
-        return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, after)
+        reward = jnp.full((), -1.0 if self.spec.goal_dim is None else 17.0)
+        after = dataclasses.replace(state, obs=left, reward=reward, success=solved, done=solved)
+        return self.end_step(state, after)
 
     def relabel(self, obs: np.ndarray, task: int) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError
@@ -84,7 +77,7 @@ def cost(steps: float) -> float:
 def play(algo: AbstractAlgorithm, env: Any, numbers: list[float], **how: Any) -> Episodes:
     state = TrainState(jnp.asarray(numbers), (), ())
     keys = loop.seed_keys(0, len(numbers))
-    return jax.device_get(evaluate(algo, env, 2, identity(1), state, keys, **how))
+    return jax.device_get(evaluate(Policies(algo, identity(1), state), env, 2, keys, **how))
 
 
 @pytest.mark.parametrize("spec", [SINGLE, GOALS], ids=["rewards", "goals"])
@@ -145,7 +138,7 @@ def played() -> Episodes:
 
 
 def rows_of(result: Episodes, step: int = 100) -> list[dict[str, Any]]:
-    return eval_rows(step, (3, 4), SINGLE.tasks, result, "toy")
+    return eval_rows(Evaluation(step, SINGLE.tasks, result, "toy"), (3, 4))
 
 
 def test_rows_hold_the_means_of_both_returns(played: Episodes):

@@ -16,7 +16,7 @@ from mac.data.sampler import sample
 from mac.mac import MAC
 from mac.run import segment as loop
 from mac.run.diagnose import diagnose
-from mac.run.evaluate import evaluate, evaluation_keys
+from mac.run.evaluate import Policies, evaluate, evaluation_keys
 from mac.run.rng_streams import Stream
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 from tests.helpers import toy_env
@@ -62,7 +62,7 @@ def play(algo: AbstractAlgorithm, env: Any, window: Window, seed: int) -> None:
         state, _ = loop.segment(algo, mesh, window, keys, steps, state)
         for draw in range(4):
             asked = evaluation_keys(jnp.asarray([seed]), first, draw)
-            evaluate(algo, env, 3, toy_env.identity(), state, asked)
+            evaluate(Policies(algo, toy_env.identity(), state), env, 3, asked)
         diagnose(algo, mesh, window, evaluation_keys(jnp.asarray([seed]), first), state)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mac.run.io.eval_rows import eval_rows
+from mac.run.io.eval_rows import Evaluation, eval_rows
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.report import score as measure
 from mac.run.report.plot import _draw
@@ -52,19 +52,17 @@ def test_the_environment_decides_what_is_measured():
 
 def test_rows_have_the_score_of_the_mean_return():
     returns = np.asarray([[[10.0, 30.0]], [[-10.0, 0.0]]])
-    rows = eval_rows(7, (0, 1), (1,), episodes(returns), "c", "here", toy_env.FALL_SPEC)
+    rows = eval_rows(Evaluation(7, (1,), episodes(returns), "c", "here", toy_env.FALL_SPEC), (0, 1))
     assert [row["return"] for row in rows] == [20.0, -5.0]
     assert [row["score"] for row in rows] == pytest.approx([75.0, 12.5])
     assert {row["measure"] for row in rows} == {"score"}
-    raw = eval_rows(7, (0, 1), (1,), episodes(returns), "c", "here", RAW)
+    raw = eval_rows(Evaluation(7, (1,), episodes(returns), "c", "here", RAW), (0, 1))
     assert all("score" not in row and row["measure"] == "return" for row in raw)
 
 
 def test_rows_of_other_environments_are_as_they_were():
-    result = episodes(np.asarray([[[10.0, 30.0]]]))
-    assert eval_rows(7, (0,), (1,), result, "c", "here", toy_env.SPEC) == eval_rows(
-        7, (0,), (1,), result, "c", "here"
-    )
+    known = Evaluation(7, (1,), episodes(np.asarray([[[10.0, 30.0]]])), "c", "here", toy_env.SPEC)
+    assert eval_rows(known, (0,)) == eval_rows(known._replace(spec=None), (0,))
 
 
 def test_scores_of_all_episodes_average_to_the_score_of_the_mean():

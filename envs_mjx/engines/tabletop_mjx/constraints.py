@@ -11,11 +11,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from envs_mjx.engines.newton import NOISE
 from envs_mjx.engines.tabletop_mjx.batched_linalg import product, total
 from envs_mjx.engines.tabletop_mjx.stage import stage
-
-NOISE = 8.0
-"""Derivatives below this many roundings of their terms count as zero."""
 
 _MARGIN = 100.0
 """Margin of the expected improvement over its estimate; 1 to 100 give the same iterations as C takes."""

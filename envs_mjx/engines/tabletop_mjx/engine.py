@@ -7,15 +7,14 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
-from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, where_active
+from envs_mjx.engines.base import AbstractTabletopEngine, StepState, TabletopPhysics, where_active
+from envs_mjx.engines.newton import StoppingCriteria, require_positive
 from envs_mjx.engines.tabletop_mjx import model as mjx_model
 from envs_mjx.engines.tabletop_mjx import step
 from envs_mjx.engines.tabletop_mjx.collision import contacts, geometry
 from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
-from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
-from envs_mjx.engines.tabletop_mjx.step import TabletopSim, TabletopStepState
+from envs_mjx.engines.tabletop_mjx.step import TabletopSim
 from envs_mjx.manipulation.scenes import Scene
-from mac.errors import UserError
 
 SLOTS = {
     "cube-single": TabletopContactCapacity(20, 1, 26),
@@ -67,10 +66,7 @@ class MjxEngine(AbstractTabletopEngine):
             UserError: if a number is less than 1.
         """
         slots = SLOTS[scene.family] if slots is None else slots
-        if min(iterations, ls_iterations, *slots) < 1:
-            raise UserError(
-                f"iterations={iterations}, ls_iterations={ls_iterations}, {slots}: each must be at least 1"
-            )
+        require_positive(iterations, ls_iterations, slots)
         constants = mjx_model.read_constants(scene)
         model = geometry.collision_model(scene, constants)
         self.name = "mjx"
@@ -95,7 +91,14 @@ class MjxEngine(AbstractTabletopEngine):
         zero = jnp.zeros((), jnp.int32)
         free = jnp.zeros(self.sim.slides, bool)
         return TabletopPhysics(
-            qpos, qvel, pos, mat, jnp.zeros(6, qpos.dtype), free, zero, jnp.zeros_like(qvel)
+            qpos=qpos,
+            qvel=qvel,
+            site_pos=pos,
+            site_mat=mat,
+            touch=jnp.zeros(6, qpos.dtype),
+            locked=free,
+            dropped=zero,
+            raw=jnp.zeros_like(qvel),
         )
 
     def step(
@@ -106,14 +109,23 @@ class MjxEngine(AbstractTabletopEngine):
         """
 
         def batch(qpos: Array, qvel: Array, warm: Array, dropped: Array, ctrl: Array, locked: Array):
-            state = TabletopStepState(qpos, qvel, warm, dropped)
+            state = StepState(qpos, qvel, warm, dropped)
             state, seen = step.control_step(self.sim, state, ctrl, locked)
             return (*state, *seen)
 
         p = physics
         results = over_batches(batch)(p.qpos, p.qvel, p.raw, p.dropped, ctrl.astype(p.qpos.dtype), p.locked)
         qpos, qvel, warm, dropped, site_pos, site_mat, touch = results
-        after = TabletopPhysics(qpos, qvel, site_pos, site_mat, touch, p.locked, dropped, warm)
+        after = TabletopPhysics(
+            qpos=qpos,
+            qvel=qvel,
+            site_pos=site_pos,
+            site_mat=site_mat,
+            touch=touch,
+            locked=p.locked,
+            dropped=dropped,
+            raw=warm,
+        )
         return where_active(active, after, physics)
 
 

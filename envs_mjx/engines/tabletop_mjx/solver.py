@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from envs_mjx.engines.newton import StepBracket, StoppingCriteria, first_bracket, slope_tolerance
 from envs_mjx.engines.tabletop_mjx.batched_linalg import total
 from envs_mjx.engines.tabletop_mjx.constraints import (
-    NOISE,
     ConstraintValues,
     TabletopProblem,
     along,
@@ -46,15 +46,6 @@ class TabletopIterate(NamedTuple):
     expected_improvement: Float[Array, " B"]
     improvement: Float[Array, " B"]
     niter: Int[Array, " B"]
-
-
-class StoppingCriteria(NamedTuple):
-    """Stopping criteria: iterations, and the smallest scaled improvement or gradient to continue for."""
-
-    iterations: int
-    ls_iterations: int
-    tolerance: float
-    ls_tolerance: float
 
 
 def newton(p: TabletopProblem, start: Float[Array, "nv B"], criteria: StoppingCriteria) -> TabletopIterate:
@@ -159,15 +150,6 @@ def total_force(p: TabletopProblem, solution: TabletopIterate) -> Float[Array, "
     return mass_times(p, solution.acc) - solution.gradient
 
 
-class _Bracket(NamedTuple):
-    size: Float[Array, " B"]
-    slope: Float[Array, " B"]
-    curvature: Float[Array, " B"]
-    low: Float[Array, " B"]
-    high: Float[Array, " B"]
-    niter: Int[Array, " B"]
-
-
 @functools.partial(stage, static=(4,))
 def _along_start(
     p: TabletopProblem,
@@ -183,8 +165,7 @@ def _along_start(
     pairs = zip(it.forces, ahead, strict=True)
     terms = [total(jnp.abs(f * v).reshape(-1, v.shape[-1])) for f, v in pairs if f.shape[0]]
     terms = total([jnp.abs(drift), *terms])
-    enough = criteria.tolerance * criteria.ls_tolerance * norm(search) * trace(p)
-    enough = jnp.maximum(enough, NOISE * jnp.finfo(terms.dtype).eps * terms)
+    enough = slope_tolerance(criteria, norm(search), trace(p), terms)
     return drift, bend, total(search * it.gradient), enough
 
 
@@ -196,11 +177,7 @@ def _line_search(
     criteria: StoppingCriteria,
     alive: Bool[Array, " B"],
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Returns the step size along `search` at which the cost's derivative vanishes, and the decrease.
-
-    The decrease is that of a parabola with the same end slopes: unlike a difference of costs it keeps
-    its precision near the minimum, in float32 too.
-    """
+    """Returns the step size along `search` at which the cost's derivative vanishes, and the decrease."""
     drift, bend, start, enough = _along_start(p, it, search, ahead, criteria)
 
     def slopes(size: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
@@ -208,21 +185,13 @@ def _line_search(
         first, second = along(p, rows, ahead)
         return drift + size * bend + first, bend + second
 
-    def more(b: _Bracket) -> Bool[Array, " B"]:
-        return alive & (jnp.abs(b.slope) > enough) & (b.niter < criteria.ls_iterations)
+    def more(b: StepBracket) -> Bool[Array, " B"]:
+        return alive & b.unfinished(enough, criteria)
 
     @stage
-    def narrow(b: _Bracket) -> _Bracket:
-        low, high = jnp.where(b.slope < 0, b.size, b.low), jnp.where(b.slope < 0, b.high, b.size)
-        step = b.size - b.slope / b.curvature
-        halfway = jnp.where(jnp.isinf(high), 2 * b.size, 0.5 * (low + high))
-        size = jnp.where((low < step) & (step < high), step, halfway)
-        new = _Bracket(size, *slopes(size), low, high, b.niter + 1)
-        return _Bracket(*(jnp.where(more(b), x, y) for x, y in zip(new, b, strict=True)))
+    def narrow(b: StepBracket) -> StepBracket:
+        new = b.narrowed(slopes)
+        return StepBracket(*(jnp.where(more(b), x, y) for x, y in zip(new, b, strict=True)))
 
-    one, zero = jnp.ones_like(start), jnp.zeros_like(start)
-    first = _Bracket(one, *stage(slopes)(one), zero, one * jnp.inf, jnp.ones_like(it.niter))
-    found = jax.lax.while_loop(lambda b: jnp.any(more(b)), narrow, first)
-    size = jnp.where(jnp.abs(found.slope) <= enough, found.size, found.low)
-    slope = jnp.where(size == found.size, found.slope, 0)
-    return size, -0.5 * size * (start + slope)
+    first = first_bracket(start, it.niter, stage(slopes))
+    return jax.lax.while_loop(lambda b: jnp.any(more(b)), narrow, first).result(start, enough)

@@ -6,16 +6,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from envs_mjx.engines.base import StepState
+from envs_mjx.engines.newton import StoppingCriteria
+from envs_mjx.engines.solver_parameters import impedance, stiffness_damping
 from envs_mjx.engines.tabletop_mjx import dynamics, solver
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, product, total
 from envs_mjx.engines.tabletop_mjx.collision import contacts as mjx_contacts
 from envs_mjx.engines.tabletop_mjx.collision.contacts import (
     PairTable,
     TabletopContactCapacity,
-    impedance,
-    stiffness_damping,
 )
 from envs_mjx.engines.tabletop_mjx.collision.geometry import CollisionModel
 from envs_mjx.engines.tabletop_mjx.constraints import (
@@ -27,7 +28,7 @@ from envs_mjx.engines.tabletop_mjx.constraints import (
 )
 from envs_mjx.engines.tabletop_mjx.dynamics import Poses, SmoothDynamics, const, cross, mat_vec
 from envs_mjx.engines.tabletop_mjx.model import SceneConstants
-from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria, TabletopIterate
+from envs_mjx.engines.tabletop_mjx.solver import TabletopIterate
 from envs_mjx.manipulation.scenes import LOCKED_DAMPING
 
 
@@ -45,15 +46,6 @@ class TabletopSim:
     fresh: bool
 
 
-class TabletopStepState(NamedTuple):
-    """State that a substep advances: positions, velocities, warm start and contacts dropped so far."""
-
-    qpos: Float[Array, "nq B"]
-    qvel: Float[Array, "nv B"]
-    warm: Float[Array, "nv B"]
-    dropped: Int[Array, " B"]
-
-
 class StepOutputs(NamedTuple):
     """Outputs of a control step besides its state: tracked sites and the force on the sensing pad."""
 
@@ -63,8 +55,8 @@ class StepOutputs(NamedTuple):
 
 
 def control_step(
-    sim: TabletopSim, state: TabletopStepState, ctrl: Float[Array, "nu B"], locked: Bool[Array, "slides B"]
-) -> tuple[TabletopStepState, StepOutputs]:
+    sim: TabletopSim, state: StepState, ctrl: Float[Array, "nu B"], locked: Bool[Array, "slides B"]
+) -> tuple[StepState, StepOutputs]:
     """Takes all substeps under constant control. Poses and force are those of the last substep's start,
     except that site poses are those of the end where the machine is `fresh`.
     """
@@ -74,9 +66,7 @@ def control_step(
         held = jnp.where(locked, LOCKED_DAMPING, const(c.damping[-locked.shape[0] :], state.qvel))
         damping = jnp.concatenate([damping[: -locked.shape[0]], held.astype(damping.dtype)])
 
-    def advance(
-        carry: tuple[TabletopStepState, StepOutputs], _: None
-    ) -> tuple[tuple[TabletopStepState, StepOutputs], None]:
+    def advance(carry: tuple[StepState, StepOutputs], _: None) -> tuple[tuple[StepState, StepOutputs], None]:
         return substep(sim, carry[0], ctrl, damping), None
 
     batch = state.qpos.shape[-1]
@@ -100,8 +90,8 @@ def sites_of(c: SceneConstants, qpos: Float[Array, "nq B"]) -> _Sites:
 
 
 def substep(
-    sim: TabletopSim, state: TabletopStepState, ctrl: Float[Array, "nu B"], damping: Float[Array, "nv B"]
-) -> tuple[TabletopStepState, StepOutputs]:
+    sim: TabletopSim, state: StepState, ctrl: Float[Array, "nu B"], damping: Float[Array, "nv B"]
+) -> tuple[StepState, StepOutputs]:
     """`mj_step`: forward dynamics at the state, then implicitfast integration."""
     c = sim.constants
     at = dynamics.poses(c, state.qpos)
@@ -113,7 +103,7 @@ def substep(
     acc = _implicit_acceleration(c, smooth, solver.total_force(problem, solution))
     qvel = state.qvel + c.timestep * acc
     touch = contact_wrench(solution, contacts, cones, smooth)
-    new = TabletopStepState(_moved(c, state.qpos, qvel), qvel, solution.acc, state.dropped + contacts.dropped)
+    new = StepState(_moved(c, state.qpos, qvel), qvel, solution.acc, state.dropped + contacts.dropped)
     return new, StepOutputs(*dynamics.attached_poses(c.sites, at), touch)
 
 
@@ -121,7 +111,7 @@ def constraint_problem(
     sim: TabletopSim,
     at: Poses,
     smooth: SmoothDynamics,
-    state: TabletopStepState,
+    state: StepState,
     cones: mjx_contacts.ConeRows,
 ) -> TabletopProblem:
     """All constraints of a scene at its state."""
@@ -145,7 +135,7 @@ def constraint_problem(
     )
 
 
-def _equalities(c: SceneConstants, at: Poses, smooth: SmoothDynamics, state: TabletopStepState) -> Equalities:
+def _equalities(c: SceneConstants, at: Poses, smooth: SmoothDynamics, state: StepState) -> Equalities:
     """Builds the equalities: anchors that coincide, joints that move alike."""
     link, hinges = c.linkage, len(c.hinges.parent)
     qpos, qvel = state.qpos[:hinges], state.qvel[:hinges]
@@ -196,7 +186,7 @@ def _anchor(c: SceneConstants, at: Poses, smooth: SmoothDynamics, body: int, loc
     return _End(pos, slid + cross(bent, r) + cross(turn, speed))
 
 
-def _joint_limits(sim: TabletopSim, state: TabletopStepState) -> JointLimits:
+def _joint_limits(sim: TabletopSim, state: StepState) -> JointLimits:
     """Joint limits, and stops of slides."""
     c, stops = sim.constants, sim.collisions.stops
     limited = np.isfinite(c.limits).all(axis=1)

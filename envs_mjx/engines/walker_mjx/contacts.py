@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
 
-from envs_mjx.engines.tabletop_mjx.collision.contacts import impedance, stiffness_damping
+from envs_mjx.engines.solver_parameters import IMPEDANCE_RANGE, impedance, stiffness_damping
 from envs_mjx.engines.walker_mjx import sphere_capsule
 from envs_mjx.engines.walker_mjx.near_walls import HALF, NEAR
-from envs_mjx.engines.walker_mjx.pairs import IMPEDANCES, ContactParams, WalkerPairs
+from envs_mjx.engines.walker_mjx.pairs import ContactParams, WalkerPairs
 from envs_mjx.locomotion.walkers import TORSO
 
 
@@ -212,7 +212,7 @@ def read_joint_limits(m: mujoco.MjModel) -> WalkerJointLimits:
     """Limits of a model's hinges and slides."""
     joints = np.flatnonzero(m.jnt_limited)
     solimp = m.jnt_solimp[joints].copy()
-    solimp[:, :2] = np.clip(solimp[:, :2], *IMPEDANCES)
+    solimp[:, :2] = np.clip(solimp[:, :2], *IMPEDANCE_RANGE)
     stiffness, damping = stiffness_damping(m.jnt_solref[joints], solimp, m.opt.timestep)
     dof = m.jnt_dofadr[joints]
     return WalkerJointLimits(

@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Float
 from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step
-from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
-from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
+from envs_mjx.engines.base import AbstractWalkerEngine, StepState, WalkerPhysics, where_active
+from envs_mjx.engines.newton import StoppingCriteria, require_positive
 from envs_mjx.engines.walker_mjx import step
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity, read_joint_limits
 from envs_mjx.engines.walker_mjx.near_walls import require_reach
 from envs_mjx.engines.walker_mjx.pairs import read_pairs
-from envs_mjx.engines.walker_mjx.step import WalkerSim, WalkerStepState
+from envs_mjx.engines.walker_mjx.step import WalkerSim
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
 
@@ -72,10 +72,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         """
         require_version()
         slots = SLOTS[walker.body] if slots is None else slots
-        if min(iterations, ls_iterations, *slots) < 1:
-            raise UserError(
-                f"iterations={iterations}, ls_iterations={ls_iterations}, {slots}: each must be at least 1"
-            )
+        require_positive(iterations, ls_iterations, slots)
         if walker.maze is not None:
             require_reach(walker.model)
         option = walker.model.opt
@@ -96,25 +93,28 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         seen = walker_control_step.read_seen(
             self.walker, (self.model, self.blank), qpos, qvel, jnp.zeros((), qpos.dtype)
         )
-        return WalkerPhysics(qpos, qvel, seen, jnp.zeros((), jnp.int32), jnp.zeros_like(qvel))
+        return WalkerPhysics(
+            qpos=qpos, qvel=qvel, seen=seen, dropped=jnp.zeros((), jnp.int32), raw=jnp.zeros_like(qvel)
+        )
 
     def step(
-        self, motion: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
+        self, physics: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
     ) -> WalkerPhysics:
-        """Takes one control step; returns `motion` itself where not `active`. The work is done all the same,
+        """Takes one control step; returns `physics` itself where not `active`. The work is done all the same,
         because a batch advances in lockstep.
         """
-        started = walker_control_step.start_control_step(self.walker, motion.qpos, motion.qvel, ctrl)
+        started = walker_control_step.start_control_step(self.walker, physics.qpos, physics.qvel, ctrl)
         blank = self.blank.replace(ctrl=started.ctrl)
-        state = WalkerStepState(started.qpos, started.qvel, motion.raw, motion.dropped)
+        state = StepState(started.qpos, started.qvel, physics.raw, physics.dropped)
 
-        def substep(state: WalkerStepState, _: None) -> tuple[WalkerStepState, None]:
+        def substep(state: StepState, _: None) -> tuple[StepState, None]:
             return step.step(self.sim, self.model, blank, state), None
 
         state, _ = jax.lax.scan(substep, state, length=self.walker.substeps)
         qpos, moved = walker_control_step.finish_control_step(started, state.qpos)
         seen = walker_control_step.read_seen(self.walker, (self.model, self.blank), qpos, state.qvel, moved)
-        return where_active(active, WalkerPhysics(qpos, state.qvel, seen, state.dropped, state.warm), motion)
+        after = WalkerPhysics(qpos=qpos, qvel=state.qvel, seen=seen, dropped=state.dropped, raw=state.warm)
+        return where_active(active, after, physics)
 
 
 def require_version(version: str | None = None) -> None:

@@ -7,13 +7,11 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
-from envs_mjx.engines.tabletop_mjx.collision.contacts import stiffness_damping
+from envs_mjx.engines.solver_parameters import IMPEDANCE_RANGE, stiffness_damping
 from envs_mjx.locomotion.walkers import TORSO
 from mac.errors import UserError
 
 _BALL, _CAPSULE = int(mujoco.mjtGeom.mjGEOM_SPHERE), int(mujoco.mjtGeom.mjGEOM_CAPSULE)
-IMPEDANCES = 1e-4, 0.9999
-"""Least and greatest impedance that MuJoCo allows."""
 
 
 class WalkerSolids(NamedTuple):
@@ -133,7 +131,7 @@ def _params(m: mujoco.MjModel, couples: list[tuple[int, int]]) -> ContactParams:
     bodies = m.geom_bodyid[a], m.geom_bodyid[b]
     solref = 0.5 * (m.geom_solref[a] + m.geom_solref[b])
     solimp = 0.5 * (m.geom_solimp[a] + m.geom_solimp[b])
-    solimp[:, :2] = np.clip(solimp[:, :2], *IMPEDANCES)
+    solimp[:, :2] = np.clip(solimp[:, :2], *IMPEDANCE_RANGE)
     rough = np.maximum(m.geom_condim[a], m.geom_condim[b]) > 1
     friction = np.where(rough, np.maximum(m.geom_friction[a, 0], m.geom_friction[b, 0]), 0)
     invweight = m.body_invweight0[bodies[0], 0] + m.body_invweight0[bodies[1], 0]

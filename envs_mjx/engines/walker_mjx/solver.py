@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from envs_mjx.engines.tabletop_mjx.constraints import NOISE
-from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
+from envs_mjx.engines.newton import StepBracket, StoppingCriteria, first_bracket, slope_tolerance
 
 
 class WalkerProblem(NamedTuple):
@@ -80,15 +79,6 @@ def _iterate(p: WalkerProblem, acc: Float[Array, " nv"], rows: Float[Array, " ro
     return WalkerIterate(acc, rows, gradient, jnp.asarray(jnp.inf, acc.dtype), jnp.int32(0))
 
 
-class _Bracket(NamedTuple):
-    size: Float[Array, ""]
-    slope: Float[Array, ""]
-    curvature: Float[Array, ""]
-    low: Float[Array, ""]
-    high: Float[Array, ""]
-    niter: Int[Array, ""]
-
-
 def _line_search(
     p: WalkerProblem,
     it: WalkerIterate,
@@ -97,11 +87,7 @@ def _line_search(
     criteria: StoppingCriteria,
     alive: Bool[Array, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the step size along `search` at which the cost's derivative vanishes, and the decrease.
-
-    The decrease is that of a parabola with the same end slopes: unlike a difference of costs it keeps
-    its precision near the minimum, in float32 too.
-    """
+    """Returns the step size along `search` at which the cost's derivative vanishes, and the decrease."""
     drift, bend = search @ (p.mass @ it.acc - p.force), search @ (p.mass @ search)
 
     def slopes(size: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -111,22 +97,10 @@ def _line_search(
 
     start = search @ it.gradient
     terms = jnp.abs(drift) + jnp.sum(jnp.abs(jnp.where(it.rows < 0, p.weight, 0) * it.rows * ahead))
-    enough = criteria.tolerance * criteria.ls_tolerance * jnp.sqrt(search @ search) * jnp.trace(p.mass)
-    enough = jnp.maximum(enough, NOISE * jnp.finfo(terms.dtype).eps * terms)
+    enough = slope_tolerance(criteria, jnp.sqrt(search @ search), jnp.trace(p.mass), terms)
 
-    def more(b: _Bracket) -> Bool[Array, ""]:
-        return alive & (jnp.abs(b.slope) > enough) & (b.niter < criteria.ls_iterations)
+    def more(b: StepBracket) -> Bool[Array, ""]:
+        return alive & b.unfinished(enough, criteria)
 
-    def narrow(b: _Bracket) -> _Bracket:
-        low, high = jnp.where(b.slope < 0, b.size, b.low), jnp.where(b.slope < 0, b.high, b.size)
-        step = b.size - b.slope / b.curvature
-        halfway = jnp.where(jnp.isinf(high), 2 * b.size, 0.5 * (low + high))
-        size = jnp.where((low < step) & (step < high), step, halfway)
-        return _Bracket(size, *slopes(size), low, high, b.niter + 1)
-
-    one, zero = jnp.ones_like(start), jnp.zeros_like(start)
-    first = _Bracket(one, *slopes(one), zero, one * jnp.inf, jnp.int32(1))
-    found = jax.lax.while_loop(more, narrow, first)
-    size = jnp.where(jnp.abs(found.slope) <= enough, found.size, found.low)
-    slope = jnp.where(size == found.size, found.slope, 0)
-    return size, -0.5 * size * (start + slope)
+    first = first_bracket(start, it.niter, slopes)
+    return jax.lax.while_loop(more, lambda b: b.narrowed(slopes), first).result(start, enough)

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 from mujoco import mjx
 from mujoco.mjx._src import math as mjx_math
 
-from envs_mjx.engines.tabletop_mjx.solver import StoppingCriteria
+from envs_mjx.engines.base import StepState
+from envs_mjx.engines.newton import StoppingCriteria
 from envs_mjx.engines.walker_mjx import contacts
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity
 from envs_mjx.engines.walker_mjx.near_walls import near_walls
@@ -29,15 +30,6 @@ _STAGES = *_STAGES, mjx.fwd_velocity, mjx.fwd_actuation, mjx.fwd_acceleration
 _RK4_PATHS, _RK4_WEIGHTS = (0.5, 0.5, 1.0, 0.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
-class WalkerStepState(NamedTuple):
-    """State that a physics step advances. `warm` is an acceleration to start the solver from."""
-
-    qpos: Float[Array, " nq"]
-    qvel: Float[Array, " nv"]
-    warm: Float[Array, " nv"]
-    dropped: Int[Array, ""]
-
-
 class WalkerSim(NamedTuple):
     """Settings of a walker's simulation. Hashable: its parts are compared by identity."""
 
@@ -48,17 +40,17 @@ class WalkerSim(NamedTuple):
     solver: StoppingCriteria
 
 
-def step(sim: WalkerSim, model: mjx.Model, blank: mjx.Data, state: WalkerStepState) -> WalkerStepState:
+def step(sim: WalkerSim, model: mjx.Model, blank: mjx.Data, state: StepState) -> StepState:
     """Takes one physics step of `model.opt.timestep` seconds, as `mj_step`; `blank` holds the controls."""
     if model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4:
         return _runge_kutta(sim, model, blank, state)
     data, lost = forward(sim, model, blank, state)
     data = mjx.euler(model, data)
-    return WalkerStepState(data.qpos, data.qvel, data.qacc_warmstart, state.dropped + lost)
+    return StepState(data.qpos, data.qvel, data.qacc_warmstart, state.dropped + lost)
 
 
 def forward(
-    sim: WalkerSim, model: mjx.Model, blank: mjx.Data, state: WalkerStepState
+    sim: WalkerSim, model: mjx.Model, blank: mjx.Data, state: StepState
 ) -> tuple[mjx.Data, Int[Array, ""]]:
     """Computes everything up to `qacc`, as `mj_forward` without sensors, and the number of contacts
     dropped."""
@@ -80,26 +72,24 @@ def constraint_rows(sim: WalkerSim, data: mjx.Data) -> tuple[contacts.Constraint
     return contacts.joined(rows, contacts.joint_limit_rows(sim.limits, data.qpos, data.qvel)), lost
 
 
-def _runge_kutta(
-    sim: WalkerSim, model: mjx.Model, blank: mjx.Data, start: WalkerStepState
-) -> WalkerStepState:
+def _runge_kutta(sim: WalkerSim, model: mjx.Model, blank: mjx.Data, start: StepState) -> StepState:
     """The classic method of order 4: four forwards, the last of which gives the next warm start."""
     h = model.opt.timestep
     table = jnp.asarray(np.stack([_RK4_PATHS, _RK4_WEIGHTS], axis=1), start.qpos.dtype)
 
-    def leg(carry: tuple[WalkerStepState, Array, Array], row: Float[Array, " 2"]) -> tuple[tuple, None]:
+    def leg(carry: tuple[StepState, Array, Array], row: Float[Array, " 2"]) -> tuple[tuple, None]:
         at, velocity, acceleration = carry
         path, weight = row
         data, lost = forward(sim, model, blank, at)
         velocity, acceleration = velocity + weight * at.qvel, acceleration + weight * data.qacc
         qpos = integrate(model, start.qpos, at.qvel, path * h)
         qvel = start.qvel + path * h * data.qacc
-        return (WalkerStepState(qpos, qvel, data.qacc, at.dropped + lost), velocity, acceleration), None
+        return (StepState(qpos, qvel, data.qacc, at.dropped + lost), velocity, acceleration), None
 
     zero = jnp.zeros_like(start.qvel)
     (last, velocity, acceleration), _ = jax.lax.scan(leg, (start, zero, zero), table)
     qpos = integrate(model, start.qpos, velocity, h)
-    return WalkerStepState(qpos, start.qvel + h * acceleration, last.warm, last.dropped)
+    return StepState(qpos, start.qvel + h * acceleration, last.warm, last.dropped)
 
 
 def integrate(

@@ -1,17 +1,17 @@
-"""The catalogue of public datasets: their files, hosts and sizes, by name.
+"""Catalogue of public datasets: their files, hosts and sizes, by name.
 
-| collection | a name | its files |
+| collection | name, for example | files |
 |---|---|---|
 | OGBench | `cube-single-play-v0` | `NAME.npz`, `NAME-val.npz` |
-| OGBench, large | the same, with a count of shards | `STEM-100m-v0/STEM-v0-000.npz`, `...-000-val.npz`, ... |
+| OGBench, large | the same, and a number of shards | `STEM-100m-v0/STEM-v0-000.npz`, `...-000-val.npz` |
 | D4RL | `hopper-medium-replay-v2` | `hopper_medium_replay-v2.hdf5` |
 | Minari | `mujoco/hopper/medium-v0` | `mujoco/hopper/medium-v0/data/main_data.hdf5` |
 
 None of these hosts publishes checksums; `download` records those of the first download.
 
 Sources: `ogbench.utils` 1.2 and the README of OGBench (Park et al. 2025) for the large sets; D4RL (Fu et al.
-2020); Minari 0.5, `minari/storage/remotes/huggingface.py`. The mirror of D4RL's files on Hugging Face is a
-third party's.
+2020); Minari 0.5, `minari/storage/remotes/huggingface.py`. The mirror of D4RL's files on Hugging Face belongs
+to a third party.
 """
 
 import re
@@ -31,9 +31,9 @@ PRIMARY = {
     "D4RL": ("rail.eecs.berkeley.edu",),
     "Minari": ("huggingface.co",),
 }
-"""Hosts of those who made the collection."""
+"""Hosts of the authors of each collection."""
 
-_ROWS = {  # training rows of OGBench's ordinary files; of those not named here 1,001,000
+_ROWS = {  # training states of OGBench's ordinary files; 1,001,000 if not listed
     "cube-triple-": 3_003_000,
     "cube-quadruple-": 5_005_000,
     "puzzle-4x5-": 3_003_000,
@@ -58,11 +58,11 @@ _D4RL_ROWS_OF = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}
 
 
 class Remote(NamedTuple):
-    """One file.
+    """One file of a dataset.
 
     Attributes:
-        name: its path below the collection's address, and below the folder that downloads go to.
-        urls: where it is, in the order in which they are tried.
+        name: path below the collection's address, and below the folder of downloads.
+        urls: addresses, in the order of attempts.
     """
 
     name: str
@@ -70,14 +70,14 @@ class Remote(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """One dataset.
+    """The public files of one dataset.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the dataset.
         collection: `OGBench`, `D4RL` or `Minari`.
         files: training file first.
-        main: what training opens, below the folder of downloads: the first file, or a folder of shards.
-        rows: training rows, about.
+        main: path that training opens, below the folder of downloads: the first file, or a folder of shards.
+        rows: approximate number of training states.
     """
 
     dataset: str
@@ -88,21 +88,21 @@ class Listing(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Name of the folder of this collection's downloads."""
+        """Returns the name of the folder of this collection's downloads."""
         return self.collection.lower()
 
     @property
     def hosts(self) -> str:
-        """Place of the files, for messages."""
+        """Returns the hosts of the files, for messages."""
         return ", ".join(dict.fromkeys(urlsplit(url).netloc for url in self.files[0].urls))
 
 
 def listing(dataset: str, shards: int = 0, mirror: str | None = None) -> Listing | None:
-    """The public files of a dataset; None if it has none (that this program could use).
+    """Returns the public files of a dataset; None if there are none that this program supports.
 
     Args:
         dataset: a name as in the module's table.
-        shards: numbered files of OGBench's large set to take; 0 is its ordinary file.
+        shards: number of files of OGBench's large set; 0 is the ordinary file.
         mirror: address to use instead of the known ones, with the same files below it.
     """
     if match := re.fullmatch(r"(hopper|walker2d|halfcheetah)-([a-z-]+)-v2", dataset):
@@ -126,12 +126,12 @@ def listing(dataset: str, shards: int = 0, mirror: str | None = None) -> Listing
 
 
 def ordinary_rows(dataset: str) -> int:
-    """Training rows of OGBench's ordinary file."""
+    """Returns the number of training states in OGBench's ordinary file."""
     return next((rows for pattern, rows in _ROWS.items() if re.match(pattern, dataset)), 1_001_000)
 
 
 def large_folder(dataset: str) -> str:
-    """The folder of OGBench's large set."""
+    """Returns the folder of OGBench's large set."""
     return f"{dataset.removesuffix('-v0')}-100m-v0"
 
 
@@ -142,7 +142,7 @@ def has_large_set(dataset: str) -> bool:
 
 def _large(dataset: str, stem: str, shards: int, mirror: str | None) -> Listing | None:
     giant = stem.startswith("humanoidmaze-giant")
-    count = SHARDS // 4 if giant else SHARDS  # each has 4M transitions there
+    count = SHARDS // 4 if giant else SHARDS  # a shard of `giant` has 4M transitions
     if not has_large_set(dataset) or shards > count:
         return None
     folder = large_folder(dataset)

@@ -1,4 +1,4 @@
-"""Downloads all files of a public dataset, and records them."""
+"""Downloads all files of a public dataset, and records their checksums."""
 
 import contextlib
 import shutil
@@ -15,7 +15,7 @@ from mac.formatting import counted
 
 Display = Callable[[str], contextlib.AbstractContextManager[Progress]]
 Say = Callable[[str], Any]
-"""Called with a line for the user."""
+"""Callback with a line for the user."""
 
 
 def fetch(
@@ -26,17 +26,18 @@ def fetch(
     say: Say = lambda text: None,
     patience: RetryPolicy | None = None,
 ) -> Path:
-    """Downloads what is missing of a dataset; returns what training opens.
+    """Downloads the missing files of a dataset; returns the path that training opens.
 
-    The files' checksums are recorded in `checksums.json` beside them, at the first download; a file that
-    comes again must have its own. Several processes may call this at once: one downloads, the others wait.
+    The first download records the files' checksums in `checksums.json` in their folder; a later download of a
+    file must have the same checksum. Several processes may call this function at once: one downloads, the
+    others wait.
 
     Args:
-        folder: where downloads go; each collection has a folder of its own there.
-        display: shows the progress of a file while entered, given its name.
+        folder: folder of downloads, with a folder for each collection.
+        display: context manager that shows the progress of a file, given the file's name.
     Raises:
-        Unavailable: a file cannot be had from any address.
-        UserError: a file is another than the one recorded, or the disk refuses.
+        Unavailable: no address provides a file.
+        UserError: the checksum of a file differs from the recorded one, or the disk refuses.
     """
     home = folder / listing.folder
     display = display or (lambda name: contextlib.nullcontext(lambda done, total: None))
@@ -49,7 +50,7 @@ def fetch(
         lock = path.with_name(f".{path.name}.lock")
         with locked(lock, lambda name=remote.name: say(f"waiting for another process that downloads {name}")):
             if not path.exists():
-                _bring(listing, remote, path, display, patience)
+                _download_file(listing, remote, path, display, patience)
         if i == 0:
             _check_room(listing, home, path)
     return home / listing.main
@@ -60,7 +61,7 @@ def is_here(listing: Listing, folder: Path) -> bool:
     return all((folder / listing.folder / remote.name).exists() for remote in listing.files)
 
 
-def _bring(
+def _download_file(
     listing: Listing,
     remote: Remote,
     path: Path,
@@ -71,7 +72,7 @@ def _bring(
     known = None if entry is None else entry.sha256
     try:
         with display(remote.name) as progress:
-            receipt = download(remote.urls, path, known=known, progress=progress, patience=patience)
+            result = download(remote.urls, path, known=known, progress=progress, patience=patience)
     except Unavailable:
         raise
     except UserError as error:
@@ -80,11 +81,11 @@ def _bring(
         raise UserError(
             f"{error}; if the change is meant, delete its entry in {path.parent / LEDGER}"
         ) from error
-    record(path, DownloadRecord(receipt.sha256, receipt.size, receipt.url, listing.collection))
+    record(path, DownloadRecord(result.sha256, result.size, result.url, listing.collection))
 
 
 def _check_room(listing: Listing, home: Path, path: Path) -> None:
-    """The training files of a large set are alike: one tells what all of them will take."""
+    """Checks the free disk space; training files of a large set are as large as its first."""
     missing = sum(
         not (home / remote.name).exists() for remote in listing.files if "-val" not in Path(remote.name).name
     )

@@ -9,7 +9,7 @@ _BEGINNINGS = {".npz": b"PK\x03\x04", ".hdf5": _HDF5, ".h5": _HDF5}
 
 
 def looks_like(path: Path, beginning: bytes) -> str | None:
-    """Returns what is wrong with the first bytes of a file that is to be called `path`; None if nothing."""
+    """Returns the fault in the first bytes of a file that will be named `path`; None if there is none."""
     wanted = _BEGINNINGS.get(path.suffix, b"")
     if beginning.startswith(wanted[: len(beginning)]):
         return None
@@ -20,9 +20,9 @@ def looks_like(path: Path, beginning: bytes) -> str | None:
 
 
 def complaint(file: Path, path: Path) -> str | None:
-    """Returns what is wrong with the whole `file` that is to be called `path`; None if nothing.
+    """Returns the fault of the complete `file` that will be named `path`; None if there is none.
 
-    Both formats say where they end, so a file that was cut short is found whatever a server stated.
+    Both formats mark their end, so truncation is found even if the server stated no size.
     """
     with open(file, "rb") as stream:
         beginning = stream.read(8)

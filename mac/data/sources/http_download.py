@@ -1,12 +1,14 @@
-"""One file from the network, whole or not at all.
+"""Resumable download of one file, complete or not at all.
 
-The file grows as `NAME.part` and takes its name when it is complete, of the stated size, of the format that
-its name says, and of the checksum that is known of it. `NAME.part.json` notes which version of which address
-the part is of (ETag, or the time of the last change): a later attempt asks for the rest of that version, so
-that no file is ever put together from two.
+Bytes are written to `NAME.part`. The file is renamed to `NAME` once its size, format and known checksum are
+verified. `NAME.part.json` records the address and version of the part (ETag, or time of the last change). A
+later attempt requests the rest of that version, so a file never mixes two versions.
 
-What the network or the server does wrong is tried again, with growing pauses, as long as bytes keep coming;
-what will not change by waiting (no such file, a page instead of data) leads to the next address.
+Errors of the network or the server are retried with exponential backoff, as long as bytes keep arriving.
+Permanent errors (no such file, a web page instead of data) lead to the next address.
+
+`requests` does the HTTP; the rest has no library that covers it. pooch does not resume a partial download,
+huggingface_hub resumes only from its own hub, and urllib3's `Retry` does not continue an interrupted body.
 """
 
 import contextlib
@@ -25,21 +27,21 @@ from mac.data.sources.file_checks import PAGE, complaint, looks_like
 from mac.data.sources.http_response import blocks, is_page, reason_of, stated_length, stated_range, version
 from mac.errors import UserError, one_line
 
-_LATER = (408, 425, 429, 500, 502, 503, 504)  # states of a server that pass
-_AGAIN = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
+_RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_RETRYABLE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 
 Progress = Callable[[int, int], Any]
-"""Called with bytes that are here and bytes in all (as many as are here, where the server does not say)."""
+"""Callback with bytes received and bytes in all (as many as received, if the server does not say)."""
 
 
 class RetryPolicy(NamedTuple):
     """Retry policy.
 
     Attributes:
-        tries: attempts in a row that bring no new byte, after which the next address is tried.
+        tries: consecutive attempts without a new byte, after which the next address is tried.
         pause: seconds before the second attempt, doubled before each further one, `longest` at most.
-        stall: seconds without a byte after which a connection is given up.
-        redirects: of one request.
+        stall: seconds without a byte after which a connection is closed.
+        redirects: largest number of redirects of one request.
     """
 
     tries: int = 5
@@ -58,23 +60,23 @@ class DownloadResult(NamedTuple):
 
 
 class Unavailable(UserError):
-    """No address gave the file; `offline` if none could even be reached."""
+    """No address provides the file; `offline` if no server was reached."""
 
     def __init__(self, message: str, offline: bool):
         super().__init__(message)
         self.offline = offline
 
 
-class _Again(Exception):
-    """Something that another attempt may not meet."""
+class _RetryableError(Exception):
+    """Error that another attempt may not meet."""
 
 
-class _Elsewhere(Exception):
-    """Something that this address will not mend."""
+class _AddressFailed(Exception):
+    """Permanent error of one address."""
 
 
-class _Changed(UserError):
-    """The file is whole, and is not the one that is wanted."""
+class _WrongChecksum(UserError):
+    """The file is complete, but its checksum is not the known one."""
 
 
 def download(
@@ -85,19 +87,19 @@ def download(
     progress: Progress | None = None,
     patience: RetryPolicy | None = None,
 ) -> DownloadResult:
-    """Brings one file to `path`, continuing an earlier attempt where that is safe.
+    """Downloads one file to `path`, continuing an earlier attempt where that is safe.
 
-    Only one process may work on a file at a time; the caller sees to that (`download`).
+    Only one process may work on a file at a time; the caller holds a lock (`sources.download`).
 
     Args:
-        urls: addresses of the same file, in the order in which they are tried.
-        known: its SHA-256, if it is known.
+        urls: addresses of the same file, in the order of attempts.
+        known: SHA-256 of the file, if known.
     Raises:
-        Unavailable: no address gave the file; one line with what each said.
-        UserError: it has another checksum, or the disk refuses.
+        Unavailable: no address provides the file; one line with the error of each.
+        UserError: the file has another checksum, or the disk refuses.
     """
-    said: list[str] = []
-    changed: _Changed | None = None
+    errors: list[str] = []
+    changed: _WrongChecksum | None = None
     reached = False
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,18 +109,18 @@ def download(
         )
         try:
             return attempt.run()
-        except _Elsewhere as error:
-            said.append(f"{url}: {error}")
-        except _Changed as error:
+        except _AddressFailed as error:
+            errors.append(f"{url}: {error}")
+        except _WrongChecksum as error:
             changed = error
         reached = reached or attempt.reached
     if changed is not None:
         raise changed
-    raise Unavailable("; ".join(said), offline=not reached)
+    raise Unavailable("; ".join(errors), offline=not reached)
 
 
 class _Address:
-    """The attempts at one address. `reached` says whether a server ever answered."""
+    """Attempts at one address; `reached` once a server has answered."""
 
     def __init__(self, url: str, path: Path, known: str | None, progress: Progress, patience: RetryPolicy):
         self.url, self.path, self.known, self.progress, self.patience = url, path, known, progress, patience
@@ -136,83 +138,83 @@ class _Address:
                     self._attempt()
                 return self._finish()
             except requests.TooManyRedirects:
-                raise _Elsewhere("the redirects never end") from None
-            except (*_AGAIN, _Again) as error:
-                reason = str(error) if isinstance(error, _Again) else reason_of(error)
+                raise _AddressFailed("the redirects never end") from None
+            except (*_RETRYABLE, _RetryableError) as error:
+                reason = str(error) if isinstance(error, _RetryableError) else reason_of(error)
             except requests.RequestException as error:
-                raise _Elsewhere(one_line(error)) from None
+                raise _AddressFailed(one_line(error)) from None
             now = self._size()
             idle, most = (0, now) if now > most else (idle + 1, most)
-            # A network that is not there is not waited for as long as a server that is.
+            # A missing network gets fewer attempts than a server that answers.
             if idle >= (self.patience.tries if self.reached else min(self.patience.tries, 2)):
-                raise _Elsewhere(reason)
+                raise _AddressFailed(reason)
             time.sleep(min(self.patience.pause * 2**idle, self.patience.longest))
 
     def _attempt(self) -> None:
-        """One request; returns when the part is complete as far as the server says."""
-        here, noted = self._size(), _read(self.note)
-        resume = here > 0 and noted.get("url") == self.url and bool(noted.get("version"))
-        asked = {"Range": f"bytes={here}-", "If-Range": noted["version"]} if resume else {}
+        """Makes one request; returns when the part is complete according to the server."""
+        start, recorded = self._size(), _read(self.note)
+        resume = start > 0 and recorded.get("url") == self.url and bool(recorded.get("version"))
+        asked = {"Range": f"bytes={start}-", "If-Range": recorded["version"]} if resume else {}
         timeout = (min(self.patience.stall, 10.0), self.patience.stall)
         with self.session.get(self.url, headers=asked, stream=True, timeout=timeout) as response:
             self.reached = True
             if response.status_code == 416 and resume:
-                if noted.get("size") == here and stated_range(response)[1] in (None, here):
+                if recorded.get("size") == start and stated_range(response)[1] in (None, start):
                     return
                 self._forget()
-                raise _Again("the server and this machine disagree on the file's size")
+                raise _RetryableError("the server and this machine disagree on the file's size")
             if response.status_code not in (200, 206):
-                kind = _Again if response.status_code in _LATER else _Elsewhere
+                kind = _RetryableError if response.status_code in _RETRYABLE_STATUS else _AddressFailed
                 raise kind(f"HTTP {response.status_code} {response.reason}")
             if response.status_code == 206:
-                self._check_rest(response, here, noted, resume)
+                self._check_rest(response, start, recorded, resume)
                 total = stated_range(response)[1]
             else:
-                here, total = 0, stated_length(response)
+                start, total = 0, stated_length(response)
                 if is_page(response):
-                    raise _Elsewhere(PAGE)
+                    raise _AddressFailed(PAGE)
                 size = {} if total is None else {"size": total}
                 with writing(self.note):
                     self.part.write_bytes(b"")
                 write_json(self.note, {"url": self.url, "version": version(response)} | size)
-            self._check_room((total or 0) - here)
-            self._receive(response, here, total)
+            self._check_room((total or 0) - start)
+            self._receive(response, start, total)
 
     def _check_rest(
-        self, response: requests.Response, here: int, noted: dict[str, Any], resume: bool
+        self, response: requests.Response, start: int, recorded: dict[str, Any], resume: bool
     ) -> None:
-        """A partial answer must be the rest of the partial file, of the same version."""
+        """Checks that a partial response is the rest of the part, of the same version."""
         first, total = stated_range(response)
-        fits = first == here and total is not None and noted.get("size") in (None, total)
-        if not resume or not fits or version(response) not in (None, noted["version"]):
+        fits = first == start and total is not None and recorded.get("size") in (None, total)
+        if not resume or not fits or version(response) not in (None, recorded["version"]):
             self._forget()
-            raise _Again("the server sent another part of the file than was asked for")
+            raise _RetryableError("the server sent another part of the file than requested")
 
-    def _receive(self, response: requests.Response, here: int, total: int | None) -> None:
-        done = here
-        with self._open(here) as file:
+    def _receive(self, response: requests.Response, start: int, total: int | None) -> None:
+        done = start
+        with self._open(start) as file:
             self.progress(done, total or done)
             for block in blocks(response):
                 if done == 0 and (wrong := looks_like(self.path, block)):
-                    raise _Elsewhere(wrong)
+                    raise _AddressFailed(wrong)
                 with writing(self.part):
                     file.write(block)
                 done += len(block)
                 if total is not None and done > total:
                     self._forget()
-                    raise _Again(f"more than the {total:,} bytes that the server stated")
+                    raise _RetryableError(f"more than the {total:,} bytes that the server stated")
                 self.progress(done, total or done)
         if total is not None and done < total:
-            raise _Again(f"the connection ended after {done:,} of {total:,} bytes")
+            raise _RetryableError(f"the connection ended after {done:,} of {total:,} bytes")
 
     @contextlib.contextmanager
-    def _open(self, here: int) -> Iterator[IO[bytes]]:
-        """The part, cut to `here` bytes; what was written is on the disk however this ends."""
+    def _open(self, start: int) -> Iterator[IO[bytes]]:
+        """Opens the part, cut to `start` bytes; flushes it to the disk (`fsync`) in any case."""
         with writing(self.part):
             file = open(self.part, "r+b")  # noqa: SIM115
         with file:
-            file.truncate(here)
-            file.seek(here)
+            file.truncate(start)
+            file.seek(start)
             try:
                 yield file
             finally:
@@ -220,24 +222,25 @@ class _Address:
                     fsync(file)
 
     def _finish(self) -> DownloadResult:
-        """Checks the part, and gives it its name."""
+        """Checks the part, and renames it."""
         if wrong := complaint(self.part, self.path):
             stated = "size" in _read(self.note)
             self._forget()
-            # A server that stated what it sent will send the same again.
-            raise _Elsewhere(wrong) if stated else _Again(wrong)
+            # A server that stated the size would send the same bytes again.
+            raise _AddressFailed(wrong) if stated else _RetryableError(wrong)
         found = sha256(self.part)
         if self.known is not None and self.known != found:
             self._forget()
-            raise _Changed(
-                f"{self.url}: has the checksum {found[:12]}..., and {self.path.name} is known to have "
-                f"{self.known[:12]}...; the file was changed or damaged there"
+            raise _WrongChecksum(
+                f"{self.url}: checksum of {self.path.name} is {found[:12]}..., "
+                f"expected {self.known[:12]}...; "
+                "the file was changed or damaged at its source"
             )
-        receipt = DownloadResult(self.url, self._size(), found)
+        result = DownloadResult(self.url, self._size(), found)
         with writing(self.path):
             self.part.replace(self.path)
             self.note.unlink(missing_ok=True)
-        return receipt
+        return result
 
     def _check_room(self, need: int) -> None:
         free = shutil.disk_usage(self.path.parent).free
@@ -254,7 +257,7 @@ class _Address:
             return 0
 
     def _forget(self) -> None:
-        """Begins anew at the next attempt."""
+        """Deletes the part, so that the next attempt starts over."""
         with writing(self.part):
             self.part.unlink(missing_ok=True)
             self.note.unlink(missing_ok=True)

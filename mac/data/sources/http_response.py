@@ -1,4 +1,4 @@
-"""HTTP response headers, parsed defensively, and the reasons of network errors."""
+"""Defensive parsing of HTTP responses, and short descriptions of network errors."""
 
 import re
 from collections.abc import Iterator
@@ -9,29 +9,29 @@ import urllib3
 from mac.errors import one_line
 
 BLOCK = 1 << 16
-"""Most bytes that are read at a time."""
+"""Largest number of bytes read at a time."""
 
 
 def blocks(response: requests.Response) -> Iterator[bytes]:
-    """The content as it arrives. A server that compresses although it was asked not to is unpacked."""
-    # Not `stream`, which waits for whole blocks and would lose what came before a connection stalls.
-    while block := response.raw.read1(BLOCK, decode_content=is_packed(response)):
+    """Yields the content as it arrives, decompressed if the server compressed it against the request."""
+    # Not `stream`, which waits for whole blocks and would lose the bytes before a connection stalls.
+    while block := response.raw.read1(BLOCK, decode_content=is_compressed(response)):
         yield block
 
 
-def is_packed(response: requests.Response) -> bool:
-    """Returns whether the content was compressed for the way."""
+def is_compressed(response: requests.Response) -> bool:
+    """Returns whether the content was compressed for the transfer."""
     return response.headers.get("Content-Encoding", "identity").lower() != "identity"
 
 
 def stated_length(response: requests.Response) -> int | None:
-    """Bytes of the content; None where the server does not say, or counts packed ones."""
+    """Returns the bytes of the content; None if the server does not say, or states the compressed size."""
     stated = response.headers.get("Content-Length", "")
-    return int(stated) if stated.isdecimal() and not is_packed(response) else None
+    return int(stated) if stated.isdecimal() and not is_compressed(response) else None
 
 
 def stated_range(response: requests.Response) -> tuple[int | None, int | None]:
-    """First byte and size of the whole file, as `Content-Range` states them."""
+    """Returns first byte and size of the whole file, as `Content-Range` states them."""
     text = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", text.strip())
     if match is None or (match[2] and int(match[2]) + 1 != int(match[3])):
@@ -42,9 +42,9 @@ def stated_range(response: requests.Response) -> tuple[int | None, int | None]:
 def version(response: requests.Response) -> str | None:
     """Returns a validator for `If-Range`: a strong ETag or the time of the last change.
 
-    Nothing where the content was packed for this answer: its bytes are not those of a range.
+    Returns None for compressed content, whose bytes are not those of a range.
     """
-    if is_packed(response):
+    if is_compressed(response):
         return None
     tag = response.headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
@@ -57,10 +57,10 @@ def is_page(response: requests.Response) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """A network error in a few words."""
+    """Describes a network error in a few words."""
     text = repr(error)
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError) or "timed out" in text:
-        return "no byte came for too long"
+        return "no byte arrived for too long"
     for sign, meaning in (
         ("NameResolution", "the host's name cannot be resolved"),
         ("refused", "connection refused"),

@@ -1,4 +1,4 @@
-"""Counting the arithmetic of a traced function, by kind and by the part of the program that does it."""
+"""Arithmetic of a traced function, counted by kind and by named scope."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ import jax
 from jax.extend import core
 
 REST = "rest"
-"""The name of operations outside of all named scopes."""
+"""Name of the operations outside of all named scopes."""
 
 # One operation per element of the result, unless listed here; XLA counts the same way.
 _MOVES = {
@@ -39,31 +39,31 @@ class Operations(NamedTuple):
     """Numbers of operations, as XLA's cost analysis counts them.
 
     Attributes:
-        products: of matrix products; a multiply and an add count as two.
+        matmuls: operations of matmuls; a multiply and an add count as two.
         elementwise: all other arithmetic, comparisons, choices and conversions: one per element.
         transcendental: exponentials, roots, tanh and the like: one per element.
     """
 
-    products: int = 0
+    matmuls: int = 0
     elementwise: int = 0
     transcendental: int = 0
 
     @property
     def flops(self) -> int:
-        """Flops as XLA counts them, without transcendental functions."""
-        return self.products + self.elementwise
+        """Returns the flops as XLA counts them, without transcendental functions."""
+        return self.matmuls + self.elementwise
 
     def plus(self, other: "Operations") -> "Operations":
         return Operations(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def operations(f: Callable[..., Any], *args: Any) -> dict[str, Operations]:
-    """Operations of one call of `f`, by the outermost `jax.named_scope` that they stand in.
+    """Counts the operations of one call of `f`, by their outermost `jax.named_scope`.
 
-    `args` may be arrays or `jax.ShapeDtypeStruct`s; nothing is computed. Operations of no scope are those
-    of `REST`. A gradient's operations belong to the scope of what they differentiate. What nothing depends
-    on does not count. Loops count as often as they run; of a branch, the dearest side; of a `while` of
-    unknown length, one turn.
+    `args` may be arrays or `jax.ShapeDtypeStruct`s; nothing is computed. Operations without a scope are those
+    of `REST`. A gradient's operations belong to the scope of the differentiated operations. Operations on
+    which no result depends are not counted. Loops are counted for every iteration, and once if the trip count
+    is unknown. For conditionals the most expensive branch counts.
     """
     counts = _count(jax.make_jaxpr(f)(*args).jaxpr, REST)
     parts = {part: Operations() for part, _ in counts}
@@ -73,17 +73,17 @@ def operations(f: Callable[..., Any], *args: Any) -> dict[str, Operations]:
 
 
 def total(parts: dict[str, Operations]) -> Operations:
-    """The sum over all parts."""
+    """Returns the sum over all parts."""
     return Operations(*(sum(kind) for kind in zip(*parts.values(), strict=True))) if parts else Operations()
 
 
-def product_flops(f: Callable[..., Any], *args: Any) -> int:
-    """Operations of the matrix products alone in one call of `f`; see `operations`."""
-    return total(operations(f, *args)).products
+def matmul_flops(f: Callable[..., Any], *args: Any) -> int:
+    """Counts the operations of matmuls in one call of `f`; see `operations`."""
+    return total(operations(f, *args)).matmuls
 
 
 def scope_of(eqn: Any, outer: str) -> str:
-    """The outermost named scope of an equation, `outer` if it has none of its own."""
+    """Returns the outermost named scope of an equation, `outer` if it has none of its own."""
     if outer != REST:
         return outer
     # Transformations show up as calls: `transpose(jvp(model))` is part of the scope `model`.
@@ -92,7 +92,7 @@ def scope_of(eqn: Any, outer: str) -> str:
 
 
 def inner_jaxprs(eqn: Any) -> list[core.Jaxpr]:
-    """The programs inside the parameters of an equation."""
+    """Returns the jaxprs inside the parameters of an equation."""
     values = [v for p in eqn.params.values() for v in (p if isinstance(p, tuple | list) else [p])]
     closed = [getattr(v, "jaxpr", v) for v in values]
     return [v for v in closed if isinstance(v, core.Jaxpr)]
@@ -106,9 +106,9 @@ def _count(jaxpr: core.Jaxpr, outer: str) -> Counter[tuple[str, str]]:
         if eqn.primitive.name == "cond":
             counts += max(inner, key=lambda c: c.total())
         elif inner:
-            turns = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            trips = eqn.params["length"] if eqn.primitive.name == "scan" else 1
             for sub in inner:
-                counts += Counter({key: turns * number for key, number in sub.items()})
+                counts += Counter({key: trips * number for key, number in sub.items()})
         else:
             kind, number = _one(eqn)
             counts[part, kind] += number
@@ -116,7 +116,7 @@ def _count(jaxpr: core.Jaxpr, outer: str) -> Counter[tuple[str, str]]:
 
 
 def _needed(jaxpr: core.Jaxpr) -> list[Any]:
-    """The equations that a result depends on; compilers drop the others."""
+    """Returns the equations that a result depends on; compilers drop the others."""
     live, needed = set(filter(_is_variable, jaxpr.outvars)), []
     for eqn in reversed(jaxpr.eqns):
         if eqn.effects or live.intersection(eqn.outvars):
@@ -130,11 +130,11 @@ def _is_variable(atom: Any) -> bool:
 
 
 def _one(eqn: Any) -> tuple[str, int]:
-    """Kind and number of the operations of an equation without programs inside."""
+    """Returns kind and number of the operations of an equation without inner jaxprs."""
     name, size = eqn.primitive.name, sum(prod(v.aval.shape) for v in eqn.outvars)
     if name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
-        return "products", 2 * size * prod(eqn.invars[0].aval.shape[axis] for axis in contract)
+        return "matmuls", 2 * size * prod(eqn.invars[0].aval.shape[axis] for axis in contract)
     if name in _TRANSCENDENTAL:
         return "transcendental", size
     if name in _MOVES:

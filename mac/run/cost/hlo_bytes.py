@@ -1,28 +1,29 @@
-"""Counting the bytes that a compiled program reads and writes, from its text.
+"""Bytes that a compiled program reads and writes, counted from its HLO text.
 
-XLA's own cost analysis takes each instruction of the optimised program, a fused one as a whole, to read
-all of its operands and to write its result; but it counts the body of a loop once, however often it runs.
-Here a body counts as often as it runs, where XLA knows how often that is.
+By the rules of XLA's own cost analysis, each instruction of the optimised program, or each fusion as a whole,
+reads all of its operands and writes its result. `compiled.cost_analysis()` counts the body of a loop once,
+whatever its trip count, and jax has no public interface to the instructions. So the text is parsed, and the
+body of a loop counts for every iteration where XLA states the trip count.
 """
 
 import re
 from math import prod
 
-# What moves no data: names for memory, or a part of it.
+# Instructions that move no data: they name memory, or a part of it.
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"}
 _BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def program_bytes(text: str) -> int:
-    """Bytes that one call of a compiled program (`compiled.as_text()`) reads and writes, by XLA's rules.
+    """Counts the bytes that one call of a compiled program (`compiled.as_text()`) reads and writes.
 
-    A loop of unknown length counts as one turn; of a branch, the dearest side. A text
-    that is not of a program counts as nothing.
+    Loops with unknown trip count are counted once; for conditionals the most expensive branch counts. The
+    count of a text that is no program is 0.
     """
     bodies: dict[str, list[str]] = {}
     entry, body = "", None
@@ -57,8 +58,8 @@ class _Counter:
         if kind in _FREE:
             return 0
         if kind == "while":
-            turns = int(found[1]) if (found := _TURNS.search(rest)) else 1
-            return turns * sum(self.called(rest, "body", "condition"))
+            trips = int(found[1]) if (found := _TRIP_COUNT.search(rest)) else 1
+            return trips * sum(self.called(rest, "body", "condition"))
         if kind == "call":
             return sum(self.called(rest, "to_apply"))
         if kind == "conditional":
@@ -76,7 +77,7 @@ class _Counter:
 
 
 def _bytes(shape: str) -> int:
-    """Size of an array or of a tuple of them, as XLA writes their shapes."""
+    """Returns the bytes of an array or of a tuple of arrays, from its shape in XLA's notation."""
     return (
         sum(_bits(kind) * prod(int(n) for n in size.split(",") if n) for kind, size in _SHAPE.findall(shape))
         // 8

@@ -1,7 +1,7 @@
 """Rows of `eval.jsonl`: the results of an evaluation, and warnings about it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,28 +10,41 @@ from mac.run.report.score import columns
 from mac.types import EnvSpec, Episodes
 
 
-def eval_rows(
-    step: int,
-    seeds: Sequence[int],
-    tasks: Sequence[int],
-    result: Episodes,
-    engine: str,
-    data: str = "",
-    spec: EnvSpec | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of `eval.jsonl`: `step`, `seed`, `task`, `success` in [0, 1], `return` (undiscounted, mean
-    over episodes), `length` (control steps, mean), `episodes`, `engine`, `dropped` (contacts that the
-    engine left out, sum over episodes), `unstable` (episodes that ended because the simulation became
-    unstable; they count as failures, with the return up to then), `data` (where the training data come
-    from, if it is known); of an algorithm that predicts returns also `predicted_return`, what it expected at
-    the start, and `realised_return`, the realized one (means over episodes, of discounted returns as
-    `mac.run.report.episode_returns.realised_return` defines them). Where `spec` says that data record
-    rewards, also `measure`, the column to judge by in place of `success`, and maybe `score`
+class Evaluation(NamedTuple):
+    """Results of one evaluation call, and the facts about it that its rows report.
+
+    Attributes:
+        step: updates before it.
+        tasks: ids of the tasks on the second axis of `result`.
+        engine: physics engine, or `ogbench`.
+        data: origin of the training data, if known.
+        spec: of the environment; needed for scores of tasks whose rewards are recorded in the data.
+    """
+
+    step: int
+    tasks: Sequence[int]
+    result: Episodes
+    engine: str
+    data: str = ""
+    spec: EnvSpec | None = None
+
+
+def eval_rows(evaluation: Evaluation, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns the rows of `eval.jsonl`, one per seed and task.
+
+    Columns: `step`, `seed`, `task`, `success` in [0, 1], `return` (undiscounted, mean over episodes),
+    `length` (control steps, mean), `episodes`, `engine`, `dropped` (contacts that the engine left out, sum
+    over episodes), `unstable` (episodes that ended because the simulation became unstable; they count as
+    failures, with the return up to then), and `data` if it is known. Algorithms that predict returns add
+    `predicted_return` and `realised_return`: means over episodes of discounted returns, as
+    `mac.run.report.episode_returns.realised_return` defines them. Tasks whose rewards are recorded in
+    the data add `measure`, the column to judge by in place of `success`, and maybe `score`
     (`mac.run.report.score`).
 
     Raises:
         UserError: a policy gave actions that are not finite (`bad_actions`).
     """
+    step, tasks, result, engine, data, spec = evaluation
     if fault := bad_actions(tasks, result):
         lane, what = fault
         raise UserError(

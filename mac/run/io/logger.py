@@ -20,9 +20,8 @@ import numpy as np
 
 from mac.atomic_files import require_regular
 from mac.errors import UserError, refusal, remedy
-from mac.run.io.eval_rows import eval_rows
+from mac.run.io.eval_rows import Evaluation, eval_rows
 from mac.run.io.folder_lock import lock
-from mac.types import EnvSpec, Episodes
 
 METRICS = "metrics.jsonl"
 EVAL = "eval.jsonl"
@@ -229,18 +228,9 @@ class RunLog:
         ]
         self._writers[METRICS].write(rows)
 
-    def evals(
-        self,
-        step: int,
-        seeds: Sequence[int],
-        tasks: Sequence[int],
-        result: Episodes,
-        engine: str,
-        data: str = "",
-        spec: EnvSpec | None = None,
-    ) -> list[dict[str, Any]]:
+    def evals(self, evaluation: Evaluation, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """Writes one row per seed and task, as `eval_rows` makes them, and returns the rows."""
-        rows = eval_rows(step, seeds, tasks, result, engine, data, spec)
+        rows = eval_rows(evaluation, seeds)
         self._writers[EVAL].write(rows)
         return rows
 

@@ -16,8 +16,8 @@ import numpy as np
 from mac.algorithm import TrainState
 from mac.atomic_files import misfit
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
+from mac.run.io.eval_rows import Evaluation
 from mac.run.io.logger import RunLog
-from mac.types import EnvSpec, Episodes
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
 MARK = ("evaluated", "log", "checksums")
@@ -107,14 +107,12 @@ class Outputs:
         for i, log in enumerate(self._logs):
             log.metrics(step, self.seeds, {name: value[self._range(i)] for name, value in values.items()})
 
-    def evals(
-        self, step: int, tasks: Sequence[int], result: Episodes, engine: str, data: str, spec: EnvSpec
-    ) -> list[dict[str, Any]]:
+    def evals(self, evaluation: Evaluation) -> list[dict[str, Any]]:
         """Writes one row per lane and task, and returns the rows; `result` has a leading axis of lanes."""
         rows = []
         for i, log in enumerate(self._logs):
-            part = jax.tree.map(lambda x, i=i: x[self._range(i)], result)
-            rows += log.evals(step, self.seeds, tasks, part, engine, data, spec)
+            part = jax.tree.map(lambda x, i=i: x[self._range(i)], evaluation.result)
+            rows += log.evals(evaluation._replace(result=part), self.seeds)
         return rows
 
     def save(self, step: int, state: TrainState, evaluated: int) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from envs_mjx.engines.solver_parameters import impedance, stiffness_damping
 from envs_mjx.engines.tabletop_mjx.batched_linalg import total
 from envs_mjx.engines.tabletop_mjx.collision import box_box, box_button_cap
 from envs_mjx.engines.tabletop_mjx.collision.box_box import OrientedBoxes, TabletopContactPoints
@@ -223,23 +224,6 @@ def pair_table(model: CollisionModel, timestep: float) -> PairTable:
     stiffness, damping = stiffness_damping(p.solref, p.solimp, timestep)
     columns = [p.sensor_sign, p.friction, p.invweight, stiffness, damping]
     return PairTable(np.concatenate([p.signs, np.stack(columns, 1), p.solimp], axis=1), p.signs.shape[1])
-
-
-def stiffness_damping(
-    solref: np.ndarray, solimp: np.ndarray, timestep: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Stiffness and damping of constraints, from positive (time constant, damping ratio)."""
-    time, ratio = np.maximum(solref[:, 0], 2 * timestep), solref[:, 1]
-    top = np.clip(solimp[:, 1], 1e-4, 0.9999)
-    return 1 / (top * time * ratio) ** 2, 2 / (top * time)
-
-
-def impedance(solimp: Float[Array, "n 5 #B"], gap: Float[Array, " n #B"]) -> Float[Array, " n #B"]:
-    """d(r) of MuJoCo's documentation ("Solver parameters"), for a power of 2, which all models have."""
-    low, high, width, middle = (solimp[:, k] for k in range(4))
-    x = jnp.minimum(jnp.abs(gap) / width, 1)
-    y = jnp.where(x < middle, x * x / middle, 1 - (1 - x) ** 2 / (1 - middle))
-    return low + y * (high - low)
 
 
 def cone_rows(
