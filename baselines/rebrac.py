@@ -1,7 +1,7 @@
 """ReBRAC: behaviour-regularised actor-critic, revisited (Tarasov et al. 2023, arXiv 2305.09836).
 
-TD3 with a penalty for leaving the data, in the policy's loss and in the critics' target: there for the
-distance between the policy's next action and the data's.
+TD3 with a penalty for leaving the data, in the policy's loss and in the critics' target: in the target for
+the distance between the policy's next action and the data's.
 
 The policy learns, and all target networks follow, at every second update only. In between, two published
 versions differ, and so do the weights that were tuned for them:

@@ -47,5 +47,5 @@ class Dynamics(AbstractLossAlgorithm[Config, MLP]):
         goal: Float[Array, "E G"] | None,
         key: Key[Array, ""],
     ) -> Float[Array, "E n A"]:
-        """Raises TypeError: there is no policy here."""
+        """Raises TypeError: it has no policy."""
         raise TypeError("a dynamics model alone has no policy")
