@@ -116,7 +116,8 @@ def test_state_holds_the_networks_of_the_method_only(case: Case):
     outcome = "success" if case.algo.env.goal_dim else "reward"
     policy = {"gaussian": {"policy"}, "fql": {"flow", "policy"}, "euler": {"flow"}, "regression": {"policy"}}
     assert set(case.names) == {"model", outcome, "v", "q"} | policy[case.kind]
-    again = make(case.kind, case.mode, lr=LR, tau_ema=TAU)
+    mode = "reward" if case.algo.env.goal_dim is None else "goals"
+    again = make(case.kind, mode, lr=LR, tau_ema=TAU)
     assert not any(map(eqx.is_array, leaves(case.algo)))
     assert case.algo == again and hash(case.algo) == hash(again)
 
