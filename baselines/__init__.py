@@ -1,6 +1,5 @@
 """Every algorithm by the name that `--algo` takes, and `register_algorithm` for one's own."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from mac.ablations.gaussian import GaussianConfig, MACGaussian
 from mac.ablations.mac_fql import MACFQL, MACFQLConfig
 from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
 from mac.algorithm import AbstractAlgorithm
+from mac.config import CommonConfig
 from mac.config import Config as MACConfig
 from mac.errors import unknown_name
 from mac.mac import MAC
@@ -143,18 +143,18 @@ def register_algorithm(
     Arguments are those of `AlgorithmEntry`.
 
     Args:
-        config: frozen dataclass of hyperparameters, usually a subclass of `mac.config.CommonConfig`; each
-            becomes a flag `--hp.NAME`, whose help is its docstring.
+        config: subclass of `mac.config.CommonConfig`; each hyperparameter becomes a flag `--hp.NAME`, whose
+            help is its docstring.
         algorithm: `algorithm(config(...), env_spec, steps)` builds it.
     Raises:
-        ValueError: the name is taken or malformed, or `config` is no dataclass.
+        ValueError: the name is taken or malformed, or `config` is of another class.
     """
     if name in algorithms(plugins=False):
         raise ValueError(f"an algorithm {name!r} exists already; choose another name")
     if not name.isidentifier():
         raise ValueError(f"name {name!r} may have letters, digits and '_' only")
-    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-        raise ValueError(f"config {config!r} must be a dataclass")
+    if not issubclass(config, CommonConfig):
+        raise ValueError(f"config {config!r} must be a subclass of mac.config.CommonConfig")
     _registered[name] = AlgorithmEntry(config, algorithm, title or name, learns, year, arxiv, hparams)
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mac import plugins
@@ -18,13 +17,15 @@ SIZES = ["--seeds", "2", "--hp.batch", "8", "--hp.hidden", "8", "--run.segment",
 COMMANDS = """
 import sys
 from experiments import evaluate, report, run
-run_flags, more = sys.argv[1:sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1:]
+flags = sys.argv[1:]
 assert run.main(["--list"]) == 0
-assert run.main([*run_flags, "--steps", "10"]) == 0
-assert run.main(["--out", "run", "--resume", "--steps", "15"]) == 0
-assert run.main([*run_flags, "--out", "swept", "--sweep", "hp.alpha=1,2", "--steps", "5"]) == 0
+assert run.main([*flags, "--out", "run", "--steps", "10"]) == 0
 assert evaluate.main(["run", "--episodes", "1"]) == 0
 assert evaluate.main(["run", "--engine", "ogbench"]) == 2
+"""
+MORE_COMMANDS = """
+assert run.main(["--out", "run", "--resume", "--steps", "15"]) == 0
+assert run.main([*flags, "--out", "swept", "--sweep", "hp.alpha=1,2", "--steps", "5"]) == 0
 assert report.main(["run", "swept", "--out", "report.csv"]) == 0
 """
 
@@ -63,34 +64,33 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def points(path: Path) -> None:
-    """Ten episodes of a point that wanders, as OGBench's files hold them."""
-    rng = np.random.default_rng(0)
-    action = rng.uniform(-1, 1, (10, 41, 2)).astype(np.float32)
-    start = rng.uniform(-1, 1, (10, 1, 2))
-    obs = np.concatenate([start, start + 0.1 * np.cumsum(action[:, :-1], axis=1)], axis=1)
-    ends = np.zeros((10, 41))
-    ends[:, -1] = 1
-    arrays = {"observations": obs.astype(np.float32), "actions": action, "terminals": ends.astype(np.float32)}
-    np.savez(path, **{name: array.reshape(410, *array.shape[2:]) for name, array in arrays.items()})
+def called(script: str, installed: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A process in `folder` that calls the commands of `script` where the package is installed."""
+    subprocess.run([sys.executable, "-c", documented("make_points.py")], cwd=folder, check=True)
+    flags = ["--algo", "td3bc", "--env", "point-v0", "--data.path", "points.npz", *SIZES]
+    path = os.pathsep.join([str(installed), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", script, *flags],
+        cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_package_from_outside_is_listed_trains_and_is_evaluated(installed: Path, tmp_path: Path):
-    points(tmp_path / "points.npz")
-    flags = ["--algo", "td3bc", "--env", "point-v0", "--data.path", "points.npz", "--out", "run", *SIZES]
-    path = os.pathsep.join([str(installed), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, *flags, "--"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = called(COMMANDS, installed, tmp_path)
     assert re.search(r"^td3bc +TD3\+BC \(Fujimoto and Gu 2021\), arXiv 2106\.06860, 2021$", done.stdout, re.M)
     assert "Environments of plug-ins: point-v0" in done.stdout
-    assert "resumed from the checkpoint of update 10" in done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: --engine ogbench: OGBench has no point-v0")
     (evaluated,) = map(json.loads, (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines())
     assert [(row["task"], row["seed"]) for row in evaluated["rows"]] == [(1, 0), (1, 1)]
+
+
+@pytest.mark.slow
+def test_package_from_outside_resumes_sweeps_and_is_reported(installed: Path, tmp_path: Path):
+    done = called(COMMANDS + MORE_COMMANDS, installed, tmp_path)
+    assert "resumed from the checkpoint of update 10" in done.stdout
     assert {"alpha=1", "alpha=2"} <= {folder.name for folder in (tmp_path / "swept").iterdir()}
     assert "td3bc" in (tmp_path / "report.csv").read_text()
 
