@@ -110,17 +110,17 @@ def view(args: Args) -> int:
     return 0
 
 
-def choose_renderer(wanted: str) -> str:
+def choose_renderer(renderer: str) -> str:
     """Returns `mujoco` or `drawing`; `auto` is MuJoCo's if the system has offscreen rendering.
 
     Raises:
         UserError: `mujoco` was chosen, and cannot draw on this machine.
     """
-    if wanted == "auto":
+    if renderer == "auto":
         return "mujoco" if try_drawing().platform else "drawing"
-    if wanted == "mujoco":
+    if renderer == "mujoco":
         require_drawing()
-    return wanted
+    return renderer
 
 
 def record(run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int) -> Film | Track:

@@ -82,8 +82,8 @@ def play_ours(
     shots, decision = [jax.tree.map(lambda x: x[None], look(state))], 0
     goal = None if state.goal is None else state.goal[:, None]
     while not np.all(shots[-1][-1][-1]):
-        asked = jnp.full(k_act.shape, decision)
-        actions = decide(run.policies, state.obs[:, None], goal, k_act, asked)
+        decisions = jnp.full(k_act.shape, decision)
+        actions = decide(run.policies, state.obs[:, None], goal, k_act, decisions)
         state, seen = _move(env, look, state, actions[:, 0])
         shots.append(jax.device_get(seen))
         decision += 1
@@ -125,12 +125,12 @@ def film_official(run: SavedRun, name: str, task: int, draw: int) -> Film:
         reels = [[p] for p in played]
         while active := [s for s in range(seeds) if not reels[s][-1].done]:
             obs = jnp.asarray(np.stack([reel[-1].obs for reel in reels])[:, None])
-            asked = jnp.full(k_act.shape, max(len(reel) for reel in reels) - 1)
-            actions = np.asarray(decide(run.policies, obs, goal, k_act, asked))
+            decisions = jnp.full(k_act.shape, max(len(reel) for reel in reels) - 1)
+            actions = np.asarray(decide(run.policies, obs, goal, k_act, decisions))
             for s, new in zip(active, pool.execute([(s, actions[s, 0]) for s in active]), strict=True):
                 reels[s].append(new)
     shots = [[shot for played in reel for shot in played.film] for reel in reels]
-    length = np.asarray([len(each) for each in shots])
+    length = np.asarray([len(shown) for shown in shots])
     step = np.minimum(np.arange(length.max())[:, None], length - 1)  # [T, S]; ended scenes are frozen
 
     def gather(field: str) -> np.ndarray:
@@ -138,5 +138,5 @@ def film_official(run: SavedRun, name: str, task: int, draw: int) -> Film:
 
     done = step == length - 1
     success = done & np.asarray([reel[-1].success for reel in reels])
-    target = Objects(*(np.stack([each[0].target[i] for each in shots]) for i in range(3)))
+    target = Objects(*(np.stack([shown[0].target[i] for shown in shots]) for i in range(3)))
     return Film(gather("qpos"), gather("buttons"), step, success, done, target)
