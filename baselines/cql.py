@@ -21,7 +21,7 @@ from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_s
 from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import Activation
-from mac.ops.losses import total
+from mac.ops.losses import sum_losses
 from mac.types import Batch, Metrics
 
 
@@ -91,7 +91,7 @@ class CQL(AbstractModelFree[CQLConfig, Nets]):
             losses["policy/sac_loss"] = jnp.mean(sg(jnp.exp(nets.log_weight)) * log_prob - actor_q)
             surplus = -jnp.mean(log_prob) + shape[-1]
             losses["policy/entropy_loss"] = nets.log_weight * sg(surplus)
-        return total(losses, critic__q_mean=q, policy__weight=jnp.exp(nets.log_weight))
+        return sum_losses(losses, critic__q_mean=q, policy__weight=jnp.exp(nets.log_weight))
 
     def sampled_q(self, nets: Nets, step: Step, key: Key[Array, ""]) -> Float[Array, "E B"]:
         """Logarithm of the sum of exp Q over sampled actions, each divided by its density."""

@@ -14,7 +14,7 @@ from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.model_free import Goal, ModelFreeConfig, single_steps
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.losses import total
+from mac.ops.losses import sum_losses
 from mac.types import Batch, Metrics, SampleSpec
 
 
@@ -60,7 +60,7 @@ class FlowBC(AbstractLossAlgorithm[FlowBCConfig, Nets]):
         flow_loss = flow_matching_loss(
             lambda x, t: nets.flow(batch.obs, goal, x, t), batch.actions[:, 0], key
         )
-        return total({"policy/flow_loss": flow_loss})
+        return sum_losses({"policy/flow_loss": flow_loss})
 
     def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E 1 A"]:
         noise = jr.normal(key, (len(obs), self.env.action_dim))

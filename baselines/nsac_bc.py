@@ -16,7 +16,7 @@ from mac.algorithm import TrainState
 from mac.model_free import AbstractModelFree, Goal, NStepConfig, n_step, one_step, require_goals
 from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
-from mac.ops.losses import cross_entropy, mse, total
+from mac.ops.losses import cross_entropy, mse, sum_losses
 from mac.ops.returns import return_of_probability
 from mac.types import Batch, Metrics, SampleSpec
 
@@ -85,7 +85,7 @@ class NStepSACBC(AbstractModelFree[NStepSACBCConfig, Nets]):
             losses["policy/bc_loss"] = scale * mse(action, step.action)
             surplus = -jnp.mean(log_prob) + cfg.entropy * self.env.action_dim
             losses["policy/entropy_loss"] = weight * sg(surplus)
-        return total(losses, critic__chance=jax.nn.sigmoid(q), policy__weight=weight)
+        return sum_losses(losses, critic__chance=jax.nn.sigmoid(q), policy__weight=weight)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key

@@ -28,7 +28,7 @@ from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.losses import cross_entropy, total
+from mac.ops.losses import cross_entropy, sum_losses
 from mac.ops.returns import return_of_probability
 from mac.types import Batch, Metrics, SampleSpec
 
@@ -94,7 +94,7 @@ class SHARSA(AbstractModelFree[SHARSAConfig, Nets]):
             losses["policy/low_loss"] = flow_matching_loss(
                 lambda x, t: nets.low(s, subgoals.ahead, x, t), step.action, k_low
             )
-        return total(losses, value__chance=jax.nn.sigmoid(v), critic__chance=jax.nn.sigmoid(q))
+        return sum_losses(losses, value__chance=jax.nn.sigmoid(v), critic__chance=jax.nn.sigmoid(q))
 
     def best_subgoal(
         self, nets: Nets, obs: Array, goal: Goal, key: Key[Array, ""]

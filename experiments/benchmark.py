@@ -27,7 +27,7 @@ from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.benchmarks import algorithms
 from experiments.benchmarks import envs as bench_envs
 from experiments.benchmarks.evaluation import EvalRow, measure_evaluation
-from experiments.benchmarks.harness import alone, compile_for_real, write_csv
+from experiments.benchmarks.harness import compile_for_real, measure_in_process, write_csv
 from experiments.benchmarks.training import TrainRow, measure_training
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
@@ -134,7 +134,7 @@ def in_process(kind: str, args: Args) -> dict[str, Any]:
     """
     sizes = {"width": args.widths, "seeds": args.seeds} if kind == "train" else {"envs": args.envs}
     what = ", ".join(f"{name} {values[0]}" for name, values in sizes.items())
-    return alone(what, [ONE + kind], args)
+    return measure_in_process(what, [ONE + kind], args)
 
 
 def training(args: Args) -> TrainRow:

@@ -76,7 +76,7 @@ def run(ask: Args) -> int:
     spec, data = make(env, "c").spec, DataConfig()
     with writing(dataset.stores(data)):
         dataset.stores(data).mkdir(parents=True, exist_ok=True)
-    found = Sources.of(ask.source, spec, dataset.checksums(data))
+    found = Sources.of(ask.source, spec, dataset.file_checksums(data))
     out = ask.out or dataset.store_folder(data, ask.source, found, ask.dtype)
     print(f"store        {out}, as {ask.dtype}", flush=True)
     before = read_meta(out)
@@ -85,7 +85,7 @@ def run(ask: Args) -> int:
         store = convert(found, out, spec, ask.dtype, progress)
     if before is not None and store.meta is not None and before.get("content") != store.meta["content"]:
         print(f"note: {out}: held {of_meta(before).label} as {before['dtype']}, and was replaced")
-    report(store)
+    report_store(store)
     return check(store) if ask.check else 0
 
 
@@ -125,7 +125,7 @@ def guess_env(source: Path, first: Path) -> str:
     )
 
 
-def report(store: Store) -> None:
+def report_store(store: Store) -> None:
     """Says what the store holds and what its codes lose."""
     meta = read_meta(store.path) or {}
     for note in store.notes:

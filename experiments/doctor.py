@@ -25,10 +25,10 @@ def main(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None = None)
     from experiments.cli.output import standard_streams
 
     with standard_streams() as streams:
-        return streams.verdict(report(argv, checks))
+        return streams.verdict(report_findings(argv, checks))
 
 
-def report(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None) -> int:
+def report_findings(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None) -> int:
     """Runs the checks and prints their findings; returns the exit status."""
     about = "Checks this machine for all that the project needs."
     parser = argparse.ArgumentParser(prog="python experiments/doctor.py", description=about)
@@ -42,7 +42,7 @@ def report(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None) -> i
         for line in examine(what, check, given.data):
             lines.append(line)
             if not given.json:
-                show(line)
+                print_finding(line)
     if given.json:
         print(json.dumps([line._asdict() for line in lines], indent=2))
     else:
@@ -61,7 +61,7 @@ def examine(what: str, check: Check, data: Path) -> list[Finding]:
         return [Finding(BROKEN, what, text[:200], "pip install -e . in the project's folder")]
 
 
-def show(line: Finding) -> None:
+def print_finding(line: Finding) -> None:
     """Prints a finding, its remedy below it."""
     print(f"{line.state:8} {line.what:12} {line.found}", flush=True)
     if line.remedy:

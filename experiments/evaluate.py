@@ -33,7 +33,7 @@ from mac.formatting import counted
 from mac.run.evaluate import evaluate, evaluation_keys
 from mac.run.io.eval_rows import Evaluation, eval_rows, warnings_of
 from mac.run.io.logger import EVAL, append_row, check_appendable, read_rows
-from mac.run.io.run_metadata import provenance
+from mac.run.io.run_metadata import run_provenance
 from mac.run.report.progress import open_progress
 from mac.run.report.score import measure_of
 from mac.run.report.stats import check_rows, learning_curve
@@ -113,15 +113,15 @@ def evaluate_again(ask: Args) -> int:
         f"episodes     {episodes} per task and seed, {episodes * len(tasks) * len(run.numbers):,} in all",
         flush=True,
     )
-    began, facts = time.perf_counter(), provenance()
+    began, facts = time.perf_counter(), run_provenance()
     step = 0 if ask.policy == RANDOM else run.step  # random actions have learnt nothing
     rows: list[dict[str, Any]] = []
     for env, each in games:
-        result = play(run, env, each, engine, episodes, ask)
+        result = play_episodes(run, env, each, engine, episodes, ask)
         spec = run.algo.env
         rows += eval_rows(Evaluation(step, each, result, engine, label, spec), run.numbers)
     seconds = time.perf_counter() - began
-    show(run, rows, engine, seconds)
+    print_results(run, rows, engine, seconds)
     asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}
     asked |= {"policy": ask.policy, "seed": ask.seed, "hp": ask.hp, "batch": ask.batch}
     append_row(out, asked | {"seconds": round(seconds, 2)} | facts | {"rows": rows})
@@ -140,7 +140,7 @@ def title(run: SavedRun) -> str:
     return f"random actions on {run.settings.env}" if isinstance(run.algo, UniformPolicy) else run.title
 
 
-def play(
+def play_episodes(
     run: SavedRun, task_id: TaskId, tasks: tuple[int, ...], engine: str, episodes: int, ask: Args
 ) -> Episodes:
     """Evaluates the run's policies in an environment."""
@@ -169,7 +169,7 @@ def in_training(run: SavedRun, tasks: set[int]) -> list[dict[str, Any]]:
     return list({(row["seed"], row["task"]): row for row in same}.values())
 
 
-def show(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float) -> None:
+def print_results(run: SavedRun, rows: list[dict[str, Any]], engine: str, seconds: float) -> None:
     """Prints the table, and what the run's own evaluation of that checkpoint said."""
     for warning in warnings_of(rows, "--engine"):
         print(warning)

@@ -102,11 +102,11 @@ def episodes_of(text: str, flag: str, rows: int = EPISODE_ROWS) -> int:
     Raises:
         UserError: for anything else than a positive number such as 200_200, 100k, 1.5M, 1B or 1e6.
     """
-    wanted, has_unit = rows_of(text, flag)
+    wanted, has_unit = parse_rows(text, flag)
     return -(-wanted // (rows - 1 if has_unit else rows))
 
 
-def rows_of(text: str, flag: str) -> tuple[int, bool]:
+def parse_rows(text: str, flag: str) -> tuple[int, bool]:
     """A number of rows such as 200_200, 100k, 1.5M or 1B, and whether it has a unit.
 
     Raises:
@@ -162,17 +162,17 @@ def read_command(argv: Sequence[str]) -> Command:
         actor, checksum = load_actor(ask.expert, name.partition("maze")[0])
         request = request._replace(expert_checksum=checksum)
     family_and_style(request)
-    return Command(request, ask.out or default_folder(request), ask.threads, actor)
+    return Command(request, ask.out or default_dataset_folder(request), ask.threads, actor)
 
 
-def default_folder(request: DatasetSpec) -> Path:
+def default_dataset_folder(request: DatasetSpec) -> Path:
     """Returns the default folder of a dataset: where `run.py` looks, for a single pair of files."""
     folder = DATA / f"generated-{request.episodes * episode_rows(request.dataset)}-seed{request.seed}"
     folder = folder if request.engine == "c" else folder.with_name(f"{folder.name}-{request.engine}")
     return folder if request.episodes <= request.per_shard else folder / request.dataset
 
 
-def announce(command: Command) -> None:
+def announce_dataset(command: Command) -> None:
     """Says in a few lines what will be made."""
     request, out = command.request, command.out
     shards = make_shards(request.dataset, request.episodes, request.per_shard)
@@ -193,7 +193,7 @@ def announce(command: Command) -> None:
     sys.stdout.flush()
 
 
-def report(command: Command, made: DatasetSummary) -> None:
+def report_dataset(command: Command, made: DatasetSummary) -> None:
     """Says what was made."""
     if made.targets > made.hits or parse(command.request.dataset).family in SCENES:
         print(f"expert hit   {made.hits:,} of {made.targets:,} targets")
@@ -210,13 +210,13 @@ def report(command: Command, made: DatasetSummary) -> None:
 def run(command: Command) -> int:
     """Makes the dataset, or what is missing of it; returns the exit status."""
     outlive_output()
-    announce(command)
+    announce_dataset(command)
     request, out = command.request, command.out
     dataset.check_writable(out, "--out")
     total = request.episodes * command.episode_rows
     with lock_folder(out), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
         made = generate(request, out, threads=command.threads, progress=progress.count, actor=command.actor)
-    report(command, made)
+    report_dataset(command, made)
     return 0
 
 

@@ -30,7 +30,7 @@ from experiments.open_loop_study.open_loop import (
     Errors,
     check_horizon,
     held_out,
-    measure,
+    open_loop_errors,
     over_episodes,
     over_seeds,
 )
@@ -38,8 +38,7 @@ from experiments.open_loop_study.policies import compare_policies
 from experiments.open_loop_study.rows import ChunkRow
 from mac.ablations.dynamics_only import Dynamics
 from mac.config import Config
-from mac.data.normalize import Normalizer
-from mac.data.normalize import fit as fit_normalizer
+from mac.data.normalize import Normalizer, fit_normalizer
 from mac.data.store import Store
 from mac.data.window import check_chunk, make_window
 from mac.errors import UserError
@@ -175,19 +174,19 @@ def compare_chunks(args: Args, name: str, command: Sequence[str]) -> None:
     numbers = range(args.seed, args.seed + args.seeds)
     with open_progress("model error", total, "updates", seeds=numbers) as progress:
         for place, chunk in enumerate(args.chunks):
-            nets, loss = fit(
+            nets, loss = train_models(
                 args, args.algorithm(spec, chunk), store, normalizer, progress, place * args.steps
             )
             with progress.phase("measuring"):
-                errors = measure(nets, real, chunk, args.horizon, args.trajectories, args.seed)
+                errors = open_loop_errors(nets, real, chunk, args.horizon, args.trajectories, args.seed)
                 rows += chunk_rows(args, chunk, loss, errors)
                 write_csv(args.out / "model_error.csv", rows, command, data=label)
                 draw_chunks(rows, args.out / "model_error.png", title=title, data=label)
-    print_tables(table(rows, title, label))
+    print_tables(error_table(rows, title, label))
     print(f"  {args.out / 'model_error.csv'}\n  {args.out / 'model_error.png'}")
 
 
-def fit(
+def train_models(
     args: Args, algo: Dynamics, store: Store, normalizer: Normalizer, progress: Progress, done: int
 ) -> tuple[MLP, float]:
     """Trains one chunk length's models; returns them, leading axis S, and their mean loss at the end."""
@@ -223,7 +222,7 @@ def chunk_rows(args: Args, chunk: int, loss: float, errors: Errors) -> list[Chun
     return rows
 
 
-def table(rows: Sequence[ChunkRow], title: str, data: str) -> Table:
+def error_table(rows: Sequence[ChunkRow], title: str, data: str) -> Table:
     """Returns a table of errors at the first common horizon and at the last, with the origin of the data."""
     by_chunk: dict[int, dict[int, ChunkRow]] = {}
     for row in rows:

@@ -82,7 +82,7 @@ def view(args: Args) -> int:
     start_jax(1)
     engine = evaluation_engine(env, args.engine)
     out = args.out or args.run / f"view-task{task}-{engine}.gif"
-    encode.check_file(out)
+    encode.check_film_file(out)
     is_walker = env.family not in FAMILIES
     if is_walker and (engine == "ogbench" or args.renderer == "mujoco"):
         raise UserError("mazes and gym walkers are filmed on engine c, mjx or warp, by --renderer drawing")
@@ -95,7 +95,7 @@ def view(args: Args) -> int:
         f"playing      task {task} on engine {engine}: {seeds}, after {run.step:,} updates",
         flush=True,
     )
-    film = record(run, env, task, engine, args.seed)
+    film = record_film(run, env, task, engine, args.seed)
     frames = pick_frames(len(film.t), args.every)
     print(f"{outcome(film)}; {len(frames)} pictures by {renderer}", flush=True)
     title = f"{run.title}   task {task}, engine {engine}, {run.step:,} updates"
@@ -123,7 +123,7 @@ def choose_renderer(renderer: str) -> str:
     return renderer
 
 
-def record(run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int) -> Film | Track:
+def record_film(run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int) -> Film | Track:
     """Plays `task` in an environment, one episode of each seed."""
     if engine == "ogbench":
         return film_official(run, task_id.name, task, draw_number)

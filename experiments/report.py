@@ -70,13 +70,13 @@ def report(args: Args, argv: Sequence[str]) -> int:
     if not args.runs:
         raise UserError("RUN is missing; name folders of runs, or one that holds runs")
     by_path = {run.resolve(): run for folder in args.runs for run in runs_in(folder)}  # without repeats
-    compared = compare(list(by_path.values()), args.picture)
+    compared = compare_runs(list(by_path.values()), args.picture)
     if args.out:
         rows: list[Row] = []
         for run, curve in zip(compared.settings.values(), compared.curves, strict=True):
-            rows += rows_of(curve, run.algo, run.env, run.preset, hyperparameters(run))
+            rows += table_rows(curve, run.algo, run.env, run.preset, hyperparameters(run))
         for env, curve in compared.random.items():
-            rows += rows_of(curve, RANDOM, env)
+            rows += table_rows(curve, RANDOM, env)
         write_csv(args.out, rows, ["experiments/report.py", *argv])
         print(f"  {args.out}")
     if args.picture:
@@ -92,7 +92,7 @@ class ComparedRuns(NamedTuple):
     random: dict[str, Curve]
 
 
-def compare(folders: Sequence[Path], picture: Path | None) -> ComparedRuns:
+def compare_runs(folders: Sequence[Path], picture: Path | None) -> ComparedRuns:
     """Prints the table of some runs, plots their learning curves, and returns the data.
 
     Random actions are included if `evaluate.py --policy random` was called on one of the runs.
@@ -191,7 +191,7 @@ def rows_within(line: Mapping[str, Any], path: Path) -> list[Any]:
     return line["rows"]
 
 
-def rows_of(curve: Curve, algo: str, env: str, preset: str = "", hp: str = "") -> Iterator[Row]:
+def table_rows(curve: Curve, algo: str, env: str, preset: str = "", hp: str = "") -> Iterator[Row]:
     """Yields the rows of a run: all tasks together, and each task if there are several."""
     columns = {"all": slice(None)}
     if len(curve.tasks) > 1:

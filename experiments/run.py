@@ -14,10 +14,10 @@ from experiments.cli.exit_status import exit_status
 from experiments.cli.output import outlive_output
 from experiments.launch import dataset, saved_run, sweep
 from experiments.launch.announce import announce
-from experiments.launch.job import Launch, make_job, occupied, prepare
-from experiments.launch.listing import listing
-from experiments.launch.settings import CONFIG, PROGRAM, Settings, parse
-from experiments.report import compare
+from experiments.launch.job import Launch, make_job, occupied, prepare_launch
+from experiments.launch.listing import algorithm_list
+from experiments.launch.settings import CONFIG, PROGRAM, Settings, parse_command_line
+from experiments.report import compare_runs
 from mac.atomic_files import remove_leftovers
 from mac.errors import UserError
 from mac.run.io.logger import EVAL, METRICS, read_rows
@@ -37,7 +37,7 @@ LEFT = (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS)
 def main(argv: Sequence[str]) -> int:
     """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
     return exit_status(
-        lambda: show_list() if "--list" in argv else run(*parse(argv)),
+        lambda: show_list() if "--list" in argv else run(*parse_command_line(argv)),
         short_of_memory="take fewer --seeds, a smaller --hp.batch, or evaluate in parts with --eval.batch",
         interrupted="nothing half-written was left behind; a download goes on where it was",
     )
@@ -45,13 +45,13 @@ def main(argv: Sequence[str]) -> int:
 
 def show_list() -> int:
     """Prints what there is to train; returns the exit status."""
-    print(listing())
+    print(algorithm_list())
     return 0
 
 
 def run(settings: Settings[Any], reason: str) -> int:
     """Does what the settings say; returns the exit status."""
-    launch = prepare(settings)
+    launch = prepare_launch(settings)
     if settings.dry_run or launch.finished:
         announce(launch, reason)
         if settings.dry_run:
@@ -75,14 +75,14 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
     if not launch.choice.found:
         dataset.obtain(launch.choice, asked.data, launch.task_id)
         # Now its rows can be counted, which decides how they are fed.
-        launch = prepare(dataclasses.replace(asked, out=launch.folder))
+        launch = prepare_launch(dataclasses.replace(asked, out=launch.folder))
     settings, folder, source = launch.settings, launch.folder, launch.choice.path
     with dataset.shown(f"converting {source.name}") as progress:
         store = dataset.open_store(settings.data, source, launch.env.spec, progress)
     job = make_job(launch, store)
     seconds = {"data": time.perf_counter() - began}
     notes: dict[str, None] = {}  # the runs of a sweep have most of them in common
-    for each, its in sweep.folders(settings, folder):
+    for each, its in sweep.run_folders(settings, folder):
         data = saved_run.record_of(store)
         notes |= dict.fromkeys(record_launch(each, its.to_dict(), data=data, resumed_from=launch.reached))
         saved_run.save_normalizer(each, job.normalizer)
@@ -93,12 +93,12 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
             outcome = train(job, folder, progress, resume=settings.resume)
     except UserError as error:
         with contextlib.suppress(UserError):  # a full disk may be what went wrong
-            for each, _ in sweep.folders(settings, folder):
+            for each, _ in sweep.run_folders(settings, folder):
                 record_end(each, error=str(error))
         raise
     outcome.seconds = seconds | outcome.seconds
     spent = {name: round(value, 2) for name, value in outcome.seconds.items()}
-    for each, _ in sweep.folders(settings, folder):
+    for each, _ in sweep.run_folders(settings, folder):
         record_end(each, step=outcome.step, signal=outcome.interrupted or None, seconds=spent)
     return outcome
 
@@ -110,7 +110,7 @@ def finish(launch: Launch, outcome: TrainResult) -> int:
         print(f"stopped at update {outcome.step:,}; a checkpoint is written. Continue with:")
         print(f"  {again(folder)}")
         return 128 + outcome.interrupted
-    parts = [each for each, its in sweep.folders(launch.settings, folder) if not its.sweep]
+    parts = [each for each, its in sweep.run_folders(launch.settings, folder) if not its.sweep]
     rows = {each: list(read_rows(each / EVAL)) for each in parts}
     curves = {each: learning_curve(rows[each], str(each / EVAL)) for each in parts}
     if not launch.settings.sweep:  # shown first, since a full disk refuses the picture
@@ -118,7 +118,7 @@ def finish(launch: Launch, outcome: TrainResult) -> int:
     for each in parts:
         plot_learning_curve(rows[each], each / PICTURE, title=launch.title)
     if launch.settings.sweep:
-        compare(parts, folder / PICTURE)
+        compare_runs(parts, folder / PICTURE)
     spent = ", ".join(f"{name} {duration(seconds)}" for name, seconds in outcome.seconds.items())
     print(f"finished at update {outcome.step:,}" + (f" ({spent})" if spent else ": nothing was left to do"))
     if (waited := outcome.seconds.get("wait")) is not None:

@@ -24,10 +24,10 @@ from experiments.cli import arguments
 from experiments.cli.exit_status import exit_status
 from experiments.cli.output import outlive_output
 from experiments.experts.online_training import OnlineConfig
-from experiments.experts.record_dataset import LEVELS, record
+from experiments.experts.record_dataset import LEVELS, record_dataset
 from experiments.experts.sac import SacConfig
 from experiments.experts.tasks import GYM, TASKS
-from experiments.experts.trainer import CURVE, POLICY, ExpertConfig, ExpertScore, train
+from experiments.experts.trainer import CURVE, POLICY, ExpertConfig, ExpertScore, train_expert
 from experiments.launch import dataset
 from mac.errors import UserError
 from mac.run.io.folder_lock import lock_folder
@@ -105,7 +105,7 @@ def config_of(args: Args, engine: str) -> ExpertConfig:
     return ExpertConfig(args.task, args.seed, engine, online, sac)
 
 
-def rows_of(args: Args) -> int:
+def dataset_rows(args: Args) -> int:
     """Returns the number of transitions of the datasets to write, 0 for none.
 
     Raises:
@@ -122,7 +122,7 @@ def rows_of(args: Args) -> int:
     return args.rows
 
 
-def show(point: ExpertScore, task: str) -> str:
+def curve_line(point: ExpertScore, task: str) -> str:
     """Formats a line of the learning curve."""
     what = f"return {point.score:,.0f}" if task in GYM else f"{point.score:.2f} m/s along the direction"
     return f"{point.env_steps:>10,} steps  {what}, {point.score_falls:.1f} terminations per 1000 steps"
@@ -133,7 +133,7 @@ def work(args: Args, argv: Sequence[str]) -> int:
     outlive_output()
     arguments.start_jax(1)
     config = config_of(args, resolve_engine(args.engine))
-    rows = rows_of(args)
+    rows = dataset_rows(args)
     dataset.check_writable(args.out, "--out")
     total = config.online.iterations * config.online.lanes
     with (
@@ -145,15 +145,17 @@ def work(args: Args, argv: Sequence[str]) -> int:
         def tell(point: ExpertScore | None, done: int) -> None:
             progress.count(done * config.online.lanes, total)
             if point is not None:
-                progress.note(show(point, args.task))
+                progress.note(curve_line(point, args.task))
 
-        finished = train(config, args.out, [*PROGRAM.split()[1:], *argv], tell, lambda: interrupt.asked)
+        finished = train_expert(
+            config, args.out, [*PROGRAM.split()[1:], *argv], tell, lambda: interrupt.asked
+        )
     if not finished:
         print("stopped and saved; continue with the same command", file=sys.stderr)
         return 128 + interrupt.signal
     print(f"wrote {args.out / POLICY} and {args.out / CURVE}")
     for level in LEVELS if rows else ():
-        made = record(config, args.out, level, rows)
+        made = record_dataset(config, args.out, level, rows)
         print(f"wrote {made.path}: {made.rows:,} rows, mean return {made.mean_return:,.1f}")
     return 0
 

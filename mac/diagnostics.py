@@ -55,7 +55,7 @@ class Planner(Protocol):
     ) -> Array: ...
 
 
-def diagnose(algo: Planner, nets: Any, window: Window, key: Key[Array, ""]) -> Metrics:
+def compute_diagnostics(algo: Planner, nets: Any, window: Window, key: Key[Array, ""]) -> Metrics:
     """All of the above, of networks `nets`, on states and sequences drawn from `window`.
 
     Drifts are NaN if no episode of the window is as long as a rollout.

@@ -19,7 +19,7 @@ from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_s
 from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
-from mac.ops.losses import Losses, expectile_loss, total
+from mac.ops.losses import Losses, expectile_loss, sum_losses
 from mac.types import Batch, Metrics
 
 Cfg = TypeVar("Cfg", bound="ImplicitConfig")
@@ -82,7 +82,7 @@ class AbstractImplicit(AbstractModelFree[Cfg, ImplicitNets]):
             losses["critic/loss"] = len(q) * critic_loss(q, backup)
         with jax.named_scope("policy"):
             losses |= self.actor_loss(nets, target, step, key)
-        return total(losses, value__v_mean=v, critic__q_mean=q)
+        return sum_losses(losses, value__v_mean=v, critic__q_mean=q)
 
     def best_action(
         self, critics: Critics, obs: Float[Array, "E D"], goal: Goal, actions: Float[Array, "N E A"]

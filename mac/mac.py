@@ -41,7 +41,7 @@ from mac.errors import UserError
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.losses import Losses, cross_entropy, mse, total
+from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.rollout import Trajectory, imagine, residual_model
 from mac.types import Batch, Metrics, Number, SampleSpec, Window
@@ -109,14 +109,14 @@ class DistilledFlow(AbstractChunkPolicy[Config]):
         k_flow, k_distil = jr.split(key)
         flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
         noise = jr.normal(k_distil, a.shape)
-        teacher = jnp.clip(integrate(sg(nets.flow), s, g, noise, cfg.flow_steps), -1, 1)
+        teacher = jnp.clip(integrate_flow(sg(nets.flow), s, g, noise, cfg.flow_steps), -1, 1)
         return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
 
     def chunks(
         self, cfg: Config, nets: Nets, s: States, g: Goal, noise: Float[Array, "n B A"], *, acting: bool
     ) -> Float[Array, "n B A"]:
         if acting and cfg.flow_steps_test:
-            return integrate(nets.flow, s, g, noise, cfg.flow_steps_test)
+            return integrate_flow(nets.flow, s, g, noise, cfg.flow_steps_test)
         return nets.policy(s, g, noise)
 
 
@@ -203,7 +203,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
 
         with jax.named_scope("policy"):
             losses |= self.policy.policy_loss(cfg, nets, tau, g, k_improve)
-        return total(losses, value__v_mean=v, critic__q_mean=q, imagined__reward=reward)
+        return sum_losses(losses, value__v_mean=v, critic__q_mean=q, imagined__reward=reward)
 
     def outcome_loss(self, nets: Nets, batch: Batch, s: Array, g: Goal, a: Array) -> Losses:
         """Returns the losses of the models of a chunk's reward and termination, or of its success."""
@@ -283,7 +283,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         return diagnostics.expected_return(self.cfg, q, goals=goal is not None)
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
-        return diagnostics.diagnose(self, state.nets, window, key)
+        return diagnostics.compute_diagnostics(self, state.nets, window, key)
 
 
 def flow_and_student(cfg: Config, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[MLP, MLP]:
@@ -293,7 +293,7 @@ def flow_and_student(cfg: Config, sizes: tuple[int, int | None, int], key: Key[A
     return flow, MLP(sizes, cfg.hidden, sizes[-1], key=k_policy)
 
 
-def integrate(
+def integrate_flow(
     flow: MLP, s: Float[Array, "*T B D"], g: Goal, noise: Float[Array, "*N B A"], steps: int
 ) -> Float[Array, "*N B A"]:
     """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""

@@ -106,6 +106,6 @@ def _wrong_expert(spec: DatasetSpec) -> str:
     )
 
 
-def versions() -> dict[str, str]:
+def generation_versions() -> dict[str, str]:
     """Returns the versions of the packages that the bits of an episode may depend on."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "mujoco")}

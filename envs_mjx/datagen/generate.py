@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs_mjx.datagen.data_policy import AbstractDataPolicy, TabletopDataPolicy
-from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_style, versions
-from envs_mjx.datagen.npz_shards import TRAIN, VAL, columns, make_shards
+from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_style, generation_versions
+from envs_mjx.datagen.npz_shards import TRAIN, VAL, file_arrays, make_shards
 from envs_mjx.datagen.resumable_writer import DatasetWriter, EpisodeRecord, check_settings
 from envs_mjx.datagen.simulate_episodes import EpisodeBatch, EpisodeJob, Simulator
 from envs_mjx.engines.tabletop_c import CEngine
@@ -140,11 +140,11 @@ def generate(
     """
     policy = _data_policy(spec, threads, actor)
     stem = stem or spec.dataset
-    settings = spec.settings | {"versions": versions()}
+    settings = spec.settings | {"versions": generation_versions()}
     done = metadata_path(folder, stem)
     shards = make_shards(stem, spec.episodes, spec.per_shard)
     work = work or work_folder(folder, stem)
-    writer = DatasetWriter(folder, work, shards, columns(policy.widths), policy.rows)
+    writer = DatasetWriter(folder, work, shards, file_arrays(policy.widths), policy.rows)
     earlier = None
     if done.exists():  # finished once: the summary is known, though some files may have been removed
         check_settings(done, spec.settings, f"delete the dataset {stem} in it")

@@ -71,13 +71,13 @@ def make_shards(stem: str, episodes: int, per_shard: int) -> tuple[Shard, ...]:
     return tuple(shards)
 
 
-def columns(widths: Mapping[str, int]) -> dict[str, ArraySpec]:
+def file_arrays(widths: Mapping[str, int]) -> dict[str, ArraySpec]:
     """Returns the arrays of a file, given the widths of `StepRecords` (0: no such array)."""
     kinds = {name: _DISK_TYPES.get(name, np.dtype(np.float32)) for name in widths}
     return {name: ArraySpec(width, kinds[name]) for name, width in widths.items() if width}
 
 
-def row_bytes(layout: Mapping[str, ArraySpec]) -> int:
+def file_row_bytes(layout: Mapping[str, ArraySpec]) -> int:
     """Returns the bytes of a row on disk."""
     return sum(column.width * column.dtype.itemsize for column in layout.values()) + 1
 

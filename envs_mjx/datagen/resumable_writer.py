@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs_mjx.datagen.data_policy import StepRecords
-from envs_mjx.datagen.npz_shards import ArraySpec, NpzShardWriter, Shard, ShardFile, row_bytes
+from envs_mjx.datagen.npz_shards import ArraySpec, NpzShardWriter, Shard, ShardFile, file_row_bytes
 from envs_mjx.datagen.simulate_episodes import EpisodeJob
 from mac.atomic_files import fsync, visible, write_json, writing
 from mac.errors import UserError, one_line
@@ -69,7 +69,7 @@ class DatasetWriter:
         self.thrown: dict[tuple[int, int, int], EpisodeRecord] = {}  # by split, index and attempt
         self._episode_rows = episode_rows
         self._shard_writer = NpzShardWriter(work, layout, episode_rows)
-        self._row_bytes = row_bytes(layout)
+        self._row_bytes = file_row_bytes(layout)
         self._left = [0] * len(self.shards)  # episodes missing in each shard
 
     @property

@@ -131,10 +131,10 @@ def build_walker(family: str) -> Walker:
     """
     body, maze = _parts(family)
     facts = _BODIES[body]
-    return Walker(family, body, compiled(describe(family)), maze, facts.substeps, facts.jump)
+    return Walker(family, body, compiled(walker_mjcf(family)), maze, facts.substeps, facts.jump)
 
 
-def describe(family: str) -> mujoco.MjSpec:
+def walker_mjcf(family: str) -> mujoco.MjSpec:
     """Returns the model of `family` before compilation; a new one at each call, so it may be changed.
 
     Raises:

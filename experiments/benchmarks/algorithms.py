@@ -19,11 +19,11 @@ from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.registry import make
 from envs_mjx.registry import parse as parse_env
 from experiments.benchmarks import timed_loops
-from experiments.benchmarks.harness import alone, compile_for_real, write_csv
-from experiments.benchmarks.training import compare, machine_matmuls
+from experiments.benchmarks.harness import compile_for_real, measure_in_process, write_csv
+from experiments.benchmarks.training import compare_with_python_loop, machine_matmuls
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
-from experiments.launch.settings import Preset, parse
+from experiments.launch.settings import Preset, parse_command_line
 from mac.algorithm import AbstractAlgorithm
 from mac.errors import UserError, unknown_name
 from mac.run.report.table import print_tables
@@ -156,7 +156,9 @@ def in_processes(args: Args, algo: str) -> list[AlgoRow]:
     """
     rows: list[AlgoRow] = []
     for seeds in args.seeds:
-        found = alone(f"{algo}, seeds {seeds}", ["algos", ONE], replace(args, algos=(algo,), seeds=(seeds,)))
+        found = measure_in_process(
+            f"{algo}, seeds {seeds}", ["algos", ONE], replace(args, algos=(algo,), seeds=(seeds,))
+        )
         if not found:
             break
         rows += [AlgoRow(**row) for row in found]
@@ -167,18 +169,20 @@ def measure(args: Args) -> list[AlgoRow]:
     """Measures the first algorithm and number of seeds; prints notes if the algorithm has no settings."""
     name, seeds = args.algos[0], args.seeds[0]
     compile_for_real()
-    subject = find(args)
+    subject = find_subject(args)
     if subject is None:
         return []
     algo, width = subject.algo, subject.hp.hidden[0]
     window = timed_loops.random_window(subject.env, args.rows, algo.sample.chunk)
     _, speed = machine_matmuls(width, algo.sample.batch, seeds)
-    compared = compare(algo, window, seeds, speed * args.seconds / args.repeats, args.repeats)
+    compared = compare_with_python_loop(
+        algo, window, seeds, speed * args.seconds / args.repeats, args.repeats
+    )
     figures = compared.figures | {"seeds": seeds, "batch": algo.sample.batch}
     return [AlgoRow(algo=name, env=subject.env.name, preset=subject.preset, **figures)]
 
 
-def find(args: Args) -> Subject | None:
+def find_subject(args: Args) -> Subject | None:
     """Returns the first algorithm at its first environment with settings; None, with notes, without any."""
     reasons = []
     for env in args.envs:
@@ -198,7 +202,7 @@ def subject_of(args: Args, env: str) -> Subject:
     """
     name, seeds = args.algos[0], args.seeds[0]
     flags = {"algo": name, "env": env, "preset": args.preset, "seeds": str(seeds)}
-    settings, _ = parse([word for flag, value in flags.items() for word in (f"--{flag}", value)])
+    settings, _ = parse_command_line([word for flag, value in flags.items() for word in (f"--{flag}", value)])
     hp = replace(settings.hp, **QUICK) if args.quick else settings.hp
     spec = make(env, "c").spec
     return Subject(REGISTRY[name].algorithm(hp, spec, settings.steps), spec, settings.preset, hp)

@@ -25,7 +25,7 @@ from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.locomotion.walkers import GYM, MAZES
 from envs_mjx.manipulation.scenes import FAMILIES
 from envs_mjx.registry import make
-from experiments.benchmarks.harness import alone, compile_for_real, write_csv
+from experiments.benchmarks.harness import compile_for_real, measure_in_process, write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from mac.errors import UserError
@@ -103,10 +103,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Measures, prints the table, writes the file; returns the exit status."""
-    alone = argv[:1] == [ONE]
-    args = read_flags(Args, argv[alone:], PROGRAM)
+    measure_in_process = argv[:1] == [ONE]
+    args = read_flags(Args, argv[measure_in_process:], PROGRAM)
     args.check()
-    if alone:
+    if measure_in_process:
         print(json.dumps([vars(row) for row in measure(args, args.names, args.batches[0])]))
         return 0
     rows = [row for group in groups(args.names) for n in args.batches for row in in_process(args, group, n)]
@@ -133,7 +133,7 @@ def in_process(args: Args, names: Sequence[str], batch: int) -> list[EnvRow]:
         UserError: the measurement failed.
     """
     what = f"{', '.join(names)}, batch {batch}"
-    rows = alone(what, ["envs", ONE], replace(args, names=tuple(names), batches=(batch,)))
+    rows = measure_in_process(what, ["envs", ONE], replace(args, names=tuple(names), batches=(batch,)))
     return [EnvRow(**row) for row in rows]
 
 

@@ -22,7 +22,7 @@ from mac.run.io.run_metadata import cpu_model, git_state
 BENCH = Path(__file__).parents[1] / "benchmark.py"
 
 
-def alone(what: str, first: Sequence[str], args: Any) -> Any:
+def measure_in_process(what: str, first: Sequence[str], args: Any) -> Any:
     """Runs `benchmark.py` in a process of its own; returns the JSON of the last line that it prints.
 
     A process of its own has its own peak memory, and may divide the CPU into another number of devices. Its

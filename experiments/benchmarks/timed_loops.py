@@ -110,7 +110,7 @@ def update_flops(algo: AbstractAlgorithm, window: Window) -> int:
     return matmul_flops(update, window, jax.eval_shape(algo.init, key), key)
 
 
-def segment(work: Work, mesh: Mesh) -> TimedLoop:
+def scan_segment(work: Work, mesh: Mesh) -> TimedLoop:
     """Returns the compiled segment: one call for all updates of all seeds."""
     keys = loop.place(mesh, loop.seed_keys(0, work.seeds), loop.SEED)
     steps = loop.place(mesh, np.arange(work.updates, dtype=np.int32), loop.ALL)

@@ -87,7 +87,7 @@ def measure_training(cfg: Config, seeds: int, *, rows: int, seconds: float, repe
     chains, speed = machine_matmuls(cfg.hidden[0], cfg.batch * cfg.candidates, seeds)
     call_s = seconds / repeats
     chains = [c.times(max(1, round(call_s * speed / c.work))) for c in chains]
-    compared = compare(MAC(cfg, SPEC), window, seeds, speed * call_s, repeats, chains)
+    compared = compare_with_python_loop(MAC(cfg, SPEC), window, seeds, speed * call_s, repeats, chains)
     matmul = [max(timings) for timings in zip(*compared.others, strict=True)]
     return TrainRow(
         width=cfg.hidden[0],
@@ -100,7 +100,7 @@ def measure_training(cfg: Config, seeds: int, *, rows: int, seconds: float, repe
     )
 
 
-def compare(
+def compare_with_python_loop(
     algo: AbstractAlgorithm,
     window: Window,
     seeds: int,
@@ -118,7 +118,7 @@ def compare(
     mesh, flop = loop.seed_mesh(seeds), timed_loops.update_flops(algo, window)
     updates = max(LEAST_UPDATES, round(EXPECTED_SHARE * matmul_flops / (flop * seeds)))
     work = timed_loops.Work(algo, window, seeds, updates, flop)
-    segment = timed_loops.segment(work, mesh)
+    segment = timed_loops.scan_segment(work, mesh)
     timed_loops.time_call(segment)
     peak = peak_bytes()  # before the Python loop adds to it
     baseline = timed_loops.python_loop(work)

@@ -27,7 +27,7 @@ from experiments.benchmarks.training import median_ratio, peak_bytes
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from experiments.launch.dataset import check_writable
-from experiments.launch.settings import parse
+from experiments.launch.settings import parse_command_line
 from mac.algorithm import AbstractAlgorithm
 from mac.data.normalize import fit_minmax
 from mac.data.quantize import LARGEST
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
 def run(args: Args, argv: Sequence[str]) -> int:
     """Measures, prints, writes the file; returns the exit status."""
     check_writable(args.dir, "--dir")
-    settings, _ = parse(["--env", args.env, "--preset", "laptop", "--seeds", str(args.seeds)])
+    settings, _ = parse_command_line(["--env", args.env, "--preset", "laptop", "--seeds", str(args.seeds)])
     spec = make(args.env, "c").spec
     folder = args.dir / f"random-{args.env}-{args.rows}"
     if not is_store(folder):

@@ -47,7 +47,7 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
-def fits(version: str, pins: str) -> bool:
+def version_fits(version: str, pins: str) -> bool:
     """Returns whether a version is within bounds such as `>=0.10.2,<0.13`."""
     have = numbers(version)
     for sign, bound in re.findall(r"(>=|<=|==|<|>|!=)\s*([\w.]+)", pins):
@@ -70,7 +70,7 @@ def check_python(data: Path) -> Iterator[Finding]:
     """Checks Python's version."""
     pins, _ = _project()
     have = ".".join(map(str, sys.version_info[:3]))
-    if fits(have, pins):
+    if version_fits(have, pins):
         yield Finding(OK, "python", f"{have} ({pins})")
     else:
         yield Finding(
@@ -104,7 +104,7 @@ def check_packages(data: Path) -> Iterator[Finding]:
     for requirement in _project()[1]:
         name, pins = re.match(r"([\w.-]+)([^;]*)", requirement).groups()  # pyright: ignore[reportOptionalMemberAccess]
         have, count = installed(name), count + 1
-        if have is None or not fits(have, pins):
+        if have is None or not version_fits(have, pins):
             wrong += 1
             yield Finding(
                 BROKEN, name, f"{have or 'not installed'}, needed is {pins}", f"pip install '{requirement}'"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.doctor_checks.findings import OK, WARNING, Finding
 from mac.atomic_files import load_json, visible
-from mac.data.provenance import describe, of_meta, origin
+from mac.data.provenance import of_meta, origin, provenance_of
 from mac.errors import UserError
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
@@ -21,7 +21,7 @@ def check_datasets(data: Path) -> Iterator[Finding]:
         home / ".d4rl" / "datasets",
         home / ".minari" / "datasets",
     ):
-        for folder, files in folders(root):
+        for folder, files in dataset_folders(root):
             found = True
             yield _line(folder, files)
         yield from _parts(root)
@@ -34,7 +34,7 @@ def check_datasets(data: Path) -> Iterator[Finding]:
         )
 
 
-def folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+def dataset_folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Yields the folders below `root` that hold datasets, with their training files."""
     by_folder: dict[Path, list[Path]] = {}
     for path in sorted(p for suffix in SUFFIXES for p in visible(root, f"**/*{suffix}")):
@@ -47,7 +47,7 @@ def _line(folder: Path, files: list[Path]) -> Finding:
     size = sum(path.stat().st_size for path in visible(folder, "*") if path.suffix in SUFFIXES)
     names = ", ".join(path.stem for path in files[:3]) + (f" and {len(files) - 3} more" if files[3:] else "")
     try:
-        labels = dict.fromkeys(describe([file], origin(file), 0).label for file in files[:3])
+        labels = dict.fromkeys(provenance_of([file], origin(file), 0).label for file in files[:3])
     except UserError as error:
         return Finding(WARNING, "data", f"{folder}: {names}", str(error))
     return Finding(OK, "data", f"{folder}: {names}, {size / 1e6:,.0f} MB; {', '.join(labels)}")

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.experts.sac import Learner, SacConfig, Transitions, init, update_actor, update_critics
+from experiments.experts.sac import (
+    Learner,
+    SacConfig,
+    Transitions,
+    initial_learner,
+    update_actor,
+    update_critics,
+)
 from experiments.experts.tasks import AbstractExpertTask, TaskState
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.run.rng_streams import Stream, stream
@@ -68,7 +75,9 @@ class StepStats(NamedTuple):
 
 
 @eqx.filter_jit
-def begin(cfg: OnlineConfig, sac: SacConfig, task: AbstractExpertTask, seed: Int[Array, ""]) -> Training:
+def initial_state(
+    cfg: OnlineConfig, sac: SacConfig, task: AbstractExpertTask, seed: Int[Array, ""]
+) -> Training:
     """Returns the state before the first iteration."""
     starts_key, learner_key = (stream(jr.key(seed), x) for x in (Stream.EXPERT_STARTS, Stream.EXPERT_INIT))
     starts = jax.vmap(task.start)(jr.split(starts_key, STARTS))
@@ -81,11 +90,11 @@ def begin(cfg: OnlineConfig, sac: SacConfig, task: AbstractExpertTask, seed: Int
     replay = Transitions(
         transitions, ring(task.action_dim), ring(), transitions, ring(), ring(dtype=jnp.bool_)
     )
-    return Training(init(sac, task.obs_dim, task.action_dim, learner_key), lanes, starts, replay)
+    return Training(initial_learner(sac, task.obs_dim, task.action_dim, learner_key), lanes, starts, replay)
 
 
 @eqx.filter_jit
-def run(
+def run_iterations(
     cfg: OnlineConfig,
     sac: SacConfig,
     task: AbstractExpertTask,
@@ -168,7 +177,7 @@ def _learn(
 
 
 @eqx.filter_jit
-def play(
+def rollout_policy(
     task: AbstractExpertTask,
     policy: GaussianPolicy,
     seed: Int[Array, ""],

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.experts.online_training import begin, play
+from experiments.experts.online_training import initial_state, rollout_policy
 from experiments.experts.sac import Transitions
 from experiments.experts.tasks import build_task
 from experiments.experts.trainer import ExpertConfig, load_policy
@@ -45,7 +45,7 @@ def dataset_path(folder: Path, task: str, level: str) -> Path:
     return folder / f"{task}-ours-{level}.hdf5"
 
 
-def record(config: ExpertConfig, folder: Path, level: str, rows: int) -> RecordedDataset:
+def record_dataset(config: ExpertConfig, folder: Path, level: str, rows: int) -> RecordedDataset:
     """Writes one dataset of the training in `folder`, with at most `rows` rows.
 
     Raises:
@@ -67,7 +67,7 @@ def replayed(config: ExpertConfig, folder: Path) -> Transitions:
     """Returns the replay buffer of a training, oldest first, [steps, lanes, ...]."""
     cfg, sac, task = config.online, config.sac, build_task(config.task, config.engine)
     with CheckpointStore(folder / "checkpoints", keep=1) as store:
-        template = jax.eval_shape(lambda: begin(cfg, sac, task, jnp.asarray(config.seed)))
+        template = jax.eval_shape(lambda: initial_state(cfg, sac, task, jnp.asarray(config.seed)))
         saved = store.restore(template, config=config.settings)
     order = np.arange(max(saved.step - cfg.capacity, 0), saved.step) % cfg.capacity
     return jax.tree.map(lambda x: np.asarray(x)[order], saved.state.replay)
@@ -77,7 +77,7 @@ def played(config: ExpertConfig, folder: Path, rows: int) -> Transitions:
     """Plays the trained policy with its noise, [steps, lanes, ...]."""
     _, policy, _ = load_policy(folder)
     task = build_task(config.task, config.engine)
-    steps = play(task, policy, jnp.asarray(config.seed), LANES, -(-rows // LANES), True)
+    steps = rollout_policy(task, policy, jnp.asarray(config.seed), LANES, -(-rows // LANES), True)
     return jax.tree.map(np.asarray, steps)
 
 

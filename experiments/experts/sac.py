@@ -75,7 +75,7 @@ class Learner(eqx.Module):
     temperature_state: optax.OptState
 
 
-def init(cfg: SacConfig, obs_dim: int, action_dim: int, key: Key[Array, ""]) -> Learner:
+def initial_learner(cfg: SacConfig, obs_dim: int, action_dim: int, key: Key[Array, ""]) -> Learner:
     """Returns a learner before the first update."""
     policy_key, critic_key = jr.split(key)
     policy = GaussianPolicy([obs_dim], cfg.hidden, action_dim, key=policy_key)
@@ -86,7 +86,7 @@ def init(cfg: SacConfig, obs_dim: int, action_dim: int, key: Key[Array, ""]) -> 
     return Learner(policy, critics, jax.tree.map(jnp.copy, critics), log_temperature, *states)
 
 
-def critic_loss(
+def sac_critic_loss(
     critics: Critics, learner: Learner, batch: Transitions, noise: Float[Array, "B A"], discount: float
 ) -> tuple[Float[Array, ""], Metrics]:
     """Computes the squared error to `r + γ m (min Q'(s', a') - α log π(a'|s'))`, summed over the critics."""
@@ -114,7 +114,7 @@ def update_critics(
 ) -> tuple[Learner, Metrics]:
     """Updates the critics, then their target networks."""
     noise = jr.normal(key, batch.action.shape)
-    grads, metrics = eqx.filter_grad(critic_loss, has_aux=True)(
+    grads, metrics = eqx.filter_grad(sac_critic_loss, has_aux=True)(
         learner.critics, learner, batch, noise, cfg.discount
     )
     critics, state = _descend(cfg, learner.critics, grads, learner.critic_state)

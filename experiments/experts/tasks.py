@@ -23,7 +23,7 @@ from envs_mjx.experts.maze_experts import DirectionActor
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.initial_state import random_start
 from envs_mjx.locomotion.maze_env import MazeEnv
-from envs_mjx.locomotion.walkers import Walker, build_walker, describe
+from envs_mjx.locomotion.walkers import Walker, build_walker, walker_mjcf
 from envs_mjx.registry import make
 from envs_mjx.rotations import rotate
 from experiments.experts.sac import Transitions
@@ -205,7 +205,7 @@ def walker_engine(walker: Walker, engine: str) -> AbstractWalkerEngine:
 
 def flat_walker(body: str) -> Walker:
     """Returns the walker of OGBench's mazes, without walls."""
-    spec = describe(f"{body}maze-medium")
+    spec = walker_mjcf(f"{body}maze-medium")
     for geom in [geom for geom in spec.worldbody.geoms if geom.name.startswith("block_")]:
         spec.delete(geom)
     model = spec.compile()

@@ -21,9 +21,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from envs_mjx.datagen.dataset_spec import versions
+from envs_mjx.datagen.dataset_spec import generation_versions
 from experiments.benchmarks.harness import write_csv
-from experiments.experts.online_training import OnlineConfig, StepStats, Training, begin, play, run
+from experiments.experts.online_training import (
+    OnlineConfig,
+    StepStats,
+    Training,
+    initial_state,
+    rollout_policy,
+    run_iterations,
+)
 from experiments.experts.sac import SacConfig
 from experiments.experts.tasks import GYM, AbstractExpertTask, DirectedPolicy, build_task
 from mac.atomic_files import read_json, replace_file, write_json
@@ -56,7 +63,13 @@ class ExpertConfig:
         """Returns the settings as plain JSON data."""
         sac = self.sac._asdict() | {"hidden": list(self.sac.hidden)}
         parts = {"online": self.online._asdict(), "sac": sac}
-        return {"task": self.task, "seed": self.seed, "engine": self.engine, **parts, "versions": versions()}
+        return {
+            "task": self.task,
+            "seed": self.seed,
+            "engine": self.engine,
+            **parts,
+            "versions": generation_versions(),
+        }
 
     def stop_after(self, done: int) -> int:
         """Returns the number of iterations at the next line of the learning curve."""
@@ -95,7 +108,7 @@ def score(task: AbstractExpertTask, policy: GaussianPolicy, seed: int) -> tuple[
     The score is the mean speed (m/s) in 300 steps, or a gym walker's mean return of one episode.
     """
     steps = 1000 if task.name in GYM else 300
-    transitions = play(task, policy, jnp.asarray(seed), EVALUATION_LANES, steps, False)
+    transitions = rollout_policy(task, policy, jnp.asarray(seed), EVALUATION_LANES, steps, False)
     reward, mask = np.asarray(transitions.reward), np.asarray(transitions.mask)
     falls = 1000 * float(1 - mask.mean())
     if task.name in GYM:
@@ -105,7 +118,7 @@ def score(task: AbstractExpertTask, policy: GaussianPolicy, seed: int) -> tuple[
     return float(ahead.mean() / (task.control_dt if task.name == "ant" else 1.0)), falls
 
 
-def train(
+def train_expert(
     config: ExpertConfig,
     folder: Path,
     command: Sequence[str],
@@ -127,7 +140,7 @@ def train(
     cfg, sac, task = config.online, config.sac, build_task(config.task, config.engine)
     seed = jnp.asarray(config.seed)
     with CheckpointStore(folder / "checkpoints", keep=1) as store:
-        state, done, points, before = begin(cfg, sac, task, seed), 0, [], 0.0
+        state, done, points, before = initial_state(cfg, sac, task, seed), 0, [], 0.0
         if store.latest() is not None:
             saved = store.restore(jax.eval_shape(lambda: state), config=config.settings)
             state, done = saved.state, saved.step
@@ -138,7 +151,7 @@ def train(
         while done < cfg.iterations:
             learn = done >= cfg.random
             until = config.stop_after(done) if learn else cfg.random
-            state, stats = run(cfg, sac, task, state, seed, jnp.asarray(done), until - done, learn)
+            state, stats = run_iterations(cfg, sac, task, state, seed, jnp.asarray(done), until - done, learn)
             done = until
             if learn:
                 points.append(_point(config, task, state, done, stats, before + time.monotonic() - clock))

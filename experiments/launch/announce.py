@@ -42,9 +42,9 @@ def announce(launch: Launch, reason: str) -> None:
     if note := cost_estimate.data_note(settings.preset, spec, known.rows, dataset.larger(launch.task_id)):
         print(f"note         {note}")
     if choice.found:
-        print(f"source       {dataset.provenance(choice.path).label}")
+        print(f"source       {dataset.dataset_provenance(choice.path).label}")
     print(f"results      {launch.folder}")
     print(f"time         {cost_estimate.describe_time(parts)}", flush=True)
     if settings.dry_run:
-        print("\n".join(cost_estimate.describe(sizes, launch.algo, spec, rows)))
+        print("\n".join(cost_estimate.cost_lines(sizes, launch.algo, spec, rows)))
         print(cost_estimate.describe_evaluation(launch.env, episodes, settings.eval.batch))

@@ -18,7 +18,7 @@ from mac.data.sampler import sample
 from mac.formatting import counted
 from mac.free_memory import Memory, free_memory
 from mac.machine import cores
-from mac.run.cost.flops import Operations, operations, total
+from mac.run.cost.flops import Operations, operations, sum_operations
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.run.report.timing import duration
 from mac.run.segment import ALL, SEED, place, seed_mesh
@@ -179,7 +179,7 @@ def product_rate(width: int = 256, seconds: float = 0.3) -> float:
 
 def seconds_to_train(plan: CostEstimate, updates: int) -> float:
     """Estimate for `updates` seed-updates on this machine."""
-    return updates * total(plan.parts).matmuls / (TRAIN_SHARE * product_rate())
+    return updates * sum_operations(plan.parts).matmuls / (TRAIN_SHARE * product_rate())
 
 
 def seconds_to_collect(rows: int) -> float:
@@ -207,7 +207,7 @@ def describe_evaluation(env: AbstractEnv, episodes: int, batch: int) -> str:
     )
 
 
-def describe(plan: CostEstimate, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:
+def cost_lines(plan: CostEstimate, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:
     """Lines for `--dry-run`; compiles an update."""
     batch, compiled = algo.sample, compile_update(plan)
     params = ", ".join(f"{name} {count:,}" for name, count in plan.params.items())
@@ -252,7 +252,7 @@ def _bytes(tree: Any) -> int:
 
 def work_lines(parts: dict[str, Operations], traffic: int) -> list[str]:
     """Operations of one update of one seed, by part, and the bytes that it moves."""
-    whole = total(parts)
+    whole = sum_operations(parts)
     lines = [
         f"arithmetic   {whole.flops / 1e9:,.4g} GFLOP per update and seed: matmuls "
         f"{whole.matmuls / 1e9:,.4g}, elementwise {whole.elementwise / 1e9:,.3g}; "

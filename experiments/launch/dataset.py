@@ -25,9 +25,9 @@ from mac.atomic_files import visible, writing
 from mac.data.checksums import KEPT, Checksums
 from mac.data.convert import Progress, Sources, convert
 from mac.data.normalize import Normalizer
-from mac.data.provenance import Provenance, describe, of_meta, origin
+from mac.data.provenance import Provenance, of_meta, origin, provenance_of
 from mac.data.shards import shard_files, sizes_of, val_file
-from mac.data.sources.catalogue import SHARDS, Listing, elsewhere, has_large_set, large_folder, listing
+from mac.data.sources.catalogue import SHARDS, Listing, elsewhere, find_listing, has_large_set, large_folder
 from mac.data.sources.download import fetch, is_here
 from mac.data.sources.http_download import Unavailable
 from mac.data.store import META, Content, Store, is_store, read_meta
@@ -84,7 +84,7 @@ def choose(data: DataConfig, env: TaskId) -> Choice:
     dataset = env.dataset
     if here := search(data, env):
         return Choice(here, "local")
-    public = listing(dataset, data.shards, data.mirror)
+    public = find_listing(dataset, data.shards, data.mirror)
     # Whoever names a mirror, or OGBench's shards, wants those.
     wanted = data.source == "generate" or (data.source == "auto" and not data.mirror)
     if wanted and not data.shards and cannot_generate(dataset) is None:
@@ -110,7 +110,7 @@ def search(data: DataConfig, env: TaskId) -> Path | None:
             shard_files(data.path)
         return data.path
     places = public_places(data, dataset) if data.source != "generate" else []
-    found = [path for path in places if _is_whole(path, listing(dataset, data.shards), data)]
+    found = [path for path in places if _is_whole(path, find_listing(dataset, data.shards), data)]
     if data.source != "download" and not data.shards:
         generated = generated_file(data, dataset)
         shards = generated.with_suffix("")  # where `generate_data.py` puts several files
@@ -122,7 +122,7 @@ def search(data: DataConfig, env: TaskId) -> Path | None:
 
 def public_places(data: DataConfig, dataset: str) -> list[Path]:
     """Lists the places of a dataset's public files, in search order."""
-    public = listing(dataset, data.shards)
+    public = find_listing(dataset, data.shards)
     if public is None:  # but somebody may have such a file
         return [data.dir / (large_folder(dataset) if data.shards else f"{dataset}.npz")]
     own = [data.dir / public.main]
@@ -205,7 +205,7 @@ def _is_whole(path: Path, public: Listing | None, data: DataConfig) -> bool:
 
 def _nowhere(data: DataConfig, dataset: str) -> str:
     """Returns the error for a dataset that exists nowhere, with a remedy."""
-    public = listing(dataset, data.shards)
+    public = find_listing(dataset, data.shards)
     why_not = cannot_generate(dataset)
     if data.source == "generate" and data.shards:
         return "--data.shards names OGBench's files; to generate as much, give --data.rows instead"
@@ -293,7 +293,7 @@ def store_name(source: Path) -> str:
     return "-".join([*above, name])
 
 
-def checksums(data: DataConfig) -> Checksums:
+def file_checksums(data: DataConfig) -> Checksums:
     """Checksums of dataset files, remembered in the folder of stores."""
     return Checksums(stores(data) / KEPT)
 
@@ -309,7 +309,7 @@ def stored_as(data: DataConfig, source: Path) -> str | None:
         if [size for _, size in meta.get("sources", [])] != [file.stat().st_size for file in files]:
             continue
         made_from = meta.get("made_from") or {"train": [], "val": []}  # not known of a completed store
-        if [*made_from["train"], *made_from["val"]] == checksums(data).of(files):
+        if [*made_from["train"], *made_from["val"]] == file_checksums(data).of(files):
             made.append((path.stat().st_mtime_ns, meta["dtype"]))
     return max(made, default=(0, None))[1]
 
@@ -325,14 +325,14 @@ def open_store(data: DataConfig, source: Path, spec: EnvSpec, progress: Progress
     if not is_store(source):
         with writing(stores(data)):
             stores(data).mkdir(parents=True, exist_ok=True)
-        files = Sources.of(source, spec, checksums(data))
+        files = Sources.of(source, spec, file_checksums(data))
         dtype = dtype or stored_as(data, source) or "float32"
         folder, old = store_folder(data, source, files, dtype), stores(data) / store_name(source)
         unused = f"{old}: the store of an earlier version, is not used any more and may be deleted"
         notes = (unused,) if is_store(old) and not folder.exists() else ()
         store = convert(files, folder, spec, dtype, progress)
         # The files may have other names, or be known as a download, since they were converted.
-        known = describe(files.train, origin(files.train[0]), store.rows, files.by_name)
+        known = provenance_of(files.train, origin(files.train[0]), store.rows, files.by_name)
         return store._replace(notes=(*store.notes, *notes), provenance=known)
     store = Store.open(source)
     if store.widths != (spec.obs_dim, spec.action_dim):
@@ -349,7 +349,7 @@ def content(data: DataConfig, source: Path, spec: EnvSpec, dtype: str) -> Conten
     """Checksums of what a dataset would be trained on; None if it was not converted yet."""
     if is_store(source):
         return Store.open(source).content
-    files = Sources.of(source, spec, checksums(data))
+    files = Sources.of(source, spec, file_checksums(data))
     meta = read_meta(store_folder(data, source, files, dtype))
     return None if meta is None else Content(*meta["content"])
 
@@ -392,12 +392,12 @@ def facts(data: DataConfig, source: Path, expected: int | None = None) -> Facts:
     return Facts(rows or data.rows, dtype, guessed=not rows)
 
 
-def provenance(source: Path) -> Provenance:
+def dataset_provenance(source: Path) -> Provenance:
     """Returns the provenance of an existing dataset, as far as its record tells."""
     if is_store(source):
         return of_meta(read_meta(source) or {})
     files = shard_files(source)
-    return describe(files, origin(files[0]), count_rows(source) or 0)
+    return provenance_of(files, origin(files[0]), count_rows(source) or 0)
 
 
 def count_rows(source: Path) -> int | None:
@@ -426,7 +426,7 @@ def check_writable(folder: Path, flag: str) -> None:
 # On the device.
 
 
-def row_bytes(spec: EnvSpec, dtype: str) -> float:
+def window_row_bytes(spec: EnvSpec, dtype: str) -> float:
     """Bytes of a row of a window; episodes are taken to be of 100 rows at least."""
     labels = _LABEL_BYTES if spec.goal_dim is None else 0
     return (spec.obs_dim + spec.action_dim) * (2 if dtype == "uint16" else 4) + labels + _INDEX_BYTES / 100
@@ -441,7 +441,7 @@ def fit_device(data: DataConfig, known: Facts, spec: EnvSpec, free: Memory | Non
         UserError: there is not enough memory for what is asked, on the host or on the device.
     """
     free = free or free_memory()
-    size = row_bytes(spec, known.dtype)
+    size = window_row_bytes(spec, known.dtype)
     resident = data.resident
     if resident == "auto":
         fits = _excess(known.rows * size, 1, free) is None

@@ -65,7 +65,7 @@ def rows_for(entry: AlgorithmEntry) -> list[dict[str, Any]]:
 def merge_rows(rows: list[dict[str, Any]], algo: str, env: TaskId, preset: str) -> dict[str, Any]:
     """Values of all rows that match, later ones winning: one dictionary per group, and maybe `steps`."""
     merged: dict[str, Any] = {group: {} for group in GROUPS}
-    for row in (row for row in rows if fits(row, algo, env, preset)):
+    for row in (row for row in rows if row_applies(row, algo, env, preset)):
         for group in GROUPS:
             merged[group] |= row.get(group, {})
         if "steps" in row:
@@ -73,7 +73,7 @@ def merge_rows(rows: list[dict[str, Any]], algo: str, env: TaskId, preset: str) 
     return merged
 
 
-def fits(row: dict[str, Any], algo: str, env: TaskId | None, preset: str) -> bool:
+def row_applies(row: dict[str, Any], algo: str, env: TaskId | None, preset: str) -> bool:
     """True if a row applies; to any environment if `env` is None.
 
     Rows that name `env.hparams_of` apply too: of `NAME-play-v0`, whose goals are whole observations, that is
@@ -108,9 +108,11 @@ def require_steps(
 
 def _missing(rows: list[dict[str, Any]], algo: str, env: TaskId, preset: str) -> UserError:
     whole = [row for row in rows if "steps" in row]
-    known = [pattern for row in whole if fits(row, algo, None, preset) for pattern in patterns(row, "env")]
+    known = [
+        pattern for row in whole if row_applies(row, algo, None, preset) for pattern in patterns(row, "env")
+    ]
     where = ", ".join(dict.fromkeys(known)) or "no environment"
-    others = [name for row in whole for name in patterns(row, "preset") if fits(row, algo, env, name)]
+    others = [name for row in whole for name in patterns(row, "preset") if row_applies(row, algo, env, name)]
     remedy = f"take --preset {others[0]}" if others else "choose another environment or preset"
     return UserError(
         f"{HPARAMS.name} has no row for --algo {algo} --env {env.name} --preset {preset} that says how long "
@@ -131,14 +133,14 @@ def build(cls: type[Any], values: dict[str, Any], where: str) -> Any:
     for key in values:
         if key not in fields:
             raise unknown_name(f"{where}: key", key, fields)
-    typed = {key: convert(value, fields[key], f"{where}: {key}") for key, value in values.items()}
+    typed = {key: to_field_type(value, fields[key], f"{where}: {key}") for key, value in values.items()}
     try:
         return cls(**typed)
     except UserError as error:  # it names a flag, but this value came from the file
         raise UserError(f"{where}: {error}") from error
 
 
-def convert(value: Any, hint: Any, where: str) -> Any:
+def to_field_type(value: Any, hint: Any, where: str) -> Any:
     """A value as TOML or JSON holds it, in a field's own type: lists become tuples, texts paths.
 
     Raises:
@@ -148,7 +150,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     for option in options:
         if typing.get_origin(option) is tuple and isinstance(value, list):
             item = typing.get_args(option)[0]
-            return tuple(convert(x, item, where) for x in value)
+            return tuple(to_field_type(x, item, where) for x in value)
         if typing.get_origin(option) is Literal and value in typing.get_args(option):
             return value
         if option is Path and isinstance(value, str):

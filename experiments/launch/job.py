@@ -1,6 +1,6 @@
 """The job of one call of `run.py`: what its settings come to, checked before anything is written.
 
-`prepare` finds the dataset, the environment, the algorithm, and what a resumed run has done already.
+`prepare_launch` finds the dataset, the environment, the algorithm, and what a resumed run has done already.
 `make_job` loads the data onto the device and gathers what `mac.run.train` needs.
 """
 
@@ -18,7 +18,7 @@ from envs_mjx.registry import TaskId, make, resolve_engine
 from experiments.launch import dataset, saved_run, sweep
 from experiments.launch.settings import RUNS, Settings, is_run, read_config
 from mac.algorithm import AbstractAlgorithm
-from mac.data.normalize import fit
+from mac.data.normalize import fit_normalizer
 from mac.data.store import Store
 from mac.data.window import make_held_out
 from mac.errors import UserError, refusal
@@ -62,13 +62,13 @@ class Launch(NamedTuple):
         return f"{self.settings.algo} on {self.settings.env}"
 
 
-def prepare(settings: Settings[Any]) -> Launch:
+def prepare_launch(settings: Settings[Any]) -> Launch:
     """Finds out what there is to do; writes nothing.
 
     Raises:
         UserError: for a folder, dataset or environment that does not fit.
     """
-    folder = settings.out or default_folder(settings)
+    folder = settings.out or default_run_folder(settings)
     reached, finished = progress_of(settings, folder)
     task_id, engine = settings.task_id, resolve_engine(settings.eval.engine)
     env = make(task_id, engine)
@@ -96,7 +96,7 @@ def choose_dataset(
     return settings, dataset.choose(settings.data, task_id)
 
 
-def default_folder(settings: Settings[Any]) -> Path:
+def default_run_folder(settings: Settings[Any]) -> Path:
     """A new folder in runs/, named after what runs in it and when it started."""
     env = settings.env.replace("/", "-")  # Minari's names have slashes
     name = f"{settings.algo}_{env}_{settings.preset}_{time.strftime('%Y%m%d-%H%M%S')}"
@@ -139,11 +139,11 @@ def make_job(launch: Launch, store: Store) -> TrainJob:
         print(f"note: {note}")
     settings, env, algo = launch.settings, launch.env, launch.algo
     if launch.reached is None:
-        normalizer, notes = fit(settings.data.normalize, store.statistics)
+        normalizer, notes = fit_normalizer(settings.data.normalize, store.statistics)
         for note in notes:
             print(f"note: {note}")
     else:  # what was trained so far goes on with the numbers that it has seen
-        parts = [each for each, its in sweep.folders(settings, launch.folder) if not its.sweep]
+        parts = [each for each, its in sweep.run_folders(settings, launch.folder) if not its.sweep]
         data = (launch.reached, store, launch.choice.path, env.spec)
         normalizer, *_ = [saved_run.resumed_normalizer(each, *data) for each in parts]
     task = launch.task_id.task

@@ -5,7 +5,7 @@ from typing import Any
 
 from baselines import algorithms
 from envs_mjx.registry import registered_names
-from experiments.launch.hparams import HPARAMS, fits, load_rows, patterns
+from experiments.launch.hparams import HPARAMS, load_rows, patterns, row_applies
 from experiments.launch.settings import PRESETS
 
 WIDTH, INDENT = 110, 16
@@ -18,13 +18,13 @@ def settings_of(algo: str, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for preset in PRESETS:
-        whole = [row for row in rows if "steps" in row and fits(row, algo, None, preset)]
+        whole = [row for row in rows if "steps" in row and row_applies(row, algo, None, preset)]
         if preset != "auto" and whole:
             found[preset] = list(dict.fromkeys(pattern for row in whole for pattern in patterns(row, "env")))
     return found
 
 
-def listing() -> str:
+def algorithm_list() -> str:
     """Every algorithm: its name, paper and year, what it learns, and the settings that it has."""
     rows, parts = load_rows(HPARAMS), []
     for name, entry in algorithms().items():

@@ -17,12 +17,12 @@ from baselines import get_algorithm
 from envs_mjx.registry import TaskId, make, parse, resolve_engine
 from experiments.cli.arguments import whole_number
 from experiments.launch import dataset
-from experiments.launch.hparams import convert
+from experiments.launch.hparams import to_field_type
 from experiments.launch.settings import DataConfig, Settings, name_one, read_settings, runs_within
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.atomic_files import read_json, write_json
 from mac.data.normalize import Normalizer
-from mac.data.provenance import from_dict as from_record
+from mac.data.provenance import provenance_from_dict as from_record
 from mac.data.store import Content, Store, read_meta
 from mac.errors import UserError, one_line
 from mac.run.evaluate import Policies
@@ -108,7 +108,7 @@ def acting_otherwise(settings: Settings[Any], changes: Sequence[str]) -> Setting
             given = whole_number(value) if hint is int else json.loads(value)
         except ValueError:
             given = value
-        values[name] = convert(given, hint, f"--hp {name}")
+        values[name] = to_field_type(given, hint, f"--hp {name}")
     return dataclasses.replace(settings, hp=dataclasses.replace(settings.hp, **values))
 
 

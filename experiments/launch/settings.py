@@ -23,10 +23,10 @@ from experiments.launch.hparams import (
     HPARAMS,
     SELECTORS,
     build,
-    convert,
     merge_rows,
     require_steps,
     rows_for,
+    to_field_type,
 )
 from mac.atomic_files import misfit, read_json, visible
 from mac.data.normalize import Normalize
@@ -166,7 +166,7 @@ class Settings(Generic[HP]):
         return parse_env(self.env)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings of the run itself as JSON data; `from_dict` is the inverse."""
+        """Returns the settings of the run itself as JSON data; `settings_from_dict` is the inverse."""
         values = dataclasses.asdict(self)
         for name in _OF_THE_LAUNCH:
             del values[name]
@@ -176,7 +176,7 @@ class Settings(Generic[HP]):
 _OF_THE_LAUNCH = ("out", "resume", "dry_run", "list")
 
 
-def from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
+def settings_from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
     """Settings from a file's values; what they leave out keeps its default.
 
     Args:
@@ -198,7 +198,7 @@ def from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any
         if not isinstance(given, dict):
             raise UserError(f"{where}: {name} = {given!r} must be a table")
         groups[name] = build(cls, given, f"{where}, {name}")
-    top = {k: convert(v, hints[k], f"{where}: {k}") for k, v in values.items() if k not in groups}
+    top = {k: to_field_type(v, hints[k], f"{where}: {k}") for k, v in values.items() if k not in groups}
     return Settings(**groups, **top)
 
 
@@ -225,7 +225,7 @@ class _First(NamedTuple):
     help: bool
 
 
-def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
+def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
     """Settings for a command line, and the reason for the preset. Starts JAX.
 
     Raises:
@@ -246,7 +246,7 @@ def parse(argv: Sequence[str]) -> tuple[Settings[Any], str]:
         values, where, reason = saved, str(first.out), "of the run that is continued"
     else:
         values, where = merge_rows(rows, *asked), str(HPARAMS)
-    default = from_dict(values | chosen, entry.config, where)
+    default = settings_from_dict(values | chosen, entry.config, where)
     if not saved:
         require_steps(values, rows, *asked)
     settings = read_flags(Settings[entry.config], argv, PROGRAM, default)
@@ -358,4 +358,4 @@ def read_settings(folder: Path) -> Settings[Any]:
     """
     values = read_config(folder)
     entry = get_algorithm(values["algo"], f"{folder / CONFIG}: algo")
-    return from_dict(values, entry.config, str(folder / CONFIG))
+    return settings_from_dict(values, entry.config, str(folder / CONFIG))

@@ -33,11 +33,11 @@ def variants(settings: Settings[Any]) -> tuple[Variant, ...]:
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         name = ",".join(f"{key}={_brief(value)}" for key, value in chosen.items())
-        found.append(Variant(name, chosen, alone(settings, chosen).to_dict()))
+        found.append(Variant(name, chosen, variant_settings(settings, chosen).to_dict()))
     return tuple(found)
 
 
-def alone(settings: Settings[Any], values: dict[str, float]) -> Settings[Any]:
+def variant_settings(settings: Settings[Any], values: dict[str, float]) -> Settings[Any]:
     """Settings of a run of its own that does what one configuration of the sweep does.
 
     Raises:
@@ -46,13 +46,13 @@ def alone(settings: Settings[Any], values: dict[str, float]) -> Settings[Any]:
     return dataclasses.replace(settings, hp=dataclasses.replace(settings.hp, **values), sweep=())
 
 
-def folders(settings: Settings[Any], folder: Path) -> Iterator[tuple[Path, Settings[Any]]]:
+def run_folders(settings: Settings[Any], folder: Path) -> Iterator[tuple[Path, Settings[Any]]]:
     """Every folder in which the launch leaves a record, with the settings that belong there: `folder`, and
     in a sweep those of its configurations.
     """
     yield folder, settings
     for variant in variants(settings) if settings.sweep else ():
-        yield folder / variant.name, alone(settings, variant.values)
+        yield folder / variant.name, variant_settings(settings, variant.values)
 
 
 def _brief(value: float) -> str:

@@ -61,7 +61,9 @@ def check_horizon(flag: str, horizon: int, chunk: int, store: Store) -> None:
         check_sequences(f"{where}, {store.path}", store.val.length, chunk, horizon // chunk)
 
 
-def measure(nets: MLP, window: Window, chunk: int, horizon: int, trajectories: int, seed: int) -> Errors:
+def open_loop_errors(
+    nets: MLP, window: Window, chunk: int, horizon: int, trajectories: int, seed: int
+) -> Errors:
     """Measures errors of dynamics networks at every multiple of `chunk` up to `horizon`.
 
     Each network starts at a real state, takes the real actions, and predicts every state from its previous

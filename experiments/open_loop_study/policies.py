@@ -9,7 +9,7 @@ from experiments import evaluate
 from experiments.benchmarks.harness import write_csv
 from experiments.launch import saved_run
 from experiments.open_loop_study.figures import draw_policies
-from experiments.open_loop_study.open_loop import check_horizon, held_out, measure, network_of
+from experiments.open_loop_study.open_loop import check_horizon, held_out, network_of, open_loop_errors
 from experiments.open_loop_study.rows import PolicyRow
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.report.stats import Curve, check_rows, learning_curve
@@ -32,7 +32,7 @@ def compare_policies(
     data = "; ".join(dict.fromkeys(row.data for row in rows))
     write_csv(out / "success.csv", rows, command, data=data)
     draw_policies(rows, out / "success.png", title=title, data=data)
-    print_tables(table(rows, title, data))
+    print_tables(policy_table(rows, title, data))
     print(f"  {out / 'success.csv'}\n  {out / 'success.png'}")
 
 
@@ -43,7 +43,7 @@ def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> lis
     store = saved_run.open_dataset(folder, run.settings, run.algo.env)
     real = held_out(store, run.normalizer)
     check_horizon(f"{folder}: --horizon", horizon, chunk, store)
-    errors = measure(network, real, chunk, horizon, trajectories, seed)
+    errors = open_loop_errors(network, real, chunk, horizon, trajectories, seed)
     scores = success_of(run)
     return [
         PolicyRow(
@@ -77,7 +77,7 @@ def success_of(run: saved_run.SavedRun) -> Curve:
     return learning_curve(rows)
 
 
-def table(rows: Sequence[PolicyRow], title: str, data: str) -> Table:
+def policy_table(rows: Sequence[PolicyRow], title: str, data: str) -> Table:
     """Returns a table with one line per seed, and the origin of the data."""
     shown = Table(title=title, title_justify="left", caption=f"data: {data}", caption_justify="left")
     for name in ("run", "chunk", "seed", "success", "error", "constant state"):

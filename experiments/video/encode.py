@@ -21,7 +21,7 @@ EXACT = 128  # colours of a GIF that are kept exactly
 HOLD = 1.5  # duration of the last picture, s
 
 
-def check_file(path: Path) -> None:
+def check_film_file(path: Path) -> None:
     """Checks that a film of this name can be written, before any episode is played.
 
     Raises:

@@ -51,7 +51,7 @@ def pieces(model: mujoco.MjModel, body: str) -> list[Shape]:
     return found
 
 
-def outline(points: np.ndarray) -> np.ndarray:
+def convex_hull(points: np.ndarray) -> np.ndarray:
     """Returns the corners of the convex hull of points[n, 2], counter-clockwise."""
 
     def half(ordered: np.ndarray) -> list[np.ndarray]:

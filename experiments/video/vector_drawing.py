@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from envs_mjx.manipulation.assets import ARM, GRIPPER
 from envs_mjx.manipulation.observation import Objects
 from envs_mjx.manipulation.scenes import Scene
-from experiments.video.outlines import Shape, View, cube_corners, outline, pieces, views
+from experiments.video.outlines import Shape, View, convex_hull, cube_corners, pieces, views
 from experiments.video.record import Film, caption, status
 
 COLUMNS = 4  # seeds in a row
@@ -67,7 +67,7 @@ class Panel:
             patch.set_xy(self._project(data, piece))
         for number, patch in enumerate(self.cubes):
             body = scene.model.body(f"object_{number}").id
-            patch.set_xy(outline(cube_corners(data.xpos[body], data.xmat[body].reshape(3, 3))[:, (i, j)]))
+            patch.set_xy(convex_hull(cube_corners(data.xpos[body], data.xmat[body].reshape(3, 3))[:, (i, j)]))
         for number, patch in enumerate(self.buttons):
             patch.set_facecolor(BUTTONS[int(buttons[number])])
             self._place_button(patch, number, data.qpos[scene.button_qpos[number]])
@@ -87,7 +87,7 @@ class Panel:
 
     def _project(self, data: mujoco.MjData, piece: Shape) -> np.ndarray:
         corners = data.xpos[piece.body] + piece.corners @ data.xmat[piece.body].reshape(3, 3).T
-        return outline(corners[:, self.view.axes])
+        return convex_hull(corners[:, self.view.axes])
 
     def _patch(self, color: str, alpha: float, order: int) -> Polygon:
         patch = Polygon(
@@ -128,7 +128,7 @@ class Panel:
         (i, j), scene = self.view.axes, self.scene
         for number, pos in enumerate(self.target.cubes):
             color = CUBES[number % len(CUBES)]
-            corners = outline(cube_corners(pos, np.eye(3))[:, (i, j)])
+            corners = convex_hull(cube_corners(pos, np.eye(3))[:, (i, j)])
             self.axes.add_patch(Polygon(corners, facecolor=color, alpha=0.18, lw=0, zorder=3))
             self.axes.add_patch(
                 Polygon(corners, fill=False, edgecolor=color, lw=1.3, ls=(0, (3, 2)), zorder=3)

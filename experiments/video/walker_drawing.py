@@ -15,7 +15,7 @@ from envs_mjx.locomotion.maze_env import SUCCESS_RADIUS, MazeEnv
 from envs_mjx.locomotion.mazes import TELEPORT_RADIUS, UNIT
 from envs_mjx.locomotion.walkers import Walker
 from experiments.launch.saved_run import SavedRun
-from experiments.video.outlines import outline
+from experiments.video.outlines import convex_hull
 from experiments.video.record import play_ours
 from experiments.video.vector_drawing import COLUMNS, STATUS_COLORS, fit_width
 
@@ -60,7 +60,7 @@ def returns(track: Track) -> np.ndarray:
     return np.cumsum(np.where(moved, track.reward, 0.0), axis=0)
 
 
-def caption(walker: Walker, track: Track, k: int, s: int) -> tuple[str, str]:
+def walker_caption(walker: Walker, track: Track, k: int, s: int) -> tuple[str, str]:
     """Returns the status of seed `s` at frame `k`, as text, and its colour."""
     time = f"{track.t[k, s] * walker.control_dt:6.2f} s"
     if walker.maze is None:
@@ -78,7 +78,7 @@ def shadow(walker: Walker, data: mujoco.MjData, axes: tuple[int, int]) -> list[n
             half = 0.0
         along = data.geom_xmat[geom].reshape(3, 3)[:, 2] * half
         ends = np.stack([data.geom_xpos[geom] + along, data.geom_xpos[geom] - along])[:, list(axes)]
-        found.append(outline((ends[:, None] + radius * _ROUND).reshape(-1, 2)))
+        found.append(convex_hull((ends[:, None] + radius * _ROUND).reshape(-1, 2)))
     return found
 
 
@@ -149,7 +149,7 @@ class _Panel:
             path = track.qpos[: k + 1, s, :2].copy()
             path[1:][np.linalg.norm(np.diff(path, axis=0), axis=1) > UNIT / 2] = np.nan  # a teleport
             self.path.set_data(*path.T)
-        text, color = caption(self.walker, track, k, s)
+        text, color = walker_caption(self.walker, track, k, s)
         self.axes.set_title(text, loc="right", fontsize=9, color=color, pad=3)
 
     def _draw_maze(self) -> None:

@@ -18,7 +18,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.config import Config
-from mac.mac import MAC, AbstractChunkPolicy, Goal, Nets, States, flow_and_student, integrate
+from mac.mac import MAC, AbstractChunkPolicy, Goal, Nets, States, flow_and_student, integrate_flow
 from mac.nn.mlp import MLP, scalar
 from mac.ops.flow import flow_matching_loss
 from mac.ops.losses import Losses, mse
@@ -72,7 +72,7 @@ class QMaximizingFlow(AbstractChunkPolicy[MACFQLConfig]):
         With values of the kind "bce" Q is its network's output, a logit.
         """
         noise = jr.normal(key, tau.action.shape)
-        teacher = integrate(sg(nets.flow), tau.obs, g, noise, cfg.flow_steps)
+        teacher = integrate_flow(sg(nets.flow), tau.obs, g, noise, cfg.flow_steps)
         chunk = nets.policy(tau.obs, g, noise)
         q = scalar(sg(nets.q), tau.obs, g, jnp.clip(chunk, -1, 1))
         q_loss = -jnp.mean(q) / sg(jnp.mean(jnp.abs(q)))

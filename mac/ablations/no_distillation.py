@@ -13,7 +13,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.config import Config
-from mac.mac import MAC, AbstractChunkPolicy, Goal, Nets, States, flow_and_student, integrate
+from mac.mac import MAC, AbstractChunkPolicy, Goal, Nets, States, flow_and_student, integrate_flow
 from mac.nn.mlp import MLP
 from mac.ops.flow import flow_matching_loss
 from mac.ops.losses import Losses, mse
@@ -61,7 +61,7 @@ class UndistilledFlow(AbstractChunkPolicy[NoDistillConfig]):
         acting: bool,
     ) -> Float[Array, "n B A"]:
         del acting
-        return integrate(nets.flow, s, g, noise, cfg.flow_steps)
+        return integrate_flow(nets.flow, s, g, noise, cfg.flow_steps)
 
 
 class RegressedChunks(AbstractChunkPolicy[NoDistillConfig]):

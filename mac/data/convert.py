@@ -22,7 +22,7 @@ import numpy as np
 
 from mac.atomic_files import load_json, locked, read_json, write_json, writing
 from mac.data.checksums import KEPT, Checksums
-from mac.data.provenance import describe, origin
+from mac.data.provenance import origin, provenance_of
 from mac.data.quantize import Codec, ColumnSummary, fit_affine, merge_summaries
 from mac.data.raw_dataset import RawDataset, check_file
 from mac.data.shards import (
@@ -36,7 +36,7 @@ from mac.data.shards import (
     sizes_in,
     sizes_of,
     statistics,
-    summarize,
+    summarize_columns,
     val_file,
     write_rows,
 )
@@ -229,7 +229,9 @@ class _Conversion:
         part, checksum = read_part(kept), self.sources.by_name[file.name]
         if part is None or part.sha256 != checksum:
             data = self._read(file)
-            part = ConvertedShard(file.name, checksum, None, len(data.obs), list(data.notes), summarize(data))
+            part = ConvertedShard(
+                file.name, checksum, None, len(data.obs), list(data.notes), summarize_columns(data)
+            )
             write_json(kept, part._asdict())
         if file in self.files:
             self._count(part.rows)
@@ -246,7 +248,7 @@ class _Conversion:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             loss = write_rows(new, data, codec)
-            facts = (len(data.obs), list(data.notes), summarize(data), loss, sizes_in(new))
+            facts = (len(data.obs), list(data.notes), summarize_columns(data), loss, sizes_in(new))
             part = ConvertedShard(file.name, checksum, plain, *facts)
             write_json(new / SHARD, part._asdict())
             os.replace(new, folder)
@@ -320,7 +322,7 @@ class _Conversion:
             "statistics": statistics(found, val).to_dict(),
             "sources": [[file.name, file.stat().st_size] for file in (*self.files, *self.val)],
             "checksums": checksums,
-            "source": describe(self.files, made_by, rows, checksums).to_dict(),
+            "source": provenance_of(self.files, made_by, rows, checksums).to_dict(),
             "made_by": made_by,
         }
 

@@ -63,7 +63,7 @@ _BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeE
 _damage = partial(damage, broken=_BROKEN, split="split the file")
 
 
-def read(path: str | Path, limit: int | None = None) -> RawDataset:
+def read_hdf5(path: str | Path, limit: int | None = None) -> RawDataset:
     """Reads and checks one file.
 
     Args:

@@ -61,7 +61,7 @@ Normalize = Literal["minmax", "standard", "none"]
 """By half range; by standard deviation; or not at all."""
 
 
-def fit(how: Normalize, found: Statistics) -> tuple[Normalizer, tuple[str, ...]]:
+def fit_normalizer(how: Normalize, found: Statistics) -> tuple[Normalizer, tuple[str, ...]]:
     """The map of a kind for a dataset, and notes on it.
 
     The statistics are those of the validation rows, as in the authors' implementation, and of the training
@@ -92,7 +92,7 @@ def fit(how: Normalize, found: Statistics) -> tuple[Normalizer, tuple[str, ...]]
 
 def fit_minmax(obs: Float[np.ndarray, "N D"]) -> Normalizer:
     """Centre and half range of each column of `obs`, in the environment's units."""
-    return fit("minmax", Statistics(summarize(obs), None))[0]
+    return fit_normalizer("minmax", Statistics(summarize(obs), None))[0]
 
 
 def _of(how: Normalize, rows: ColumnSummary) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:

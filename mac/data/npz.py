@@ -76,7 +76,7 @@ _BLOCK = 1 << 20  # bytes read at a time
 _END = 22 + (1 << 16)  # bytes that the end of a zip takes at most, its comment included
 
 
-def read(path: str | Path) -> RawDataset:
+def read_npz(path: str | Path) -> RawDataset:
     """Reads and checks one file; extra keys (`qpos`, `rewards`, ...) are ignored.
 
     A file that stops within an episode keeps that part: its last state becomes the end of a

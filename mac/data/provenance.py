@@ -46,7 +46,7 @@ class Provenance(NamedTuple):
     facts: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns it as JSON data; `from_dict` is the inverse."""
+        """Returns it as JSON data; `provenance_from_dict` is the inverse."""
         return {"kind": self.kind, "label": self.label, **self.facts}
 
 
@@ -54,7 +54,7 @@ UNKNOWN = Provenance("unknown", "unknown source", {})
 """Of a store that was made before stores knew."""
 
 
-def from_dict(values: Any) -> Provenance:
+def provenance_from_dict(values: Any) -> Provenance:
     """Inverse of `Provenance.to_dict`; `UNKNOWN` for anything else."""
     if not isinstance(values, dict) or not {"kind", "label"} <= values.keys():
         return UNKNOWN
@@ -65,12 +65,12 @@ def from_dict(values: Any) -> Provenance:
 def of_meta(meta: Mapping[str, Any]) -> Provenance:
     """Returns the provenance that a store's description records."""
     if "source" in meta:
-        return from_dict(meta["source"])
+        return provenance_from_dict(meta["source"])
     rows = sum(meta.get("train", {}).values())
     return generated(meta.get("made_by"), rows) or UNKNOWN
 
 
-def describe(
+def provenance_of(
     files: Sequence[Path], made_by: Any, rows: int, checksums: Mapping[str, str] | None = None
 ) -> Provenance:
     """Returns the provenance of files that are about to be used.
@@ -134,7 +134,7 @@ def ledger(folder: Path) -> dict[str, DownloadRecord]:
         raise UserError(f"{path}: holds no record of downloads; restore it or delete it") from error
 
 
-def record(path: Path, entry: DownloadRecord) -> None:
+def record_download(path: Path, entry: DownloadRecord) -> None:
     """Adds a downloaded file to the record of its folder."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with locked(path.with_name(f".{LEDGER}.lock")):

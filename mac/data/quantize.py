@@ -27,7 +27,7 @@ class Affine(NamedTuple):
     def encode(self, rows: Float[np.ndarray, "N D"]) -> UInt16[np.ndarray, "N D"]:
         """The nearest codes; values that the map was not fitted to are cut to its range."""
         codes = np.empty(rows.shape, np.uint16)
-        for block in blocks(len(rows)):
+        for block in row_blocks(len(rows)):
             code = np.rint((rows[block].astype(np.float64) - self.low) / self.step)
             codes[block] = np.clip(code, 0, LARGEST)
         return codes
@@ -35,7 +35,7 @@ class Affine(NamedTuple):
     def decode(self, codes: UInt16[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
         """The values, rounded to float32."""
         rows = np.empty(codes.shape, np.float32)
-        for block in blocks(len(codes)):
+        for block in row_blocks(len(codes)):
             rows[block] = self.low + self.step * codes[block]
         return rows
 
@@ -114,7 +114,7 @@ class CodingLoss(NamedTuple):
         return cls(rows=int(values["rows"]), **parts)
 
 
-def blocks(rows: int) -> Iterator[slice]:
+def row_blocks(rows: int) -> Iterator[slice]:
     """The rows 0, ..., rows - 1 in slices of at most `BLOCK`."""
     return (slice(i, min(i + BLOCK, rows)) for i in range(0, rows, BLOCK))
 
@@ -122,7 +122,7 @@ def blocks(rows: int) -> Iterator[slice]:
 def summarize(rows: Float[np.ndarray, "N D"]) -> ColumnSummary:
     """The summary of at least one row, in float64 whatever the rows are."""
     parts = []
-    for block in blocks(len(rows)):
+    for block in row_blocks(len(rows)):
         part = rows[block].astype(np.float64)
         mean = part.mean(axis=0)
         square = np.square(part - mean).sum(axis=0)
@@ -165,7 +165,7 @@ def coding_loss(
 ) -> CodingLoss:
     """Measures the error of storing `rows` as `codes`."""
     largest, square = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
-    for block in blocks(len(rows)):
+    for block in row_blocks(len(rows)):
         apart = np.abs(affine.low + affine.step * codes[block] - rows[block])
         largest = np.maximum(largest, apart.max(axis=0))
         square = square + np.square(apart).sum(axis=0)

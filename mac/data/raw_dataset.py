@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped
 
-from mac.data.quantize import BLOCK, blocks, summarize
+from mac.data.quantize import BLOCK, row_blocks, summarize
 from mac.errors import UserError, one_line, refusal, remedy
 from mac.formatting import counted, listed, share
 
@@ -213,7 +213,7 @@ class Arrays:
         with np.errstate(over="ignore", invalid="ignore"):
             converted = np.ascontiguousarray(value, dtype=np.float32)
         if value.dtype.kind != "f":
-            large = any(bool((np.abs(converted[block]) > _WHOLE).any()) for block in blocks(len(value)))
+            large = any(bool((np.abs(converted[block]) > _WHOLE).any()) for block in row_blocks(len(value)))
             rounded = ", the largest of them rounded" if large else ""
             self.notes[f"'{key}' are whole numbers ({value.dtype}), read as float32{rounded}"] = None
         check_values(self.path, f"{self.inside}{key}", converted)
@@ -262,7 +262,9 @@ def check_range(path: Path, action: Float32[np.ndarray, "N A"], key: str = "acti
 
 def _rows_with(test: Callable[[np.ndarray], np.ndarray], value: np.ndarray) -> Bool[np.ndarray, " N"]:
     """The rows in which some entry passes a test; a block at a time, to save memory."""
-    found = [test(value[block]).reshape(len(value[block]), -1).any(axis=1) for block in blocks(len(value))]
+    found = [
+        test(value[block]).reshape(len(value[block]), -1).any(axis=1) for block in row_blocks(len(value))
+    ]
     return np.concatenate(found)
 
 
@@ -335,7 +337,7 @@ def joints(obs: Float32[np.ndarray, "N D"], next_obs: Float32[np.ndarray, "N D"]
     A skipped row that moves no column by as much is not found.
     """
     differ = np.zeros(len(obs), bool)
-    for rows in blocks(len(obs) - 1):
+    for rows in row_blocks(len(obs) - 1):
         differ[rows] = (next_obs[rows] != obs[1:][rows]).any(axis=1)
     jump, single, at = np.zeros(len(obs), bool), np.zeros(len(obs), bool), np.flatnonzero(differ)
     if at.size:

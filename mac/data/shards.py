@@ -49,7 +49,7 @@ def read_file(file: Path, spec: EnvSpec) -> RawDataset:
     Raises:
         UserError: it is damaged, or lacks what the environment needs.
     """
-    data = hdf5.read(file, spec.max_steps) if file.suffix in hdf5.SUFFIXES else npz.read(file)
+    data = hdf5.read_hdf5(file, spec.max_steps) if file.suffix in hdf5.SUFFIXES else npz.read_npz(file)
     if spec.recorded and data.fell is None:
         raise UserError(
             f"{file}: holds no rewards, which {spec.name} takes from its data; give D4RL's or Minari's hdf5"
@@ -88,7 +88,7 @@ def sizes_in(folder: Path) -> dict[str, int]:
     return found
 
 
-def summarize(data: RawDataset) -> list[dict[str, Any]]:
+def summarize_columns(data: RawDataset) -> list[dict[str, Any]]:
     """Summaries of observations and of actions, as plain data."""
     return [coding.summarize(rows).to_dict() for rows in (data.obs, data.action)]
 

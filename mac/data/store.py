@@ -147,10 +147,10 @@ class Split(NamedTuple):
         Raises:
             UserError: the file cannot be read, or is damaged.
         """
-        read_rows(getattr(self, name), int(self.first[first]), out)
+        copy_rows(getattr(self, name), int(self.first[first]), out)
         if self.checks is None:
             return
-        found = checksums(out, self.length[first:last])
+        found = episode_checksums(out, self.length[first:last])
         wrong = np.flatnonzero(found != self.checks[first:last, ROWS.index(name)])
         if wrong.size:
             raise _damaged(
@@ -338,7 +338,7 @@ def is_store(path: Path) -> bool:
     return (path / META).is_file()
 
 
-def read_rows(array: Any, start: int, out: Shaped[np.ndarray, "M ..."]) -> None:
+def copy_rows(array: Any, start: int, out: Shaped[np.ndarray, "M ..."]) -> None:
     """Copies rows of an array or of a file from `start` on into `out`, which is contiguous.
 
     Raises:
@@ -353,7 +353,9 @@ def read_rows(array: Any, start: int, out: Shaped[np.ndarray, "M ..."]) -> None:
 # Checksums.
 
 
-def checksums(rows: Shaped[np.ndarray, "N ..."], length: Int[np.ndarray, " E"]) -> UInt32[np.ndarray, " E"]:
+def episode_checksums(
+    rows: Shaped[np.ndarray, "N ..."], length: Int[np.ndarray, " E"]
+) -> UInt32[np.ndarray, " E"]:
     """CRC-32 of the rows of each episode, of which `rows`, contiguous, holds one after the other."""
     view, width = rows.reshape(-1).view(np.uint8).data, rows[:1].nbytes
     ends = np.cumsum(length) * width
@@ -389,7 +391,9 @@ def seal(meta: Mapping[str, Any]) -> int:
 def save_checks(folder: Path, length: Int[np.ndarray, " E"], arrays: Sequence[np.ndarray]) -> None:
     """Writes the checksums of a split's rows; `arrays` are as they are stored, in the order of `ROWS`."""
     with open(folder / CHECKS, "wb") as file:
-        np.save(file, np.stack([checksums(np.ascontiguousarray(rows), length) for rows in arrays], axis=1))
+        np.save(
+            file, np.stack([episode_checksums(np.ascontiguousarray(rows), length) for rows in arrays], axis=1)
+        )
         fsync(file)
 
 

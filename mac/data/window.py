@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mac.data.normalize import Normalizer
-from mac.data.quantize import Affine, blocks
+from mac.data.quantize import Affine, row_blocks
 from mac.data.store import Store, spans
 from mac.errors import UserError
 from mac.formatting import counted
@@ -224,7 +224,7 @@ def _labels(
     """Reward and mask of the first `rows` rows, a block at a time; 0 of those that are room only."""
     reward, mask = (aligned_empty((len(stored),), np.dtype(np.float32)) for _ in range(2))
     reward[rows:] = mask[rows:] = 0
-    for block in blocks(rows):
+    for block in row_blocks(rows):
         values = stored[block]
         reward[block], mask[block] = relabel(values if affine is None else affine.decode(values))
     return reward, mask

@@ -22,7 +22,7 @@ def glorot_uniform(
     return jr.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+def broadcast_add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x + y` whose leading axes broadcast; spelled out, since implicit promotion hides mistakes."""
     shape = jnp.broadcast_shapes(x.shape, y.shape)
     return jnp.broadcast_to(x, shape) + jnp.broadcast_to(y, shape)
@@ -35,7 +35,7 @@ def layer_norm(
     mean = jnp.mean(x, axis=-1, keepdims=True)
     var = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
     unit = (x - mean) * jax.lax.rsqrt(jnp.maximum(var, 0.0) + LAYER_NORM_EPS)
-    return add(unit * jnp.broadcast_to(scale, x.shape), bias)
+    return broadcast_add(unit * jnp.broadcast_to(scale, x.shape), bias)
 
 
 class Dense(eqx.Module):
@@ -49,7 +49,7 @@ class Dense(eqx.Module):
         self.bias = jnp.zeros(out_size)
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        return add(x @ self.weight, self.bias)
+        return broadcast_add(x @ self.weight, self.bias)
 
 
 Norm = tuple[Float[Array, " W"], Float[Array, " W"]] | None
@@ -133,7 +133,7 @@ class MLP(eqx.Module):
         ends = accumulate(x.shape[-1] for x in given)
         x = first.bias
         for part, end in zip(given, ends, strict=True):
-            x = add(x, part @ first.weight[end - part.shape[-1] : end])
+            x = broadcast_add(x, part @ first.weight[end - part.shape[-1] : end])
         # XLA's CPU matmuls, and above all their gradients, are faster with a single leading axis.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         for norm, dense in zip(self.norm, rest, strict=True):

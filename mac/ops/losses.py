@@ -50,7 +50,7 @@ def normalised(q: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.mean(q) / sg(jnp.mean(jnp.abs(q)) + 1e-6)
 
 
-def total(losses: Losses, **logged: Float[Array, "..."]) -> tuple[Float[Array, ""], Metrics]:
+def sum_losses(losses: Losses, **logged: Float[Array, "..."]) -> tuple[Float[Array, ""], Metrics]:
     """Sum of all losses, and what to log: each of them, and the means of other arrays.
 
     The name of such an array has `__` for the `/` of its metric: `critic__q_mean`.

@@ -20,7 +20,7 @@ from mac.nn.critics import aggregate, critic_loss, twin_critics
 from mac.nn.gaussian_policy import TanhGaussian, normal_log_prob
 from mac.nn.mlp import MLP, Style
 from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
-from mac.ops.losses import advantage_weight, cross_entropy, expectile_loss, normalised, total
+from mac.ops.losses import advantage_weight, cross_entropy, expectile_loss, normalised, sum_losses
 from mac.types import Batch, Subgoals
 from tests.helpers.algorithm_cases import GOALS_ONLY, make
 from tests.helpers.toy_env import SPEC
@@ -61,7 +61,7 @@ def test_normalised_value_rises_along_the_value():
 
 
 def test_total_adds_losses_and_logs_means():
-    got, metrics = total({"a/loss": jnp.asarray(1.0), "b/loss": jnp.asarray(2.0)}, a__x=jnp.arange(3.0))
+    got, metrics = sum_losses({"a/loss": jnp.asarray(1.0), "b/loss": jnp.asarray(2.0)}, a__x=jnp.arange(3.0))
     assert float(got) == 3 and {k: float(v) for k, v in metrics.items()} == {
         "a/loss": 1, "b/loss": 2, "a/x": 1,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from experiments.launch import dataset
 from experiments.launch.settings import DataConfig
 from experiments.run import main as train
 from mac.data import convert
-from mac.data.npz import read
+from mac.data.npz import read_npz
 from mac.data.store import Store
 from mac.errors import UserError
 from tests.helpers.command_line import SIZES, arrays, params
@@ -42,7 +42,7 @@ def files_of(store: Path) -> dict[str, bytes]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are read."""
     names: list[str] = []
-    monkeypatch.setattr(convert, "read_file", lambda path, spec: names.append(path.name) or read(path))
+    monkeypatch.setattr(convert, "read_file", lambda path, spec: names.append(path.name) or read_npz(path))
     return names
 
 
@@ -64,7 +64,7 @@ def test_losses_and_origin_are_kept(tmp_path: Path, shards: Path):
     (shards / "toy.json").write_text(json.dumps({"seed": 7, "versions": {"mujoco": "3"}}))
     store = convert.prepare(shards, tmp_path / "s", SPEC, "uint16")
     meta = json.loads((store.path / "meta.json").read_text())
-    rows = np.concatenate([read(f).obs for f in sorted(shards.glob("toy-00?.npz"))])
+    rows = np.concatenate([read_npz(f).obs for f in sorted(shards.glob("toy-00?.npz"))])
     got = np.concatenate([split.codec.obs.decode(split.obs[:]) for split in store.train if split.codec])
     quality, apart = meta["quality"]["obs"], np.abs(got.astype(np.float64) - rows)
     np.testing.assert_allclose(quality["std"], rows.astype(np.float64).std(axis=0), rtol=1e-9)
@@ -142,8 +142,8 @@ def test_shard_that_changed_or_was_damaged_is_converted_again(
     reads.clear()
     store = convert.prepare(shards, tmp_path / "store", SPEC)
     assert reads[:2] == ["toy-000.npz", "toy-001.npz"]
-    np.testing.assert_array_equal(store.train[0].obs, read(shards / "toy-000.npz").obs)
-    np.testing.assert_array_equal(store.train[1].obs, read(shards / "toy-001.npz").obs)
+    np.testing.assert_array_equal(store.train[0].obs, read_npz(shards / "toy-000.npz").obs)
+    np.testing.assert_array_equal(store.train[1].obs, read_npz(shards / "toy-001.npz").obs)
 
 
 def test_the_asked_type_replaces_another_and_none_keeps_it(tmp_path: Path, shards: Path, reads: list[str]):

@@ -26,9 +26,9 @@ def gpu(host: float, device: float) -> Memory:
 
 
 def test_bytes_of_a_row():
-    assert dataset.row_bytes(GOALS, "uint16") == pytest.approx(104 * 2, abs=0.2)
+    assert dataset.window_row_bytes(GOALS, "uint16") == pytest.approx(104 * 2, abs=0.2)
     single = GOALS._replace(goal_dim=None)  # rewards and masks are float32
-    assert dataset.row_bytes(single, "float32") == pytest.approx(104 * 4 + 8, abs=0.2)
+    assert dataset.window_row_bytes(single, "float32") == pytest.approx(104 * 4 + 8, abs=0.2)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from experiments import doctor
 from experiments.doctor_checks import checks as checkups
 from experiments.doctor_checks import datasets
 from experiments.doctor_checks.findings import BROKEN, OK, WARNING, Finding
-from mac.data.provenance import DownloadRecord, record
+from mac.data.provenance import DownloadRecord, record_download
 from tests.helpers.doctor import only, report, versions
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def test_a_variable_that_is_ignored_is_a_warning(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_bounds_of_versions(version: str, pins: str, inside: bool):
-    assert checkups.fits(version, pins) == inside
+    assert checkups.version_fits(version, pins) == inside
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch):
@@ -223,7 +223,7 @@ def test_datasets_are_listed_with_sizes_and_labels(home: Path):
     came = Path("data/downloads/d4rl/hopper_medium-v2.hdf5")
     came.parent.mkdir(parents=True)
     came.write_bytes(b"x")
-    record(came, DownloadRecord("0", 1, "https://rail.eecs.berkeley.edu/a", "D4RL"))
+    record_download(came, DownloadRecord("0", 1, "https://rail.eecs.berkeley.edu/a", "D4RL"))
     theirs = home / ".ogbench/data/cube-single-play-v0.npz"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"x")

@@ -9,7 +9,7 @@ from experiments.launch import cost_estimate, dataset
 from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows
 from mac.algorithm import AbstractAlgorithm
 from mac.free_memory import Memory
-from mac.run.cost.flops import Operations, total
+from mac.run.cost.flops import Operations, sum_operations
 from mac.types import EnvSpec
 from tests.helpers.toy_env import GOAL_SPEC, SPEC
 
@@ -51,7 +51,7 @@ def test_paper_sizes_cost_what_xla_counts(
     # (jaxlib 0.10.2, CPU).
     parts = cost_estimate.make_plan(*paper(name, obs, goal), rows=1000, seeds=1).parts
     assert parts["imagination"].matmuls == imagined_products(obs, goal or 0, width, batch, candidates)
-    assert total(parts).flops / 1e9 == pytest.approx(gflop, rel=0.01)
+    assert sum_operations(parts).flops / 1e9 == pytest.approx(gflop, rel=0.01)
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_paper_size_agrees_with_xla_where_it_counts_all_turns():
     once = paper("cube-single-play-singletask-task2-v0", 28, None, rollout=1, flow_steps=1)
     sizes = cost_estimate.make_plan(*once, rows=1000, seeds=1)
     theirs = jax.jit(sizes.update).lower(*sizes.args).compile().cost_analysis() or {}
-    assert total(sizes.parts).flops == pytest.approx(theirs["flops"], rel=0.02)
+    assert sum_operations(sizes.parts).flops == pytest.approx(theirs["flops"], rel=0.02)
     assert cost_estimate.compile_update(sizes).traffic == pytest.approx(theirs["bytes accessed"], rel=0.02)
 
 

@@ -18,7 +18,7 @@ from envs_mjx.experts import STYLES
 from envs_mjx.manipulation import scenes
 from envs_mjx.registry import parse
 from experiments import generate_data
-from experiments.generate_data import dataset_name, default_folder, episodes_of, main
+from experiments.generate_data import dataset_name, default_dataset_folder, episodes_of, main
 from experiments.launch import dataset
 from experiments.launch.settings import DataConfig
 from mac.errors import UserError
@@ -46,7 +46,9 @@ def test_rows_are_rounded_up_to_episodes() -> None:
 
 def test_rows_are_counted_in_episodes_of_the_dataset() -> None:
     assert episodes_of("1M", "--rows", 2001) == 500 and episodes_of("4002", "--rows", 2001) == 2
-    assert default_folder(DatasetSpec("pointmaze-giant-stitch-v0", 3, 9)).name == "generated-603-seed0"
+    assert (
+        default_dataset_folder(DatasetSpec("pointmaze-giant-stitch-v0", 3, 9)).name == "generated-603-seed0"
+    )
 
 
 @pytest.mark.parametrize("text", ["1Q", "", "M", "-5", "0", "0k", "1,000", "2.5", "ten", "1 M M", "inf", "٣"])
@@ -80,7 +82,7 @@ def test_shards_are_found_by_run_py_when_all_are_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["--env", "cube-single", "--rows", "3003", "--shard-rows", "1001"]) == 0
-    path = default_folder(DatasetSpec("cube-single-play-v0", 3, 1))
+    path = default_dataset_folder(DatasetSpec("cube-single-play-v0", 3, 1))
     assert dataset.search(DataConfig(rows=3003), parse("cube-single-play-v0")) == path
     assert dataset.count_rows(path) == 3003
     (path / "cube-single-play-v0.json").unlink()

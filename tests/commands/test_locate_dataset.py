@@ -12,7 +12,7 @@ from experiments.launch import dataset
 from experiments.launch.settings import DataConfig
 from mac.data.provenance import LEDGER, ledger
 from mac.data.shards import shard_files
-from mac.data.sources.catalogue import listing
+from mac.data.sources.catalogue import find_listing
 from mac.data.sources.download import fetch
 from mac.errors import UserError
 from tests.helpers.faulty_server import CONTENT, FAST, Server, closed_port, drops, says, sends, serving
@@ -42,7 +42,7 @@ def touch(path: Path) -> Path:
 
 
 def urls(name: str, **more: Any) -> list[str]:
-    found = listing(name, **more)
+    found = find_listing(name, **more)
     assert found is not None
     return [url for remote in found.files for url in remote.urls]
 
@@ -62,7 +62,7 @@ def test_addresses_are_those_that_the_collections_publish():
 
 
 def test_large_sets_are_numbered_files_in_a_folder():
-    found = listing("puzzle-4x5-play-v0", shards=2)
+    found = find_listing("puzzle-4x5-play-v0", shards=2)
     assert found and found.main == "puzzle-4x5-play-100m-v0" and found.rows == 2 * 1_001_000
     assert [remote.name for remote in found.files] == [
         "puzzle-4x5-play-100m-v0/puzzle-4x5-play-v0-000.npz",
@@ -71,9 +71,9 @@ def test_large_sets_are_numbered_files_in_a_folder():
         "puzzle-4x5-play-100m-v0/puzzle-4x5-play-v0-001-val.npz",
     ]
     giant = "humanoidmaze-giant-navigate-v0"
-    assert listing(giant, shards=25) is not None and listing(giant, shards=26) is None
-    assert listing("cube-single-play-v0", shards=1) is None  # OGBench has no such set
-    assert listing("cube-octuple-play-v0") is None  # and of this one no ordinary file
+    assert find_listing(giant, shards=25) is not None and find_listing(giant, shards=26) is None
+    assert find_listing("cube-single-play-v0", shards=1) is None  # OGBench has no such set
+    assert find_listing("cube-octuple-play-v0") is None  # and of this one no ordinary file
 
 
 def test_a_mirror_stands_in_for_every_host():
@@ -100,7 +100,7 @@ def test_a_mirror_stands_in_for_every_host():
 )
 def test_rows_are_episodes_times_their_length(name: str, rows: int):
     """Episodes times rows of each, as in the flags of OGBench's generators (Park et al. 2025)."""
-    found = listing(name)
+    found = find_listing(name)
     assert found and found.rows == rows
 
 
@@ -264,7 +264,7 @@ def test_a_failed_download_offers_generation_only_if_possible(server: Server):
 
 def test_two_processes_that_want_one_file_download_it_once(server: Server):
     """Two threads here: the lock is of the open file, so it holds between them too."""
-    public = listing(CUBE, mirror=server.url("")[:-1])
+    public = find_listing(CUBE, mirror=server.url("")[:-1])
     assert public is not None
     said: list[str] = []
     server.plan(drops(1000))

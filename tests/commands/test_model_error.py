@@ -12,7 +12,7 @@ from experiments.evaluate import EVALUATIONS
 from experiments.launch.saved_run import open_dataset, open_run
 from experiments.model_error import main
 from experiments.open_loop_study import policies
-from experiments.open_loop_study.open_loop import held_out, measure
+from experiments.open_loop_study.open_loop import held_out, open_loop_errors
 from mac.run.io.logger import EVAL, append_row, read_rows
 
 SIZES = ["--env", "cube-single", "--seeds", "2", "--hidden", "8", "--batch", "4", "--trajectories", "8"]
@@ -76,7 +76,7 @@ def test_success_is_the_runs_and_error_its_own_models(finished: Path, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["success.csv", "success.png"]
     run = open_run(finished)
     real = held_out(open_dataset(finished, run.settings, run.algo.env), run.normalizer)
-    errors = measure(run.state.nets.model, real, 10, 20, 16, seed=5)
+    errors = open_loop_errors(run.state.nets.model, real, 10, 20, 16, seed=5)
     success = {row["seed"]: row["success"] for row in read_rows(finished / EVAL)}
     rows = table(tmp_path / "success.csv")
     assert [int(row["seed"]) for row in rows] == [0, 1]

@@ -9,7 +9,7 @@ import pytest
 
 from baselines import REGISTRY
 from envs_mjx.registry import names, parse
-from experiments.launch.hparams import HPARAMS, fits, load_rows, merge_rows
+from experiments.launch.hparams import HPARAMS, load_rows, merge_rows, row_applies
 from experiments.launch.settings import PRESETS
 
 MANIPULATION = ("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4")
@@ -53,18 +53,18 @@ def test_row_with_a_published_source_serves_what_it_reports(number: int):
     row = ROWS[number]
     if known := claimed(row):
         cases = itertools.product(REGISTRY, PRESETS[1:])
-        fitting = [(algo, preset) for algo, preset in cases if fits(row, algo, None, preset)]
+        fitting = [(algo, preset) for algo, preset in cases if row_applies(row, algo, None, preset)]
         for (algo, preset), env in itertools.product(fitting, names()):
             # Rows of a task also serve its twin, which differs in goals or file only.
             twin = "singletask" not in env and "oraclerep" not in env and not env.endswith("-v2")
-            if fits(row, algo, parse(env), preset) and not twin:
+            if row_applies(row, algo, parse(env), preset) and not twin:
                 assert any(fnmatch.fnmatchcase(env, pattern) for pattern in known), (row["source"], env)
 
 
 def test_rows_that_serve_more_than_is_published_are_found():
     wide = {"algo": "iql", "env": "*-singletask*", "source": "Park et al. 2025 (FQL)"}
     known = claimed(wide)
-    assert fits(wide, "iql", parse("antmaze-medium-stitch-singletask-v0"), "paper")
+    assert row_applies(wide, "iql", parse("antmaze-medium-stitch-singletask-v0"), "paper")
     assert not any(fnmatch.fnmatchcase("antmaze-medium-stitch-singletask-v0", pattern) for pattern in known)
 
 
@@ -103,14 +103,16 @@ def test_tasks_without_published_values_have_no_paper_preset(algo: str):
         reported += [f"{name}-navigate-singletask*" for name in mazes]
     for env in names():
         if "singletask" in env:
-            whole = any("steps" in row and fits(row, algo, parse(env), "paper") for row in ROWS)
+            whole = any("steps" in row and row_applies(row, algo, parse(env), "paper") for row in ROWS)
             assert whole == any(fnmatch.fnmatchcase(env, pattern) for pattern in reported), env
             assert "steps" in merge_rows(ROWS, algo, parse(env), "laptop")
 
 
 def test_every_dataset_of_d4rl_has_weights_of_its_own_for_rebrac():
     for env in fnmatch.filter(names(), "*-v2"):
-        own = [row for row in ROWS if row.get("env") == env and fits(row, "rebrac", parse(env), "paper")]
+        own = [
+            row for row in ROWS if row.get("env") == env and row_applies(row, "rebrac", parse(env), "paper")
+        ]
         assert len(own) == 1 and set(own[0]["hp"]) == {"alpha_actor", "alpha_critic"}, env
 
 

@@ -121,7 +121,7 @@ def test_subgoals_are_counted_as_the_task_counts_them():
 def test_outline_is_the_convex_hull():
     inside = np.random.default_rng(0).uniform(0.1, 0.9, (20, 2))
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    got = outlines.outline(np.concatenate([inside, corners, [[0.5, 0.0]]]))
+    got = outlines.convex_hull(np.concatenate([inside, corners, [[0.5, 0.0]]]))
     np.testing.assert_array_equal(got, corners)
 
 

@@ -17,7 +17,7 @@ from envs_mjx.registry import make
 from experiments import render_video
 from experiments.launch.saved_run import SavedRun
 from experiments.video.vector_drawing import fit_width
-from experiments.video.walker_drawing import GOAL, Track, caption, draw_walker, film_walker, returns
+from experiments.video.walker_drawing import GOAL, Track, draw_walker, film_walker, returns, walker_caption
 from mac.algorithm import TrainState
 from mac.data.normalize import Normalizer
 from mac.errors import UserError
@@ -67,7 +67,7 @@ def test_pictures_show_every_walker_where_it_is(hopping: tuple[GymEnv, Track]):
     frames = [0, len(track.t) - 1]
     first, last = draw_walker(env.walker, track, [3, 4], "a title", frames)
     assert first.dtype == np.uint8 and first.shape == last.shape and (first != last).any()
-    text, _ = caption(env.walker, track, frames[1], 0)
+    text, _ = walker_caption(env.walker, track, frames[1], 0)
     assert text.split() == [
         f"{track.t[-1, 0] * 0.008:.2f}", "s", "return", f"{returns(track)[-1, 0]:,.1f}"
     ]  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_maze_is_drawn_with_its_goal_and_the_way_so_far():
     (picture,) = draw_walker(env.walker, track, [0, 1], "a title", [20])
     near = np.abs(picture - 255 * (0.8 * np.asarray(to_rgb(GOAL)) + 0.2)).max(axis=-1) < 3
     assert near.sum() > 50
-    assert caption(env.walker, track, 20, 0)[0].endswith("failed")
+    assert walker_caption(env.walker, track, 20, 0)[0].endswith("failed")
 
 
 def test_films_of_walkers_are_drawn_and_of_our_engines(monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows
 from experiments.launch.listing import settings_of
 from experiments.launch.settings import PRESETS
 from experiments.run import main
-from mac.data.normalize import fit
+from mac.data.normalize import fit_normalizer
 from mac.data.quantize import summarize
 from mac.data.store import Statistics
 from mac.errors import UserError
@@ -98,7 +98,7 @@ def test_goal_method_without_goals_is_refused():
 @pytest.mark.parametrize("how", ["minmax", "standard", "none"])
 def test_observations_are_normalised_as_asked(how: Any):
     obs = np.asarray([[0.0, 5.0], [4.0, 5.0], [2.0, 5.0]], np.float32)
-    got = fit(how, Statistics(summarize(obs), None))[0].apply(jnp.asarray(obs))
+    got = fit_normalizer(how, Statistics(summarize(obs), None))[0].apply(jnp.asarray(obs))
     want = {
         "minmax": (obs - [2, 5]) / [2.001, 0.001],
         "standard": (obs - [2, 5]) / [(8 / 3) ** 0.5 + 0.001, 0.001],

@@ -13,8 +13,8 @@ from experiments.experts.sac import (
     SacConfig,
     Transitions,
     actor_loss,
-    critic_loss,
-    init,
+    initial_learner,
+    sac_critic_loss,
     update_actor,
     update_critics,
 )
@@ -26,8 +26,8 @@ OBS, ACTION, BATCH = 3, 2, 5
 @pytest.fixture(scope="module")
 def learner() -> Learner:
     """Networks whose target critics differ from the critics."""
-    made = init(CFG, OBS, ACTION, jr.key(0))
-    other = init(CFG, OBS, ACTION, jr.key(1)).critics
+    made = initial_learner(CFG, OBS, ACTION, jr.key(0))
+    other = initial_learner(CFG, OBS, ACTION, jr.key(1)).critics
     return eqx.tree_at(lambda x: x.target, made, other)
 
 
@@ -58,7 +58,7 @@ def test_critic_loss_is_the_squared_error_to_the_soft_target(learner: Learner, b
     future = values(learner.target, batch.next_obs, action).min(axis=0) - 0.3 * density
     target = np.asarray(batch.reward) + 0.9 * np.asarray(batch.mask) * future
     error = values(learner.critics, batch.obs, np.asarray(batch.action)) - target
-    loss, metrics = critic_loss(learner.critics, learner, batch, jnp.asarray(noise), 0.9)
+    loss, metrics = sac_critic_loss(learner.critics, learner, batch, jnp.asarray(noise), 0.9)
     np.testing.assert_allclose(float(loss), (error**2).mean(axis=1).sum(), rtol=1e-4)
     np.testing.assert_allclose(float(metrics["critic/target"]), target.mean(), rtol=1e-4)
 

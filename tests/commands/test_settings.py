@@ -15,9 +15,9 @@ from envs_mjx.registry import TaskId, names
 from envs_mjx.registry import parse as parse_env
 from experiments.cli.arguments import flags, whole_number
 from experiments.launch import hparams, settings
-from experiments.launch.hparams import build, convert, fits, load_rows, merge_rows, patterns
+from experiments.launch.hparams import build, load_rows, merge_rows, patterns, row_applies, to_field_type
 from experiments.launch.job import MAY_DIFFER
-from experiments.launch.settings import PRESETS, Settings, from_dict, parse
+from experiments.launch.settings import PRESETS, Settings, parse_command_line, settings_from_dict
 from mac.config import Config
 from mac.errors import UserError
 from mac.run.io.checkpoint_compat import check_config
@@ -26,12 +26,12 @@ ROW = {"source": "a table", "hp": {"batch": 7}}
 
 
 def settings_of(*argv: str) -> Settings[Any]:
-    return parse(argv)[0]
+    return parse_command_line(argv)[0]
 
 
 def message_of(*argv: str) -> str:
     with pytest.raises(UserError) as caught:
-        parse(argv)
+        parse_command_line(argv)
     text = str(caught.value)
     assert "\n" not in text and "│" not in text
     return text
@@ -61,15 +61,15 @@ def test_auto_preset_follows_the_device_and_says_so(
     backend: str, preset: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    settings, reason = parse([])
+    settings, reason = parse_command_line([])
     assert settings.preset == preset
     assert "accelerator" in reason and "--preset" in reason
-    assert parse(["--preset", "laptop"])[1] == "as asked"
+    assert parse_command_line(["--preset", "laptop"])[1] == "as asked"
 
 
 def test_every_flag_is_explained_in_the_help(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
-        parse(["--help"])
+        parse_command_line(["--help"])
     assert stop.value.code == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     names = list(flags(settings_of()))
@@ -85,7 +85,7 @@ def test_help_needs_no_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     monkeypatch.setattr(jax, "default_backend", fail)
     with pytest.raises(SystemExit):
-        parse(["--help"])
+        parse_command_line(["--help"])
     assert "--hp.batch" in capsys.readouterr().out
     assert "no such device" in message_of()
 
@@ -96,14 +96,16 @@ def test_help_needs_no_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 )
 @pytest.mark.parametrize("text", ["1M", "1e6", "1000k", "1_000_000", "0.001b", "+1.0e+6"])
 def test_counts_are_written_in_any_way(flag: str, name: str, number: int, text: str):
-    value: Any = parse([flag, text])[0]
+    value: Any = parse_command_line([flag, text])[0]
     for part in name.split("."):
         value = getattr(value, part)
     assert value == number
 
 
 def test_counts_in_lists_and_of_seeds_are_written_in_any_way():
-    settings, _ = parse(["--hp.hidden", "1k", "5e1", "--seeds", "0.002k", "--data.rows", "200_200"])
+    settings, _ = parse_command_line(
+        ["--hp.hidden", "1k", "5e1", "--seeds", "0.002k", "--data.rows", "200_200"]
+    )
     assert settings.hp.hidden == (1000, 50) and settings.seeds == 2 and settings.data.rows == 200_200
 
 
@@ -227,9 +229,9 @@ def test_shipped_rows_fit_their_algorithms():
         made_for = [
             (algo, env, preset)
             for algo, preset in itertools.product(REGISTRY, presets)
-            if fits(row, algo, None, preset)
+            if row_applies(row, algo, None, preset)
             for env in names()
-            if fits(row, algo, parse_env(env), preset)
+            if row_applies(row, algo, parse_env(env), preset)
         ]
         assert made_for and set(presets) <= set(PRESETS), row
         for algo, env, preset in made_for[:: max(len(made_for) // 5, 1)]:
@@ -244,8 +246,12 @@ def test_a_selector_may_be_a_list_of_patterns(tmp_path: Path):
     def env(name: str) -> TaskId:
         return parse_env("scene-play-v0")._replace(name=name, hparams_of=name)
 
-    assert fits(row, "idql", env("cube-double-play-v0"), "paper") and fits(row, "iql", env("maze"), "laptop")
-    assert not fits(row, "fql", env("maze"), "paper") and not fits(row, "iql", env("mazes"), "paper")
+    assert row_applies(row, "idql", env("cube-double-play-v0"), "paper") and row_applies(
+        row, "iql", env("maze"), "laptop"
+    )
+    assert not row_applies(row, "fql", env("maze"), "paper") and not row_applies(
+        row, "iql", env("mazes"), "paper"
+    )
     for text in ("env = []", "env = [1]", "algo = 3"):
         path.write_text(f"[[row]]\nsource = 'x'\n{text}")
         with pytest.raises(UserError, match=r"row 1: (env|algo) = .* must be a text"):
@@ -268,10 +274,10 @@ def test_saved_settings_are_read_back_equal():
     argv = ("--hp.hidden", "8", "9", "--data.path", "some/file.npz", "--seed", "5", "--hp.lr", "1e-05")
     settings = settings_of("--preset", "laptop", *argv)
     text = json.dumps(settings.to_dict())
-    assert from_dict(json.loads(text), Config, "config.json") == settings
+    assert settings_from_dict(json.loads(text), Config, "config.json") == settings
     without = settings_of("--preset", "laptop")
     assert without.data.path is None
-    assert from_dict(json.loads(json.dumps(without.to_dict())), Config, "config.json") == without
+    assert settings_from_dict(json.loads(json.dumps(without.to_dict())), Config, "config.json") == without
 
 
 @pytest.fixture
@@ -338,7 +344,7 @@ def test_keys_that_may_change_exist():
 @pytest.mark.parametrize("hint", [int, float, str, bool, tuple[int, ...], Path | None])
 def test_convert_refuses_other_types(hint: Any):
     with pytest.raises(UserError, match="must be"):
-        convert({"a": 1}, hint, "here")
+        to_field_type({"a": 1}, hint, "here")
 
 
 def test_changed_hyperparameter_does_not_fit_the_saved_run(run_folder: Path):

@@ -15,7 +15,7 @@ import pytest
 from baselines import REGISTRY
 from experiments import report
 from experiments.launch.saved_run import open_run
-from experiments.launch.settings import parse
+from experiments.launch.settings import parse_command_line
 from experiments.launch.sweep import variants
 from experiments.run import main
 from mac.algorithm import AbstractAlgorithm
@@ -164,7 +164,7 @@ def test_a_sweep_that_makes_no_sense_is_one_line(
 
 
 def test_values_that_hardly_differ_have_folders_of_their_own():
-    settings, _ = parse([*SIZES, "--sweep", "hp.lr=0.0012345678,0.0012345679,1e-3"])
+    settings, _ = parse_command_line([*SIZES, "--sweep", "hp.lr=0.0012345678,0.0012345679,1e-3"])
     assert [each.name for each in variants(settings)] == ["lr=0.0012345678", "lr=0.0012345679", "lr=0.001"]
 
 

@@ -18,11 +18,17 @@ from jaxtyping import Array, Float, Key
 
 from experiments import train_expert
 from experiments.experts import record_dataset, tasks, trainer
-from experiments.experts.online_training import OnlineConfig, begin, play, run, step_lanes
+from experiments.experts.online_training import (
+    OnlineConfig,
+    initial_state,
+    rollout_policy,
+    run_iterations,
+    step_lanes,
+)
 from experiments.experts.sac import SacConfig, Transitions
 from experiments.experts.tasks import AbstractExpertTask, TaskState, build_task, rotated_obs, standing
-from experiments.experts.trainer import ExpertConfig, load_policy, train
-from mac.data.hdf5 import read
+from experiments.experts.trainer import ExpertConfig, load_policy
+from mac.data.hdf5 import read_hdf5
 from mac.errors import UserError
 from tests.helpers.key_usage import recorded as keys_recorded
 from tests.helpers.key_usage import used_twice
@@ -59,7 +65,7 @@ PLAN = ExpertConfig(
 
 def go(folder: Path, plan: ExpertConfig = PLAN, stop: Callable[[], bool] = lambda: False) -> bool:
     folder.mkdir(exist_ok=True)
-    return train(plan, folder, ["train_expert.py"], lambda point, done: None, stop)
+    return trainer.train_expert(plan, folder, ["train_expert.py"], lambda point, done: None, stop)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_a_direction_is_learnt(trained: Path) -> None:
     _, policy, _ = load_policy(trained)
-    seen = play(Compass(), policy, jnp.asarray(5), 16, 20, False)
+    seen = rollout_policy(Compass(), policy, jnp.asarray(5), 16, 20, False)
     # A policy that does nothing has -1, a random one -5/3.
     assert float(seen.reward.mean()) > -0.1
     text = (trained / "curve.csv").read_text().splitlines()
@@ -110,7 +116,7 @@ def test_another_training_is_refused(trained: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("level", record_dataset.LEVELS)
 def test_recorded_data_have_d4rls_schema(trained: Path, level: str) -> None:
-    made = record_dataset.record(PLAN, trained, level, 1600)
+    made = record_dataset.record_dataset(PLAN, trained, level, 1600)
     assert made.path.name == f"hopper-ours-{level}.hdf5" and made.rows == 1600
     with h5py.File(made.path) as file:
         assert {name: (column.dtype, column.shape) for name, column in file.items()} == {
@@ -131,7 +137,7 @@ def test_recorded_data_have_d4rls_schema(trained: Path, level: str) -> None:
     assert ends[-1] and not (columns["terminals"] & columns["timeouts"]).any()
     reward = -np.square(columns["actions"] - columns["observations"]).sum(axis=1)
     np.testing.assert_allclose(columns["rewards"], reward, atol=1e-5)
-    assert len(read(made.path).obs) == 1600 + ends.sum()  # by the reader of D4RL's own files
+    assert len(read_hdf5(made.path).obs) == 1600 + ends.sum()  # by the reader of D4RL's own files
 
 
 def test_the_replay_buffer_holds_the_newest_steps_in_order(trained: Path) -> None:
@@ -147,10 +153,10 @@ def test_no_key_of_a_training_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> 
     cfg, seed = ONLINE._replace(lanes=3, iterations=4, batch=5, capacity=4), jnp.asarray(0)
     sac, task = SAC._replace(hidden=(4,)), Compass()
     with keys_recorded(monkeypatch) as seen:
-        state = begin(cfg, sac, task, seed)
+        state = initial_state(cfg, sac, task, seed)
         for first, learn in ((0, False), (2, True)):
-            state, _ = run(cfg, sac, task, state, seed, jnp.asarray(first), 2, learn)
-        play(task, state.learner.policy, seed, 3, 4, False)
+            state, _ = run_iterations(cfg, sac, task, state, seed, jnp.asarray(first), 2, learn)
+        rollout_policy(task, state.learner.policy, seed, 3, 4, False)
     assert len(seen) > 50 and used_twice(seen) == {}
 
 

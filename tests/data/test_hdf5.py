@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mac.data.hdf5 import read, stated_sizes
+from mac.data.hdf5 import read_hdf5, stated_sizes
 from mac.data.raw_dataset import RawDataset
 from mac.data.shards import sizes_of
 from mac.errors import UserError
@@ -38,34 +38,34 @@ WHOLE = tuple((i, steps, how == FALL) for i, (steps, how) in enumerate(EPISODES)
 
 def test_d4rl_episodes_end_with_the_state_after_all_actions(tmp_path: Path):
     arrays = d4rl_arrays()
-    data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
+    data = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     check_rows(data, WHOLE, arrays)
     assert len(data.notes) == 1 and "last 4 rows are kept as a shorter episode" in data.notes[0]
 
 
 def test_minari_has_the_same_rows(tmp_path: Path):
     arrays = d4rl_arrays()
-    data = read(write_minari(tmp_path / "main_data.hdf5", arrays))
+    data = read_hdf5(write_minari(tmp_path / "main_data.hdf5", arrays))
     check_rows(data, WHOLE, arrays)
     assert data.notes == ()
 
 
 def test_minari_episodes_go_by_number_not_by_name(tmp_path: Path):
     episodes = tuple((2 + i % 3, LIMIT) for i in range(12))  # episode_10 sorts before episode_2
-    data = read(write_minari(tmp_path / "a.hdf5", d4rl_arrays(episodes), episodes))
+    data = read_hdf5(write_minari(tmp_path / "a.hdf5", d4rl_arrays(episodes), episodes))
     np.testing.assert_array_equal(data.obs[data.first, 0], np.arange(12))
 
 
 def test_a_transition_marked_both_ways_is_a_fall(tmp_path: Path):
     arrays = d4rl_arrays()
     arrays["timeouts"] = arrays["timeouts"] | arrays["terminals"]
-    check_rows(read(write_d4rl(tmp_path / "a.hdf5", arrays)), WHOLE, arrays)
+    check_rows(read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays)), WHOLE, arrays)
 
 
 def test_without_timeouts_next_observations_tell_the_ends(tmp_path: Path):
     arrays = d4rl_arrays()
     del arrays["timeouts"]
-    data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
+    data = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     check_rows(data, WHOLE, arrays)
     assert any("no 'timeouts': 2 episodes end unmarked" in note for note in data.notes)
 
@@ -73,7 +73,7 @@ def test_without_timeouts_next_observations_tell_the_ends(tmp_path: Path):
 def test_without_next_observations_only_terminations_are_kept(tmp_path: Path):
     arrays = d4rl_arrays()
     del arrays["next_observations"]
-    data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
+    data = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     np.testing.assert_array_equal(data.length, [6, 7, 2, 6, 4])
     np.testing.assert_array_equal(data.fell, [True, False, True, False, False])
     np.testing.assert_array_equal(data.obs[5], data.obs[4])  # the unseen state after the first fall
@@ -89,7 +89,7 @@ def test_without_next_observations_only_terminations_are_kept(tmp_path: Path):
 def test_without_next_observations_a_lone_state_is_left_out(tmp_path: Path):
     arrays = d4rl_arrays(((3, LIMIT), (1, LIMIT), (2, FALL)))
     del arrays["next_observations"]
-    data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
+    data = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     np.testing.assert_array_equal(data.first, [0, 3])
     np.testing.assert_array_equal(data.length, [3, 3])
     np.testing.assert_array_equal(data.obs[:, 0], [0, 0, 0, 2, 2, 2])
@@ -99,12 +99,12 @@ def test_without_either_the_time_limit_cuts_episodes(tmp_path: Path):
     arrays = d4rl_arrays(((5, LIMIT), (5, LIMIT), (3, FALL), (5, LIMIT), (2, FALL)))
     del arrays["next_observations"], arrays["timeouts"]
     path = write_d4rl(tmp_path / "a.hdf5", arrays)
-    data = read(path, limit=5)
+    data = read_hdf5(path, limit=5)
     np.testing.assert_array_equal(data.obs[data.first, 0], np.arange(5))
     np.testing.assert_array_equal(data.length, [5, 5, 4, 5, 3])
     np.testing.assert_array_equal(data.fell, [False, False, True, False, True])
     with pytest.raises(UserError, match="tells where episodes end"):
-        read(path)
+        read_hdf5(path)
 
 
 def test_flags_may_be_numbers_and_values_float64_or_columns(tmp_path: Path):
@@ -112,13 +112,13 @@ def test_flags_may_be_numbers_and_values_float64_or_columns(tmp_path: Path):
     changed = arrays | {name: arrays[name].astype(np.float32) for name in ("terminals", "timeouts")}
     changed |= {name: arrays[name].astype(np.float64) for name in ("observations", "next_observations")}
     changed["rewards"] = arrays["rewards"][:, None]
-    check_rows(read(write_d4rl(tmp_path / "a.hdf5", changed)), WHOLE, arrays)
+    check_rows(read_hdf5(write_d4rl(tmp_path / "a.hdf5", changed)), WHOLE, arrays)
 
 
 def test_rounding_beyond_the_range_of_actions_is_no_error(tmp_path: Path):
     arrays = d4rl_arrays()
     arrays["actions"][3] = 1.0000005, -1.0000005
-    assert np.abs(read(write_d4rl(tmp_path / "a.hdf5", arrays)).action).max() > 1
+    assert np.abs(read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays)).action).max() > 1
 
 
 @pytest.mark.parametrize("layout", [write_d4rl, write_minari])
@@ -162,7 +162,7 @@ def test_bad_d4rl_files_are_refused_in_one_line(tmp_path: Path, kind: str):
     arrays = d4rl_arrays()
     damage(arrays)
     with pytest.raises(UserError) as error:
-        read(write_d4rl(tmp_path / "bad.hdf5", arrays))
+        read_hdf5(write_d4rl(tmp_path / "bad.hdf5", arrays))
     assert message in str(error.value)
     assert str(tmp_path / "bad.hdf5") in str(error.value) and "\n" not in str(error.value)
 
@@ -193,7 +193,7 @@ def test_bad_minari_files_are_refused_in_one_line(tmp_path: Path, kind: str):
         with h5py.File(path, "a") as file:
             file[f"episode_0/{key}"] = value
     with pytest.raises(UserError) as error:
-        read(path)
+        read_hdf5(path)
     assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -212,7 +212,7 @@ def test_broken_files_are_refused_in_one_line(tmp_path: Path, kind: str):
     path = write_d4rl(tmp_path / "bad.hdf5", d4rl_arrays())
     damage(path)
     with pytest.raises(UserError) as error:
-        read(path)
+        read_hdf5(path)
     assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -228,7 +228,7 @@ def test_damaged_content_is_named(tmp_path: Path):
     content[offset : offset + 8] = b"\xff" * 8
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged at rewards"):
-        read(path)
+        read_hdf5(path)
 
 
 # Repairs: what they concern is said, and most of the data is too much.
@@ -254,7 +254,7 @@ def test_rounded_observations_split_no_episode(tmp_path: Path, key: str):
     arrays = long_arrays()
     some = np.random.default_rng(1).random(1500) < 0.4
     arrays[key][some] = arrays[key][some].astype(np.float16)
-    data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
+    data = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     np.testing.assert_array_equal(data.length, np.full(30, 51))
     (note,) = data.notes
     assert "rows (39." in note and "are the observation of the next row but for rounding" in note
@@ -265,14 +265,14 @@ def test_what_counts_as_rounding_goes_by_the_spread_of_a_column(tmp_path: Path, 
     """Columns 1 and 2 have standard deviations of 0.001 and 3."""
     arrays = long_arrays()
     arrays["next_observations"][70] += np.asarray([0, 0.001, 3]) * by
-    data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
+    data = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     assert len(data.first) == episodes and len(data.notes) == 1
 
 
 def test_a_state_off_in_one_column_is_called_a_damaged_number(tmp_path: Path):
     arrays = long_arrays()
     arrays["observations"][71, 2] = 1e4
-    (note,) = read(write_d4rl(tmp_path / "a.hdf5", arrays)).notes
+    (note,) = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays)).notes
     assert "1 episode ends unmarked, where 'next_observations' leads elsewhere (0.0667% of all rows" in note
     assert "1 time in one column alone" in note
 
@@ -283,9 +283,9 @@ def test_most_of_the_reward_is_not_left_out(tmp_path: Path):
     with pytest.raises(
         UserError, match=r"2% of all rows and 100% of all reward, too much.*'next_observations'"
     ):
-        read(write_d4rl(tmp_path / "a.hdf5", arrays))
+        read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     arrays["rewards"] = np.where(np.arange(1500) % 2, -1, 1).astype(np.float32)
-    (note,) = read(write_d4rl(tmp_path / "a.hdf5", arrays)).notes
+    (note,) = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays)).notes
     assert "the last transition of 30 episodes is left out (2% of all rows and 2% of all reward)" in note
 
 
@@ -293,7 +293,7 @@ def test_most_rows_are_not_left_out(tmp_path: Path):
     arrays = long_arrays() | {"rewards": np.ones(1500), "timeouts": np.arange(1500) % 3 != 0}
     del arrays["next_observations"]
     with pytest.raises(UserError, match=r"66\.7% of all rows"):
-        read(write_d4rl(tmp_path / "a.hdf5", arrays))
+        read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
 
 
 def test_a_file_that_marks_no_end_at_all_is_refused(tmp_path: Path):
@@ -301,16 +301,16 @@ def test_a_file_that_marks_no_end_at_all_is_refused(tmp_path: Path):
     arrays["timeouts"][:] = False
     path = write_d4rl(tmp_path / "a.hdf5", arrays)
     with pytest.raises(UserError, match="nothing marks the end of an episode in 1,500 rows"):
-        read(path, limit=1000)
-    assert "(100% of all rows)" in read(path).notes[0]
+        read_hdf5(path, limit=1000)
+    assert "(100% of all rows)" in read_hdf5(path).notes[0]
 
 
 def test_columns_of_flags_and_whole_numbers_are_read(tmp_path: Path):
     arrays = long_arrays()
-    want = read(write_d4rl(tmp_path / "a.hdf5", arrays))
+    want = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     arrays |= {key: arrays[key][:, None] for key in ("terminals", "timeouts")}
     arrays["rewards"] = arrays["rewards"].astype(np.uint8)
-    data = read(write_d4rl(tmp_path / "a.hdf5", arrays))
+    data = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     for one, other in zip(
         (data.obs, data.reward, data.length), (want.obs, want.reward, want.length), strict=True
     ):
@@ -324,7 +324,7 @@ def test_rewards_or_actions_that_are_all_equal_have_a_note(tmp_path: Path, layou
     arrays = d4rl_arrays()
     arrays["rewards"][:] = 0
     arrays["actions"][:] = 0.5
-    notes = read(layout(tmp_path / "a.hdf5", arrays)).notes
+    notes = read_hdf5(layout(tmp_path / "a.hdf5", arrays)).notes
     assert any("all 23 rows of 'rewards' are 0" in note for note in notes)
     assert any("all 23 rows of 'actions' are equal ([0.5 0.5])" in note for note in notes)
 
@@ -338,7 +338,7 @@ def test_minari_says_which_episodes_are_missing_or_empty(tmp_path: Path):
         group = file["episode_2"]
         for key in ("actions", "rewards", "terminations", "truncations", "observations"):
             edit_group(group, key, group[key][()][: 1 if key == "observations" else 0])
-    data = read(path)
+    data = read_hdf5(path)
     np.testing.assert_array_equal(data.length, [6, 7, 5])
     assert [note.split(": ")[1] for note in data.notes] == [
         "1 episode missing among those up to episode_4",
@@ -370,13 +370,13 @@ def test_a_virtual_array_needs_its_sources(tmp_path: Path, key: str):
     arrays = d4rl_arrays()
     source = write_d4rl(tmp_path / "source.hdf5", arrays)
     path = write_virtual(tmp_path / "a.hdf5", arrays, key, source, 23)
-    check_rows(read(path), WHOLE, arrays)
+    check_rows(read_hdf5(path), WHOLE, arrays)
     short = write_virtual(tmp_path / "short.hdf5", arrays, key, source, 20)
     with pytest.raises(UserError, match=f"'{key}' is not filled by the arrays that it is made of"):
-        read(short)
+        read_hdf5(short)
     source.unlink()
     with pytest.raises(UserError, match=f"'{key}' takes numbers from source.hdf5, which is missing"):
-        read(path)
+        read_hdf5(path)
 
 
 @pytest.mark.parametrize("how", [{}, {"chunks": (10,)}, {"chunks": (10,), "compression": "gzip"}])
@@ -388,7 +388,7 @@ def test_an_array_that_was_never_written_is_refused(tmp_path: Path, how: dict[st
         if how:
             rewards[:10] = 1
     with pytest.raises(UserError, match="'rewards' was never written, or not all of it, and reads as zeros"):
-        read(path)
+        read_hdf5(path)
 
 
 def test_flags_that_were_never_set_may_be_unwritten(tmp_path: Path):
@@ -397,7 +397,7 @@ def test_flags_that_were_never_set_may_be_unwritten(tmp_path: Path):
     with h5py.File(path, "a") as file:
         del file["terminals"]
         file.create_dataset("terminals", (1500,), bool)
-    data = read(path)
+    data = read_hdf5(path)
     assert len(data.first) == 30 and data.fell is not None and not data.fell.any()
     assert data.notes[0].endswith("'terminals' was never written, so that all of it reads as 0")
 
@@ -417,7 +417,7 @@ def test_bytes_put_in_near_the_front_are_one_line(tmp_path: Path, layout: Callab
     insert_bytes(path, at)
     sizes_of(path)
     try:
-        read(path)
+        read_hdf5(path)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
 
@@ -440,7 +440,7 @@ def test_odd_minari_groups_are_refused_in_one_line(tmp_path: Path, kind: str):
         file[name] = value
     assert sizes_of(path).rows >= 0
     with pytest.raises(UserError, match=message):
-        read(path)
+        read_hdf5(path)
 
 
 def test_names_in_a_message_are_short_and_on_one_line(tmp_path: Path):
@@ -448,7 +448,7 @@ def test_names_in_a_message_are_short_and_on_one_line(tmp_path: Path):
         file["a\nb"], file["c" * 5000] = 1, 1
         file[b"\xff\xfe"] = 1
     with pytest.raises(UserError, match="neither D4RL's key") as caught:
-        read(tmp_path / "a.hdf5")
+        read_hdf5(tmp_path / "a.hdf5")
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
@@ -456,7 +456,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "a.hdf5")
     assert sizes_of(tmp_path / "a.hdf5").rows == 0
     with pytest.raises(UserError, match="is a pipe or a device"):
-        read(tmp_path / "a.hdf5")
+        read_hdf5(tmp_path / "a.hdf5")
 
 
 @pytest.mark.parametrize("without", [(), ("next_observations",)])
@@ -477,7 +477,7 @@ def test_minari_takes_no_more_memory_than_is_said(tmp_path: Path):
 def check_memory(path: Path) -> None:
     stated = stated_sizes(path)
     tracemalloc.start()
-    read(path)
+    read_hdf5(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0.3 * stated.reading < peak < stated.reading

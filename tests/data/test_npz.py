@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ogbench.utils import load_dataset
 
-from mac.data.npz import RawDataset, read, stated_sizes
+from mac.data.npz import RawDataset, read_npz, stated_sizes
 from mac.data.shards import sizes_of
 from mac.errors import UserError
 
@@ -45,7 +45,7 @@ def rows_of(data: RawDataset, offset: int, count: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("lengths", [(6, 4, 9), (2, 2), (11,)])
 def test_disk_file_equals_ogbench_compact_load(tmp_path: Path, lengths: tuple[int, ...]):
     path = write(tmp_path / "x.npz", disk_arrays(lengths))
-    ours, theirs = read(path), load_dataset(str(path), compact_dataset=True)
+    ours, theirs = read_npz(path), load_dataset(str(path), compact_dataset=True)
     np.testing.assert_array_equal(ours.obs, theirs["observations"])
     np.testing.assert_array_equal(ours.action, theirs["actions"])
     np.testing.assert_array_equal(ours.first + ours.length - 1, np.flatnonzero(theirs["valids"] == 0))
@@ -54,7 +54,7 @@ def test_disk_file_equals_ogbench_compact_load(tmp_path: Path, lengths: tuple[in
 
 def test_disk_file_equals_ogbench_regular_load(tmp_path: Path):
     path = write(tmp_path / "x.npz", disk_arrays())
-    ours, theirs = read(path), load_dataset(str(path), compact_dataset=False)
+    ours, theirs = read_npz(path), load_dataset(str(path), compact_dataset=False)
     here, there = rows_of(ours, 0, ours.length - 1), rows_of(ours, 1, ours.length - 1)
     np.testing.assert_array_equal(ours.obs[here], theirs["observations"])
     np.testing.assert_array_equal(ours.obs[there], theirs["next_observations"])
@@ -68,7 +68,7 @@ def test_saved_ogbench_loads_read_back_as_the_disk_file(
 ):
     path = write(tmp_path / "x.npz", disk_arrays(lengths))
     again = write(tmp_path / "y.npz", load_dataset(str(path), compact_dataset=compact))
-    want, got = read(path), read(again)
+    want, got = read_npz(path), read_npz(again)
     np.testing.assert_array_equal(got.obs, want.obs)
     np.testing.assert_array_equal(got.first, want.first)
     np.testing.assert_array_equal(got.length, want.length)
@@ -83,7 +83,7 @@ def test_compact_flags_of_two_trajectories_of_five_states(tmp_path: Path):
         "terminals": np.array([0, 0, 0, 1, 1] * 2, np.float32),
         "valids": np.array([1, 1, 1, 1, 0] * 2, np.float32),
     }
-    data = read(write(tmp_path / "x.npz", arrays))
+    data = read_npz(write(tmp_path / "x.npz", arrays))
     np.testing.assert_array_equal(data.first, [0, 5])
     np.testing.assert_array_equal(data.length, [5, 5])
 
@@ -94,7 +94,7 @@ def test_file_that_stops_within_an_episode_keeps_it(tmp_path: Path, layout: str)
     path = write(tmp_path / "x.npz", {k: v[:-3] for k, v in arrays.items()})
     if layout == "compact":
         path = write(tmp_path / "y.npz", load_dataset(str(path), compact_dataset=True))
-    data = read(path)
+    data = read_npz(path)
     np.testing.assert_array_equal(data.length, [6, 4, 6])
     (note,) = data.notes
     assert "last 6 rows are kept as a shorter episode (37.5% of all rows)" in note
@@ -104,7 +104,7 @@ def test_float64_and_float16_files_are_read_as_float32(tmp_path: Path):
     arrays = disk_arrays()
     for dtype in (np.float64, np.float16):
         changed = arrays | {k: arrays[k].astype(dtype) for k in ("observations", "actions")}
-        data = read(write(tmp_path / "x.npz", changed))
+        data = read_npz(write(tmp_path / "x.npz", changed))
         assert data.obs.dtype == data.action.dtype == np.float32
         np.testing.assert_array_equal(data.obs, changed["observations"].astype(np.float32))
 
@@ -245,7 +245,7 @@ def test_member_that_is_not_an_array_is_named(tmp_path: Path):
 
 def expect_one_line(path: Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        read(path)
+        read_npz(path)
     text = str(caught.value)
     assert "\n" not in text
     assert path.name in text
@@ -286,7 +286,7 @@ UNUSUAL: dict[str, Change] = {
 @pytest.mark.parametrize("case", UNUSUAL)
 def test_unusual_but_valid_arrays_are_read(tmp_path: Path, case: str):
     arrays = disk_arrays()
-    want, got = (read(write(tmp_path / "x.npz", a)) for a in (arrays, UNUSUAL[case](arrays)))
+    want, got = (read_npz(write(tmp_path / "x.npz", a)) for a in (arrays, UNUSUAL[case](arrays)))
     for one, other in zip(got[:5], want[:5], strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -297,48 +297,48 @@ def test_unusual_but_valid_arrays_are_read(tmp_path: Path, case: str):
 def test_every_kind_of_zip_is_read(tmp_path: Path, kind: int):
     pack(tmp_path / "x.npz", members(disk_arrays()), kind)
     (tmp_path / "link.npz").symlink_to("x.npz")
-    np.testing.assert_array_equal(read(tmp_path / "link.npz").obs, disk_arrays()["observations"])
+    np.testing.assert_array_equal(read_npz(tmp_path / "link.npz").obs, disk_arrays()["observations"])
 
 
 def test_whole_numbers_are_read_with_a_note(tmp_path: Path):
     arrays = disk_arrays()
     arrays |= {"actions": np.sign(arrays["actions"]).astype(np.int8)}
     arrays |= {"observations": np.arange(57, dtype=np.int64).reshape(19, 3)}
-    data = read(write(tmp_path / "x.npz", arrays))
+    data = read_npz(write(tmp_path / "x.npz", arrays))
     np.testing.assert_array_equal(data.action, arrays["actions"])
     assert [note.split(": ")[1] for note in data.notes] == [
         "'observations' are whole numbers (int64), read as float32",
         "'actions' are whole numbers (int8), read as float32",
     ]
     arrays["observations"] += 2**24
-    assert "the largest of them rounded" in read(write(tmp_path / "x.npz", arrays)).notes[0]
+    assert "the largest of them rounded" in read_npz(write(tmp_path / "x.npz", arrays)).notes[0]
 
 
 def test_one_lone_row_is_left_out_with_its_share(tmp_path: Path):
     arrays = disk_arrays((6, 4, 1, 9))
-    data = read(write(tmp_path / "x.npz", arrays))
+    data = read_npz(write(tmp_path / "x.npz", arrays))
     np.testing.assert_array_equal(data.length, [6, 4, 9])
     np.testing.assert_array_equal(data.first, [0, 6, 10])
     np.testing.assert_array_equal(data.obs, np.delete(arrays["observations"], 10, axis=0))
     (note,) = data.notes
     assert note.endswith("1 episode of one row is left out (5% of all rows)")
     with pytest.raises(UserError, match="row 6 is an episode of one row"):
-        read(write(tmp_path / "x.npz", disk_arrays((6, 1, 1, 9))))
+        read_npz(write(tmp_path / "x.npz", disk_arrays((6, 1, 1, 9))))
 
 
 def test_actions_that_are_all_equal_have_a_note(tmp_path: Path):
     arrays = disk_arrays() | {"actions": np.zeros((19, 2), np.float32)}
-    assert "all 19 rows of 'actions' are 0" in read(write(tmp_path / "x.npz", arrays)).notes[0]
+    assert "all 19 rows of 'actions' are 0" in read_npz(write(tmp_path / "x.npz", arrays)).notes[0]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_rounded_next_observations_are_in_order(tmp_path: Path, dtype: type):
     path = write(tmp_path / "x.npz", disk_arrays((60, 40, 90)))
     arrays = load_dataset(str(path), compact_dataset=False)
-    want = read(write(tmp_path / "y.npz", arrays))
+    want = read_npz(write(tmp_path / "y.npz", arrays))
     shift = 0 if dtype == np.float16 else 1e-3
     arrays["next_observations"] = (arrays["next_observations"] + np.float32(shift)).astype(dtype)
-    data = read(write(tmp_path / "y.npz", arrays))
+    data = read_npz(write(tmp_path / "y.npz", arrays))
     np.testing.assert_array_equal(data.length, want.length)
     inside = rows_of(data, 0, data.length - 1)  # final states are in `next_observations` alone
     np.testing.assert_array_equal(data.obs[inside], want.obs[inside])
@@ -417,7 +417,7 @@ def test_members_whose_checksum_is_right_are_checked_too(tmp_path: Path, case: s
 def test_names_in_a_message_are_short_and_on_one_line(tmp_path: Path):
     path = pack(tmp_path / "x.npz", {"a\nb.npy": b"", "c" * 60_000: b""})
     with pytest.raises(UserError, match=r"key 'observations' is missing \(found: a\?b, ccc") as caught:
-        read(path)
+        read_npz(path)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
@@ -479,7 +479,7 @@ def test_reading_takes_no_more_memory_than_is_said(tmp_path: Path, kind: str, dt
     stated = stated_sizes(path)
     assert (stated.rows, stated.stored) == (rows, 4 * rows * 6)
     tracemalloc.start()
-    read(path)
+    read_npz(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0.3 * stated.reading < peak < stated.reading

@@ -14,7 +14,15 @@ from experiments.evaluate import main as evaluate_main
 from experiments.launch import dataset, saved_run
 from mac.data.checksums import sha256
 from mac.data.convert import prepare
-from mac.data.provenance import LEDGER, UNKNOWN, DownloadRecord, describe, from_dict, origin, record
+from mac.data.provenance import (
+    LEDGER,
+    UNKNOWN,
+    DownloadRecord,
+    origin,
+    provenance_from_dict,
+    provenance_of,
+    record_download,
+)
 from mac.data.shards import read_part
 from mac.data.store import META, Store, seal
 from mac.errors import UserError
@@ -44,7 +52,7 @@ def made(folder: Path, **more: Any) -> Path:
 def came(folder: Path, url: str = RAIL) -> Path:
     """A file that was downloaded."""
     path = write_pair(folder)
-    record(path, DownloadRecord(sha256(path), path.stat().st_size, url, "OGBench"))
+    record_download(path, DownloadRecord(sha256(path), path.stat().st_size, url, "OGBench"))
     return path
 
 
@@ -105,10 +113,10 @@ def test_files_of_unknown_origin_are_named(tmp_path: Path, monkeypatch: pytest.M
 
 def test_several_files_are_counted(tmp_path: Path):
     files = [write(tmp_path / f"toy-{i}.npz", (5, 5)) for i in range(3)]
-    assert describe(files, None, 30).label == f"local files {tmp_path.name} (3)"
+    assert provenance_of(files, None, 30).label == f"local files {tmp_path.name} (3)"
     for file in files:
-        record(file, DownloadRecord(sha256(file), file.stat().st_size, RAIL, "OGBench"))
-    assert describe(files, None, 30).label == "OGBench (3 files of its large set)"
+        record_download(file, DownloadRecord(sha256(file), file.stat().st_size, RAIL, "OGBench"))
+    assert provenance_of(files, None, 30).label == "OGBench (3 files of its large set)"
 
 
 def test_stores_of_before_say_what_they_know(tmp_path: Path):
@@ -124,7 +132,7 @@ def test_stores_of_before_say_what_they_know(tmp_path: Path):
     assert Store.open(store).provenance == UNKNOWN and UNKNOWN.label == "unknown source"
     write_meta(meta | {"made_by": MADE})
     assert Store.open(store).provenance.label == "generated (mac-jax, seed 7, 49 rows)"
-    assert dataset.provenance(store) == Store.open(store).provenance
+    assert dataset.dataset_provenance(store) == Store.open(store).provenance
 
 
 def test_notes_that_are_nested_without_end_are_no_notes(tmp_path: Path):
@@ -137,12 +145,12 @@ def test_notes_that_are_nested_without_end_are_no_notes(tmp_path: Path):
 
 @pytest.mark.parametrize("values", [None, "text", {}, {"kind": "local"}])
 def test_what_is_no_record_is_unknown(values: Any):
-    assert from_dict(values) == UNKNOWN
+    assert provenance_from_dict(values) == UNKNOWN
 
 
 def test_the_origin_is_known_before_the_files_are_read(tmp_path: Path):
     path = made(tmp_path)
-    assert dataset.provenance(path) == stored(path).provenance
+    assert dataset.dataset_provenance(path) == stored(path).provenance
 
 
 # Results.

@@ -12,7 +12,7 @@ import pytest
 
 from mac.data import convert as convert_module
 from mac.data.convert import prepare
-from mac.data.npz import read
+from mac.data.npz import read_npz
 from mac.data.shards import shard_files
 from mac.data.store import Rows, Store, read_meta
 from mac.data.window import make_window
@@ -32,11 +32,11 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_store_holds_what_the_file_holds(tmp_path: Path, train: Path):
     store = prepare(train, tmp_path / "store", SPEC)
-    want = read(train)
+    want = read_npz(train)
     for name in ("obs", "action", "first", "length"):
         np.testing.assert_array_equal(getattr(store.train[0], name), getattr(want, name))
     assert store.val is not None
-    np.testing.assert_array_equal(store.val.obs, read(tmp_path / "toy-val.npz").obs)
+    np.testing.assert_array_equal(store.val.obs, read_npz(tmp_path / "toy-val.npz").obs)
     assert (store.rows, store.episodes, store.env, store.notes) == (49, 3, "toy-v0", ())
     assert isinstance(store.train[0].obs, Rows)
     assert leftovers(tmp_path) == []
@@ -54,7 +54,7 @@ def test_changed_file_is_converted_while_old_rows_stay_readable(tmp_path: Path, 
     write(train, (16, 14, 19), seed=7)
     os.utime(train, ns=(1, 1))  # a copy may carry any time, not only a later one
     new = prepare(train, tmp_path / "store", SPEC)
-    np.testing.assert_array_equal(new.train[0].obs, read(train).obs)
+    np.testing.assert_array_equal(new.train[0].obs, read_npz(train).obs)
     np.testing.assert_array_equal(old.train[0].obs, before)
     assert not np.array_equal(new.train[0].obs, before)
     assert leftovers(tmp_path) == []
@@ -82,7 +82,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path):
     store = prepare(folder, tmp_path / "store", SPEC)
     assert [len(split.obs) for split in store.train] == [10, 11, 12]
     assert store.val is not None
-    np.testing.assert_array_equal(store.val.obs, read(folder / "toy-000-val.npz").obs)
+    np.testing.assert_array_equal(store.val.obs, read_npz(folder / "toy-000-val.npz").obs)
     # One window holds the rows of all shards, end to end.
     window = make_window(store, identity(), chunk=2)
     np.testing.assert_array_equal(window.obs[:], np.concatenate([split.obs for split in store.train]))
@@ -105,7 +105,7 @@ def test_concurrent_prepares_convert_once(tmp_path: Path, train: Path, monkeypat
     def slow_read(path: Path, spec: EnvSpec):
         reads.append(path)
         time.sleep(0.05)
-        return read(path)
+        return read_npz(path)
 
     monkeypatch.setattr(convert_module, "read_file", slow_read)
     with ThreadPoolExecutor(4) as pool:
@@ -136,7 +136,7 @@ def test_damaged_store_is_named(tmp_path: Path, train: Path):
     with pytest.raises(UserError, match=r"store: damaged store .* delete this folder"):
         Store.open(tmp_path / "store")
     # The source is still at hand, so `prepare` repairs it.
-    np.testing.assert_array_equal(prepare(train, tmp_path / "store", SPEC).train[0].obs, read(train).obs)
+    np.testing.assert_array_equal(prepare(train, tmp_path / "store", SPEC).train[0].obs, read_npz(train).obs)
 
 
 @pytest.mark.parametrize("meta", ['{"format": 3}', '{"format": 3, "train": 3, "val": 0, "env": "x"}', "[]"])

@@ -17,7 +17,7 @@ from mac.data import checksums, convert
 from mac.data import store as store_module
 from mac.data.checksums import Checksums
 from mac.data.convert import Sources, prepare
-from mac.data.npz import read
+from mac.data.npz import read_npz
 from mac.data.store import META, Rows, Store
 from mac.data.window import make_window
 from mac.data.window_feed import plan_rotation
@@ -61,7 +61,7 @@ def other(folder: Path) -> Path:
 @pytest.mark.parametrize("what", ["uint16", "other", "deleted"])
 def test_an_open_store_reads_what_was_opened(tmp_path: Path, train: Path, what: str):
     store = prepare(train, tmp_path / "store", SPEC)
-    want, window = read(train), make_window(store, identity(), 2)
+    want, window = read_npz(train), make_window(store, identity(), 2)
     if what == "deleted":
         shutil.rmtree(store.path)
     elif what == "uint16":
@@ -200,7 +200,7 @@ def test_every_shards_validation_file_counts(tmp_path: Path):
         write(tmp_path / f"toy-{i}.npz", (12, 9), seed=i)
         write(tmp_path / f"toy-{i}-val.npz", (7 + i,), seed=5 + i)
     store = prepare(tmp_path, tmp_path / "store", SPEC)
-    rows = np.concatenate([read(tmp_path / f"toy-{i}-val.npz").obs for i in range(2)])
+    rows = np.concatenate([read_npz(tmp_path / f"toy-{i}-val.npz").obs for i in range(2)])
     assert store.statistics.val is not None and store.statistics.val.rows == 15
     np.testing.assert_array_equal(store.statistics.val.high, rows.max(axis=0))
     assert store.val is not None and len(store.val.obs) == 7
@@ -239,7 +239,7 @@ def test_a_file_that_changes_while_it_is_converted_is_refused(
     tmp_path: Path, train: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def changing(path: Path, spec: EnvSpec):
-        found = read(path)
+        found = read_npz(path)
         write(train, (16, 14, 19), seed=4)
         return found
 
@@ -247,7 +247,7 @@ def test_a_file_that_changes_while_it_is_converted_is_refused(
     with pytest.raises(UserError, match=r"toy\.npz: changed while it was converted"):
         prepare(train, tmp_path / "store", SPEC)
     monkeypatch.undo()
-    np.testing.assert_array_equal(prepare(train, tmp_path / "store", SPEC).train[0].obs, read(train).obs)
+    np.testing.assert_array_equal(prepare(train, tmp_path / "store", SPEC).train[0].obs, read_npz(train).obs)
 
 
 def test_a_folder_that_is_no_store_is_never_replaced(tmp_path: Path, train: Path):
@@ -263,7 +263,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path: Path, train: Path
 def test_prepared_type_is_found_again_wherever_the_files_went(tmp_path: Path, train: Path):
     data = DataConfig(dir=tmp_path / "data")
     assert dataset.facts(data, train).dtype == "float32"
-    files = Sources.of(train, SPEC, dataset.checksums(data))
+    files = Sources.of(train, SPEC, dataset.file_checksums(data))
     (tmp_path / "data" / "stores").mkdir(parents=True)
     convert.convert(files, dataset.store_folder(data, train, files, "uint16"), SPEC, "uint16")
     assert dataset.facts(data, train).dtype == "uint16" and opened(data, train).dtype == "uint16"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mac.data.convert import prepare
-from mac.data.normalize import Normalize, fit, fit_minmax
+from mac.data.normalize import Normalize, fit_minmax, fit_normalizer
 from mac.data.quantize import summarize
 from mac.data.sampler import sample
 from mac.data.store import Split, Statistics, Store
@@ -43,10 +43,10 @@ def test_constant_validation_columns_use_training_statistics(how: Normalize):
     train[:, 1] = rng.integers(0, 2, 500)  # a button that nobody pressed in the validation episodes
     train[:, 3], val[:, 3] = train[:, 3] * 1e-4 + 5, val[:, 3] * 1e-4  # nearly constant, elsewhere
     val[:, 1] = 0
-    norm, notes = fit(how, Statistics(summarize(train), summarize(val)))
+    norm, notes = fit_normalizer(how, Statistics(summarize(train), summarize(val)))
     assert len(notes) == 1 and "observation columns 1, 3 hardly vary in the validation rows" in notes[0]
     assert np.abs(norm.apply(jnp.asarray(train))).max() < 5
-    alone, none = fit(how, Statistics(summarize(val), None))
+    alone, none = fit_normalizer(how, Statistics(summarize(val), None))
     assert none == ()
     for name in ("center", "half_range"):  # all other columns, to the bit
         ours, theirs = np.asarray(getattr(norm, name)), np.asarray(getattr(alone, name))
@@ -60,7 +60,7 @@ def test_ordinary_columns_keep_the_bits_of_the_validation_rows():
     want = {"minmax": (high / 2 + low / 2, high / 2 - low / 2)}
     want["standard"] = tuple(np.float32(x) for x in (wide.mean(axis=0), wide.std(axis=0)))
     for how in ("minmax", "standard"):
-        norm, notes = fit(how, Statistics(summarize(train), summarize(val)))
+        norm, notes = fit_normalizer(how, Statistics(summarize(train), summarize(val)))
         np.testing.assert_array_equal(norm.center, want[how][0])
         np.testing.assert_array_equal(norm.half_range, want[how][1])
         assert notes == ()

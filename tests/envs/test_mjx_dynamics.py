@@ -45,7 +45,7 @@ class Case(NamedTuple):
 def contacts_of(
     model: geometry.CollisionModel, slots: TabletopContactCapacity, at: dynamics.Poses
 ) -> mjx_contacts.Contacts:
-    return jax.jit(lambda at: mjx_contacts.find(model, slots, at))(at)
+    return jax.jit(lambda at: mjx_contacts.find_contacts(model, slots, at))(at)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -249,7 +249,7 @@ VALID: dict[str, dict[str, Any]] = {
 
 
 class Hdf5Cases:
-    """The cases of small hdf5 files, judged by `hdf5.read` and by `convert.prepare`."""
+    """The cases of small hdf5 files, judged by `hdf5.read_hdf5` and by `convert.prepare`."""
 
     name = "hdf5"
 
@@ -305,7 +305,7 @@ class Hdf5Cases:
         shutil.copytree(self.folder / layout, self.work)
 
     def read(self) -> Seen:
-        return seen(hdf5.read(self.work / "toy.hdf5", RECORDED.max_steps))
+        return seen(hdf5.read_hdf5(self.work / "toy.hdf5", RECORDED.max_steps))
 
     def prepare(self) -> Seen:
         return stored(prepare(self.work / "toy.hdf5", self.work / "store", RECORDED))

@@ -341,7 +341,7 @@ VALID: dict[str, Edit] = {
 
 
 class NpzCases:
-    """The cases of a small OGBench file, judged by `npz.read` and by `convert.prepare`."""
+    """The cases of a small OGBench file, judged by `npz.read_npz` and by `convert.prepare`."""
 
     name = "npz"
 
@@ -406,7 +406,7 @@ class NpzCases:
         shutil.copytree(self.home, self.work)
 
     def read(self, file: str) -> Seen:
-        return seen(npz.read(self.work / file))
+        return seen(npz.read_npz(self.work / file))
 
     def prepare(self) -> Seen:
         return stored(prepare(self.work / FILE, self.work / "store", SPEC))

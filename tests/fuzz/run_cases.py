@@ -112,7 +112,7 @@ def shortened() -> Iterator[None]:
         (train, "evaluate", _evaluate),
         (evaluate, "play", _play),
         (run_metadata, "git_state", lambda folder: None),
-        (run_metadata, "versions", functools.cache(run_metadata.versions)),
+        (run_metadata, "versions", functools.cache(run_metadata.package_versions)),
         (train.loop, "segment", _Compiled(train.loop.segment)),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in changes]

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import run as program
 from experiments.launch import dataset
-from experiments.launch.settings import parse
+from experiments.launch.settings import parse_command_line
 from mac.data.window_feed import open_feed
 from tests.fuzz.judge import Case, Seen, Verdict, judge
 from tests.fuzz.mutators import BYTES, JSON, PLACES, TEXTS, Trap, damage, edit_json
@@ -221,7 +221,7 @@ class StoreCases:
     def trained(self, way: str, data: str = "data") -> Seen:
         """All that a run trains on, validates with and is normalised by."""
         flags = [flag.replace("data/", f"{data}/") if flag != "data" else data for flag in FLAGS]
-        settings, _ = parse([*flags, *WAYS[way]])
+        settings, _ = parse_command_line([*flags, *WAYS[way]])
         launch = program.prepare(settings)
         store = dataset.open_store(launch.settings.data, launch.choice.path, launch.env.spec)
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):

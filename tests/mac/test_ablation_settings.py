@@ -6,7 +6,7 @@ import pytest
 
 from envs_mjx.registry import parse as parse_env
 from experiments.launch.hparams import HPARAMS, load_rows, merge_rows
-from experiments.launch.settings import parse
+from experiments.launch.settings import parse_command_line
 from mac.ablations.gaussian import GaussianConfig
 from mac.ablations.mac_fql import MACFQLConfig
 from mac.ablations.no_distillation import NoDistillConfig
@@ -64,6 +64,6 @@ def test_fql_extraction_has_one_sample_and_alpha_by_environment(env: str, alpha:
 def test_chunk_shorter_than_executed_names_both_flags(algo: str):
     argv = ["--algo", algo, "--preset", "laptop", "--hp.chunk", "1"]
     with pytest.raises(UserError) as caught:
-        parse(argv)
+        parse_command_line(argv)
     assert str(caught.value) == "--hp.execute=5: must be 1 to --hp.chunk=1; change either"
-    assert parse([*argv, "--hp.execute", "1"])[0].hp.chunk == 1
+    assert parse_command_line([*argv, "--hp.execute", "1"])[0].hp.chunk == 1

@@ -181,7 +181,7 @@ def test_choice_is_among_clipped_candidates_of_the_acting_policy():
 
 # All of it.
 
-diagnose = jax.jit(diagnostics.diagnose, static_argnums=0)
+diagnose = jax.jit(diagnostics.compute_diagnostics, static_argnums=0)
 ALWAYS = {f"{name}_{n}" for name in ("drift", "motion", "imagined_outside") for n in (2, 4, 6)} | {
     "real_outside"
 }

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from experiments.open_loop_study.open_loop import measure, network_of, over_episodes, over_seeds
+from experiments.open_loop_study.open_loop import network_of, open_loop_errors, over_episodes, over_seeds
 from mac.ablations.dynamics_only import Dynamics
 from mac.config import Config
 from mac.data.sampler import ACTION_LIMIT, sample
@@ -84,13 +84,13 @@ def test_trajectories_in_a_wrong_order_show_as_error():
 def test_all_chunk_lengths_are_measured_on_the_same_data():
     nets = jax.tree.map(lambda *x: jnp.stack(x), exact(2), exact(2, (0.0, 0.1)))
     data = gentle()
-    errors = measure(nets, data, 2, 20, 40, seed=3)
+    errors = open_loop_errors(nets, data, 2, 20, 40, seed=3)
     assert errors.horizons == list(range(2, 21, 2))
     assert errors.model.shape == (2, 10, 40) and errors.still.shape == (10, 40)
     np.testing.assert_allclose(errors.model[0], 0, atol=1e-9)
     np.testing.assert_allclose(errors.model[1, 9], 0.5 * 1.0**2, rtol=1e-3)
     single = jax.tree.map(lambda x: x[None], exact(1))
-    fine = measure(single, data, 1, 20, 40, seed=3)
+    fine = open_loop_errors(single, data, 1, 20, 40, seed=3)
     np.testing.assert_array_equal(fine.still[1::2], errors.still)
     np.testing.assert_array_equal(fine.episode, errors.episode)
     assert set(errors.episode) == {0, 1, 2, 3}
@@ -98,7 +98,7 @@ def test_all_chunk_lengths_are_measured_on_the_same_data():
 
 def test_error_of_a_frozen_model_is_how_far_states_move():
     real = draw(gentle(), 5, 4, 16, jr.key(0))
-    errors = measure(jax.tree.map(lambda x: x[None], exact(5)), gentle(), 5, 20, 16, seed=0)
+    errors = open_loop_errors(jax.tree.map(lambda x: x[None], exact(5)), gentle(), 5, 20, 16, seed=0)
     moved = np.asarray(real.obs)[:, 1:] - np.asarray(real.obs)[:, :1]
     np.testing.assert_allclose(errors.still, np.mean(moved**2, axis=-1).T, rtol=1e-5)
 
@@ -158,7 +158,7 @@ def test_training_loop_finds_the_linear_world():
     state, metrics = loop.segment(algo, mesh, loop.place(mesh, data, loop.ALL), keys, steps, state)
     assert metrics["model/dynamics_loss"].shape == (600, 2)
     nets = jax.device_put(state.nets, jax.local_devices()[0])
-    errors = measure(nets, data, 5, 50, 32, seed=0)
+    errors = open_loop_errors(nets, data, 5, 50, 32, seed=0)
     assert errors.model[:, -1].mean() < 1e-3 * errors.still[-1].mean()
 
 

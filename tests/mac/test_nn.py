@@ -11,7 +11,7 @@ import pytest
 
 from mac.config import Config
 from mac.mac import MAC
-from mac.nn.mlp import MLP, Dense, add, layer_norm, scalar, value_net
+from mac.nn.mlp import MLP, Dense, broadcast_add, layer_norm, scalar, value_net
 from mac.types import EnvSpec
 
 
@@ -84,7 +84,7 @@ def test_activation_comes_before_the_norm():
 
 def test_add_broadcasts_leading_axes_only_as_numpy_does():
     x, y = np.ones((4, 1, 3)), np.arange(6.0).reshape(2, 3)
-    np.testing.assert_array_equal(add(jnp.asarray(x), jnp.asarray(y)), x + y)
+    np.testing.assert_array_equal(broadcast_add(jnp.asarray(x), jnp.asarray(y)), x + y)
 
 
 # The whole network.

@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
 
-def total(parts: list[Array] | Array) -> Array:
+def sum_leading(parts: list[Array] | Array) -> Array:
     """Sums along the first axis, written out: XLA on CPU does not vectorise such a reduction over scenes."""
     return functools.reduce(operator.add, [parts[i] for i in range(len(parts))])
 
 
 def product(matrix: Float[Array, "*m n B"], v: Float[Array, "n B"]) -> Float[Array, "*m B"]:
     """Returns `matrix @ v` of every scene."""
-    return total([matrix[..., i, :] * v[i] for i in range(v.shape[0])])
+    return sum_leading([matrix[..., i, :] * v[i] for i in range(v.shape[0])])
 
 
 @stage
@@ -25,7 +25,7 @@ def plus_outer(
 ) -> Float[Array, "n m B"]:
     """Returns a matrix plus the outer products of rows."""
     pairs = [(r, c) for r in range(3) for c in range(left.shape[1])]
-    return matrix + total([left[r, c][:, None] * right[r, c][None] for r, c in pairs])
+    return matrix + sum_leading([left[r, c][:, None] * right[r, c][None] for r, c in pairs])
 
 
 def cholesky_solve(a: Float[Array, "n n B"], b: Float[Array, "n B"]) -> Float[Array, "n B"]:
@@ -55,4 +55,4 @@ def _eliminated(rest: Float[Array, "m1 m B"]) -> tuple[Float[Array, "m1 B"], Flo
 
 @stage
 def _substituted(column: Float[Array, "m1 B"], known: list[Array]) -> Float[Array, " B"]:
-    return total([column[-1], *(-column[1 + i] * x for i, x in enumerate(known))]) / column[0]
+    return sum_leading([column[-1], *(-column[1 + i] * x for i, x in enumerate(known))]) / column[0]

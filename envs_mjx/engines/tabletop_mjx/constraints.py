@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx.engines.newton import NOISE
-from envs_mjx.engines.tabletop_mjx.batched_linalg import product, total
+from envs_mjx.engines.tabletop_mjx.batched_linalg import product, sum_leading
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
 _MARGIN = 100.0
@@ -88,7 +88,7 @@ class ConstraintValues(NamedTuple):
 
 
 @stage
-def rows_of(p: TabletopProblem, a: Float[Array, "nv B"]) -> ConstraintValues:
+def jacobian_times(p: TabletopProblem, a: Float[Array, "nv B"]) -> ConstraintValues:
     """Returns J a."""
     return ConstraintValues(
         product(p.equalities.jacobian, a[: p.equalities.jacobian.shape[1]]),
@@ -106,7 +106,7 @@ def _at(a: Float[Array, "nv B"], dofs: tuple[int, ...]) -> Float[Array, "n B"]:
 @stage
 def residuals(p: TabletopProblem, a: Float[Array, "nv B"]) -> ConstraintValues:
     arefs = (p.equalities.aref, p.joint_limits.aref, p.friction_losses.aref, p.cones.aref)
-    return ConstraintValues(*(x - aref for x, aref in zip(rows_of(p, a), arefs, strict=True)))
+    return ConstraintValues(*(x - aref for x, aref in zip(jacobian_times(p, a), arefs, strict=True)))
 
 
 def mass_times(p: TabletopProblem, a: Float[Array, "nv B"]) -> Float[Array, "nv B"]:
@@ -118,16 +118,16 @@ def spread(p: TabletopProblem, dofs: tuple[int, ...], values: Float[Array, "n B"
     """Sums values by dof."""
     zero = jnp.zeros_like(p.force[0])
     of = [[i for i, at in enumerate(dofs) if at == d] for d in range(p.force.shape[0])]
-    return jnp.stack([total([values[i] for i in rows]) if rows else zero for rows in of])
+    return jnp.stack([sum_leading([values[i] for i in rows]) if rows else zero for rows in of])
 
 
 @stage
 def trace(p: TabletopProblem) -> Float[Array, " B"]:
-    return total([p.mass[i, i] for i in range(p.mass.shape[0])]) + jnp.sum(p.rim_mass)
+    return sum_leading([p.mass[i, i] for i in range(p.mass.shape[0])]) + jnp.sum(p.rim_mass)
 
 
 def norm(x: Float[Array, "n B"]) -> Float[Array, " B"]:
-    return jnp.sqrt(total(x * x))
+    return jnp.sqrt(sum_leading(x * x))
 
 
 @stage
@@ -141,17 +141,17 @@ def gradient_of(
     inverse. That inverse is smaller except for the coupling of the arm's joints.
     """
     inertial = mass_times(p, a) - p.force
-    tied = total(p.equalities.jacobian * forces.equalities[:, None])
+    tied = sum_leading(p.equalities.jacobian * forces.equalities[:, None])
     pad = jnp.zeros((p.force.shape[0] - tied.shape[0], tied.shape[1]), tied.dtype)
     tied = jnp.concatenate([tied, pad])
     at_joints = spread(p, p.joint_limits.dof, forces.joint_limits * p.joint_limits.side)
     at_joints += spread(p, p.friction_losses.dof, forces.friction_losses)
-    touching = total([total(p.cones.jacobian[r] * forces.cones[r][:, None]) for r in range(3)])
+    touching = sum_leading([sum_leading(p.cones.jacobian[r] * forces.cones[r][:, None]) for r in range(3)])
     size = norm(inertial) + norm(tied) + norm(touching) + norm(at_joints)
     gradient = inertial - tied - at_joints - touching
     core = p.mass.shape[0]
     masses = jnp.stack([p.mass[i, i] for i in range(core)])
-    expected_improvement = total(gradient[:core] ** 2 / masses)
+    expected_improvement = sum_leading(gradient[:core] ** 2 / masses)
     return gradient, NOISE * jnp.finfo(a.dtype).eps * size, 0.5 * _MARGIN * expected_improvement
 
 
@@ -225,7 +225,7 @@ def along(
     first = weight * (x[0] * y[0] + ratio * (x[1] * y[1] + x[2] * y[2])) + stiff * c.gap * closing
     second = weight * (y[0] ** 2 + ratio * (y[1] ** 2 + y[2] ** 2))
     second += stiff * (closing**2 - c.gap * mu * around)
-    slope, bend = [total(first)], [total(second)]
+    slope, bend = [sum_leading(first)], [sum_leading(second)]
     pulls = p.friction_losses.weight * rows.friction_losses
     held = jnp.abs(pulls) < p.friction_losses.bound
     touching = p.joint_limits.weight * (rows.joint_limits < 0)
@@ -239,6 +239,6 @@ def along(
         ),
     ):
         if y.shape[0]:
-            slope.append(total(clipped * y))
-            bend.append(total(weights * y * y))
-    return total(slope), total(bend)
+            slope.append(sum_leading(clipped * y))
+            bend.append(sum_leading(weights * y * y))
+    return sum_leading(slope), sum_leading(bend)

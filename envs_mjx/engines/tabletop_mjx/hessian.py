@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, plus_outer, total
+from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, plus_outer, sum_leading
 from envs_mjx.engines.tabletop_mjx.constraints import ConstraintValues, TabletopProblem, cone_state, spread
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
@@ -19,7 +19,7 @@ class QuadraticTerms(NamedTuple):
 @stage
 def with_equalities(p: TabletopProblem) -> QuadraticTerms:
     j, core = p.equalities.jacobian, p.mass.shape[0]
-    tied = total([(p.equalities.weight[e] * j[e])[:, None] * j[e][None] for e in range(j.shape[0])])
+    tied = sum_leading([(p.equalities.weight[e] * j[e])[:, None] * j[e][None] for e in range(j.shape[0])])
     rest = core - tied.shape[0]
     return QuadraticTerms(p.mass + jnp.pad(tied, ((0, rest), (0, rest), (0, 0))))
 
@@ -47,7 +47,7 @@ def _curvatures(p: TabletopProblem, rows: ConstraintValues) -> Float[Array, "3 3
 
 @stage
 def _weighted_rows(blocks: Float[Array, "3 3 k B"], j: Float[Array, "3 k nv B"]) -> Float[Array, "3 k nv B"]:
-    return jnp.stack([total([blocks[r, s][:, None] * j[s] for s in range(3)]) for r in range(3)])
+    return jnp.stack([sum_leading([blocks[r, s][:, None] * j[s] for s in range(3)]) for r in range(3)])
 
 
 def weighted_rows(p: TabletopProblem, rows: ConstraintValues) -> Float[Array, "3 k nv B"]:
@@ -108,7 +108,7 @@ def _rim_diagonal(
     left: Float[Array, "3 k rim B"],
     right: Float[Array, "3 k rim B"],
 ) -> Float[Array, "rim B"]:
-    touching = total([left[r, k] * right[r, k] for r in range(3) for k in range(left.shape[1])])
+    touching = sum_leading([left[r, k] * right[r, k] for r in range(3) for k in range(left.shape[1])])
     return p.rim_mass + joints + touching
 
 
@@ -122,8 +122,8 @@ def _without_rim(
     """Schur complement of the rim, and the right side that goes with it."""
     core, share = cross.shape[0], cross / rim
     rows = range(rim.shape[0])
-    hessian = hessian - total([share[:, None, k] * cross[None, :, k] for k in rows])
-    return hessian, gradient[:core] - total([share[:, k] * gradient[core + k] for k in rows])
+    hessian = hessian - sum_leading([share[:, None, k] * cross[None, :, k] for k in rows])
+    return hessian, gradient[:core] - sum_leading([share[:, k] * gradient[core + k] for k in rows])
 
 
 @stage
@@ -134,5 +134,5 @@ def _with_rim(
     gradient: Float[Array, "nv B"],
 ) -> Float[Array, "nv B"]:
     core = cross.shape[0]
-    outer = (gradient[core:] - total([cross[c] * inner[c] for c in range(core)])) / rim
+    outer = (gradient[core:] - sum_leading([cross[c] * inner[c] for c in range(core)])) / rim
     return jnp.concatenate([inner, outer])

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from envs_mjx.engines.newton import StepBracket, StoppingCriteria, first_bracket, slope_tolerance
-from envs_mjx.engines.tabletop_mjx.batched_linalg import total
+from envs_mjx.engines.tabletop_mjx.batched_linalg import sum_leading
 from envs_mjx.engines.tabletop_mjx.constraints import (
     ConstraintValues,
     TabletopProblem,
     along,
     forces_of,
     gradient_of,
+    jacobian_times,
     mass_times,
     norm,
     residuals,
-    rows_of,
     trace,
 )
 from envs_mjx.engines.tabletop_mjx.hessian import QuadraticTerms, newton_step, with_equalities
@@ -120,7 +120,7 @@ def _iterate(w: _Whole, it: TabletopIterate, criteria: StoppingCriteria, enough:
     def advance(it: TabletopIterate) -> TabletopIterate:
         going = _alive(w, it, criteria)
         search = -newton_step(p, w.quadratic, it.rows, it.gradient)
-        ahead = rows_of(p, search)
+        ahead = jacobian_times(p, search)
         size, improvement = _line_search(p, it, search, ahead, criteria, going)
         acc, rows = _moved(it, search, ahead, jnp.where(going, size, 0))
         forces = forces_of(p, rows)
@@ -160,13 +160,13 @@ def _along_start(
 ) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """Returns slope and curvature of the Gauss cost along `search`, total slope at its start, and its
     tolerance."""
-    drift = total(search * (mass_times(p, it.acc) - p.force))
-    bend = total(search * mass_times(p, search))
+    drift = sum_leading(search * (mass_times(p, it.acc) - p.force))
+    bend = sum_leading(search * mass_times(p, search))
     pairs = zip(it.forces, ahead, strict=True)
-    terms = [total(jnp.abs(f * v).reshape(-1, v.shape[-1])) for f, v in pairs if f.shape[0]]
-    terms = total([jnp.abs(drift), *terms])
+    terms = [sum_leading(jnp.abs(f * v).reshape(-1, v.shape[-1])) for f, v in pairs if f.shape[0]]
+    terms = sum_leading([jnp.abs(drift), *terms])
     enough = slope_tolerance(criteria, norm(search), trace(p), terms)
-    return drift, bend, total(search * it.gradient), enough
+    return drift, bend, sum_leading(search * it.gradient), enough
 
 
 def _line_search(

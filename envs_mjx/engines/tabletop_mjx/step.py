@@ -12,7 +12,7 @@ from envs_mjx.engines.base import StepState
 from envs_mjx.engines.newton import StoppingCriteria
 from envs_mjx.engines.solver_parameters import impedance, stiffness_damping
 from envs_mjx.engines.tabletop_mjx import dynamics, solver
-from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, product, total
+from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, product, sum_leading
 from envs_mjx.engines.tabletop_mjx.collision import contacts as mjx_contacts
 from envs_mjx.engines.tabletop_mjx.collision.contacts import (
     PairTable,
@@ -96,7 +96,7 @@ def substep(
     c = sim.constants
     at = dynamics.poses(c, state.qpos)
     smooth = dynamics.smooth(c, at, state.qpos, state.qvel, ctrl, damping)
-    contacts = mjx_contacts.find(sim.collisions, sim.slots, at)
+    contacts = mjx_contacts.find_contacts(sim.collisions, sim.slots, at)
     cones = mjx_contacts.cone_rows(sim.table, contacts, smooth.motions, state.qvel)
     problem = constraint_problem(sim, at, smooth, state, cones)
     solution = solver.newton(problem, state.warm, sim.limits)
@@ -247,7 +247,7 @@ def _moved(c: SceneConstants, qpos: Float[Array, "nq B"], qvel: Float[Array, "nv
 
 def _turned(quat: Float[Array, "4 B"], rotation: Float[Array, "3 B"]) -> Float[Array, "4 B"]:
     """A quaternion turned by a rotation vector in its own frame."""
-    angle = jnp.sqrt(total(rotation * rotation))
+    angle = jnp.sqrt(sum_leading(rotation * rotation))
     half = 0.5 * angle
     small = angle < 1e-4  # where sin(x) / x is 1 - x^2 / 6 to the last bit
     share = jnp.where(small, 0.5 - angle**2 / 48, jnp.sin(half) / jnp.where(small, 1, angle))
@@ -259,7 +259,7 @@ def _turned(quat: Float[Array, "4 B"], rotation: Float[Array, "3 B"]) -> Float[A
         qw * y - qx * z + qy * c + qz * x,
         qw * z + qx * y - qy * x + qz * c,
     ]
-    length = jnp.sqrt(total([q * q for q in new]))
+    length = jnp.sqrt(sum_leading([q * q for q in new]))
     return jnp.stack([q / length for q in new])
 
 
@@ -271,6 +271,6 @@ def contact_wrench(
 ) -> Float[Array, "6 B"]:
     """Contact torque and force on the sensing pad, about the centre of mass of the arm and gripper."""
     force = solution.forces.cones
-    world = total([force[r][:, None] * cones.frame[r] for r in range(3)]) * cones.sensor_sign[:, None]
+    world = sum_leading([force[r][:, None] * cones.frame[r] for r in range(3)]) * cones.sensor_sign[:, None]
     torque = cross(contacts.pos - smooth.center[None], world)
-    return jnp.concatenate([total(torque), total(world)])
+    return jnp.concatenate([sum_leading(torque), sum_leading(world)])

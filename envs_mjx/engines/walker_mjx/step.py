@@ -82,17 +82,17 @@ def _runge_kutta(sim: WalkerSim, model: mjx.Model, blank: mjx.Data, start: StepS
         path, weight = row
         data, lost = forward(sim, model, blank, at)
         velocity, acceleration = velocity + weight * at.qvel, acceleration + weight * data.qacc
-        qpos = integrate(model, start.qpos, at.qvel, path * h)
+        qpos = integrate_positions(model, start.qpos, at.qvel, path * h)
         qvel = start.qvel + path * h * data.qacc
         return (StepState(qpos, qvel, data.qacc, at.dropped + lost), velocity, acceleration), None
 
     zero = jnp.zeros_like(start.qvel)
     (last, velocity, acceleration), _ = jax.lax.scan(leg, (start, zero, zero), table)
-    qpos = integrate(model, start.qpos, velocity, h)
+    qpos = integrate_positions(model, start.qpos, velocity, h)
     return StepState(qpos, start.qvel + h * acceleration, last.warm, last.dropped)
 
 
-def integrate(
+def integrate_positions(
     model: mjx.Model, qpos: Float[Array, " nq"], velocity: Float[Array, " nv"], h: Float[Array, ""]
 ) -> Float[Array, " nq"]:
     """Positions after `h` seconds at constant velocity; only the first joint may be free."""

@@ -97,7 +97,7 @@ class Listing(NamedTuple):
         return ", ".join(dict.fromkeys(urlsplit(url).netloc for url in self.files[0].urls))
 
 
-def listing(dataset: str, shards: int = 0, mirror: str | None = None) -> Listing | None:
+def find_listing(dataset: str, shards: int = 0, mirror: str | None = None) -> Listing | None:
     """Returns the public files of a dataset; None if there are none that this program supports.
 
     Args:
@@ -164,7 +164,7 @@ def elsewhere(dataset: str, shards: int = 0) -> tuple[Path, ...]:
     home = Path.home()
     if "/" in dataset:
         return (home / ".minari" / "datasets" / PurePosixPath(dataset) / "data" / "main_data.hdf5",)
-    found = listing(dataset, shards)
+    found = find_listing(dataset, shards)
     if found is None:
         return ()
     if found.collection == "D4RL":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mac.atomic_files import locked, writing
-from mac.data.provenance import LEDGER, DownloadRecord, ledger, record
+from mac.data.provenance import LEDGER, DownloadRecord, ledger, record_download
 from mac.data.sources.catalogue import Listing, Remote
 from mac.data.sources.http_download import Progress, RetryPolicy, Unavailable, download
 from mac.errors import UserError
@@ -81,7 +81,7 @@ def _download_file(
         raise UserError(
             f"{error}; if the change is meant, delete its entry in {path.parent / LEDGER}"
         ) from error
-    record(path, DownloadRecord(result.sha256, result.size, result.url, listing.collection))
+    record_download(path, DownloadRecord(result.sha256, result.size, result.url, listing.collection))
 
 
 def _check_room(listing: Listing, home: Path, path: Path) -> None:

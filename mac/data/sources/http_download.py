@@ -24,7 +24,14 @@ import urllib3
 from mac.atomic_files import fsync, load_json, write_json, writing
 from mac.data.checksums import sha256
 from mac.data.sources.file_checks import PAGE, complaint, looks_like
-from mac.data.sources.http_response import blocks, is_page, reason_of, stated_length, stated_range, version
+from mac.data.sources.http_response import (
+    content_blocks,
+    is_page,
+    reason_of,
+    stated_length,
+    stated_range,
+    version,
+)
 from mac.errors import UserError, one_line
 
 _RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -194,7 +201,7 @@ class _Address:
         done = start
         with self._open(start) as file:
             self.progress(done, total or done)
-            for block in blocks(response):
+            for block in content_blocks(response):
                 if done == 0 and (wrong := looks_like(self.path, block)):
                     raise _AddressFailed(wrong)
                 with writing(self.part):

@@ -12,7 +12,7 @@ BLOCK = 1 << 16
 """Largest number of bytes read at a time."""
 
 
-def blocks(response: requests.Response) -> Iterator[bytes]:
+def content_blocks(response: requests.Response) -> Iterator[bytes]:
     """Yields the content as it arrives, decompressed if the server compressed it against the request."""
     # Not `stream`, which waits for whole blocks and would lose the bytes before a connection stalls.
     while block := response.raw.read1(BLOCK, decode_content=is_compressed(response)):

@@ -72,14 +72,14 @@ def operations(f: Callable[..., Any], *args: Any) -> dict[str, Operations]:
     return parts
 
 
-def total(parts: dict[str, Operations]) -> Operations:
+def sum_operations(parts: dict[str, Operations]) -> Operations:
     """Returns the sum over all parts."""
     return Operations(*(sum(kind) for kind in zip(*parts.values(), strict=True))) if parts else Operations()
 
 
 def matmul_flops(f: Callable[..., Any], *args: Any) -> int:
     """Counts the operations of matmuls in one call of `f`; see `operations`."""
-    return total(operations(f, *args)).matmuls
+    return sum_operations(operations(f, *args)).matmuls
 
 
 def scope_of(eqn: Any, outer: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mac.errors import UserError
-from mac.run.report.score import columns
+from mac.run.report.score import score_columns
 from mac.types import EnvSpec, Episodes
 
 
@@ -77,7 +77,7 @@ def eval_rows(evaluation: Evaluation, seeds: Sequence[int]) -> list[dict[str, An
             "dropped": dropped[i, j].sum(),
             "unstable": unstable[i, j].sum(),
             **({"data": data} if data else {}),
-            **(columns(spec, returns[i, j].mean()) if spec else {}),
+            **(score_columns(spec, returns[i, j].mean()) if spec else {}),
             **{name: x[i, j].mean() for name, x in expected.items()},
         }
         for i, seed in enumerate(seeds)

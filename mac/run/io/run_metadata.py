@@ -30,7 +30,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of Python and of each package that may change a number; "missing" if not installed."""
 
     def version(package: str) -> str:
@@ -104,7 +104,7 @@ def record_launch(
     """
     before, notes = _kept(folder)
     write_json(folder / "config.json", config)
-    launch = {"resumed_from": resumed_from, "data": data or {}} | provenance()
+    launch = {"resumed_from": resumed_from, "data": data or {}} | run_provenance()
     write_json(folder / RECORD, {"launches": [*before, launch]})
     if before and resumed_from is not None and (note := differences(before[-1], launch)):
         notes.append(note)
@@ -177,14 +177,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     )
 
 
-def provenance() -> dict[str, Any]:
+def run_provenance() -> dict[str, Any]:
     """Returns what reproduces a number: time, command, folder, git, versions, hardware, ..."""
     return {
         "started": _now(),
         "command": shlex.join([sys.executable, *sys.argv]),
         "folder": os.getcwd(),
         "git": git_state(Path(__file__).parent),
-        "versions": versions(),
+        "versions": package_versions(),
         "hardware": hardware(),
         "environment": environment(),
     }

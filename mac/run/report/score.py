@@ -56,7 +56,7 @@ def values(spec: EnvSpec, result: Episodes) -> Float[np.ndarray, "S tasks E"]:
     return returns if spec.score_range is None else normalised_score(returns, spec.score_range)
 
 
-def columns(spec: EnvSpec, mean_return: float) -> dict[str, Any]:
+def score_columns(spec: EnvSpec, mean_return: float) -> dict[str, Any]:
     """Returns further columns of a row of `eval.jsonl`: the kind of score, and the score."""
     measure = measure_of(spec)
     if measure is SUCCESS:

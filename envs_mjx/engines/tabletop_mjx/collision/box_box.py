@@ -39,7 +39,7 @@ class TabletopContactPoints(NamedTuple):
     normal: Float[Array, "p 3 K B"]
 
 
-def add(terms: list[Array]) -> Array:
+def sum_of(terms: list[Array]) -> Array:
     """Sum of a list."""
     result = terms[0]
     for term in terms[1:]:
@@ -101,7 +101,7 @@ def _relative(a: OrientedBoxes, b: OrientedBoxes) -> tuple[tuple[Vec, ...], Vec,
     """Rotation of b in a's frame, and b's position as seen from a, in either frame."""
     between = tuple(b.pos[k] - a.pos[k] for k in range(3))
     turn = tuple(
-        tuple(add([a.mat[k][i] * b.mat[k][j] for k in range(3)]) for j in range(3)) for i in range(3)
+        tuple(sum_of([a.mat[k][i] * b.mat[k][j] for k in range(3)]) for j in range(3)) for i in range(3)
     )
     return turn, into(a.mat, between), into(b.mat, between)
 
@@ -114,7 +114,7 @@ def _face_separation(
     size = tuple(tuple(jnp.abs(x) for x in row) for row in turn)
     faces = [jnp.abs(seen_a[i]) - half_a[i] - inner(size[i], half_b) for i in range(3)]
     faces += [
-        jnp.abs(seen_b[j]) - half_b[j] - add([size[i][j] * half_a[i] for i in range(3)]) for j in range(3)
+        jnp.abs(seen_b[j]) - half_b[j] - sum_of([size[i][j] * half_a[i] for i in range(3)]) for j in range(3)
     ]
     best, which = faces[0], jnp.zeros_like(faces[0], jnp.int32)
     for k in range(1, 6):
@@ -161,7 +161,7 @@ def _edge_contact(
     scale = sign(inner(normal, seen)) / jnp.sqrt(jnp.maximum(inner(normal, normal), _PARALLEL**2))
     normal = tuple(scale * x for x in normal)
     on_a = tuple(jnp.where(i == k, 0, sign(normal[k]) * a.half[k]) for k in range(3))
-    away = [sign(add([turn[k][m] * normal[k] for k in range(3)])) for m in range(3)]
+    away = [sign(sum_of([turn[k][m] * normal[k] for k in range(3)])) for m in range(3)]
     reach = tuple(jnp.where(j == m, 0, -away[m] * b.half[m]) for m in range(3))
     on_b = tuple(seen[k] + inner(turn[k], reach) for k in range(3))
     apart = tuple(on_b[k] - on_a[k] for k in range(3))

@@ -15,20 +15,20 @@ from envs_mjx.engines.tabletop_mjx.collision.box_box import (
     FAR,
     OrientedBoxes,
     TabletopContactPoints,
-    add,
     box_box,
     inner,
     into,
     out,
     pick,
     sign,
+    sum_of,
 )
 from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import (
     ClippedPoints,
     Vec,
     ends,
     inside_interval,
-    outline,
+    rectangle_outline,
 )
 from envs_mjx.engines.tabletop_mjx.stage import stage
 
@@ -53,7 +53,7 @@ def pad_cap(pad: OrientedBoxes, cap: OrientedBoxes) -> TabletopContactPoints:
 def _relative(pad: OrientedBoxes, cap: OrientedBoxes) -> tuple[tuple[Vec, ...], Vec]:
     """The pad's axes (columns) and position in the cap's frame."""
     turn = tuple(
-        tuple(add([cap.mat[k][i] * pad.mat[k][j] for k in range(3)]) for j in range(3)) for i in range(3)
+        tuple(sum_of([cap.mat[k][i] * pad.mat[k][j] for k in range(3)]) for j in range(3)) for i in range(3)
     )
     return turn, into(cap.mat, tuple(pad.pos[k] - cap.pos[k] for k in range(3)))
 
@@ -71,7 +71,7 @@ def _on_top(half: Vec, height: Array, radius: Array, turn: tuple[Vec, ...], seen
     with horizontal directions across its edges and to its middle.
     """
     facing = _facing(turn)
-    deep = jnp.abs(seen[2]) - height - add([jnp.abs(turn[2][j]) * half[j] for j in range(3)])
+    deep = jnp.abs(seen[2]) - height - sum_of([jnp.abs(turn[2][j]) * half[j] for j in range(3)])
     aside = []
     for j in range(3):
         axis = tuple(turn[i][j] for i in range(3))
@@ -87,7 +87,7 @@ def _on_top(half: Vec, height: Array, radius: Array, turn: tuple[Vec, ...], seen
 def _beside(along: Vec, half: Vec, radius: Array, turn: tuple[Vec, ...], seen: Vec) -> Array:
     """Separation along a horizontal direction."""
     reach = [jnp.abs(along[0] * turn[0][j] + along[1] * turn[1][j]) * half[j] for j in range(3)]
-    return jnp.abs(along[0] * seen[0] + along[1] * seen[1]) - radius - add(reach)
+    return jnp.abs(along[0] * seen[0] + along[1] * seen[1]) - radius - sum_of(reach)
 
 
 @stage
@@ -112,7 +112,7 @@ def _facing_side(
 
 def _clip(middle: Vec, e1: Vec, e2: Vec, radius: Array) -> ClippedPoints:
     """Corners of the parallelogram within the polygon, and where its sides cross it: at most 8."""
-    corners, sides = outline(middle, e1, e2)
+    corners, sides = rectangle_outline(middle, e1, e2)
     start, along = (tuple(math.cos(t) * x[0] + math.sin(t) * x[1] for t in _SIDES) for x in (corners, sides))
     bound = math.cos(math.pi / 16) * radius
     return ends(corners, sides, *inside_interval(start, along, (bound,) * len(_SIDES)))

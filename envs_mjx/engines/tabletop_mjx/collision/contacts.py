@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from envs_mjx.engines.solver_parameters import impedance, stiffness_damping
-from envs_mjx.engines.tabletop_mjx.batched_linalg import total
+from envs_mjx.engines.tabletop_mjx.batched_linalg import sum_leading
 from envs_mjx.engines.tabletop_mjx.collision import box_box, box_button_cap
 from envs_mjx.engines.tabletop_mjx.collision.box_box import OrientedBoxes, TabletopContactPoints
 from envs_mjx.engines.tabletop_mjx.collision.box_capsule import capsule_box
@@ -50,7 +50,7 @@ class Contacts(NamedTuple):
     dropped: Int[Array, " B"]
 
 
-def find(model: CollisionModel, slots: TabletopContactCapacity, at: Poses) -> Contacts:
+def find_contacts(model: CollisionModel, slots: TabletopContactCapacity, at: Poses) -> Contacts:
     """Finds the contacts of scenes whose moving bodies are `at`."""
     boxes = attached_poses(model.boxes.frames, at)
     found, lost, start = [_on_floor(model, boxes)], [], model.on_floor[1] - model.on_floor[0]
@@ -244,7 +244,7 @@ def cone_rows(
     signs = signs * used[:, None]
     moved = _moved(contacts.pos, motions)
     jacobian = _along(frame, moved, signs)
-    speed = total([jacobian[:, :, i] * qvel[i] for i in range(qvel.shape[0])])
+    speed = sum_leading([jacobian[:, :, i] * qvel[i] for i in range(qvel.shape[0])])
     d = impedance(solimp, contacts.dist)
     weight = used / jnp.maximum(invweight * (1 - d) / d, 1e-15)
     push = jnp.stack([stiffness * d * contacts.dist * used, jnp.zeros_like(d), jnp.zeros_like(d)])
@@ -268,7 +268,7 @@ def _along(
     frame: list[Float[Array, "k 3 B"]], moved: list[Float[Array, "k nv B"]], signs: Float[Array, "k nv B"]
 ) -> Float[Array, "3 k nv B"]:
     """Components of the relative motion along the contacts' frames."""
-    return jnp.stack([signs * total([f[:, None, r] * moved[r] for r in range(3)]) for f in frame])
+    return jnp.stack([signs * sum_leading([f[:, None, r] * moved[r] for r in range(3)]) for f in frame])
 
 
 @stage

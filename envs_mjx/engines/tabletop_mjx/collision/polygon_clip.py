@@ -28,14 +28,14 @@ def clip(m: Vec, e1: Vec, e2: Vec, a: Array, b: Array) -> ClippedPoints:
     On each side the segment inside the rectangle gives its start, and its end unless that is the next side's
     start. Then follow the corners of the rectangle that lie under the parallelogram.
     """
-    corners, sides = outline(m, e1, e2)
+    corners, sides = rectangle_outline(m, e1, e2)
     t0, t1 = inside_interval(corners[:2], sides[:2], (a, b))
     parts = ends(corners, sides, t0, t1), _under(m, e1, e2, a, b)
     return ClippedPoints(*(jnp.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 @stage
-def outline(m: Vec, e1: Vec, e2: Vec) -> tuple[Vec, Vec]:
+def rectangle_outline(m: Vec, e1: Vec, e2: Vec) -> tuple[Vec, Vec]:
     """Returns the four corners, and the sides that start there."""
     corners = [jnp.stack([m[k] + s1 * e1[k] + s2 * e2[k] for s1, s2 in SIGNS]) for k in range(3)]
     sides = [jnp.stack([2 * e1[k], 2 * e2[k], -2 * e1[k], -2 * e2[k]]) for k in range(3)]
