@@ -1,6 +1,5 @@
 """Every algorithm by the name that `--algo` takes, and `register_algorithm` for one's own."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,10 +15,11 @@ from baselines.iql import IQL, IQLConfig
 from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
-from mac.ablations.gaussian import GaussianConfig, MACGaussian
-from mac.ablations.mac_fql import MACFQL, MACFQLConfig
-from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
+from mac.ablations.gaussian import GaussianConfig, mac_gaussian
+from mac.ablations.mac_fql import MACFQLConfig, mac_fql
+from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
 from mac.algorithm import AbstractAlgorithm
+from mac.config import CommonConfig
 from mac.config import Config as MACConfig
 from mac.errors import unknown_name
 from mac.mac import MAC
@@ -55,7 +55,7 @@ class AlgorithmEntry(NamedTuple):
         return ", ".join(filter(None, (self.title, arxiv, year)))
 
 
-def _mac(config: type[MACConfig], algorithm: type[MAC], title: str, learns: str) -> AlgorithmEntry:
+def _mac(config: type[MACConfig], algorithm: Callable[..., MAC], title: str, learns: str) -> AlgorithmEntry:
     """An entry of the paper that MAC and its ablations are from."""
     return AlgorithmEntry(config, algorithm, f"{title} (Park et al. 2025)", learns, 2025, "2512.08108")
 
@@ -66,13 +66,13 @@ _BUILT_IN: dict[str, AlgorithmEntry] = {
         "model of action chunks, V from its rollouts; acts by the best of N chunks of a flow policy",
     ),
     "mac_gaussian": _mac(
-        GaussianConfig, MACGaussian, "MAC (Gau)", "MAC whose policy is a Gaussian, not a flow",
+        GaussianConfig, mac_gaussian, "MAC (Gau)", "MAC whose policy is a Gaussian, not a flow",
     ),
     "mac_fql": _mac(
-        MACFQLConfig, MACFQL, "MAC (FQL)", "MAC whose policy is trained on Q; one sample, no choice",
+        MACFQLConfig, mac_fql, "MAC (FQL)", "MAC whose policy is trained on Q; one sample, no choice",
     ),
     "mac_nodistill": _mac(
-        NoDistillConfig, MACNoDistill, "MAC without distillation",
+        NoDistillConfig, mac_nodistill, "MAC without distillation",
         "MAC whose one-step policy is trained on the data, not on a flow of many steps",
     ),
     "flow_bc": AlgorithmEntry(
@@ -143,18 +143,18 @@ def register_algorithm(
     Arguments are those of `AlgorithmEntry`.
 
     Args:
-        config: frozen dataclass of hyperparameters, usually a subclass of `mac.config.CommonConfig`; each
-            becomes a flag `--hp.NAME`, whose help is its docstring.
+        config: subclass of `mac.config.CommonConfig`; each hyperparameter becomes a flag `--hp.NAME`, whose
+            help is its docstring.
         algorithm: `algorithm(config(...), env_spec, steps)` builds it.
     Raises:
-        ValueError: the name is taken or malformed, or `config` is no dataclass.
+        ValueError: the name is taken or malformed, or `config` is of another class.
     """
     if name in algorithms(plugins=False):
         raise ValueError(f"an algorithm {name!r} exists already; choose another name")
     if not name.isidentifier():
         raise ValueError(f"name {name!r} may have letters, digits and '_' only")
-    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
-        raise ValueError(f"config {config!r} must be a dataclass")
+    if not issubclass(config, CommonConfig):
+        raise ValueError(f"config {config!r} must be a subclass of mac.config.CommonConfig")
     _registered[name] = AlgorithmEntry(config, algorithm, title or name, learns, year, arxiv, hparams)
 
 

@@ -1,8 +1,8 @@
 """Checks this machine for all that the project needs: `python experiments/doctor.py`.
 
-Each line is `ok`, a `warning` (something optional, or worth knowing) or `BROKEN`, with its remedy below. The
-exit status is 1 if something is broken, else 0. Nothing is imported here but Python's own modules: what is
-missing shall be reported, not crash the report.
+Each line is `ok`, a `warning` (optional, or worth knowing) or `BROKEN`, with its remedy below. The exit
+status is 1 if something is broken, else 0. Nothing is imported here but Python's own modules and ours without
+dependencies: a missing package is reported and does not crash the report.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def examine(what: str, check: Check, data: Path) -> list[Finding]:
     """Returns the findings of one check; if the check itself fails, that is the finding."""
     try:
         return list(check(data))
-    except Exception as error:  # whatever a broken installation may raise
+    except Exception as error:  # a broken installation may raise anything
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return [Finding(BROKEN, what, text[:200], "pip install -e . in the project's folder")]
 

@@ -37,6 +37,7 @@ from experiments.open_loop_study.open_loop import (
 from experiments.open_loop_study.policies import compare_policies
 from experiments.open_loop_study.rows import ChunkRow
 from mac.ablations.dynamics_only import Dynamics
+from mac.config import Config
 from mac.data.normalize import Normalizer
 from mac.data.normalize import fit as fit_normalizer
 from mac.data.store import Store
@@ -55,24 +56,24 @@ SEGMENT = 500  # updates per compiled call
 
 
 @dataclass(frozen=True)
-class Where:
-    """Settings of the dataset's place."""
+class DatasetLocation:
+    """Settings of the dataset's location."""
 
     path: Path | None = None
     """an OGBench .npz file, a folder of shards, or convert_data.py's store; None = search"""
     dir: Path = Path("data")
     """folder for converted stores; also searched, as is ~/.ogbench/data"""
     rows: int = 1_001_000
-    """rows of the generated dataset that is searched for"""
+    """training states of the generated dataset to search for"""
 
 
 @dataclass(frozen=True)
 class Args:
-    """Trains dynamics models of several chunk lengths, and measures how their errors grow along held-out
+    """Trains dynamics models of several chunk lengths, and measures the growth of their errors along held-out
     trajectories; writes a table and a figure."""
 
     env: str = "puzzle-3x3-play-v0"
-    """OGBench dataset name or family; the task, if it names one, does not matter"""
+    """OGBench dataset name or family; a task in the name is ignored"""
     chunks: tuple[int, ...] = (1, 5, 10, 25)
     """chunk lengths, actions per prediction"""
     steps: int = 20_000
@@ -80,7 +81,7 @@ class Args:
     seeds: int = 4
     """models of each chunk length, trained together"""
     seed: int = 0
-    """first seed, and what draws the held-out trajectories"""
+    """first seed; also the seed of the held-out trajectories"""
     hidden: tuple[int, ...] = (256, 256, 256, 256)
     """width of each hidden layer"""
     batch: int = 256
@@ -88,16 +89,16 @@ class Args:
     lr: float = 3e-4
     """learning rate of Adam"""
     cooldown: float = 0.0
-    """share of the updates, at the end, over which the learning rate falls linearly to 0; in [0, 1]"""
+    """share of the updates, at the end, over which the learning rate decreases linearly to 0; in [0, 1]"""
     horizon: int = 100
     """environment steps that models run open loop; a multiple of every chunk length"""
     trajectories: int = 512
     """held-out trajectories, the same for all models"""
     policy: tuple[Path, ...] = ()
-    """folders of runs: also draw their success against their own models' error"""
+    """folders of runs whose success is plotted against their models' errors"""
     out: Path = Path("model_error")
     """folder of model_error.csv and .png, and of success.csv and .png"""
-    data: Where = field(default_factory=Where)
+    data: DatasetLocation = field(default_factory=DatasetLocation)
 
     def __post_init__(self):
         low = {"seeds": 1, "seed": 0, "batch": 1, "trajectories": 1, "horizon": 1}
@@ -116,47 +117,47 @@ class Args:
             raise UserError(f"--cooldown={self.cooldown}: must be in [0, 1]")
 
     def algorithm(self, env: EnvSpec, chunk: int) -> Dynamics:
-        """Algorithm that trains the models of one chunk length."""
+        """Returns the algorithm that trains the models of one chunk length."""
         sizes = {"chunk": chunk, "batch": self.batch, "hidden": self.hidden}
-        return Dynamics(env, **sizes, lr=self.lr, cooldown=self.cooldown, steps=self.steps)
+        return Dynamics(Config(**sizes, lr=self.lr, cooldown=self.cooldown), env, self.steps)
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
+    """Runs the command line; returns the exit status: 0, 1 diverged, 2 bad input, 128 + a signal's number."""
     return exit_status(
         lambda: study(arguments.read_flags(Args, argv, PROGRAM, Args()), argv),
         short_of_memory="take fewer --seeds, --trajectories or a smaller --batch",
-        interrupted="chunk lengths that were finished are in --out",
+        interrupted="results of finished chunk lengths are in --out",
     )
 
 
-def study(ask: Args, argv: Sequence[str]) -> int:
-    """Does what the flags say; returns the exit status."""
+def study(args: Args, argv: Sequence[str]) -> int:
+    """Runs the study that the flags describe; returns the exit status."""
     outlive_output()
     command = ["experiments/model_error.py", *argv]
-    name = dataset_name(ask.env, None)
-    for folder in ask.policy:  # a wrong folder should not be found out after hours of training
+    name = dataset_name(args.env, None)
+    for folder in args.policy:  # before hours of training
         read_settings(folder)
-    dataset.check_writable(ask.out, "--out")
-    arguments.start_jax(ask.seeds)
-    if ask.steps:
-        compare_chunks(ask, name, command)
-    if ask.policy:
-        compare_policies(ask.policy, ask.horizon, ask.trajectories, ask.seed, ask.out, command)
+    dataset.check_writable(args.out, "--out")
+    arguments.start_jax(args.seeds)
+    if args.steps:
+        compare_chunks(args, name, command)
+    if args.policy:
+        compare_policies(args.policy, args.horizon, args.trajectories, args.seed, args.out, command)
     return 0
 
 
 # Chunk lengths.
 
 
-def compare_chunks(ask: Args, name: str, command: Sequence[str]) -> None:
-    """Trains and measures the models of every chunk length; writes after each what is known by then."""
+def compare_chunks(args: Args, name: str, command: Sequence[str]) -> None:
+    """Trains and measures the models of every chunk length; writes the results after each."""
     spec = make(name, "c").spec
-    data = DataConfig(**vars(ask.data))
+    data = DataConfig(**vars(args.data))
     source = dataset.search(data, parse(name))
     if source is None:
         raise UserError(
-            f"--env={ask.env}: no dataset found; make one with `python experiments/generate_data.py "
+            f"--env={args.env}: no dataset found; make one with `python experiments/generate_data.py "
             f"--env {name} --rows 1M`, or name one with --data.path and --data.dir"
         )
     store = dataset.open_store(data, source, spec)
@@ -164,40 +165,42 @@ def compare_chunks(ask: Args, name: str, command: Sequence[str]) -> None:
     for note in notes:
         print(f"note: {note}")
     real = held_out(store, normalizer)
-    for chunk in ask.chunks:
+    for chunk in args.chunks:
         check_chunk(str(store.path), store.train[0].length, chunk)
-        check_horizon("--horizon", ask.horizon, chunk, store)
+        check_horizon("--horizon", args.horizon, chunk, store)
     rows: list[ChunkRow] = []
-    size = f"{counted(ask.steps, 'update')}, width {max(ask.hidden)}"
-    title = f"dynamics models of {name}: {counted(ask.seeds, 'seed')}, {size}"
-    total = len(ask.chunks) * ask.steps
-    numbers = range(ask.seed, ask.seed + ask.seeds)
+    size = f"{counted(args.steps, 'update')}, width {max(args.hidden)}"
+    title = f"dynamics models of {name}: {counted(args.seeds, 'seed')}, {size}"
+    total = len(args.chunks) * args.steps
+    numbers = range(args.seed, args.seed + args.seeds)
     with open_progress("model error", total, "updates", seeds=numbers) as progress:
-        for place, chunk in enumerate(ask.chunks):
-            nets, loss = fit(ask, ask.algorithm(spec, chunk), store, normalizer, progress, place * ask.steps)
+        for place, chunk in enumerate(args.chunks):
+            nets, loss = fit(
+                args, args.algorithm(spec, chunk), store, normalizer, progress, place * args.steps
+            )
             with progress.phase("measuring"):
-                errors = measure(nets, real, chunk, ask.horizon, ask.trajectories, ask.seed)
-                rows += chunk_rows(ask, chunk, loss, errors)
-                write_csv(ask.out / "model_error.csv", rows, command, data=label)
-                draw_chunks(rows, ask.out / "model_error.png", title=title, data=label)
+                errors = measure(nets, real, chunk, args.horizon, args.trajectories, args.seed)
+                rows += chunk_rows(args, chunk, loss, errors)
+                write_csv(args.out / "model_error.csv", rows, command, data=label)
+                draw_chunks(rows, args.out / "model_error.png", title=title, data=label)
     print_tables(table(rows, title, label))
-    print(f"  {ask.out / 'model_error.csv'}\n  {ask.out / 'model_error.png'}")
+    print(f"  {args.out / 'model_error.csv'}\n  {args.out / 'model_error.png'}")
 
 
 def fit(
-    ask: Args, algo: Dynamics, store: Store, normalizer: Normalizer, progress: Progress, done: int
+    args: Args, algo: Dynamics, store: Store, normalizer: Normalizer, progress: Progress, done: int
 ) -> tuple[MLP, float]:
     """Trains one chunk length's models; returns them, leading axis S, and their mean loss at the end."""
-    mesh, chunk = loop.seed_mesh(ask.seeds), algo.sample.chunk
-    keys = loop.place(mesh, loop.seed_keys(ask.seed, ask.seeds), loop.SEED)
+    mesh, chunk = loop.seed_mesh(args.seeds), algo.sample.chunk
+    keys = loop.place(mesh, loop.seed_keys(args.seed, args.seeds), loop.SEED)
     window = loop.place(mesh, make_window(store, normalizer, chunk), loop.ALL)
-    state, loss = loop.init(algo, mesh, keys), np.zeros(ask.seeds)
-    for first in range(0, ask.steps, SEGMENT):
-        steps = np.arange(first, min(first + SEGMENT, ask.steps), dtype=np.int32)
+    state, loss = loop.init(algo, mesh, keys), np.zeros(args.seeds)
+    for first in range(0, args.steps, SEGMENT):
+        steps = np.arange(first, min(first + SEGMENT, args.steps), dtype=np.int32)
         state, metrics = loop.segment(algo, mesh, window, keys, loop.place(mesh, steps, loop.ALL), state)
         loss = np.asarray(metrics["model/dynamics_loss"]).mean(axis=0)
         if not np.isfinite(loss).all():
-            seed = ask.seed + int(np.argmin(np.isfinite(loss)))
+            seed = args.seed + int(np.argmin(np.isfinite(loss)))
             raise Diverged(
                 f"the model of {chunk} actions, seed {seed}, diverged by update {steps[-1]:,}; lower --lr"
             )
@@ -205,25 +208,23 @@ def fit(
     return jax.device_put(state.nets, jax.local_devices()[0]), float(loss.mean())
 
 
-def chunk_rows(ask: Args, chunk: int, loss: float, errors: Errors) -> list[ChunkRow]:
-    """The rows of one chunk length."""
+def chunk_rows(args: Args, chunk: int, loss: float, errors: Errors) -> list[ChunkRow]:
+    """Returns the rows of one chunk length."""
     rows = []
     for i, horizon in enumerate(errors.horizons):
         seeds = over_seeds(errors.model[:, i])
         data = over_episodes(errors.model[:, i], errors.episode)
         row = ChunkRow(
             chunk, horizon, seeds.value, seeds.low, seeds.high, data.low, data.high,
-            still=float(errors.still[i].mean()), loss=loss, seeds=ask.seeds, updates=ask.steps,
-            trajectories=ask.trajectories, episodes=len(np.unique(errors.episode)),
+            still=float(errors.still[i].mean()), loss=loss, seeds=args.seeds, updates=args.steps,
+            trajectories=args.trajectories, episodes=len(np.unique(errors.episode)),
         )  # fmt: skip
         rows.append(row)
     return rows
 
 
 def table(rows: Sequence[ChunkRow], title: str, data: str) -> Table:
-    """What a reader wants of the rows: errors at the first horizon that all have, and at the last; and where
-    the data come from.
-    """
+    """Returns a table of errors at the first common horizon and at the last, with the origin of the data."""
     by_chunk: dict[int, dict[int, ChunkRow]] = {}
     for row in rows:
         by_chunk.setdefault(row.chunk, {})[row.horizon] = row
@@ -242,7 +243,7 @@ def table(rows: Sequence[ChunkRow], title: str, data: str) -> Table:
         )
         shown.add_row(str(chunk), *(cell for pair in cells for cell in pair))
     still = next(iter(by_chunk.values()))
-    shown.add_row("nothing moves", *(cell for h in ends for cell in (f"{still[h].still:.3g}", "")))
+    shown.add_row("constant state", *(cell for h in ends for cell in (f"{still[h].still:.3g}", "")))
     return shown
 
 

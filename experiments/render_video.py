@@ -1,4 +1,4 @@
-"""A film of a saved run, all seeds side by side: `python experiments/render_video.py RUN --task 3`."""
+"""Renders a film of a saved run, seeds side by side: `python experiments/render_video.py RUN --task 3`."""
 
 import sys
 from collections.abc import Sequence
@@ -29,30 +29,31 @@ from mac.errors import UserError
 from mac.formatting import counted
 
 PROGRAM = "python experiments/render_video.py"
-PICTURES = 200  # of one film, unless told otherwise
-PICTURE_SECONDS = 0.05  # that each is shown
+PICTURES = 200  # default for the largest number of pictures in a film
+PICTURE_SECONDS = 0.05  # duration of each picture
 
 
 @dataclass(frozen=True)
 class Args:
-    """Plays one episode of each policy of a run, and makes a film of them side by side."""
+    """Renders a film of one episode of each policy of a run, side by side."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of the run"""
     task: int | None = None
     """task to play, 1 to 5; None = the first of the run's environment"""
     engine: Engine = "auto"
-    """physics: `c`, `mjx` or `warp` as in training (auto = the best one here), or the original `ogbench`"""
+    """physics: `c`, `mjx` or `warp` as in training (auto = the best one for this machine), or the original
+    `ogbench`"""
     out: Path | None = None
-    """the film, .gif or .mp4; None = view-taskT-ENGINE.gif in the run's folder"""
+    """file of the film, .gif or .mp4; None = view-taskT-ENGINE.gif in the run's folder"""
     renderer: Literal["auto", "mujoco", "drawing"] = "auto"
-    """`mujoco` needs EGL or OSMesa; `drawing` needs nothing, and is the only one for mazes and gym walkers"""
+    """`mujoco` needs EGL or OSMesa; `drawing` works everywhere; mazes and gym walkers have only `drawing`"""
     step: int | None = None
     """update whose checkpoint is played; None = the newest"""
     seed: int = 0
-    """which episode: 0 = the first of the run's own evaluation after that update, other numbers = others"""
+    """episode: 0 = the first of the run's own evaluation after that update, other numbers = others"""
     every: int | None = None
-    """control steps per picture; None = so that there are at most 200 pictures"""
+    """control steps per picture; None = for at most 200 pictures"""
 
     def __post_init__(self):
         for name, least in {"task": 1, "step": 0, "seed": 0, "every": 1}.items():
@@ -62,7 +63,7 @@ class Args:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
         lambda: view(read_flags(Args, argv, PROGRAM)),
         short_of_memory="take a larger --every, or engine c",
@@ -70,23 +71,23 @@ def main(argv: Sequence[str]) -> int:
     )
 
 
-def view(ask: Args) -> int:
-    """Does what the flags say; returns the exit status."""
+def view(args: Args) -> int:
+    """Renders the film that the flags describe; returns the exit status."""
     outlive_output()
-    settings = read_settings(ask.run)
-    trained_on, wanted = settings.task_id, () if ask.task is None else (ask.task,)
+    settings = read_settings(args.run)
+    trained_on, wanted = settings.task_id, () if args.task is None else (args.task,)
     ((env, (task, *_)),) = by_environment(trained_on, wanted, "--task")
     if env.collection == "registered":
         raise UserError(f"{env.name} is an environment of a plug-in, which these programs cannot draw")
     start_jax(1)
-    engine = evaluation_engine(env, ask.engine)
-    out = ask.out or ask.run / f"view-task{task}-{engine}.gif"
+    engine = evaluation_engine(env, args.engine)
+    out = args.out or args.run / f"view-task{task}-{engine}.gif"
     encode.check_file(out)
-    walks = env.family not in FAMILIES
-    if walks and (engine == "ogbench" or ask.renderer == "mujoco"):
+    is_walker = env.family not in FAMILIES
+    if is_walker and (engine == "ogbench" or args.renderer == "mujoco"):
         raise UserError("mazes and gym walkers are filmed on engine c, mjx or warp, by --renderer drawing")
-    run = open_run(ask.run, ask.step)
-    painter = "drawing" if walks else choose_renderer(ask.renderer)
+    run = open_run(args.run, args.step)
+    renderer = "drawing" if is_walker else choose_renderer(args.renderer)
     if trained_on.task not in (None, task):
         print(f"note: the run was trained on task {trained_on.task}, not on task {task}")
     seeds = counted(len(run.numbers), "seed")
@@ -94,32 +95,32 @@ def view(ask: Args) -> int:
         f"playing      task {task} on engine {engine}: {seeds}, after {run.step:,} updates",
         flush=True,
     )
-    film = record(run, env, task, engine, ask.seed)
-    frames = pick_frames(len(film.t), ask.every)
-    print(f"{outcome(film)}; {len(frames)} pictures by {painter}", flush=True)
+    film = record(run, env, task, engine, args.seed)
+    frames = pick_frames(len(film.t), args.every)
+    print(f"{outcome(film)}; {len(frames)} pictures by {renderer}", flush=True)
     title = f"{run.title}   task {task}, engine {engine}, {run.step:,} updates"
     family = env.family
     if isinstance(film, Track):
         pictures = draw_walker(build_walker(family), film, run.numbers, title, frames)
     else:
-        paint = render if painter == "mujoco" else draw
+        paint = render if renderer == "mujoco" else draw
         pictures = paint(build_scene(family), film, run.numbers, title, frames)
     encode.write_film(out, pictures, PICTURE_SECONDS)
     print(f"  {out}")
     return 0
 
 
-def choose_renderer(wanted: str) -> str:
-    """`mujoco` or `drawing`; auto takes MuJoCo's where the system can draw without a screen.
+def choose_renderer(renderer: str) -> str:
+    """Returns `mujoco` or `drawing`; `auto` is MuJoCo's if the system has offscreen rendering.
 
     Raises:
-        UserError: `mujoco` is wanted, and cannot draw here.
+        UserError: `mujoco` was chosen, and cannot draw on this machine.
     """
-    if wanted == "auto":
+    if renderer == "auto":
         return "mujoco" if try_drawing().platform else "drawing"
-    if wanted == "mujoco":
+    if renderer == "mujoco":
         require_drawing()
-    return wanted
+    return renderer
 
 
 def record(run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int) -> Film | Track:
@@ -134,14 +135,14 @@ def record(run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: 
 
 
 def outcome(film: Film | Track) -> str:
-    """How many seeds succeeded; of a walker that is only paid, what the seeds were paid."""
+    """Returns the number of successful seeds as text, or the returns of gym walkers."""
     if isinstance(film, Track) and film.target is None:
         return "return       " + ", ".join(f"{value:,.1f}" for value in returns(film)[-1])
     return f"success      {int(film.success[-1].sum())} of {film.success.shape[1]} seeds"
 
 
 def pick_frames(steps: int, every: int | None) -> list[int]:
-    """Every `every`-th of `steps` moments, and always the last."""
+    """Returns every `every`-th of `steps` control steps, and always the last."""
     stride = every or -(-steps // PICTURES)
     return [*range(0, steps - 1, stride), steps - 1]
 

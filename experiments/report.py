@@ -1,4 +1,4 @@
-"""Runs side by side: `python experiments/report.py RUN RUN ...` prints a table, and may draw and write it."""
+"""Compares runs: `python experiments/report.py RUN RUN ...` prints a table; may also write and plot it."""
 
 import dataclasses
 import json
@@ -30,16 +30,16 @@ class Args:
     """Compares runs: a table of their last evaluations, with 95% intervals over seeds."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """folders of runs; of a sweep, or a folder of runs such as runs/: every run in it"""
+    """folders of runs; a sweep or a folder such as runs/ stands for all runs in it"""
     out: Path | None = None
-    """CSV file to write: a row per run, and one more per task where there are several"""
+    """CSV file to write: a row per run, and a row per task if there are several"""
     picture: Path | None = None
-    """PNG file to write: their learning curves"""
+    """PNG file to write, with the learning curves"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the CSV file; `task` is `all` for the mean over tasks, `low` and `high` end the interval."""
+    """Row of the CSV file; `task` is `all` for the mean over tasks, `low` to `high` the 95% interval."""
 
     algo: str
     env: str
@@ -57,7 +57,7 @@ class Row:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     return exit_status(
         lambda: report(read_flags(Args, argv, PROGRAM), argv),
         short_of_memory="name fewer runs",
@@ -65,38 +65,37 @@ def main(argv: Sequence[str]) -> int:
     )
 
 
-def report(ask: Args, argv: Sequence[str]) -> int:
-    """Does what the flags say; returns the exit status."""
-    if not ask.runs:
+def report(args: Args, argv: Sequence[str]) -> int:
+    """Compares the runs that the flags name; returns the exit status."""
+    if not args.runs:
         raise UserError("RUN is missing; name folders of runs, or one that holds runs")
-    every = {each.resolve(): each for folder in ask.runs for each in runs_in(folder)}
-    found = list(every.values())  # each once, however often and however it was named
-    compared = compare(found, ask.picture)
-    if ask.out:
+    by_path = {run.resolve(): run for folder in args.runs for run in runs_in(folder)}  # without repeats
+    compared = compare(list(by_path.values()), args.picture)
+    if args.out:
         rows: list[Row] = []
-        for its, curve in zip(compared.settings.values(), compared.curves, strict=True):
-            rows += rows_of(curve, its.algo, its.env, its.preset, hyperparameters(its))
+        for run, curve in zip(compared.settings.values(), compared.curves, strict=True):
+            rows += rows_of(curve, run.algo, run.env, run.preset, hyperparameters(run))
         for env, curve in compared.random.items():
             rows += rows_of(curve, RANDOM, env)
-        write_csv(ask.out, rows, ["experiments/report.py", *argv])
-        print(f"  {ask.out}")
-    if ask.picture:
-        print(f"  {ask.picture}")
+        write_csv(args.out, rows, ["experiments/report.py", *argv])
+        print(f"  {args.out}")
+    if args.picture:
+        print(f"  {args.picture}")
     return 0
 
 
-class Compared(NamedTuple):
-    """Runs by folder, the learning curve of each, and random actions by environment (`yardsticks`)."""
+class ComparedRuns(NamedTuple):
+    """Runs by folder, the learning curve of each, and random actions by environment (`random_curves`)."""
 
     settings: dict[Path, Settings[Any]]
     curves: list[Curve]
     random: dict[str, Curve]
 
 
-def compare(folders: Sequence[Path], picture: Path | None) -> Compared:
-    """Prints the table of some runs, draws their learning curves, and returns what was read.
+def compare(folders: Sequence[Path], picture: Path | None) -> ComparedRuns:
+    """Prints the table of some runs, plots their learning curves, and returns the data.
 
-    Random actions, where `evaluate.py --policy random` has played them in one of the runs, are a line too.
+    Random actions are included if `evaluate.py --policy random` was called on one of the runs.
 
     Raises:
         UserError: a folder holds no run, or one that was never evaluated.
@@ -104,21 +103,21 @@ def compare(folders: Sequence[Path], picture: Path | None) -> Compared:
     settings = {folder: read_settings(folder) for folder in folders}
     curves = curves_of(folders)
     named = dict(zip(names_of(settings), curves, strict=True))
-    random, envs = yardsticks(settings), dict.fromkeys(its.env for its in settings.values())
+    random, envs = random_curves(settings), dict.fromkeys(run.env for run in settings.values())
     for env, curve in random.items():
         named[f"random actions on {env}" if len(envs) > 1 else "random actions"] = curve
     title = ", ".join(envs)
     print_tables(comparison_table(named, title=title))
     if picture:
         plot_comparison(named, picture, title=title)
-    return Compared(settings, curves, random)
+    return ComparedRuns(settings, curves, random)
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
-    """`folder`, if it is a run, or the runs in it.
+    """Yields `folder`, if it is a run, or the runs in it.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no run.
     """
     inside = [run for run in runs_within(folder) if (run / EVAL).exists()]
     if is_run(folder) and not inside:
@@ -130,7 +129,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
 
 
 def curves_of(folders: Sequence[Path]) -> list[Curve]:
-    """Learning curves of runs.
+    """Returns the learning curves of runs.
 
     Raises:
         UserError: a run was never evaluated.
@@ -144,16 +143,16 @@ def curves_of(folders: Sequence[Path]) -> list[Curve]:
 
 
 def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:
-    """What tells runs apart: the algorithm, the environment and hyperparameters, where they differ."""
+    """Returns distinct names of runs: algorithm, and the environment and hyperparameters that differ."""
     every = list(settings.values())
-    several = len({its.env for its in every}) > 1
-    kinds = [f"{its.algo} on {its.env}" if several else its.algo for its in every]
+    several = len({run.env for run in every}) > 1
+    kinds = [f"{run.algo} on {run.env}" if several else run.algo for run in every]
     names = []
-    for kind, its in zip(kinds, every, strict=True):
+    for kind, run in zip(kinds, every, strict=True):
         alike = [other.hp for other, name in zip(every, kinds, strict=True) if name == kind]
-        known = [field.name for field in dataclasses.fields(its.hp)]
+        known = [field.name for field in dataclasses.fields(run.hp)]
         differing = [name for name in known if len({getattr(hp, name) for hp in alike}) > 1]
-        names.append(" ".join([kind, *(f"{name}={getattr(its.hp, name)}" for name in differing)]))
+        names.append(" ".join([kind, *(f"{name}={getattr(run.hp, name)}" for name in differing)]))
     return [
         name if names.count(name) == 1 else f"{name} ({folder.name})"
         for name, folder in zip(names, settings, strict=True)
@@ -161,28 +160,30 @@ def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:
 
 
 def hyperparameters(settings: Settings[Any]) -> str:
-    """Those that are not the defaults of their class, for a column of text."""
-    usual = type(settings.hp)()
-    pairs = ((f.name, getattr(settings.hp, f.name)) for f in dataclasses.fields(usual))
-    return " ".join(f"{name}={json.dumps(value)}" for name, value in pairs if value != getattr(usual, name))
+    """Returns the hyperparameters that are not the defaults of their class, as text."""
+    defaults = type(settings.hp)()
+    pairs = ((f.name, getattr(settings.hp, f.name)) for f in dataclasses.fields(defaults))
+    return " ".join(
+        f"{name}={json.dumps(value)}" for name, value in pairs if value != getattr(defaults, name)
+    )
 
 
-def yardsticks(settings: Mapping[Path, Settings[Any]]) -> dict[str, Curve]:
-    """Results of random actions by environment, where they were played in one of the runs; the last count."""
+def random_curves(settings: Mapping[Path, Settings[Any]]) -> dict[str, Curve]:
+    """Returns the latest results of random actions by environment, from evaluations of the runs."""
     found = {}
-    for folder, its in settings.items():
+    for folder, run in settings.items():
         path = folder / EVALUATIONS
         for line in read_rows(path) if path.exists() else ():
             if line.get("policy") == RANDOM:
-                found[its.env] = learning_curve(rows_within(line, path), str(path))
+                found[run.env] = learning_curve(rows_within(line, path), str(path))
     return found
 
 
 def rows_within(line: Mapping[str, Any], path: Path) -> list[Any]:
-    """The rows that a line of `evaluations.jsonl` holds.
+    """Returns the rows of a line of `evaluations.jsonl`.
 
     Raises:
-        UserError: it holds none.
+        UserError: the line has no valid rows.
     """
     fault = misfit(line, rows=list) or next(filter(None, map(misfit, line["rows"])), None)
     if fault:
@@ -191,7 +192,7 @@ def rows_within(line: Mapping[str, Any], path: Path) -> list[Any]:
 
 
 def rows_of(curve: Curve, algo: str, env: str, preset: str = "", hp: str = "") -> Iterator[Row]:
-    """The lines of a run: all tasks together, and each of several."""
+    """Yields the rows of a run: all tasks together, and each task if there are several."""
     columns = {"all": slice(None)}
     if len(curve.tasks) > 1:
         columns |= {str(task): slice(i, i + 1) for i, task in enumerate(curve.tasks)}

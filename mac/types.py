@@ -1,4 +1,4 @@
-"""The data that algorithms, samplers and environments exchange.
+"""Data that algorithms, samplers and environments exchange.
 
 Axis letters used everywhere: S seeds, K steps per segment, B batch, H actions per chunk,
 T imagined chunks, D observation, A action, G goal, N rows, E episodes.
@@ -20,13 +20,15 @@ Metrics = dict[str, Float[Array, ""]]
 class EnvSpec(NamedTuple):
     """Static facts about an environment; hashable, so it may be a static argument.
 
-    `goal_dim` is None for a single-task environment, else the width of the goal representation, and
-    `goal_columns` are the entries of an observation that make up the goal which that state reaches.
-    `tasks` lists the 1-based ids of the tasks that an evaluation runs.
-    `max_steps` is the episode limit in control steps; `control_dt` is seconds per control step.
-    `recorded` says that rewards and terminations are recorded in the dataset, as D4RL's gym tasks
-    have them, and not computed from observations. `score_range` are the returns that such a task's
-    normalised score calls 0 (a random policy) and 100 (an expert).
+    Attributes:
+        goal_dim: width of the goal representation; None for a single-task environment.
+        tasks: 1-based ids of the tasks that an evaluation runs.
+        max_steps: time limit of an episode, control steps.
+        control_dt: seconds per control step.
+        goal_columns: entries of an observation that make up the goal which that state reaches.
+        recorded: whether rewards and terminations are recorded in the dataset, as for D4RL's gym tasks, and
+            not computed from observations.
+        score_range: returns of normalised scores 0 (a random policy) and 100 (an expert).
     """
 
     name: str
@@ -99,8 +101,8 @@ class GoalDistribution(NamedTuple):
         current: the state itself.
         trajectory: a later state of its episode.
         random: any state of the data.
-        geometric: whether a later state is the `Geometric(1 - discount)`-th (1, 2, ...) after it, or the
-            episode's last if that is sooner; otherwise it is uniform over those that are left.
+        geometric: whether the later state is the `Geometric(1 - discount)`-th (1, 2, ...) after the state, at
+            most the episode's last. If False, it is uniform over the rest of the episode.
         discount: factor per environment step, in (0, 1); read if `geometric`.
     """
 
@@ -112,7 +114,7 @@ class GoalDistribution(NamedTuple):
 
 
 class GoalSpec(NamedTuple):
-    """The goals that go with each chunk: two independent draws, for values and for policies.
+    """Goals of each chunk: two independent draws, for values and for policies.
 
     `columns` are the entries of an observation that make up a goal (`EnvSpec.goal_columns`).
     """
@@ -126,9 +128,9 @@ class SubgoalSpec(NamedTuple):
     """States further ahead, for methods that learn from n steps at once or through subgoals.
 
     Attributes:
-        steps: how far ahead, n; less where the goal or the episode's end comes first.
-        ends_count: whether to come within n steps of an episode's end counts as reaching the goal, whatever
-            the goal is. So do the samplers behind the published numbers.
+        steps: number of steps ahead, n; fewer where the goal or the episode's end comes first.
+        ends_count: whether an episode's end within n steps counts as reaching any goal, as in the samplers
+            behind the published numbers.
     """
 
     steps: int
@@ -139,10 +141,10 @@ class SampleSpec(NamedTuple):
     """Request to the sampler: `batch` chunks of `chunk` actions each, maybe with goals.
 
     Attributes:
-        every_row: with chunks of one action, whether they start at every row that has a next one. Else at
-            those that MAC's authors use, to which an episode's last two transitions do not belong.
-        next_action: whether the data's action after the chunk is wanted.
-        subgoals: what is wanted of states further ahead; needs `goals`.
+        every_row: whether chunks of one action start at every transition. If False, an episode's last two
+            transitions are excluded, as in the code of MAC's authors.
+        next_action: whether the batch contains the data's action after the chunk.
+        subgoals: request for states further ahead; needs `goals`.
         reward_scale: factor of rewards.
     """
 
@@ -156,7 +158,7 @@ class SampleSpec(NamedTuple):
 
 
 class Column(eqx.Module):
-    """Rows as they are stored, and the map to what networks read: `(stored - center) / width`.
+    """Stored rows, and their map to inputs of networks: `(stored - center) / width`.
 
     `stored` is float32 in the dataset's units or uint16 codes; indexing gives float32 in normalised
     units. Normalised or decoded copies of all rows are never made, so that memory holds the data once.
@@ -173,7 +175,7 @@ class Column(eqx.Module):
     def __len__(self) -> int:
         return len(self.stored)
 
-    __iter__ = None  # else Python would ask for rows beyond the last, which JAX answers for ever
+    __iter__ = None  # else Python would index past the last row, which JAX allows without end
 
 
 class EpisodeIndex(eqx.Module):
@@ -185,12 +187,12 @@ class EpisodeIndex(eqx.Module):
     Attributes:
         first: row of each episode's first state.
         steps: transitions of each episode, T.
-        starts_before: how many rows of earlier episodes a chunk may start at.
-        steps_before: transitions of earlier episodes.
-        n_starts: rows at which a chunk may start, in all.
-        n_steps: transitions in all.
-        fell: whether each episode terminated. There chunks begin at every row before it, and
-            go on over it. None where data record no such ends (`EnvSpec.recorded`).
+        starts_before: number of rows in earlier episodes at which a chunk may start.
+        steps_before: number of transitions in earlier episodes.
+        n_starts: number of rows at which a chunk may start.
+        n_steps: number of transitions.
+        fell: whether each episode terminated. In such an episode chunks start at every row before the
+            terminal state, and continue over it. None where data record no terminations (`EnvSpec.recorded`).
     """
 
     first: Int[Array, " E"]
@@ -205,11 +207,11 @@ class EpisodeIndex(eqx.Module):
 class Window(eqx.Module):
     """Device-resident rows from which chunks are drawn; an argument of the training segment.
 
-    Rows are whole episodes laid end to end; the last row of an episode is its final state and
-    its action means nothing. `reward` and `mask` (0 where the task is solved) describe the row's own
-    state, before acting. Where data record them (`EnvSpec.recorded`), `reward` is what the row's action
-    earned and `mask` is 0 if it was terminal; the terminal state has reward 0 and mask 0. Windows of
-    equal shapes share one compiled program.
+    Rows are whole episodes laid end to end. The last row of an episode is its final state, whose action has
+    no meaning. `reward` and `mask` (0 where the task is solved) belong to the row's own state, before the
+    action. Where data record them (`EnvSpec.recorded`), `reward` is the reward of the row's action, and
+    `mask` is 0 if the action led to termination; the terminal state has reward 0 and mask 0. Windows of equal
+    shapes share one compiled program.
     """
 
     obs: Column
@@ -225,8 +227,8 @@ class Goals(eqx.Module):
     Attributes:
         value: goal for models, values and critics.
         actor: goal for the policy.
-        reached: 1 where the row that `value` was taken from is one of the H states that begin the chunk's
-            actions, else 0: labels go by row, so an equal state elsewhere does not count.
+        reached: 1 where the row of `value` is one of the H states in which the chunk's actions are taken,
+            else 0. Labels go by row, so an equal state elsewhere does not count.
     """
 
     value: Float[Array, "B G"]
@@ -238,9 +240,9 @@ class Subgoals(eqx.Module):
     """States up to n steps ahead of B rows (`SubgoalSpec`), and the goals that they reach.
 
     Attributes:
-        steps: how many steps `next_obs` is ahead: n, or less if `Goals.value` or the episode's end is nearer.
-        next_obs: that state.
-        reached: 1 where it is less than n steps ahead, so that `Goals.value` counts as reached, else 0.
+        steps: number of steps to `next_obs`: n, or fewer if `Goals.value` or the episode's end is nearer.
+        next_obs: the state so many steps ahead.
+        reached: 1 where `steps` is less than n, so that `Goals.value` counts as reached, else 0.
         value: the goal that `next_obs` reaches.
         actor: as `value`, if the goal on the way is `Goals.actor`.
         ahead: the goal that the state n steps ahead reaches, or the episode's end if that is nearer.
@@ -257,9 +259,9 @@ class Subgoals(eqx.Module):
 class Batch(eqx.Module):
     """`B` chunks of `H` actions; `next_obs` is the state that a chunk ends in.
 
-    `rewards` and `masks` are those of the `H` rows that begin each action. After a
-    termination a chunk stays in the terminal state: reward 0, mask 0, and actions from elsewhere in the data.
-    `next_action` is what the data do in `next_obs`, or, where their episode ends there, before it.
+    `rewards` and `masks` are those of the H rows in which the actions are taken. After a termination the
+    chunk is padded with the terminal state: reward 0, mask 0, and actions sampled from elsewhere in the data.
+    `next_action` is the data's action in `next_obs`, or the one before it where the episode ends there.
     """
 
     obs: Float[Array, "B D"]
@@ -275,14 +277,17 @@ class Batch(eqx.Module):
 class Episodes(eqx.Module):
     """Results of one evaluation call, axes seeds, tasks, episodes.
 
-    `length` is in control steps; `dropped` counts the contacts that the physics engine left out in the
-    whole episode because the contact buffer was full: where it is not 0, the episode is doubtful. `predicted`
-    is what the algorithm thought at the start that `realised` would be, the episode's discounted return
-    (`mac.run.report.episode_returns.realised_return`); None for an algorithm that predicts nothing.
-    `unstable` marks episodes that ended because the simulation gave a state that is no number, or a huge one,
-    after finite actions; such an episode has failed, with the return and the length up to the last sound
-    state. `bad_action` marks those that ended because the policy gave an action that is not finite. None is
-    none of them.
+    Attributes:
+        length: control steps.
+        dropped: contacts dropped in the whole episode because the contact buffer was full; where it is not 0,
+            the episode is doubtful.
+        predicted: the algorithm's estimate of `realised` at the initial state; None without predictions.
+        realised: discounted return (`mac.run.report.episode_returns.realised_return`).
+        unstable: episodes that ended because the simulation became unstable after finite actions
+            (`mac.run.evaluate.UNSTABLE`). They are failures, with return and length up to the last sound
+            state. None means no episode.
+        bad_action: episodes that ended because the policy gave an action that is not finite. None means no
+            episode.
     """
 
     success: Bool[Array, "S tasks E"]

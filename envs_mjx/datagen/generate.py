@@ -168,8 +168,8 @@ def generate(
 def episode_records(batch: EpisodeBatch) -> list[EpisodeRecord]:
     """Returns the journal entries of a batch's episodes."""
     targets, hits = (np.asarray(x).sum(axis=1).tolist() for x in batch.events)
-    each = zip(batch.jobs, batch.healthy.tolist(), targets, hits, batch.dropped.tolist(), strict=True)
-    return [EpisodeRecord(*job, *rest) for job, *rest in each]
+    entries = zip(batch.jobs, batch.healthy.tolist(), targets, hits, batch.dropped.tolist(), strict=True)
+    return [EpisodeRecord(*job, *rest) for job, *rest in entries]
 
 
 def _simulate_missing(simulator: Simulator, writer: DatasetWriter, at_once: int, progress: Progress) -> None:

@@ -37,7 +37,7 @@ class EpisodeRecord(NamedTuple):
     """
 
     split: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     attempt: int
     kept: bool
     targets: int
@@ -118,8 +118,8 @@ class DatasetWriter:
         """
         sizes = [sum(part.episodes for part in shard) for shard in self.shards if not self.finished(shard)]
         whole = (sum(sizes) + max(sizes, default=0)) * self._episode_rows * self._row_bytes
-        there = sum(file.stat().st_size for file in visible(self.work, "*/*.npy"))
-        free, needed = shutil.disk_usage(self.work).free, 1.02 * max(whole - there, 0)
+        existing = sum(file.stat().st_size for file in visible(self.work, "*/*.npy"))
+        free, needed = shutil.disk_usage(self.work).free, 1.02 * max(whole - existing, 0)
         if free < needed:
             raise UserError(
                 f"{self.folder} has {free / 1e6:,.0f} MB free, the dataset takes another "

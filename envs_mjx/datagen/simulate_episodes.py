@@ -35,7 +35,7 @@ class EpisodeJob(NamedTuple):
     """
 
     split: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     attempt: int = 0
 
 

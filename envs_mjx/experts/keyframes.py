@@ -96,8 +96,8 @@ def key_poses(draws: PlanDraws, scene: Scene, readings: Readings, target: Target
         DRAWER: lambda: _slide_keys(DRAWER, draws, scene, readings, target),
         WINDOW: lambda: _slide_keys(WINDOW, draws, scene, readings, target),
     }
-    there = [makers[kind] for kind in kinds(scene)]
-    return there[0]() if len(there) == 1 else jax.lax.switch(target.kind, there)
+    branches = [makers[kind] for kind in kinds(scene)]
+    return branches[0]() if len(branches) == 1 else jax.lax.switch(target.kind, branches)
 
 
 def _cube_keys(draws: PlanDraws, scene: Scene, readings: Readings, target: Target) -> Keyframes:

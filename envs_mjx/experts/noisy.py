@@ -114,8 +114,8 @@ def react(
         DRAWER: lambda: _slide(DRAWER, scene, readings, target, rest),
         WINDOW: lambda: _slide(WINDOW, scene, readings, target, rest),
     }
-    there = [makers[kind] for kind in kinds(scene)]
-    reaction, achieved = there[0]() if len(there) == 1 else jax.lax.switch(target.kind, there)
+    branches = [makers[kind] for kind in kinds(scene)]
+    reaction, achieved = branches[0]() if len(branches) == 1 else jax.lax.switch(target.kind, branches)
     step = _GAIN_POS * _hastened(reaction.toward - readings.effector_pos)
     action = jnp.concatenate([step, jnp.stack([_GAIN_YAW * reaction.turn, reaction.grip])])
     return jnp.clip(action, -1.0, 1.0), achieved & _near(rest.pos, readings.effector_pos, _NEAR)
@@ -181,11 +181,11 @@ def _slide(
     return _first(phases, Reaction(rest.pos, away, -1.0)), moved
 
 
-def _first(phases: list[tuple[Array, Reaction]], otherwise: Reaction) -> Reaction:
-    """Returns the reaction of the first phase whose condition holds, else `otherwise`."""
+def _first(phases: list[tuple[Array, Reaction]], fallback: Reaction) -> Reaction:
+    """Returns the reaction of the first phase whose condition holds, else `fallback`."""
     for holds, reaction in reversed(phases):
-        otherwise = jax.tree.map(functools.partial(jnp.where, holds), reaction, otherwise)
-    return otherwise
+        fallback = jax.tree.map(functools.partial(jnp.where, holds), reaction, fallback)
+    return fallback
 
 
 def _hastened(distance: Float[Array, " 3"]) -> Float[Array, " 3"]:

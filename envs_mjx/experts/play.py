@@ -42,7 +42,7 @@ class KeyframePlan(NamedTuple):
     keys: Float[Array, "11 5"]
     noise: Float[Array, "rows 5"]
     length: Int[Array, ""]
-    index: Int[Array, ""]
+    index: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def max_rows(scene: Scene) -> int:
@@ -86,10 +86,10 @@ def follow(
     the action saturates and the arm rotates the long way.
     """
     goal = plan_row(plan, jnp.minimum(plan.index, plan.length - 1))
-    here = jnp.concatenate(
+    measured = jnp.concatenate(
         [readings.effector_pos, jnp.stack([readings.effector_yaw, readings.gripper_opening])]
     )
-    action = jnp.clip((goal - here) / jnp.asarray(ACTION_SCALE, here.dtype), -1.0, 1.0)
+    action = jnp.clip((goal - measured) / jnp.asarray(ACTION_SCALE, measured.dtype), -1.0, 1.0)
     return action, plan._replace(index=plan.index + 1), plan.index >= plan.length - 1
 
 

@@ -58,7 +58,7 @@ class Target(NamedTuple):
     """
 
     kind: Int[Array, ""]
-    index: Int[Array, ""]
+    index: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     pos: Float[Array, " 3"]
     yaw: Float[Array, ""]
     value: Float[Array, ""]
@@ -68,7 +68,7 @@ class TargetDraws(NamedTuple):
     """The random numbers of one target, all uniform in [0, 1)."""
 
     kind: Float[Array, ""]
-    index: Float[Array, ""]
+    index: Float[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     put: Float[Array, ""]
     stack: Float[Array, ""]
     base: Float[Array, ""]

@@ -169,9 +169,9 @@ class MazeEnv(AbstractEnv[MazeState]):
         maze = self.maze
         if not len(maze.entrances):
             return motion
-        far = jnp.linalg.norm(motion.qpos[None, :2] - jnp.asarray(maze.entrances, jnp.float32), axis=1)
-        there = jr.choice(key, jnp.asarray(maze.exits, jnp.float32))
-        return self.engine.place(motion, there, active & jnp.any(far <= TELEPORT_RADIUS))
+        distance = jnp.linalg.norm(motion.qpos[None, :2] - jnp.asarray(maze.entrances, jnp.float32), axis=1)
+        exit_xy = jr.choice(key, jnp.asarray(maze.exits, jnp.float32))
+        return self.engine.place(motion, exit_xy, active & jnp.any(distance <= TELEPORT_RADIUS))
 
     def _show(self, key: Key[Array, ""], target: Float[Array, " 2"]) -> Float[Array, " G"]:
         """Returns the goal: the position, or the walker's observation there after a few random steps

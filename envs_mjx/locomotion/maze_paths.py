@@ -128,7 +128,7 @@ def _downhill(distance: np.ndarray) -> np.ndarray:
     best, number = distance.copy(), np.arange(distance.size).reshape(distance.shape)
     ahead = number.copy()
     for i, j in _NEIGHBOURS:
-        there, cell = (np.roll(x, (-i, -j), (0, 1)) for x in (distance, number))
-        nearer = (there < best) & (there >= 0)
-        best, ahead = np.where(nearer, there, best), np.where(nearer, cell, ahead)
+        neighbour, cell = (np.roll(x, (-i, -j), (0, 1)) for x in (distance, number))
+        nearer = (neighbour < best) & (neighbour >= 0)
+        best, ahead = np.where(nearer, neighbour, best), np.where(nearer, cell, ahead)
     return ahead.reshape(-1)

@@ -173,12 +173,12 @@ class ManipEnv(Tabletop, AbstractEnv[ManipState]):
         if not 1 <= task <= TASKS:
             raise UserError(f"task {task} of {self.spec.name} does not exist; choose 1 to {TASKS}")
         _, goals = task_table(self.scene.family)
-        here, goal = objects_of(self.scene, obs), Objects(*(x[task - 1] for x in goals))
+        objects, goal = objects_of(self.scene, obs), Objects(*(x[task - 1] for x in goals))
         reached = np.concatenate(
             [
-                np.linalg.norm(here.cubes - goal.cubes, axis=-1) <= SUCCESS_RADIUS,
-                here.buttons == goal.buttons,
-                np.abs(here.slides - goal.slides) <= SUCCESS_RADIUS,
+                np.linalg.norm(objects.cubes - goal.cubes, axis=-1) <= SUCCESS_RADIUS,
+                objects.buttons == goal.buttons,
+                np.abs(objects.slides - goal.slides) <= SUCCESS_RADIUS,
             ],
             axis=1,
         )

@@ -1,4 +1,4 @@
-"""Checks of `doctor.py`. Imports only Python's own modules; findings are yielded, not raised."""
+"""Checks of `doctor.py`; findings are yielded, not raised."""
 
 import contextlib
 import importlib.metadata
@@ -19,14 +19,14 @@ from mac.machine import cores, group_memory
 
 PROJECT = "mac-jax"
 GIB = 2**30
-ROOM = 5 * GIB  # free disk below which a dataset of 1M rows and its store may not fit
+ROOM = 5 * GIB  # free disk space that a dataset of 1M transitions and its store may need
 PLATFORMS = ("egl", "osmesa", "glfw")
 
 
 def _project() -> tuple[str, list[str]]:
-    """Bounds of Python's version, and the dependencies, each with its bounds.
+    """Returns the bounds of Python's version, and the dependencies with their bounds.
 
-    A checkout's own file says it, else the description of the installed project does.
+    Both come from a checkout's pyproject.toml, or else from the metadata of the installed project.
     """
     if (file := ROOT / "pyproject.toml").is_file():
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
@@ -37,18 +37,18 @@ def _project() -> tuple[str, list[str]]:
 
 
 def install_command() -> str:
-    """The command that installs the project again, from the folder that it came from."""
+    """Returns the command that installs the project again, from the folder of its source."""
     return f"pip install -e {ROOT}" if (ROOT / "pyproject.toml").is_file() else "pip install . in a checkout"
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with: `0.10.2rc1` is (0, 10, 2)."""
+    """Returns the leading numbers of a version: `0.10.2rc1` is (0, 10, 2)."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def fits(version: str, pins: str) -> bool:
-    """Whether a version is within bounds such as `>=0.10.2,<0.13`."""
+    """Returns whether a version is within bounds such as `>=0.10.2,<0.13`."""
     have = numbers(version)
     for sign, bound in re.findall(r"(>=|<=|==|<|>|!=)\s*([\w.]+)", pins):
         wanted = numbers(bound)
@@ -60,14 +60,14 @@ def fits(version: str, pins: str) -> bool:
 
 
 def installed(package: str) -> str | None:
-    """Version of a package, None if it is missing."""
+    """Returns the version of a package, None if it is missing."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
 
 
 def check_python(data: Path) -> Iterator[Finding]:
-    """Python's version."""
+    """Checks Python's version."""
     pins, _ = _project()
     have = ".".join(map(str, sys.version_info[:3]))
     if fits(have, pins):
@@ -87,7 +87,7 @@ def check_install(data: Path) -> Iterator[Finding]:
 
 
 def check_system(data: Path) -> Iterator[Finding]:
-    """The operating system: all tests and measurements are Linux's."""
+    """Checks the operating system; the project is tested on Linux."""
     name = platform.system() or sys.platform
     if name == "Linux":
         yield Finding(OK, "system", f"{name}, {platform.machine()}")
@@ -99,7 +99,7 @@ def check_system(data: Path) -> Iterator[Finding]:
 
 
 def check_packages(data: Path) -> Iterator[Finding]:
-    """Every dependency, against its bounds."""
+    """Checks every dependency against its bounds."""
     wrong, count = 0, 0
     for requirement in _project()[1]:
         name, pins = re.match(r"([\w.-]+)([^;]*)", requirement).groups()  # pyright: ignore[reportOptionalMemberAccess]
@@ -114,17 +114,17 @@ def check_packages(data: Path) -> Iterator[Finding]:
 
 
 def check_variables(data: Path) -> Iterator[Finding]:
-    """Environment variables of JAX that the programs ignore."""
+    """Reports environment variables of JAX that the programs ignore."""
     for name, value in ignored().items():
         yield Finding(WARNING, "variable", f"{name}={value} is ignored by these programs", f"unset {name}")
 
 
 def check_pairs(data: Path) -> Iterator[Finding]:
-    """Packages that come in pairs: their versions must fit each other, not only our bounds."""
+    """Checks packages that come in pairs, whose versions must fit each other."""
     for one, other, parts in (("jax", "jaxlib", 2), ("mujoco", "mujoco-mjx", 2)):
         a, b = installed(one), installed(other)
         if a is None or b is None:
-            continue  # `check_packages` says so, or the device fails
+            continue  # `check_packages` reports it, or the device fails
         if numbers(a)[:parts] == numbers(b)[:parts]:
             yield Finding(OK, one, f"{a} with {other} {b}")
         else:
@@ -140,7 +140,7 @@ class Probes:
         self._pictures = {name: Probe(PICTURE, {"MUJOCO_GL": name}) for name in PLATFORMS}
 
     def device(self, data: Path) -> Iterator[Finding]:
-        """Device that JAX computes on."""
+        """Checks the device that JAX computes on."""
         found, error = self._jax.result()
         gpu = shutil.which("nvidia-smi") is not None
         if found is None:
@@ -164,7 +164,7 @@ class Probes:
             yield Finding(OK, "device", text)
 
     def physics(self, data: Path) -> Iterator[Finding]:
-        """MuJoCo C, in a scene of OGBench's."""
+        """Checks MuJoCo C, in a scene of OGBench."""
         yield self._line(
             "engine c",
             self._physics.result(),
@@ -174,7 +174,7 @@ class Probes:
         )
 
     def mjx(self, data: Path) -> Iterator[Finding]:
-        """MJX, and MuJoCo Warp, which comes with it and which only NVIDIA GPUs need."""
+        """Checks MJX, and MuJoCo Warp, which only NVIDIA GPUs need."""
         outcome = self._mjx.result()
         remedy = "pip install --force-reinstall 'mujoco-mjx>=3.17,<3.18'"
         yield self._line("engine mjx", outcome, lambda found: "takes a model", BROKEN, remedy)
@@ -192,7 +192,7 @@ class Probes:
             yield Finding(WARNING, "engine warp", outcome.found["why"], remedy)
 
     def renderer(self, data: Path) -> Iterator[Finding]:
-        """MuJoCo's own pictures, each way of drawing tried with one small picture."""
+        """Checks MuJoCo's renderer: each platform draws one small picture."""
         outcomes = {name: probe.result() for name, probe in self._pictures.items()}
         works = [name for name, outcome in outcomes.items() if outcome.found is not None]
         if set(works) & {"egl", "osmesa"}:
@@ -202,7 +202,7 @@ class Probes:
         yield Finding(
             WARNING,
             "renderer",
-            f"none without a screen works ({why[:400]})",
+            f"no offscreen platform works ({why[:400]})",
             drawing_remedy(why),
         )
 
@@ -214,7 +214,7 @@ class Probes:
 
 
 def check_memory(data: Path) -> Iterator[Finding]:
-    """Memory of the host."""
+    """Checks the memory of the host."""
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     if not pages:
         return
@@ -228,17 +228,17 @@ def check_memory(data: Path) -> Iterator[Finding]:
 
 
 def cache_folder() -> Path:
-    """Where compiled programs are kept, as `arguments.start_jax` decides it."""
+    """Returns the folder of compiled programs, as `arguments.start_jax` chooses it."""
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(named) if named else home / "mac-jax" / "xla"
 
 
 def check_cache(data: Path) -> Iterator[Finding]:
-    """Compiled programs, kept from run to run."""
+    """Checks the cache of compiled programs."""
     folder = cache_folder()
     if refusal := cannot_write(folder):
-        remedy = "set JAX_COMPILATION_CACHE_DIR to a folder of yours; without it every start compiles anew"
+        remedy = "set JAX_COMPILATION_CACHE_DIR to a folder of yours; without it every start compiles again"
         yield Finding(WARNING, "cache", f"{folder}: {refusal}", remedy)
         return
     files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
@@ -247,14 +247,14 @@ def check_cache(data: Path) -> Iterator[Finding]:
 
 
 def check_disk(data: Path) -> Iterator[Finding]:
-    """Room for data and for runs."""
+    """Checks the free disk space for data and runs."""
     for what, folder in (("data", data), ("runs", Path("runs"))):
         free = shutil.disk_usage(existing(folder)).free
         text = f"{free / GIB:,.1f} GiB free for {folder}/"
         if free < ROOM:
             flag = "--data.dir" if what == "data" else "--out"
             yield Finding(
-                WARNING, "disk", text, f"1M rows take up to 1 GiB, twice while converting; see {flag}"
+                WARNING, "disk", text, f"1M transitions take up to 1 GiB, twice while converting; see {flag}"
             )
         else:
             yield Finding(OK, "disk", text)
@@ -275,16 +275,16 @@ def check_folders(data: Path) -> Iterator[Finding]:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Returns the folder, or its nearest parent that exists."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def cannot_write(folder: Path) -> str | None:
-    """Why nothing can be written into a folder, or into where it would be made; None if it can."""
+    """Returns why a folder, or its nearest existing parent, is not writable; None if it is."""
     place = existing(folder)
     if not place.is_dir():
-        return f"{place} is no folder"
+        return f"{place} is not a folder"
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"x" * 4096)

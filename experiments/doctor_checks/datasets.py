@@ -1,4 +1,4 @@
-"""The datasets on this machine, for `doctor.py`; found by their names, without reading them."""
+"""Check of the datasets on this machine, for `doctor.py`: by file names, without reading arrays."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ META = "meta.json"
 
 
 def check_datasets(data: Path) -> Iterator[Finding]:
-    """Folders with datasets, how many and how large; and of each where it comes from."""
+    """Reports the folders with datasets: names, size and origin."""
     home, found = Path.home(), False
     for root in (
         data,
@@ -35,7 +35,7 @@ def check_datasets(data: Path) -> Iterator[Finding]:
 
 
 def folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Folders below `root` that hold datasets, with their training files."""
+    """Yields the folders below `root` that hold datasets, with their training files."""
     by_folder: dict[Path, list[Path]] = {}
     for path in sorted(p for suffix in SUFFIXES for p in visible(root, f"**/*{suffix}")):
         if not path.stem.endswith("-val"):
@@ -64,8 +64,8 @@ def _store(path: Path) -> Finding:
 
 
 def _parts(root: Path) -> Iterator[Finding]:
-    """Downloads that did not end."""
+    """Reports unfinished downloads."""
     for part in visible(root, "**/*.part"):
         if part.is_file():
-            text = f"{part}: a download that did not end, {part.stat().st_size / 1e6:,.0f} MB"
+            text = f"{part}: an unfinished download, {part.stat().st_size / 1e6:,.0f} MB"
             yield Finding(WARNING, "data", text, "run the same command again to continue it, or delete it")

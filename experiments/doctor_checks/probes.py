@@ -1,7 +1,6 @@
-"""Small programs that try one thing each, in a process of their own: what is broken may end the process.
+"""Probes of `doctor.py`: small programs in processes of their own, because a broken package may kill them.
 
-Each prints its findings as one line of JSON. They run at the same time, so that all take about as long as
-the slowest.
+Each prints its findings as one line of JSON. All run at the same time, so they take as long as the slowest.
 """
 
 import json
@@ -65,18 +64,18 @@ print(json.dumps({}))
 
 
 def drawing_remedy(why: str) -> str:
-    """What helps where MuJoCo's renderer cannot draw.
+    """Returns a remedy for a renderer of MuJoCo that cannot draw.
 
     Args:
-        why: what the system said.
+        why: errors of the platforms.
     """
-    otherwise = "or take render_video.py --renderer drawing, which needs neither EGL nor OSMesa"
+    alternative = "or take render_video.py --renderer drawing, which needs neither EGL nor OSMesa"
     variables = [name for name in ("MUJOCO_EGL_DEVICE_ID", "MUJOCO_GL") if name in os.environ]
     named = [name for name in variables if name in why] or variables
     if named:
         values = " and ".join(f"{name} (it is {os.environ[name]!r})" for name in named)
-        return f"unset or correct {values}, {otherwise}"
-    return f"install libegl1 (with a GPU) or libosmesa6, {otherwise}"
+        return f"unset or correct {values}, {alternative}"
+    return f"install libegl1 (with a GPU) or libosmesa6, {alternative}"
 
 
 class ProbeResult(NamedTuple):
@@ -87,12 +86,12 @@ class ProbeResult(NamedTuple):
 
 
 class Probe:
-    """A program that runs; `result` waits for it."""
+    """A running program; `result` waits for its end."""
 
     def __init__(self, code: str, environment: Mapping[str, str] | None = None):
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         settings = {**os.environ, "PYTHONPATH": path, **(environment or {})}
-        # -P: the folder of this script must not stand in for packages of the same names.
+        # -P: modules in the script's folder must not shadow packages of the same names.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-W", "ignore", "-c", code],
             env=settings,
@@ -103,7 +102,7 @@ class Probe:
         )
 
     def result(self, timeout: float = 120.0) -> ProbeResult:
-        """Waits for the end; never raises."""
+        """Waits for the end and returns the result; never raises."""
         try:
             said, complaints = self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

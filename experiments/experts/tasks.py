@@ -99,7 +99,11 @@ class WalkTask(AbstractExpertTask):
     control_dt: float = eqx.field(static=True)
 
     def __init__(self, body: str, engine: AbstractWalkerEngine | None = None):
-        """Creates the task of `body`, a name in `DIRECTED`, on an engine of `flat_walker(body)`, or `c`."""
+        """Creates the task of `body`, a name in `DIRECTED`.
+
+        Args:
+            engine: engine of `flat_walker(body)`; MuJoCo C if None.
+        """
         flat, maze = flat_walker(body), f"{body}maze-medium"
         # The maze environment computes observations only: the engine has no walls.
         self.env = MazeEnv(f"{maze}-navigate-v0", build_walker(maze), engine or CWalkerEngine(flat))

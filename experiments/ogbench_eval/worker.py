@@ -1,8 +1,7 @@
-"""Plays in the real `ogbench` and `gymnasium` environments, in a process of its own: the only module that
-imports them.
+"""Worker process with real `ogbench` and `gymnasium` environments; the only module that imports them.
 
-Started by `experiments.ogbench_eval.play` as a script. Requests and replies are pickles on standard input and
-output: a list of (slot, order) and a list of `Played`. An order is `Start` or an array of actions.
+`experiments.ogbench_eval.play` starts it as a script. Requests and replies are pickles on standard input and
+output: a list of (slot, command) and a list of `StepResult`. A command is `Start` or an array of actions.
 """
 
 import os
@@ -16,33 +15,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 GYM = {"hopper": "Hopper", "walker2d": "Walker2d", "halfcheetah": "HalfCheetah"}
-"""gymnasium's names of the walkers that D4RL's and Minari's datasets are of: version 4 and version 5."""
+"""gymnasium's names of the walkers in D4RL's and Minari's datasets (version 4 and version 5)."""
 
 
 class Start(NamedTuple):
-    """Begin an episode of `task` whose randomness `seed` decides."""
+    """Command that starts an episode of `task` with the random seed `seed`."""
 
     seed: int
     task: int
 
 
 class Snapshot(NamedTuple):
-    """A scene as it is drawn: joint positions, button states, and where the task wants things."""
+    """Drawable state of a scene: joint positions, button states, and desired object states."""
 
     qpos: np.ndarray
     buttons: np.ndarray
     target: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class Played(NamedTuple):
-    """Result of one order.
+class StepResult(NamedTuple):
+    """Result of one command.
 
     Attributes:
-        obs: the last observation.
-        rewards: of each of the steps taken.
-        success, done: as after the last step; False after a start.
-        film: the scene after each step (or the start), if asked for.
-        goal: after a start, the goal's representation in the environment's units; else None.
+        obs: last observation.
+        rewards: reward of each step taken.
+        success, done: values after the last step; False after a start.
+        film: scene after each step (or the start), if requested.
+        goal: goal representation after a start, in the environment's units; else None.
     """
 
     obs: np.ndarray
@@ -54,39 +53,39 @@ class Played(NamedTuple):
 
     @property
     def reward(self) -> float:
-        """Sum over the steps taken."""
+        """Returns the sum of rewards."""
         return sum(self.rewards)
 
     @property
     def steps(self) -> int:
-        """Number of steps taken."""
+        """Returns the number of steps taken."""
         return len(self.rewards)
 
 
-class SharedArrays:
-    """`count` environments called `name`, as the package makes them, its time limit included."""
+class WorkerEnvs:
+    """Environments of one worker: `count` of the package's environment `name`, with its time limit."""
 
     def __init__(self, name: str, count: int, film: bool = False):
         self.film = film
         self.envs: list[Any] = [_make(name) for _ in range(count)]
 
-    def obey(self, slot: int, order: Start | np.ndarray) -> Played:
+    def execute(self, slot: int, command: Start | np.ndarray) -> StepResult:
         """Starts an episode, or executes actions until they are used up or the episode ends."""
         env = self.envs[slot]
-        if isinstance(order, Start):
-            obs, info = env.reset(seed=order.seed, options={"task_id": order.task})
+        if isinstance(command, Start):
+            obs, info = env.reset(seed=command.seed, options={"task_id": command.task})
             goal = np.asarray(info["goal"], np.float32) if "goal" in info else None
-            return Played(np.asarray(obs, np.float32), [], False, False, self._look(env), goal)
+            return StepResult(np.asarray(obs, np.float32), [], False, False, self._look(env), goal)
         rewards, done, info, film = [], False, {}, []
         obs = np.empty(0)
-        for action in order:
+        for action in command:
             obs, reward, terminated, truncated, info = env.step(np.asarray(action, np.float32))
             rewards.append(float(reward))
             done = bool(terminated or truncated)
             film += self._look(env)
             if done:
                 break
-        return Played(np.asarray(obs, np.float32), rewards, bool(info.get("success", False)), done, film)
+        return StepResult(np.asarray(obs, np.float32), rewards, bool(info.get("success", False)), done, film)
 
     def _look(self, env: Any) -> list[Snapshot]:
         if not self.film:
@@ -117,28 +116,28 @@ def _make(name: str) -> Any:
 
 
 def main(name: str, count: str, film: str) -> None:
-    """Serves until standard input ends; what anybody prints goes to standard error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program that started this one decides
+    """Serves requests until standard input ends; all printed text goes to standard error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles interrupts
     warnings.simplefilter("ignore")
     replies, requests = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)
-    slots: SharedArrays | None = None
+    slots: WorkerEnvs | None = None
     while True:
         try:
             request = pickle.load(requests)
         except EOFError:
             return
         try:
-            slots = slots or SharedArrays(name, int(count), film == "film")
-            reply: Any = [slots.obey(slot, order) for slot, order in request]
-        except Exception as error:  # whatever it is, the one who asked must hear of it
+            slots = slots or WorkerEnvs(name, int(count), film == "film")
+            reply: Any = [slots.execute(slot, command) for slot, command in request]
+        except Exception as error:  # the parent process reports any error
             reply = f"{type(error).__name__}: {error}"
         pickle.dump(reply, replies)
         replies.flush()
 
 
 if __name__ == "__main__":
-    # The classes above are pickled by the name under which the other side knows them.
+    # The parent process unpickles the classes above by their module's full name.
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     from experiments.ogbench_eval import worker
 

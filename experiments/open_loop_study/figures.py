@@ -1,4 +1,4 @@
-"""Pictures of the errors of dynamics models: by horizon and chunk length, and beside success."""
+"""Figures of the errors of dynamics models: by horizon and chunk length, and against success."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str, data: str =
     Args:
         rows: all horizons of every chunk length, in their order.
         path: the PNG to write, replaced if it exists.
-        data: where the data come from, shown below.
+        data: origin of the data, shown below.
     Raises:
         UserError: `path` cannot be written.
     """
@@ -48,7 +48,7 @@ def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str, data: str =
     left.set_xlim(0, x[-1])
     left.set_xlabel("open-loop horizon (environment steps)\n(bands: 95% over seeds)")
     left.set_ylabel("mean squared error, held-out data\n(normalised state)")
-    names = [*(f"{chunk} per chunk" for chunk in groups), "nothing moves"]
+    names = [*(f"{chunk} per chunk" for chunk in groups), "constant state"]
     left.legend(lines, names, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8.5, frameon=False)
     right.set_xticks(range(len(groups)), [str(chunk) for chunk in groups])
     right.set_xlim(-0.5, len(groups) - 0.2)
@@ -70,7 +70,7 @@ def _curve(axes: "Axes", group: list[ChunkRow], colour: str) -> "Line2D":
 
 
 def _summit(axes: "Axes", place: int, row: ChunkRow, colour: str) -> None:
-    """The error at the last horizon: thick, its interval over seeds; thin, that over held-out episodes."""
+    """Draws the error at the last horizon: intervals over seeds (thick) and over held-out episodes (thin)."""
     axes.vlines(place, row.data_low, row.data_high, color=colour, lw=1.2)
     axes.vlines(place, row.seed_low, row.seed_high, color=colour, lw=5, alpha=0.45)
     axes.plot([place], [row.error], "o", color=colour, ms=5)
@@ -85,7 +85,7 @@ def draw_policies(rows: Sequence[PolicyRow], path: Path, *, title: str, data: st
 
     Args:
         path: the PNG to write, replaced if it exists.
-        data: where the data come from, shown below.
+        data: origin of the data, shown below.
     Raises:
         UserError: `path` cannot be written.
     """
@@ -120,7 +120,7 @@ def _interval(values: np.ndarray) -> Interval:
 
 
 def _arms(interval: Interval) -> np.ndarray:
-    """Lengths of an error bar's two arms, 0 where there is no interval."""
+    """Returns the lengths of an error bar's two arms, 0 without an interval."""
     ends = np.asarray([interval.value - interval.low, interval.high - interval.value])
     return np.nan_to_num(np.maximum(ends, 0))[:, None]
 

@@ -1,4 +1,4 @@
-"""Error of dynamics models that run open loop along real trajectories, and how sure of it one can be."""
+"""Error of dynamics models that run open loop along real trajectories, with bootstrap intervals."""
 
 import math
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ class Errors(NamedTuple):
     """Squared errors along B trajectories, mean over the entries of the normalised state.
 
     Attributes:
-        horizons: environment steps after which each of the L columns is.
-        model: of each seed's model.
-        still: of predicting that nothing moves.
-        episode: equal for trajectories that were cut from one episode.
+        horizons: environment steps of each of the L columns.
+        model: errors of each seed's model.
+        still: errors of the prediction that the state is constant.
+        episode: number of the episode that each trajectory is part of.
     """
 
     horizons: list[int]
@@ -39,21 +39,21 @@ class Errors(NamedTuple):
 
 
 def held_out(store: Store, normalizer: Normalizer) -> Window:
-    """The validation split on the device, normalised as the training data is.
+    """Returns the validation split on the device, normalised as the training data are.
 
     Raises:
-        UserError: there is none.
+        UserError: the dataset has no validation split.
     """
     if store.val is None:
         raise UserError(
-            f"{store.path}: this dataset has no held-out data (a file ...-val.npz beside the first); "
-            "make one that has with python experiments/generate_data.py"
+            f"{store.path}: this dataset has no held-out data (a file ...-val.npz in the same folder); "
+            "make one with python experiments/generate_data.py"
         )
     return make_window(store._replace(train=(store.val,)), normalizer, 1, every_row=True)
 
 
 def check_horizon(flag: str, horizon: int, chunk: int, store: Store) -> None:
-    """Raises UserError, which begins with `flag`, if no held-out episode holds chunks up to that horizon."""
+    """Raises UserError, which begins with `flag`, if held-out episodes are shorter than the horizon."""
     where = f"{flag}={horizon}"
     if horizon < 1 or horizon % chunk:
         raise UserError(f"{where}: must be a multiple of the chunk length, {chunk}, and at least that")
@@ -62,14 +62,13 @@ def check_horizon(flag: str, horizon: int, chunk: int, store: Store) -> None:
 
 
 def measure(nets: MLP, window: Window, chunk: int, horizon: int, trajectories: int, seed: int) -> Errors:
-    """Errors of dynamics networks at every multiple of `chunk` up to `horizon`.
+    """Measures errors of dynamics networks at every multiple of `chunk` up to `horizon`.
 
-    Each runs from a real state with the real actions, and predicts every state from its own prediction
-    before. Equal arguments `horizon`, `trajectories` and `seed` give the same trajectories, whatever
-    the chunk length.
+    Each network starts at a real state, takes the real actions, and predicts every state from its previous
+    prediction. The trajectories depend on `horizon`, `trajectories` and `seed` only, not on the chunk length.
 
     Args:
-        nets: as `mac.ablations.dynamics_only.Dynamics` trains them, leading axis S.
+        nets: networks of `mac.ablations.dynamics_only.Dynamics`, leading axis S.
     """
     count, key = horizon // chunk, jr.key(seed)
     real = jax.jit(sample_sequences, static_argnums=(1, 2, 3))(window, chunk, count, trajectories, key)
@@ -84,17 +83,17 @@ def measure(nets: MLP, window: Window, chunk: int, horizon: int, trajectories: i
 
 
 def over_seeds(error: Float[np.ndarray, "S B"]) -> Interval:
-    """Mean error, with a 95% bootstrap interval over seeds: what another training run would change."""
+    """Returns the mean error with a 95% bootstrap interval over seeds: the variance of training."""
     value = float(error.mean(dtype=np.float64))
-    if not math.isfinite(value):  # a model that has left the range of float32
+    if not math.isfinite(value):  # a model whose state overflows float32
         return Interval(value, math.nan, math.nan)
     return summarise(error.mean(axis=1, dtype=np.float64)[:, None], reps=REPS).mean
 
 
 def over_episodes(error: Float[np.ndarray, "S B"], episode: Int[np.ndarray, " B"]) -> Interval:
-    """Mean error, with a 95% bootstrap interval over held-out episodes: what other data would change.
+    """Returns the mean error with a 95% bootstrap interval over held-out episodes: the variance of the data.
 
-    Trajectories of one episode overlap and resemble each other, so it is episodes that are drawn anew.
+    Trajectories of one episode overlap, so whole episodes are resampled.
     """
     value = float(error.mean(dtype=np.float64))
     count = np.bincount(episode)
@@ -107,10 +106,10 @@ def over_episodes(error: Float[np.ndarray, "S B"], episode: Int[np.ndarray, " B"
 
 
 def network_of(nets: Any, title: str) -> MLP:
-    """The dynamics network among an algorithm's networks.
+    """Returns the dynamics network among an algorithm's networks.
 
     Raises:
-        UserError: it has none of the kind that is measured here.
+        UserError: the algorithm has no deterministic dynamics model.
     """
     model = getattr(nets, "model", None)
     if not isinstance(model, MLP):

@@ -1,4 +1,4 @@
-"""Success of trained policies beside the error of the models that they were trained in."""
+"""Success of trained policies, compared with the error of the models that they were trained in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +21,10 @@ def compare_policies(
 ) -> None:
     """Measures the newest checkpoint of every run; writes `success.csv` and `success.png` to `out`.
 
-    Success is that of the run's own evaluation of that checkpoint; if there was none, it is evaluated.
+    Success is that of the run's own evaluation of that checkpoint. A checkpoint without one is evaluated.
 
     Raises:
-        UserError: a folder holds no run with a dynamics model, or its dataset is not there or too short.
+        UserError: a folder holds no run with a dynamics model, or its dataset is missing or too short.
     """
     rows = [row for folder in folders for row in policy_rows(folder, horizon, trajectories, seed)]
     envs = ", ".join(dict.fromkeys(row.env for row in rows))
@@ -37,7 +37,7 @@ def compare_policies(
 
 
 def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> list[PolicyRow]:
-    """The rows of one run, a seed each."""
+    """Returns the rows of one run, one per seed."""
     run = saved_run.open_run(folder)
     network, chunk = network_of(run.state.nets, run.title), run.algo.sample.chunk
     store = saved_run.open_dataset(folder, run.settings, run.algo.env)
@@ -66,7 +66,7 @@ def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> lis
 
 
 def success_of(run: saved_run.SavedRun) -> Curve:
-    """Success rates of the run's policies at its checkpoint, evaluated now only if they never were."""
+    """Returns the success rates of the run's policies; evaluates them if there is no evaluation."""
     path = run.folder / EVAL
     rows = list(read_rows(path)) if path.exists() else []
     check_rows(rows, str(path))
@@ -78,9 +78,9 @@ def success_of(run: saved_run.SavedRun) -> Curve:
 
 
 def table(rows: Sequence[PolicyRow], title: str, data: str) -> Table:
-    """One line per seed, and where the data come from."""
+    """Returns a table with one line per seed, and the origin of the data."""
     shown = Table(title=title, title_justify="left", caption=f"data: {data}", caption_justify="left")
-    for name in ("run", "chunk", "seed", "success", "error", "nothing moves"):
+    for name in ("run", "chunk", "seed", "success", "error", "constant state"):
         shown.add_column(name, justify="left" if name == "run" else "right")
     for r in rows:
         shown.add_row(

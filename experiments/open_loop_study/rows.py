@@ -1,4 +1,4 @@
-"""Rows of the tables that the study of model errors writes."""
+"""Rows of the CSV files of `model_error.py`."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ class ChunkRow:
 
     `error` is the mean over seeds, trajectories and entries of the squared difference of normalised
     states, `seed_*` and `data_*` are its 95% intervals over seeds and over held-out episodes, `still`
-    is the error of predicting that nothing moves.
+    is the error of predicting a constant state.
     """
 
     chunk: int
@@ -31,15 +31,15 @@ class ChunkRow:
 class PolicyRow:
     """One seed of a run: its policy's success and its model's error; the names are the CSV's columns.
 
-    `success` is the mean over tasks; `error` that over held-out trajectories and entries of the squared
-    difference of normalised states at the horizon, `still` that of predicting that nothing moves.
+    `success` is the mean over tasks. `error` is the squared difference of normalised states at the horizon,
+    mean over held-out trajectories and entries; `still` is that of predicting a constant state.
     """
 
     run: str
     algo: str
     env: str
     chunk: int
-    rollout: int  # environment steps that its training imagines ahead
+    rollout: int  # environment steps of its imagined rollouts
     step: int
     seed: int
     success: float
@@ -47,4 +47,4 @@ class PolicyRow:
     horizon: int
     error: float
     still: float
-    data: str  # where its training data come from
+    data: str  # origin of its training data

@@ -1,4 +1,8 @@
-"""Pictures into a file that plays: GIF by Pillow, MP4 by ffmpeg."""
+"""Encoder of films: GIF by Pillow, MP4 by ffmpeg.
+
+Pillow writes the GIF. Its mapping to a given palette is not exact, which tints white, and without a common
+palette colours flicker. `Palette` keeps frequent colours and maps all others to the nearest one.
+"""
 
 import importlib.util
 import shutil
@@ -13,18 +17,18 @@ from mac.atomic_files import replace_file
 from mac.errors import UserError, one_line, refusal
 
 KINDS = (".gif", ".mp4")
-EXACT = 128  # colours of a GIF that are kept as they are
-HOLD = 1.5  # seconds that the last picture stays
+EXACT = 128  # colours of a GIF that are kept exactly
+HOLD = 1.5  # duration of the last picture, s
 
 
 def check_file(path: Path) -> None:
-    """Finds out early that no film could be written.
+    """Checks that a film of this name can be written, before any episode is played.
 
     Raises:
-        UserError: another ending than .gif or .mp4, or ffmpeg is missing.
+        UserError: an extension other than .gif or .mp4, or ffmpeg is missing.
     """
     if path.suffix.lower() not in KINDS:
-        raise UserError(f"--out={path}: the file must end in {' or '.join(KINDS)}")
+        raise UserError(f"--out={path}: the extension must be {' or '.join(KINDS)}")
     if path.suffix.lower() == ".mp4" and ffmpeg() is None:
         raise UserError(
             f"--out={path}: needs ffmpeg (pip install -e '.[video]', or the system's); or take .gif"
@@ -32,7 +36,7 @@ def check_file(path: Path) -> None:
 
 
 def ffmpeg() -> str | None:
-    """The program, from the package imageio-ffmpeg or of the system; None if there is none."""
+    """Returns the path of ffmpeg, from the package imageio-ffmpeg or the system; None if missing."""
     if importlib.util.find_spec("imageio_ffmpeg") is not None:
         import imageio_ffmpeg  # pyright: ignore[reportMissingImports]
 
@@ -44,7 +48,7 @@ def ffmpeg() -> str | None:
 
 
 def write_film(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> None:
-    """Writes uint8[height, width, 3] pictures that show for `seconds` each; whole or not at all.
+    """Writes uint8[height, width, 3] pictures of duration `seconds` each; complete or not at all.
 
     Raises:
         UserError: the file cannot be written, or ffmpeg fails.
@@ -55,7 +59,7 @@ def write_film(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> No
 
 
 def write_gif(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> None:
-    """All pictures share one palette, of the first, the middle and the last, so that no colour flickers."""
+    """Writes a GIF with a common palette, of the first, middle and last picture; else colours flicker."""
     made = list(pictures)
     palette = Palette([made[i] for i in (0, len(made) // 2, -1)])
     frames = [palette.image(picture) for picture in made]
@@ -65,9 +69,7 @@ def write_gif(path: Path, pictures: Iterator[np.ndarray], seconds: float) -> Non
 
 
 class Palette:
-    """256 colours of `pictures`: the most frequent ones exactly, for surfaces, and the rest spread over
-    all others. Pillow's own search for the nearest colour rounds, which would tint white.
-    """
+    """256 colours of `pictures`: the most frequent ones exactly, then a median cut of the others."""
 
     def __init__(self, pictures: list[np.ndarray]):
         codes, counts = np.unique(np.concatenate([_codes(p).ravel() for p in pictures]), return_counts=True)
@@ -78,10 +80,10 @@ class Palette:
             reduced = Image.fromarray(others).quantize(256 - EXACT, method=Image.Quantize.MEDIANCUT)
             spread = (reduced.getpalette() or [])[: 3 * (256 - EXACT)]
         self.colors = np.concatenate([colors[:EXACT], np.reshape(spread, (-1, 3))]).astype(np.uint8)
-        self._place = np.full(1 << 24, -1, np.int16)  # of each colour that was looked up
+        self._place = np.full(1 << 24, -1, np.int16)  # index of each colour looked up so far
 
     def image(self, picture: np.ndarray) -> Image.Image:
-        """The picture in these colours."""
+        """Returns the picture in these colours."""
         codes = _codes(picture)
         new = np.unique(codes[self._place[codes] < 0])
         for part in np.array_split(new, len(new) // 10_000 + 1):
@@ -93,7 +95,7 @@ class Palette:
 
 
 def _codes(picture: np.ndarray) -> np.ndarray:
-    """Each pixel's colour as one number."""
+    """Returns each pixel's colour as one number."""
     return picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
 
 

@@ -1,4 +1,4 @@
-"""Pictures by MuJoCo's own renderer, where the system can draw without a screen (EGL or OSMesa)."""
+"""Pictures by MuJoCo's own renderer, on systems with offscreen rendering (EGL or OSMesa)."""
 
 import copy
 import functools
@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 from envs_mjx.manipulation.observation import Objects
 from envs_mjx.manipulation.scenes import Scene
 from experiments.doctor_checks.probes import drawing_remedy
-from experiments.video.record import Film, caption, verdict
-from experiments.video.vector_drawing import BUTTONS, COLUMNS, CUBES, VERDICTS
+from experiments.video.record import Film, caption, status
+from experiments.video.vector_drawing import BUTTONS, COLUMNS, CUBES, STATUS_COLORS
 from mac.errors import UserError, one_line
 
 PLATFORMS = ("egl", "osmesa")
-WIDTH, HEIGHT, LABEL, TITLE, FOOT = 320, 300, 26, 34, 22  # pixels: a scene; labels, title, legend
+WIDTH, HEIGHT, LABEL, TITLE, FOOT = 320, 300, 26, 34, 22  # pixels: scene; label, title, legend
 CAMERA = "front_pixels"
-PLACE = "#ffd43b"  # colour of the balls that show where handles belong
+PLACE = "#ffd43b"  # colour of the balls at the desired positions of handles
 
 _TRIAL = """
 import mujoco
@@ -36,7 +36,7 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontSca
 
 
 class Drawing(NamedTuple):
-    """The way of drawing without a screen that works here, None if none does; and why the others do not."""
+    """Offscreen platform that works on this machine, None if none does; and the errors of the others."""
 
     platform: str | None
     why: str = ""
@@ -44,7 +44,7 @@ class Drawing(NamedTuple):
 
 @functools.cache
 def try_drawing() -> Drawing:
-    """Tries EGL and OSMesa, in other processes, since what is missing may end the process that asks."""
+    """Tries EGL and OSMesa, in other processes, because a missing library may kill the process."""
     wanted, reasons = os.environ.get("MUJOCO_GL", "").lower(), []
     for name in [wanted] if wanted in PLATFORMS else PLATFORMS:
         environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
@@ -57,25 +57,25 @@ def try_drawing() -> Drawing:
         if done.returncode == 0:
             return Drawing(name, "; ".join(reasons))
         lines = done.stderr.decode(errors="replace").split("\n")
-        said = next((line for line in reversed(lines) if line.strip()), f"exit status {done.returncode}")
-        reasons.append(f"{name}: {one_line(RuntimeError(said))}")
+        last = next((line for line in reversed(lines) if line.strip()), f"exit status {done.returncode}")
+        reasons.append(f"{name}: {one_line(RuntimeError(last))}")
     return Drawing(None, "; ".join(reasons))
 
 
 def require_drawing() -> str:
-    """The way of drawing that works here.
+    """Returns the offscreen platform that works on this machine.
 
     Raises:
-        UserError: none does, with what the system said of each.
+        UserError: no platform works, with the error of each.
     """
     platform, why = try_drawing()
     if platform is None:
-        raise UserError(f"MuJoCo's renderer cannot draw here ({why}); {drawing_remedy(why)}")
+        raise UserError(f"MuJoCo's renderer cannot draw on this machine ({why}); {drawing_remedy(why)}")
     return platform
 
 
 class Camera:
-    """Draws scenes of one model; a context manager, since the graphics context must be given back."""
+    """Draws scenes of one model; a context manager, which releases the graphics context."""
 
     def __init__(self, scene: Scene):
         name = require_drawing()
@@ -89,7 +89,7 @@ class Camera:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._canvas)
         self._shapes = mujoco.MjvScene(self.model, maxgeom=2000)
         for costly in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._shapes.flags[costly] = 0  # without a graphics card these take most of the time
+            self._shapes.flags[costly] = 0  # without a GPU these take most of the time
         self._options, self._view = mujoco.MjvOption(), mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._view.fixedcamid = self.model.camera(CAMERA).id
@@ -107,7 +107,7 @@ class Camera:
         self._context.free()
 
     def picture(self, qpos: np.ndarray, buttons: np.ndarray, target: Objects) -> np.ndarray:
-        """One scene, uint8[HEIGHT, WIDTH, 3]; a faint cube and a small ball show what the task wants."""
+        """Draws one scene, uint8[HEIGHT, WIDTH, 3]; faint cubes and small balls mark the desired states."""
         model, data = self.model, self.data
         data.qpos[:] = qpos
         for number, pos in enumerate(target.cubes):
@@ -132,7 +132,7 @@ class Camera:
         )
 
     def _mark(self, qpos: np.ndarray, buttons: np.ndarray, target: Objects) -> None:
-        """A ball in the wanted colour above each button in the wrong state, and where handles belong."""
+        """Marks buttons in the wrong state, by the desired colour, and the desired positions of handles."""
         scene = self.scene
         for top, state, wanted in zip(scene.button_top, buttons, target.buttons, strict=True):
             if state != wanted:
@@ -151,19 +151,19 @@ class Camera:
 
 
 def legend(scene: Scene) -> str:
-    """Legend of the marks, in one line."""
-    parts = ["faint cube: where it belongs"] if scene.cubes else []
-    parts += ["ball above a button: state that is wanted"] if scene.buttons else []
-    return "   ·   ".join([*parts, *(["yellow ball: where a handle belongs"] if scene.slides else [])])
+    """Returns the legend of the marks, in one line."""
+    parts = ["faint cube: desired position"] if scene.cubes else []
+    parts += ["ball above a button: desired state"] if scene.buttons else []
+    return "   ·   ".join([*parts, *(["yellow ball: desired position of a handle"] if scene.slides else [])])
 
 
 def render(
     scene: Scene, film: Film, numbers: list[int], title: str, frames: list[int]
 ) -> Iterator[np.ndarray]:
-    """The pictures, uint8[height, width, 3], of the control steps `frames`, as `vector_drawing.draw`.
+    """Draws the control steps `frames`, uint8[height, width, 3] each, as `vector_drawing.draw`.
 
     Raises:
-        UserError: the system cannot draw without a screen.
+        UserError: no offscreen platform works.
     """
     rows, columns = -(-len(numbers) // COLUMNS), min(len(numbers), COLUMNS)
     size = (max(columns, 2) * WIDTH, TITLE + rows * (HEIGHT + LABEL) + FOOT)
@@ -181,9 +181,9 @@ def render(
                 x, y = left + column * WIDTH, TITLE + row * (HEIGHT + LABEL)
                 target = Objects(*(part[s] for part in film.target))
                 pen.text((x + 6, y + LABEL / 2), f"seed {number}", fill="black", font=fonts[1], anchor="lm")
-                said = caption(scene, film, k, s)
-                color = VERDICTS[verdict(film, k, s)]
-                pen.text((x + WIDTH - 6, y + LABEL / 2), said, fill=color, font=fonts[1], anchor="rm")
+                label = caption(scene, film, k, s)
+                color = STATUS_COLORS[status(film, k, s)]
+                pen.text((x + WIDTH - 6, y + LABEL / 2), label, fill=color, font=fonts[1], anchor="rm")
                 picture = camera.picture(film.qpos[k, s], film.buttons[k, s], target)
                 sheet.paste(Image.fromarray(picture), (x, y + LABEL))
             yield np.asarray(sheet)

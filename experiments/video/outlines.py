@@ -1,4 +1,4 @@
-"""Outlines of bodies as they are seen from above and from the side."""
+"""Outlines of bodies, seen from above and from the side."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ from envs_mjx.manipulation.scenes import Scene
 from envs_mjx.manipulation.tasks import CUBE_SIZE
 
 
-class Look(NamedTuple):
-    """A direction of view: which world axes are drawn to the right and up, and what is seen of them, m."""
+class View(NamedTuple):
+    """A view: the world axes that are drawn to the right and up, and their ranges, m."""
 
     name: str
     axes: tuple[int, int]
@@ -18,22 +18,22 @@ class Look(NamedTuple):
     up: tuple[float, float]
 
 
-def looks(scene: Scene) -> tuple[Look, Look]:
-    """From above and from the side, one below the other with the same x."""
+def views(scene: Scene) -> tuple[View, View]:
+    """Returns the views from above and from the side, with the same range of x."""
     wide = 0.5 if scene.slides else 0.4
     x = (-0.02, 0.74)
-    return Look("from above", (0, 1), x, (-wide, wide)), Look("from the side", (0, 2), x, (-0.02, 0.46))
+    return View("from above", (0, 1), x, (-wide, wide)), View("from the side", (0, 2), x, (-0.02, 0.46))
 
 
 class Shape(NamedTuple):
-    """A convex piece of a body: its corners in the body's frame, m."""
+    """A convex part of a body: its corners in the body's frame, m."""
 
     body: int
     corners: np.ndarray
 
 
 def pieces(model: mujoco.MjModel, body: str) -> list[Shape]:
-    """The collision boxes and capsules of `body`, as boxes; meshes are only for show."""
+    """Returns the collision boxes and capsules of `body`, as boxes; meshes are visual only."""
     number = model.body(body).id
     found = []
     for geom in np.flatnonzero(model.geom_bodyid == number):
@@ -52,7 +52,7 @@ def pieces(model: mujoco.MjModel, body: str) -> list[Shape]:
 
 
 def outline(points: np.ndarray) -> np.ndarray:
-    """Corners of the convex hull of points[n, 2], counter-clockwise."""
+    """Returns the corners of the convex hull of points[n, 2], counter-clockwise."""
 
     def half(ordered: np.ndarray) -> list[np.ndarray]:
         kept: list[np.ndarray] = []
@@ -67,6 +67,6 @@ def outline(points: np.ndarray) -> np.ndarray:
 
 
 def cube_corners(pos: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """The corners, [8, 3], of a cube at `pos` with rotation matrix `turn`."""
+    """Returns the corners, [8, 3], of a cube at `pos` with rotation matrix `turn`."""
     signs = np.stack(np.meshgrid(*[(-CUBE_SIZE / 2, CUBE_SIZE / 2)] * 3), axis=-1).reshape(-1, 3)
     return pos + signs @ turn.T

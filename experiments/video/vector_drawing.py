@@ -1,4 +1,4 @@
-"""A vector drawing of tabletop scenes, from above and from the side; needs no graphics driver."""
+"""Vector drawing of tabletop scenes, from above and from the side; needs no graphics driver."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,42 +14,33 @@ from matplotlib.text import Text
 from envs_mjx.manipulation.assets import ARM, GRIPPER
 from envs_mjx.manipulation.observation import Objects
 from envs_mjx.manipulation.scenes import Scene
-from experiments.video.outlines import Look, Shape, cube_corners, looks, outline, pieces
-from experiments.video.record import Film, caption, verdict
+from experiments.video.outlines import Shape, View, cube_corners, outline, pieces, views
+from experiments.video.record import Film, caption, status
 
 COLUMNS = 4  # seeds in a row
 CUBES = ("#e6194b", "#3c78d8", "#f0a30a", "#2e8b57", "#8e44ad", "#00a5a8", "#b5651d", "#d147a3")
 BUTTONS = ("#f0455a", "#3c78d8")  # state 0, state 1
 ARM_COLOR, GRIP_COLOR, WOOD, LINE, EDGE = "#5b6673", "#1f2933", "#c9b79c", "#8a8f98", "#333333"
-VERDICTS = {"running": "#444444", "success": "#1a7f37", "failed": "#b42318"}
+STATUS_COLORS = {"running": "#444444", "success": "#1a7f37", "failed": "#b42318"}
 BUTTON_RADIUS = 0.017  # m
 LINKS = ("shoulder_link", "upper_arm_link", "forearm_link", "wrist_1_link", "wrist_2_link", "wrist_3_link")
 
 
 class Panel:
-    """One seed from one direction: artists that follow the scene, over what never moves."""
+    """One view of one seed: artists that follow the scene, over a static background."""
 
-    def __init__(self, axes: Axes, look: Look, scene: Scene, target: Objects):
-        self.axes, self.look, self.scene, self.target = axes, look, scene, target
+    def __init__(self, axes: Axes, view: View, scene: Scene, target: Objects):
+        self.axes, self.view, self.scene, self.target = axes, view, scene, target
         model = scene.model
-        axes.set(xlim=look.right, ylim=look.up, aspect="equal", xticks=[], yticks=[])
+        axes.set(xlim=view.right, ylim=view.up, aspect="equal", xticks=[], yticks=[])
         axes.set_facecolor("#f7f6f3")
         for spine in axes.spines.values():
             spine.set_color("#d0d0d0")
-        if look.axes[1] == 2:
-            axes.axhspan(look.up[0], 0.0, color="#ddd8ce", zorder=0)
+        if view.axes[1] == 2:
+            axes.axhspan(view.up[0], 0.0, color="#ddd8ce", zorder=0)
         self._draw_targets()
+        self._draw_furniture()
         bodies = ("drawer_link", "windowb_a", "windowb_b") if scene.slides else ()
-        fixed = ("drawer_base", "window") if scene.slides else ()
-        fixed += tuple(f"buttonbox_{i}" for i in range(scene.buttons)) if look.axes[1] == 2 else ()
-        still = mujoco.MjData(model)
-        mujoco.mj_kinematics(model, still)
-        for body in fixed:
-            for piece in pieces(model, body):
-                patch = Polygon(
-                    self._project(still, piece), facecolor="#e3ddd2", edgecolor="#cfc6b8", lw=0.6, zorder=1
-                )
-                axes.add_patch(patch)
         self.moving = [piece for body in bodies for piece in pieces(model, body)]
         self.polygons = [self._patch(WOOD, 0.55, 2) for _ in self.moving]
         self.cubes = [self._patch(CUBES[i % len(CUBES)], 0.95, 5) for i in range(scene.cubes)]
@@ -71,7 +62,7 @@ class Panel:
 
     def show(self, data: mujoco.MjData, buttons: np.ndarray) -> list:
         """Moves all artists to the scene of `data`, whose kinematics are fresh; returns them."""
-        scene, (i, j) = self.scene, self.look.axes
+        scene, (i, j) = self.scene, self.view.axes
         for piece, patch in zip(self.moving, self.polygons, strict=True):
             patch.set_xy(self._project(data, piece))
         for number, patch in enumerate(self.cubes):
@@ -96,7 +87,7 @@ class Panel:
 
     def _project(self, data: mujoco.MjData, piece: Shape) -> np.ndarray:
         corners = data.xpos[piece.body] + piece.corners @ data.xmat[piece.body].reshape(3, 3).T
-        return outline(corners[:, self.look.axes])
+        return outline(corners[:, self.view.axes])
 
     def _patch(self, color: str, alpha: float, order: int) -> Polygon:
         patch = Polygon(
@@ -108,7 +99,7 @@ class Panel:
     def _button(self, number: int) -> Polygon | Circle:
         ring: dict[str, Any] = dict(edgecolor=EDGE, lw=0.8, zorder=4)
         top = self.scene.button_top[number]
-        if self.look.axes[1] == 1:
+        if self.view.axes[1] == 1:
             patch: Polygon | Circle = Circle((top[0], top[1]), BUTTON_RADIUS, **ring)
         else:
             patch = Polygon(np.zeros((4, 2)), **ring)
@@ -122,10 +113,10 @@ class Panel:
             patch.set_xy([(x - r, z - 0.04), (x + r, z - 0.04), (x + r, high), (x - r, high)])
 
     def _draw_furniture(self) -> None:
-        """What stands still: the frames of drawer and window, and from the side the boxes of buttons."""
+        """Draws static bodies: the frames of drawer and window, and from the side the boxes of buttons."""
         model = self.scene.model
         names = ["drawer_base", "window"] if self.scene.slides else []
-        names += [f"buttonbox_{i}" for i in range(self.scene.buttons)] if self.look.axes[1] == 2 else []
+        names += [f"buttonbox_{i}" for i in range(self.scene.buttons)] if self.view.axes[1] == 2 else []
         data = mujoco.MjData(model)
         mujoco.mj_kinematics(model, data)
         for piece in (piece for name in names for piece in pieces(model, name)):
@@ -133,8 +124,8 @@ class Panel:
             self.axes.add_patch(Polygon(corners, facecolor="#e3ddd2", edgecolor="#cfc6b8", lw=0.6, zorder=1))
 
     def _draw_targets(self) -> None:
-        """Dashed cubes, rings in the colour of the wanted button state, crosses where handles should be."""
-        (i, j), scene = self.look.axes, self.scene
+        """Draws desired states: dashed cubes, rings in the button state's colour, crosses for handles."""
+        (i, j), scene = self.view.axes, self.scene
         for number, pos in enumerate(self.target.cubes):
             color = CUBES[number % len(CUBES)]
             corners = outline(cube_corners(pos, np.eye(3))[:, (i, j)])
@@ -154,25 +145,25 @@ class Panel:
 
 
 def legend(scene: Scene) -> list[str]:
-    """Legend of the marks, in lines that fit two seeds side by side."""
-    lines = [["dashed: where cubes belong"]] if scene.cubes else [[]]
+    """Returns the legend of the marks, in lines that fit two seeds side by side."""
+    lines = [["dashed: desired positions of cubes"]] if scene.cubes else [[]]
     if scene.buttons:
-        lines[0] += ["button: red 0, blue 1", "ring: state that is wanted"]
+        lines[0] += ["button: red 0, blue 1", "ring: desired state"]
     if scene.slides:
-        lines += [["dot: handle of drawer or window, red if locked", "cross: where it belongs"]]
+        lines += [["dot: handle of drawer or window, red if locked", "cross: desired position"]]
     return ["   ·   ".join(line) for line in lines]
 
 
 def draw(scene: Scene, film: Film, numbers: list[int], title: str, frames: list[int]) -> Iterator[np.ndarray]:
-    """The pictures, uint8[height, width, 3], of the control steps `frames`; seeds are called `numbers`."""
+    """Draws the control steps `frames`, uint8[height, width, 3] each; `numbers` are the seeds' labels."""
     sheet = _Sheet(scene, film, numbers, title)
     return (sheet.picture(k) for k in frames)
 
 
 def fit_width(text: Text, canvas: FigureCanvasAgg, size: float) -> None:
-    """Writes a line at the first of `size`, `size - 0.5`, ... 5 points at which the picture holds it.
+    """Sets a line to the first of `size`, `size - 0.5`, ... 5 points at which it fits the picture.
 
-    Step by step, because letters are whole pixels wide: a line's width is not in proportion to its size.
+    Sizes are tried one by one: letters are whole pixels wide, so width is not proportional to size.
     """
     room = 0.98 * canvas.figure.bbox.width
     text.set_fontsize(size)
@@ -182,23 +173,23 @@ def fit_width(text: Text, canvas: FigureCanvasAgg, size: float) -> None:
 
 
 class _Sheet:
-    """The picture's layout. What never moves is drawn once; lengths are in inches."""
+    """Layout of the picture. The static background is drawn once; lengths are in inches."""
 
     WIDTH, GAP, HEAD, LABEL, LINE_HEIGHT = 2.7, 0.12, 0.36, 0.36, 0.16
 
     def __init__(self, scene: Scene, film: Film, numbers: list[int], title: str):
         self.scene, self.film, self.data = scene, film, mujoco.MjData(scene.model)
-        self.looks, told = looks(scene), legend(scene)
-        shapes = [(look.up[1] - look.up[0]) / (look.right[1] - look.right[0]) for look in self.looks]
+        self.views, legend_lines = views(scene), legend(scene)
+        shapes = [(view.up[1] - view.up[0]) / (view.right[1] - view.right[0]) for view in self.views]
         self.heights = [self.WIDTH * shape for shape in shapes]
         rows, columns = -(-len(numbers) // COLUMNS), min(len(numbers), COLUMNS)
-        block, foot = sum(self.heights) + self.GAP + self.LABEL, self.LINE_HEIGHT * (len(told) + 1)
+        block, foot = sum(self.heights) + self.GAP + self.LABEL, self.LINE_HEIGHT * (len(legend_lines) + 1)
         self.wide = max(columns * (self.WIDTH + self.GAP) + self.GAP, 5.6)
         self.tall = rows * block + self.HEAD + foot
         self.figure = Figure(figsize=(self.wide, self.tall), dpi=100, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
         fit_width(self._text(self.wide / 2, 0.24, title, ha="center", weight="bold"), self.canvas, 11)
-        for line, text in enumerate(reversed(told)):
+        for line, text in enumerate(reversed(legend_lines)):
             low = self.tall - self.LINE_HEIGHT * (line + 0.8)
             self._text(self.wide / 2, low, text, ha="center", fontsize=7.5, color="#555555")
         left = (self.wide - columns * (self.WIDTH + self.GAP) + self.GAP) / 2
@@ -215,7 +206,7 @@ class _Sheet:
         self.background = self.canvas.copy_from_bbox(self.figure.bbox)
 
     def picture(self, k: int) -> np.ndarray:
-        """All seeds after control step `k`."""
+        """Draws all seeds after control step `k`."""
         scene, film = self.scene, self.film
         self.canvas.restore_region(self.background)
         for s, (pair, label) in enumerate(zip(self.panels, self.labels, strict=True)):
@@ -224,18 +215,18 @@ class _Sheet:
             for panel in pair:
                 for artist in panel.show(self.data, film.buttons[k, s]):
                     panel.axes.draw_artist(artist)
-            label.set(text=caption(scene, film, k, s), color=VERDICTS[verdict(film, k, s)])
+            label.set(text=caption(scene, film, k, s), color=STATUS_COLORS[status(film, k, s)])
             self.figure.draw_artist(label)
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
 
     def _pair(self, s: int, x: float, y: float) -> list[Panel]:
-        """Seed `s` from above and, below that, from the side; x, y is their upper left corner."""
+        """Creates the two views of seed `s`, one below the other; x, y is their upper left corner."""
         target, pair = Objects(*(part[s] for part in self.film.target)), []
-        for look, height in zip(self.looks, self.heights, strict=True):
+        for view, height in zip(self.views, self.heights, strict=True):
             place = (x / self.wide, 1 - (y + height) / self.tall, self.WIDTH / self.wide, height / self.tall)
             axes = self.figure.add_axes(place)
-            axes.text(0.02, 0.97, look.name, transform=axes.transAxes, fontsize=7, color=LINE, va="top")
-            pair.append(Panel(axes, look, self.scene, target))
+            axes.text(0.02, 0.97, view.name, transform=axes.transAxes, fontsize=7, color=LINE, va="top")
+            pair.append(Panel(axes, view, self.scene, target))
             y += height + self.GAP / 2
         return pair
 

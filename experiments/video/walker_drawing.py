@@ -1,4 +1,4 @@
-"""Films of walkers: in a maze from above, with the way they went; on a plane from the side."""
+"""Films of walkers: in a maze from above, with their paths; on a plane from the side."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -17,22 +17,22 @@ from envs_mjx.locomotion.walkers import Walker
 from experiments.launch.saved_run import SavedRun
 from experiments.video.outlines import outline
 from experiments.video.record import play_ours
-from experiments.video.vector_drawing import COLUMNS, VERDICTS, fit_width
+from experiments.video.vector_drawing import COLUMNS, STATUS_COLORS, fit_width
 
 BODY, PATH, GOAL, WALL, TELEPORT = "#3c78d8", "#f0a30a", "#2e8b57", "#5b6673", "#8e44ad"
-WIDTH, HEAD, LABEL, GAP = 2.7, 0.4, 0.3, 0.12  # inches: a panel, the title, a seed's line, between panels
-SPAN, SKY = (-2.0, 4.0), (-0.3, 2.3)  # of the view from the side, m: along x from the torso, and up
+WIDTH, HEAD, LABEL, GAP = 2.7, 0.4, 0.3, 0.12  # inches: panel, title, seed's label, gap between panels
+SPAN, SKY = (-2.0, 4.0), (-0.3, 2.3)  # range of the view from the side, m: along x from the torso, and up
 _ROUND = np.stack([f(np.linspace(0, 2 * np.pi, 12, endpoint=False)) for f in (np.cos, np.sin)], axis=1)
 
 
 class Track(NamedTuple):
-    """What happened, on the host. Axis T: the start, then each control step; one that has ended stands.
+    """Recorded episodes on the host. Axis T: the start, then each control step; ended episodes are frozen.
 
     Attributes:
         qpos: [T, S, nq], as in `Walker.model`.
-        reward: [T, S] of the step, 0 for the start.
-        t: [T, S] control steps taken; success, done: [T, S] as after the last of them.
-        target: place to reach, [S, 2], m; None on a plane.
+        reward: [T, S] reward of the step, 0 for the start.
+        t: [T, S] control steps taken; success, done: [T, S] values after the last of them.
+        target: position to reach, [S, 2], m; None on a plane.
     """
 
     qpos: np.ndarray
@@ -44,7 +44,7 @@ class Track(NamedTuple):
 
 
 def film_walker(run: SavedRun, env: MazeEnv | GymEnv, task: int, draw: int) -> Track:
-    """As `record.film_ours`, of a walker."""
+    """Records the first episode of each seed of a walker, as `record.film_ours` does of a scene."""
     parts, state = play_ours(run, env, task, draw, _look)
     target = np.asarray(state.target) if isinstance(env, MazeEnv) else None
     return Track(*parts, target)  # pyright: ignore[reportCallIssue]
@@ -55,22 +55,22 @@ def _look(state: Any) -> tuple[Any, ...]:
 
 
 def returns(track: Track) -> np.ndarray:
-    """Sum of rewards so far, [T, S]; the reward of an ended episode is counted once."""
+    """Returns the sum of rewards so far, [T, S]; the last reward of an episode is counted once."""
     moved = np.diff(track.t, axis=0, prepend=np.zeros_like(track.t[:1])) > 0
     return np.cumsum(np.where(moved, track.reward, 0.0), axis=0)
 
 
 def caption(walker: Walker, track: Track, k: int, s: int) -> tuple[str, str]:
-    """How seed `s` stands at frame `k`, and the colour of that."""
+    """Returns the status of seed `s` at frame `k`, as text, and its colour."""
     time = f"{track.t[k, s] * walker.control_dt:6.2f} s"
     if walker.maze is None:
-        return f"{time}   return {returns(track)[k, s]:,.1f}", VERDICTS["running"]
-    said = "success" if track.success[k, s] else "failed" if track.done[k, s] else "running"
-    return time + ("" if said == "running" else f"   {said}"), VERDICTS[said]
+        return f"{time}   return {returns(track)[k, s]:,.1f}", STATUS_COLORS["running"]
+    status_text = "success" if track.success[k, s] else "failed" if track.done[k, s] else "running"
+    return time + ("" if status_text == "running" else f"   {status_text}"), STATUS_COLORS[status_text]
 
 
 def shadow(walker: Walker, data: mujoco.MjData, axes: tuple[int, int]) -> list[np.ndarray]:
-    """Outlines of the walker's geoms (spheres and capsules) seen along the third axis: corners [n, 2]."""
+    """Returns outlines of the walker's geoms (spheres and capsules) along the third axis: corners [n, 2]."""
     model, found = walker.model, []
     for geom in np.flatnonzero(model.geom_bodyid > 0):
         radius, half = model.geom_size[geom, :2]
@@ -85,7 +85,7 @@ def shadow(walker: Walker, data: mujoco.MjData, axes: tuple[int, int]) -> list[n
 def draw_walker(
     walker: Walker, track: Track, numbers: list[int], title: str, frames: list[int]
 ) -> Iterator[np.ndarray]:
-    """The pictures, uint8[height, width, 3], of the control steps `frames`; seeds are called `numbers`."""
+    """Draws the control steps `frames`, uint8[height, width, 3] each; `numbers` are the seeds' labels."""
     box = _view(walker)
     high = WIDTH * (box[1][1] - box[1][0]) / (box[0][1] - box[0][0])
     rows, columns = -(-len(numbers) // COLUMNS), min(len(numbers), COLUMNS)
@@ -116,14 +116,14 @@ def _view(walker: Walker) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 class _Panel:
-    """One seed: artists that follow the walker, over what never moves."""
+    """One seed: artists that follow the walker, over a static background."""
 
     def __init__(self, axes: Axes, walker: Walker, track: Track, s: int):
         self.axes, self.walker, self.track, self.s = axes, walker, track, s
         self.data, self.plane = mujoco.MjData(walker.model), (0, 2) if walker.maze is None else (0, 1)
         right, up = _view(walker)
         axes.set(xlim=right, ylim=up, aspect="equal", yticks=[])
-        axes.tick_params(direction="in", labelbottom=False)  # metres, to see it move
+        axes.tick_params(direction="in", labelbottom=False)  # marks every metre, to show motion
         if walker.maze is None:
             axes.axhspan(up[0], 0.0, color="#ddd8ce", zorder=0)
         else:
@@ -137,7 +137,7 @@ class _Panel:
             axes.add_patch(piece)
 
     def show(self, k: int) -> None:
-        """Moves everything to where it is after control step `k`."""
+        """Moves all artists to the state after control step `k`."""
         track, s = self.track, self.s
         self.data.qpos[:] = track.qpos[k, s]
         mujoco.mj_kinematics(self.walker.model, self.data)
@@ -146,9 +146,9 @@ class _Panel:
         if self.walker.maze is None:
             self.axes.set_xlim(*(np.asarray(SPAN) + track.qpos[k, s, 0]))
         else:
-            way = track.qpos[: k + 1, s, :2].copy()
-            way[1:][np.linalg.norm(np.diff(way, axis=0), axis=1) > UNIT / 2] = np.nan  # a teleport
-            self.path.set_data(*way.T)
+            path = track.qpos[: k + 1, s, :2].copy()
+            path[1:][np.linalg.norm(np.diff(path, axis=0), axis=1) > UNIT / 2] = np.nan  # a teleport
+            self.path.set_data(*path.T)
         text, color = caption(self.walker, track, k, s)
         self.axes.set_title(text, loc="right", fontsize=9, color=color, pad=3)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.doctor import BROKEN, OK, WARNING
 from experiments.doctor_checks import checks, probes
+from experiments.doctor_checks.findings import BROKEN, OK, WARNING
 from experiments.doctor_checks.probes import Probe, ProbeResult
 from tests.helpers.doctor import only, report, versions
 

@@ -238,8 +238,8 @@ def test_environments_in_worker_processes_are_the_packages():
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 5)).astype(np.float32)
     name = "cube-double-play-v0"
     with play.EnvPool(name, 3, film=True) as fleet:
-        fleet.obey([(0, Start(7, 1)), (1, Start(8, 4)), (2, Start(9, 5))])
-        played = fleet.obey([(2, actions[:2]), (1, actions)])
+        fleet.execute([(0, Start(7, 1)), (1, Start(8, 4)), (2, Start(9, 5))])
+        played = fleet.execute([(2, actions[:2]), (1, actions)])
     env: Any = ogbench.make_env_and_datasets(name, env_only=True)
     env.reset(seed=8, options={"task_id": 4})
     total = 0.0
@@ -258,7 +258,7 @@ def test_environments_in_worker_processes_are_the_packages():
 def test_results_go_to_the_right_seed_task_and_episode(
     finished: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """In the toy fleet an episode's length, return and success follow from its seed."""
+    """In the toy pool an episode's length, return and success follow from its seed."""
     monkeypatch.setattr(play, "EnvPool", Lanes)
     run, tasks, episodes = open_run(finished), (12, 3), 5
     keys = evaluation_keys(jnp.asarray(run.numbers), 10)
@@ -278,7 +278,7 @@ def test_results_go_to_the_right_seed_task_and_episode(
                 later = length if pay % 2 == 0 else 100_000  # a failure is continued with its last reward
                 want = pay * (1 - gamma**later) / (1 - gamma)
                 assert got.realised[s, t, e] == pytest.approx(want, rel=1e-5)
-    most = max(len(orders) for orders in Lanes.asked)
+    most = max(len(commands) for commands in Lanes.asked)
     assert most == max(2, 2 * min(batch // 2, 10))
     # Every episode starts at the same state, so that expectations differ by the episodes' keys alone.
     task, episode = np.repeat(tasks, episodes), np.tile(np.arange(episodes), len(tasks))
@@ -295,7 +295,7 @@ def test_missing_package_and_failing_process_are_one_line(
         play.EnvPool("cube-septuple-play-v0", 1) as fleet,
         pytest.raises(UserError, match=r"engine ogbench failed: .*cube-septuple") as caught,
     ):
-        fleet.obey([(0, Start(0, 1))])
+        fleet.execute([(0, Start(0, 1))])
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(play, "NEEDED", ("ogbench", "no_such_package"))
     said = error_of(capsys, str(finished), "--engine", "ogbench")

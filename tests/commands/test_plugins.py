@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mac import plugins
@@ -65,21 +64,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def points(path: Path) -> None:
-    """Ten episodes of a point that wanders, as OGBench's files hold them."""
-    rng = np.random.default_rng(0)
-    action = rng.uniform(-1, 1, (10, 41, 2)).astype(np.float32)
-    start = rng.uniform(-1, 1, (10, 1, 2))
-    obs = np.concatenate([start, start + 0.1 * np.cumsum(action[:, :-1], axis=1)], axis=1)
-    ends = np.zeros((10, 41))
-    ends[:, -1] = 1
-    arrays = {"observations": obs.astype(np.float32), "actions": action, "terminals": ends.astype(np.float32)}
-    np.savez(path, **{name: array.reshape(410, *array.shape[2:]) for name, array in arrays.items()})
-
-
 def called(script: str, installed: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """A process in `folder` that calls the commands of `script` where the package is installed."""
-    points(folder / "points.npz")
+    subprocess.run([sys.executable, "-c", documented("make_points.py")], cwd=folder, check=True)
     flags = ["--algo", "td3bc", "--env", "point-v0", "--data.path", "points.npz", *SIZES]
     path = os.pathsep.join([str(installed), str(ROOT)])
     done = subprocess.run(

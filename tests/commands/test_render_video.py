@@ -14,7 +14,7 @@ from envs_mjx.manipulation.observation import Objects
 from envs_mjx.manipulation.scenes import Scene, build_scene
 from envs_mjx.registry import make
 from experiments.launch.saved_run import SavedRun, open_run
-from experiments.ogbench_eval.worker import Played, Snapshot, Start
+from experiments.ogbench_eval.worker import Snapshot, Start, StepResult
 from experiments.render_video import main, pick_frames
 from experiments.video import encode, mujoco_render, outlines, record, vector_drawing
 from experiments.video.record import Film, film_official, film_ours, reached
@@ -69,7 +69,7 @@ def test_film_shows_the_first_episode_of_the_evaluation(saved: SavedRun):
 
 
 class Short:
-    """Stands for a fleet: seed 0's episode ends after 3 steps with success, seed 1's after 12 without."""
+    """Replaces `EnvPool`: seed 0's episode ends after 3 steps with success, seed 1's after 12 without."""
 
     def __init__(self, name: str, count: int, *, film: bool):
         assert film
@@ -80,18 +80,18 @@ class Short:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def obey(self, orders: list[tuple[int, Any]]) -> list[Played]:
-        return [self.one(slot, order) for slot, order in orders]
+    def execute(self, commands: list[tuple[int, Any]]) -> list[StepResult]:
+        return [self.one(slot, command) for slot, command in commands]
 
-    def one(self, slot: int, order: Any) -> Played:
+    def one(self, slot: int, command: Any) -> StepResult:
         target = (np.full((1, 3), float(slot)), np.zeros(0, bool), np.zeros(0))
-        first = isinstance(order, Start)
-        end = min(self.t[slot] + (0 if first else len(order)), 3 if slot == 0 else 12)
+        first = isinstance(command, Start)
+        end = min(self.t[slot] + (0 if first else len(command)), 3 if slot == 0 else 12)
         times = [0] if first else range(self.t[slot] + 1, end + 1)
         shots = [Snapshot(np.full(21, float(10 * slot + t)), np.zeros(0, bool), target) for t in times]
         self.t[slot] = end
         done = end == (3 if slot == 0 else 12)
-        return Played(np.zeros(28, np.float32), [0.0] * len(shots), done and slot == 0, done, shots)
+        return StepResult(np.zeros(28, np.float32), [0.0] * len(shots), done and slot == 0, done, shots)
 
 
 def test_film_of_the_original_freezes_ended_scenes(saved: SavedRun, monkeypatch: pytest.MonkeyPatch):
@@ -132,7 +132,7 @@ def test_drawn_cube_is_where_the_scene_has_it():
     made.qpos[0, 0, at : at + 3], made.qpos[1, 0, at : at + 3] = (0.3, 0.1, 0.02), (0.4, 0.0, 0.12)
     pictures = list(vector_drawing.draw(scene, made, [7], "title", [0, 1]))
     centres = []
-    top, side = outlines.looks(scene)
+    top, side = outlines.views(scene)
     for picture in pictures:
         near = np.all(np.abs(picture - 255 * np.asarray(to_rgb(vector_drawing.CUBES[0]))) <= 14, axis=-1)
         upper = np.argwhere(near[:330])  # rows, columns
@@ -228,7 +228,8 @@ def test_a_renderer_that_cannot_draw_is_found_out_before_playing(
         mujoco_render.try_drawing.cache_clear()
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
-    assert line.startswith("error: MuJoCo's renderer cannot draw here (egl: ") and "playing" not in said.out
+    assert line.startswith("error: MuJoCo's renderer cannot draw on this machine (egl: ")
+    assert "playing" not in said.out
     assert "MUJOCO_EGL_DEVICE_ID (it is '99')" in line and "--renderer drawing" in line
 
 

@@ -75,7 +75,7 @@ def test_lanes_are_what_algorithms_of_their_own_numbers_are(name: str, mode: str
     swept = {each: jnp.asarray([usual[each], other[each]], jnp.float32) for each in usual}
     both = trained(algo, swept, 2)
     for lane, values in enumerate((usual, other)):
-        changed = type(algo)(dataclasses.replace(algo.cfg, **values), algo.env)
+        changed = REGISTRY[name].algorithm(dataclasses.replace(algo.cfg, **values), algo.env)
         alone = trained(changed, {}, 1)
         assert any(x.size for x in alone)
         for mine, theirs in zip(both, alone, strict=True):

@@ -14,7 +14,7 @@ from envs_mjx.manipulation.scenes import FAMILIES, Scene
 from envs_mjx.manipulation.tabletop import World
 from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
-from experiments.ogbench_eval.worker import SharedArrays, Start
+from experiments.ogbench_eval.worker import Start, WorkerEnvs
 from tests.helpers.ogbench_runs import Run, official, play
 from tests.helpers.params import slow_except
 
@@ -168,15 +168,15 @@ def test_ogbench_reports_success_where_state_and_goal_agree(recorded: tuple[Mani
 def test_goal_of_the_played_environment_shows_the_solved_scene():
     """Checks the goal that ogbench gives to a policy: as wide as ours, in the same units and order."""
     name = "cube-double-play-oraclerep-v0"
-    slots = SharedArrays(name, 1, film=True)
+    slots = WorkerEnvs(name, 1, film=True)
     goals = []
     for task in (1, 5):
-        played = slots.obey(0, Start(3, task))
+        played = slots.execute(0, Start(3, task))
         assert played.goal is not None and played.goal.dtype == np.float32
         assert played.goal.shape == (make(name).spec.goal_dim,)
         shown = played.goal.reshape(2, 3) / 10 + CENTER
         np.testing.assert_allclose(shown, played.film[0].target[0], atol=2e-3)
         goals.append(played.goal)
     assert np.abs(goals[0] - goals[1]).max() > 0.5
-    assert slots.obey(0, np.zeros((1, 5), np.float32)).goal is None
+    assert slots.execute(0, np.zeros((1, 5), np.float32)).goal is None
     assert played.obs.shape == (37,)

@@ -15,7 +15,7 @@ from tests.helpers.ogbench_runs import Run, official, play, single, stack, state
 
 TASKS = (1, 2, 3, 4, 5)
 SEEDS = (0, 1, 2)
-NOISE = {0: 0.0, 1: 0.1, 2: None}  # the expert, the expert disturbed, random actions
+NOISE = {0: 0.0, 1: 0.1, 2: None}  # the expert, the expert with noise, random actions
 STEPS = 200
 CONTACT = 18  # place of the contact force in an observation
 

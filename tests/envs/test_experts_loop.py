@@ -24,7 +24,7 @@ LANES, STEPS = 32, 250
 
 
 class Trace(NamedTuple):
-    """Every step of some lanes: the expert before it, its action, whether it was done, and its steps."""
+    """Recorded steps of some lanes: expert before the step, action, done, and steps."""
 
     before: ExpertState
     action: np.ndarray

@@ -149,7 +149,7 @@ def theirs(size: str, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def ours(size: str, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Runs our expert likewise; the first batch compiles and is not timed."""
+    """Runs our expert in the same way; the first batch compiles and is not timed."""
     env = make(f"pointmaze-{size}-navigate-v0", "c")
     assert isinstance(env, MazeEnv)
     simulator = Simulator(MazeDataPolicy("navigate", env, 1001, None), seed=seed, lanes=episodes)

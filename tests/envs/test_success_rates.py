@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 class Policy(NamedTuple):
-    """Standard deviation of the action noise, and control steps allowed: such that many episodes fail."""
+    """Standard deviation of the action noise, and allowed control steps, at which many episodes fail."""
 
     noise: float
     steps: int

@@ -50,7 +50,7 @@ METRICS = {
     "low": ("policy/low_loss",),
     "log_weight": ("policy/entropy_loss",),
 }
-"""The losses that train each network; a method has some of the networks, and of each some losses."""
+"""Losses that train each network; an algorithm has some of the networks, and some losses of each."""
 
 
 def make(name: str, mode: str, steps: int = 0, **changes: Any) -> AbstractAlgorithm:
@@ -84,7 +84,7 @@ def registered(quick: Iterable[str]) -> list[Any]:
 
 
 def first_gradients(opt_state: Any) -> Any:
-    """The gradient of the whole loss, as Adam's first update from zero remembers it: a tenth of it."""
+    """Returns the gradient of the whole loss from the moments of Adam's first update, a tenth of it."""
 
     def is_adam(x: Any) -> bool:
         return isinstance(x, optax.ScaleByAdamState)
@@ -98,7 +98,7 @@ def first_gradients(opt_state: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One method, its weights away from their start so that no bias, scale or target network is trivial."""
+    """An algorithm with perturbed weights, so that no bias, scale or target network is trivial."""
 
     name: str
     algo: Any
@@ -111,11 +111,11 @@ class Case:
 
     @property
     def names(self) -> list[str]:
-        """The networks that the method has."""
+        """Returns the networks of the algorithm."""
         return list(vars(self.state.nets))
 
     def by_hand(self, nets: Any) -> dict[str, float]:
-        """Each network's own loss, at float64 networks `nets`."""
+        """Returns each network's own loss, at float64 networks `nets`."""
         frozen, target = double(self.state.nets), double(self.state.target)
         with jax.numpy_rank_promotion("allow"):
             return LOSSES[self.name](
@@ -131,6 +131,6 @@ def make_case(name: str, mode: str, **changes: Any) -> Case:
     if batch.rewards is not None:  # other than -1 and 0
         rewards = np.random.default_rng(3).normal(size=batch.rewards.shape)
         batch = dataclasses.replace(batch, rewards=jnp.asarray(rewards, jnp.float32))
-    # The second update, in which ReBRAC's policy has its first turn.
+    # The second update, which is the first of ReBRAC's policy.
     after, metrics = jax.jit(algo.update)(state, batch, jnp.ones((), jnp.int32), jr.key(5))
     return Case(name, algo, state, batch, jr.key(5), metrics, first_gradients(after.opt_state), after)

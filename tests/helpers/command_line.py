@@ -1,4 +1,4 @@
-"""Helpers of the tests of the command line: flags of a tiny run, a tiny dataset, and what a run left."""
+"""Helpers of the tests of the command line: flags of a tiny run, a tiny dataset, and results of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ OBS, ACTION = 28, 5  # of cube-single
 
 
 def arrays(episodes: int = 3, length: int = 40) -> dict[str, np.ndarray]:
-    """Rows of the right shapes for cube-single; what they hold means nothing."""
+    """Returns random rows with the shapes of cube-single."""
     rng = np.random.default_rng(0)
     rows = episodes * length
     return {
@@ -56,7 +56,7 @@ def write_data(folder: Path) -> list[str]:
 
 
 def finished_run(folder: Path) -> Path:
-    """A finished run of 10 updates, and its dataset beside it."""
+    """A finished run of 10 updates, and its dataset in the same folder."""
     folder.mkdir(exist_ok=True)
     assert main([*SIZES, *write_data(folder), "--steps", "10", "--out", str(folder / "run")]) == 0
     return folder / "run"
@@ -67,13 +67,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def params(folder: Path) -> dict[str, Any]:
-    """Description and checksum of each array of the newest checkpoint."""
+    """Returns description and checksum of each array of the newest checkpoint."""
     with CheckpointStore(folder / CHECKPOINTS) as store:
         return store._header(None)["arrays"]
 
 
 def error_of(capsys: pytest.CaptureFixture[str], argv: list[str], status: int = 2) -> str:
-    """The one line that a failing command prints on standard error."""
+    """Returns the one line that a failing command prints on standard error."""
     capsys.readouterr()
     assert main(argv) == status
     lines = capsys.readouterr().err.splitlines()

@@ -11,18 +11,18 @@ from experiments.doctor_checks.findings import Finding
 
 
 def report(check: Any, data: Path = Path("data")) -> list[Finding]:
-    """The findings of a check."""
+    """Returns the findings of a check."""
     return doctor.examine("it", check, data)
 
 
 def only(check: Any, data: Path = Path("data")) -> Finding:
-    """The one finding of a check."""
+    """Returns the only finding of a check."""
     (line,) = report(check, data)
     return line
 
 
 def versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> None:
-    """Makes packages have other versions; None: they are not installed."""
+    """Changes the versions of packages; None means not installed."""
     real = importlib.metadata.version
 
     def version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""An instant stand-in for the simulation of a scripted expert, and other helpers for tests of files."""
+"""Fake simulation of a scripted expert, without physics, and other helpers for tests of files."""
 
 import itertools
 import threading
@@ -66,11 +66,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it."""
+    """Simulated death of the process: nothing catches it."""
 
 
 def calls_until(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int) -> None:
-    """Lets the process 'die' in call number `count` of a function, before it does anything."""
+    """Makes call number `count` of a function raise `Killed`, before it does anything."""
     original: Callable[..., Any] = getattr(owner, name)
     calls = itertools.count()
 
@@ -84,13 +84,13 @@ def calls_until(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: i
 
 @pytest.fixture(name="straight")
 def straight_fixture(instant: None, tmp_path: Path) -> Path:
-    """The folder of a dataset that was made in one go."""
+    """Folder of a dataset that was made without interruption."""
     generate(REQUEST, tmp_path / "straight")
     return tmp_path / "straight"
 
 
 def begin(folder: Path, monkeypatch: pytest.MonkeyPatch, waves: int = 3) -> Path:
-    """Leaves a dataset half made; returns its working folder."""
+    """Interrupts the generation of a dataset; returns its working folder."""
     with monkeypatch.context() as patch:
         calls_until(patch, Simulator, "run", waves)
         with pytest.raises(Killed):

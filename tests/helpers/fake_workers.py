@@ -1,14 +1,14 @@
-"""A stand-in for the processes that play in real environments."""
+"""Fake of the processes with real environments."""
 
 from typing import Any
 
 import numpy as np
 
-from experiments.ogbench_eval.worker import Played, Start
+from experiments.ogbench_eval.worker import Start, StepResult
 
 
 class Lanes:
-    """Stands for a fleet: episode `seed` takes task + seed % 3 steps and pays its number each step."""
+    """Replaces `EnvPool`: episode `seed` takes task + seed % 3 steps and pays its number each step."""
 
     asked: list[list[tuple[int, Any]]]
 
@@ -22,17 +22,17 @@ class Lanes:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def obey(self, orders: list[tuple[int, Any]]) -> list[Played]:
-        Lanes.asked.append(orders)
-        return [self.one(slot, order) for slot, order in orders]
+    def execute(self, commands: list[tuple[int, Any]]) -> list[StepResult]:
+        Lanes.asked.append(commands)
+        return [self.one(slot, command) for slot, command in commands]
 
-    def one(self, slot: int, order: Any) -> Played:
+    def one(self, slot: int, command: Any) -> StepResult:
         blank = np.zeros(28, np.float32)
-        if isinstance(order, Start):
-            self.left[slot], self.pay[slot] = order.task + order.seed % 3, order.seed % 100
-            return Played(blank, [], False, False, [])
-        steps = min(len(order), self.left[slot])
+        if isinstance(command, Start):
+            self.left[slot], self.pay[slot] = command.task + command.seed % 3, command.seed % 100
+            return StepResult(blank, [], False, False, [])
+        steps = min(len(command), self.left[slot])
         self.left[slot] -= steps
         done = self.left[slot] == 0
         rewards = [float(self.pay[slot])] * steps
-        return Played(blank, rewards, done and self.pay[slot] % 2 == 0, done, [])
+        return StepResult(blank, rewards, done and self.pay[slot] % 2 == 0, done, [])

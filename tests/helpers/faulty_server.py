@@ -1,4 +1,4 @@
-"""A local HTTP server that serves one file well, or misbehaves as a test says."""
+"""Local HTTP server of one file, which can misbehave in the ways that tests choose."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ Fault = Callable[["Handler"], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers with the next fault of the server's list, and well when there is none left."""
+    """Handler that shows the next fault of the server's list, and none once the list is empty."""
 
     protocol_version = "HTTP/1.1"
     server: "Server"
@@ -89,7 +89,7 @@ def closed_port() -> int:
 
 
 def good(handler: Handler) -> None:
-    """What a server should do, ranges included."""
+    """Serves the file correctly, ranges included."""
     content, tag = handler.server.content, handler.server.tag
     asked = handler.headers.get("Range")
     if asked and handler.headers.get("If-Range") == tag:
@@ -116,7 +116,7 @@ def drops(after: int, **headers: str) -> Fault:
 
 
 def stalls(after: int) -> Fault:
-    """Says nothing more, and keeps the connection."""
+    """Sends nothing more, and keeps the connection open."""
 
     def fault(handler: Handler) -> None:
         drops(after)(handler)
@@ -139,7 +139,7 @@ def sends(content: bytes, length: int | None = None, status: int = 200, **header
     return fault
 
 
-# What the tests of downloads share.
+# Shared by the tests of downloads.
 
 FAST = RetryPolicy(tries=3, pause=0.001, stall=5.0)
 HASTY = FAST._replace(stall=0.2)
@@ -160,7 +160,7 @@ def get(server: Server, path: Path, patience: RetryPolicy = FAST, **more: Any) -
 
 
 def refused(server: Server, path: Path, **more: Any) -> str:
-    """The one line that a download which fails ends with."""
+    """Returns the error line of a failed download."""
     with pytest.raises(UserError) as caught:
         get(server, path, **more)
     assert not path.exists() and "\n" not in str(caught.value)

@@ -7,10 +7,10 @@ import h5py
 import numpy as np
 
 FALL, LIMIT, CUT = "fall", "limit", "cut"
-"""How an episode ends: by itself, at the time limit, or because the file does."""
+"""End of an episode: termination, time limit, or end of the file."""
 
 EPISODES = ((5, FALL), (7, LIMIT), (1, FALL), (6, LIMIT), (4, CUT))
-"""Transitions of each episode, and how it ends."""
+"""Transitions of each episode, and its end."""
 
 
 def states(number: int, steps: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def d4rl_arrays(episodes: tuple[tuple[int, str], ...] = EPISODES, seed: int = 0)
 
 
 def write_d4rl(path: Path, arrays: dict[str, Any]) -> Path:
-    """The file, with keys beside the arrays as D4RL's have them."""
+    """The file, with the additional keys of D4RL's files."""
     with h5py.File(path, "w") as file:
         for name, value in arrays.items():
             file[name] = value

@@ -1,4 +1,4 @@
-"""Random keys that a computation uses, and their uses, as JAX runs it."""
+"""Recorder of the random keys that a computation uses."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -52,8 +52,7 @@ def recorded(patch: pytest.MonkeyPatch) -> Iterator[list[Use]]:
 def used_twice(seen: list[Use]) -> dict[tuple[int, ...], list[str]]:
     """Keys that are split or drawn from more than once, or that and folded, with what they are used for.
 
-    To fold a key twice is no fault: where the numbers are the same, so is the key that comes of it, and its
-    own uses tell.
+    Folding a key twice is allowed: equal numbers give equal keys, whose own uses are recorded.
     """
     spent = Counter(use.key for use in seen if use.name != "fold_in")
     folded = {use.key for use in seen if use.name == "fold_in"}

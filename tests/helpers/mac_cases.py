@@ -1,4 +1,4 @@
-"""MAC at weights away from their start, on a batch: its losses and gradients, and those of `algorithm_1`."""
+"""MAC with perturbed weights on a batch: its losses and gradients, and those of `algorithm_1`."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ OWN_LOSS = {
     "v": "value/loss",
     "q": "critic/loss",
 }
-"""The one loss that trains each network."""
+"""Loss that trains each network."""
 
 leaves = jax.tree.leaves
 jit_loss = jax.jit(MAC.loss, static_argnums=0)
@@ -53,7 +53,7 @@ def slopes(algo: MAC, nets: Nets, target: MLP, batch: Batch, key: jax.Array) -> 
 
 
 def touched(gradients: dict[str, Nets]) -> dict[str, set[str]]:
-    """The networks that the gradient of each loss reaches."""
+    """Returns the networks that the gradient of each loss reaches."""
     return {
         loss: {net for net in OWN_LOSS if any(np.any(leaf) for leaf in leaves(getattr(by_net, net)))}
         for loss, by_net in gradients.items()

@@ -1,4 +1,4 @@
-"""Control steps of MuJoCo C under OGBench's experts, to which engine `mjx` is compared."""
+"""Control steps of MuJoCo C under OGBench's experts, reference of engine `mjx`."""
 
 from typing import NamedTuple
 

@@ -6,9 +6,9 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from mac.ablations.gaussian import GaussianConfig, MACGaussian
-from mac.ablations.mac_fql import MACFQL, MACFQLConfig
-from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
+from mac.ablations.gaussian import GaussianConfig, mac_gaussian
+from mac.ablations.mac_fql import MACFQLConfig, mac_fql
+from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
 from mac.mac import MAC, Nets
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import MLP
@@ -17,10 +17,10 @@ from tests.helpers.numpy_mac import outcome_loss, run
 from tests.helpers.toy_env import GOAL_SPEC, SPEC
 
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "gaussian": (MACGaussian, GaussianConfig, {}),
-    "fql": (MACFQL, MACFQLConfig, {"candidates": 1, "candidates_test": 1, "flow_steps": 3, "alpha": 0.3}),
-    "euler": (MACNoDistill, NoDistillConfig, {}),
-    "regression": (MACNoDistill, NoDistillConfig, {"one_step": "regression"}),
+    "gaussian": (mac_gaussian, GaussianConfig, {}),
+    "fql": (mac_fql, MACFQLConfig, {"candidates": 1, "candidates_test": 1, "flow_steps": 3, "alpha": 0.3}),
+    "euler": (mac_nodistill, NoDistillConfig, {}),
+    "regression": (mac_nodistill, NoDistillConfig, {"one_step": "regression"}),
 }
 MODES = {"reward": SPEC, "goals": GOAL_SPEC}
 
@@ -39,7 +39,7 @@ def net(mlp: MLP, *inputs: np.ndarray | None) -> np.ndarray:
 
 
 def gaussian(policy: GaussianPolicy, *inputs: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Means and logarithms of deviations, `policy` holding float64 NumPy arrays."""
+    """Returns means and logarithms of standard deviations, `policy` holding float64 NumPy arrays."""
     x = net(policy.trunk, *inputs)
     x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
@@ -49,7 +49,7 @@ def gaussian(policy: GaussianPolicy, *inputs: np.ndarray | None) -> tuple[np.nda
 
 
 def one_chunk(kind: str, nets: Nets, s: np.ndarray, g: np.ndarray | None, noise: np.ndarray) -> np.ndarray:
-    """What the policy makes of one noise at one state, clipped."""
+    """Returns the policy's action for one noise at one state, clipped."""
     if kind == "gaussian":
         mean, log_std = gaussian(nets.policy, s, g)
         return np.tanh(mean + np.exp(log_std) * noise)

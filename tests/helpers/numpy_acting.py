@@ -18,7 +18,7 @@ def follow(flow: Any, given: tuple[Any, ...], x: np.ndarray, steps: int) -> np.n
 
 
 def best(critics: Any, s: np.ndarray, g: Any, candidates: np.ndarray) -> np.ndarray:
-    """Of each state's candidates the one that the more pessimistic critic likes best, one state at a time."""
+    """Returns each state's best candidate by the minimum of both critics, one state at a time."""
     chosen = []
     for row in range(len(s)):
         goal = None if g is None else g[row]
@@ -74,7 +74,7 @@ def act(name: str, nets: Any, target: Any, s: np.ndarray, g: Any, cfg: Any, key:
 def expect(
     name: str, nets: Any, s: np.ndarray, g: Any, cfg: Any, a: np.ndarray, key: jax.Array
 ) -> np.ndarray:
-    """Return that a method expects of each state, given what it does there, one state at a time."""
+    """Returns the predicted return of each state, given the action, one state at a time."""
     ways = a
     if name == "sharsa":
         noise = normal(jr.split(key)[0], (cfg.candidates, len(s), 2))

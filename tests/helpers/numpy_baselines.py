@@ -25,7 +25,7 @@ ACTIVATIONS = {"mish": mish, "gelu": gelu, "relu": lambda x: np.maximum(x, 0)}
 
 
 def hidden(x: np.ndarray, activation: str, norm: Any) -> np.ndarray:
-    """What follows the products of a hidden layer."""
+    """Applies the operations after the matmul of a hidden layer."""
     x = ACTIVATIONS[activation](x)
     return x if norm is None else layer_norm(x) * norm[0] + norm[1]
 
@@ -35,7 +35,7 @@ def layer_norm(x: np.ndarray) -> np.ndarray:
 
 
 def joined(*inputs: Any) -> np.ndarray:
-    """All inputs that there are, side by side."""
+    """Concatenates the inputs that are not None."""
     given = [x for x in inputs if x is not None]
     lead = np.broadcast_shapes(*(x.shape[:-1] for x in given))
     return np.concatenate([np.broadcast_to(x, (*lead, x.shape[-1])) for x in given], -1)
@@ -54,7 +54,7 @@ def value(mlp: Any, *inputs: Any) -> np.ndarray:
 
 
 def gaussian(policy: Any, s: Any, g: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Means and deviations before the tanh."""
+    """Returns means and standard deviations before the tanh."""
     x = hidden(net(policy.trunk, s, g), policy.trunk.style.activation, policy.norm)
     log_std = np.clip(x @ policy.log_std.weight + policy.log_std.bias, -5, 2)
     return x @ policy.mean.weight + policy.mean.bias, np.exp(log_std)
@@ -163,7 +163,7 @@ def ifql(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batch
 
 
 def resnet(actor: Any, x: np.ndarray, time: np.ndarray, keys: Any = None) -> np.ndarray:
-    """The network of diffusion policies; `keys` decide what dropout leaves out."""
+    """Network of diffusion policies; `keys` determine the dropout."""
     angle = 2 * np.pi * time @ actor.frequency
     x = joined(x, net(actor.time, joined(np.cos(angle), np.sin(angle)))) @ actor.inner.weight
     x = x + actor.inner.bias
@@ -205,7 +205,7 @@ def gciql(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batc
 
 
 def backup(after: np.ndarray, batch: Batch, cfg: Any) -> np.ndarray:
-    """Discounted chance to reach the goal, one run at a time; `after` is that of the run's last state."""
+    """Returns the discounted probability of reaching the goal; `after` is that of each run's last state."""
     assert batch.subgoals is not None
     runs = zip(wide(batch.subgoals.steps), wide(batch.subgoals.reached), after, strict=True)
     return np.asarray([cfg.discount**k * (1.0 if reached else chance) for k, reached, chance in runs])

@@ -27,7 +27,7 @@ def run(mlp: MLP, *inputs: np.ndarray) -> np.ndarray:
 
 
 def draws(cfg: Config, size: tuple[int, int], key: jax.Array) -> dict[str, np.ndarray]:
-    """The random numbers of one loss: every one from a key of its own."""
+    """Random numbers of one loss, each from a key of its own."""
     policy, roll, _ = jr.split(key, 3)
     flow, distil = jr.split(policy)
     noise, time = jr.split(flow)
@@ -131,12 +131,12 @@ def value_losses(
 
 
 def fit(output: np.ndarray, wanted: np.ndarray, bce: bool) -> float:
-    """Squared error, or cross-entropy of a logit with a chance."""
+    """Returns the squared error, or the cross-entropy of a logit with a probability."""
     return cross_entropy(output, np.clip(wanted, 0, 1)) if bce else float(np.mean((output - wanted) ** 2))
 
 
 def cross_entropy(logit: np.ndarray, wanted: np.ndarray) -> float:
-    """Mean of -w log p - (1 - w) log(1 - p), p the chance that the logit stands for."""
+    """Returns the mean of -w log p - (1 - w) log(1 - p), where p is the probability of the logit."""
     p = sigmoid(logit)
     return float(-np.mean(wanted * np.log(p) + (1 - wanted) * np.log1p(-p)))
 

@@ -116,7 +116,7 @@ def random_readings(scene: Scene, seed: int) -> Readings:
 
 
 def random_target(scene: Scene, kind: int, seed: int) -> Target:
-    """A target of one kind; drawer and window may be wanted anywhere."""
+    """Draws a target of one kind; drawer and window may have any target position."""
     rng = np.random.default_rng(2000 + seed)
     index, value, yaw = 0, 0.0, 0.0
     if kind == CUBE:

@@ -1,10 +1,10 @@
-"""Our generator of datasets beside OGBench's own: what the experts do, and how fast.
+"""Our generator of datasets compared with OGBench's own: statistics of the experts, and speed.
 
     python -m tests.helpers.ogbench_generators statistics [--episodes 50] [--names NAME ...]
     python -m tests.helpers.ogbench_generators speed [--names NAME ...]
 
-print tables in CSV. The unit of all statistics is the episode, since what happens within one depends on
-each other.
+print tables in CSV. The unit of all statistics is the episode, because events within one
+episode are not independent.
 """
 
 import argparse
@@ -211,7 +211,7 @@ class Speed(NamedTuple):
 
 
 def speed(dataset: str, rounds: int = 2) -> Speed:
-    """Runs the two generators in turn; starting and compiling are not counted."""
+    """Runs the two generators alternately; starting and compiling are not counted."""
     family, style = parts(dataset)
     scene = build_scene(family)
     policy = TabletopDataPolicy(style, scene, CEngine(scene), EPISODE_ROWS)

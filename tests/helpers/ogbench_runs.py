@@ -1,4 +1,4 @@
-"""Recorded runs of the real ogbench environments, to which ours are compared."""
+"""Recorded runs of the real ogbench environments, reference of ours."""
 
 import functools
 from collections.abc import Iterator

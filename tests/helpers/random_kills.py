@@ -5,7 +5,7 @@
 Each repetition has its own folder, data and store. It launches the real `experiments/run.py`, sends SIGKILL
 when the process has used a share of an unbroken launch's processor time that is uniform in [0, 1), resumes,
 and so on, 0 to 4 times. Processor time stands for wall-clock time, since other work on the machine does not
-stretch it. Some kills wait for a file instead (`MOMENTS`): those phases are too short to be hit by chance.
+stretch it. Some kills wait for a file instead (`MOMENTS`): those phases are too short to be hit at random.
 """
 
 import argparse
@@ -57,7 +57,7 @@ GROWTH = {"evaluation and checkpoint": ("run/eval.jsonl", "run/*/eval.jsonl")}
 
 
 def write_data(folder: Path, episodes: int = 3, length: int = 40, name: str = DATA, seed: int = 0) -> None:
-    """A dataset of random numbers in the shapes of the point in a maze, and a validation split beside it."""
+    """Writes a dataset of random numbers in the shapes of the point in a maze, and a validation split."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for file, count in ((name, episodes), (name.replace(".npz", "-val.npz"), 1)):
         rng, rows = np.random.default_rng(seed + count), count * length
@@ -70,7 +70,7 @@ def write_data(folder: Path, episodes: int = 3, length: int = 40, name: str = DA
 
 
 class Launch:
-    """One process of the command line in `folder`; its output goes to `launch-<n>.log` beside it."""
+    """One process of the command line in `folder`, whose output goes to a file `launch-<n>.log`."""
 
     def __init__(self, folder: Path, flags: Sequence[str], cache: Path, **options: Any):
         env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
@@ -156,7 +156,7 @@ def phase(folder: Path) -> str:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All that must not depend on kills: names of files, bytes of rows and settings, checksums of arrays.
+    """Results that must not depend on kills: names of files, bytes of rows and settings, checksums of arrays.
 
     Orbax names its files at random, and `run.json` tells of each launch, so of those only existence counts.
     """
@@ -174,7 +174,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What two results do not share, in words."""
+    """Describes the differences of two results."""
     missing, more = (sorted(set(a["files"]) - set(b["files"])) for a, b in ((wanted, found), (found, wanted)))
     words = [f"missing {name}" for name in missing] + [f"left over {name}" for name in more]
     both = (found.keys() & wanted.keys()) - {"files"}
@@ -198,7 +198,7 @@ class Kills:
         write_data(self.folder / "new")
 
     def unbroken(self, kind: str) -> tuple[float, dict[str, Any]]:
-        """Processor time and result of a launch that is left alone; done twice, the first fills the cache."""
+        """Returns processor time and result of an uninterrupted launch; of two, the first fills the cache."""
         if kind not in self.straight:
             for name in (f"{kind}-cold", f"{kind}-straight"):
                 folder = self.place(name)

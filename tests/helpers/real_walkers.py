@@ -1,4 +1,4 @@
-"""The real ogbench and gymnasium environments of walkers, and ours beside them."""
+"""The real ogbench and gymnasium environments of walkers, stepped together with ours."""
 
 import contextlib
 import tempfile
@@ -55,7 +55,7 @@ def limit(name: str) -> int:
 
 
 class Worst(NamedTuple):
-    """Largest errors over all steps, and how often what must not be missed was seen."""
+    """Largest errors over all steps, and counts of rare events that must occur."""
 
     obs: float
     reward: float

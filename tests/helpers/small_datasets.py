@@ -25,7 +25,7 @@ def write(path: Path, lengths: tuple[int, ...], seed: int = 0) -> Path:
 
 
 def write_pair(folder: Path) -> Path:
-    """A training file of three episodes with a validation file of one beside it; the path of the first."""
+    """Writes a training file of three episodes and a validation file of one; returns the first's path."""
     write(folder / "toy-val.npz", (20,), seed=1)
     return write(folder / "toy.npz", (16, 14, 19))
 

@@ -1,4 +1,4 @@
-"""A point that goes straight to a place, with noise: data whose best policy is known, and its score."""
+"""Data of a point that goes straight to a target, with noise, and the score of a policy."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def journeys(chunk: int, *, goals: bool, episodes: int = 64, length: int = 14, s
 
 
 def distance_left(act: Any, state: TrainState, *, goals: bool) -> float:
-    """How far from `TARGET` the policy is on average over `STEPS` steps, from places all over the square.
+    """Returns the mean distance from `TARGET` over `STEPS` steps, from starts all over the square.
 
     `act` is the algorithm's, compiled; the mean of an untrained policy that stays is about 1.
     """

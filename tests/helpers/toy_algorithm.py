@@ -1,4 +1,4 @@
-"""The smallest algorithm there is, and the runs that tests of the training loop make with it.
+"""The smallest algorithm, and runs of it for tests of the training loop.
 
 Run as a program, it trains while the process is killed again and again (see `survive`).
 """
@@ -38,9 +38,12 @@ class Walk(AbstractAlgorithm):
     """Three numbers that drift at random; `poison` names what turns NaN in update 6 or 7 of seed 4."""
 
     env: EnvSpec = eqx.field(static=True, default=toy_env.SPEC)
-    sample: SampleSpec = eqx.field(static=True, default=SampleSpec(batch=4, chunk=2))
     size: int = eqx.field(static=True, default=3)
     poison: str = eqx.field(static=True, default="")
+
+    @property
+    def sample(self) -> SampleSpec:
+        return SampleSpec(batch=4, chunk=2)
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         named = jr.key_data(key) == jr.key_data(stream(jr.key(POISON_SEED), Stream.INIT))
@@ -68,7 +71,7 @@ class Walk(AbstractAlgorithm):
 
 
 class Silent(Progress):
-    """A display of nothing, which calls `hook(what, step)` at whatever would be shown, and after `delay`."""
+    """A silent progress display, which calls `hook(what, step)` after `delay` in place of showing."""
 
     def __init__(self, hook: Any = None, delay: float = 0.0):
         super().__init__("walk", 0, "updates", SEEDS, time.monotonic)
@@ -121,7 +124,7 @@ def run(
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, to the bit: rows, and step and checksums of the newest checkpoint."""
+    """Returns all results of a run: rows, and step and checksums of the newest checkpoint."""
     with CheckpointStore(folder / CHECKPOINTS) as store:
         header = store._header(None)
     rows = {name: (folder / name).read_bytes() for name in (METRICS, EVAL)}

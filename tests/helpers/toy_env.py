@@ -1,4 +1,4 @@
-"""A point in the plane that must reach a disc: an environment and its data, small enough to do by hand."""
+"""Toy environment and its data: a point in the plane that must reach a disc."""
 
 import dataclasses
 
@@ -19,16 +19,16 @@ SPEC = EnvSpec(
     "toy-point", obs_dim=2, action_dim=2, goal_dim=None, tasks=(1, 2), max_steps=12, control_dt=0.1
 )
 GOAL_SPEC = SPEC._replace(name="toy-point-goals", goal_dim=2, goal_columns=(1, 0))
-"""The point with goals: places to be, the second coordinate first, so that the order of columns counts."""
+"""The goal-conditioned point: goals are positions, second coordinate first, so that column order matters."""
 
 FALL_SPEC = SPEC._replace(name="toy-point-edge", tasks=(1,), recorded=True, score_range=(-10.0, 30.0))
-"""The point on a table that it may fall off."""
+"""The point on a table; an episode terminates when the point falls off."""
 EDGE = 0.9
 
 STRIDE = 0.2  # distance per step at action 1
 TARGET, RADIUS = (0.5, 0.5), 0.3
 STARTS = ((-0.5, -0.5), (0.5, -0.5))  # of tasks 1 and 2; ± 0.1 at random
-PLACES = ((0.5, 0.5), (-0.5, 0.5))  # where tasks 1 and 2 want the point, with goals
+PLACES = ((0.5, 0.5), (-0.5, 0.5))  # goals of tasks 1 and 2
 
 SMALL = Config(
     batch=8, hidden=(8,), chunk=2, rollout=3, candidates=4, candidates_test=4, flow_steps=3, discount=0.9
@@ -86,7 +86,7 @@ class GoalPointEnv(AbstractEnv[GoalState]):
 
 
 class EdgeEnv(AbstractEnv[EnvState]):
-    """The point moves as in `PointEnv`; a step pays its first coordinate and 1; it may fall beyond `EDGE`."""
+    """The point moves as in `PointEnv`; reward is its first coordinate plus 1; terminates beyond `EDGE`."""
 
     spec: EnvSpec = eqx.field(static=True, default=FALL_SPEC)
 
@@ -114,7 +114,7 @@ def mac(**changes: object) -> MAC:
 
 
 def edge_mac(**changes: object) -> MAC:
-    """MAC for the point that may fall."""
+    """MAC for the point that may fall off the table."""
     return MAC(dataclasses.replace(SMALL, **changes), FALL_SPEC)  # pyright: ignore[reportArgumentType]
 
 
@@ -137,7 +137,7 @@ def window(chunk: int = 2, episodes: int = 8, length: int = 40, seed: int = 0) -
             obs[:, t + 1] = np.clip(obs[:, t] + STRIDE * action[:, t], -1, 1)
             action[:, t] = (
                 obs[:, t + 1] - obs[:, t]
-            ) / STRIDE  # what moved it, at a wall less than was asked
+            ) / STRIDE  # the realized displacement, less than requested at a wall
     return from_rows(obs.reshape(-1, 2), action.reshape(-1, 2), np.full(episodes, length), chunk)
 
 
@@ -154,7 +154,7 @@ def from_rows(obs: np.ndarray, action: np.ndarray, lengths: np.ndarray, chunk: i
 
 
 def falling_window(chunk: int = 2, episodes: int = 40, length: int = 13, seed: int = 0) -> Window:
-    """Episodes of `EdgeEnv` under actions that wander; about half of them fall before the time limit."""
+    """Episodes of `EdgeEnv` under actions that wander; about half of them terminate before the time limit."""
     rng = np.random.default_rng(seed)
     obs, action, reward, lengths, fell = [], [], [], [], []
     for _ in range(episodes):

@@ -177,7 +177,9 @@ def test_sampler_gives_what_the_algorithm_asks_for():
     algo = goal_mac(value_goals=(0.1, 0.2, 0.7), discount=0.95)
     spec = algo.sample
     assert spec.goals is not None and spec.goals.columns == GOAL_SPEC.goal_columns
-    assert spec.goals.value == algo.cfg.law("value") and spec.goals.actor == algo.cfg.law("actor")
+    assert spec.goals.value == algo.cfg.goal_distribution(
+        "value"
+    ) and spec.goals.actor == algo.cfg.goal_distribution("actor")
     assert spec.goals.value[:3] == (0.1, 0.2, 0.7) and spec.goals.actor.discount == 0.95
     batch = jax.eval_shape(lambda: sample(window(), spec, jr.key(0)))
     assert isinstance(batch, Batch) and isinstance(batch.goals, Goals)

@@ -37,8 +37,8 @@ TUTORIAL_SIZES = {
 """Settings of the tutorial's Python, and those that the test runs with."""
 README_SIZES = {"batch=64, hidden=(64, 64)": "batch=4, hidden=(8,), rollout=2, flow_steps=2", "64": "4"}
 SHELL_SIZES = {"--episodes 50": "--episodes 1"}
-PLACEHOLDERS = ("NAME", "ENV")
-"""What stands for any name in a command."""
+PLACEHOLDERS = ("NAME", "ENV", "td3bc", "point-v0")
+"""Words that stand for any name in a command, and names that the example of a plug-in registers."""
 RUN_SIZES = [*SIZES, "--steps", "5"]
 
 

@@ -18,7 +18,7 @@ from envs_mjx.manipulation.observation import Objects
 from experiments.launch.saved_run import SavedRun
 from experiments.launch.settings import DataConfig, EvalConfig, Settings
 from experiments.ogbench_eval import play
-from experiments.ogbench_eval.worker import Played, Snapshot, Start
+from experiments.ogbench_eval.worker import Snapshot, Start, StepResult
 from experiments.video import record
 from experiments.video.record import film_official, film_ours
 from mac.algorithm import TrainState
@@ -108,7 +108,7 @@ def test_evaluation_gives_each_episode_its_own_normalised_goal(run: SavedRun, ba
 
 
 class Lanes:
-    """Stands for a fleet: an episode lasts seed % 3 + 1 steps, and its goal follows from seed and task."""
+    """Replaces `EnvPool`: an episode lasts seed % 3 + 1 steps, and its goal follows from seed and task."""
 
     asked: list[tuple[int, np.ndarray]]
 
@@ -120,26 +120,26 @@ class Lanes:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def obey(self, orders: list[tuple[int, Any]]) -> list[Played]:
-        return [self.one(slot, order) for slot, order in orders]
+    def execute(self, commands: list[tuple[int, Any]]) -> list[StepResult]:
+        return [self.one(slot, command) for slot, command in commands]
 
-    def one(self, slot: int, order: Any) -> Played:
-        if isinstance(order, Start):
-            self.left[slot] = order.seed % 3 + 1
-            return self.played([], False, self.goal(order.seed, order.task))
-        Lanes.asked.append((slot, np.asarray(order)))
+    def one(self, slot: int, command: Any) -> StepResult:
+        if isinstance(command, Start):
+            self.left[slot] = command.seed % 3 + 1
+            return self.played([], False, self.goal(command.seed, command.task))
+        Lanes.asked.append((slot, np.asarray(command)))
         self.left[slot] -= 1
-        return self.played([float(order[0] @ WEIGHTS)], self.left[slot] == 0, None)
+        return self.played([float(command[0] @ WEIGHTS)], self.left[slot] == 0, None)
 
     @staticmethod
     def goal(seed: int, task: int) -> np.ndarray:
         return np.asarray([seed % 1009 / 1009, task], np.float32)
 
     @staticmethod
-    def played(rewards: list[float], done: bool, goal: np.ndarray | None) -> Played:
+    def played(rewards: list[float], done: bool, goal: np.ndarray | None) -> StepResult:
         target = (np.zeros((1, 3)), np.zeros(0, bool), np.zeros(0))
         shot = Snapshot(np.zeros(2), np.zeros(0, bool), target)
-        return Played(np.zeros(3, np.float32), rewards, done, done, [shot], goal)
+        return StepResult(np.zeros(3, np.float32), rewards, done, done, [shot], goal)
 
 
 @pytest.mark.parametrize("batch", [2, 6])

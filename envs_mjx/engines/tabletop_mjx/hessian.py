@@ -121,9 +121,9 @@ def _without_rim(
 ) -> tuple[Float[Array, "core core B"], Float[Array, "core B"]]:
     """Schur complement of the rim, and the right side that goes with it."""
     core, share = cross.shape[0], cross / rim
-    each = range(rim.shape[0])
-    hessian = hessian - total([share[:, None, k] * cross[None, :, k] for k in each])
-    return hessian, gradient[:core] - total([share[:, k] * gradient[core + k] for k in each])
+    rows = range(rim.shape[0])
+    hessian = hessian - total([share[:, None, k] * cross[None, :, k] for k in rows])
+    return hessian, gradient[:core] - total([share[:, k] * gradient[core + k] for k in rows])
 
 
 @stage

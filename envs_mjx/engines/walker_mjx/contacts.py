@@ -109,27 +109,27 @@ def _on_floor(pairs: WalkerPairs, at: _Solids) -> _Points:
 
 
 def _on_walls(
-    pairs: WalkerPairs, at: _Solids, centre: Float[Array, "4 3"], there: Bool[Array, " 4"]
+    pairs: WalkerPairs, at: _Solids, centre: Float[Array, "4 3"], is_wall: Bool[Array, " 4"]
 ) -> _Points:
     """Contacts of every solid with every wall: one point of a ball, two of a capsule."""
     first = len(pairs.solids.body)  # row of the table
 
-    def shifted(
-        t: sphere_capsule.WalkerContactPoints, wall: Float[Array, " 3"], there: Bool[Array, ""]
+    def placed(
+        t: sphere_capsule.WalkerContactPoints, wall: Float[Array, " 3"], is_wall: Bool[Array, ""]
     ) -> sphere_capsule.WalkerContactPoints:
-        return t._replace(gap=jnp.where(there, t.gap, sphere_capsule.FAR), pos=t.pos + wall)
+        return t._replace(gap=jnp.where(is_wall, t.gap, sphere_capsule.FAR), pos=t.pos + wall)
 
     def at_wall(
-        wall: Float[Array, " 3"], there: Bool[Array, ""]
+        wall: Float[Array, " 3"], is_wall: Bool[Array, ""]
     ) -> tuple[sphere_capsule.WalkerContactPoints, sphere_capsule.WalkerContactPoints]:
         b, c = pairs.balls, pairs.capsules
         balls = jax.vmap(lambda x, r: sphere_capsule.ball_wall(x - wall, r, HALF))(at.centre[b], at.radius[b])
         capsules = jax.vmap(lambda x, h, r: sphere_capsule.capsule_wall(x - wall, h, r, HALF))(
             at.centre[c], at.half[c], at.radius[c]
         )
-        return shifted(balls, wall, there), shifted(capsules, wall, there)
+        return placed(balls, wall, is_wall), placed(capsules, wall, is_wall)
 
-    found = jax.vmap(at_wall)(centre, there)
+    found = jax.vmap(at_wall)(centre, is_wall)
     rows = [np.tile(pairs.balls, NEAR), np.tile(np.repeat(pairs.capsules, 2), NEAR)]
     flat = [
         sphere_capsule.WalkerContactPoints(t.gap.reshape(-1), t.pos.reshape(-1, 3), t.normal.reshape(-1, 3))

@@ -154,9 +154,9 @@ class _Address:
         """Makes one request; returns when the part is complete according to the server."""
         start, recorded = self._size(), _read(self.note)
         resume = start > 0 and recorded.get("url") == self.url and bool(recorded.get("version"))
-        asked = {"Range": f"bytes={start}-", "If-Range": recorded["version"]} if resume else {}
+        headers = {"Range": f"bytes={start}-", "If-Range": recorded["version"]} if resume else {}
         timeout = (min(self.patience.stall, 10.0), self.patience.stall)
-        with self.session.get(self.url, headers=asked, stream=True, timeout=timeout) as response:
+        with self.session.get(self.url, headers=headers, stream=True, timeout=timeout) as response:
             self.reached = True
             if response.status_code == 416 and resume:
                 if recorded.get("size") == start and stated_range(response)[1] in (None, start):

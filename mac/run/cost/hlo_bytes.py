@@ -26,12 +26,12 @@ def program_bytes(text: str) -> int:
     count of a text that is no program is 0.
     """
     bodies: dict[str, list[str]] = {}
-    entry = ""
+    entry, body = "", list[str]()
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         if head := _COMPUTATION.match(line):
             entry = head[2] if head[1] else entry
             body = bodies[head[2]] = []
-        elif bodies:
+        else:
             body.append(line)
     return _Counter(bodies).computation(entry) if entry else 0
 

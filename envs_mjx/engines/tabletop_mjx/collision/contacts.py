@@ -200,7 +200,7 @@ class ConeRows(NamedTuple):
         jacobian, aref: rows of the acceleration's constraint J a - aref; zero in unused slots.
         weight: inverse regulariser of the normal row; that of the tangents is `impratio` times it.
         friction: coefficient of sliding.
-        felt: sign with which the contact's force acts on the sensing pad.
+        sensor_sign: sign with which the contact's force acts on the sensing pad.
     """
 
     frame: Float[Array, "3 k 3 B"]

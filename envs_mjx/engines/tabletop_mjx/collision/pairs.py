@@ -27,7 +27,7 @@ class TabletopPairs(NamedTuple):
 
     Attributes:
         signs: float[P, nv], +1 where a dof moves the second solid only, -1 the first only, else 0.
-        felt: +1 or -1 where the second or first solid belongs to the sensing pad, else 0.
+        sensor_sign: +1 or -1 where the second or first solid belongs to the sensing pad, else 0.
         friction, invweight: coefficient of sliding, sum of the bodies' inverse weights.
         solref, solimp: float[P, 2] and [P, 5].
     """
@@ -49,7 +49,7 @@ class SlideStops(NamedTuple):
     slide: np.ndarray
     side: np.ndarray
     at: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
     invweight: np.ndarray
     solref: np.ndarray
     solimp: np.ndarray
