@@ -117,6 +117,7 @@ def test_progress_counts_every_row_once(made: SimpleNamespace) -> None:
     assert all(a <= b for a, b in itertools.pairwise(done)) and len(set(done)) > 10
 
 
+@pytest.mark.slow
 def test_an_episode_does_not_depend_on_threads_or_dataset_size(
     made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
