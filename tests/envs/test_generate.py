@@ -148,6 +148,7 @@ def test_an_episode_does_not_depend_on_its_lane_or_batch(scenes: SimpleNamespace
         np.testing.assert_array_equal(old, new[1:][::-1])
 
 
+@pytest.mark.slow
 def test_splits_indices_and_attempts_give_different_episodes(scenes: SimpleNamespace) -> None:
     starts = scenes.wave.rows.qpos[:, 0]
     for one, other in itertools.combinations(starts, 2):
