@@ -53,6 +53,12 @@ def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("promotion"):
         yield
         return
+    with strictly():
+        yield
+
+
+@contextlib.contextmanager
+def strictly() -> Iterator[None]:
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
 
@@ -139,7 +145,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of 10 updates; not to be changed."""
     from tests.helpers.command_line import finished_run
 
-    return finished_run(tmp_path_factory.mktemp("finished"))
+    with strictly():  # as in the tests, which then find its programs compiled
+        return finished_run(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture

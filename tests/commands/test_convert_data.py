@@ -240,6 +240,7 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.usefixtures("quiet")
+@pytest.mark.slow
 def test_training_over_windows_resumes_to_the_same_bits(
     tmp_path: Path, cubes: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -215,6 +215,7 @@ def test_damaged_normaliser_is_one_line(copied: Path, capsys: pytest.CaptureFixt
 # In the original environment.
 
 
+@pytest.mark.slow
 def test_original_environment_plays_every_episode(copied: Path):
     """Untrained policies fail, so every episode lasts 200 steps at a reward of -1."""
     line = again(copied, "--engine", "ogbench", "--episodes", "2", "--batch", "2")

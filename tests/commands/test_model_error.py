@@ -70,6 +70,7 @@ def test_same_command_gives_the_same_table(
     assert "at 12 steps" in said and "constant state" in said and str(tmp_path) in said
 
 
+@pytest.mark.slow
 def test_success_is_the_runs_and_error_its_own_models(finished: Path, tmp_path: Path):
     flags = ["--steps", "0", "--trajectories", "16", "--horizon", "20", "--seed", "5"]
     assert main([*flags, "--policy", str(finished), "--out", str(tmp_path)]) == 0

@@ -55,6 +55,7 @@ def saved(finished: Path) -> SavedRun:
     return open_run(finished)
 
 
+@pytest.mark.slow
 def test_film_shows_the_first_episode_of_the_evaluation(saved: SavedRun):
     env: Any = make(ENV, "c")
     got = film_ours(saved, env, 2, draw=3)

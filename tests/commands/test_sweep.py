@@ -111,6 +111,7 @@ def test_each_configuration_leaves_the_run_of_its_own(
                 np.testing.assert_allclose(list(row.values()), wanted, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes_to_the_same_bits(swept: Path, data: list[str], tmp_path: Path):
     """Also where one configuration has a checkpoint that the others lack, as after a kill between them."""
     cut = tmp_path / "cut"

@@ -187,6 +187,7 @@ def test_the_picture_shows_the_label(tmp_path: Path):
     assert pictures[0] != pictures[1]
 
 
+@pytest.mark.slow
 def test_a_run_and_its_evaluations_carry_the_label(copied: Path, capsys: pytest.CaptureFixture[str]):
     label = "local file small.npz"
     assert {row["data"] for row in read_rows(copied / EVAL)} == {label}

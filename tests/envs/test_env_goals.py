@@ -20,11 +20,6 @@ from tests.helpers.params import slow_except
 
 CENTER, SLIDE_SCALE, RADIUS = np.asarray([0.425, 0.0, 0.0]), np.asarray([18.0, 15.0]), 0.04
 COUNT = 300  # random scenes
-SHOWN = ("cube-single", "scene", "puzzle-3x3")
-SOME = [
-    pytest.param(family, marks=() if family in SHOWN else (pytest.mark.slow,), id=family)
-    for family in FAMILIES
-]
 
 
 def goal_env(family: str, kind: str = "play-oraclerep") -> ManipEnv:
@@ -131,7 +126,7 @@ def test_state_and_goal_agree_exactly_at_success(family: str):
 # The real environments.
 
 
-@pytest.fixture(scope="module", params=slow_except(["scene"], SOME))
+@pytest.fixture(scope="module", params=slow_except(["scene"], FAMILIES))
 def recorded(request: pytest.FixtureRequest) -> tuple[ManipEnv, list[Run]]:
     """The expert in two tasks of ogbench's goal-conditioned environment."""
     env = goal_env(request.param)

@@ -26,8 +26,11 @@ CASES = [
         for mode in ("single", "goal")
     ),
     *(
-        pytest.param((family, mode, tasks), id=f"{family}-{mode}-some")
-        for family, mode, tasks in (("scene", "single", (1, 5)), ("puzzle-3x3", "goal", (2, 4)))
+        pytest.param((family, mode, tasks), id=f"{family}-{mode}-some", marks=marks)
+        for family, mode, tasks, marks in (
+            ("scene", "single", (1, 5), ()),
+            ("puzzle-3x3", "goal", (2, 4), pytest.mark.slow),
+        )
     ),
 ]
 

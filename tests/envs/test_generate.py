@@ -117,6 +117,7 @@ def test_progress_counts_every_row_once(made: SimpleNamespace) -> None:
     assert all(a <= b for a, b in itertools.pairwise(done)) and len(set(done)) > 10
 
 
+@pytest.mark.slow
 def test_an_episode_does_not_depend_on_threads_or_dataset_size(
     made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_an_episode_does_not_depend_on_its_lane_or_batch(scenes: SimpleNamespace
         np.testing.assert_array_equal(old, new[1:][::-1])
 
 
+@pytest.mark.slow
 def test_splits_indices_and_attempts_give_different_episodes(scenes: SimpleNamespace) -> None:
     starts = scenes.wave.rows.qpos[:, 0]
     for one, other in itertools.combinations(starts, 2):
