@@ -154,6 +154,6 @@ def test_every_algorithm_gets_what_the_sampler_would_give_it(name: str, mode: st
     )
 
 
-def test_falls_are_refused():
-    with pytest.raises(ValueError, match="falls"):
+def test_terminations_are_refused():
+    with pytest.raises(ValueError, match="terminations"):
         HostData(falling_window())
