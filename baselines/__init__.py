@@ -15,9 +15,9 @@ from baselines.iql import IQL, IQLConfig
 from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
-from mac.ablations.gaussian import GaussianConfig, MACGaussian
-from mac.ablations.mac_fql import MACFQL, MACFQLConfig
-from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
+from mac.ablations.gaussian import GaussianConfig, mac_gaussian
+from mac.ablations.mac_fql import MACFQLConfig, mac_fql
+from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
 from mac.algorithm import AbstractAlgorithm
 from mac.config import CommonConfig
 from mac.config import Config as MACConfig
@@ -55,7 +55,7 @@ class AlgorithmEntry(NamedTuple):
         return ", ".join(filter(None, (self.title, arxiv, year)))
 
 
-def _mac(config: type[MACConfig], algorithm: type[MAC], title: str, learns: str) -> AlgorithmEntry:
+def _mac(config: type[MACConfig], algorithm: Callable[..., MAC], title: str, learns: str) -> AlgorithmEntry:
     """An entry of the paper that MAC and its ablations are from."""
     return AlgorithmEntry(config, algorithm, f"{title} (Park et al. 2025)", learns, 2025, "2512.08108")
 
@@ -66,13 +66,13 @@ _BUILT_IN: dict[str, AlgorithmEntry] = {
         "model of action chunks, V from its rollouts; acts by the best of N chunks of a flow policy",
     ),
     "mac_gaussian": _mac(
-        GaussianConfig, MACGaussian, "MAC (Gau)", "MAC whose policy is a Gaussian, not a flow",
+        GaussianConfig, mac_gaussian, "MAC (Gau)", "MAC whose policy is a Gaussian, not a flow",
     ),
     "mac_fql": _mac(
-        MACFQLConfig, MACFQL, "MAC (FQL)", "MAC whose policy is trained on Q; one sample, no choice",
+        MACFQLConfig, mac_fql, "MAC (FQL)", "MAC whose policy is trained on Q; one sample, no choice",
     ),
     "mac_nodistill": _mac(
-        NoDistillConfig, MACNoDistill, "MAC without distillation",
+        NoDistillConfig, mac_nodistill, "MAC without distillation",
         "MAC whose one-step policy is trained on the data, not on a flow of many steps",
     ),
     "flow_bc": AlgorithmEntry(

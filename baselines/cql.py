@@ -8,8 +8,6 @@ the policy at the next state judged in this one, densities without gradients, an
 Not as in those runs: networks start as all others here do, and target networks are updated one step later.
 """
 
-from dataclasses import dataclass
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -27,14 +25,13 @@ from mac.ops.losses import total
 from mac.types import Batch, Metrics
 
 
-@dataclass(frozen=True)
 class CQLConfig(ModelFreeConfig):
     """Hyperparameters of CQL."""
 
     hidden: tuple[int, ...] = (256, 256, 256)
     """width of each hidden layer, of every network"""
     activation: Activation = "relu"
-    """what follows each hidden layer's products"""
+    """what follows each hidden layer's matmul"""
     critic_norm: bool = False
     """LayerNorm after the activations of values and critics"""
     actor_lr: float = 3e-5
@@ -44,8 +41,7 @@ class CQLConfig(ModelFreeConfig):
     samples: int = 10
     """actions of each of three kinds in that term"""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_at_least_0("alpha", "actor_lr")
         self._require_positive("samples")
 
@@ -58,10 +54,8 @@ class Nets(eqx.Module):
     log_weight: Float[Array, ""]
 
 
-class CQL(AbstractModelFree[Nets]):
+class CQL(AbstractModelFree[CQLConfig, Nets]):
     """Conservative Q-learning."""
-
-    cfg: CQLConfig = eqx.field(static=True)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_q, k_actor = jr.split(key)
@@ -75,37 +69,40 @@ class CQL(AbstractModelFree[Nets]):
             log_weight=jnp.zeros(()),
         )
 
+    def target_nets(self, nets: Nets) -> Critics:
+        return nets.q
+
     def loss(
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_next, k_now, k_low = jr.split(key, 3)
         step, cfg, shape = one_step(batch), self.cfg, batch.actions[:, 0].shape
         with jax.named_scope("critic"):
-            chosen = nets.actor(step.next_obs, step.goal).at(jr.normal(k_next, shape))
-            after = aggregate(q_values(target, step.next_obs, step.goal, chosen), "min")
+            next_action = nets.actor(step.next_obs, step.goal).at(jr.normal(k_next, shape))
+            next_q = aggregate(q_values(target, step.next_obs, step.goal, next_action), "min")
             q = q_values(nets.q, step.obs, step.goal, step.action)
-            td_loss = critic_loss(q, step.reward + cfg.discount * step.mask * after)
-            gap = self.elsewhere(nets, step, k_low) - q
+            td_loss = critic_loss(q, step.reward + cfg.discount * step.mask * next_q)
+            gap = self.sampled_q(nets, step, k_low) - q
             losses = {"critic/loss": len(q) * td_loss, "critic/gap_loss": len(q) * cfg.alpha * jnp.mean(gap)}
         with jax.named_scope("policy"):
             policy = nets.actor(step.obs, step.actor_goal)
-            mine, log_prob = policy.sample(jr.normal(k_now, shape))
-            worth = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, mine), "min")
-            losses["policy/sac_loss"] = jnp.mean(sg(jnp.exp(nets.log_weight)) * log_prob - worth)
+            action, log_prob = policy.sample(jr.normal(k_now, shape))
+            actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), "min")
+            losses["policy/sac_loss"] = jnp.mean(sg(jnp.exp(nets.log_weight)) * log_prob - actor_q)
             surplus = -jnp.mean(log_prob) + shape[-1]
             losses["policy/entropy_loss"] = nets.log_weight * sg(surplus)
         return total(losses, critic__q_mean=q, policy__weight=jnp.exp(nets.log_weight))
 
-    def elsewhere(self, nets: Nets, step: Step, key: Key[Array, ""]) -> Float[Array, "E B"]:
+    def sampled_q(self, nets: Nets, step: Step, key: Key[Array, ""]) -> Float[Array, "E B"]:
         """Logarithm of the sum of exp Q over sampled actions, each divided by its density."""
-        k_any, k_now, k_next = jr.split(key, 3)
+        k_uniform, k_now, k_next = jr.split(key, 3)
         shape = (self.cfg.samples, *step.action.shape)
-        anywhere = jr.uniform(k_any, shape, minval=-1, maxval=1)
-        here = nets.actor(step.obs, step.goal).sample(jr.normal(k_now, shape))
-        there = nets.actor(step.next_obs, step.goal).sample(jr.normal(k_next, shape))
-        flat = jnp.full(shape[:-1], -shape[-1] * jnp.log(2.0))
-        actions = sg(jnp.concatenate([anywhere, there[0], here[0]]))
-        log_prob = sg(jnp.concatenate([flat, there[1], here[1]]))
+        uniform = jr.uniform(k_uniform, shape, minval=-1, maxval=1)
+        now, now_log_prob = nets.actor(step.obs, step.goal).sample(jr.normal(k_now, shape))
+        following, next_log_prob = nets.actor(step.next_obs, step.goal).sample(jr.normal(k_next, shape))
+        uniform_log_prob = jnp.full(shape[:-1], -shape[-1] * jnp.log(2.0))
+        actions = sg(jnp.concatenate([uniform, following, now]))
+        log_prob = sg(jnp.concatenate([uniform_log_prob, next_log_prob, now_log_prob]))
         q = q_values(nets.q, step.obs, step.goal, actions)
         return jax.nn.logsumexp(q - jnp.broadcast_to(log_prob, q.shape), axis=1)
 

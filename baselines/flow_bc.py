@@ -1,25 +1,23 @@
-"""Flow behaviour cloning: the policy that does what the data do, and so the yardstick for all others.
+"""Flow behaviour cloning: the policy that does what the data do, and so the baseline for all others.
 
 A flow-matching policy (Lipman et al. 2023, arXiv 2210.02747) fitted to single actions, with no notion of
-reward. With goals it is told one, and imitates those who went there: the goal-conditioned behaviour
-cloning of OGBench (Park et al. 2025, arXiv 2410.20092), with a flow in place of a Gaussian.
+reward. With goals it imitates the trajectories that reach the goal: the goal-conditioned behaviour cloning
+of OGBench (Park et al. 2025, arXiv 2410.20092), with a flow in place of a Gaussian.
 """
 
-from dataclasses import dataclass
-
 import equinox as eqx
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from mac.algorithm import TrainState
-from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig
+from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.model_free import Goal, ModelFreeConfig, single_steps
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import total
-from mac.types import Batch, Metrics
+from mac.types import Batch, Metrics, SampleSpec
 
 
-@dataclass(frozen=True)
 class FlowBCConfig(ModelFreeConfig):
     """Hyperparameters of flow behaviour cloning."""
 
@@ -28,8 +26,7 @@ class FlowBCConfig(ModelFreeConfig):
 
     ACTING = ("flow_steps",)
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_positive("flow_steps")
 
 
@@ -39,14 +36,17 @@ class Nets(eqx.Module):
     flow: MLP  # s, g, x, time -> velocity of x
 
 
-class FlowBC(AbstractModelFree[Nets]):
-    """Behaviour cloning with a flow policy."""
+class FlowBC(AbstractLossAlgorithm[FlowBCConfig, Nets]):
+    """Behaviour cloning with a flow policy; it has no critics, and predicts nothing."""
 
-    cfg: FlowBCConfig = eqx.field(static=True)
+    @property
+    def sample(self) -> SampleSpec:
+        return single_steps(self.cfg, self.env)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
-        cfg, action = self.cfg, self.env.action_dim
-        return Nets(MLP((*self.inputs, 1), cfg.hidden, action, key=key, style=cfg.actor_style))
+        cfg, env = self.cfg, self.env
+        inputs = (env.obs_dim, env.goal_dim, env.action_dim, 1)
+        return Nets(MLP(inputs, cfg.hidden, env.action_dim, key=key, style=cfg.actor_style))
 
     def target_nets(self, nets: Nets) -> tuple[()]:
         del nets
@@ -62,10 +62,7 @@ class FlowBC(AbstractModelFree[Nets]):
         )
         return total({"policy/flow_loss": flow_loss})
 
-    @property
-    def step_discount(self) -> None:
-        """None: it has no critics, and predicts nothing."""
-
-    def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
+    def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E 1 A"]:
         noise = jr.normal(key, (len(obs), self.env.action_dim))
-        return euler(lambda x, t: state.nets.flow(obs, goal, x, t), noise, self.cfg.flow_steps)
+        action = euler(lambda x, t: state.nets.flow(obs, goal, x, t), noise, self.cfg.flow_steps)
+        return jnp.clip(action, -1, 1)[:, None]

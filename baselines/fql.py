@@ -1,11 +1,9 @@
 """FQL: flow Q-learning (Park et al. 2025, arXiv 2502.02538).
 
 A flow policy clones the data; a one-step policy is distilled from it and maximizes Q. Only the
-latter is asked for actions, so that no gradient passes through the flow's many steps. Critics take the
+one-step policy acts, so that no gradient passes through the flow's many steps. Critics take the
 mean of their target networks, and the policy samples while acting, too.
 """
-
-from dataclasses import dataclass
 
 import equinox as eqx
 import jax
@@ -23,7 +21,6 @@ from mac.ops.losses import mse, normalised, total
 from mac.types import Batch, Metrics
 
 
-@dataclass(frozen=True)
 class FQLConfig(ModelFreeConfig):
     """Hyperparameters of FQL."""
 
@@ -36,8 +33,7 @@ class FQLConfig(ModelFreeConfig):
     normalise_q: bool = False
     """divide Q by its mean size, so that `alpha` does not depend on the rewards' units"""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_positive("flow_steps")
         self._require_at_least_0("alpha")
 
@@ -50,10 +46,8 @@ class Nets(eqx.Module):
     policy: MLP  # s, g, noise -> a, in one step
 
 
-class FQL(AbstractModelFree[Nets]):
+class FQL(AbstractModelFree[FQLConfig, Nets]):
     """Flow Q-learning."""
-
-    cfg: FQLConfig = eqx.field(static=True)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_q, k_flow, k_policy = jr.split(key, 3)
@@ -64,6 +58,9 @@ class FQL(AbstractModelFree[Nets]):
             policy=MLP(self.inputs, cfg.hidden, action, key=k_policy, style=cfg.actor_style),
         )
 
+    def target_nets(self, nets: Nets) -> Critics:
+        return nets.q
+
     def loss(
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -71,10 +68,10 @@ class FQL(AbstractModelFree[Nets]):
         step, cfg = one_step(batch), self.cfg
         with jax.named_scope("critic"):
             noise = jr.normal(k_next, step.action.shape)
-            chosen = jnp.clip(nets.policy(step.next_obs, step.goal, noise), -1, 1)
-            after = aggregate(q_values(target, step.next_obs, step.goal, chosen), cfg.combine)
+            next_action = jnp.clip(nets.policy(step.next_obs, step.goal, noise), -1, 1)
+            next_q = aggregate(q_values(target, step.next_obs, step.goal, next_action), cfg.combine)
             q = q_values(nets.q, step.obs, step.goal, step.action)
-            losses = {"critic/loss": critic_loss(q, step.reward + cfg.discount * step.mask * after)}
+            losses = {"critic/loss": critic_loss(q, step.reward + cfg.discount * step.mask * next_q)}
         with jax.named_scope("policy"):
             s, g = step.obs, step.actor_goal
             losses["policy/flow_loss"] = flow_matching_loss(
@@ -82,10 +79,10 @@ class FQL(AbstractModelFree[Nets]):
             )
             noise = jr.normal(k_distil, step.action.shape)
             teacher = euler(lambda x, t: sg(nets.flow)(s, g, x, t), noise, cfg.flow_steps)
-            mine = nets.policy(s, g, noise)
-            losses["policy/distil_loss"] = cfg.alpha * mse(mine, jnp.clip(teacher, -1, 1))
-            worth = aggregate(q_values(sg(nets.q), s, g, jnp.clip(mine, -1, 1)), "mean")
-            losses["policy/q_loss"] = -(normalised(worth) if cfg.normalise_q else jnp.mean(worth))
+            action = nets.policy(s, g, noise)
+            losses["policy/distil_loss"] = cfg.alpha * mse(action, jnp.clip(teacher, -1, 1))
+            actor_q = aggregate(q_values(sg(nets.q), s, g, jnp.clip(action, -1, 1)), "mean")
+            losses["policy/q_loss"] = -(normalised(actor_q) if cfg.normalise_q else jnp.mean(actor_q))
         return total(losses, critic__q_mean=q)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:

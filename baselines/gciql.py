@@ -6,10 +6,8 @@ policy of standard deviation 1 that maximizes the normalised Q at its mean and s
 data do. It runs without goals, too.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
@@ -23,7 +21,6 @@ from mac.nn.mlp import MLP
 from mac.ops.losses import Losses, normalised
 
 
-@dataclass(frozen=True)
 class GCIQLConfig(ImplicitConfig):
     """Hyperparameters of GCIQL."""
 
@@ -34,20 +31,20 @@ class GCIQLConfig(ImplicitConfig):
     alpha: float = 1.0
     """weight of the data's likelihood, against the normalised Q"""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_at_least_0("alpha")
 
 
-class GCIQL(AbstractImplicit):
+class GCIQL(AbstractImplicit[GCIQLConfig]):
     """Implicit Q-learning with a policy by DDPG+BC."""
-
-    cfg: GCIQLConfig = eqx.field(static=True)
 
     def actor_net(self, key: Key[Array, ""]) -> MLP:
         *given, action = self.inputs
         cfg = self.cfg
         return MLP(given, cfg.hidden, action, key=key, style=cfg.actor_style, variance=HEAD_VARIANCE)
+
+    def target_nets(self, nets: ImplicitNets) -> Any:
+        return {"q": nets.q}
 
     def actor_loss(self, nets: ImplicitNets, target: Any, step: Step, key: Key[Array, ""]) -> Losses:
         del target, key

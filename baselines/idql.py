@@ -5,10 +5,8 @@ Values as in IQL; a diffusion policy that clones the data; while acting, the bes
 critics. Acting uses target networks of the policy and the critics; the policy's average is slower.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
@@ -20,7 +18,6 @@ from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
 from mac.ops.losses import Losses
 
 
-@dataclass(frozen=True)
 class IDQLConfig(ImplicitConfig):
     """Hyperparameters of IDQL."""
 
@@ -33,36 +30,33 @@ class IDQLConfig(ImplicitConfig):
     blocks: tuple[int, ...] = (256, 256, 256)
     """widths of the policy's residual blocks, all equal"""
     dropout: float = 0.1
-    """share of a block's inputs that is left out in training, in [0, 1)"""
+    """dropout rate of a block's inputs in training, in [0, 1)"""
     tau_actor: float = 0.001
     """rate of the Polyak average of the target policy, per update, in (0, 1]"""
 
     ACTING = ("candidates",)
     STATIC = (*ImplicitConfig.STATIC, "dropout")
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_positive("candidates", "diffusion_steps")
         self._require("blocks", len(set(self.blocks)) == 1 and self.blocks[0] >= 1, "give equal widths")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
         self._require("tau_actor", 0 < self.tau_actor <= 1, "must be in (0, 1]")
 
 
-class IDQL(AbstractImplicit):
-    """Implicit Q-learning with a diffusion policy and a choice among its samples."""
-
-    cfg: IDQLConfig = eqx.field(static=True)
+class IDQL(AbstractImplicit[IDQLConfig]):
+    """Implicit Q-learning with a diffusion policy and best-of-N among its samples."""
 
     def actor_net(self, key: Key[Array, ""]) -> ResNet:
         cfg = self.cfg
         return ResNet(self.inputs, cfg.blocks, self.env.action_dim, dropout=cfg.dropout, key=key)
 
     def target_nets(self, nets: ImplicitNets) -> Any:
-        return super().target_nets(nets) | {"actor": nets.actor}
+        return {"q": nets.q, "actor": nets.actor}
 
     def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
         del step
-        rates = {"q": self.tau_ema, "actor": self.cfg.tau_actor}
+        rates = {"q": self.cfg.tau_ema, "actor": self.cfg.tau_actor}
         return {name: polyak(target[name], online[name], rate) for name, rate in rates.items()}
 
     def actor_loss(self, nets: ImplicitNets, target: Any, step: Step, key: Key[Array, ""]) -> Losses:
@@ -77,7 +71,7 @@ class IDQL(AbstractImplicit):
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         k_start, k_steps = jr.split(key)
-        slow, betas = state.target, vp_betas(self.cfg.diffusion_steps)
+        target, betas = state.target, vp_betas(self.cfg.diffusion_steps)
         noise = jr.normal(k_start, (self.cfg.candidates, len(obs), self.env.action_dim))
-        actions = denoise(lambda x, t: slow["actor"](obs, goal, x, time=t), noise, betas, k_steps)
-        return self.choose(slow["q"], obs, goal, actions)
+        actions = denoise(lambda x, t: target["actor"](obs, goal, x, time=t), noise, betas, k_steps)
+        return self.best_action(target["q"], obs, goal, actions)

@@ -2,20 +2,18 @@
 
 IDQL with a flow in place of the diffusion:
 
-    V      an expectile of the lesser slow Q(s, a), over the data's actions
+    V      an expectile of the lesser target Q(s, a), over the data's actions
     Q      r + γ m V(s'), of two critics
     flow   velocity along straight paths from noise to the data's actions
-    act    the best of N actions that the flow makes of noise, under the lesser Q
+    act    the best of N actions of the flow, under the lesser Q
 
-The critics that act are those that learn, not their target networks. Nothing that the policy learns depends
-on the values, so reward enters by the choice alone; and no action is valued in training that the data do not
-hold. With goals, the flow clones those who went there, and values are those of GCIQL.
+Best-of-N uses the online critics, not their target networks. The policy's loss does not depend on the values,
+so reward enters by best-of-N alone; and training values no action outside the data. With goals, the flow
+clones the trajectories that reach the goal, and values are those of GCIQL.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
@@ -27,19 +25,19 @@ from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import Losses
 
 
-@dataclass(frozen=True)
 class IFQLConfig(FlowChoiceConfig, ImplicitConfig):
-    """Hyperparameters of IFQL: those of its values and of its choice."""
+    """Hyperparameters of IFQL: those of its values and of best-of-N."""
 
 
-class IFQL(AbstractImplicit):
-    """Implicit Q-learning with a flow policy and a choice among its samples."""
-
-    cfg: IFQLConfig = eqx.field(static=True)
+class IFQL(AbstractImplicit[IFQLConfig]):
+    """Implicit Q-learning with a flow policy and best-of-N among its samples."""
 
     def actor_net(self, key: Key[Array, ""]) -> MLP:
         cfg, action = self.cfg, self.env.action_dim
         return MLP((*self.inputs, 1), cfg.hidden, action, key=key, style=cfg.actor_style)
+
+    def target_nets(self, nets: ImplicitNets) -> Any:
+        return {"q": nets.q}
 
     def actor_loss(self, nets: ImplicitNets, target: Any, step: Step, key: Key[Array, ""]) -> Losses:
         del target
@@ -51,4 +49,4 @@ class IFQL(AbstractImplicit):
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         noise = jr.normal(key, (self.cfg.candidates, len(obs), self.env.action_dim))
         actions = euler(lambda x, t: state.nets.actor(obs, goal, x, t), noise, self.cfg.flow_steps)
-        return self.choose(state.nets.q, obs, goal, actions)
+        return self.best_action(state.nets.q, obs, goal, actions)

@@ -10,7 +10,6 @@ Not as in the D4RL runs: networks start as all others here do, target networks a
 the critics' errors are added rather than averaged (which Adam does not see).
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import equinox as eqx
@@ -27,7 +26,6 @@ from mac.nn.mlp import MLP, scalar
 from mac.ops.losses import Losses, advantage_weight
 
 
-@dataclass(frozen=True)
 class IQLConfig(ImplicitConfig):
     """Hyperparameters of IQL."""
 
@@ -38,8 +36,7 @@ class IQLConfig(ImplicitConfig):
     advantage: Literal["online", "slow"] = "online"
     """critics whose values make the advantage"""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_at_least_0("alpha")
 
 
@@ -50,10 +47,8 @@ class Actor(eqx.Module):
     log_std: Float[Array, " A"] | None
 
 
-class IQL(AbstractImplicit):
+class IQL(AbstractImplicit[IQLConfig]):
     """Implicit Q-learning with advantage-weighted regression."""
-
-    cfg: IQLConfig = eqx.field(static=True)
 
     def actor_net(self, key: Key[Array, ""]) -> Actor:
         *given, action = self.inputs
@@ -61,6 +56,9 @@ class IQL(AbstractImplicit):
         share = 1.0 if tanh else HEAD_VARIANCE
         mean = MLP(given, cfg.hidden, action, key=key, style=cfg.actor_style, variance=share)
         return Actor(mean, jnp.zeros(action) if tanh else None)
+
+    def target_nets(self, nets: ImplicitNets) -> Any:
+        return {"q": nets.q}
 
     def mean(self, actor: Actor, obs: Array, goal: Goal) -> Float[Array, "*B A"]:
         """The policy's mode."""

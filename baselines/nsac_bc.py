@@ -5,9 +5,6 @@ the squared distance of its samples. Critics are logits of the discounted probab
 target has no entropy bonus. The policy maximizes the logits, which the weight of the distance is scaled by.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,11 +17,10 @@ from mac.model_free import AbstractModelFree, Goal, NStepConfig, n_step, one_ste
 from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.ops.losses import cross_entropy, mse, total
-from mac.ops.returns import return_of_chance
-from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+from mac.ops.returns import return_of_probability
+from mac.types import Batch, Metrics, SampleSpec
 
 
-@dataclass(frozen=True)
 class NStepSACBCConfig(NStepConfig):
     """Hyperparameters of n-step SAC+BC."""
 
@@ -33,8 +29,7 @@ class NStepSACBCConfig(NStepConfig):
     entropy: float = 0.5
     """entropy that the policy is held at, times minus the number of an action's entries"""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_at_least_0("alpha")
 
 
@@ -46,18 +41,14 @@ class Nets(eqx.Module):
     log_weight: Float[Array, ""]
 
 
-class NStepSACBC(AbstractModelFree[Nets]):
+class NStepSACBC(AbstractModelFree[NStepSACBCConfig, Nets]):
     """Soft actor-critic over n steps, near the data."""
 
-    cfg: NStepSACBCConfig = eqx.field(static=True)
+    def __check_init__(self):
+        require_goals("nsac_bc", self.env)
 
-    def __init__(self, cfg: NStepSACBCConfig, env: EnvSpec, steps: int = 0):
-        """As `AbstractModelFree`; raises UserError where the environment has no goals."""
-        require_goals("nsac_bc", env)
-        super().__init__(cfg, env, steps)
-
-    def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
-        return sample._replace(subgoals=cfg.subgoals)
+    def sample_spec(self, steps: SampleSpec) -> SampleSpec:
+        return steps._replace(subgoals=self.cfg.subgoals)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_q, k_actor = jr.split(key)
@@ -68,6 +59,9 @@ class NStepSACBC(AbstractModelFree[Nets]):
             log_weight=jnp.zeros(()),
         )
 
+    def target_nets(self, nets: Nets) -> Critics:
+        return nets.q
+
     def loss(
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -75,20 +69,20 @@ class NStepSACBC(AbstractModelFree[Nets]):
         step, run, cfg = one_step(batch), n_step(batch, self.cfg.discount), self.cfg
         with jax.named_scope("critic"):
             noise = jr.normal(k_next, step.action.shape)
-            chosen = nets.actor(run.next_obs, step.goal).at(noise)
-            logits = q_values(target, run.next_obs, step.goal, chosen)
-            after = aggregate(jax.nn.sigmoid(logits), cfg.combine)
-            backup = sg(jnp.clip(run.reached + run.carry * after, 0, 1))
+            next_action = nets.actor(run.next_obs, step.goal).at(noise)
+            logits = q_values(target, run.next_obs, step.goal, next_action)
+            next_prob = aggregate(jax.nn.sigmoid(logits), cfg.combine)
+            backup = sg(jnp.clip(run.reached + run.bootstrap_discount * next_prob, 0, 1))
             q = q_values(nets.q, step.obs, step.goal, step.action)
             losses = {"critic/loss": cross_entropy(q, jnp.broadcast_to(backup, q.shape))}
         with jax.named_scope("policy"):
             policy = nets.actor(step.obs, step.actor_goal)
-            mine, log_prob = policy.sample(jr.normal(k_now, step.action.shape))
-            worth = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, mine), "mean")
+            action, log_prob = policy.sample(jr.normal(k_now, step.action.shape))
+            actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), "mean")
             weight = jnp.exp(nets.log_weight)
-            losses["policy/sac_loss"] = jnp.mean(sg(weight) * log_prob - worth)
-            scale = cfg.alpha * self.env.action_dim * sg(jnp.mean(jnp.abs(worth)))
-            losses["policy/bc_loss"] = scale * mse(mine, step.action)
+            losses["policy/sac_loss"] = jnp.mean(sg(weight) * log_prob - actor_q)
+            scale = cfg.alpha * self.env.action_dim * sg(jnp.mean(jnp.abs(actor_q)))
+            losses["policy/bc_loss"] = scale * mse(action, step.action)
             surplus = -jnp.mean(log_prob) + cfg.entropy * self.env.action_dim
             losses["policy/entropy_loss"] = weight * sg(surplus)
         return total(losses, critic__chance=jax.nn.sigmoid(q), policy__weight=weight)
@@ -97,6 +91,5 @@ class NStepSACBC(AbstractModelFree[Nets]):
         del key
         return jnp.tanh(state.nets.actor(obs, goal).mean)
 
-    def predict(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
-        logits = q_values(state.nets.q, obs, goal, self.action(state, obs, goal, key))
-        return return_of_chance(aggregate(logits, "min"), self.cfg.discount)
+    def to_return(self, q: Float[Array, " E"]) -> Float[Array, " E"]:
+        return return_of_probability(q, self.cfg.discount)

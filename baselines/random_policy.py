@@ -1,4 +1,4 @@
-"""Uniform random actions: the yardstick that any policy must beat."""
+"""Uniform random actions: the baseline that any policy must beat."""
 
 import equinox as eqx
 import jax.random as jr
@@ -12,10 +12,10 @@ class UniformPolicy(AbstractAlgorithm):
     """Acts uniformly in [-1, 1], anew at every step, and learns nothing."""
 
     env: EnvSpec = eqx.field(static=True)
-    sample: SampleSpec = eqx.field(static=True)
 
-    def __init__(self, env: EnvSpec):
-        self.env, self.sample = env, SampleSpec(batch=1, chunk=1)
+    @property
+    def sample(self) -> SampleSpec:
+        return SampleSpec(batch=1, chunk=1)
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         """A state without any arrays, which therefore serves any number of seeds."""

@@ -1,21 +1,20 @@
 """ReBRAC: behaviour-regularised actor-critic, revisited (Tarasov et al. 2023, arXiv 2305.09836).
 
-TD3 with a penalty for leaving the data, in the policy's loss and in the critics' target: there for the
-distance between the policy's next action and the data's.
+TD3 with a penalty for leaving the data, in the policy's loss and in the critics' target: in the target for
+the distance between the policy's next action and the data's.
 
 The policy learns, and all target networks follow, at every second update only. In between, two published
 versions differ, and so do the weights that were tuned for them:
 
-    OGBench (Park et al. 2025, arXiv 2502.02538), the default: Adam goes on with gradients of 0, and its
-    momentum moves the policy on; the second update is the first turn.
+    OGBench (Park et al. 2025, arXiv 2502.02538), the default: Adam continues with gradients of 0, and its
+    momentum moves the policy on; the policy first learns at the second update.
 
-    D4RL (Tarasov et al. 2023): the policy and its optimiser rest; the first update is the first turn.
+    D4RL (Tarasov et al. 2023): the policy and its optimiser rest; it first learns at the first update.
 
 Where an episode ends without a next action in the data, its last one stands for it. Not as in the D4RL runs:
-the policy's loss sees the critics of before the update, there those of after it.
+the policy's loss uses the critics from before the update; in the D4RL runs it uses those from after it.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -26,7 +25,7 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.algorithm import Rate, TrainState, at_some_updates, by_network
+from mac.algorithm import Rate, TrainState, at_some_updates, by_network, polyak
 from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
 from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import HEAD_VARIANCE
@@ -35,7 +34,6 @@ from mac.ops.losses import normalised, total
 from mac.types import Batch, Metrics, SampleSpec
 
 
-@dataclass(frozen=True)
 class ReBRACConfig(ModelFreeConfig):
     """Hyperparameters of ReBRAC."""
 
@@ -48,14 +46,13 @@ class ReBRACConfig(ModelFreeConfig):
     noise_clip: float = 0.5
     """bound of that noise"""
     actor_every: int = 2
-    """updates per turn of the policy and of the target networks"""
+    """updates per update of the policy and of the target networks"""
     actor_coasts: bool = True
-    """between turns Adam's momentum moves the policy on, as in the runs on OGBench; else it rests (D4RL)"""
+    """at other updates Adam's momentum moves the policy on, as on OGBench; else the policy rests (D4RL)"""
     actor_first: bool = False
-    """the first update is a turn, as in the runs on D4RL; else the last of each `actor_every` is (OGBench)"""
+    """the policy learns at the first of each `actor_every` updates, as on D4RL; else at the last (OGBench)"""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_at_least_0("alpha_actor", "alpha_critic", "noise", "noise_clip")
         self._require_positive("actor_every")
 
@@ -67,13 +64,11 @@ class Nets(eqx.Module):
     actor: MLP  # s, g -> a before the tanh
 
 
-class ReBRAC(AbstractModelFree[Nets]):
+class ReBRAC(AbstractModelFree[ReBRACConfig, Nets]):
     """Behaviour-regularised actor-critic."""
 
-    cfg: ReBRACConfig = eqx.field(static=True)
-
-    def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
-        return sample._replace(next_action=True)
+    def sample_spec(self, steps: SampleSpec) -> SampleSpec:
+        return steps._replace(next_action=True)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_q, k_actor = jr.split(key)
@@ -94,29 +89,30 @@ class ReBRAC(AbstractModelFree[Nets]):
         with jax.named_scope("critic"):
             noise = cfg.noise * jr.normal(key, step.action.shape)
             noise = jnp.clip(noise, -cfg.noise_clip, cfg.noise_clip)
-            chosen = jnp.clip(jnp.tanh(target.actor(step.next_obs, step.goal)) + noise, -1, 1)
-            after = aggregate(q_values(target.q, step.next_obs, step.goal, chosen), "min")
+            next_action = jnp.clip(jnp.tanh(target.actor(step.next_obs, step.goal)) + noise, -1, 1)
+            next_q = aggregate(q_values(target.q, step.next_obs, step.goal, next_action), "min")
             assert batch.next_action is not None
-            after = after - cfg.alpha_critic * distance(chosen, batch.next_action)
+            next_q = next_q - cfg.alpha_critic * distance(next_action, batch.next_action)
             q = q_values(nets.q, step.obs, step.goal, step.action)
-            losses = {"critic/loss": critic_loss(q, step.reward + cfg.discount * step.mask * after)}
+            losses = {"critic/loss": critic_loss(q, step.reward + cfg.discount * step.mask * next_q)}
         with jax.named_scope("policy"):
-            mine = jnp.tanh(nets.actor(step.obs, step.actor_goal))
-            worth = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, mine), "min")
-            losses["policy/q_loss"] = -normalised(worth)
-            losses["policy/bc_loss"] = cfg.alpha_actor * jnp.mean(distance(mine, step.action))
+            action = jnp.tanh(nets.actor(step.obs, step.actor_goal))
+            actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), "min")
+            losses["policy/q_loss"] = -normalised(actor_q)
+            losses["policy/bc_loss"] = cfg.alpha_actor * jnp.mean(distance(action, step.action))
         return total(losses, critic__q_mean=q)
 
-    def turn(self, step: Int[Array, ""]) -> Bool[Array, ""]:
-        """Returns whether update number `step`, from 0, is one of the policy's turns."""
+    def updates_actor(self, step: Int[Array, ""]) -> Bool[Array, ""]:
+        """Returns whether the policy learns at update number `step`, from 0."""
         return step % self.cfg.actor_every == (0 if self.cfg.actor_first else self.cfg.actor_every - 1)
 
     def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
-        moved, now = super().update_target(target, online, step), self.turn(step)
-        return jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, target)
+        moved, follows = polyak(target, online, self.cfg.tau_ema), self.updates_actor(step)
+        return jax.tree.map(lambda new, old: jnp.where(follows, new, old), moved, target)
 
     def optimiser(self) -> optax.GradientTransformation:
-        actor = at_some_updates(optax.adam(self.actor_rate), self.turn, coast=self.cfg.actor_coasts)
+        adam = optax.adam(self.actor_rate)
+        actor = at_some_updates(adam, self.updates_actor, coast=self.cfg.actor_coasts)
         return by_network({"actor": actor}, optax.adam(self.rate))
 
     @property
@@ -125,8 +121,8 @@ class ReBRAC(AbstractModelFree[Nets]):
         rate, every = self.rate, self.cfg.actor_every
         if self.cfg.actor_coasts or not callable(rate):
             return rate
-        # An optimiser that rests counts its own turns only.
-        return lambda turns: rate(every * turns + (0 if self.cfg.actor_first else every - 1))
+        # An optimiser that rests counts only the updates in which it is active.
+        return lambda count: rate(every * count + (0 if self.cfg.actor_first else every - 1))
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key

@@ -1,14 +1,11 @@
 """SHARSA: horizon reduction by a hierarchy (Park et al. 2025, arXiv 2506.04168).
 
-Two flow policies clone the data: one proposes where to be in n steps, the other acts to get there. Values
-judge only proposals: Q of a goal to be at in n steps, after SARSA, so that it is the data's own proposals
-that are valued. While acting, the best of many proposals is followed for one step.
+Two flow policies clone the data: one proposes subgoals n steps ahead, the other acts to reach them. Critics
+value subgoals only: Q of a subgoal n steps ahead, after SARSA, so that it is the data's own subgoals that are
+valued. While acting, the best of many sampled subgoals is followed for one step.
 
 V and Q are logits of the discounted probability to reach the goal.
 """
-
-from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -32,38 +29,33 @@ from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import cross_entropy, total
-from mac.ops.returns import return_of_chance
-from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+from mac.ops.returns import return_of_probability
+from mac.types import Batch, Metrics, SampleSpec
 
 
-@dataclass(frozen=True)
 class SHARSAConfig(NStepConfig, FlowChoiceConfig):
-    """Hyperparameters of SHARSA: those of its values over n steps and of its choice."""
+    """Hyperparameters of SHARSA: those of its values over n steps and of best-of-N."""
 
     # In a dataclass the first base's fields, its inherited ones too, replace those of the second.
 
 
 class Nets(eqx.Module):
-    """SHARSA's networks; `w` is where to be in n steps, in a goal's terms."""
+    """SHARSA's networks; `w` is a subgoal n steps ahead, in a goal's coordinates."""
 
     v: MLP  # s, g -> logit of the discounted probability to reach g
-    q: Critics  # s, g, w -> that, by way of w
+    q: Critics  # s, g, w -> that logit, through w
     high: MLP  # s, g, x, time -> velocity of x, which becomes w
     low: MLP  # s, w, x, time -> velocity of x, which becomes a
 
 
-class SHARSA(AbstractModelFree[Nets]):
+class SHARSA(AbstractModelFree[SHARSAConfig, Nets]):
     """SARSA over subgoals, with flow policies for subgoals and for actions."""
 
-    cfg: SHARSAConfig = eqx.field(static=True)
+    def __check_init__(self):
+        require_goals("sharsa", self.env)
 
-    def __init__(self, cfg: SHARSAConfig, env: EnvSpec, steps: int = 0):
-        """As `AbstractModelFree`; raises UserError where the environment has no goals."""
-        require_goals("sharsa", env)
-        super().__init__(cfg, env, steps)
-
-    def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
-        return sample._replace(subgoals=cfg.subgoals)
+    def sample_spec(self, steps: SampleSpec) -> SampleSpec:
+        return steps._replace(subgoals=self.cfg.subgoals)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_v, k_q, k_high, k_low = jr.split(key, 4)
@@ -77,6 +69,9 @@ class SHARSA(AbstractModelFree[Nets]):
             low=MLP((obs, goal, action, 1), cfg.hidden, action, key=k_low, style=actor),
         )
 
+    def target_nets(self, nets: Nets) -> Critics:
+        return nets.q
+
     def loss(
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -88,9 +83,9 @@ class SHARSA(AbstractModelFree[Nets]):
             v = scalar(nets.v, s, g)
             losses = {"value/loss": cross_entropy(v, reach_prob)}
         with jax.named_scope("critic"):
-            after = jax.nn.sigmoid(scalar(nets.v, run.next_obs, g))
+            next_prob = jax.nn.sigmoid(scalar(nets.v, run.next_obs, g))
             q = q_values(nets.q, s, g, subgoals.value)
-            backup = jnp.broadcast_to(sg(run.reached + run.carry * after), q.shape)
+            backup = jnp.broadcast_to(sg(run.reached + run.bootstrap_discount * next_prob), q.shape)
             losses["critic/loss"] = len(q) * cross_entropy(q, backup)
         with jax.named_scope("policy"):
             losses["policy/high_loss"] = flow_matching_loss(
@@ -101,7 +96,7 @@ class SHARSA(AbstractModelFree[Nets]):
             )
         return total(losses, value__chance=jax.nn.sigmoid(v), critic__chance=jax.nn.sigmoid(q))
 
-    def choose(
+    def best_subgoal(
         self, nets: Nets, obs: Array, goal: Goal, key: Key[Array, ""]
     ) -> tuple[Float[Array, "E G"], Float[Array, " E"]]:
         """Returns the best of N sampled subgoals, and the logit of reaching the goal through it."""
@@ -114,10 +109,13 @@ class SHARSA(AbstractModelFree[Nets]):
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         k_high, k_low = jr.split(key)
         nets = state.nets
-        way, _ = self.choose(nets, obs, goal, k_high)
+        subgoal, _ = self.best_subgoal(nets, obs, goal, k_high)
         noise = jr.normal(k_low, (len(obs), self.env.action_dim))
-        return euler(lambda x, t: nets.low(obs, way, x, t), noise, self.cfg.flow_steps)
+        return euler(lambda x, t: nets.low(obs, subgoal, x, t), noise, self.cfg.flow_steps)
 
-    def predict(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
-        _, logit = self.choose(state.nets, obs, goal, jr.split(key)[0])
-        return return_of_chance(logit, self.cfg.discount)
+    def policy_q(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
+        _, logit = self.best_subgoal(state.nets, obs, goal, jr.split(key)[0])
+        return logit
+
+    def to_return(self, q: Float[Array, " E"]) -> Float[Array, " E"]:
+        return return_of_probability(q, self.cfg.discount)

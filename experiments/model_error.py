@@ -37,6 +37,7 @@ from experiments.open_loop_study.open_loop import (
 from experiments.open_loop_study.policies import compare_policies
 from experiments.open_loop_study.rows import ChunkRow
 from mac.ablations.dynamics_only import Dynamics
+from mac.config import Config
 from mac.data.normalize import Normalizer
 from mac.data.normalize import fit as fit_normalizer
 from mac.data.store import Store
@@ -118,7 +119,7 @@ class Args:
     def algorithm(self, env: EnvSpec, chunk: int) -> Dynamics:
         """Returns the algorithm that trains the models of one chunk length."""
         sizes = {"chunk": chunk, "batch": self.batch, "hidden": self.hidden}
-        return Dynamics(env, **sizes, lr=self.lr, cooldown=self.cooldown, steps=self.steps)
+        return Dynamics(Config(**sizes, lr=self.lr, cooldown=self.cooldown), env, self.steps)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,7 +1,6 @@
 """The algorithm interface: an immutable object with pure methods over an arrays-only state."""
 
 import abc
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +15,7 @@ from mac.errors import UserError
 from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
 
 Nets = TypeVar("Nets", bound=eqx.Module)
+Cfg = TypeVar("Cfg", bound=CommonConfig)
 Rate = Number | optax.Schedule
 
 
@@ -36,11 +36,25 @@ class TrainState(eqx.Module):
     swept: dict[str, Float[Array, "*S"]] = eqx.field(default_factory=dict)
 
 
-class AbstractAlgorithm(eqx.Module):
-    """An algorithm for one environment; every field is static, so it is hashable and holds no array."""
+class _HasEnv:
+    # Declared outside `AbstractAlgorithm`, where it would be a field and come before `cfg` in constructors.
+    env: EnvSpec
 
-    env: eqx.AbstractVar[EnvSpec]
-    sample: eqx.AbstractVar[SampleSpec]
+
+class AbstractAlgorithm(_HasEnv, eqx.Module):
+    """An algorithm for one environment, its field `env`: immutable, with pure methods.
+
+    It is hashable, and holds arrays only where hyperparameters are swept (`with_hparams`).
+
+    Classes of algorithms are abstract or final: no concrete class has subclasses, and a method with a body is
+    not overridden. Exceptions are hooks: methods whose docstring begins with "Hook", which may be overridden
+    once.
+    """
+
+    @property
+    @abc.abstractmethod
+    def sample(self) -> SampleSpec:
+        """Request to the sampler: what a batch holds."""
 
     @abc.abstractmethod
     def init(self, key: Key[Array, ""]) -> TrainState:
@@ -65,23 +79,24 @@ class AbstractAlgorithm(eqx.Module):
         `goal`, normalised too, is None in environments without goals.
         """
 
-    def with_hparams(self, swept: Mapping[str, Float[Array, ""]]) -> Any:
-        """This algorithm with other values of some hyperparameters, which may be traced.
+    def with_hparams(self, values: Mapping[str, Float[Array, ""]]) -> "AbstractAlgorithm":
+        """Hook: this algorithm with other values of some hyperparameters, which may be traced.
 
         So one compiled program trains many configurations. The loop calls it before every other method.
 
         Raises:
-            TypeError: this algorithm has no such hyperparameters.
+            TypeError: this algorithm has no such hyperparameters (the default: it has none).
         """
-        if swept:
-            raise TypeError(f"{type(self).__name__} has no hyperparameters {', '.join(swept)}")
+        if values:
+            raise TypeError(f"{type(self).__name__} has no hyperparameters {', '.join(values)}")
         return self
 
     # What evaluations also report, of an algorithm that has it.
 
     @property
     def step_discount(self) -> Number | None:
-        """Discount factor per environment step of what `predict` predicts; None if it predicts nothing."""
+        """Hook: discount factor per environment step of what `predict` predicts; None, the default, if it
+        predicts nothing."""
         return None
 
     def predict(
@@ -91,7 +106,7 @@ class AbstractAlgorithm(eqx.Module):
         goal: Float[Array, "E G"] | None,
         key: Key[Array, ""],
     ) -> Float[Array, " E"] | None:
-        """Return that the algorithm expects from acting as `act` does, given the same arguments.
+        """Hook: return that the algorithm expects from acting as `act` does, given the same arguments.
 
         It is in the units of `mac.run.report.episode_returns.realised_return`, with which evaluations
         compare it.
@@ -100,7 +115,8 @@ class AbstractAlgorithm(eqx.Module):
         return None
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
-        """Metrics named `diagnostics/...` that tell what to mend, from data of `window`; at evaluations."""
+        """Hook: metrics named `diagnostics/...` that tell what to mend, from data of `window`; at
+        evaluations."""
         del state, window, key
         return {}
 
@@ -112,8 +128,8 @@ def polyak(target: Any, online: Any, rate: Number) -> Any:
 
 def linear_cooldown(lr: Number, steps: int, share: float) -> optax.Schedule:
     """Constant `lr`, which falls linearly to 0 over the last `share` of `steps` updates."""
-    fall = max(round(share * steps), 1)
-    return optax.linear_schedule(lr, 0.0, fall, transition_begin=steps - fall)
+    falling = max(round(share * steps), 1)
+    return optax.linear_schedule(lr, 0.0, falling, transition_begin=steps - falling)
 
 
 def adam_by_network(rates: dict[str, Rate], other: Rate) -> optax.GradientTransformation:
@@ -134,39 +150,48 @@ def by_network(
 
 
 def at_some_updates(
-    inner: optax.GradientTransformation, turn: Callable[[Int[Array, ""]], Bool[Array, ""]], *, coast: bool
+    inner: optax.GradientTransformation, active: Callable[[Int[Array, ""]], Bool[Array, ""]], *, coast: bool
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner`, fed with gradients at some updates only; needs the update's number as `step`.
+    """`inner`, fed with gradients at some updates only; its `update` needs the update's number as `step`.
+
+    The state is that of `inner`. (`optax.conditionally_mask` counts updates itself, and cannot coast.)
 
     Args:
-        turn: whether the update of that number is one of them.
-        coast: between turns `inner` sees gradients of 0, so that momentum moves the weights on; otherwise it
-            rests, and neither weights nor its state change.
+        active: whether the update of that number is one of them.
+        coast: at the other updates `inner` sees gradients of 0, so that momentum moves the weights on;
+            otherwise it rests, and neither weights nor its state change.
     """
     inner = optax.with_extra_args_support(inner)
 
-    def update(grads: Any, state: Any, params: Any = None, *, step: Int[Array, ""], **extra: Any) -> Any:
-        now = turn(step)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        is_active = active(extra["step"])
 
-        def when(there: Any, otherwise: Any) -> Any:
-            return jax.tree.map(lambda x, y: jnp.where(now, x, y), there, otherwise)
+        def if_active(then: Any, otherwise: Any) -> Any:
+            return jax.tree.map(lambda x, y: jnp.where(is_active, x, y), then, otherwise)
 
-        zeros = jax.tree.map(jnp.zeros_like, grads)
+        zeros = jax.tree.map(jnp.zeros_like, updates)
         if coast:
-            return inner.update(when(grads, zeros), state, params, step=step, **extra)
-        updates, after = inner.update(grads, state, params, step=step, **extra)
-        return when(updates, zeros), when(after, state)
+            return inner.update(if_active(updates, zeros), state, params, **extra)
+        moves, new_state = inner.update(updates, state, params, **extra)
+        return if_active(moves, zeros), if_active(new_state, state)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
-    """An algorithm that is one loss: a joint gradient step of Adam, then an update of the target networks."""
+class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
+    """An algorithm that is one loss: a joint gradient step of Adam, then an update of the target networks.
 
-    lr: eqx.AbstractVar[float]
-    cooldown: eqx.AbstractVar[float]
-    steps: eqx.AbstractVar[int]
-    tau_ema: eqx.AbstractVar[float]
+    `Cfg` and `Nets` are the classes of its hyperparameters and of its networks. `steps`, the length of the
+    run in updates, matters only to learning rates that depend on it.
+    """
+
+    cfg: Cfg
+    env: EnvSpec = eqx.field(static=True)
+    steps: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self):
+        if self.cfg.needs_steps and self.steps < 1:
+            raise UserError(f"steps={self.steps}: {self.cfg.needs_steps} needs the length of the run")
 
     @abc.abstractmethod
     def nets(self, key: Key[Array, ""]) -> Nets:
@@ -199,48 +224,21 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Nets]):
         return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics
 
     def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
-        """The target networks after update number `step`."""
+        """Hook: the target networks after update number `step`; by default Polyak averages."""
         del step
-        return polyak(target, online, self.tau_ema)
+        return polyak(target, online, self.cfg.tau_ema)
 
     def optimiser(self) -> optax.GradientTransformation:
+        """Hook: the optimiser of all networks; by default Adam."""
         return optax.adam(self.rate)
 
     @property
     def rate(self) -> Rate:
         """Learning rate of every network, by the number of updates if it is not constant."""
-        return linear_cooldown(self.lr, self.steps, self.cooldown) if self.cooldown else self.lr
+        cfg = self.cfg
+        return linear_cooldown(cfg.lr, self.steps, cfg.cooldown) if cfg.cooldown else cfg.lr
 
-
-class AbstractConfigured(AbstractLossAlgorithm[Nets]):
-    """An algorithm that is one loss, with the settings that every method has in its configuration."""
-
-    cfg: CommonConfig = eqx.field(static=True)
-    env: EnvSpec = eqx.field(static=True)
-    sample: SampleSpec = eqx.field(static=True)
-    lr: float = eqx.field(static=True)
-    cooldown: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    tau_ema: float = eqx.field(static=True)
-
-    def __init__(self, cfg: CommonConfig, env: EnvSpec, sample: SampleSpec, steps: int):
-        """`steps`, the length of the run in updates, matters only to learning rates that depend on it.
-
-        Raises:
-            UserError: they do, and it is not given.
-        """
-        if cfg.needs_steps and steps < 1:
-            raise UserError(f"steps={steps}: {cfg.needs_steps} needs the length of the run")
-        self.cfg, self.env, self.sample = cfg, env, sample._replace(reward_scale=cfg.reward_scale)
-        self.lr, self.cooldown, self.tau_ema = cfg.lr, cfg.cooldown, cfg.tau_ema
-        self.steps = steps if cfg.needs_steps else 0
-
-    def with_hparams(self, swept: Mapping[str, Float[Array, ""]]) -> Any:
-        if not swept:
+    def with_hparams(self, values: Mapping[str, Float[Array, ""]]) -> AbstractAlgorithm:
+        if not values:
             return self
-        other, cfg = copy.copy(self), self.cfg.with_hparams(swept)
-        goals = self.sample.goals and cfg.goals(self.env)
-        sample = self.sample._replace(goals=goals, reward_scale=cfg.reward_scale)
-        for name, value in (("cfg", cfg), ("sample", sample), ("lr", cfg.lr), ("tau_ema", cfg.tau_ema)):
-            object.__setattr__(other, name, value)  # past Equinox's check that static fields hold no arrays
-        return other
+        return eqx.tree_at(lambda algo: algo.cfg, self, self.cfg.with_hparams(values))

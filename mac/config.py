@@ -1,10 +1,17 @@
-"""Hyperparameters: those that every method has, and MAC's, which its ablations inherit."""
+"""Hyperparameters: those that every method has, and MAC's, which its ablations inherit.
 
-import copy
+A class of hyperparameters is an `eqx.Module`: an immutable dataclass whose values are checked when it is made
+(`__check_init__`, of each class by itself). It is also a pytree. A plain run never traces it, so compiled
+code holds its numbers as constants; a sweep puts traced arrays in place of some of them.
+"""
+
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import fields
+from typing import ClassVar, Literal
+
+import equinox as eqx
+from jaxtyping import Array, Float
 
 from mac.errors import UserError
 from mac.types import EnvSpec, GoalDistribution, GoalSpec
@@ -12,8 +19,7 @@ from mac.types import EnvSpec, GoalDistribution, GoalSpec
 Later = Literal["uniform", "geometric"]
 
 
-@dataclass(frozen=True)
-class CommonConfig:
+class CommonConfig(eqx.Module):
     """Hyperparameters that every method has.
 
     Goal-sampling distributions are three probabilities: the state itself, a later state of its episode, any
@@ -47,36 +53,38 @@ class CommonConfig:
     """Hyperparameters that only acting reads, so that a trained policy may be evaluated with other values."""
     STATIC: ClassVar[tuple[str, ...]] = ("cooldown",)
     """Numbers that decide which operations there are."""
+    NEED_STEPS: ClassVar[tuple[str, ...]] = ("cooldown",)
+    """Hyperparameters that, unless they are 0 or off, make learning rates depend on the run's length."""
 
-    def __post_init__(self):
+    def __check_init__(self):
         self._require_positive("batch")
         self._require("hidden", min(self.hidden, default=0) >= 1, "give at least one width, each at least 1")
         self._require("discount", 0 < self.discount < 1, "must be in (0, 1)")
         self._require("tau_ema", 0 < self.tau_ema <= 1, "must be in (0, 1]")
         self._require("cooldown", 0 <= self.cooldown <= 1, "must be in [0, 1]")
         for name in ("value_goals", "actor_goals"):
-            law = getattr(self, name)
-            whole = len(law) == 3 and min(law) >= 0 and abs(sum(law) - 1) < 1e-6
-            self._require(name, whole, "give three probabilities that add up to 1")
+            probs = getattr(self, name)
+            valid = len(probs) == 3 and min(probs) >= 0 and abs(sum(probs) - 1) < 1e-6
+            self._require(name, valid, "give three probabilities that add up to 1")
         self._require("reward_scale", 0 < self.reward_scale < float("inf"), "must be positive and finite")
         self._require("lr", 0 < self.lr < float("inf"), "must be positive and finite")
 
     @property
     def needs_steps(self) -> str:
         """The flag that makes learning rates depend on the length of the run; empty if none does."""
-        return f"--hp.cooldown={self.cooldown}" if self.cooldown else ""
+        return next((self._flag(name) for name in self.NEED_STEPS if getattr(self, name)), "")
 
-    def law(self, which: Literal["value", "actor"]) -> GoalDistribution:
+    def goal_distribution(self, which: Literal["value", "actor"]) -> GoalDistribution:
         """Returns the goal-sampling distribution of values or of the policy."""
-        odds = self.value_goals if which == "value" else self.actor_goals
+        probs = self.value_goals if which == "value" else self.actor_goals
         later = self.value_goals_later if which == "value" else self.actor_goals_later
-        return GoalDistribution(*odds, geometric=later == "geometric", discount=self.discount)
+        return GoalDistribution(*probs, geometric=later == "geometric", discount=self.discount)
 
     def goals(self, env: EnvSpec) -> GoalSpec | None:
         """Returns the request to the sampler; None where there are no goals."""
         if env.goal_dim is None:
             return None
-        return GoalSpec(env.goal_columns, self.law("value"), self.law("actor"))
+        return GoalSpec(env.goal_columns, self.goal_distribution("value"), self.goal_distribution("actor"))
 
     @classmethod
     def sweepable(cls) -> tuple[str, ...]:
@@ -86,18 +94,27 @@ class CommonConfig:
         hints = typing.get_type_hints(cls)
         return tuple(f.name for f in fields(cls) if hints[f.name] is float and f.name not in cls.STATIC)
 
-    def with_hparams(self, swept: Mapping[str, Any]) -> Any:
-        """These hyperparameters with other values of some `sweepable` ones, which may be traced and so are
-        not checked.
+    def with_hparams(self, values: Mapping[str, Float[Array, ""]]) -> "CommonConfig":
+        """These hyperparameters with other values of some `sweepable` ones, which may be traced.
+
+        The values are not checked: a traced one is unknown. `--sweep` checks its values beforehand.
+
+        Raises:
+            TypeError: a hyperparameter that cannot be swept.
         """
-        other = copy.copy(self)
-        for name, value in swept.items():
-            object.__setattr__(other, name, value)
-        return other
+        if wrong := sorted(values.keys() - set(self.sweepable())):
+            raise TypeError(f"{type(self).__name__} cannot sweep {', '.join(wrong)}")
+        names = tuple(values)
+        return eqx.tree_at(lambda cfg: [getattr(cfg, name) for name in names], self, list(values.values()))
+
+    def _flag(self, name: str) -> str:
+        """A hyperparameter as it is given on the command line."""
+        value, flag = getattr(self, name), f"--hp.{name.replace('_', '-')}"
+        return flag if value is True else f"{flag}={value}"
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
-            raise UserError(f"--hp.{name.replace('_', '-')}={getattr(self, name)}: {rule}")
+            raise UserError(f"{self._flag(name)}: {rule}")
 
     def _require_positive(self, *names: str) -> None:
         """For whole numbers."""
@@ -115,7 +132,6 @@ class CommonConfig:
             self._require(name, getattr(self, name) == getattr(type(self), name), f"{reason}; leave it out")
 
 
-@dataclass(frozen=True)
 class Config(CommonConfig):
     """Hyperparameters of MAC; the defaults are the paper's for single-task reward data."""
 
@@ -150,8 +166,7 @@ class Config(CommonConfig):
     ACTING: ClassVar[tuple[str, ...]] = ("candidates_test", "flow_steps_test", "execute")
     STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "lam")
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_positive(
             "chunk", "rollout", "rollout_batch", "candidates", "candidates_test", "flow_steps"
         )

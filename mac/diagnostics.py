@@ -24,7 +24,7 @@ from mac.data.sampler import sample
 from mac.data.sequences import Sequences, sample_sequences
 from mac.nn.mlp import scalar
 from mac.ops.flow import euler
-from mac.ops.returns import return_of_chance
+from mac.ops.returns import return_of_probability
 from mac.ops.rollout import Model, imagine, residual_model, squared_error
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
@@ -86,7 +86,7 @@ def expected_return(cfg: Config, q: Float[Array, "*B"], *, goals: bool) -> Float
     if not goals:
         return (q * cfg.chunk if cfg.chunk_reward == "mean" else q) / cfg.reward_scale
     if cfg.value == "bce":
-        return return_of_chance(q, cfg.discount)
+        return return_of_probability(q, cfg.discount)
     return q * (1 - cfg.discount**cfg.chunk) / (1 - cfg.discount)
 
 
@@ -141,7 +141,7 @@ def gain(q: Float[Array, "N B"]) -> Metrics:
 
 
 def distillation(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
-    """Returns the distance of the one-step policy from its flow teacher; nothing if there are not both."""
+    """Returns the distance of the one-step policy from its flow teacher; nothing where one is missing."""
     if nets.flow is None or nets.policy is None:
         return {}
     s, goal = batch.obs, batch.goals and batch.goals.actor
@@ -149,10 +149,10 @@ def distillation(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) ->
     taught = euler(lambda x, t: nets.flow(s, goal, x, t), noise, algo.cfg.flow_steps)
     student, teacher = (jnp.clip(chunk, -1, 1) for chunk in (nets.policy(s, goal, noise), taught))
 
-    def worth(chunk: Array) -> Array:
+    def predicted(chunk: Array) -> Array:
         return expected_return(algo.cfg, scalar(nets.q, s, goal, chunk), goals=goal is not None)
 
     return {
         "distil_gap": jnp.sqrt(jnp.mean(jnp.square(student - teacher))),
-        "distil_q_gap": jnp.mean(worth(teacher) - worth(student)),
+        "distil_q_gap": jnp.mean(predicted(teacher) - predicted(student)),
     }

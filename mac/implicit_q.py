@@ -5,8 +5,7 @@ the data do not hold is ever valued. Source: Kostrikov et al. 2022 (IQL), arXiv 
 """
 
 import abc
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -23,24 +22,21 @@ from mac.ops.best_of_n import best_of_n
 from mac.ops.losses import Losses, expectile_loss, total
 from mac.types import Batch, Metrics
 
+Cfg = TypeVar("Cfg", bound="ImplicitConfig")
 
-@dataclass(frozen=True)
+
 class ImplicitConfig(ModelFreeConfig):
     """Hyperparameters of implicit Q-learning's values."""
 
     expectile: float = 0.9
     """expectile of Q that V is, in (0, 1): 0.5 is the mean over the data's actions, near 1 the best one"""
-
     actor_decay: bool = False
     """the policy's learning rate falls as a cosine, to 0 at the end of the run"""
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._require("expectile", 0 < self.expectile < 1, "must be in (0, 1)")
+    NEED_STEPS: ClassVar[tuple[str, ...]] = (*ModelFreeConfig.NEED_STEPS, "actor_decay")
 
-    @property
-    def needs_steps(self) -> str:
-        return super().needs_steps or ("--hp.actor-decay" if self.actor_decay else "")
+    def __check_init__(self):
+        self._require("expectile", 0 < self.expectile < 1, "must be in (0, 1)")
 
 
 class ImplicitNets(eqx.Module):
@@ -51,10 +47,8 @@ class ImplicitNets(eqx.Module):
     actor: Any
 
 
-class AbstractImplicit(AbstractModelFree[ImplicitNets]):
+class AbstractImplicit(AbstractModelFree[Cfg, ImplicitNets]):
     """Implicit Q-learning, but for the policy."""
-
-    cfg: Any = eqx.field(static=True)
 
     @abc.abstractmethod
     def actor_net(self, key: Key[Array, ""]) -> Any:
@@ -73,27 +67,24 @@ class AbstractImplicit(AbstractModelFree[ImplicitNets]):
             actor=self.actor_net(k_actor),
         )
 
-    def target_nets(self, nets: ImplicitNets) -> Any:
-        return {"q": nets.q}
-
     def loss(
         self, nets: ImplicitNets, target: Any, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         step = one_step(batch)
         with jax.named_scope("value"):
-            best = aggregate(q_values(target["q"], step.obs, step.goal, step.action), "min")
+            target_q = aggregate(q_values(target["q"], step.obs, step.goal, step.action), "min")
             v = scalar(nets.v, step.obs, step.goal)
-            losses = {"value/loss": expectile_loss(best - v, self.cfg.expectile)}
+            losses = {"value/loss": expectile_loss(target_q - v, self.cfg.expectile)}
         with jax.named_scope("critic"):
-            after = scalar(nets.v, step.next_obs, step.goal)
+            next_v = scalar(nets.v, step.next_obs, step.goal)
             q = q_values(nets.q, step.obs, step.goal, step.action)
-            backup = step.reward + self.cfg.discount * step.mask * after
+            backup = step.reward + self.cfg.discount * step.mask * next_v
             losses["critic/loss"] = len(q) * critic_loss(q, backup)
         with jax.named_scope("policy"):
             losses |= self.actor_loss(nets, target, step, key)
         return total(losses, value__v_mean=v, critic__q_mean=q)
 
-    def choose(
+    def best_action(
         self, critics: Critics, obs: Float[Array, "E D"], goal: Goal, actions: Float[Array, "N E A"]
     ) -> Float[Array, "E A"]:
         """The best of N actions, clipped, under the more pessimistic critic."""
@@ -102,5 +93,5 @@ class AbstractImplicit(AbstractModelFree[ImplicitNets]):
 
     def optimiser(self) -> optax.GradientTransformation:
         if not self.cfg.actor_decay:
-            return super().optimiser()
-        return adam_by_network({"actor": optax.cosine_decay_schedule(self.lr, self.steps)}, self.rate)
+            return optax.adam(self.rate)
+        return adam_by_network({"actor": optax.cosine_decay_schedule(self.cfg.lr, self.steps)}, self.rate)

@@ -24,7 +24,8 @@ chunk is executed before planning anew (`execute`). Rollouts of single tasks do 
 paper says; the released code also trains a termination network there, on labels that are always "no".
 """
 
-from typing import Any
+import abc
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -34,7 +35,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac import diagnostics
-from mac.algorithm import AbstractConfigured, TrainState
+from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.config import Config
 from mac.errors import UserError
 from mac.nn.mlp import MLP, scalar, value_net
@@ -43,10 +44,11 @@ from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import Losses, cross_entropy, mse, total
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.rollout import Trajectory, imagine, residual_model
-from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
+from mac.types import Batch, Metrics, Number, SampleSpec, Window
 
 States = Float[Array, "B D"]
 Goal = Float[Array, "B G"] | None
+Cfg = TypeVar("Cfg", bound=Config)
 
 
 class Nets(eqx.Module):
@@ -65,20 +67,74 @@ class Nets(eqx.Module):
     fall: MLP | None = None  # s, a -> logit of termination within the chunk
 
 
-class MAC(AbstractConfigured[Nets]):
+class AbstractChunkPolicy(eqx.Module, Generic[Cfg]):
+    """The part of MAC in which its ablations differ: the networks `flow` and `policy` of `Nets`.
+
+    It has no state: the hyperparameters `cfg` and the networks are arguments.
+    """
+
+    @abc.abstractmethod
+    def nets(self, cfg: Cfg, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[Any, Any]:
+        """Fresh networks `flow` and `policy`, None for one that it lacks; `sizes` are those of s, g and a."""
+
+    @abc.abstractmethod
+    def behavior_loss(self, cfg: Cfg, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
+        """Returns the behaviour-cloning losses."""
+
+    @abc.abstractmethod
+    def chunks(
+        self, cfg: Cfg, nets: Nets, s: States, g: Goal, noise: Float[Array, "n B A"], *, acting: bool
+    ) -> Float[Array, "n B A"]:
+        """Returns the chunks, not clipped, of standard normal `noise`, in training or while `acting`."""
+
+    def policy_loss(self, cfg: Cfg, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
+        """Hook: losses on imagined states; by default none, since best-of-N improves the policy."""
+        del cfg, nets, tau, g, key
+        return {}
+
+    def value_discount(self, cfg: Cfg) -> Number:
+        """Hook: factor per chunk in the returns that V learns; by default the discount of its n steps."""
+        return cfg.discount**cfg.chunk
+
+
+class DistilledFlow(AbstractChunkPolicy[Config]):
+    """MAC's policy: a flow that clones the data's chunks, and a network that does its work in one step."""
+
+    def nets(self, cfg: Config, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[MLP, MLP]:
+        return flow_and_student(cfg, sizes, key)
+
+    def behavior_loss(
+        self, cfg: Config, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]
+    ) -> Losses:
+        k_flow, k_distil = jr.split(key)
+        flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
+        noise = jr.normal(k_distil, a.shape)
+        teacher = jnp.clip(integrate(sg(nets.flow), s, g, noise, cfg.flow_steps), -1, 1)
+        return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
+
+    def chunks(
+        self, cfg: Config, nets: Nets, s: States, g: Goal, noise: Float[Array, "n B A"], *, acting: bool
+    ) -> Float[Array, "n B A"]:
+        if acting and cfg.flow_steps_test:
+            return integrate(nets.flow, s, g, noise, cfg.flow_steps_test)
+        return nets.policy(s, g, noise)
+
+
+class MAC(AbstractLossAlgorithm[Config, Nets]):
     """Model-based RL with action chunks; one file, Algorithm 1 of the paper."""
 
-    cfg: Config = eqx.field(static=True)
+    policy: AbstractChunkPolicy = DistilledFlow()
 
-    def __init__(self, cfg: Config, env: EnvSpec, steps: int = 0):
-        """`steps`, the length of the run in updates, matters only if the learning rate cools down.
+    def __check_init__(self):
+        if self.cfg.value == "bce" and self.env.goal_dim is None:
+            raise UserError(
+                f"--hp.value=bce: {self.env.name} has no goals; take squared, or an oraclerep task"
+            )
 
-        Raises:
-            UserError: the hyperparameters do not fit the environment.
-        """
-        if cfg.value == "bce" and env.goal_dim is None:
-            raise UserError(f"--hp.value=bce: {env.name} has no goals; take squared, or an oraclerep task")
-        super().__init__(cfg, env, SampleSpec(cfg.batch, cfg.chunk, cfg.goals(env)), steps)
+    @property
+    def sample(self) -> SampleSpec:
+        cfg = self.cfg
+        return SampleSpec(cfg.batch, cfg.chunk, cfg.goals(self.env), reward_scale=cfg.reward_scale)
 
     @property
     def discount(self) -> Number:
@@ -90,7 +146,7 @@ class MAC(AbstractConfigured[Nets]):
         chunk = self.cfg.chunk * self.env.action_dim
         k = jr.split(key, 6)
         outcome = value_net((obs, goal, chunk), hidden, key=k[1])
-        flow, policy = self.policy_nets((obs, goal, chunk), k[2])
+        flow, policy = self.policy.nets(self.cfg, (obs, goal, chunk), k[2])
         return Nets(
             model=MLP((obs, chunk), hidden, obs, key=k[0]),
             reward=outcome if goal is None else None,
@@ -120,7 +176,7 @@ class MAC(AbstractConfigured[Nets]):
 
         # 2. Clone the behaviour, and distil it to one step (eq. 7, 8).
         with jax.named_scope("policy"):
-            losses |= self.behavior_loss(nets, s, g_actor, a, k_policy)
+            losses |= self.policy.behavior_loss(cfg, nets, s, g_actor, a, k_policy)
 
         # 3. Imagine, choosing each chunk by Q (eq. 4), and expand V over the rollout (eq. 10).
         s, g = s[: cfg.rollout_batch], None if g is None else g[: cfg.rollout_batch]
@@ -134,18 +190,19 @@ class MAC(AbstractConfigured[Nets]):
             # At λ = 1 only the last state's value enters, so only that one is evaluated.
             next_value = self.to_value(scalar(target, tau.next_obs[-1:] if cfg.lam == 1 else tau.next_obs, g))
             next_value = jnp.broadcast_to(next_value, reward.shape)
-            ret = lambda_return(reward, mask, next_value, discount=self.value_discount, lam=cfg.lam)
+            gamma = self.policy.value_discount(cfg)
+            ret = lambda_return(reward, mask, next_value, discount=gamma, lam=cfg.lam)
             v = scalar(nets.v, tau.obs, g)
             losses["value/loss"] = self.value_loss(v, ret)
 
         # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
         with jax.named_scope("critic"):
-            q, after = scalar(nets.q, s, g, tau.action[0]), scalar(nets.v, tau.next_obs[0], g)
-            after = after if cfg.release_bce else self.to_value(after)
-            losses["critic/loss"] = self.value_loss(q, reward[0] + self.discount * mask[0] * after)
+            q, next_v = scalar(nets.q, s, g, tau.action[0]), scalar(nets.v, tau.next_obs[0], g)
+            next_v = next_v if cfg.release_bce else self.to_value(next_v)
+            losses["critic/loss"] = self.value_loss(q, reward[0] + self.discount * mask[0] * next_v)
 
         with jax.named_scope("policy"):
-            losses |= self.policy_loss(nets, tau, g, k_improve)
+            losses |= self.policy.policy_loss(cfg, nets, tau, g, k_improve)
         return total(losses, value__v_mean=v, critic__q_mean=q, imagined__reward=reward)
 
     def outcome_loss(self, nets: Nets, batch: Batch, s: Array, g: Goal, a: Array) -> Losses:
@@ -184,40 +241,12 @@ class MAC(AbstractConfigured[Nets]):
             return cross_entropy(v, jnp.clip(sg(target), 0, 1))
         return mse(v, sg(target))
 
-    # What the ablations change.
-
-    @property
-    def value_discount(self) -> Number:
-        """Factor per chunk in the returns that V learns."""
-        return self.discount
-
-    def policy_nets(self, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[Any, Any]:
-        """Fresh networks `flow` and `policy`; `sizes` are those of s, g and a."""
-        k_flow, k_policy = jr.split(key)
-        flow = MLP((*sizes, 1), self.cfg.hidden, sizes[-1], key=k_flow)
-        return flow, MLP(sizes, self.cfg.hidden, sizes[-1], key=k_policy)
-
-    def behavior_loss(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
-        """Returns the behaviour-cloning losses of the policy."""
-        k_flow, k_distil = jr.split(key)
-        flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
-        noise = jr.normal(k_distil, a.shape)
-        teacher = jnp.clip(integrate(sg(nets.flow), s, g, noise, self.cfg.flow_steps), -1, 1)
-        return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
-
-    def policy_loss(self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""]) -> Losses:
-        """Returns losses of the policy on imagined states: none, since best-of-N improves it."""
-        del nets, tau, g, key
-        return {}
-
     def sample_chunks(
         self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "n B A"]:
-        """`n` samples of the policy, not clipped: of the one-step policy, or, `acting`, maybe its teacher."""
+        """`n` samples of the policy, not clipped; maybe others where the policy is `acting`."""
         noise = jr.normal(key, (n, len(s), self.cfg.chunk * self.env.action_dim))
-        if acting and self.cfg.flow_steps_test:
-            return integrate(nets.flow, s, g, noise, self.cfg.flow_steps_test)
-        return nets.policy(s, g, noise)
+        return self.policy.chunks(self.cfg, nets, s, g, noise, acting=acting)
 
     def best_chunk(
         self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
@@ -255,6 +284,13 @@ class MAC(AbstractConfigured[Nets]):
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
         return diagnostics.diagnose(self, state.nets, window, key)
+
+
+def flow_and_student(cfg: Config, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[MLP, MLP]:
+    """Fresh networks: a velocity field of chunks, and a map from noise to chunks that has no time to read."""
+    k_flow, k_policy = jr.split(key)
+    flow = MLP((*sizes, 1), cfg.hidden, sizes[-1], key=k_flow)
+    return flow, MLP(sizes, cfg.hidden, sizes[-1], key=k_policy)
 
 
 def integrate(

@@ -1,14 +1,12 @@
 """Shared parts of model-free methods: single-step transitions, and a policy that acts at every step."""
 
 import abc
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mac.algorithm import AbstractConfigured, Nets, TrainState
+from mac.algorithm import AbstractLossAlgorithm, Nets, TrainState
 from mac.config import CommonConfig
 from mac.errors import UserError
 from mac.nn.critics import Combine, aggregate, q_values
@@ -16,14 +14,14 @@ from mac.nn.mlp import Activation, Style
 from mac.types import Batch, EnvSpec, Number, SampleSpec, Subgoals, SubgoalSpec
 
 Goal = Float[Array, "*B G"] | None
+Cfg = TypeVar("Cfg", bound="ModelFreeConfig")
 
 
-@dataclass(frozen=True)
 class ModelFreeConfig(CommonConfig):
     """Hyperparameters of model-free methods."""
 
     activation: Activation = "gelu"
-    """what follows each hidden layer's products"""
+    """what follows each hidden layer's matmul"""
     critic_norm: bool = True
     """LayerNorm after the activations of values and critics"""
     actor_norm: bool = False
@@ -40,7 +38,6 @@ class ModelFreeConfig(CommonConfig):
         return Style(self.activation, self.actor_norm)
 
 
-@dataclass(frozen=True)
 class FlowChoiceConfig(ModelFreeConfig):
     """Hyperparameters of methods that act by best-of-N samples of a flow."""
 
@@ -51,12 +48,10 @@ class FlowChoiceConfig(ModelFreeConfig):
 
     ACTING = ("candidates", "flow_steps")
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_positive("candidates", "flow_steps")
 
 
-@dataclass(frozen=True)
 class NStepConfig(ModelFreeConfig):
     """Hyperparameters of n-step methods; the defaults are of goal-conditioned runs."""
 
@@ -75,8 +70,7 @@ class NStepConfig(ModelFreeConfig):
     combine: Combine = "min"
     """how targets aggregate the two target critics"""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_positive("n_step")
 
     @property
@@ -112,62 +106,65 @@ def one_step(batch: Batch) -> Step:
     return Step(batch.obs, batch.actions[:, 0], reward, mask, batch.next_obs, goal, actor_goal)
 
 
-class AbstractModelFree(AbstractConfigured[Nets]):
-    """A method that learns from single steps of the data and acts anew at every step.
+def single_steps(cfg: ModelFreeConfig, env: EnvSpec) -> SampleSpec:
+    """Returns the request for single steps of the data."""
+    return SampleSpec(cfg.batch, 1, cfg.goals(env), every_row=True, reward_scale=cfg.reward_scale)
 
-    By default its critics `q` have target networks and predict returns. Goal-conditioned value losses use
-    `Goals.value`; policy losses, including the critic terms in them, use `Goals.actor`.
+
+class AbstractModelFree(AbstractLossAlgorithm[Cfg, Nets]):
+    """A method that learns critics `nets.q` from single steps of the data and acts anew at every step.
+
+    Goal-conditioned value losses use `Goals.value`; policy losses, including the critic terms in them, use
+    `Goals.actor`.
     """
 
-    cfg: Any = eqx.field(static=True)
+    @abc.abstractmethod
+    def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
+        """Returns actions, not clipped; the arguments are those of `act`."""
 
-    def __init__(self, cfg: ModelFreeConfig, env: EnvSpec, steps: int = 0):
-        """As `AbstractConfigured`."""
-        sample = SampleSpec(cfg.batch, 1, cfg.goals(env), every_row=True)
-        super().__init__(cfg, env, self.sample_spec(sample, cfg), steps)
+    @property
+    def sample(self) -> SampleSpec:
+        return self.sample_spec(single_steps(self.cfg, self.env))
 
-    def sample_spec(self, sample: SampleSpec, cfg: Any) -> SampleSpec:
-        """Returns the request to the sampler: single steps, given as `sample`, and more."""
-        del cfg
-        return sample
+    def sample_spec(self, steps: SampleSpec) -> SampleSpec:
+        """Hook: the request to the sampler: single steps, given as `steps`, and by default nothing more."""
+        return steps
 
     @property
     def inputs(self) -> tuple[int, int | None, int]:
         """Widths of state, goal and action."""
         return self.env.obs_dim, self.env.goal_dim, self.env.action_dim
 
-    def target_nets(self, nets: Any) -> Any:
-        return nets.q
-
-    @abc.abstractmethod
-    def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
-        """Returns actions, not clipped; the arguments are those of `act`."""
-
     def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E 1 A"]:
         return jnp.clip(self.action(state, obs, goal, key), -1, 1)[:, None]
 
     @property
-    def step_discount(self) -> Number | None:
+    def step_discount(self) -> Number:
         return self.cfg.discount
 
-    def predict(
-        self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]
-    ) -> Float[Array, " E"] | None:
-        if self.step_discount is None:
-            return None
-        chosen = self.act(state, obs, goal, key)[:, 0]
-        return aggregate(q_values(state.nets.q, obs, goal, chosen), "min") / self.cfg.reward_scale
+    def predict(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
+        return self.to_return(self.policy_q(state, obs, goal, key))
+
+    def policy_q(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, " E"]:
+        """Hook: output of the critics for what `act` does; by default their minimum at its action."""
+        action = self.act(state, obs, goal, key)[:, 0]
+        return aggregate(q_values(state.nets.q, obs, goal, action), "min")
+
+    def to_return(self, q: Float[Array, " E"]) -> Float[Array, " E"]:
+        """Hook: the return that an output of the critics stands for; by default the scaled return."""
+        return q / self.cfg.reward_scale
 
 
 class NStep(NamedTuple):
     """`B` runs of up to n steps towards a goal, as one step whose reward is 1 if they reach it.
 
-    `reached` is discounted for the way, and `carry` is what the value of `next_obs` is worth at the start:
-    the discount for the way, or 0 where the goal is reached. Values are discounted probabilities, in [0, 1].
+    `reached` is discounted by the steps taken. `bootstrap_discount` weighs the value of `next_obs`: the
+    discount of the steps taken, or 0 where the goal is reached. Values are discounted probabilities, in
+    [0, 1].
     """
 
     reached: Float[Array, " B"]
-    carry: Float[Array, " B"]
+    bootstrap_discount: Float[Array, " B"]
     next_obs: Float[Array, "B D"]
     subgoals: Subgoals
 
@@ -176,9 +173,9 @@ def n_step(batch: Batch, discount: Number) -> NStep:
     """The runs of a batch with subgoals; `discount` is of one step."""
     if batch.subgoals is None:
         raise TypeError("this method needs a batch with subgoals (`SampleSpec.subgoals`)")
-    way = discount**batch.subgoals.steps
+    gamma = discount**batch.subgoals.steps
     reached = batch.subgoals.reached
-    return NStep(way * reached, way * (1 - reached), batch.subgoals.next_obs, batch.subgoals)
+    return NStep(gamma * reached, gamma * (1 - reached), batch.subgoals.next_obs, batch.subgoals)
 
 
 def require_goals(name: str, env: EnvSpec) -> None:

@@ -20,10 +20,6 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache_home / "mac-jax" /
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Tests compile much and compute little. Without LLVM's optimizations and the newer fusion code a program
-# compiles in a fifth of the time. Tests compare runs under the same flags, or with tolerances.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import jax.random as jr
@@ -31,6 +27,19 @@ import pytest
 
 # Several seeds train on several devices; a CPU counts as two, however many cores it has.
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes compilation five times as fast and programs slower, which suits all tests that are not slow.
+
+    They compile much and compute little. Tests compare runs under the same flags or with a tolerance, so no
+    number changes its meaning. The variables are for the processes that tests start.
+    """
+    if "not slow" in config.option.markexpr:
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() in ("1", "true"):
+            jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,35 +57,63 @@ def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-MOST_BYTES, MOST_MAPS = 1.2e9, 20_000
-"""Of a process, after a file's tests; the next file may add as much again."""
+BETWEEN_FILES, BETWEEN_TESTS = 1.5e9, 2.1e9
+"""Bytes that a process may keep; the next test may need 500 MB more."""
+MOST_MAPS = 25_000
+"""Pieces of mapped memory that it may keep, of 65,530 that Linux gives one."""
 
 
-def crowded() -> bool:
-    """Compiled programs and models take much memory. Linux gives a process 65,530 pieces of mapped memory."""
+def resident_bytes() -> float:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        maps = Path("/proc/self/maps").read_bytes().count(b"\n")
     except OSError:  # another system, of which this is unknown
-        return True
-    return pages * os.sysconf("SC_PAGE_SIZE") > MOST_BYTES or maps > MOST_MAPS
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def bounded_memory() -> Iterator[None]:
-    """Programs, models and what else is cached stay from file to file until they take too much memory."""
-    yield
-    if not crowded():
-        return
-    jax.clear_caches()
+def many_maps() -> bool:
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/maps").read_bytes().count(b"\n") > MOST_MAPS
+    return False
+
+
+def clear_models() -> None:
+    """Empties the caches of our functions, some of which hold MuJoCo's models."""
     for name, module in list(sys.modules.items()):
         if name.startswith(("envs_mjx", "tests")):
             for value in list(vars(module).values()):
                 if hasattr(value, "cache_clear"):
                     value.cache_clear()
+
+
+def release() -> None:
+    clear_models()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what is free
+
+
+_kept = [0.0]
+"""Bytes that the last release left, because something is in use."""
+
+
+@pytest.fixture(autouse=True)
+def bounded_models() -> Iterator[None]:
+    """Models are kept until they take too much memory; a program that holds one is compiled anew without."""
+    yield
+    if resident_bytes() > max(BETWEEN_TESTS, _kept[0] + 3e8):
+        release()
+        _kept[0] = resident_bytes()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs() -> Iterator[None]:
+    """Models and compiled programs are kept from file to file until they take too much memory."""
+    yield
+    if resident_bytes() > BETWEEN_FILES or many_maps():
+        jax.clear_caches()
+        release()
+    _kept[0] = 0.0
 
 
 @pytest.fixture

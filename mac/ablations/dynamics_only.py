@@ -2,42 +2,30 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.config import Config
 from mac.nn.mlp import MLP
 from mac.ops.rollout import residual_model
-from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+from mac.types import Batch, Metrics, SampleSpec
 
 
-class Dynamics(AbstractLossAlgorithm[MLP]):
+class Dynamics(AbstractLossAlgorithm[Config, MLP]):
     """The network s, a[n] -> s' - s, trained as MAC trains it (eq. 5) and nothing else.
 
-    Its data, its batches and its updates are those of every algorithm, so the same loop trains it.
+    Its data, its batches and its updates are those of every algorithm, so the same loop trains it. Of MAC's
+    hyperparameters it reads `batch`, `chunk`, `hidden`, `lr` and `cooldown`.
     """
 
-    env: EnvSpec = eqx.field(static=True)
-    sample: SampleSpec = eqx.field(static=True)
-    hidden: tuple[int, ...] = eqx.field(static=True)
-    lr: float = eqx.field(static=True)
-    cooldown: float = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    tau_ema: float = eqx.field(static=True)
-
-    def __init__(
-        self, env: EnvSpec, *, chunk: int, batch: int, hidden: tuple[int, ...], lr: float,
-        cooldown: float = 0.0, steps: int = 0,
-    ):  # fmt: skip
-        """`steps`, the length of the run in updates, matters only if the learning rate cools down."""
-        self.env, self.sample, self.hidden = env, SampleSpec(batch, chunk), hidden
-        self.lr, self.cooldown, self.steps = lr, cooldown, steps
-        self.tau_ema = 1.0  # there are no target networks
+    @property
+    def sample(self) -> SampleSpec:
+        return SampleSpec(self.cfg.batch, self.cfg.chunk)
 
     def nets(self, key: Key[Array, ""]) -> MLP:
         obs = self.env.obs_dim
-        return MLP((obs, self.sample.chunk * self.env.action_dim), self.hidden, obs, key=key)
+        return MLP((obs, self.cfg.chunk * self.env.action_dim), self.cfg.hidden, obs, key=key)
 
     def target_nets(self, nets: MLP) -> tuple[()]:
         del nets
@@ -59,5 +47,5 @@ class Dynamics(AbstractLossAlgorithm[MLP]):
         goal: Float[Array, "E G"] | None,
         key: Key[Array, ""],
     ) -> Float[Array, "E n A"]:
-        """Raises TypeError: there is no policy here."""
+        """Raises TypeError: it has no policy."""
         raise TypeError("a dynamics model alone has no policy")

@@ -7,20 +7,19 @@ the noise, so samples lose their variety and the choice among them its use.
 The paper's text leaves open how the network learns; `one_step` has both readings.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import equinox as eqx
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.config import Config
-from mac.mac import MAC, Goal, Nets, States, integrate
+from mac.mac import MAC, AbstractChunkPolicy, Goal, Nets, States, flow_and_student, integrate
+from mac.nn.mlp import MLP
 from mac.ops.flow import flow_matching_loss
 from mac.ops.losses import Losses, mse
+from mac.types import EnvSpec
 
 
-@dataclass(frozen=True)
 class NoDistillConfig(Config):
     """Hyperparameters of MAC, and the kind of one-step policy."""
 
@@ -30,31 +29,70 @@ class NoDistillConfig(Config):
     """what makes a chunk of noise: one Euler step of the flow policy, from time 0; or a network trained to
     return the data's chunk from any noise"""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __check_init__(self):
         self._require_default("flow_steps_test", reason="what acts is what chooses in rollouts")
         if self.one_step == "regression":
             self._require_default("flow_steps", reason="--hp.one-step=regression has no flow")
 
 
-class MACNoDistill(MAC):
-    """MAC whose one-step policy is trained on the data alone."""
+class UndistilledFlow(AbstractChunkPolicy[NoDistillConfig]):
+    """A flow that clones the data's chunks, followed in few Euler steps; there is no `policy` network."""
 
-    cfg: NoDistillConfig = eqx.field(static=True)
+    def nets(
+        self, cfg: NoDistillConfig, sizes: tuple[int, int | None, int], key: Key[Array, ""]
+    ) -> tuple[MLP, Any]:
+        flow, _ = flow_and_student(cfg, sizes, key)
+        return flow, None
 
-    def policy_nets(self, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[Any, Any]:
-        flow, policy = super().policy_nets(sizes, key)
-        return (flow, None) if self.cfg.one_step == "euler" else (None, policy)
+    def behavior_loss(
+        self, cfg: NoDistillConfig, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]
+    ) -> Losses:
+        del cfg
+        return {"policy/flow_loss": flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, key)}
 
-    def behavior_loss(self, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]) -> Losses:
-        if nets.flow is not None:
-            return {"policy/flow_loss": flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, key)}
+    def chunks(
+        self,
+        cfg: NoDistillConfig,
+        nets: Nets,
+        s: States,
+        g: Goal,
+        noise: Float[Array, "n B A"],
+        *,
+        acting: bool,
+    ) -> Float[Array, "n B A"]:
+        del acting
+        return integrate(nets.flow, s, g, noise, cfg.flow_steps)
+
+
+class RegressedChunks(AbstractChunkPolicy[NoDistillConfig]):
+    """A network that returns the data's chunk from any noise, `policy`; there is no flow."""
+
+    def nets(
+        self, cfg: NoDistillConfig, sizes: tuple[int, int | None, int], key: Key[Array, ""]
+    ) -> tuple[Any, MLP]:
+        _, policy = flow_and_student(cfg, sizes, key)
+        return None, policy
+
+    def behavior_loss(
+        self, cfg: NoDistillConfig, nets: Nets, s: Array, g: Goal, a: Array, key: Key[Array, ""]
+    ) -> Losses:
+        del cfg
         return {"policy/regression_loss": mse(nets.policy(s, g, jr.normal(key, a.shape)), a)}
 
-    def sample_chunks(
-        self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
+    def chunks(
+        self,
+        cfg: NoDistillConfig,
+        nets: Nets,
+        s: States,
+        g: Goal,
+        noise: Float[Array, "n B A"],
+        *,
+        acting: bool,
     ) -> Float[Array, "n B A"]:
-        if nets.flow is None:
-            return super().sample_chunks(nets, s, g, key, n, acting=acting)
-        noise = jr.normal(key, (n, len(s), self.cfg.chunk * self.env.action_dim))
-        return integrate(nets.flow, s, g, noise, self.cfg.flow_steps)
+        del cfg, acting
+        return nets.policy(s, g, noise)
+
+
+def mac_nodistill(cfg: NoDistillConfig, env: EnvSpec, steps: int = 0) -> MAC:
+    """MAC with a one-step policy trained on the data alone; the arguments are those of `MAC`."""
+    return MAC(cfg, env, steps, UndistilledFlow() if cfg.one_step == "euler" else RegressedChunks())

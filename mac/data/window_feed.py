@@ -6,6 +6,7 @@ blocks those are follows from the seed and the number of the window alone, so a 
 needs nothing but its step. While one window trains, the next is read and moved to the device.
 """
 
+import abc
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -157,7 +158,7 @@ Source = Window | Whole | Rotation
 """The source of a run's windows, before there are devices to put them on."""
 
 
-class Feed:
+class Feed(abc.ABC):
     """Gives the window of each update. Close it at the end.
 
     Attributes:
@@ -177,12 +178,12 @@ class Feed:
         load = {"load": self.loading} if self.loading else {}
         return load | ({} if self.updates is None else {"wait": self.waiting})
 
+    @abc.abstractmethod
     def at(self, step: int) -> Window:
         """The window that update number `step` draws from."""
-        raise NotImplementedError
 
-    def close(self) -> None:
-        """Ends what runs in the background."""
+    def close(self) -> None:  # noqa: B027 - a hook
+        """Hook: ends what runs in the background; by default nothing does."""
 
 
 class Resident(Feed):

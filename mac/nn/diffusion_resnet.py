@@ -15,7 +15,7 @@ FREQUENCY_SCALE = 0.2
 
 
 class Block(eqx.Module):
-    """Dropout, LayerNorm, a Dense four times as wide, Mish, and a Dense back, beside a straight way."""
+    """Dropout, LayerNorm, a Dense four times as wide, Mish, and a Dense back, with a residual connection."""
 
     norm: Norm
     up: Dense
@@ -79,7 +79,7 @@ class ResNet(eqx.Module):
         time: Float[Array, "*B 1"],
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "*B out"]:
-        """Inputs whose leading axes broadcast, and None for those that there are not; `key` for dropout."""
+        """Inputs whose leading axes broadcast, and None for missing ones; `key` for dropout."""
         angle = 2 * jnp.pi * time @ self.frequency
         features = self.time(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1))
         given = [x for x in inputs if x is not None]

@@ -24,7 +24,7 @@ class TanhGaussian(NamedTuple):
     log_std: Float[Array, "*B A"]
 
     def at(self, noise: Float[Array, "*N A"]) -> Float[Array, "*N A"]:
-        """The samples that standard normal `noise` stands for; its leading axes may be more."""
+        """Samples by reparametrization: of standard normal `noise`, which may have more leading axes."""
         mean, log_std = (jnp.broadcast_to(x, noise.shape) for x in self)
         return jnp.tanh(mean + jnp.exp(log_std) * noise)
 

@@ -134,7 +134,7 @@ class MLP(eqx.Module):
         x = first.bias
         for part, end in zip(given, ends, strict=True):
             x = add(x, part @ first.weight[end - part.shape[-1] : end])
-        # XLA's CPU products, and above all their gradients, are faster with a single leading axis.
+        # XLA's CPU matmuls, and above all their gradients, are faster with a single leading axis.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         for norm, dense in zip(self.norm, rest, strict=True):
             x = dense(self.style(x, norm))

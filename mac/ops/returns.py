@@ -62,7 +62,7 @@ def chunk_reward(rewards: Float[Array, "*B H"], *, discount: Number, reduce: str
     raise ValueError(f"reduce={reduce!r}: choose 'mean' or 'sum'")
 
 
-def return_of_chance(logit: Float[Array, "*B"], discount: Number) -> Float[Array, "*B"]:
+def return_of_probability(logit: Float[Array, "*B"], discount: Number) -> Float[Array, "*B"]:
     """Return, -1 per step until the goal, of the logit of a discounted probability to reach it.
 
     A goal that takes T steps has the probability γ**T and the return -(1 - γ**T) / (1 - γ).

@@ -13,7 +13,7 @@ Model = Callable[[Float[Array, "B D"], Float[Array, "B A"]], Float[Array, "B D"]
 
 
 class Trajectory(eqx.Module):
-    """`T` imagined steps: the state before each, what was done there, and the state after."""
+    """`T` imagined steps: the state before each, the action, and the state after."""
 
     obs: Float[Array, "T B D"]
     action: Float[Array, "T B A"]
@@ -21,7 +21,7 @@ class Trajectory(eqx.Module):
 
 
 def residual_model(net: Callable[..., Float[Array, "B D"]]) -> Model:
-    """The model that a network of changes stands for: states and flat chunks to the states they end in."""
+    """The model whose network predicts changes: from states and flat chunks to the states after them."""
     return lambda obs, action: obs + net(obs, action)
 
 

@@ -6,9 +6,9 @@ streams of their own (`mac.run.rng_streams`), and each update's key is its strea
 state and a step number determine everything that follows, and seed k of a group is seed k alone.
 
 Seeds are spread evenly over the devices, and mapped within each: by `vmap` on accelerators, where
-one seed's products are too small to fill the chip; by `lax.map` on CPU, where XLA's batched
-products are slower than single ones. A CPU counts as several devices (`use_cpu_devices`), because
-two seeds side by side use two cores better than one seed's small products split in two.
+one seed's matmuls are too small to fill the chip; by `lax.map` on CPU, where XLA's batched
+matmuls are slower than single ones. A CPU counts as several devices (`use_cpu_devices`), because
+two seeds in parallel use two cores better than one seed's small matmuls split in two.
 """
 
 import dataclasses
@@ -108,9 +108,9 @@ def segment(
         def one_step(state: TrainState, step: Int[Array, ""]):
             def one_seed(state: TrainState, key: Key[Array, ""]):
                 k_sample, k_update = jr.split(jr.fold_in(key, step))
-                here = algo.with_hparams(state.swept)
-                batch = sample(window, here.sample, k_sample)
-                new, metrics = here.update(state, batch, step, k_update)
+                swept_algo = algo.with_hparams(state.swept)
+                batch = sample(window, swept_algo.sample, k_sample)
+                new, metrics = swept_algo.update(state, batch, step, k_update)
                 return dataclasses.replace(new, swept=state.swept), metrics
 
             return map_seeds(one_seed, state, updates)

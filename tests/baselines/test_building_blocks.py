@@ -180,7 +180,7 @@ def test_reward_at_the_end_of_a_run_is_discounted_for_the_way(steps: float, want
     ways = Subgoals(jnp.full(2, steps), one, jnp.asarray([1.0, 0.0]), one, one, one)
     run = n_step(Batch(one, jnp.ones((2, 1, 1)), one, None, None, subgoals=ways), 0.999)
     np.testing.assert_allclose(run.reached, [want, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(run.carry, [0.0, want], rtol=1e-6)
+    np.testing.assert_allclose(run.bootstrap_discount, [0.0, want], rtol=1e-6)
 
 
 # Methods.

@@ -69,18 +69,14 @@ def test_no_base_hides_what_another_says_of_its_fields(name: str):
 
 
 def test_overwritten_default_of_a_diamond_is_found():
-    @dataclasses.dataclass(frozen=True)
     class Left(CommonConfig):
         extra: int = 1
 
-    @dataclasses.dataclass(frozen=True)
     class Right(CommonConfig):
         batch: int = 7
 
-    @dataclasses.dataclass(frozen=True)
     class Wrong(Left, Right): ...
 
-    @dataclasses.dataclass(frozen=True)
     class Good(Right, Left): ...
 
     assert hidden_defaults(Wrong) == {"batch": (256, 7)} and hidden_defaults(Good) == {}

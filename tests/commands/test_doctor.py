@@ -252,6 +252,7 @@ def test_stores_and_downloads_that_did_not_end_are_listed():
 # Without the project's packages.
 
 
+@pytest.mark.slow
 def test_the_report_is_given_where_nothing_is_installed(tmp_path: Path):
     """A Python without any package, started as a user would."""
     command = [sys.executable, "-S", "-E", str(ROOT / "experiments" / "doctor.py")]

@@ -85,6 +85,10 @@ def test_policies_may_act_otherwise_than_in_training(copied: Path):
     settings = acting_otherwise(plain, ("candidates-test=1", "execute=2"))
     assert (settings.hp.candidates_test, settings.hp.execute) == (1, 2)
     assert dataclasses.replace(settings, hp=plain.hp) == plain
+
+
+@pytest.mark.slow
+def test_changes_of_acting_are_played_and_recorded(copied: Path):
     line = again(copied, "--hp", "candidates_test=1")
     assert line["hp"] == ["candidates_test=1"]
 
@@ -125,10 +129,18 @@ def test_damaged_rows_of_training_are_noted(copied: Path, capsys: pytest.Capture
     assert "in training  " not in said
 
 
+@pytest.mark.slow
 def test_other_tasks_of_a_single_task_run_may_be_played(copied: Path):
     line = again(copied, "--tasks", "4", "2")
     assert [(row["task"], row["seed"]) for row in line["rows"]] == [(4, 0), (4, 1), (2, 0), (2, 1)]
     assert line["rows"][2:] == list(read_rows(copied / EVAL))
+
+
+def test_a_row_may_go_elsewhere(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before, out = content(copied), tmp_path / "else where" / "rows.jsonl"
+    assert main([str(copied), "--out", str(out)]) == 0
+    assert content(copied) == before and len(out.read_text().splitlines()) == 1
+    assert str(out) in capsys.readouterr().out
 
 
 def test_tasks_are_found_in_the_environments_that_hold_them():
@@ -221,6 +233,7 @@ def test_original_environment_plays_every_episode(copied: Path):
         assert row == {"step": 10, "seed": seed} | wanted
 
 
+@pytest.mark.slow
 def test_environments_in_worker_processes_are_the_packages():
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 5)).astype(np.float32)
     name = "cube-double-play-v0"

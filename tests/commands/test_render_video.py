@@ -194,6 +194,7 @@ def test_pictures_are_spread_over_the_film_and_end_with_its_end():
 # The command.
 
 
+@pytest.mark.slow
 def test_command_writes_a_film_and_nothing_else(copied: Path, capsys: pytest.CaptureFixture[str]):
     before = content(copied)
     flags = ["--engine", "c", "--renderer", "drawing", "--every", "80"]

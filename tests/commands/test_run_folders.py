@@ -311,13 +311,6 @@ def test_a_row_that_cannot_be_written_is_found_before_playing(
     assert "Is a directory" in line and line.endswith("choose another file with --out")
 
 
-def test_a_row_may_go_elsewhere(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    before, out = content(copied), tmp_path / "else where" / "rows.jsonl"
-    assert evaluate.main([str(copied), "--out", str(out)]) == 0
-    assert content(copied) == before and len(out.read_text().splitlines()) == 1
-    assert str(out) in capsys.readouterr().out
-
-
 def test_a_finished_run_loses_what_a_killed_process_left(copied: Path, quiet: None):
     left = copied / ".learning_curve.png.99999999"
     left.touch()

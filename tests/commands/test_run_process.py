@@ -51,6 +51,7 @@ def test_missing_gpu_is_one_line():
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_training_outlives_its_log(copied: Path):
     """The log's disk is full, and the terminal knows ASCII only."""
     command = [sys.executable, "experiments/run.py", "--out", str(copied), "--resume", "--steps", "20"]
@@ -69,6 +70,7 @@ def test_training_outlives_its_log(copied: Path):
         assert store.latest() == 20
 
 
+@pytest.mark.slow
 def test_variables_of_jax_change_no_number(finished: Path, data: list[str], tmp_path: Path):
     """Each of them would end the run with a traceback, or change its random numbers."""
     variables = {

@@ -81,7 +81,7 @@ def test_a_stalled_connection_is_left_and_resumed(server: Server, path: Path):
 
 def test_a_server_that_only_stalls_is_given_up(server: Server, path: Path):
     server.plan(*[stalls(0)] * 20)
-    assert "no byte came for too long" in refused(server, path, patience=HASTY)
+    assert "no byte arrived for too long" in refused(server, path, patience=HASTY)
 
 
 def test_redirects_are_followed(server: Server, path: Path):
@@ -283,7 +283,7 @@ def test_chunks_that_end_too_soon_are_not_the_file(server: Server, path: Path):
 
 def test_another_checksum_than_the_known_one_is_an_error(server: Server, path: Path):
     line = refused(server, path, known="0" * 64)
-    assert "the file was changed or damaged there" in line and left(path) is None
+    assert "the file was changed or damaged at its source" in line and left(path) is None
     assert get(server, path, known=hashlib.sha256(CONTENT).hexdigest()).size == len(CONTENT)
 
 

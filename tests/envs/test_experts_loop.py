@@ -18,6 +18,7 @@ from envs_mjx.manipulation.observation import Readings
 from envs_mjx.manipulation.scenes import Scene, build_scene
 from mac.errors import UserError
 from tests.helpers.ogbench_expert_states import f32, random_readings, random_target
+from tests.helpers.params import slow_except
 
 LANES, STEPS = 32, 250
 
@@ -29,6 +30,9 @@ class Trace(NamedTuple):
     action: np.ndarray
     done: np.ndarray
     steps: np.ndarray
+
+
+FAMILIES = ("cube-double", "scene", "puzzle-3x3")
 
 
 @functools.cache
@@ -68,14 +72,14 @@ def test_unknown_style_is_refused() -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("family", ["cube-double", "scene", "puzzle-3x3"])
+@pytest.mark.parametrize("family", slow_except(["scene"], FAMILIES))
 def test_actions_are_finite_and_within_bounds(style: str, family: str) -> None:
     trace = trace_of(style, family)
     assert np.isfinite(trace.action).all() and np.abs(trace.action).max() <= 1.0
     assert trace.done.any(axis=1).all()
 
 
-@pytest.mark.parametrize("family", ["cube-double", "scene", "puzzle-3x3"])
+@pytest.mark.parametrize("family", slow_except(["scene"], FAMILIES))
 def test_plan_ends_with_its_last_row_and_the_next_begins(family: str) -> None:
     trace = trace_of("play", family)
     plan = trace.before.intent
@@ -85,7 +89,9 @@ def test_plan_ends_with_its_last_row_and_the_next_begins(family: str) -> None:
     assert not changed[~trace.done[:, :-1]].any()
 
 
-@pytest.mark.parametrize(("family", "p"), [("cube-double", 0.1), ("scene", 0.1), ("puzzle-3x3", 0.2)])
+@pytest.mark.parametrize(
+    ("family", "p"), slow_except([("scene", 0.1)], zip(FAMILIES, (0.1, 0.1, 0.2), strict=True))
+)
 def test_noisy_expert_acts_at_random_as_often_as_ogbenchs(family: str, p: float) -> None:
     trace = trace_of("noisy", family)
     random = trace.steps == trace.before.intent.steps
@@ -96,7 +102,7 @@ def test_noisy_expert_acts_at_random_as_often_as_ogbenchs(family: str, p: float)
     np.testing.assert_allclose(action.var(0), 1 / 3, rtol=0.15)
 
 
-@pytest.mark.parametrize("family", ["cube-double", "scene", "puzzle-3x3"])
+@pytest.mark.parametrize("family", slow_except(["scene"], FAMILIES))
 def test_noisy_expert_gives_up_after_its_nonrandom_steps(family: str) -> None:
     trace = trace_of("noisy", family)
     random = trace.steps == trace.before.intent.steps

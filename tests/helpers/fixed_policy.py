@@ -12,7 +12,10 @@ class ActsOnly(AbstractAlgorithm):
     """A policy without learning; `nets` is whatever it acts by."""
 
     env: EnvSpec = eqx.field(static=True, default=SPEC)
-    sample: SampleSpec = eqx.field(static=True, default=SampleSpec(1, 1))
+
+    @property
+    def sample(self) -> SampleSpec:
+        return SampleSpec(1, 1)
 
     def init(self, key: jax.Array) -> TrainState:
         raise NotImplementedError

@@ -6,9 +6,9 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from mac.ablations.gaussian import GaussianConfig, MACGaussian
-from mac.ablations.mac_fql import MACFQL, MACFQLConfig
-from mac.ablations.no_distillation import MACNoDistill, NoDistillConfig
+from mac.ablations.gaussian import GaussianConfig, mac_gaussian
+from mac.ablations.mac_fql import MACFQLConfig, mac_fql
+from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
 from mac.mac import MAC, Nets
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import MLP
@@ -17,10 +17,10 @@ from tests.helpers.numpy_mac import outcome_loss, run
 from tests.helpers.toy_env import GOAL_SPEC, SPEC
 
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "gaussian": (MACGaussian, GaussianConfig, {}),
-    "fql": (MACFQL, MACFQLConfig, {"candidates": 1, "candidates_test": 1, "flow_steps": 3, "alpha": 0.3}),
-    "euler": (MACNoDistill, NoDistillConfig, {}),
-    "regression": (MACNoDistill, NoDistillConfig, {"one_step": "regression"}),
+    "gaussian": (mac_gaussian, GaussianConfig, {}),
+    "fql": (mac_fql, MACFQLConfig, {"candidates": 1, "candidates_test": 1, "flow_steps": 3, "alpha": 0.3}),
+    "euler": (mac_nodistill, NoDistillConfig, {}),
+    "regression": (mac_nodistill, NoDistillConfig, {"one_step": "regression"}),
 }
 MODES = {"reward": SPEC, "goals": GOAL_SPEC}
 

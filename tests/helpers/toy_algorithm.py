@@ -38,9 +38,12 @@ class Walk(AbstractAlgorithm):
     """Three numbers that drift at random; `poison` names what turns NaN in update 6 or 7 of seed 4."""
 
     env: EnvSpec = eqx.field(static=True, default=toy_env.SPEC)
-    sample: SampleSpec = eqx.field(static=True, default=SampleSpec(batch=4, chunk=2))
     size: int = eqx.field(static=True, default=3)
     poison: str = eqx.field(static=True, default="")
+
+    @property
+    def sample(self) -> SampleSpec:
+        return SampleSpec(batch=4, chunk=2)
 
     def init(self, key: Key[Array, ""]) -> TrainState:
         named = jr.key_data(key) == jr.key_data(stream(jr.key(POISON_SEED), Stream.INIT))

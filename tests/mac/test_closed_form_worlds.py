@@ -19,7 +19,7 @@ from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.sampler import sample
 from mac.data.window import index_episodes, make_column
-from mac.mac import MAC, Nets
+from mac.mac import MAC, AbstractChunkPolicy, Nets
 from mac.nn.mlp import MLP, STANDARD, scalar, value_net
 from mac.run import segment as loop
 from mac.types import EnvSpec, Window
@@ -48,30 +48,42 @@ class Table(MLP):
         return self.value[tuple(places)][..., None]
 
 
-class Ring(MAC):
-    """Cells in a ring; each chunk goes `CHUNK` cells along or stays."""
+class FixedPolicy(AbstractChunkPolicy[Config]):
+    """A policy that learns nothing; a subclass says which chunks it takes."""
 
-    def nets(self, key: Any) -> Nets:
-        goal = () if self.env.goal_dim is None else (CELLS,)
-        outcome = Table(CELLS, *goal, 2)
-        return Nets(
-            model=Table(CELLS, 2),
-            reward=None if goal else outcome,
-            success=outcome if goal else None,
-            flow=None,
-            policy=None,
-            v=Table(CELLS, *goal),
-            q=Table(CELLS, *goal, 2),
-        )
+    def nets(self, cfg: Config, sizes: Any, key: Any) -> tuple[None, None]:
+        return None, None
 
-    def behavior_loss(self, nets: Nets, s: Array, g: Array | None, a: Array, key: Any) -> dict[str, Array]:
+    def behavior_loss(self, *args: Any) -> dict[str, Array]:
         return {}
 
-    def sample_chunks(
-        self, nets: Nets, s: Array, g: Array | None, key: Any, n: int, *, acting: bool = False
-    ) -> Array:
-        kinds = jnp.asarray([1.0, 0.0])[:n]
-        return jnp.broadcast_to(kinds[:, None, None], (n, len(s), CHUNK))
+
+class EitherKind(FixedPolicy):
+    """Along the ring and still, in this order."""
+
+    def chunks(self, cfg: Config, nets: Nets, s: Array, g: Any, noise: Array, *, acting: bool) -> Array:
+        kinds = jnp.asarray([1.0, 0.0])[: len(noise)]
+        return jnp.broadcast_to(kinds[:, None, None], noise.shape)
+
+
+def ring_nets(goals: bool) -> Nets:
+    """Tables of cells in a ring; each chunk goes `CHUNK` cells along or stays."""
+    goal = (CELLS,) if goals else ()
+    outcome = Table(CELLS, *goal, 2)
+    return Nets(
+        model=Table(CELLS, 2),
+        reward=None if goal else outcome,
+        success=outcome if goal else None,
+        flow=None,
+        policy=None,
+        v=Table(CELLS, *goal),
+        q=Table(CELLS, *goal, 2),
+    )
+
+
+def start(algo: MAC, nets: Nets) -> TrainState:
+    """A fresh state of networks that are made by hand."""
+    return TrainState(nets, jax.tree.map(jnp.copy, nets.v), algo.optimiser().init(nets))  # pyright: ignore[reportArgumentType]
 
 
 def ring_window() -> Window:
@@ -99,10 +111,10 @@ def trained(goals: bool, **changes: Any) -> Nets:
     sizes |= {"lr": 0.1, "cooldown": 0.5, "tau_ema": 0.05, "discount": DISCOUNT}
     sizes |= {"value_goals": (0.2, 0.8, 0.0)}
     spec = EnvSpec("ring", 1, 1, 1 if goals else None, (1,), 9, 1.0, (0,) if goals else ())
-    algo = Ring(Config(**sizes | changes), spec, steps=STEPS)
+    algo = MAC(Config(**sizes | changes), spec, STEPS, EitherKind())
     mesh, keys = loop.seed_mesh(1), loop.seed_keys(0, 1)
     place = loop.place(mesh, ring_window(), loop.ALL)
-    state = loop.init(algo, mesh, keys)
+    state = jax.tree.map(lambda x: x[None], start(algo, ring_nets(goals)))
     state, _ = loop.segment(algo, mesh, place, keys, jnp.arange(STEPS), state)
     return jax.tree.map(lambda x: np.asarray(x[0]), state.nets)
 
@@ -194,45 +206,41 @@ def with_goal(s: Array, g: Array, a: Array) -> Array:
     return jnp.where((s[..., :1] <= g[..., :1]) & (g[..., :1] < end[..., :1]), 5.0, -5.0)
 
 
-class Linear(MAC):
+class SameMove(FixedPolicy):
+    """The same action at every step."""
+
+    def chunks(self, cfg: Config, nets: Nets, s: Array, g: Any, noise: Array, *, acting: bool) -> Array:
+        return jnp.broadcast_to(jnp.asarray(np.tile(MOVE, cfg.chunk), jnp.float32), noise.shape)
+
+
+def linear_nets(algo: MAC, key: Any) -> Nets:
     """Exact models; V and Q are affine in their inputs."""
+    n, k = algo.cfg.chunk, jr.split(key)
+    powers = DISCOUNT ** np.arange(n)
 
-    def nets(self, key: Any) -> Nets:
-        n, k = self.cfg.chunk, jr.split(key)
-        powers = DISCOUNT ** np.arange(n)
+    def pay(s: Array, a: Array) -> Array:
+        step = a.reshape(*a.shape[:-1], n, 2)
+        places = s[..., None, :] + jnp.cumsum(step, axis=-2) - step
+        each = jnp.sum(places * jnp.broadcast_to(jnp.asarray(PAY, jnp.float32), places.shape), -1)
+        total = jnp.sum(each * jnp.broadcast_to(jnp.asarray(powers, jnp.float32), each.shape), -1)
+        return total[..., None] / (n if algo.cfg.chunk_reward == "mean" else 1)
 
-        def pay(s: Array, a: Array) -> Array:
-            step = a.reshape(*a.shape[:-1], n, 2)
-            places = s[..., None, :] + jnp.cumsum(step, axis=-2) - step
-            each = jnp.sum(places * jnp.broadcast_to(jnp.asarray(PAY, jnp.float32), places.shape), -1)
-            total = jnp.sum(each * jnp.broadcast_to(jnp.asarray(powers, jnp.float32), each.shape), -1)
-            return total[..., None] / (n if self.cfg.chunk_reward == "mean" else 1)
-
-        goal = self.env.goal_dim
-        return Nets(
-            model=Rule(lambda s, a: moved(a)),
-            reward=Rule(pay) if goal is None else None,
-            success=None if goal is None else Rule(with_goal),
-            flow=None,
-            policy=None,
-            v=value_net((2, goal), (), key=k[0]),
-            q=value_net((2, goal, 2 * n), (), key=k[1]),
-        )
-
-    def behavior_loss(self, nets: Nets, s: Array, g: Array | None, a: Array, key: Any) -> dict[str, Array]:
-        return {}
-
-    def sample_chunks(
-        self, nets: Nets, s: Array, g: Array | None, key: Any, n: int, *, acting: bool = False
-    ) -> Array:
-        whole = jnp.asarray(np.tile(MOVE, self.cfg.chunk), jnp.float32)
-        return jnp.broadcast_to(whole, (n, len(s), whole.size))
+    goal = algo.env.goal_dim
+    return Nets(
+        model=Rule(lambda s, a: moved(a)),
+        reward=Rule(pay) if goal is None else None,
+        success=None if goal is None else Rule(with_goal),
+        flow=None,
+        policy=None,
+        v=value_net((2, goal), (), key=k[0]),
+        q=value_net((2, goal, 2 * n), (), key=k[1]),
+    )
 
 
-def linear(goals: bool = False, steps: int = 0, **changes: Any) -> Linear:
+def linear(goals: bool = False, steps: int = 0, **changes: Any) -> MAC:
     sizes: dict[str, Any] = {"batch": 16, "hidden": (1,), "candidates": 1, "discount": DISCOUNT}
     spec = SPEC._replace(goal_dim=2, goal_columns=(0, 1)) if goals else SPEC
-    return Linear(Config(**sizes | changes), spec, steps)
+    return MAC(Config(**sizes | changes), spec, steps, SameMove())
 
 
 @pytest.mark.parametrize(("chunk", "rollout"), slow_except([(25, 4)], [(10, 10), (1, 100), (25, 4)]))
@@ -241,7 +249,7 @@ def test_imagined_returns_are_those_of_a_hundred_single_steps(chunk: int, rollou
     """V's output is 0 and its target network's a constant, so the loss is the mean square of the returns."""
     algo = linear(goals, chunk=chunk, rollout=rollout, chunk_reward="sum", lr=1e-3)
     batch = sample(window(chunk, length=80), algo.sample, jr.key(0))
-    nets, end = algo.nets(jr.key(1)), -3.0
+    nets, end = linear_nets(algo, jr.key(1)), -3.0
     zero = jax.tree.map(jnp.zeros_like, nets.v)
     slow = eqx.tree_at(lambda v: v.dense[0].bias, zero, jnp.asarray([end]))
     metrics = jax.jit(algo.loss)(dataclasses.replace(nets, v=zero), slow, batch, jr.key(2))[1]
@@ -276,7 +284,7 @@ def test_values_of_the_linear_world_sum_its_single_steps():
 
         return jax.lax.scan(one, state, jnp.arange(steps))[0]
 
-    nets = run(algo.init(jr.key(1))).nets
+    nets = run(start(algo, linear_nets(algo, jr.key(1)))).nets
     s = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (50, 2)), jnp.float32)
     want = np.asarray(s) @ PAY / (1 - DISCOUNT) + PAY @ MOVE * DISCOUNT / (1 - DISCOUNT) ** 2
     a = jnp.broadcast_to(jnp.asarray(np.tile(MOVE, 5), jnp.float32), (50, 10))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
 from mac.config import Config
@@ -52,3 +53,10 @@ def test_defaults_are_the_papers():
     )
     assert (cfg.lam, cfg.chunk_reward, cfg.execute) == (1.0, "mean", 1)
     assert cfg.rollout_batch >= cfg.batch and (cfg.cooldown, cfg.flow_steps_test) == (0, 0)
+
+
+def test_swept_numbers_are_leaves_and_others_cannot_be_swept():
+    cfg = Config(lr=1e-3).with_hparams({"lr": jnp.asarray(2.0), "discount": jnp.asarray(-1.0)})
+    assert (float(cfg.lr), float(cfg.discount), cfg.tau_ema) == (2.0, -1.0, 0.005)
+    with pytest.raises(TypeError, match="Config cannot sweep chunk, lam"):
+        cfg.with_hparams({"chunk": jnp.asarray(1.0), "lam": jnp.asarray(1.0), "lr": jnp.asarray(1.0)})

@@ -12,6 +12,7 @@ import pytest
 
 from experiments.open_loop_study.open_loop import measure, network_of, over_episodes, over_seeds
 from mac.ablations.dynamics_only import Dynamics
+from mac.config import Config
 from mac.data.sampler import ACTION_LIMIT, sample
 from mac.data.sequences import Sequences, sample_sequences
 from mac.errors import UserError
@@ -25,7 +26,7 @@ draw = jax.jit(sample_sequences, static_argnums=(1, 2, 3))
 
 
 def algorithm(chunk: int, hidden: tuple[int, ...] = (8,), lr: float = 1e-3) -> Dynamics:
-    return Dynamics(SPEC, chunk=chunk, batch=64, hidden=hidden, lr=lr)
+    return Dynamics(Config(chunk=chunk, batch=64, hidden=hidden, lr=lr), SPEC)
 
 
 def gentle(chunk: int = 1) -> Window:
@@ -148,7 +149,8 @@ def test_loss_is_the_mean_squared_error_of_the_predicted_state():
 
 def test_training_loop_finds_the_linear_world():
     """A network without hidden layers can be exact, and from two seeds becomes so."""
-    algo = Dynamics(SPEC, chunk=5, batch=64, hidden=(), lr=3e-2, cooldown=0.7, steps=600)
+    algo = Dynamics(Config(chunk=5, batch=64, lr=3e-2, cooldown=0.7), SPEC, 600)
+    algo = eqx.tree_at(lambda a: a.cfg.hidden, algo, ())
     data, mesh = gentle(5), loop.seed_mesh(2)
     keys = loop.place(mesh, loop.seed_keys(0, 2), loop.SEED)
     state = loop.init(algo, mesh, keys)

@@ -13,6 +13,8 @@ from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
 from tests.helpers.toy_env import GOAL_SPEC, GoalPointEnv, identity, window
 
+pytestmark = pytest.mark.slow  # `test_contract` looks at a smaller problem
+
 SEEDS, UPDATES, EPISODES = 2, 1500, 20
 CONFIG = Config(
     batch=128, hidden=(64, 64), lr=2e-3, cooldown=0.5, discount=0.95, tau_ema=0.02, chunk=2, rollout=4,

@@ -153,6 +153,7 @@ def played(cfg: Config, state: Any) -> Episodes:
     return jax.device_get(evaluate(policies, EdgeEnv(), 20, keys))
 
 
+@pytest.mark.slow
 def test_mac_goes_to_the_edge_and_does_not_fall():
     algo, mesh = MAC(LEARNS, FALL_SPEC, UPDATES), loop.seed_mesh(1)
     keys, rows = loop.seed_keys(0, SEEDS), falling_window(chunk=2, episodes=300)
@@ -208,6 +209,7 @@ def found_falls(blank: bool) -> tuple[float, float]:
     return found(blank), found(False)
 
 
+@pytest.mark.slow
 def test_zeros_after_a_fall_would_teach_to_look_for_zeros():
     blank, elsewhere = found_falls(True), found_falls(False)
     print(f"falls found: trained on zeros {blank}, on actions from elsewhere {elsewhere}")

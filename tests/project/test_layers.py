@@ -32,7 +32,7 @@ ALLOWED = {
     "mac.diagnostics": (*NETWORKS, "mac.config", "mac.data"),
     "mac.mac": (*LOSSES, "mac.diagnostics"),
     "mac.ablations": (*NETWORKS, "mac.config", "mac.mac"),
-    "mac.ablations.dynamics_only": (*NETWORKS, "mac.algorithm"),
+    "mac.ablations.dynamics_only": LOSSES,
     "mac.model_free": LOSSES,
     "mac.implicit_q": (*LOSSES, "mac.model_free"),
     "mac.data": (*ON_DISK, "mac.free_memory"),
@@ -42,7 +42,7 @@ ALLOWED = {
     "experiments": ("mac", "envs_mjx", "baselines"),
 }
 APART = ("mac", "mac.ablations", "baselines")
-"""Whose modules are apart: only `baselines/__init__.py` sees all of them."""
+"""Whose modules are apart: only the `__init__.py` of `mac` and of `baselines` see all of them."""
 FOREIGN = {
     "ogbench",
     "dm_control",
@@ -80,8 +80,8 @@ def imports(path: Path) -> Iterator[str]:
 
 def may_import(name: str, target: str) -> bool:
     rule = max((prefix for prefix in ALLOWED if is_within(name, prefix)), key=len)
-    if name == "baselines" and is_within(target, "baselines"):
-        return True
+    if name in ("mac", "baselines") and is_within(target, name):
+        return True  # `__init__.py`
     own = rule not in APART and is_within(target, rule)
     return own or any(is_within(target, allowed) for allowed in ALLOWED[rule])
 

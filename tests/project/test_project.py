@@ -143,7 +143,7 @@ def test_no_path_of_one_machine_is_left():
 
 
 def test_nothing_large_is_tracked():
-    assert not [relative(path) for path in tracked() if path.stat().st_size > 1_000_000]
+    assert not [relative(path) for path in tracked() if path.stat().st_size > 2_000_000]
 
 
 def test_workflow_runs_the_pairs_of_the_ci_script():

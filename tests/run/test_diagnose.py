@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -86,15 +87,11 @@ def test_data_held_out_are_looked_at_if_there_are_any(straight: Path, tmp_path: 
 
 
 def test_diagnosis_is_compiled_once(tmp_path: Path):
-    traces: list[int] = []
-
     class Watched(Watchful):
-        def diagnose(self, state: Any, window: Window, key: Any) -> Metrics:
-            traces.append(1)
-            return super().diagnose(state, window, key)
+        diagnose = chex.assert_max_traces(Watchful.diagnose, n=1)
 
     run(make_job(algo=Watched()), tmp_path)
-    assert len(traces) == 1 and len(diagnoses(tmp_path)) == 4
+    assert len(diagnoses(tmp_path)) == 4
 
 
 def test_algorithm_that_says_nothing_leaves_no_row(tmp_path: Path):

@@ -31,7 +31,10 @@ class Drawing(AbstractAlgorithm):
     """Draws from parts of every key that it is given, as algorithms do, and learns nothing."""
 
     env: EnvSpec = eqx.field(static=True, default=toy_env.SPEC)
-    sample: SampleSpec = eqx.field(static=True, default=SampleSpec(3, 2))
+
+    @property
+    def sample(self) -> SampleSpec:
+        return SampleSpec(3, 2)
 
     def init(self, key: jax.Array) -> TrainState:
         return TrainState(parts(key), (), ())

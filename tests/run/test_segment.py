@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
-from mac.mac import MAC
+from mac.mac import MAC, DistilledFlow
 from mac.run import segment as loop
 from mac.run.rng_streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
@@ -71,7 +71,10 @@ class Probe(AbstractAlgorithm):
     """Counts its updates, and reports the step, a draw from its key and the rows of its batch."""
 
     env: EnvSpec = eqx.field(static=True, default=SPEC)
-    sample: SampleSpec = eqx.field(static=True, default=SampleSpec(3, 2))
+
+    @property
+    def sample(self) -> SampleSpec:
+        return SampleSpec(3, 2)
 
     def init(self, key: jax.Array) -> TrainState:
         return TrainState(jr.uniform(key), (), jnp.zeros((), jnp.int32))
@@ -183,29 +186,29 @@ assert seed_mesh({seeds}).devices.size == {devices}
 # MAC in the loop.
 
 
-class CountingMAC(MAC):
-    """MAC that notes each time Python runs its update, which it does while it is traced only."""
+class CountingFlow(DistilledFlow):
+    """MAC's policy, which notes each time Python runs its loss: only while an update is traced."""
 
     traces: ClassVar[list[int]] = []
 
-    def update(self, *args: Any) -> tuple[TrainState, Metrics]:
+    def behavior_loss(self, *args: Any) -> Any:
         self.traces.append(1)
-        return super().update(*args)
+        return super().behavior_loss(*args)
 
 
-COUNTING = CountingMAC(SMALL, SPEC)
+COUNTING = MAC(SMALL, SPEC, policy=CountingFlow())
 
 
 @pytest.fixture(scope="module")
 def whole() -> tuple[TrainState, dict[str, np.ndarray]]:
     """Four seeds, six updates, three segments of two; with the metrics of all six."""
-    CountingMAC.traces.clear()
+    CountingFlow.traces.clear()
     state, logs = run(COUNTING, 0, SEEDS, (0, 2), (2, 4), (4, 6))
     return state, {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
 
 
 def test_three_segments_are_traced_once(whole: Any):
-    assert len(CountingMAC.traces) == 1
+    assert len(CountingFlow.traces) == 1
 
 
 def test_training_is_finite_and_moves_every_weight(whole: Any):
@@ -235,6 +238,7 @@ def test_loop_equals_updates_called_one_by_one(whole: Any):
     chex.assert_trees_all_close(pick(state, 1).nets, alone.nets, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_seed_in_a_group_equals_the_seed_alone(whole: Any):
     """Start and batches exactly; trained numbers to rounding."""
     state, log = whole
@@ -245,6 +249,7 @@ def test_seed_in_a_group_equals_the_seed_alone(whole: Any):
     chex.assert_trees_all_close(pick(state, 2), pick(alone, 0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_ways_to_map_seeds_give_the_same_numbers(whole: Any, monkeypatch: pytest.MonkeyPatch):
     """As on an accelerator: products of several seeds at once, summed in another order and no more."""
     _, log = whole
