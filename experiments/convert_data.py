@@ -19,7 +19,7 @@ import tyro
 from envs_mjx.registry import make, names, parse
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
-from experiments.cli.output import outlive_output
+from experiments.cli.standard_streams import outlive_output
 from experiments.launch import dataset
 from experiments.launch.settings import DataConfig
 from mac.atomic_files import visible, writing

@@ -22,7 +22,7 @@ from mac.formatting import counted
 
 def main(argv: Sequence[str], checks: Sequence[tuple[str, Check]] | None = None) -> int:
     """Runs the command line; returns the exit status: 0 all that is needed works, 1 something is broken."""
-    from experiments.cli.output import standard_streams
+    from experiments.cli.standard_streams import standard_streams
 
     with standard_streams() as streams:
         return streams.verdict(report_findings(argv, checks))

@@ -15,7 +15,7 @@ from baselines.random_policy import UniformPolicy
 from envs_mjx.registry import TaskId, make
 from experiments.cli.arguments import read_flags, start_jax
 from experiments.cli.exit_status import exit_status
-from experiments.cli.output import outlive_output
+from experiments.cli.standard_streams import outlive_output
 from experiments.launch.saved_run import (
     EVALUATIONS,
     RANDOM,
@@ -27,7 +27,7 @@ from experiments.launch.saved_run import (
     open_run,
 )
 from experiments.launch.settings import read_settings
-from experiments.ogbench_eval.play import play_official
+from experiments.ogbench_eval.evaluation import play_official
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.run.evaluate import evaluate, evaluation_keys

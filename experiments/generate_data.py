@@ -29,12 +29,12 @@ from envs_mjx.registry import maze_styles, names, parse, resolve_engine
 from experiments.cli import arguments
 from experiments.cli.arguments import read_count
 from experiments.cli.exit_status import exit_status
-from experiments.cli.output import outlive_output
-from experiments.experts.trainer import load_actor
+from experiments.cli.standard_streams import outlive_output
+from experiments.expert_training.trainer import load_actor
 from experiments.launch import dataset
+from mac.cgroup_limits import cores
 from mac.errors import UserError
 from mac.formatting import counted
-from mac.machine import cores
 from mac.run.io.folder_lock import lock_folder
 from mac.run.report.progress import open_progress
 

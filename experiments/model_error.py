@@ -21,12 +21,12 @@ from envs_mjx.registry import make, parse
 from experiments.benchmarks.harness import write_csv
 from experiments.cli import arguments
 from experiments.cli.exit_status import exit_status
-from experiments.cli.output import outlive_output
+from experiments.cli.standard_streams import outlive_output
 from experiments.generate_data import dataset_name
 from experiments.launch import dataset
 from experiments.launch.settings import DataConfig, read_settings
-from experiments.open_loop_study.figures import draw_chunks
-from experiments.open_loop_study.open_loop import (
+from experiments.model_error_study.figures import draw_chunks
+from experiments.model_error_study.open_loop import (
     Errors,
     check_horizon,
     held_out,
@@ -34,8 +34,8 @@ from experiments.open_loop_study.open_loop import (
     over_episodes,
     over_seeds,
 )
-from experiments.open_loop_study.policies import compare_policies
-from experiments.open_loop_study.rows import ChunkRow
+from experiments.model_error_study.rows import ChunkRow
+from experiments.model_error_study.success_by_error import compare_policies
 from mac.ablations.dynamics_only import Dynamics
 from mac.config import Config
 from mac.data.normalize import Normalizer, fit_normalizer

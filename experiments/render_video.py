@@ -16,7 +16,7 @@ from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from envs_mjx.registry import TaskId, make
 from experiments.cli.arguments import read_flags, start_jax
 from experiments.cli.exit_status import exit_status
-from experiments.cli.output import outlive_output
+from experiments.cli.standard_streams import outlive_output
 from experiments.evaluate import Engine
 from experiments.launch.saved_run import SavedRun, by_environment, evaluation_engine, open_run
 from experiments.launch.settings import read_settings
@@ -24,7 +24,7 @@ from experiments.video import encode
 from experiments.video.mujoco_render import render, require_drawing, try_drawing
 from experiments.video.record import Film, film_official, film_ours
 from experiments.video.vector_drawing import draw
-from experiments.video.walker_drawing import Track, draw_walker, film_walker, returns
+from experiments.video.walker_video import Track, draw_walker, film_walker, returns
 from mac.errors import UserError
 from mac.formatting import counted
 

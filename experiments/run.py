@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.exit_status import exit_status
-from experiments.cli.output import outlive_output
+from experiments.cli.standard_streams import outlive_output
 from experiments.launch import dataset, saved_run, sweep
 from experiments.launch.announce import announce
 from experiments.launch.job import Launch, make_job, occupied, prepare_launch

@@ -22,12 +22,12 @@ import tyro
 from envs_mjx.registry import resolve_engine
 from experiments.cli import arguments
 from experiments.cli.exit_status import exit_status
-from experiments.cli.output import outlive_output
-from experiments.experts.online_training import OnlineConfig
-from experiments.experts.record_dataset import LEVELS, record_dataset
-from experiments.experts.sac import SacConfig
-from experiments.experts.tasks import GYM, TASKS
-from experiments.experts.trainer import CURVE, POLICY, ExpertConfig, ExpertScore, train_expert
+from experiments.cli.standard_streams import outlive_output
+from experiments.expert_training.online_training import OnlineConfig
+from experiments.expert_training.record_dataset import LEVELS, record_dataset
+from experiments.expert_training.sac import SacConfig
+from experiments.expert_training.tasks import GYM, TASKS
+from experiments.expert_training.trainer import CURVE, POLICY, ExpertConfig, ExpertScore, train_expert
 from experiments.launch import dataset
 from mac.errors import UserError
 from mac.run.io.folder_lock import lock_folder

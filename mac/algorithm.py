@@ -108,7 +108,7 @@ class AbstractAlgorithm(_HasEnv, eqx.Module):
     ) -> Float[Array, " E"] | None:
         """Hook: return that the algorithm expects from acting as `act` does, given the same arguments.
 
-        It is in the units of `mac.run.report.episode_returns.realised_return`, with which evaluations
+        It is in the units of `mac.run.report.realized_return.realised_return`, with which evaluations
         compare it.
         """
         del state, obs, goal, key

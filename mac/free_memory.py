@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from mac.machine import group_memory
+from mac.cgroup_limits import group_memory
 
 _MEMINFO = Path("/proc/meminfo")
 

@@ -34,7 +34,7 @@ import jax.random as jr
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
-from mac import diagnostics
+from mac import mac_diagnostics
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.config import Config
 from mac.errors import UserError
@@ -280,10 +280,10 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
     ) -> Float[Array, " E"]:
         chunk = self.best_chunk(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
         q = scalar(state.nets.q, obs, goal, chunk)
-        return diagnostics.expected_return(self.cfg, q, goals=goal is not None)
+        return mac_diagnostics.expected_return(self.cfg, q, goals=goal is not None)
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
-        return diagnostics.compute_diagnostics(self, state.nets, window, key)
+        return mac_diagnostics.compute_diagnostics(self, state.nets, window, key)
 
 
 def flow_and_student(cfg: Config, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[MLP, MLP]:

@@ -282,7 +282,7 @@ class Episodes(eqx.Module):
         dropped: contacts dropped in the whole episode because the contact buffer was full; where it is not 0,
             the episode is doubtful.
         predicted: the algorithm's estimate of `realised` at the initial state; None without predictions.
-        realised: discounted return (`mac.run.report.episode_returns.realised_return`).
+        realised: discounted return (`mac.run.report.realized_return.realised_return`).
         unstable: episodes that ended because the simulation became unstable after finite actions
             (`mac.run.evaluate.UNSTABLE`). They are failures, with return and length up to the last sound
             state. None means no episode.

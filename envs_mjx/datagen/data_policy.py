@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx import experts
 from envs_mjx.engines.base import AbstractTabletopEngine
-from envs_mjx.manipulation.arm import ACTION_DIM, build_arm
+from envs_mjx.manipulation.arm_controller import ACTION_DIM, build_arm
 from envs_mjx.manipulation.observation import obs_dim
+from envs_mjx.manipulation.scene_simulation import Tabletop, World
 from envs_mjx.manipulation.scenes import Scene
-from envs_mjx.manipulation.tabletop import Tabletop, World
 
 
 class StepRecords(NamedTuple):

@@ -33,8 +33,8 @@ from envs_mjx.locomotion.walkers import MAZES
 from envs_mjx.manipulation.scenes import build_scene
 from envs_mjx.registry import engine_for, make
 from mac.atomic_files import write_json
+from mac.cgroup_limits import cores
 from mac.errors import UserError
-from mac.machine import cores
 
 _CORES_PER_BATCH = 4  # so many threads can share the physics of a batch before its JAX part limits them
 _POLL = 0.2  # s between two checks of the running batches

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from envs_mjx.manipulation import arm as arms
+from envs_mjx.manipulation import arm_controller as arms
 from envs_mjx.manipulation.scenes import Scene
 
 State = TypeVar("State", bound=eqx.Module)

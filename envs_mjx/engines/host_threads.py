@@ -18,8 +18,8 @@ import mujoco
 import numpy as np
 from jaxtyping import Array
 
+from mac.cgroup_limits import cores
 from mac.errors import UserError
-from mac.machine import cores
 
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 """Components of MuJoCo's state that an exact continuation needs: positions, velocities, warm start, time

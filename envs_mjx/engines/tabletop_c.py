@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, UInt32
 
 from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, keep, where_active
 from envs_mjx.engines.host_threads import STATE, HostThreadPool, Worker
-from envs_mjx.manipulation import arm as arms
+from envs_mjx.manipulation import arm_controller as arms
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
 
 

@@ -5,7 +5,7 @@ action is applied. Where `done` the expert becomes `retarget(...)` of the readin
 whether a target was reached, `healthy` whether OGBench would keep an episode with such a state.
 """
 
-from envs_mjx.experts.loop import STYLES, ExpertState, act, begin, retarget
+from envs_mjx.experts.scripted_expert import STYLES, ExpertState, act, begin, retarget
 from envs_mjx.experts.targets import Target, achieved, healthy
 
 __all__ = ["STYLES", "ExpertState", "Target", "achieved", "act", "begin", "healthy", "retarget"]

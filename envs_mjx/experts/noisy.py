@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from envs_mjx.experts.geometry import between, raised, wrap
+from envs_mjx.experts.angles import between, raised, wrap
 from envs_mjx.experts.targets import BUTTON, CUBE, DRAWER, WINDOW, Target, kinds
 from envs_mjx.manipulation.observation import Readings, handle_pos
 from envs_mjx.manipulation.scenes import Scene

@@ -14,10 +14,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from envs_mjx.experts.geometry import between, wrap
+from envs_mjx.experts.angles import between, wrap
 from envs_mjx.experts.keyframes import MAX_KEYFRAMES, PlanDraws, key_poses, longest
 from envs_mjx.experts.targets import Target
-from envs_mjx.manipulation.arm import ACTION_SCALE
+from envs_mjx.manipulation.arm_controller import ACTION_SCALE
 from envs_mjx.manipulation.observation import Readings
 from envs_mjx.manipulation.scenes import CONTROL_DT, Scene
 

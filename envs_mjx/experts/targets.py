@@ -14,10 +14,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from envs_mjx.experts.geometry import between
+from envs_mjx.experts.angles import between
 from envs_mjx.manipulation.observation import SUCCESS_RADIUS, Readings, handle_pos
+from envs_mjx.manipulation.scene_simulation import CUBE_REST_Z, SLIDE_RANGE
 from envs_mjx.manipulation.scenes import Scene
-from envs_mjx.manipulation.tabletop import CUBE_REST_Z, SLIDE_RANGE
 
 CUBE, BUTTON, DRAWER, WINDOW = range(4)
 """Kinds of targets; an index into slides is `kind - DRAWER`."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics
-from envs_mjx.manipulation import arm as arms
+from envs_mjx.manipulation import arm_controller as arms
 from envs_mjx.manipulation.observation import (
     SUCCESS_RADIUS,
     Objects,
@@ -27,8 +27,8 @@ from envs_mjx.manipulation.observation import (
     obs_dim,
     oracle_goal,
 )
+from envs_mjx.manipulation.scene_simulation import SLIDE_RANGE, Tabletop, World
 from envs_mjx.manipulation.scenes import CONTROL_DT, Scene
-from envs_mjx.manipulation.tabletop import SLIDE_RANGE, Tabletop, World
 from envs_mjx.manipulation.tasks import MAX_STEPS, TASKS, task_table
 from mac.errors import UserError
 from mac.types import EnvSpec

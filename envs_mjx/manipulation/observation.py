@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx.engines.base import TabletopPhysics
-from envs_mjx.manipulation import arm as arms
+from envs_mjx.manipulation import arm_controller as arms
 from envs_mjx.manipulation.scenes import Scene
 from envs_mjx.rotations import yaw_of_mat, yaw_of_quat
 

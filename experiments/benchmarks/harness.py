@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from mac.atomic_files import replace_file
+from mac.cgroup_limits import cores
 from mac.errors import UserError
-from mac.machine import cores
 from mac.run.io.run_metadata import cpu_model, git_state
 
 BENCH = Path(__file__).parents[1] / "benchmark.py"

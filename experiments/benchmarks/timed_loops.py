@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
-from experiments.benchmarks.host_sampler import HostData
+from experiments.benchmarks.numpy_sampler import HostData
 from experiments.launch.cost_estimate import product_chain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import jax
 
-from experiments.cli import jax_variables
-from experiments.cli.output import standard_streams
+from experiments.cli import jax_env_vars
+from experiments.cli.standard_streams import standard_streams
 from mac.errors import UserError, one_line
 from mac.run.io.signals import Terminated, sigterm_raises
 from mac.run.train import Diverged
@@ -15,8 +15,8 @@ from mac.run.train import Diverged
 def exit_status(work: Callable[[], int], *, short_of_memory: str, interrupted: str) -> int:
     """Calls `work` and returns its exit status: its own, or 1 diverged, 2 bad input, 128 + a signal's number.
 
-    Meanwhile output that cannot be written or encoded raises nothing (`output.py`), and variables of JAX
-    that would change results are ignored (`jax_variables.py`).
+    Meanwhile output that cannot be written or encoded raises nothing (`standard_streams.py`), and variables
+    of JAX that would change results are ignored (`jax_env_vars.py`).
 
     Args:
         short_of_memory: what to do when memory runs out.
@@ -25,7 +25,7 @@ def exit_status(work: Callable[[], int], *, short_of_memory: str, interrupted: s
         SystemExit: after printing the help.
     """
     with standard_streams() as streams:
-        for note in jax_variables.settle():
+        for note in jax_env_vars.settle():
             print(note, file=sys.stderr)
         if sys.platform == "win32":
             print("note: untested on Windows; take Linux, or WSL", file=sys.stderr)

@@ -12,10 +12,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.cli.jax_variables import ignored
+from experiments.cli.jax_env_vars import ignored
 from experiments.doctor_checks.findings import BROKEN, OK, ROOT, WARNING, Finding
 from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Probe, ProbeResult, drawing_remedy
-from mac.machine import cores, group_memory
+from mac.cgroup_limits import cores, group_memory
 
 PROJECT = "mac-jax"
 GIB = 2**30

@@ -5,8 +5,8 @@ import jax
 from baselines import get_algorithm
 from experiments.launch import cost_estimate, dataset, sweep
 from experiments.launch.job import Launch
+from mac.cgroup_limits import cores
 from mac.formatting import counted
-from mac.machine import cores
 from mac.run.io.run_metadata import cpu_model
 
 

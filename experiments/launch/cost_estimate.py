@@ -14,10 +14,10 @@ from jaxtyping import Array
 from envs_mjx.base import AbstractEnv
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from mac.algorithm import AbstractAlgorithm
+from mac.cgroup_limits import cores
 from mac.data.sampler import sample
 from mac.formatting import counted
 from mac.free_memory import Memory, free_memory
-from mac.machine import cores
 from mac.run.cost.flops import Operations, operations, sum_operations
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.run.report.timing import duration

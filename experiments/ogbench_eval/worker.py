@@ -1,6 +1,6 @@
 """Worker process with real `ogbench` and `gymnasium` environments; the only module that imports them.
 
-`experiments.ogbench_eval.play` starts it as a script. Requests and replies are pickles on standard input and
+`ogbench_eval/evaluation.py` starts it as a script. Requests and replies are pickles on standard input and
 output: a list of (slot, command) and a list of `StepResult`. A command is `Start` or an array of actions.
 """
 

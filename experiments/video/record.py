@@ -13,7 +13,7 @@ from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import SUCCESS_RADIUS, Objects
 from envs_mjx.manipulation.scenes import CONTROL_DT, Scene
 from experiments.launch.saved_run import SavedRun
-from experiments.ogbench_eval.play import EnvPool, decide, start_seed
+from experiments.ogbench_eval.evaluation import EnvPool, decide, start_seed
 from experiments.ogbench_eval.worker import Start, StepResult
 from mac.run.evaluate import episode_keys, evaluation_keys
 

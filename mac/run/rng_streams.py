@@ -22,7 +22,7 @@ class Stream(enum.IntEnum):
     # Of an evaluation's key, which otherwise folds in tasks.
     DIAGNOSIS = enum.auto()  # an algorithm's diagnosis of itself
     DRAWS = enum.auto()  # evaluations of other episodes, which fold in a number
-    # Of an online training's key (`experiments.experts.online_training`).
+    # Of an online training's key (`experiments.expert_training.online_training`).
     EXPERT_INIT = enum.auto()  # initial weights
     EXPERT_STARTS = enum.auto()  # states at which episodes begin
     EXPERT_STEPS = enum.auto()  # iterations, which fold in their number

@@ -23,8 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.cgroup_limits import cores
 from mac.data.sampler import sample
-from mac.machine import cores
 from mac.run.rng_streams import Stream, stream
 from mac.types import Window
 

@@ -19,13 +19,13 @@ from mac.data.normalize import Normalizer
 from mac.data.window_feed import Source, open_feed
 from mac.errors import UserError
 from mac.run import segment as loop
-from mac.run.diagnose import diagnose, overestimation
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
 from mac.run.io.eval_rows import Evaluation, bad_actions, warnings_of
 from mac.run.io.run_outputs import Outputs, Variant
 from mac.run.io.signals import Interrupt
 from mac.run.report.progress import Progress
 from mac.run.report.score import measure_of, values
+from mac.run.seed_diagnostics import diagnose, overestimation
 from mac.types import Env, Window
 
 

@@ -14,7 +14,7 @@ import pytest
 from mac.algorithm import TrainState, at_some_updates, linear_cooldown
 from mac.data.sampler import sample
 from tests.helpers.algorithm_cases import make
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import window
 
 LR = 0.01

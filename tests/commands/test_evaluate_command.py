@@ -18,14 +18,14 @@ from experiments import evaluate as program
 from experiments.evaluate import EVALUATIONS, main
 from experiments.launch.saved_run import acting_otherwise, by_environment, open_run
 from experiments.launch.settings import read_settings
-from experiments.ogbench_eval import play
+from experiments.ogbench_eval import evaluation
 from experiments.ogbench_eval.worker import Start
 from mac.errors import UserError
 from mac.run.evaluate import episode_keys, evaluation_keys
 from mac.run.io.logger import EVAL, read_rows
 from mac.types import Episodes
 from tests.helpers.command_line import content
-from tests.helpers.fake_workers import Lanes
+from tests.helpers.fake_env_pool import Lanes
 
 ENV = "cube-single-play-singletask-task2-v0"
 
@@ -238,7 +238,7 @@ def test_original_environment_plays_every_episode(copied: Path):
 def test_environments_in_worker_processes_are_the_packages():
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 5)).astype(np.float32)
     name = "cube-double-play-v0"
-    with play.EnvPool(name, 3, film=True) as fleet:
+    with evaluation.EnvPool(name, 3, film=True) as fleet:
         fleet.execute([(0, Start(7, 1)), (1, Start(8, 4)), (2, Start(9, 5))])
         played = fleet.execute([(2, actions[:2]), (1, actions)])
     env: Any = ogbench.make_env_and_datasets(name, env_only=True)
@@ -260,17 +260,17 @@ def test_results_go_to_the_right_seed_task_and_episode(
     finished: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
     """In the toy pool an episode's length, return and success follow from its seed."""
-    monkeypatch.setattr(play, "EnvPool", Lanes)
+    monkeypatch.setattr(evaluation, "EnvPool", Lanes)
     run, tasks, episodes = open_run(finished), (12, 3), 5
     keys = evaluation_keys(jnp.asarray(run.numbers), 10)
     ended: list[int] = []
-    got = play.play_official(run, ENV, tasks, episodes, keys, batch=batch, report=ended.append)
+    got = evaluation.play_official(run, ENV, tasks, episodes, keys, batch=batch, report=ended.append)
     assert ended[-1] == 20 and ended == sorted(ended) and got.realised is not None
     for s in range(2):
         for t, task in enumerate(tasks):
             for e in range(episodes):
                 key = jr.split(jr.fold_in(jr.fold_in(keys[s], task), e))[0]
-                seed = play.start_seed(key)
+                seed = evaluation.start_seed(key)
                 length, pay = task + seed % 3, seed % 100
                 assert got.length[s, t, e] == length
                 assert got.episode_return[s, t, e] == length * pay
@@ -285,7 +285,7 @@ def test_results_go_to_the_right_seed_task_and_episode(
     task, episode = np.repeat(tasks, episodes), np.tile(np.arange(episodes), len(tasks))
     noise = episode_keys(keys, jnp.asarray(task), jnp.asarray(episode))[1]
     start = jnp.zeros((2, len(task), 28))
-    want = play.expect(run.policies, start, None, noise)
+    want = evaluation.expect(run.policies, start, None, noise)
     np.testing.assert_allclose(got.predicted, want.reshape(2, len(tasks), episodes), rtol=1e-4, atol=1e-4)
 
 
@@ -293,12 +293,12 @@ def test_missing_package_and_failing_process_are_one_line(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     with (
-        play.EnvPool("cube-septuple-play-v0", 1) as fleet,
+        evaluation.EnvPool("cube-septuple-play-v0", 1) as fleet,
         pytest.raises(UserError, match=r"engine ogbench failed: .*cube-septuple") as caught,
     ):
         fleet.execute([(0, Start(0, 1))])
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(play, "NEEDED", ("ogbench", "no_such_package"))
+    monkeypatch.setattr(evaluation, "NEEDED", ("ogbench", "no_such_package"))
     said = error_of(capsys, str(finished), "--engine", "ogbench")
     assert "no_such_package" in said and "pip install" in said
 

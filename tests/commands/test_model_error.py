@@ -11,8 +11,8 @@ import pytest
 from experiments.evaluate import EVALUATIONS
 from experiments.launch.saved_run import open_dataset, open_run
 from experiments.model_error import main
-from experiments.open_loop_study import policies
-from experiments.open_loop_study.open_loop import held_out, open_loop_errors
+from experiments.model_error_study import success_by_error
+from experiments.model_error_study.open_loop import held_out, open_loop_errors
 from mac.run.io.logger import EVAL, append_row, read_rows
 
 SIZES = ["--env", "cube-single", "--seeds", "2", "--hidden", "8", "--batch", "4", "--trajectories", "8"]
@@ -91,17 +91,17 @@ def test_success_is_the_runs_and_error_its_own_models(finished: Path, tmp_path: 
 def test_run_without_an_evaluation_is_evaluated(copied: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def fake(ask: policies.evaluate.Args) -> int:
+    def fake(ask: success_by_error.evaluate.Args) -> int:
         asked.append((ask.run, ask.step))
         rows = [{"step": 10, "seed": s, "task": 2, "success": 0.25 + s / 2, "episodes": 4} for s in (0, 1)]
         append_row(copied / EVALUATIONS, {"rows": rows})
         return 0
 
-    monkeypatch.setattr(policies.evaluate, "evaluate_again", fake)
-    policies.policy_rows(copied, 10, 4, 0)
+    monkeypatch.setattr(success_by_error.evaluate, "evaluate_again", fake)
+    success_by_error.policy_rows(copied, 10, 4, 0)
     assert asked == []
     (copied / EVAL).write_text("")
-    rows = policies.policy_rows(copied, 10, 4, 0)
+    rows = success_by_error.policy_rows(copied, 10, 4, 0)
     assert asked == [(copied, 10)]
     assert [(row.seed, row.success, row.episodes) for row in rows] == [(0, 0.25, 4), (1, 0.75, 4)]
 

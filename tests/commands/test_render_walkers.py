@@ -17,7 +17,7 @@ from envs_mjx.registry import make
 from experiments import render_video
 from experiments.launch.saved_run import SavedRun
 from experiments.video.vector_drawing import fit_width
-from experiments.video.walker_drawing import GOAL, Track, draw_walker, film_walker, returns, walker_caption
+from experiments.video.walker_video import GOAL, Track, draw_walker, film_walker, returns, walker_caption
 from mac.algorithm import TrainState
 from mac.data.normalize import Normalizer
 from mac.errors import UserError

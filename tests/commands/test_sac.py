@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from experiments.experts.sac import (
+from experiments.expert_training.sac import (
     Learner,
     SacConfig,
     Transitions,

@@ -24,7 +24,7 @@ from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.segment import init, seed_keys, seed_mesh, segment
 from tests.helpers.algorithm_cases import GOALS_ONLY, make
 from tests.helpers.command_line import SIZES, content, error_of, params
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import window
 
 SWEEP = ["--sweep", "hp.lr=1e-3,1e-2", "hp.discount=0.99"]

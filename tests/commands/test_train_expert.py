@@ -17,17 +17,17 @@ import pytest
 from jaxtyping import Array, Float, Key
 
 from experiments import train_expert
-from experiments.experts import record_dataset, tasks, trainer
-from experiments.experts.online_training import (
+from experiments.expert_training import record_dataset, tasks, trainer
+from experiments.expert_training.online_training import (
     OnlineConfig,
     initial_state,
     rollout_policy,
     run_iterations,
     step_lanes,
 )
-from experiments.experts.sac import SacConfig, Transitions
-from experiments.experts.tasks import AbstractExpertTask, TaskState, build_task, rotated_obs, standing
-from experiments.experts.trainer import ExpertConfig, load_policy
+from experiments.expert_training.sac import SacConfig, Transitions
+from experiments.expert_training.tasks import AbstractExpertTask, TaskState, build_task, rotated_obs, standing
+from experiments.expert_training.trainer import ExpertConfig, load_policy
 from mac.data.hdf5 import read_hdf5
 from mac.errors import UserError
 from tests.helpers.key_usage import recorded as keys_recorded

@@ -13,7 +13,7 @@ from mac.data.normalize import Normalizer
 from mac.data.sampler import chunk_starts, goal_rows, sample
 from mac.data.window import index_episodes, make_column
 from mac.types import EpisodeIndex, GoalDistribution, GoalSpec, SampleSpec, Window
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import from_rows
 
 VALUE = GoalDistribution(0.2, 0.5, 0.3, geometric=False, discount=0.999)
@@ -213,7 +213,7 @@ def test_goals_among_a_hundred_million_rows_are_states_that_act():
 def test_share_of_chunks_that_reach_their_goal_in_generated_data():
     """Labels go by row, so a state that looks like the goal may be labelled a failure; most are not."""
     from envs_mjx.registry import make
-    from tests.helpers.ogbench_generators import ours
+    from tests.helpers.compare_generators import ours
 
     env, data = make("puzzle-3x3-play-oraclerep-v0"), ours("puzzle-3x3-play-v0", 10, 0)
     obs = data.observations.reshape(-1, env.spec.obs_dim)

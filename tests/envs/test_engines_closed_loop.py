@@ -20,9 +20,9 @@ from envs_mjx.engines.base import AbstractTabletopEngine
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.engines.tabletop_mjx.engine import MjxEngine
 from envs_mjx.engines.tabletop_warp import WarpEngine
-from envs_mjx.manipulation.arm import build_arm
+from envs_mjx.manipulation.arm_controller import build_arm
+from envs_mjx.manipulation.scene_simulation import Tabletop
 from envs_mjx.manipulation.scenes import Scene, build_scene
-from envs_mjx.manipulation.tabletop import Tabletop
 
 needs_warp = pytest.mark.skipif(
     not warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"

@@ -10,13 +10,13 @@ import pytest
 
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import Objects
+from envs_mjx.manipulation.scene_simulation import World
 from envs_mjx.manipulation.scenes import FAMILIES, Scene
-from envs_mjx.manipulation.tabletop import World
 from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
 from experiments.ogbench_eval.worker import Start, WorkerEnvs
 from tests.helpers.ogbench_runs import Run, official, play
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 
 CENTER, SLIDE_SCALE, RADIUS = np.asarray([0.425, 0.0, 0.0]), np.asarray([18.0, 15.0]), 0.04
 COUNT = 300  # random scenes

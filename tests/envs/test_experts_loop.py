@@ -18,7 +18,7 @@ from envs_mjx.manipulation.observation import Readings
 from envs_mjx.manipulation.scenes import Scene, build_scene
 from mac.errors import UserError
 from tests.helpers.ogbench_expert_states import f32, random_readings, random_target
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 
 LANES, STEPS = 32, 250
 

@@ -1,12 +1,12 @@
 """Tests of our generator compared with OGBench's: the same statistics, at least the same speed.
 
-`python -m tests.helpers.ogbench_generators` prints the numbers.
+`python -m tests.helpers.compare_generators` prints the numbers.
 """
 
 import pytest
 
 from envs_mjx.manipulation.scenes import FAMILIES
-from tests.helpers.ogbench_generators import COMPARED, compare, speed
+from tests.helpers.compare_generators import COMPARED, compare, speed
 
 pytestmark = [pytest.mark.slow, pytest.mark.promotion]
 

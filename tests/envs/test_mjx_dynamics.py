@@ -12,9 +12,9 @@ import pytest
 
 from envs_mjx.engines.tabletop_mjx import dynamics
 from envs_mjx.engines.tabletop_mjx import model as mjx_model
-from envs_mjx.engines.tabletop_mjx.collision import contacts as mjx_contacts
-from envs_mjx.engines.tabletop_mjx.collision import geometry
-from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
+from envs_mjx.engines.tabletop_mjx.collision import collision_model
+from envs_mjx.engines.tabletop_mjx.collision import detection as mjx_contacts
+from envs_mjx.engines.tabletop_mjx.collision.detection import TabletopContactCapacity
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
 from mac.errors import UserError
 
@@ -38,12 +38,12 @@ class Case(NamedTuple):
     datas: list[mujoco.MjData]
     at: dynamics.Poses
     smooth: dynamics.SmoothDynamics
-    model: geometry.CollisionModel
+    model: collision_model.CollisionModel
     contacts: mjx_contacts.Contacts
 
 
 def contacts_of(
-    model: geometry.CollisionModel, slots: TabletopContactCapacity, at: dynamics.Poses
+    model: collision_model.CollisionModel, slots: TabletopContactCapacity, at: dynamics.Poses
 ) -> mjx_contacts.Contacts:
     return jax.jit(lambda at: mjx_contacts.find_contacts(model, slots, at))(at)
 
@@ -76,7 +76,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     at = jax.jit(lambda q: dynamics.poses(c, q))(qpos)
     lanes = jnp.asarray(np.tile(damping[:, None], LANES))
     smooth = jax.jit(lambda *x: dynamics.smooth(c, *x))(at, qpos, qvel, ctrl, lanes)
-    model = geometry.collision_model(scene, c)
+    model = collision_model.collision_model(scene, c)
     return Case(
         scene, c, datas, at, smooth, model, contacts_of(model, TabletopContactCapacity(40, 20, 200), at)
     )
@@ -171,7 +171,7 @@ def test_points_dropped_by_a_full_buffer_are_counted(case: Case):
 
 def test_slides_stop_where_furniture_meets():
     scene = build_scene("scene")
-    stops = geometry.collision_model(scene, mjx_model.read_constants(scene)).stops
+    stops = collision_model.collision_model(scene, mjx_model.read_constants(scene)).stops
     ends = {(int(s), int(e)): (float(a), int(n)) for s, e, a, n in zip(*stops[:4], strict=True)}
     # buttons 0 and 1: the cap comes down on four boxes with four points each
     assert ends[0, 1] == (pytest.approx(-0.0272, abs=1e-4), 16) and ends[1, 1][1] == 16

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from envs_mjx.engines.newton import StoppingCriteria
+from envs_mjx.engines.newton_line_search import StoppingCriteria
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve
 from envs_mjx.engines.tabletop_mjx.constraints import (
     Equalities,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs_mjx.manipulation.env import ManipState
-from envs_mjx.manipulation.tabletop import SLIDE_RANGE
+from envs_mjx.manipulation.scene_simulation import SLIDE_RANGE
 from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
 

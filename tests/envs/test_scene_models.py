@@ -14,7 +14,7 @@ from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from envs_mjx.manipulation.tasks import MAX_STEPS, default_task, task_table
 from mac.errors import UserError
 from tests.helpers.ogbench_runs import official
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 
 # Addresses into the names and asset paths, which differ because dm_control invents names for unnamed
 # elements and renames files; sizes that count those characters; and colours, which ogbench paints

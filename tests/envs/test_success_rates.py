@@ -13,7 +13,7 @@ from envs_mjx import experts
 from envs_mjx.experts import ExpertState
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import read_scene
-from envs_mjx.manipulation.tabletop import World
+from envs_mjx.manipulation.scene_simulation import World
 from envs_mjx.registry import make
 from tests.helpers.ogbench_runs import official, stack, world_of
 

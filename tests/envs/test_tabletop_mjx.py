@@ -13,12 +13,12 @@ import pytest
 pytest.importorskip("ogbench")
 
 from envs_mjx.engines.base import TabletopPhysics
-from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
+from envs_mjx.engines.tabletop_mjx.collision.detection import TabletopContactCapacity
 from envs_mjx.engines.tabletop_mjx.engine import SLOTS, MjxEngine, over_batches
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from mac.errors import UserError
 from tests.helpers.mujoco_control_steps import Moments, chosen, errors_of, physics_of, record
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 
 BATCH = 32
 QUICK = ("scene",)

@@ -12,7 +12,7 @@ from mujoco.mjx._src import collision_types as mjx_types
 
 from envs_mjx.engines.walker_mjx import sphere_capsule
 from envs_mjx.engines.walker_mjx.contacts import frame_of
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 
 pytestmark = pytest.mark.promotion
 

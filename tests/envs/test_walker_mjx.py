@@ -24,7 +24,7 @@ from envs_mjx.engines.walker_mjx.near_walls import near_walls, reach
 from envs_mjx.locomotion.mazes import SIZES, UNIT, build_maze
 from envs_mjx.locomotion.walkers import FAMILIES, MAZES, build_walker
 from mac.errors import UserError
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.walker_states import Moments, accelerations, chosen, errors_of, loaded, open_loop, record
 
 pytestmark = pytest.mark.promotion

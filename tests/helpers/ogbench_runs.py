@@ -18,7 +18,7 @@ from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.manipulation.env import ManipState
 from envs_mjx.manipulation.observation import Objects
-from envs_mjx.manipulation.tabletop import World
+from envs_mjx.manipulation.scene_simulation import World
 
 
 class Run(NamedTuple):

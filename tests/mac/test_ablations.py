@@ -20,7 +20,7 @@ from mac.types import Batch
 from tests.helpers.mac_cases import assert_first_step_of_adam, assert_followed, slopes_of
 from tests.helpers.numpy_ablations import KINDS, MODES, choose, losses, make, normal
 from tests.helpers.numpy_mac import double, perturb
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import mac, window
 
 LR, TAU = 1e-2, 0.1

@@ -23,7 +23,7 @@ from mac.mac import MAC, AbstractChunkPolicy, Nets
 from mac.nn.mlp import MLP, STANDARD, scalar, value_net
 from mac.run import segment as loop
 from mac.types import EnvSpec, Window
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import SPEC, window
 
 CELLS, CHUNK, STEPS = 12, 3, 2000

@@ -10,11 +10,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from experiments.open_loop_study.open_loop import network_of, open_loop_errors, over_episodes, over_seeds
+from experiments.model_error_study.open_loop import network_of, open_loop_errors, over_episodes, over_seeds
 from mac.ablations.dynamics_only import Dynamics
 from mac.config import Config
+from mac.data.chunk_sequences import Sequences, sample_sequences
 from mac.data.sampler import ACTION_LIMIT, sample
-from mac.data.sequences import Sequences, sample_sequences
 from mac.errors import UserError
 from mac.nn.mlp import MLP
 from mac.ops.rollout import open_loop, residual_model, squared_error

@@ -19,7 +19,7 @@ from mac.mac import MAC, Nets
 from mac.types import Batch, EnvSpec, Goals
 from tests.helpers.mac_cases import Case, leaves, make_case, own_losses, touched
 from tests.helpers.numpy_mac import choose, double, fresh
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import GOAL_SPEC, SPEC, goal_mac, window
 
 BCE = {"value": "bce", "lam": 0.7}

@@ -13,18 +13,18 @@ import pytest
 
 from mac.config import Config
 from mac.data.sampler import sample
-from mac.diagnostics import expected_return
 from mac.errors import UserError
 from mac.mac import MAC, Nets
+from mac.mac_diagnostics import expected_return
 from mac.nn.mlp import scalar, value_net
 from mac.ops.losses import cross_entropy
 from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
-from mac.run.report.episode_returns import ended_itself, realised_return, steady_reward
+from mac.run.report.realized_return import ended_itself, realised_return, steady_reward
 from mac.types import Episodes, SampleSpec
 from tests.helpers.mac_cases import Case, leaves, make_case, own_losses, touched
 from tests.helpers.numpy_mac import double, fresh
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import (
     EDGE,
     FALL_SPEC,

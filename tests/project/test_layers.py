@@ -9,7 +9,7 @@ PACKAGES = ("mac", "envs_mjx", "baselines", "experiments")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 BASICS = ("mac.types", "mac.errors")
-ON_DISK = (*BASICS, "mac.atomic_files", "mac.machine", "mac.formatting")
+ON_DISK = (*BASICS, "mac.atomic_files", "mac.cgroup_limits", "mac.formatting")
 NETWORKS = (*BASICS, "mac.nn", "mac.ops")
 LOSSES = (*NETWORKS, "mac.algorithm", "mac.config")
 """Of what learns by a loss of networks."""
@@ -22,15 +22,15 @@ ALLOWED = {
     "mac.formatting": (),
     "mac.types": (),
     "mac.atomic_files": ("mac.errors",),
-    "mac.free_memory": ("mac.machine",),
-    "mac.machine": (),
+    "mac.free_memory": ("mac.cgroup_limits",),
+    "mac.cgroup_limits": (),
     "mac.plugins": ("mac.errors",),
     "mac.nn": BASICS,
     "mac.ops": BASICS,
     "mac.algorithm": (*NETWORKS, "mac.config"),
     "mac.config": BASICS,
-    "mac.diagnostics": (*NETWORKS, "mac.config", "mac.data"),
-    "mac.mac": (*LOSSES, "mac.diagnostics"),
+    "mac.mac_diagnostics": (*NETWORKS, "mac.config", "mac.data"),
+    "mac.mac": (*LOSSES, "mac.mac_diagnostics"),
     "mac.ablations": (*NETWORKS, "mac.config", "mac.mac"),
     "mac.ablations.dynamics_only": LOSSES,
     "mac.model_free": LOSSES,
@@ -124,7 +124,7 @@ def test_only_the_loop_compiles():
     assert {name: count for name, count in found.items() if count} == {
         "mac.run.segment": 2,
         "mac.run.evaluate": 1,
-        "mac.run.diagnose": 1,
+        "mac.run.seed_diagnostics": 1,
         "mac.run.train": 1,
     }
 

@@ -19,7 +19,7 @@ from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate
 from mac.types import EnvSpec, Episodes
 from tests.helpers.fixed_policy import ActsOnly
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import RADIUS, SPEC, STARTS, STRIDE, TARGET, PointEnv, identity, mac, window
 
 # An environment that writes down what was done, in its return.

@@ -17,7 +17,7 @@ from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.manipulation.observation import Objects
 from experiments.launch.saved_run import SavedRun
 from experiments.launch.settings import DataConfig, EvalConfig, Settings
-from experiments.ogbench_eval import play
+from experiments.ogbench_eval import evaluation
 from experiments.ogbench_eval.worker import Snapshot, Start, StepResult
 from experiments.video import record
 from experiments.video.record import film_official, film_ours
@@ -147,13 +147,13 @@ def test_official_evaluation_normalises_each_episodes_goal(
     run: SavedRun, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Also an environment that takes up another task's episode when its first has ended."""
-    monkeypatch.setattr(play, "EnvPool", Lanes)
+    monkeypatch.setattr(evaluation, "EnvPool", Lanes)
     keys, tasks, episodes = evaluation_keys(jnp.arange(2), 0), (1, 4), 4
-    got = play.play_official(run, "any", tasks, episodes, keys, batch=batch)
+    got = evaluation.play_official(run, "any", tasks, episodes, keys, batch=batch)
     k_reset, _ = episode_keys(keys, jnp.repeat(jnp.asarray(tasks), 4), jnp.tile(jnp.arange(4), 2))
     for s in range(2):
         for i in range(8):
-            seed, task = play.start_seed(k_reset[s, i]), tasks[i // 4]
+            seed, task = evaluation.start_seed(k_reset[s, i]), tasks[i // 4]
             at = s, i // 4, i % 4
             assert got.length[at] == seed % 3 + 1
             want = (seed % 3 + 1) * (s + 1) * WEIGHTS @ seen(Lanes.goal(seed, task))
@@ -174,7 +174,7 @@ def test_film_of_the_original_normalises_the_policys_goal(run: SavedRun, monkeyp
     film_official(run, "any", 4, 3)
     k_reset, _ = episode_keys(evaluation_keys(jnp.arange(2), 0, 3), jnp.asarray([4]), jnp.asarray([0]))
     for s in range(2):
-        seed = play.start_seed(k_reset[s, 0])
+        seed = evaluation.start_seed(k_reset[s, 0])
         actions = np.stack([action[0] for slot, action in Lanes.asked if slot == s])
         want = (s + 1) * seen(Lanes.goal(seed, 4))
         np.testing.assert_allclose(actions, np.tile(want, (seed % 3 + 1, 1)), rtol=1e-4)

@@ -14,12 +14,12 @@ from rich.console import Console
 from envs_mjx.base import AbstractEnv, EnvState
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.run import segment as loop
-from mac.run.diagnose import overestimation
 from mac.run.evaluate import Policies, evaluate
 from mac.run.io.eval_rows import Evaluation, eval_rows
-from mac.run.report.episode_returns import realised_return
+from mac.run.report.realized_return import realised_return
 from mac.run.report.stats import learning_curve
 from mac.run.report.table import results_table
+from mac.run.seed_diagnostics import overestimation
 from mac.types import EnvSpec, Episodes
 from tests.helpers.fixed_policy import ActsOnly
 from tests.helpers.toy_env import identity

@@ -15,9 +15,9 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.mac import MAC
 from mac.run import segment as loop
-from mac.run.diagnose import diagnose
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
 from mac.run.rng_streams import Stream
+from mac.run.seed_diagnostics import diagnose
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 from tests.helpers import toy_env
 from tests.helpers.algorithm_cases import GOALS_ONLY, make

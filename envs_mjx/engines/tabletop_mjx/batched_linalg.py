@@ -6,7 +6,7 @@ import operator
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from envs_mjx.engines.tabletop_mjx.stage import stage
+from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 
 def sum_leading(parts: list[Array] | Array) -> Array:

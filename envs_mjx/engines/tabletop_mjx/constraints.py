@@ -11,9 +11,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from envs_mjx.engines.newton import NOISE
+from envs_mjx.engines.newton_line_search import NOISE
 from envs_mjx.engines.tabletop_mjx.batched_linalg import product, sum_leading
-from envs_mjx.engines.tabletop_mjx.stage import stage
+from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 _MARGIN = 100.0
 """Margin of the expected improvement over its estimate; 1 to 100 give the same iterations as C takes."""

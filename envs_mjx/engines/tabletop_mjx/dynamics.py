@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from envs_mjx.engines.tabletop_mjx.bodies import AttachedFrames
 from envs_mjx.engines.tabletop_mjx.model import Hinges, SceneConstants
+from envs_mjx.engines.tabletop_mjx.welded_bodies import AttachedFrames
 
 
 class Poses(NamedTuple):

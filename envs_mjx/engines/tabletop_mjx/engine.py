@@ -8,11 +8,11 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx.engines.base import AbstractTabletopEngine, StepState, TabletopPhysics, where_active
-from envs_mjx.engines.newton import StoppingCriteria, require_positive
+from envs_mjx.engines.newton_line_search import StoppingCriteria, require_positive
 from envs_mjx.engines.tabletop_mjx import model as mjx_model
 from envs_mjx.engines.tabletop_mjx import step
-from envs_mjx.engines.tabletop_mjx.collision import contacts, geometry
-from envs_mjx.engines.tabletop_mjx.collision.contacts import TabletopContactCapacity
+from envs_mjx.engines.tabletop_mjx.collision import collision_model, detection
+from envs_mjx.engines.tabletop_mjx.collision.detection import TabletopContactCapacity
 from envs_mjx.engines.tabletop_mjx.step import TabletopSim
 from envs_mjx.manipulation.scenes import Scene
 
@@ -37,8 +37,8 @@ class MjxEngine(AbstractTabletopEngine):
     """MuJoCo's physics as a JAX program: runs, batches and compiles wherever JAX does.
 
     The physics is that of C within solver and float precision, on the collision model of
-    `collision/geometry.py`. Numbers are float32, or float64 if the engine is used under `jax.enable_x64` on
-    float64 states. Any number of `vmap`s around `step` becomes one program over one batch axis.
+    `collision/collision_model.py`. Numbers are float32, or float64 if the engine is used under
+    `jax.enable_x64` on float64 states. Any number of `vmap`s around `step` becomes one program over one batch axis.
 
     `TabletopPhysics.raw` is the acceleration of the last substep, from which the solver starts the next.
     """
@@ -68,12 +68,12 @@ class MjxEngine(AbstractTabletopEngine):
         slots = SLOTS[scene.family] if slots is None else slots
         require_positive(iterations, ls_iterations, slots)
         constants = mjx_model.read_constants(scene)
-        model = geometry.collision_model(scene, constants)
+        model = collision_model.collision_model(scene, constants)
         self.name = "mjx"
         self.sim = TabletopSim(
             constants=constants,
             collisions=model,
-            table=contacts.pair_table(model, constants.timestep),
+            table=detection.pair_table(model, constants.timestep),
             slots=slots,
             limits=StoppingCriteria(iterations, ls_iterations, constants.tolerance, constants.ls_tolerance),
             substeps=int(scene.substeps),

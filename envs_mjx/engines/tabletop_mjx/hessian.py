@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, plus_outer, sum_leading
 from envs_mjx.engines.tabletop_mjx.constraints import ConstraintValues, TabletopProblem, cone_state, spread
-from envs_mjx.engines.tabletop_mjx.stage import stage
+from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 
 class QuadraticTerms(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
-from envs_mjx.engines.tabletop_mjx.bodies import (
+from envs_mjx.engines.tabletop_mjx.welded_bodies import (
     WORLD,
     AttachedFrames,
     attach_frames,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from envs_mjx.engines.newton import StepBracket, StoppingCriteria, first_bracket, slope_tolerance
+from envs_mjx.engines.newton_line_search import StepBracket, StoppingCriteria, first_bracket, slope_tolerance
 from envs_mjx.engines.tabletop_mjx.batched_linalg import sum_leading
 from envs_mjx.engines.tabletop_mjx.constraints import (
     ConstraintValues,
@@ -28,7 +28,7 @@ from envs_mjx.engines.tabletop_mjx.constraints import (
     trace,
 )
 from envs_mjx.engines.tabletop_mjx.hessian import QuadraticTerms, newton_step, with_equalities
-from envs_mjx.engines.tabletop_mjx.stage import stage
+from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 
 class TabletopIterate(NamedTuple):

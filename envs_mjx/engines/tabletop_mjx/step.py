@@ -9,16 +9,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx.engines.base import StepState
-from envs_mjx.engines.newton import StoppingCriteria
+from envs_mjx.engines.newton_line_search import StoppingCriteria
 from envs_mjx.engines.solver_parameters import impedance, stiffness_damping
 from envs_mjx.engines.tabletop_mjx import dynamics, solver
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, product, sum_leading
-from envs_mjx.engines.tabletop_mjx.collision import contacts as mjx_contacts
-from envs_mjx.engines.tabletop_mjx.collision.contacts import (
+from envs_mjx.engines.tabletop_mjx.collision import detection as mjx_contacts
+from envs_mjx.engines.tabletop_mjx.collision.collision_model import CollisionModel
+from envs_mjx.engines.tabletop_mjx.collision.detection import (
     PairTable,
     TabletopContactCapacity,
 )
-from envs_mjx.engines.tabletop_mjx.collision.geometry import CollisionModel
 from envs_mjx.engines.tabletop_mjx.constraints import (
     Equalities,
     FrictionCones,

@@ -10,7 +10,7 @@ from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step
 from envs_mjx.engines.base import AbstractWalkerEngine, StepState, WalkerPhysics, where_active
-from envs_mjx.engines.newton import StoppingCriteria, require_positive
+from envs_mjx.engines.newton_line_search import StoppingCriteria, require_positive
 from envs_mjx.engines.walker_mjx import step
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity, read_joint_limits
 from envs_mjx.engines.walker_mjx.near_walls import require_reach

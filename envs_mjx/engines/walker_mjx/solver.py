@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from envs_mjx.engines.newton import StepBracket, StoppingCriteria, first_bracket, slope_tolerance
+from envs_mjx.engines.newton_line_search import StepBracket, StoppingCriteria, first_bracket, slope_tolerance
 
 
 class WalkerProblem(NamedTuple):

@@ -16,7 +16,7 @@ from mujoco import mjx
 from mujoco.mjx._src import math as mjx_math
 
 from envs_mjx.engines.base import StepState
-from envs_mjx.engines.newton import StoppingCriteria
+from envs_mjx.engines.newton_line_search import StoppingCriteria
 from envs_mjx.engines.walker_mjx import contacts
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity
 from envs_mjx.engines.walker_mjx.near_walls import near_walls

@@ -37,7 +37,7 @@ def eval_rows(evaluation: Evaluation, seeds: Sequence[int]) -> list[dict[str, An
     over episodes), `unstable` (episodes that ended because the simulation became unstable; they count as
     failures, with the return up to then), and `data` if it is known. Algorithms that predict returns add
     `predicted_return` and `realised_return`: means over episodes of discounted returns, as
-    `mac.run.report.episode_returns.realised_return` defines them. Tasks whose rewards are recorded in
+    `mac.run.report.realized_return.realised_return` defines them. Tasks whose rewards are recorded in
     the data add `measure`, the column to judge by in place of `success`, and maybe `score`
     (`mac.run.report.score`).
 

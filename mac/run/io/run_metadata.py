@@ -19,8 +19,8 @@ from typing import Any
 import jax
 
 from mac.atomic_files import misfit, read_table, write_json, writing
+from mac.cgroup_limits import cores
 from mac.errors import UserError
-from mac.machine import cores
 
 RECORD = "run.json"
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import SIGNS, ClippedPoints, Vec, clip
-from envs_mjx.engines.tabletop_mjx.stage import stage
+from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 FAR = 1.0
 """Distance (m) of a point that is not a contact."""

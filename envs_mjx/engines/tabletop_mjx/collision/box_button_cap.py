@@ -30,7 +30,7 @@ from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import (
     inside_interval,
     rectangle_outline,
 )
-from envs_mjx.engines.tabletop_mjx.stage import stage
+from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 SIDE_OF_RADIUS = math.sqrt(math.pi) / 2
 """Half side of the square that has a disc's area, as a part of the disc's radius."""

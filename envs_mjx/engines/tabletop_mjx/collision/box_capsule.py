@@ -18,7 +18,7 @@ from envs_mjx.engines.tabletop_mjx.collision.box_box import (
     sign,
 )
 from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import Vec
-from envs_mjx.engines.tabletop_mjx.stage import stage
+from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 _APART = 1e-3  # of the capsule's half length; contacts nearer to each other are one
 _PROJECTIONS = 8

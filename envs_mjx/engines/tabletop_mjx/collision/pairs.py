@@ -5,8 +5,8 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
-from envs_mjx.engines.tabletop_mjx.bodies import AttachedFrames
 from envs_mjx.engines.tabletop_mjx.model import SceneConstants
+from envs_mjx.engines.tabletop_mjx.welded_bodies import AttachedFrames
 from envs_mjx.manipulation.scenes import Scene
 
 

@@ -10,15 +10,15 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac import diagnostics
+from mac import mac_diagnostics
 from mac.algorithm import TrainState
 from mac.config import Config
-from mac.data.sequences import Sequences, sample_sequences
+from mac.data.chunk_sequences import Sequences, sample_sequences
 from mac.nn.mlp import MLP, STANDARD
 from mac.types import Batch
 from tests.helpers.numpy_ablations import MODES, make
 from tests.helpers.numpy_mac import choose, double, follow, fresh, run
-from tests.helpers.params import slow_except
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import STRIDE, mac, window
 
 
@@ -36,12 +36,12 @@ def real() -> Sequences:
 
 
 def test_exact_model_does_not_drift(real: Sequences):
-    np.testing.assert_allclose(diagnostics.drift(moved, real), np.zeros(5), atol=1e-5)
+    np.testing.assert_allclose(mac_diagnostics.drift(moved, real), np.zeros(5), atol=1e-5)
 
 
 def test_bias_of_the_model_adds_up_chunk_by_chunk(real: Sequences):
     bias = jnp.asarray([0.03, -0.04])
-    got = diagnostics.drift(lambda s, a: moved(s, a) + jnp.broadcast_to(bias, s.shape), real)
+    got = mac_diagnostics.drift(lambda s, a: moved(s, a) + jnp.broadcast_to(bias, s.shape), real)
     np.testing.assert_allclose(got, np.sqrt(0.5 * (0.03**2 + 0.04**2)) * np.arange(1, 6), rtol=1e-4)
 
 
@@ -51,19 +51,19 @@ def test_model_of_no_change_drifts_as_far_as_real_states_move(real: Sequences):
     for k in range(1, 6):
         errors = [(obs[b, k, d] - obs[b, 0, d]) ** 2 for b in range(30) for d in range(2)]
         want.append(np.sqrt(np.mean(errors)))
-    np.testing.assert_allclose(diagnostics.motion(real), want, rtol=1e-5)
-    np.testing.assert_allclose(diagnostics.drift(lambda s, a: s, real), want, rtol=1e-5)
+    np.testing.assert_allclose(mac_diagnostics.motion(real), want, rtol=1e-5)
+    np.testing.assert_allclose(mac_diagnostics.drift(lambda s, a: s, real), want, rtol=1e-5)
 
 
 def test_horizons_are_round_numbers_of_chunks_and_the_last():
-    got = [diagnostics.horizons(n) for n in (1, 2, 5, 7, 10, 25)]
+    got = [mac_diagnostics.horizons(n) for n in (1, 2, 5, 7, 10, 25)]
     assert got == [[1], [1, 2], [1, 2, 5], [1, 2, 5, 7], [1, 2, 5, 10], [1, 2, 5, 10, 20, 25]]
 
 
 def test_state_is_outside_if_any_entry_is_beyond_the_edge():
     inside, beyond, below = [1.0, -1.0], [1.2, 0.0], [0.0, -1.2]
     obs = jnp.asarray([[inside, inside, inside, inside], [inside, beyond, below, [9.0, 9.0]]])
-    np.testing.assert_allclose(diagnostics.outside(obs), [0.0, 0.75])
+    np.testing.assert_allclose(mac_diagnostics.outside(obs), [0.0, 0.75])
 
 
 # The critic.
@@ -71,13 +71,13 @@ def test_state_is_outside_if_any_entry_is_beyond_the_edge():
 
 def test_gain_is_in_units_of_the_spread_over_states():
     q = jnp.asarray([[0.0, 10.0], [3.0, 10.0], [6.0, 16.0]])  # means 3 and 12: 4.5 from their mean
-    got = diagnostics.gain(q)
+    got = mac_diagnostics.gain(q)
     assert float(got["best_of_n_gain"]) == pytest.approx((3 + 4) / 2)
     assert float(got["best_of_n_spreads"]) == pytest.approx(3.5 / 4.5)
 
 
 def test_equal_candidates_have_no_gain():
-    got = diagnostics.gain(jnp.ones((4, 3)))
+    got = mac_diagnostics.gain(jnp.ones((4, 3)))
     assert {name: float(value) for name, value in got.items()} == dict.fromkeys(got, 0.0)
 
 
@@ -98,7 +98,7 @@ def test_expected_returns_are_those_of_the_steps_to_success(kind: str, chunks: i
         choice: Any = {} if kind == "squared" else {"chunk_reward": kind}
         cfg = Config(chunk=n, discount=g, **choice)
         q = -per_chunk[kind] * sum(g ** (n * k) for k in range(chunks))
-    got = diagnostics.expected_return(cfg, jnp.float32(q), goals=kind in ("squared", "bce"))
+    got = mac_diagnostics.expected_return(cfg, jnp.float32(q), goals=kind in ("squared", "bce"))
     assert float(got) == pytest.approx(-sum(g**t for t in range(n * chunks)), rel=1e-5, abs=1e-6)
 
 
@@ -154,14 +154,14 @@ def hand_made(miss: float) -> Any:
 
 
 def test_student_that_equals_its_teacher_has_no_gap():
-    got = diagnostics.distillation(mac(), hand_made(0.0), batch(), jr.key(0))
+    got = mac_diagnostics.distillation(mac(), hand_made(0.0), batch(), jr.key(0))
     assert {name: float(value) for name, value in got.items()} == pytest.approx(
         {"distil_gap": 0, "distil_q_gap": 0}, abs=1e-5
     )
 
 
 def test_gap_is_that_of_clipped_chunks_given_one_noise():
-    got = diagnostics.distillation(mac(), hand_made(-0.3), batch(), jr.key(0))
+    got = mac_diagnostics.distillation(mac(), hand_made(-0.3), batch(), jr.key(0))
     noise = np.asarray(jr.normal(jr.key(0), (50, 4)))
     teacher, student = np.clip(noise + 0.1, -1, 1), np.clip(noise - 0.2, -1, 1)
     assert float(got["distil_gap"]) == pytest.approx(np.sqrt(np.mean((teacher - student) ** 2)), rel=1e-4)
@@ -171,7 +171,7 @@ def test_gap_is_that_of_clipped_chunks_given_one_noise():
 
 def test_choice_is_among_clipped_candidates_of_the_acting_policy():
     algo = mac(candidates_test=6)
-    got = diagnostics.choice(algo, hand_made(0.0), batch(), jr.key(0))
+    got = mac_diagnostics.choice(algo, hand_made(0.0), batch(), jr.key(0))
     chunks = np.clip(np.asarray(jr.normal(jr.key(0), (6, 50, 4))) + 0.1, -1, 1)
     q = 2 * chunks.sum(axis=-1)
     assert float(got["best_of_n_gain"]) == pytest.approx(np.mean(q.max(axis=0) - q.mean(axis=0)), rel=1e-4)
@@ -181,7 +181,7 @@ def test_choice_is_among_clipped_candidates_of_the_acting_policy():
 
 # All of it.
 
-diagnose = jax.jit(diagnostics.compute_diagnostics, static_argnums=0)
+diagnose = jax.jit(mac_diagnostics.compute_diagnostics, static_argnums=0)
 ALWAYS = {f"{name}_{n}" for name in ("drift", "motion", "imagined_outside") for n in (2, 4, 6)} | {
     "real_outside"
 }

@@ -23,7 +23,7 @@ import numpy as np
 
 from envs_mjx.datagen.dataset_spec import generation_versions
 from experiments.benchmarks.harness import write_csv
-from experiments.experts.online_training import (
+from experiments.expert_training.online_training import (
     OnlineConfig,
     StepStats,
     Training,
@@ -31,8 +31,8 @@ from experiments.experts.online_training import (
     rollout_policy,
     run_iterations,
 )
-from experiments.experts.sac import SacConfig
-from experiments.experts.tasks import GYM, AbstractExpertTask, DirectedPolicy, build_task
+from experiments.expert_training.sac import SacConfig
+from experiments.expert_training.tasks import GYM, AbstractExpertTask, DirectedPolicy, build_task
 from mac.atomic_files import read_json, replace_file, write_json
 from mac.errors import UserError
 from mac.nn.gaussian_policy import GaussianPolicy

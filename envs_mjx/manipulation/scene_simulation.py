@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics
-from envs_mjx.manipulation import arm as arms
+from envs_mjx.manipulation import arm_controller as arms
 from envs_mjx.manipulation.observation import Objects, Readings, observe, read_scene
 from envs_mjx.manipulation.scenes import Scene
 from envs_mjx.rotations import quat_about_z

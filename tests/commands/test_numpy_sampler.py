@@ -11,7 +11,7 @@ import pytest
 from baselines import REGISTRY
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.benchmarks import timed_loops
-from experiments.benchmarks.host_sampler import HostData
+from experiments.benchmarks.numpy_sampler import HostData
 from experiments.benchmarks.training import SPEC
 from mac.data.sampler import ACTION_LIMIT, sample, steps_to_goal
 from mac.data.window import index_episodes, start_counts

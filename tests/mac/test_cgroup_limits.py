@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from mac import machine
-from mac.machine import cores, group_memory
+from mac import cgroup_limits
+from mac.cgroup_limits import cores, group_memory
 
 
 @pytest.fixture(autouse=True)
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of 64 cores without any limit; the folder is that of its control groups."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    monkeypatch.setattr(machine, "_GROUPS", tmp_path)
-    monkeypatch.setattr(machine, "_MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(cgroup_limits, "_GROUPS", tmp_path)
+    monkeypatch.setattr(cgroup_limits, "_MEMBERSHIP", tmp_path / "membership")
     return tmp_path
 
 

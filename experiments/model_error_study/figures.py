@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.open_loop_study.rows import ChunkRow, PolicyRow
+from experiments.model_error_study.rows import ChunkRow, PolicyRow
 from mac.atomic_files import replace_file
 from mac.run.report.plot import GREY
 from mac.run.report.stats import Interval, summarise

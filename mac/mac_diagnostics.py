@@ -20,8 +20,8 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.config import Config
+from mac.data.chunk_sequences import Sequences, sample_sequences
 from mac.data.sampler import sample
-from mac.data.sequences import Sequences, sample_sequences
 from mac.nn.mlp import scalar
 from mac.ops.flow import euler
 from mac.ops.returns import return_of_probability

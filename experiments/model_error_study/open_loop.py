@@ -8,8 +8,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float, Int
 
+from mac.data.chunk_sequences import check_sequences, sample_sequences, sequence_starts
 from mac.data.normalize import Normalizer
-from mac.data.sequences import check_sequences, sample_sequences, sequence_starts
 from mac.data.store import Store
 from mac.data.window import make_window
 from mac.errors import UserError

@@ -18,7 +18,7 @@ _PLAIN = {
     "–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "…": "...", "→": "->", "±": "+-", "≤": "<=", "≥": ">=",
     "’": "'", "“": '"', "”": '"', "²": "2", "α": "alpha", "β": "beta", "γ": "gamma", "λ": "lambda", "τ": "tau"
 }  # fmt: skip
-_HANDLER = "experiments.cli.output.plain"
+_HANDLER = "experiments.cli.standard_streams.plain"
 
 
 class _Tolerant(io.FileIO):

@@ -26,7 +26,7 @@ from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.locomotion.walkers import Walker, build_walker, walker_mjcf
 from envs_mjx.registry import make
 from envs_mjx.rotations import rotate
-from experiments.experts.sac import Transitions
+from experiments.expert_training.sac import Transitions
 from mac.nn.gaussian_policy import GaussianPolicy
 
 GYM = ("hopper", "walker2d", "halfcheetah")

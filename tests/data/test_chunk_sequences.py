@@ -7,8 +7,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from mac.data.chunk_sequences import Sequences, check_sequences, sample_sequences
 from mac.data.sampler import ACTION_LIMIT
-from mac.data.sequences import Sequences, check_sequences, sample_sequences
 from mac.data.window import index_episodes
 from mac.errors import UserError
 from mac.types import Window

@@ -16,10 +16,10 @@ from jaxtyping import Array, Key
 
 from experiments.launch.saved_run import SavedRun
 from experiments.ogbench_eval.worker import Start, StepResult
+from mac.cgroup_limits import cores
 from mac.errors import UserError, one_line
-from mac.machine import cores
 from mac.run.evaluate import UNSTABLE, episode_keys, predict_returns, select_actions
-from mac.run.report.episode_returns import realised_return, step_reward
+from mac.run.report.realized_return import realised_return, step_reward
 from mac.types import Episodes
 
 WORKER = Path(__file__).with_name("worker.py")

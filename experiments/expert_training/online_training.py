@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from experiments.experts.sac import (
+from experiments.expert_training.sac import (
     Learner,
     SacConfig,
     Transitions,
@@ -22,7 +22,7 @@ from experiments.experts.sac import (
     update_actor,
     update_critics,
 )
-from experiments.experts.tasks import AbstractExpertTask, TaskState
+from experiments.expert_training.tasks import AbstractExpertTask, TaskState
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.run.rng_streams import Stream, stream
 

@@ -8,9 +8,9 @@ from rich.table import Table
 from experiments import evaluate
 from experiments.benchmarks.harness import write_csv
 from experiments.launch import saved_run
-from experiments.open_loop_study.figures import draw_policies
-from experiments.open_loop_study.open_loop import check_horizon, held_out, network_of, open_loop_errors
-from experiments.open_loop_study.rows import PolicyRow
+from experiments.model_error_study.figures import draw_policies
+from experiments.model_error_study.open_loop import check_horizon, held_out, network_of, open_loop_errors
+from experiments.model_error_study.rows import PolicyRow
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.report.stats import Curve, check_rows, learning_curve
 from mac.run.report.table import print_tables

@@ -1,6 +1,6 @@
 """Measures the cost of rotating windows, compared with data that stay on the device.
 
-    python experiments/benchmarks/window_feed.py --rows 100_100_000 --dir /data/scratch
+    python experiments/benchmarks/streaming.py --rows 100_100_000 --dir /data/scratch
 
 Makes a store of random codes of the requested size, unless one exists. Trains MAC of the laptop preset over
 its rotating windows and, interleaved, over one resident window. Both run the same compiled program.
@@ -37,7 +37,7 @@ from mac.errors import UserError
 from mac.run import segment as loop
 from mac.types import EnvSpec
 
-PROGRAM = "python experiments/benchmarks/window_feed.py"
+PROGRAM = "python experiments/benchmarks/streaming.py"
 SHARD_EPISODES = 1000
 
 
@@ -132,7 +132,7 @@ def run(args: Args, argv: Sequence[str]) -> int:
     for name, value in vars(row).items():
         print(f"{name:<14} {value:,.4g}" if isinstance(value, float) else f"{name:<14} {value:,}")
     if args.out:
-        write_csv(args.out, [row], ["experiments/benchmarks/window_feed.py", *argv])
+        write_csv(args.out, [row], ["experiments/benchmarks/streaming.py", *argv])
     if not args.keep:
         shutil.rmtree(folder)
     return 0

@@ -19,7 +19,6 @@ import mujoco
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from envs_mjx.engines.tabletop_mjx.bodies import AttachedFrames, quat_mat
 from envs_mjx.engines.tabletop_mjx.collision.box_button_cap import SIDE_OF_RADIUS
 from envs_mjx.engines.tabletop_mjx.collision.pairs import (
     SlideStops,
@@ -29,6 +28,7 @@ from envs_mjx.engines.tabletop_mjx.collision.pairs import (
     stops_of,
 )
 from envs_mjx.engines.tabletop_mjx.model import SceneConstants, attach_geoms
+from envs_mjx.engines.tabletop_mjx.welded_bodies import AttachedFrames, quat_mat
 from envs_mjx.manipulation.assets import ARM
 from envs_mjx.manipulation.scenes import Scene
 

@@ -21,10 +21,10 @@ from envs_mjx.engines.tabletop_mjx.batched_linalg import sum_leading
 from envs_mjx.engines.tabletop_mjx.collision import box_box, box_button_cap
 from envs_mjx.engines.tabletop_mjx.collision.box_box import OrientedBoxes, TabletopContactPoints
 from envs_mjx.engines.tabletop_mjx.collision.box_capsule import capsule_box
-from envs_mjx.engines.tabletop_mjx.collision.geometry import CollisionModel
+from envs_mjx.engines.tabletop_mjx.collision.collision_model import CollisionModel
 from envs_mjx.engines.tabletop_mjx.collision.pairs import TabletopSolids, cartesian_pairs
 from envs_mjx.engines.tabletop_mjx.dynamics import MotionAxes, Poses, attached_poses, const, cross
-from envs_mjx.engines.tabletop_mjx.stage import stage
+from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 
 class TabletopContactCapacity(NamedTuple):

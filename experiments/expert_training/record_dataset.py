@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.experts.online_training import initial_state, rollout_policy
-from experiments.experts.sac import Transitions
-from experiments.experts.tasks import build_task
-from experiments.experts.trainer import ExpertConfig, load_policy
+from experiments.expert_training.online_training import initial_state, rollout_policy
+from experiments.expert_training.sac import Transitions
+from experiments.expert_training.tasks import build_task
+from experiments.expert_training.trainer import ExpertConfig, load_policy
 from mac.atomic_files import replace_file, write_json
 from mac.errors import UserError
 from mac.run.io.checkpoint import CheckpointStore

@@ -16,7 +16,7 @@ PROGRAMS = sorted(
 )
 SCRIPT = """
 import sys
-from experiments.cli.output import outlive_output, standard_streams
+from experiments.cli.standard_streams import outlive_output, standard_streams
 with standard_streams() as streams:
     {first}
     for number in range(3000):
@@ -95,7 +95,7 @@ def test_both_streams_may_fail():
 def test_characters_that_an_encoding_lacks_are_replaced(encoding: str, text: bytes):
     script = """
 import sys
-from experiments.cli.output import standard_streams
+from experiments.cli.standard_streams import standard_streams
 with standard_streams():
     print("a \\u2013 b, \\u03bb, \\u6570, 3 \\u00d7 4", file=sys.stdout)
     print("a \\u2013 b, \\u03bb, \\u6570, 3 \\u00d7 4", file=sys.stderr)
@@ -108,7 +108,7 @@ with standard_streams():
 def test_names_of_files_that_are_no_text_are_printed_as_they_are():
     script = """
 import os
-from experiments.cli.output import standard_streams
+from experiments.cli.standard_streams import standard_streams
 with standard_streams():
     print(os.fsdecode(b"run-\\xff"))
 """

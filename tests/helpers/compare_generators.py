@@ -1,7 +1,7 @@
 """Our generator of datasets compared with OGBench's own: statistics of the experts, and speed.
 
-    python -m tests.helpers.ogbench_generators statistics [--episodes 50] [--names NAME ...]
-    python -m tests.helpers.ogbench_generators speed [--names NAME ...]
+    python -m tests.helpers.compare_generators statistics [--episodes 50] [--names NAME ...]
+    python -m tests.helpers.compare_generators speed [--names NAME ...]
 
 print tables in CSV. The unit of all statistics is the episode, because events within one
 episode are not independent.
