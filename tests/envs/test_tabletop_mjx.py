@@ -21,7 +21,7 @@ from tests.helpers.mujoco_control_steps import Moments, chosen, errors_of, physi
 from tests.helpers.pytest_params import slow_except
 
 BATCH = 32
-QUICK = ("scene",)
+QUICK = ("cube-single",)
 
 
 pytestmark = pytest.mark.promotion
@@ -79,6 +79,7 @@ def test_one_control_step_equals_that_of_c(
     assert np.median(errors.contact) < 1e-4 and np.percentile(errors.contact, 90) < 0.02
 
 
+@pytest.mark.slow
 def test_links_that_touch_move_about_as_in_c(
     engines: Callable[[str], MjxEngine], moments: Callable[[str], Moments]
 ):
@@ -128,6 +129,7 @@ def test_any_nesting_of_vmaps_and_none_give_the_same_step(
     np.testing.assert_allclose(shared.qpos[1], flat.qpos[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_locked_drawer_stays_where_a_free_one_moves(engines: Callable[[str], MjxEngine]):
     engine, scene = engines("scene"), build_scene("scene")
     qvel = jnp.zeros((BATCH, scene.model.nv)).at[:, scene.slide_dof[0]].set(-0.2)
