@@ -17,7 +17,7 @@ from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.losses import mse, normalised, sum_losses
+from mac.ops.losses import mse, scale_normalised_q, sum_losses
 from mac.types import Batch, Metrics
 
 
@@ -82,7 +82,7 @@ class FQL(AbstractModelFree[FQLConfig, Nets]):
             action = nets.policy(s, g, noise)
             losses["policy/distil_loss"] = cfg.alpha * mse(action, jnp.clip(teacher, -1, 1))
             actor_q = aggregate(q_values(sg(nets.q), s, g, jnp.clip(action, -1, 1)), "mean")
-            losses["policy/q_loss"] = -(normalised(actor_q) if cfg.normalise_q else jnp.mean(actor_q))
+            losses["policy/q_loss"] = -(scale_normalised_q(actor_q) if cfg.normalise_q else jnp.mean(actor_q))
         return sum_losses(losses, critic__q_mean=q)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:

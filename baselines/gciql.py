@@ -18,7 +18,7 @@ from mac.model_free import Goal, Step
 from mac.nn.critics import aggregate, q_values
 from mac.nn.gaussian_policy import HEAD_VARIANCE, normal_log_prob
 from mac.nn.mlp import MLP
-from mac.ops.losses import Losses, normalised
+from mac.ops.losses import Losses, scale_normalised_q
 
 
 class GCIQLConfig(ImplicitConfig):
@@ -51,7 +51,7 @@ class GCIQL(AbstractImplicit[GCIQLConfig]):
         mean = nets.actor(step.obs, step.actor_goal)
         q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, jnp.clip(mean, -1, 1)), "min")
         bc_loss = -self.cfg.alpha * jnp.mean(normal_log_prob(step.action, mean))
-        return {"policy/q_loss": -normalised(q), "policy/bc_loss": bc_loss}
+        return {"policy/q_loss": -scale_normalised_q(q), "policy/bc_loss": bc_loss}
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key

@@ -30,7 +30,7 @@ from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
 from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import HEAD_VARIANCE
 from mac.nn.mlp import MLP
-from mac.ops.losses import normalised, sum_losses
+from mac.ops.losses import scale_normalised_q, sum_losses
 from mac.types import Batch, Metrics, SampleSpec
 
 
@@ -98,7 +98,7 @@ class ReBRAC(AbstractModelFree[ReBRACConfig, Nets]):
         with jax.named_scope("policy"):
             action = jnp.tanh(nets.actor(step.obs, step.actor_goal))
             actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), "min")
-            losses["policy/q_loss"] = -normalised(actor_q)
+            losses["policy/q_loss"] = -scale_normalised_q(actor_q)
             losses["policy/bc_loss"] = cfg.alpha_actor * jnp.mean(distance(action, step.action))
         return sum_losses(losses, critic__q_mean=q)
 

@@ -19,7 +19,7 @@ import tyro
 from envs_mjx.registry import make, names, parse
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
-from experiments.cli.standard_streams import outlive_output
+from experiments.cli.standard_streams import ignore_write_errors
 from experiments.launch import dataset
 from experiments.launch.settings import DataConfig
 from mac.atomic_files import visible, writing
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(ask: Args) -> int:
     """Makes the store, or what is missing of it; returns the exit status."""
-    outlive_output()
+    ignore_write_errors()
     if is_store(ask.source):
         return convert_folder(ask)
     files = shard_files(ask.source)

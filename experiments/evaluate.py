@@ -15,16 +15,16 @@ from baselines.random_policy import UniformPolicy
 from envs_mjx.registry import TaskId, make
 from experiments.cli.arguments import read_flags, start_jax
 from experiments.cli.exit_status import exit_status
-from experiments.cli.standard_streams import outlive_output
+from experiments.cli.standard_streams import ignore_write_errors
 from experiments.launch.saved_run import (
     EVALUATIONS,
     RANDOM,
     SavedRun,
-    acting_otherwise,
     by_environment,
     data_label,
     evaluation_engine,
     open_run,
+    with_acting_hparams,
 )
 from experiments.launch.settings import read_settings
 from experiments.ogbench_eval.evaluation import play_official
@@ -92,8 +92,8 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate_again(ask: Args) -> int:
     """Does what the flags say; returns the exit status."""
-    outlive_output()
-    settings = acting_otherwise(read_settings(ask.run), ask.hp)
+    ignore_write_errors()
+    settings = with_acting_hparams(read_settings(ask.run), ask.hp)
     out, label = ask.out or ask.run / EVALUATIONS, data_label(ask.run)
     games = by_environment(settings.task_id, ask.tasks, "--tasks")
     start_jax(1)

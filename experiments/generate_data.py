@@ -29,7 +29,7 @@ from envs_mjx.registry import maze_styles, names, parse, resolve_engine
 from experiments.cli import arguments
 from experiments.cli.arguments import read_count
 from experiments.cli.exit_status import exit_status
-from experiments.cli.standard_streams import outlive_output
+from experiments.cli.standard_streams import ignore_write_errors
 from experiments.expert_training.trainer import load_actor
 from experiments.launch import dataset
 from mac.cgroup_limits import cores
@@ -209,7 +209,7 @@ def report_dataset(command: Command, made: DatasetSummary) -> None:
 
 def run(command: Command) -> int:
     """Makes the dataset, or what is missing of it; returns the exit status."""
-    outlive_output()
+    ignore_write_errors()
     announce_dataset(command)
     request, out = command.request, command.out
     dataset.check_writable(out, "--out")

@@ -21,7 +21,7 @@ from envs_mjx.registry import make, parse
 from experiments.benchmarks.harness import write_csv
 from experiments.cli import arguments
 from experiments.cli.exit_status import exit_status
-from experiments.cli.standard_streams import outlive_output
+from experiments.cli.standard_streams import ignore_write_errors
 from experiments.generate_data import dataset_name
 from experiments.launch import dataset
 from experiments.launch.settings import DataConfig, read_settings
@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
 
 def study(args: Args, argv: Sequence[str]) -> int:
     """Runs the study that the flags describe; returns the exit status."""
-    outlive_output()
+    ignore_write_errors()
     command = ["experiments/model_error.py", *argv]
     name = dataset_name(args.env, None)
     for folder in args.policy:  # before hours of training

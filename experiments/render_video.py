@@ -16,15 +16,15 @@ from envs_mjx.manipulation.scenes import FAMILIES, build_scene
 from envs_mjx.registry import TaskId, make
 from experiments.cli.arguments import read_flags, start_jax
 from experiments.cli.exit_status import exit_status
-from experiments.cli.standard_streams import outlive_output
+from experiments.cli.standard_streams import ignore_write_errors
 from experiments.evaluate import Engine
 from experiments.launch.saved_run import SavedRun, by_environment, evaluation_engine, open_run
 from experiments.launch.settings import read_settings
 from experiments.video import encode
 from experiments.video.mujoco_render import render, require_drawing, try_drawing
-from experiments.video.record import Film, film_official, film_ours
+from experiments.video.record import EpisodeRecording, film_ours, record_in_ogbench
 from experiments.video.vector_drawing import draw
-from experiments.video.walker_video import Track, draw_walker, film_walker, returns
+from experiments.video.walker_video import WalkerRecording, draw_walker, film_walker, returns
 from mac.errors import UserError
 from mac.formatting import counted
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
 def view(args: Args) -> int:
     """Renders the film that the flags describe; returns the exit status."""
-    outlive_output()
+    ignore_write_errors()
     settings = read_settings(args.run)
     trained_on, wanted = settings.task_id, () if args.task is None else (args.task,)
     ((env, (task, *_)),) = by_environment(trained_on, wanted, "--task")
@@ -100,7 +100,7 @@ def view(args: Args) -> int:
     print(f"{outcome(film)}; {len(frames)} pictures by {renderer}", flush=True)
     title = f"{run.title}   task {task}, engine {engine}, {run.step:,} updates"
     family = env.family
-    if isinstance(film, Track):
+    if isinstance(film, WalkerRecording):
         pictures = draw_walker(build_walker(family), film, run.numbers, title, frames)
     else:
         paint = render if renderer == "mujoco" else draw
@@ -123,10 +123,12 @@ def choose_renderer(renderer: str) -> str:
     return renderer
 
 
-def record_film(run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int) -> Film | Track:
+def record_film(
+    run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int
+) -> EpisodeRecording | WalkerRecording:
     """Plays `task` in an environment, one episode of each seed."""
     if engine == "ogbench":
-        return film_official(run, task_id.name, task, draw_number)
+        return record_in_ogbench(run, task_id.name, task, draw_number)
     env = make(task_id, engine)
     if isinstance(env, MazeEnv | GymEnv):
         return film_walker(run, env, task, draw_number)
@@ -134,9 +136,9 @@ def record_film(run: SavedRun, task_id: TaskId, task: int, engine: str, draw_num
     return film_ours(run, env, task, draw_number)
 
 
-def outcome(film: Film | Track) -> str:
+def outcome(film: EpisodeRecording | WalkerRecording) -> str:
     """Returns the number of successful seeds as text, or the returns of gym walkers."""
-    if isinstance(film, Track) and film.target is None:
+    if isinstance(film, WalkerRecording) and film.target is None:
         return "return       " + ", ".join(f"{value:,.1f}" for value in returns(film)[-1])
     return f"success      {int(film.success[-1].sum())} of {film.success.shape[1]} seeds"
 

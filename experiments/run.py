@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.exit_status import exit_status
-from experiments.cli.standard_streams import outlive_output
+from experiments.cli.standard_streams import ignore_write_errors
 from experiments.launch import dataset, saved_run, sweep
 from experiments.launch.announce import announce
 from experiments.launch.job import Launch, make_job, occupied, prepare_launch
@@ -58,7 +58,7 @@ def run(settings: Settings[Any], reason: str) -> int:
             return 0
         remove_leftovers(launch.folder)  # of a process that was killed while it drew the picture
         return finish(launch, TrainResult(launch.reached or 0))
-    outlive_output()
+    ignore_write_errors()
     with occupied(launch.folder, anew=settings.out is None) as folder:
         launch = launch._replace(folder=folder)
         announce(launch, reason)

@@ -22,7 +22,7 @@ import tyro
 from envs_mjx.registry import resolve_engine
 from experiments.cli import arguments
 from experiments.cli.exit_status import exit_status
-from experiments.cli.standard_streams import outlive_output
+from experiments.cli.standard_streams import ignore_write_errors
 from experiments.expert_training.online_training import OnlineConfig
 from experiments.expert_training.record_dataset import LEVELS, record_dataset
 from experiments.expert_training.sac import SacConfig
@@ -130,7 +130,7 @@ def curve_line(point: ExpertScore, task: str) -> str:
 
 def work(args: Args, argv: Sequence[str]) -> int:
     """Trains the expert; returns the exit status."""
-    outlive_output()
+    ignore_write_errors()
     arguments.start_jax(1)
     config = config_of(args, resolve_engine(args.engine))
     rows = dataset_rows(args)

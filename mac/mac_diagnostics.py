@@ -36,7 +36,7 @@ EDGE = 1.1
 
 
 @runtime_checkable
-class Planner(Protocol):
+class ChunkAlgorithm(Protocol):
     """The methods of MAC and its variants that diagnostics call."""
 
     @property
@@ -55,7 +55,7 @@ class Planner(Protocol):
     ) -> Array: ...
 
 
-def compute_diagnostics(algo: Planner, nets: Any, window: Window, key: Key[Array, ""]) -> Metrics:
+def compute_diagnostics(algo: ChunkAlgorithm, nets: Any, window: Window, key: Key[Array, ""]) -> Metrics:
     """All of the above, of networks `nets`, on states and sequences drawn from `window`.
 
     Drifts are NaN if no episode of the window is as long as a rollout.
@@ -68,12 +68,12 @@ def compute_diagnostics(algo: Planner, nets: Any, window: Window, key: Key[Array
 
     curves = {
         "drift": jnp.where(long_enough, drift(residual_model(nets.model), real), jnp.nan),
-        "motion": jnp.where(long_enough, motion(real), jnp.nan),
+        "motion": jnp.where(long_enough, no_change_error(real), jnp.nan),
         "imagined_outside": outside(imagined(algo, nets, batch, k_roll)),
     }
     found = {f"{name}_{cfg.chunk * k}": x[k - 1] for name, x in curves.items() for k in horizons(count)}
     found["real_outside"] = outside(batch.obs)
-    found |= choice(algo, nets, batch, k_choice) | distillation(algo, nets, batch, k_distil)
+    found |= best_of_n_gain(algo, nets, batch, k_choice) | distillation(algo, nets, batch, k_distil)
     return {f"diagnostics/{name}": value for name, value in found.items()}
 
 
@@ -101,12 +101,12 @@ def drift(model: Model, real: Sequences) -> Float[Array, " L"]:
     return jnp.sqrt(jnp.mean(squared_error(model, *real), axis=-1))
 
 
-def motion(real: Sequences) -> Float[Array, " L"]:
+def no_change_error(real: Sequences) -> Float[Array, " L"]:
     """Returns the distance of the states after each of L chunks from the first, RMS over entries."""
     return drift(lambda obs, _: obs, real)
 
 
-def imagined(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, "T B D"]:
+def imagined(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, "T B D"]:
     """States after each chunk of rollouts such as V is trained on."""
     goal, n = batch.goals and batch.goals.value, algo.cfg.candidates
 
@@ -121,7 +121,7 @@ def outside(obs: Float[Array, "*T B D"]) -> Float[Array, "*T"]:
     return jnp.mean(jnp.any(jnp.abs(obs) > EDGE, axis=-1).astype(obs.dtype), axis=-1)
 
 
-def choice(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
+def best_of_n_gain(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
     """Measures the gain of best-of-N over the mean candidate; nothing if N is 1."""
     if algo.cfg.candidates_test == 1:
         return {}
@@ -140,7 +140,7 @@ def gain(q: Float[Array, "N B"]) -> Metrics:
     return {"best_of_n_gain": better, "best_of_n_spreads": better / jnp.maximum(jnp.std(mean), 1e-6)}
 
 
-def distillation(algo: Planner, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
+def distillation(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
     """Returns the distance of the one-step policy from its flow teacher; nothing where one is missing."""
     if nets.flow is None or nets.policy is None:
         return {}

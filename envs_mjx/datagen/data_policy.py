@@ -17,7 +17,7 @@ from envs_mjx import experts
 from envs_mjx.engines.base import AbstractTabletopEngine
 from envs_mjx.manipulation.arm_controller import ACTION_DIM, build_arm
 from envs_mjx.manipulation.observation import obs_dim
-from envs_mjx.manipulation.scene_simulation import Tabletop, World
+from envs_mjx.manipulation.scene_simulation import SceneState, Tabletop
 from envs_mjx.manipulation.scenes import Scene
 
 
@@ -101,7 +101,7 @@ class AbstractDataPolicy(eqx.Module):
 class TabletopEpisode(eqx.Module):
     """A scene with objects, and the state of the expert in it."""
 
-    world: World
+    world: SceneState
     expert: experts.ExpertState
 
 

@@ -112,10 +112,12 @@ class AbstractTabletopEngine(AbstractEngine[TabletopPhysics]):
         active: Bool[Array, ""],
     ) -> TabletopPhysics:
         """Puts a running scene into another state where `active`; contact force and locks are kept."""
-        return keep(self.load(qpos, qvel), physics, active)
+        return overwrite_where_active(self.load(qpos, qvel), physics, active)
 
 
-def keep(loaded: TabletopPhysics, physics: TabletopPhysics, active: Bool[Array, ""]) -> TabletopPhysics:
+def overwrite_where_active(
+    loaded: TabletopPhysics, physics: TabletopPhysics, active: Bool[Array, ""]
+) -> TabletopPhysics:
     """Returns `physics`, or where `active` the state just loaded, with contact force and locks of
     `physics`."""
     loaded = dataclasses.replace(loaded, touch=physics.touch, locked=physics.locked, dropped=physics.dropped)

@@ -14,7 +14,12 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt32
 
-from envs_mjx.engines.base import AbstractTabletopEngine, TabletopPhysics, keep, where_active
+from envs_mjx.engines.base import (
+    AbstractTabletopEngine,
+    TabletopPhysics,
+    overwrite_where_active,
+    where_active,
+)
 from envs_mjx.engines.host_threads import STATE, HostThreadPool, Worker
 from envs_mjx.manipulation import arm_controller as arms
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene
@@ -55,7 +60,7 @@ class CEngine(AbstractTabletopEngine):
         active: Bool[Array, ""],
     ) -> TabletopPhysics:
         results = self.host.call(self.host.load, qpos, qvel, active)
-        return keep(self._unpack(*results, physics.locked), physics, active)
+        return overwrite_where_active(self._unpack(*results, physics.locked), physics, active)
 
     def control(
         self, arm: arms.Arm, scene: Scene, physics: TabletopPhysics, action: Float[Array, " 5"]

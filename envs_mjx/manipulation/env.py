@@ -27,7 +27,7 @@ from envs_mjx.manipulation.observation import (
     obs_dim,
     oracle_goal,
 )
-from envs_mjx.manipulation.scene_simulation import SLIDE_RANGE, Tabletop, World
+from envs_mjx.manipulation.scene_simulation import SLIDE_RANGE, SceneState, Tabletop
 from envs_mjx.manipulation.scenes import CONTROL_DT, Scene
 from envs_mjx.manipulation.tasks import MAX_STEPS, TASKS, task_table
 from mac.errors import UserError
@@ -47,7 +47,7 @@ class ManipState(EnvState):
         key: source of randomness of this episode.
     """
 
-    world: World
+    world: SceneState
     target: Objects
     key: Key[Array, ""]
 
@@ -121,7 +121,7 @@ class ManipEnv(Tabletop, AbstractEnv[ManipState]):
         )
         world = self.place(self.random_arm(keys["arm"]), start, yaw)
         # OGBench does not clear contact forces between showing the goal and the start.
-        world = World(dataclasses.replace(world.physics, touch=shown.physics.touch), world.buttons)
+        world = SceneState(dataclasses.replace(world.physics, touch=shown.physics.touch), world.buttons)
         return ManipState(
             world=world,
             obs=self.observe(world),
@@ -155,7 +155,7 @@ class ManipEnv(Tabletop, AbstractEnv[ManipState]):
         )
         return self.end_step(state, after, finite)
 
-    def reached(self, world: World, target: Objects) -> Bool[Array, " subgoals"]:
+    def reached(self, world: SceneState, target: Objects) -> Bool[Array, " subgoals"]:
         """Returns the sub-goals reached: cubes and slides within 4 cm, buttons in the desired state."""
         seen = self.readings(world)
         cubes = jnp.linalg.norm(seen.cube_pos - target.cubes, axis=1) <= SUCCESS_RADIUS
@@ -185,7 +185,7 @@ class ManipEnv(Tabletop, AbstractEnv[ManipState]):
         reward = reached.sum(axis=1) - float(reached.shape[1])
         return np.asarray(reward, np.float32), np.asarray(~reached.all(axis=1), np.float32)
 
-    def goal_of(self, world: World) -> Float[Array, " G"]:
+    def goal_of(self, world: SceneState) -> Float[Array, " G"]:
         """Returns the goal representation of a scene: its objects only, or the whole observation."""
         return oracle_goal(self.scene, self.readings(world)) if self.oracle_goal else self.observe(world)
 
@@ -196,7 +196,7 @@ class ManipEnv(Tabletop, AbstractEnv[ManipState]):
         start, goal = task_table(self.scene.family)
         return single(start), single(goal)
 
-    def _recover(self, world: World, state: ManipState) -> World:
+    def _recover(self, world: SceneState, state: ManipState) -> SceneState:
         """Puts a cube that the physics ejected back on the table, as OGBench does in `scene`."""
         if not self.scene.slides:
             return world
@@ -207,9 +207,9 @@ class ManipEnv(Tabletop, AbstractEnv[ManipState]):
         qpos = self.with_cubes(qpos, *self.scatter(jr.fold_in(state.key, state.t)))
         qvel = qvel.at[scene.cube_dof[:, None] + np.arange(6)].set(0.0)
         physics = self.engine.place(world.physics, qpos, qvel, escaped & ~state.done)
-        return World(physics, world.buttons)
+        return SceneState(physics, world.buttons)
 
-    def _show(self, key: Key[Array, ""], target: Objects) -> World:
+    def _show(self, key: Key[Array, ""], target: Objects) -> SceneState:
         """Returns the solved scene after a few random steps: two, or five with the fingers closing."""
         key_arm, key_action = jr.split(key)
         world = self.place(self.random_arm(key_arm), target, jnp.zeros(self.scene.cubes))

@@ -25,7 +25,7 @@ SLIDE_RANGE = np.asarray([(-0.16, 0.0), (0.0, 0.2)])
 """Ends (m) of the joints of the drawer and of the window."""
 
 
-class World(eqx.Module):
+class SceneState(eqx.Module):
     """State of a scene: its physics, and the states of its buttons, which are not in the physics."""
 
     physics: TabletopPhysics
@@ -39,7 +39,7 @@ class Tabletop(eqx.Module):
     scene: Scene = eqx.field(static=True)
     arm: arms.Arm = eqx.field(static=True)
 
-    def reset_collect(self, key: Key[Array, ""]) -> World:
+    def reset_collect(self, key: Key[Array, ""]) -> SceneState:
         """Draws a random scene: arm anywhere in its box; cubes flat on the table, anywhere, at any yaw; any
         button states; drawer and window anywhere.
         """
@@ -51,24 +51,24 @@ class Tabletop(eqx.Module):
         slides = low + (high - low) * jr.uniform(keys[3], (scene.slides,))
         return self.place(self.random_arm(keys[0]), Objects(cubes, buttons, slides), yaw)
 
-    def advance(self, world: World, action: Float[Array, " A"], active: Bool[Array, ""]) -> World:
+    def advance(self, world: SceneState, action: Float[Array, " A"], active: Bool[Array, ""]) -> SceneState:
         """Advances the scene by one control step; unchanged where not `active`."""
         return self.press(world, self.move(world, action, active))
 
-    def readings(self, world: World) -> Readings:
+    def readings(self, world: SceneState) -> Readings:
         """Returns the measurements in the scene, not normalised."""
         return read_scene(self.scene, world.physics, world.buttons)
 
-    def observe(self, world: World) -> Float[Array, " D"]:
+    def observe(self, world: SceneState) -> Float[Array, " D"]:
         """Returns the observation of a scene, as stored in datasets."""
         return observe(self.scene, world.physics, self.readings(world))
 
-    def move(self, world: World, action: Float[Array, " A"], active: Bool[Array, ""]) -> World:
+    def move(self, world: SceneState, action: Float[Array, " A"], active: Bool[Array, ""]) -> SceneState:
         """Runs the physics of `advance`, before buttons react."""
         ctrl = self.engine.control(self.arm, self.scene, world.physics, jnp.clip(action, -1.0, 1.0))
-        return World(self.engine.step(world.physics, ctrl, active), world.buttons)
+        return SceneState(self.engine.step(world.physics, ctrl, active), world.buttons)
 
-    def press(self, before: World, after: World) -> World:
+    def press(self, before: SceneState, after: SceneState) -> SceneState:
         """Toggles the buttons that were pressed between the two, and locks or frees the slides."""
         if not self.scene.buttons:
             return after
@@ -76,7 +76,7 @@ class Tabletop(eqx.Module):
         flips = jnp.asarray(_influence(self.scene)) & ((old > PRESSED) & (new <= PRESSED))[:, None]
         buttons = before.buttons ^ (jnp.sum(flips, axis=0) % 2 == 1)
         locked = ~buttons[: self.scene.slides]
-        return World(dataclasses.replace(after.physics, locked=locked), buttons)
+        return SceneState(dataclasses.replace(after.physics, locked=locked), buttons)
 
     def scatter(self, key: Key[Array, ""]) -> tuple[Float[Array, "cubes 3"], Float[Array, " cubes"]]:
         """Draws positions of all cubes, flat on the table, and yaws."""
@@ -94,14 +94,14 @@ class Tabletop(eqx.Module):
         yaw = jr.uniform(key_yaw, minval=-jnp.pi, maxval=jnp.pi)
         return arms.joints_for(self.arm, pos, yaw, jnp.asarray(arms.HOME, jnp.float32))
 
-    def place(self, joints: Float[Array, " 6"], objects: Objects, yaw: Float[Array, " cubes"]) -> World:
+    def place(self, joints: Float[Array, " 6"], objects: Objects, yaw: Float[Array, " cubes"]) -> SceneState:
         """Loads a motionless scene with the fingers open."""
         scene = self.scene
         qpos = jnp.asarray(scene.model.qpos0, jnp.float32).at[scene.arm_qpos].set(joints)
         qpos = self.with_cubes(qpos, objects.cubes, yaw).at[scene.slide_qpos].set(objects.slides)
         physics = self.engine.load(qpos, jnp.zeros(scene.model.nv))
         locked = ~objects.buttons[: scene.slides]
-        return World(dataclasses.replace(physics, locked=locked), objects.buttons)
+        return SceneState(dataclasses.replace(physics, locked=locked), objects.buttons)
 
     def with_cubes(
         self, qpos: Float[Array, " nq"], pos: Float[Array, "cubes 3"], yaw: Float[Array, " cubes"]

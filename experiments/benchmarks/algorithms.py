@@ -106,7 +106,7 @@ class AlgoRow:
     plain_cores: float
 
 
-class Subject(NamedTuple):
+class BenchmarkCase(NamedTuple):
     """Measured case: an algorithm at the settings of an environment and a preset."""
 
     algo: AbstractAlgorithm
@@ -169,7 +169,7 @@ def measure(args: Args) -> list[AlgoRow]:
     """Measures the first algorithm and number of seeds; prints notes if the algorithm has no settings."""
     name, seeds = args.algos[0], args.seeds[0]
     compile_for_real()
-    subject = find_subject(args)
+    subject = find_case(args)
     if subject is None:
         return []
     algo, width = subject.algo, subject.hp.hidden[0]
@@ -182,7 +182,7 @@ def measure(args: Args) -> list[AlgoRow]:
     return [AlgoRow(algo=name, env=subject.env.name, preset=subject.preset, **figures)]
 
 
-def find_subject(args: Args) -> Subject | None:
+def find_case(args: Args) -> BenchmarkCase | None:
     """Returns the first algorithm at its first environment with settings; None, with notes, without any."""
     reasons = []
     for env in args.envs:
@@ -194,7 +194,7 @@ def find_subject(args: Args) -> Subject | None:
     return None
 
 
-def subject_of(args: Args, env: str) -> Subject:
+def subject_of(args: Args, env: str) -> BenchmarkCase:
     """Returns the first algorithm for an environment, as `run.py` would train it.
 
     Raises:
@@ -205,7 +205,7 @@ def subject_of(args: Args, env: str) -> Subject:
     settings, _ = parse_command_line([word for flag, value in flags.items() for word in (f"--{flag}", value)])
     hp = replace(settings.hp, **QUICK) if args.quick else settings.hp
     spec = make(env, "c").spec
-    return Subject(REGISTRY[name].algorithm(hp, spec, settings.steps), spec, settings.preset, hp)
+    return BenchmarkCase(REGISTRY[name].algorithm(hp, spec, settings.steps), spec, settings.preset, hp)
 
 
 def tables(rows: Sequence[AlgoRow]) -> list[Table]:

@@ -32,7 +32,7 @@ from mac.algorithm import AbstractAlgorithm
 from mac.data.normalize import fit_minmax
 from mac.data.quantize import LARGEST
 from mac.data.store import ACTION, EPISODES, OBS, Store, is_store, save_checks, save_meta
-from mac.data.window_feed import Feed, Resident, Rotating, plan_rotation
+from mac.data.window_feed import Resident, Rotating, WindowFeed, plan_rotation
 from mac.errors import UserError
 from mac.run import segment as loop
 from mac.types import EnvSpec
@@ -106,7 +106,7 @@ class Trainer(NamedTuple):
     """Training that continues from call to call, and the windows that feed it."""
 
     timed: TimedLoop
-    feed: Feed
+    feed: WindowFeed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -187,7 +187,7 @@ def per_cpu(timing: Timing) -> Timing:
     return Timing(timing.speed / timing.cores, timing.cores)
 
 
-def trainer(args: Args, algo: AbstractAlgorithm, mesh: Any, feed: Feed) -> Trainer:
+def trainer(args: Args, algo: AbstractAlgorithm, mesh: Any, feed: WindowFeed) -> Trainer:
     """Returns training over `feed` as `mac.run.train` does it: metrics are read one segment late."""
     keys = loop.place(mesh, loop.seed_keys(0, args.seeds), loop.SEED)
     state = loop.init(algo, mesh, keys)

@@ -25,7 +25,7 @@ def exit_status(work: Callable[[], int], *, short_of_memory: str, interrupted: s
         SystemExit: after printing the help.
     """
     with standard_streams() as streams:
-        for note in jax_env_vars.settle():
+        for note in jax_env_vars.set_required():
             print(note, file=sys.stderr)
         if sys.platform == "win32":
             print("note: untested on Windows; take Linux, or WSL", file=sys.stderr)

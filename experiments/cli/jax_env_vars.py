@@ -32,7 +32,7 @@ def _fits(name: str) -> bool:
     return text == str(wanted)
 
 
-def settle() -> list[str]:
+def set_required() -> list[str]:
     """Gives JAX, here and in processes that are started, the values that are needed; returns notes on it."""
     import jax
 

@@ -116,7 +116,7 @@ def standard_streams() -> Iterator[Streams]:
             sys.stdout, sys.stderr = before
 
 
-def outlive_output() -> None:
+def ignore_write_errors() -> None:
     """Declares, within `standard_streams`, that the work that begins is worth more than what it prints."""
     Streams(sys.stdout, sys.stderr).outlive()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.doctor_checks.findings import OK, WARNING, Finding
 from mac.atomic_files import load_json, visible
-from mac.data.provenance import of_meta, origin, provenance_of
+from mac.data.provenance import generator_record, of_meta, provenance_of
 from mac.errors import UserError
 
 SUFFIXES = (".npz", ".hdf5", ".h5")
@@ -47,7 +47,7 @@ def _line(folder: Path, files: list[Path]) -> Finding:
     size = sum(path.stat().st_size for path in visible(folder, "*") if path.suffix in SUFFIXES)
     names = ", ".join(path.stem for path in files[:3]) + (f" and {len(files) - 3} more" if files[3:] else "")
     try:
-        labels = dict.fromkeys(provenance_of([file], origin(file), 0).label for file in files[:3])
+        labels = dict.fromkeys(provenance_of([file], generator_record(file), 0).label for file in files[:3])
     except UserError as error:
         return Finding(WARNING, "data", f"{folder}: {names}", str(error))
     return Finding(OK, "data", f"{folder}: {names}, {size / 1e6:,.0f} MB; {', '.join(labels)}")

@@ -135,7 +135,7 @@ def train_expert(
     Raises:
         UserError: the folder holds another training, or cannot be written.
     """
-    check_config(folder, config)
+    check_expert_config(folder, config)
     write_json(folder / EXPERT, config.settings)
     cfg, sac, task = config.online, config.sac, build_task(config.task, config.engine)
     seed = jnp.asarray(config.seed)
@@ -190,7 +190,7 @@ def _point(
     )
 
 
-def check_config(folder: Path, config: ExpertConfig) -> None:
+def check_expert_config(folder: Path, config: ExpertConfig) -> None:
     """Checks that a folder holds no training, or this one.
 
     Raises:

@@ -1,6 +1,6 @@
 """The dataset of a run: where it is or comes from, its store, and how training draws from it.
 
-`choose` decides where the dataset comes from (`--data.source`); `obtain` generates or downloads it;
+`choose_source` decides where the dataset comes from (`--data.source`); `obtain` generates or downloads it;
 `open_store` converts it on first use; `fit_device` decides between rows that stay on the device and windows
 that rotate; `make_source` is what training draws from.
 """
@@ -25,14 +25,21 @@ from mac.atomic_files import visible, writing
 from mac.data.checksums import KEPT, Checksums
 from mac.data.convert import Progress, Sources, convert
 from mac.data.normalize import Normalizer
-from mac.data.provenance import Provenance, of_meta, origin, provenance_of
+from mac.data.provenance import Provenance, generator_record, of_meta, provenance_of
 from mac.data.shards import shard_files, sizes_of, val_file
-from mac.data.sources.catalogue import SHARDS, Listing, elsewhere, find_listing, has_large_set, large_folder
+from mac.data.sources.catalogue import (
+    SHARDS,
+    PublicDataset,
+    find_public_dataset,
+    has_large_set,
+    large_folder,
+    other_programs_copies,
+)
 from mac.data.sources.download import fetch, is_here
 from mac.data.sources.http_download import Unavailable
-from mac.data.store import META, Content, Store, is_store, read_meta
-from mac.data.window import Relabel, all_pieces, check_chunk, recorded_falls
-from mac.data.window_feed import Source, Whole, plan_rotation
+from mac.data.store import META, ContentChecksums, Store, is_store, read_meta
+from mac.data.window import Relabel, all_pieces, check_chunk, recorded_terminations
+from mac.data.window_feed import ResidentData, Source, plan_rotation
 from mac.errors import UserError, refusal
 from mac.formatting import counted
 from mac.free_memory import Memory, free_memory
@@ -49,7 +56,7 @@ _INDEX_BYTES = 16  # of an episode, in the table
 # Where it is.
 
 
-class Choice(NamedTuple):
+class DatasetChoice(NamedTuple):
     """Decision on how to obtain a dataset.
 
     Attributes:
@@ -61,7 +68,7 @@ class Choice(NamedTuple):
     path: Path
     how: How
     rows: int | None = None
-    public: Listing | None = None
+    public: PublicDataset | None = None
 
     @property
     def found(self) -> bool:
@@ -75,7 +82,7 @@ class Choice(NamedTuple):
         return f"; to be downloaded from {self.public.hosts}" if self.public else ""
 
 
-def choose(data: DataConfig, env: TaskId) -> Choice:
+def choose_source(data: DataConfig, env: TaskId) -> DatasetChoice:
     """Decides where the dataset of an environment comes from; writes nothing.
 
     Raises:
@@ -83,15 +90,15 @@ def choose(data: DataConfig, env: TaskId) -> Choice:
     """
     dataset = env.dataset
     if here := search(data, env):
-        return Choice(here, "local")
-    public = find_listing(dataset, data.shards, data.mirror)
+        return DatasetChoice(here, "local")
+    public = find_public_dataset(dataset, data.shards, data.mirror)
     # Whoever names a mirror, or OGBench's shards, wants those.
     wanted = data.source == "generate" or (data.source == "auto" and not data.mirror)
     if wanted and not data.shards and cannot_generate(dataset) is None:
         length = episode_rows(dataset)
-        return Choice(generated_file(data, dataset), "generate", -(-data.rows // length) * length)
+        return DatasetChoice(generated_file(data, dataset), "generate", -(-data.rows // length) * length)
     if data.source in ("auto", "download") and public:
-        return Choice(downloads(data) / public.folder / public.main, "download", public.rows, public)
+        return DatasetChoice(downloads(data) / public.folder / public.main, "download", public.rows, public)
     raise UserError(_nowhere(data, dataset))
 
 
@@ -110,7 +117,7 @@ def search(data: DataConfig, env: TaskId) -> Path | None:
             shard_files(data.path)
         return data.path
     places = public_places(data, dataset) if data.source != "generate" else []
-    found = [path for path in places if _is_whole(path, find_listing(dataset, data.shards), data)]
+    found = [path for path in places if _is_whole(path, find_public_dataset(dataset, data.shards), data)]
     if data.source != "download" and not data.shards:
         generated = generated_file(data, dataset)
         shards = generated.with_suffix("")  # where `generate_data.py` puts several files
@@ -122,13 +129,13 @@ def search(data: DataConfig, env: TaskId) -> Path | None:
 
 def public_places(data: DataConfig, dataset: str) -> list[Path]:
     """Lists the places of a dataset's public files, in search order."""
-    public = find_listing(dataset, data.shards)
+    public = find_public_dataset(dataset, data.shards)
     if public is None:  # but somebody may have such a file
         return [data.dir / (large_folder(dataset) if data.shards else f"{dataset}.npz")]
     own = [data.dir / public.main]
     if public.collection == "D4RL":
         own.append(data.dir / f"{dataset}.hdf5")
-    return [*own, *elsewhere(dataset, data.shards), downloads(data) / public.folder / public.main]
+    return [*own, *other_programs_copies(dataset, data.shards), downloads(data) / public.folder / public.main]
 
 
 def larger(env: TaskId) -> str:
@@ -152,7 +159,7 @@ def generated_file(data: DataConfig, dataset: str) -> Path:
     return data.dir / f"generated-{rows}-seed{data.seed}" / f"{dataset}.npz"
 
 
-def obtain(choice: Choice, data: DataConfig, env: TaskId) -> Path:
+def obtain(choice: DatasetChoice, data: DataConfig, env: TaskId) -> Path:
     """Does what was chosen, and returns the dataset's path; what was begun earlier is continued.
 
     Raises:
@@ -194,7 +201,7 @@ def _display(name: str) -> contextlib.AbstractContextManager[Progress]:
     return shown(f"downloading {Path(name).name}", "kB", scale=1000)
 
 
-def _is_whole(path: Path, public: Listing | None, data: DataConfig) -> bool:
+def _is_whole(path: Path, public: PublicDataset | None, data: DataConfig) -> bool:
     """True if a complete public dataset exists at `path`."""
     if public and path.is_relative_to(downloads(data)):
         return is_here(public, downloads(data))
@@ -205,7 +212,7 @@ def _is_whole(path: Path, public: Listing | None, data: DataConfig) -> bool:
 
 def _nowhere(data: DataConfig, dataset: str) -> str:
     """Returns the error for a dataset that exists nowhere, with a remedy."""
-    public = find_listing(dataset, data.shards)
+    public = find_public_dataset(dataset, data.shards)
     why_not = cannot_generate(dataset)
     if data.source == "generate" and data.shards:
         return "--data.shards names OGBench's files; to generate as much, give --data.rows instead"
@@ -240,7 +247,7 @@ def _other_sizes(data: DataConfig, dataset: str) -> str:
     return f"; there is one with --data.rows {rows} --data.seed {seed.removeprefix('seed')}"
 
 
-def _unavailable(error: Unavailable, public: Listing, data: DataConfig) -> str:
+def _unavailable(error: Unavailable, public: PublicDataset, data: DataConfig) -> str:
     """Returns the error of a failed download, with a remedy."""
     names = " and ".join(Path(remote.name).name for remote in public.files[:2])
     names += f" and {len(public.files) - 2} more" if public.files[2:] else ""
@@ -256,7 +263,7 @@ def _unavailable(error: Unavailable, public: Listing, data: DataConfig) -> str:
 # Its store.
 
 
-class Facts(NamedTuple):
+class DatasetFacts(NamedTuple):
     """Facts of a dataset before it is opened: training rows, and their type in the store.
 
     `guessed`: the rows are a default, since the headers of the files cannot be read.
@@ -332,7 +339,7 @@ def open_store(data: DataConfig, source: Path, spec: EnvSpec, progress: Progress
         notes = (unused,) if is_store(old) and not folder.exists() else ()
         store = convert(files, folder, spec, dtype, progress)
         # The files may have other names, or be known as a download, since they were converted.
-        known = provenance_of(files.train, origin(files.train[0]), store.rows, files.by_name)
+        known = provenance_of(files.train, generator_record(files.train[0]), store.rows, files.by_name)
         return store._replace(notes=(*store.notes, *notes), provenance=known)
     store = Store.open(source)
     if store.widths != (spec.obs_dim, spec.action_dim):
@@ -345,13 +352,13 @@ def open_store(data: DataConfig, source: Path, spec: EnvSpec, progress: Progress
     return store
 
 
-def content(data: DataConfig, source: Path, spec: EnvSpec, dtype: str) -> Content | None:
+def content(data: DataConfig, source: Path, spec: EnvSpec, dtype: str) -> ContentChecksums | None:
     """Checksums of what a dataset would be trained on; None if it was not converted yet."""
     if is_store(source):
         return Store.open(source).content
     files = Sources.of(source, spec, file_checksums(data))
     meta = read_meta(store_folder(data, source, files, dtype))
-    return None if meta is None else Content(*meta["content"])
+    return None if meta is None else ContentChecksums(*meta["content"])
 
 
 @contextlib.contextmanager
@@ -377,7 +384,7 @@ def shown(title: str, unit: str = "rows", *, scale: int = 1) -> Iterator[Progres
         yield count
 
 
-def facts(data: DataConfig, source: Path, expected: int | None = None) -> Facts:
+def dataset_facts(data: DataConfig, source: Path, expected: int | None = None) -> DatasetFacts:
     """Training rows of a dataset, and how they will be stored.
 
     Args:
@@ -389,7 +396,7 @@ def facts(data: DataConfig, source: Path, expected: int | None = None) -> Facts:
     elif dtype == "auto":
         dtype = (source.exists() and stored_as(data, source)) or "float32"
     rows = expected or count_rows(source)
-    return Facts(rows or data.rows, dtype, guessed=not rows)
+    return DatasetFacts(rows or data.rows, dtype, guessed=not rows)
 
 
 def dataset_provenance(source: Path) -> Provenance:
@@ -397,7 +404,7 @@ def dataset_provenance(source: Path) -> Provenance:
     if is_store(source):
         return of_meta(read_meta(source) or {})
     files = shard_files(source)
-    return provenance_of(files, origin(files[0]), count_rows(source) or 0)
+    return provenance_of(files, generator_record(files[0]), count_rows(source) or 0)
 
 
 def count_rows(source: Path) -> int | None:
@@ -432,7 +439,9 @@ def window_row_bytes(spec: EnvSpec, dtype: str) -> float:
     return (spec.obs_dim + spec.action_dim) * (2 if dtype == "uint16" else 4) + labels + _INDEX_BYTES / 100
 
 
-def fit_device(data: DataConfig, known: Facts, spec: EnvSpec, free: Memory | None = None) -> DataConfig:
+def fit_device(
+    data: DataConfig, known: DatasetFacts, spec: EnvSpec, free: Memory | None = None
+) -> DataConfig:
     """`data` with `auto` decided: how rows are stored, and whether all of them stay on the device.
 
     Args:
@@ -487,9 +496,11 @@ def make_source(
     """
     everything = all_pieces(store)
     length = np.concatenate([split.length for split in store.train])
-    check_chunk(str(store.path), length, sample.chunk, recorded_falls(store, everything), sample.every_row)
+    check_chunk(
+        str(store.path), length, sample.chunk, recorded_terminations(store, everything), sample.every_row
+    )
     if data.resident == "yes":
-        return Whole(store, normalizer, sample.chunk, relabel, sample.every_row)
+        return ResidentData(store, normalizer, sample.chunk, relabel, sample.every_row)
     return plan_rotation(
         store,
         normalizer,
@@ -502,12 +513,12 @@ def make_source(
     )
 
 
-def windows(data: DataConfig, known: Facts) -> tuple[int, int]:
+def windows(data: DataConfig, known: DatasetFacts) -> tuple[int, int]:
     """Rows of a window, and how many windows are held at a time; `data` as `fit_device` decided."""
     return (min(data.window, known.rows), WINDOWS_HELD) if data.resident == "no" else (known.rows, 1)
 
 
-def describe_rows(data: DataConfig, known: Facts) -> str:
+def describe_rows(data: DataConfig, known: DatasetFacts) -> str:
     """Describes where rows are held, in a few words; `data` as `fit_device` decided."""
     if known.guessed:
         return "its rows cannot be counted, so sizes and times below are guesses"

@@ -50,8 +50,8 @@ class Launch(NamedTuple):
     engine: str
     env: AbstractEnv
     algo: AbstractAlgorithm
-    choice: dataset.Choice
-    known: dataset.Facts
+    choice: dataset.DatasetChoice
+    known: dataset.DatasetFacts
     folder: Path
     reached: int | None
     finished: bool
@@ -74,7 +74,7 @@ def prepare_launch(settings: Settings[Any]) -> Launch:
     env = make(task_id, engine)
     settings, choice = choose_dataset(settings, task_id, folder, env.spec, finished)
     algo = get_algorithm(settings.algo).algorithm(settings.hp, env.spec, settings.steps)
-    known = dataset.facts(settings.data, choice.path, choice.rows)
+    known = dataset.dataset_facts(settings.data, choice.path, choice.rows)
     if not finished:
         settings = dataclasses.replace(settings, data=dataset.fit_device(settings.data, known, env.spec))
     return Launch(settings, task_id, engine, env, algo, choice, known, folder, reached, finished)
@@ -82,7 +82,7 @@ def prepare_launch(settings: Settings[Any]) -> Launch:
 
 def choose_dataset(
     settings: Settings[Any], task_id: TaskId, folder: Path, spec: EnvSpec, finished: bool
-) -> tuple[Settings[Any], dataset.Choice]:
+) -> tuple[Settings[Any], dataset.DatasetChoice]:
     """Returns the dataset's place or source; of a resumed run also the settings that lead there from here.
 
     Raises:
@@ -90,10 +90,10 @@ def choose_dataset(
     """
     if settings.resume and not finished:
         if found := saved_run.find_source(folder, settings, spec):
-            return dataclasses.replace(settings, data=found[0]), dataset.Choice(found[1], "local")
+            return dataclasses.replace(settings, data=found[0]), dataset.DatasetChoice(found[1], "local")
         if settings.data.path is not None:
             raise saved_run.missing_dataset(folder, settings)
-    return settings, dataset.choose(settings.data, task_id)
+    return settings, dataset.choose_source(settings.data, task_id)
 
 
 def default_run_folder(settings: Settings[Any]) -> Path:

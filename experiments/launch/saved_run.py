@@ -23,7 +23,7 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.atomic_files import read_json, write_json
 from mac.data.normalize import Normalizer
 from mac.data.provenance import provenance_from_dict as from_record
-from mac.data.store import Content, Store, read_meta
+from mac.data.store import ContentChecksums, Store, read_meta
 from mac.errors import UserError, one_line
 from mac.run.evaluate import Policies
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
@@ -71,7 +71,7 @@ def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | No
     """The policies of a run's checkpoint, the newest or that of update `step`; writes nothing.
 
     Args:
-        settings: those of the run, if not as they were saved (see `acting_otherwise`).
+        settings: those of the run, if not as they were saved (see `with_acting_hparams`).
     Raises:
         UserError: no run, no such checkpoint, or a damaged file.
     """
@@ -85,7 +85,7 @@ def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | No
     return SavedRun(folder, settings, algo, normalizer, found.step, found.state)
 
 
-def acting_otherwise(settings: Settings[Any], changes: Sequence[str]) -> Settings[Any]:
+def with_acting_hparams(settings: Settings[Any], changes: Sequence[str]) -> Settings[Any]:
     """Settings of a run whose policies are to act otherwise than they did in training.
 
     Args:
@@ -194,7 +194,7 @@ def _normalizer(values: Any, where: str, spec: EnvSpec, remedy: str = "start a n
 # Dataset.
 
 
-class Trained(NamedTuple):
+class TrainingData(NamedTuple):
     """The data that a run was trained on, as it was recorded.
 
     Attributes:
@@ -204,21 +204,21 @@ class Trained(NamedTuple):
     """
 
     label: str
-    content: Content | None
+    content: ContentChecksums | None
     store: Path | None
 
 
-def trained_on(folder: Path, kept: Mapping[str, Any] | None = None) -> Trained:
+def trained_on(folder: Path, kept: Mapping[str, Any] | None = None) -> TrainingData:
     """The data of a checkpoint, given what was saved with it, or of the run's newest launch."""
     recorded = [each["data"] for each in _launches(folder) if isinstance(each.get("data"), dict)]
     known = [*([kept["data"]] if kept and isinstance(kept.get("data"), dict) else []), *reversed(recorded)]
     values = known[0] if known else {}
     label, content = from_record(values).label, values.get("content")
-    if not (isinstance(content, list) and len(content) == len(Content._fields)):
-        return Trained(label, None, None)
+    if not (isinstance(content, list) and len(content) == len(ContentChecksums._fields)):
+        return TrainingData(label, None, None)
     stores = [Path(each["store"]) for each in known if isinstance(each.get("store"), str)]
     copies = (store for store in stores if (read_meta(store) or {}).get("content") == content)
-    return Trained(label, Content(*content), next(copies, None))
+    return TrainingData(label, ContentChecksums(*content), next(copies, None))
 
 
 def record_of(store: Store) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def record_of(store: Store) -> dict[str, Any]:
     return store.provenance.to_dict() | {"content": content, "store": str(store.path.absolute())}
 
 
-def check_same_data(folder: Path, trained: Trained, store: Store, source: Path) -> None:
+def check_same_data(folder: Path, trained: TrainingData, store: Store, source: Path) -> None:
     """Compares a dataset, the store of `source`, with the one that a run was trained on.
 
     Raises:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from envs_mjx.manipulation.observation import Objects
 from envs_mjx.manipulation.scenes import Scene
 from experiments.doctor_checks.probes import drawing_remedy
-from experiments.video.record import Film, caption, status
+from experiments.video.record import EpisodeRecording, caption, status
 from experiments.video.vector_drawing import BUTTONS, COLUMNS, CUBES, STATUS_COLORS
 from mac.errors import UserError, one_line
 
@@ -158,7 +158,7 @@ def legend(scene: Scene) -> str:
 
 
 def render(
-    scene: Scene, film: Film, numbers: list[int], title: str, frames: list[int]
+    scene: Scene, film: EpisodeRecording, numbers: list[int], title: str, frames: list[int]
 ) -> Iterator[np.ndarray]:
     """Draws the control steps `frames`, uint8[height, width, 3] each, as `vector_drawing.draw`.
 

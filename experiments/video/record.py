@@ -20,7 +20,7 @@ from mac.run.evaluate import episode_keys, evaluation_keys
 Look = Callable[[Any], tuple[Any, ...]]
 
 
-class Film(NamedTuple):
+class EpisodeRecording(NamedTuple):
     """Recorded episodes on the host. Axis T: the start, then each control step; ended episodes are frozen.
 
     Attributes:
@@ -45,12 +45,12 @@ def reached(scene: Scene, qpos: np.ndarray, buttons: np.ndarray, target: Objects
     return np.concatenate([near, buttons == target.buttons, shut])
 
 
-def status(film: Film, k: int, s: int) -> str:
+def status(film: EpisodeRecording, k: int, s: int) -> str:
     """Returns the status of seed `s` at frame `k`."""
     return "success" if film.success[k, s] else "failed" if film.done[k, s] else "running"
 
 
-def caption(scene: Scene, film: Film, k: int, s: int) -> str:
+def caption(scene: Scene, film: EpisodeRecording, k: int, s: int) -> str:
     """Returns time, sub-goals and status of seed `s` at frame `k`, as text."""
     held = reached(scene, film.qpos[k, s], film.buttons[k, s], Objects(*(x[s] for x in film.target)))
     goals = "" if held.size == 1 else f"   {held.sum()}/{held.size} goals"
@@ -60,10 +60,10 @@ def caption(scene: Scene, film: Film, k: int, s: int) -> str:
     )
 
 
-def film_ours(run: SavedRun, env: ManipEnv, task: int, draw: int) -> Film:
+def film_ours(run: SavedRun, env: ManipEnv, task: int, draw: int) -> EpisodeRecording:
     """Records the first episode of `task` in evaluation number `draw` (`evaluation_keys`), of each seed."""
     parts, state = play_ours(run, env, task, draw, _look)
-    return Film(*parts, Objects(*(np.asarray(x) for x in state.target)))  # pyright: ignore[reportCallIssue]
+    return EpisodeRecording(*parts, Objects(*(np.asarray(x) for x in state.target)))  # pyright: ignore[reportCallIssue]
 
 
 def play_ours(
@@ -112,7 +112,7 @@ def _look(state: Any) -> tuple[Any, ...]:
     return state.physics.qpos, state.buttons, state.t, state.success, state.done
 
 
-def film_official(run: SavedRun, name: str, task: int, draw: int) -> Film:
+def record_in_ogbench(run: SavedRun, name: str, task: int, draw: int) -> EpisodeRecording:
     """Records the same episodes as `film_ours` in the real environment `name`."""
     keys = evaluation_keys(jnp.asarray(run.numbers), run.step, draw)
     k_reset, k_act = episode_keys(keys, jnp.asarray([task]), jnp.asarray([0]))
@@ -139,4 +139,4 @@ def film_official(run: SavedRun, name: str, task: int, draw: int) -> Film:
     done = step == length - 1
     success = done & np.asarray([reel[-1].success for reel in reels])
     target = Objects(*(np.stack([shown[0].target[i] for shown in shots]) for i in range(3)))
-    return Film(gather("qpos"), gather("buttons"), step, success, done, target)
+    return EpisodeRecording(gather("qpos"), gather("buttons"), step, success, done, target)

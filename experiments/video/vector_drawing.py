@@ -15,7 +15,7 @@ from envs_mjx.manipulation.assets import ARM, GRIPPER
 from envs_mjx.manipulation.observation import Objects
 from envs_mjx.manipulation.scenes import Scene
 from experiments.video.outlines import Shape, View, convex_hull, cube_corners, pieces, views
-from experiments.video.record import Film, caption, status
+from experiments.video.record import EpisodeRecording, caption, status
 
 COLUMNS = 4  # seeds in a row
 CUBES = ("#e6194b", "#3c78d8", "#f0a30a", "#2e8b57", "#8e44ad", "#00a5a8", "#b5651d", "#d147a3")
@@ -154,7 +154,9 @@ def legend(scene: Scene) -> list[str]:
     return ["   ·   ".join(line) for line in lines]
 
 
-def draw(scene: Scene, film: Film, numbers: list[int], title: str, frames: list[int]) -> Iterator[np.ndarray]:
+def draw(
+    scene: Scene, film: EpisodeRecording, numbers: list[int], title: str, frames: list[int]
+) -> Iterator[np.ndarray]:
     """Draws the control steps `frames`, uint8[height, width, 3] each; `numbers` are the seeds' labels."""
     sheet = _Sheet(scene, film, numbers, title)
     return (sheet.picture(k) for k in frames)
@@ -177,7 +179,7 @@ class _Sheet:
 
     WIDTH, GAP, HEAD, LABEL, LINE_HEIGHT = 2.7, 0.12, 0.36, 0.36, 0.16
 
-    def __init__(self, scene: Scene, film: Film, numbers: list[int], title: str):
+    def __init__(self, scene: Scene, film: EpisodeRecording, numbers: list[int], title: str):
         self.scene, self.film, self.data = scene, film, mujoco.MjData(scene.model)
         self.views, legend_lines = views(scene), legend(scene)
         shapes = [(view.up[1] - view.up[0]) / (view.right[1] - view.right[0]) for view in self.views]

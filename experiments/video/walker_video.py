@@ -25,7 +25,7 @@ SPAN, SKY = (-2.0, 4.0), (-0.3, 2.3)  # range of the view from the side, m: alon
 _ROUND = np.stack([f(np.linspace(0, 2 * np.pi, 12, endpoint=False)) for f in (np.cos, np.sin)], axis=1)
 
 
-class Track(NamedTuple):
+class WalkerRecording(NamedTuple):
     """Recorded episodes on the host. Axis T: the start, then each control step; ended episodes are frozen.
 
     Attributes:
@@ -43,24 +43,24 @@ class Track(NamedTuple):
     target: np.ndarray | None
 
 
-def film_walker(run: SavedRun, env: MazeEnv | GymEnv, task: int, draw: int) -> Track:
+def film_walker(run: SavedRun, env: MazeEnv | GymEnv, task: int, draw: int) -> WalkerRecording:
     """Records the first episode of each seed of a walker, as `record.film_ours` does of a scene."""
     parts, state = play_ours(run, env, task, draw, _look)
     target = np.asarray(state.target) if isinstance(env, MazeEnv) else None
-    return Track(*parts, target)  # pyright: ignore[reportCallIssue]
+    return WalkerRecording(*parts, target)  # pyright: ignore[reportCallIssue]
 
 
 def _look(state: Any) -> tuple[Any, ...]:
     return state.motion.qpos, state.reward, state.t, state.success, state.done
 
 
-def returns(track: Track) -> np.ndarray:
+def returns(track: WalkerRecording) -> np.ndarray:
     """Returns the sum of rewards so far, [T, S]; the last reward of an episode is counted once."""
     moved = np.diff(track.t, axis=0, prepend=np.zeros_like(track.t[:1])) > 0
     return np.cumsum(np.where(moved, track.reward, 0.0), axis=0)
 
 
-def walker_caption(walker: Walker, track: Track, k: int, s: int) -> tuple[str, str]:
+def walker_caption(walker: Walker, track: WalkerRecording, k: int, s: int) -> tuple[str, str]:
     """Returns the status of seed `s` at frame `k`, as text, and its colour."""
     time = f"{track.t[k, s] * walker.control_dt:6.2f} s"
     if walker.maze is None:
@@ -83,7 +83,7 @@ def shadow(walker: Walker, data: mujoco.MjData, axes: tuple[int, int]) -> list[n
 
 
 def draw_walker(
-    walker: Walker, track: Track, numbers: list[int], title: str, frames: list[int]
+    walker: Walker, track: WalkerRecording, numbers: list[int], title: str, frames: list[int]
 ) -> Iterator[np.ndarray]:
     """Draws the control steps `frames`, uint8[height, width, 3] each; `numbers` are the seeds' labels."""
     box = _view(walker)
@@ -118,7 +118,7 @@ def _view(walker: Walker) -> tuple[tuple[float, float], tuple[float, float]]:
 class _Panel:
     """One seed: artists that follow the walker, over a static background."""
 
-    def __init__(self, axes: Axes, walker: Walker, track: Track, s: int):
+    def __init__(self, axes: Axes, walker: Walker, track: WalkerRecording, s: int):
         self.axes, self.walker, self.track, self.s = axes, walker, track, s
         self.data, self.plane = mujoco.MjData(walker.model), (0, 2) if walker.maze is None else (0, 1)
         right, up = _view(walker)

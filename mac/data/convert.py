@@ -22,7 +22,7 @@ import numpy as np
 
 from mac.atomic_files import load_json, locked, read_json, write_json, writing
 from mac.data.checksums import KEPT, Checksums
-from mac.data.provenance import origin, provenance_of
+from mac.data.provenance import generator_record, provenance_of
 from mac.data.quantize import Codec, ColumnSummary, fit_affine, merge_summaries
 from mac.data.raw_dataset import RawDataset, check_file
 from mac.data.shards import (
@@ -48,7 +48,7 @@ from mac.data.store import (
     META,
     OBS,
     REWARD,
-    Split,
+    ShardRows,
     Statistics,
     Store,
     is_store,
@@ -311,7 +311,7 @@ class _Conversion:
                 f"{val_file(self.files[0])}: absent, so the normaliser's statistics come from training rows"
             )
         checksums = self.sources.by_name
-        made_by, rows = origin(self.files[0]), sum(part.rows for part in found)
+        made_by, rows = generator_record(self.files[0]), sum(part.rows for part in found)
         return self.wanted | {
             "env": self.spec.name,
             "codec": found[0].codec,
@@ -382,7 +382,7 @@ def _swap(new: Path, store_dir: Path) -> None:
 def _moved(store: Store, path: Path) -> Store:
     """An open store whose folder has another name now."""
 
-    def named(split: Split) -> Split:
+    def named(split: ShardRows) -> ShardRows:
         return split._replace(name=str(path / Path(split.name).name))
 
     val = None if store.val is None else named(store.val)

@@ -29,16 +29,16 @@ import h5py
 import numpy as np
 
 from mac.data.raw_dataset import (
-    Arrays,
-    Joints,
+    FileArrays,
+    NextObsAgreement,
     RawDataset,
     Sizes,
     check_file,
     check_range,
+    compare_next_obs,
     constant_notes,
-    damage,
+    damage_as_user_error,
     episodes_between,
-    joints,
     repair,
     rounding_notes,
     sizes,
@@ -60,7 +60,7 @@ COPIES = 2.4
 _BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, OverflowError, EOFError)
 """Exceptions that h5py raises on a file that is damaged or not its own."""
 
-_damage = partial(damage, broken=_BROKEN, split="split the file")
+_damage = partial(damage_as_user_error, broken=_BROKEN, split="split the file")
 
 
 def read_hdf5(path: str | Path, limit: int | None = None) -> RawDataset:
@@ -153,7 +153,7 @@ def _arrays(
     needed: tuple[str, ...],
     wanted: tuple[str, ...],
     notes: dict[str, None] | None = None,
-) -> Arrays:
+) -> FileArrays:
     """The arrays of a group that this module knows, none of which is read yet."""
     inside = "" if group.name == "/" else f"{group.name.strip('/')}/"
     items: dict[str, Any] = {}
@@ -183,7 +183,7 @@ def _arrays(
                 notes[f"'{name}' was never written, so that all of it reads as 0"] = None
             return items[name][()]
 
-    return Arrays(path, shapes, load, inside, notes)
+    return FileArrays(path, shapes, load, inside, notes)
 
 
 def _unwritten(path: Path, item: Any, depth: int = 0) -> str | None:
@@ -227,7 +227,7 @@ def _unmapped(path: Path, item: Any, depth: int) -> str | None:
 # D4RL.
 
 
-def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDataset:
+def _from_transitions(path: Path, arrays: FileArrays, limit: int | None) -> RawDataset:
     arrays.check_equal_rows()
     obs, action = arrays.matrix("observations"), arrays.matrix("actions")
     check_range(path, action)
@@ -241,7 +241,7 @@ def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDatas
             raise UserError(
                 f"{path}: 'next_observations' has shape {next_obs.shape}, 'observations' {obs.shape}"
             )
-        found = joints(obs, next_obs)
+        found = compare_next_obs(obs, next_obs)
         notes += _unmarked(path, found, last, reward, "" if timeout is not None else "no 'timeouts': ")
         last = last | found.jump
         if limit is not None and len(last) > limit and not last.any():
@@ -265,7 +265,9 @@ def _from_transitions(path: Path, arrays: Arrays, limit: int | None) -> RawDatas
     return with_final_states(data, final_obs, np.ones(len(first), bool))
 
 
-def _unmarked(path: Path, found: Joints, last: np.ndarray, reward: np.ndarray, marks: str) -> tuple[str, ...]:
+def _unmarked(
+    path: Path, found: NextObsAgreement, last: np.ndarray, reward: np.ndarray, marks: str
+) -> tuple[str, ...]:
     """Returns notes on rows that the next one does not follow, though nothing marks them as `last`."""
     rounded, jump = rounding_notes(path, found.rounded & ~last), found.jump & ~last
     if not jump.any():
@@ -381,7 +383,7 @@ def _from_episodes(path: Path, file: Any, names: list[str]) -> RawDataset:
     return RawDataset(obs, action, first, length, tuple(notes), reward, fell)
 
 
-def _steps(path: Path, name: str, arrays: Arrays) -> int:
+def _steps(path: Path, name: str, arrays: FileArrays) -> int:
     """Transitions of an episode, from its arrays' shapes."""
     states, count = (arrays.columns(key)[0] for key in NEEDED[:2])
     if states != count + 1:
@@ -394,7 +396,7 @@ def _steps(path: Path, name: str, arrays: Arrays) -> int:
     return count
 
 
-def _fell(path: Path, arrays: Arrays) -> bool:
+def _fell(path: Path, arrays: FileArrays) -> bool:
     """Returns whether an episode ended in a fall."""
     fell, cut = (arrays.flags(key) for key in STEPS[3:])
     if (fell | cut)[:-1].any():

@@ -30,15 +30,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mac.data.raw_dataset import (
-    Arrays,
+    FileArrays,
     RawDataset,
     Sizes,
     check_file,
     check_range,
+    compare_next_obs,
     constant_notes,
-    damage,
+    damage_as_user_error,
     episodes_between,
-    joints,
     repair,
     rounding_notes,
     sizes,
@@ -70,7 +70,7 @@ _BROKEN = (
 )
 """Exceptions of zipfile, its decompressors and numpy's header reader on a damaged or another file."""
 
-_damage = partial(damage, broken=_BROKEN, split="split the file into shards")
+_damage = partial(damage_as_user_error, broken=_BROKEN, split="split the file into shards")
 
 _BLOCK = 1 << 20  # bytes read at a time
 _END = 22 + (1 << 16)  # bytes that the end of a zip takes at most, its comment included
@@ -166,10 +166,10 @@ class _Archive:
             with contextlib.suppress(RuntimeError), self.archive.open(info):
                 pass
 
-    def arrays(self) -> Arrays:
+    def arrays(self) -> FileArrays:
         """The arrays that this module knows, none of which is read yet."""
         shapes = {key: self.header(key).shape for key in WANTED if key in self.members}
-        return Arrays(self.path, shapes, self.load)
+        return FileArrays(self.path, shapes, self.load)
 
     def header(self, key: str) -> _Header:
         """Reads and checks an array's header: numbers, as many as there are bytes for."""
@@ -268,7 +268,7 @@ def _check_order(path: Path, obs: np.ndarray, next_obs: np.ndarray, final: np.nd
     """Within episodes of the regular layout, which `final` rows end, each row leads to the one below it."""
     if next_obs.shape != obs.shape:
         raise UserError(f"{path}: 'next_observations' has shape {next_obs.shape}, 'observations' {obs.shape}")
-    found = joints(obs, next_obs)
+    found = compare_next_obs(obs, next_obs)
     found.jump[final] = found.rounded[final] = False
     if found.jump.any():
         row = int(found.jump.argmax())

@@ -85,7 +85,7 @@ def provenance_of(
     """
     if made := generated(made_by, rows):
         return made
-    known = ledger(files[0].parent)
+    known = download_records(files[0].parent)
     entries = {file.name: known[file.name] for file in files if file.name in known}
     if len(entries) == len(files):
         for name, entry in entries.items():
@@ -96,7 +96,7 @@ def provenance_of(
     return _local(files, rows)
 
 
-def origin(file: Path) -> Any:
+def generator_record(file: Path) -> Any:
     """Returns the generator's record of how it made its files; None without one."""
     stems = {file.stem, file.stem.rsplit("-", 1)[0]}
     for path in (file.with_name(stem + ".json") for stem in sorted(stems, key=len, reverse=True)):
@@ -118,7 +118,7 @@ def generated(made_by: Any, rows: int) -> Provenance | None:
     return Provenance("generated", label, {"rows": rows} | facts | {"metadata": dict(made_by)})
 
 
-def ledger(folder: Path) -> dict[str, DownloadRecord]:
+def download_records(folder: Path) -> dict[str, DownloadRecord]:
     """Returns the records of the downloads in a folder.
 
     Raises:
@@ -138,7 +138,7 @@ def record_download(path: Path, entry: DownloadRecord) -> None:
     """Adds a downloaded file to the record of its folder."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with locked(path.with_name(f".{LEDGER}.lock")):
-        known = ledger(path.parent) | {path.name: entry._replace(time=now)}
+        known = download_records(path.parent) | {path.name: entry._replace(time=now)}
         write_json(path.with_name(LEDGER), {name: each._asdict() for name, each in sorted(known.items())})
 
 

@@ -84,7 +84,9 @@ def sizes(rows: int, widths: tuple[int, int], copies: float, raw: int = 0) -> Si
 
 
 @contextlib.contextmanager
-def damage(path: Path, where: str, *, broken: tuple[type[Exception], ...], split: str) -> Iterator[None]:
+def damage_as_user_error(
+    path: Path, where: str, *, broken: tuple[type[Exception], ...], split: str
+) -> Iterator[None]:
     """Turns what a library says of a damaged file, while entered, into a `UserError` that names the place.
 
     Args:
@@ -125,7 +127,7 @@ def check_file(path: Path, what: str) -> None:
         raise UserError(f"{path}: the file is empty; delete it and make or copy it again")
 
 
-class Arrays:
+class FileArrays:
     """The arrays of one file, or of one episode's part of it, by key.
 
     Each is read when it is taken and forgotten in its original form, so that there is one copy of it.
@@ -315,7 +317,7 @@ def repair(
     return f"{path}: {text} ({said})"
 
 
-class Joints(NamedTuple):
+class NextObsAgreement(NamedTuple):
     """Agreement of `next_observations` with the observation of the row below.
 
     Attributes:
@@ -329,7 +331,9 @@ class Joints(NamedTuple):
     single: Bool[np.ndarray, " N"]
 
 
-def joints(obs: Float32[np.ndarray, "N D"], next_obs: Float32[np.ndarray, "N D"]) -> Joints:
+def compare_next_obs(
+    obs: Float32[np.ndarray, "N D"], next_obs: Float32[np.ndarray, "N D"]
+) -> NextObsAgreement:
     """Compares `next_obs` with the observations one row below.
 
     Two numbers agree if one is the float16 of the other, or if they are closer than `ROUNDED` times the
@@ -348,7 +352,7 @@ def joints(obs: Float32[np.ndarray, "N D"], next_obs: Float32[np.ndarray, "N D"]
             away = ~_agree(ours, theirs, spread)
             jump[rows] = away.any(axis=1)
             single[rows] = away.any(axis=1) & ((ours != theirs).sum(axis=1) == 1)
-    return Joints(jump, differ & ~jump, single)
+    return NextObsAgreement(jump, differ & ~jump, single)
 
 
 def _agree(a: np.ndarray, b: np.ndarray, spread: np.ndarray) -> np.ndarray:

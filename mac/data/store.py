@@ -51,7 +51,7 @@ DTYPES = ("float32", "uint16")
 """Types in which rows may be stored."""
 
 ROWS = ("obs", "action", "reward")
-"""Fields of a `Split` that hold rows, in the order of the columns of `checks.npy`."""
+"""Fields of a `ShardRows` that hold rows, in the order of the columns of `checks.npy`."""
 
 _BROKEN = (
     OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, SyntaxError, OverflowError,
@@ -121,7 +121,7 @@ class Rows:
             raise UserError(f"{self._name}: cannot be read ({one_line(error)}); check the disk") from error
 
 
-class Split(NamedTuple):
+class ShardRows(NamedTuple):
     """Rows of one shard; the fields are those of `raw.RawDataset`.
 
     Attributes:
@@ -181,7 +181,7 @@ class Statistics(NamedTuple):
         )
 
 
-class Content(NamedTuple):
+class ContentChecksums(NamedTuple):
     """Checksums of what is trained on: of training rows, and of validation rows (None if there are none).
 
     They depend on the values and on how these are stored, not on a file's name, place, time or format.
@@ -211,12 +211,12 @@ class Store(NamedTuple):
 
     path: Path
     env: str
-    train: tuple[Split, ...]
-    val: Split | None
+    train: tuple[ShardRows, ...]
+    val: ShardRows | None
     notes: tuple[str, ...]
     provenance: Provenance = UNKNOWN
     summaries: Statistics | None = None
-    content: Content | None = None
+    content: ContentChecksums | None = None
     meta: Mapping[str, Any] | None = None
 
     @classmethod
@@ -244,7 +244,7 @@ class Store(NamedTuple):
     def _read(cls, folder: "_Folder") -> "Store":
         path = folder.path
         meta = folder.meta()
-        if meta.get("seal") != seal(meta):
+        if meta.get("seal") != metadata_checksum(meta):
             raise ValueError(f"{META} is not as it was written")
         codec = meta["codec"] and Codec(*(Affine.from_dict(meta["codec"][k]) for k in Codec._fields))
         columns = tuple(meta["columns"])
@@ -316,7 +316,7 @@ def spans(length: Int[np.ndarray, " E"], rows: int = BLOCK) -> list[tuple[int, i
     return [(int(a), int(b)) for a, b in zip(first, [*first[1:], len(length)], strict=True)]
 
 
-def values_of(split: Split) -> Float[np.ndarray, "N D"]:
+def values_of(split: ShardRows) -> Float[np.ndarray, "N D"]:
     """Observations of a split in the environment's units."""
     return split.obs[:] if split.codec is None else split.codec.obs.decode(split.obs[:])
 
@@ -327,7 +327,11 @@ def read_meta(path: Path) -> dict[str, Any] | None:
         return None
     try:
         meta = load_json(path / META)
-        whole = isinstance(meta, dict) and meta.get("format") == FORMAT and meta.get("seal") == seal(meta)
+        whole = (
+            isinstance(meta, dict)
+            and meta.get("format") == FORMAT
+            and meta.get("seal") == metadata_checksum(meta)
+        )
     except (OSError, ValueError):
         return None
     return meta if whole else None
@@ -364,14 +368,16 @@ def episode_checksums(
     )
 
 
-def content_of(train: tuple[Split, ...], val: Split | None, summaries: Statistics | None) -> Content:
+def content_of(
+    train: tuple[ShardRows, ...], val: ShardRows | None, summaries: Statistics | None
+) -> ContentChecksums:
     """Checksums of what is trained on, from the checksums of its episodes."""
     ranges = [] if summaries is None or summaries.val is None else [summaries.val.low, summaries.val.high]
     held = None if val is None else _digest(val, *ranges)
-    return Content(hashlib.sha256("".join(map(_digest, train)).encode()).hexdigest()[:32], held)
+    return ContentChecksums(hashlib.sha256("".join(map(_digest, train)).encode()).hexdigest()[:32], held)
 
 
-def _digest(split: Split, *more: np.ndarray) -> str:
+def _digest(split: ShardRows, *more: np.ndarray) -> str:
     maps = [] if split.codec is None else [np.concatenate(affine) for affine in split.codec]
     fell = [] if split.fell is None else [split.fell]
     shape = np.asarray([*split.obs.shape, *split.action.shape], np.int64)
@@ -382,7 +388,7 @@ def _digest(split: Split, *more: np.ndarray) -> str:
     return found.hexdigest()[:32]
 
 
-def seal(meta: Mapping[str, Any]) -> int:
+def metadata_checksum(meta: Mapping[str, Any]) -> int:
     """Checksum of a description, without the one that it holds."""
     rest = {key: value for key, value in meta.items() if key != "seal"}
     return zlib.crc32(json.dumps(rest, sort_keys=True, default=str).encode())
@@ -414,7 +420,7 @@ def save_meta(path: Path, meta: Mapping[str, Any]) -> None:
         val = _open_split(folder, "val", meta["val"], columns, None) if meta["val"] else None
     whole = dict(meta) | {"format": FORMAT, "content": list(content_of(train, val, summaries))}
     whole = json.loads(json.dumps(whole, default=str))  # as it will be read
-    write_json(path / META, whole | {"seal": seal(whole)})
+    write_json(path / META, whole | {"seal": metadata_checksum(whole)})
 
 
 # Opening.
@@ -485,7 +491,7 @@ class _Folder:
 
 def _open_split(
     folder: _Folder, name: str, rows: int, columns: tuple[int, ...], codec: Codec | None
-) -> Split:
+) -> ShardRows:
     def opened(file: str, dtype: type, shape: tuple[int, ...]) -> Rows:
         found = folder.rows(f"{name}/{file}")
         if found.dtype != dtype or found.shape != shape:
@@ -509,7 +515,7 @@ def _open_split(
     checks = folder.rows(f"{name}/{CHECKS}")[:]
     if checks.dtype != np.uint32 or checks.shape != (len(length), 2 if fell is None else 3):
         raise ValueError(f"{name}/{CHECKS}: {checks.dtype} {checks.shape}")
-    return Split(obs, action, first, length, codec, reward, fell, checks, str(folder.path / name))
+    return ShardRows(obs, action, first, length, codec, reward, fell, checks, str(folder.path / name))
 
 
 def _absent(path: Path, version: Any = None) -> UserError:

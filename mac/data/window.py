@@ -20,7 +20,7 @@ Relabel = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _ALIGNMENT = 64  # bytes: so that a CPU device takes host arrays as they are, without a copy
 
 
-class Piece(NamedTuple):
+class EpisodeRange(NamedTuple):
     """Consecutive episodes of one shard: numbers `first`, ..., `last - 1`."""
 
     shard: int
@@ -28,14 +28,14 @@ class Piece(NamedTuple):
     last: int
 
 
-class Room(NamedTuple):
+class WindowCapacity(NamedTuple):
     """Capacity of a window in rows and episodes, so that windows of one shape hold different ones."""
 
     rows: int
     episodes: int
 
 
-EXACT = Room(0, 0)
+EXACT = WindowCapacity(0, 0)
 """Just what the episodes need."""
 
 
@@ -122,8 +122,8 @@ def make_window(
     relabel: Relabel | None = None,
     *,
     every_row: bool = False,
-    pieces: Sequence[Piece] | None = None,
-    room: Room = EXACT,
+    pieces: Sequence[EpisodeRange] | None = None,
+    room: WindowCapacity = EXACT,
     put: Callable[[Any], Any] = jnp.asarray,
 ) -> Window:
     """Episodes of `store` on the device, as they are stored.
@@ -142,7 +142,7 @@ def make_window(
     """
     pieces = pieces or all_pieces(store)
     length = np.concatenate([store.train[p.shard].length[p.first : p.last] for p in pieces])
-    fell = recorded_falls(store, pieces)
+    fell = recorded_terminations(store, pieces)
     check_chunk(str(store.path), length, chunk, fell, every_row)
     rows = max(int(length.sum()), room.rows)
     if rows >= 2**31:
@@ -173,18 +173,20 @@ def make_held_out(
     if store.val is None:
         return None
     count = max(int(np.searchsorted(np.cumsum(store.val.length), rows, side="right")), 1)
-    held, pieces = store._replace(train=(store.val,)), [Piece(0, 0, count)]
-    if not start_counts(store.val.length[:count], chunk, recorded_falls(held, pieces), every_row).any():
+    held, pieces = store._replace(train=(store.val,)), [EpisodeRange(0, 0, count)]
+    if not start_counts(
+        store.val.length[:count], chunk, recorded_terminations(held, pieces), every_row
+    ).any():
         return None
     return make_window(held, normalizer, chunk, every_row=every_row, pieces=pieces)
 
 
-def all_pieces(store: Store) -> list[Piece]:
+def all_pieces(store: Store) -> list[EpisodeRange]:
     """All episodes of all shards."""
-    return [Piece(i, 0, len(split.first)) for i, split in enumerate(store.train)]
+    return [EpisodeRange(i, 0, len(split.first)) for i, split in enumerate(store.train)]
 
 
-def recorded_falls(store: Store, pieces: Sequence[Piece]) -> Bool[np.ndarray, " E"] | None:
+def recorded_terminations(store: Store, pieces: Sequence[EpisodeRange]) -> Bool[np.ndarray, " E"] | None:
     """Returns which episodes of the pieces terminated; None if the store does not record it."""
     if store.train[0].fell is None:
         return None
@@ -203,7 +205,9 @@ def _recorded_mask(
     return mask
 
 
-def _gather(store: Store, pieces: Sequence[Piece], name: str, rows: int) -> Shaped[np.ndarray, "N ..."]:
+def _gather(
+    store: Store, pieces: Sequence[EpisodeRange], name: str, rows: int
+) -> Shaped[np.ndarray, "N ..."]:
     """The rows of all pieces, end to end, in an array of `rows` rows; rows left over are 0."""
     like = getattr(store.train[0], name)
     out, at = aligned_empty((rows, *like.shape[1:]), like.dtype), 0

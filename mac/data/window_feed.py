@@ -18,7 +18,14 @@ from jaxtyping import Int
 
 from mac.data.normalize import Normalizer
 from mac.data.store import Store
-from mac.data.window import Piece, Relabel, Room, make_window, recorded_falls, start_counts
+from mac.data.window import (
+    EpisodeRange,
+    Relabel,
+    WindowCapacity,
+    make_window,
+    recorded_terminations,
+    start_counts,
+)
 from mac.errors import UserError
 from mac.types import Window
 
@@ -29,8 +36,8 @@ Put = Callable[[Any], Any]
 """Moves a tree of arrays to the devices."""
 
 
-class Whole(NamedTuple):
-    """A plan of one window that holds all of a store; the fields are those of `Rotation`."""
+class ResidentData(NamedTuple):
+    """A plan of one window that holds all of a store; the fields are those of `RotatingWindows`."""
 
     store: Store
     normalizer: Normalizer
@@ -44,7 +51,7 @@ class Whole(NamedTuple):
         return put(make_window(store, normalizer, chunk, relabel, every_row=every_row, put=put))
 
 
-class Rotation(NamedTuple):
+class RotatingWindows(NamedTuple):
     """A plan of windows over all of a store.
 
     Attributes:
@@ -64,9 +71,9 @@ class Rotation(NamedTuple):
     normalizer: Normalizer
     chunk: int
     relabel: Relabel | None
-    blocks: tuple[Piece, ...]
+    blocks: tuple[EpisodeRange, ...]
     per_window: int
-    room: Room
+    room: WindowCapacity
     updates: int
     seed: int
     every_row: bool = False
@@ -106,7 +113,7 @@ def plan_rotation(
     updates: int,
     seed: int,
     every_row: bool = False,
-) -> Rotation:
+) -> RotatingWindows:
     """Windows of at most about `rows` rows, each for `updates` updates.
 
     Raises:
@@ -125,18 +132,20 @@ def plan_rotation(
             f"--data.window={rows}: the longest episode has {sizes.max():,} rows; take a larger window"
         )
     per_window = min(per_window, len(blocks))
-    fell = [None if relabel else recorded_falls(store, [block]) for block in blocks]
+    fell = [None if relabel else recorded_terminations(store, [block]) for block in blocks]
     starts = np.sort([start_counts(x, chunk, f, every_row).sum() for x, f in zip(lengths, fell, strict=True)])
     if not starts[:per_window].any():
         raise UserError(
             f"--data.window={rows}: some windows would hold no episode long enough for chunk={chunk}; take a "
             "larger window or a smaller chunk"
         )
-    room = Room(*(int(np.sort(x)[::-1][:per_window].sum()) for x in (sizes, counts)))
-    return Rotation(store, normalizer, chunk, relabel, blocks, per_window, room, updates, seed, every_row)
+    room = WindowCapacity(*(int(np.sort(x)[::-1][:per_window].sum()) for x in (sizes, counts)))
+    return RotatingWindows(
+        store, normalizer, chunk, relabel, blocks, per_window, room, updates, seed, every_row
+    )
 
 
-def _cut(shard: int, length: Int[np.ndarray, " E"], target: int, most: int) -> list[Piece]:
+def _cut(shard: int, length: Int[np.ndarray, " E"], target: int, most: int) -> list[EpisodeRange]:
     """The episodes of a shard in blocks of about `target` rows."""
     if length.max() > most:
         raise UserError(
@@ -144,7 +153,9 @@ def _cut(shard: int, length: Int[np.ndarray, " E"], target: int, most: int) -> l
         )
     number = (np.cumsum(length) - length) // target
     first = np.flatnonzero(np.diff(number, prepend=-1))
-    return [Piece(shard, int(a), int(b)) for a, b in zip(first, [*first[1:], len(length)], strict=True)]
+    return [
+        EpisodeRange(shard, int(a), int(b)) for a, b in zip(first, [*first[1:], len(length)], strict=True)
+    ]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, " count"]:
@@ -154,11 +165,11 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int[np.ndarray, " count"]:
     return np.argsort(raw, kind="stable")
 
 
-Source = Window | Whole | Rotation
+Source = Window | ResidentData | RotatingWindows
 """The source of a run's windows, before there are devices to put them on."""
 
 
-class Feed(abc.ABC):
+class WindowFeed(abc.ABC):
     """Gives the window of each update. Close it at the end.
 
     Attributes:
@@ -186,10 +197,10 @@ class Feed(abc.ABC):
         """Hook: ends what runs in the background; by default nothing does."""
 
 
-class Resident(Feed):
+class Resident(WindowFeed):
     """One window, which stays on the devices."""
 
-    def __init__(self, source: Window | Whole, put: Put):
+    def __init__(self, source: Window | ResidentData, put: Put):
         super().__init__()
         began = time.perf_counter()
         if isinstance(source, Window):
@@ -202,14 +213,14 @@ class Resident(Feed):
         return self._window
 
 
-class Rotating(Feed):
+class Rotating(WindowFeed):
     """The windows of a plan, each read and moved to the devices while the one before it trains.
 
     Args:
         last: number of the last update of the run, so that nothing is read for after it.
     """
 
-    def __init__(self, plan: Rotation, put: Put, last: int):
+    def __init__(self, plan: RotatingWindows, put: Put, last: int):
         super().__init__()
         self.updates, self._plan, self._put = plan.updates, plan, put
         self._last = last // plan.updates
@@ -246,8 +257,8 @@ class Rotating(Feed):
         return jax.block_until_ready(self._plan.window(number, self._put))
 
 
-def open_feed(source: Source, put: Put, steps: int) -> Feed:
+def open_feed(source: Source, put: Put, steps: int) -> WindowFeed:
     """The feed of a run of `steps` updates."""
-    if isinstance(source, Rotation):
+    if isinstance(source, RotatingWindows):
         return Rotating(source, put, max(steps - 1, 0))
     return Resident(source, put)

@@ -42,7 +42,7 @@ def advantage_weight(advantage: Float[Array, "..."], alpha: Number) -> Float[Arr
     return jnp.minimum(jnp.exp(jnp.minimum(alpha * advantage, most)), MOST_WEIGHT)
 
 
-def normalised(q: Float[Array, "..."]) -> Float[Array, ""]:
+def scale_normalised_q(q: Float[Array, "..."]) -> Float[Array, ""]:
     """Mean of `q` over its mean size: a value to maximize, whose slope does not depend on the rewards' units.
 
     Source: Fujimoto and Gu 2021 (TD3+BC), eq. 5.

@@ -20,7 +20,7 @@ from mac.nn.critics import aggregate, critic_loss, twin_critics
 from mac.nn.gaussian_policy import TanhGaussian, normal_log_prob
 from mac.nn.mlp import MLP, Style
 from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
-from mac.ops.losses import advantage_weight, cross_entropy, expectile_loss, normalised, sum_losses
+from mac.ops.losses import advantage_weight, cross_entropy, expectile_loss, scale_normalised_q, sum_losses
 from mac.types import Batch, Subgoals
 from tests.helpers.algorithm_cases import GOALS_ONLY, make
 from tests.helpers.toy_env import SPEC
@@ -52,11 +52,11 @@ def test_cross_entropy_of_a_logit():
 @pytest.mark.parametrize(("q", "want"), [((2.0, -2.0), 0.0), ((-1.0, -3.0), -1.0)])
 def test_normalised_value_has_no_units(q: tuple[float, ...], want: float):
     for unit in (1.0, 100.0):
-        assert float(normalised(unit * jnp.asarray(q))) == pytest.approx(want, rel=1e-5)
+        assert float(scale_normalised_q(unit * jnp.asarray(q))) == pytest.approx(want, rel=1e-5)
 
 
 def test_normalised_value_rises_along_the_value():
-    slope = jax.grad(normalised)(jnp.asarray([2.0, -4.0]))
+    slope = jax.grad(scale_normalised_q)(jnp.asarray([2.0, -4.0]))
     np.testing.assert_allclose(slope, [1 / 6, 1 / 6], rtol=1e-5)
 
 

@@ -125,7 +125,7 @@ def test_flags_say_all_that_a_process_must_know(args):
 
 @pytest.mark.parametrize(("name", "env"), [("iql", REWARD), ("gciql", GOALS)])
 def test_an_algorithm_is_measured_as_run_would_train_it(name: str, env: str):
-    subject = algorithms.find_subject(Args(algos=(name,), seeds=(1,), preset="laptop"))
+    subject = algorithms.find_case(Args(algos=(name,), seeds=(1,), preset="laptop"))
     assert subject is not None and subject.env.name == env and subject.preset == "laptop"
     settings, _ = parse_command_line(["--algo", name, "--env", env, "--preset", "laptop", "--seeds", "1"])
     assert subject.hp == settings.hp
@@ -135,7 +135,7 @@ def test_an_algorithm_is_measured_as_run_would_train_it(name: str, env: str):
 def test_settings_that_say_only_a_part_do_not_count(monkeypatch, capsys):
     part = {"algo": "iql", "env": "*", "source": "a test", "hp": {"batch": 8}}
     monkeypatch.setattr(hparams, "load_rows", lambda path: [part])
-    assert algorithms.find_subject(Args(algos=("iql",), preset="laptop")) is None
+    assert algorithms.find_case(Args(algos=("iql",), preset="laptop")) is None
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 2 and all(note.startswith("note: iql is not measured: ") for note in notes)
 

@@ -210,7 +210,11 @@ def test_command_line_makes_a_store_and_says_what_it_loses(
     (made,) = Path("data/stores").glob("[!.]*cube-single-play-100m-v0-*")
     assert Store.open(made).dtype == "uint16" and f"--data.path {made}" in shown
     # run.py finds it, by the files' place and by its own.
-    assert dataset.facts(DataConfig(), cubes) == dataset.facts(DataConfig(), made) == (360, "uint16", False)
+    assert (
+        dataset.dataset_facts(DataConfig(), cubes)
+        == dataset.dataset_facts(DataConfig(), made)
+        == (360, "uint16", False)
+    )
 
 
 @pytest.mark.parametrize(

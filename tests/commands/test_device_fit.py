@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.launch import dataset
-from experiments.launch.dataset import Facts, facts
+from experiments.launch.dataset import DatasetFacts, dataset_facts
 from experiments.launch.settings import DataConfig
 from mac import free_memory as memory
 from mac.errors import UserError
@@ -13,7 +13,7 @@ from mac.free_memory import Memory, free_memory
 from mac.types import EnvSpec
 
 GOALS = EnvSpec("toy", obs_dim=99, action_dim=5, goal_dim=20, tasks=(1,), max_steps=9, control_dt=0.05)
-HUGE = Facts(100_100_000, "uint16")  # 20.8 GB of puzzle-4x5
+HUGE = DatasetFacts(100_100_000, "uint16")  # 20.8 GB of puzzle-4x5
 GB = 10**9
 
 
@@ -58,7 +58,7 @@ def test_decision_stands_when_a_run_is_resumed_with_less_memory():
 
 def test_what_does_not_fit_is_one_line_with_the_remedy():
     with pytest.raises(UserError) as caught:
-        dataset.fit_device(DataConfig(resident="yes"), Facts(10**8, "float32"), GOALS, gpu(100, 24))
+        dataset.fit_device(DataConfig(resident="yes"), DatasetFacts(10**8, "float32"), GOALS, gpu(100, 24))
     assert str(caught.value) == (
         "100,000,000 rows at once (--data.resident yes) need 41.6 GB of device memory, and of 24.0 GB free "
         "18.0 GB may be taken; take --data.resident no, --data.dtype uint16 (half the size)"
@@ -81,9 +81,12 @@ def test_free_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch, tm
 def test_rows_that_cannot_be_counted_are_no_fact(tmp_path: Path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"no archive")
-    known = facts(DataConfig(), path)
+    known = dataset_facts(DataConfig(), path)
     assert known.guessed and known.rows == DataConfig().rows
     assert "rows cannot be counted" in dataset.describe_rows(DataConfig(), known)
     assert str(known.rows) not in dataset.describe_rows(DataConfig(), known).replace(",", "")
-    assert dataset.describe_rows(DataConfig(), Facts(1, "float32")) == "1 row as float32, all on the device"
-    assert not facts(DataConfig(), path, 5).guessed
+    assert (
+        dataset.describe_rows(DataConfig(), DatasetFacts(1, "float32"))
+        == "1 row as float32, all on the device"
+    )
+    assert not dataset_facts(DataConfig(), path, 5).guessed

@@ -16,7 +16,7 @@ import pytest
 from envs_mjx.registry import parse
 from experiments import evaluate as program
 from experiments.evaluate import EVALUATIONS, main
-from experiments.launch.saved_run import acting_otherwise, by_environment, open_run
+from experiments.launch.saved_run import by_environment, open_run, with_acting_hparams
 from experiments.launch.settings import read_settings
 from experiments.ogbench_eval import evaluation
 from experiments.ogbench_eval.worker import Start
@@ -82,7 +82,7 @@ def test_line_tells_how_it_was_made(copied: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_policies_may_act_otherwise_than_in_training(copied: Path):
     plain = read_settings(copied)
-    settings = acting_otherwise(plain, ("candidates-test=1", "execute=2"))
+    settings = with_acting_hparams(plain, ("candidates-test=1", "execute=2"))
     assert (settings.hp.candidates_test, settings.hp.execute) == (1, 2)
     assert dataclasses.replace(settings, hp=plain.hp) == plain
 

@@ -10,9 +10,9 @@ import pytest
 from envs_mjx.registry import parse
 from experiments.launch import dataset
 from experiments.launch.settings import DataConfig
-from mac.data.provenance import LEDGER, ledger
+from mac.data.provenance import LEDGER, download_records
 from mac.data.shards import shard_files
-from mac.data.sources.catalogue import find_listing
+from mac.data.sources.catalogue import find_public_dataset
 from mac.data.sources.download import fetch
 from mac.errors import UserError
 from tests.helpers.faulty_server import CONTENT, FAST, Server, closed_port, drops, says, sends, serving
@@ -42,7 +42,7 @@ def touch(path: Path) -> Path:
 
 
 def urls(name: str, **more: Any) -> list[str]:
-    found = find_listing(name, **more)
+    found = find_public_dataset(name, **more)
     assert found is not None
     return [url for remote in found.files for url in remote.urls]
 
@@ -62,7 +62,7 @@ def test_addresses_are_those_that_the_collections_publish():
 
 
 def test_large_sets_are_numbered_files_in_a_folder():
-    found = find_listing("puzzle-4x5-play-v0", shards=2)
+    found = find_public_dataset("puzzle-4x5-play-v0", shards=2)
     assert found and found.main == "puzzle-4x5-play-100m-v0" and found.rows == 2 * 1_001_000
     assert [remote.name for remote in found.files] == [
         "puzzle-4x5-play-100m-v0/puzzle-4x5-play-v0-000.npz",
@@ -71,9 +71,9 @@ def test_large_sets_are_numbered_files_in_a_folder():
         "puzzle-4x5-play-100m-v0/puzzle-4x5-play-v0-001-val.npz",
     ]
     giant = "humanoidmaze-giant-navigate-v0"
-    assert find_listing(giant, shards=25) is not None and find_listing(giant, shards=26) is None
-    assert find_listing("cube-single-play-v0", shards=1) is None  # OGBench has no such set
-    assert find_listing("cube-octuple-play-v0") is None  # and of this one no ordinary file
+    assert find_public_dataset(giant, shards=25) is not None and find_public_dataset(giant, shards=26) is None
+    assert find_public_dataset("cube-single-play-v0", shards=1) is None  # OGBench has no such set
+    assert find_public_dataset("cube-octuple-play-v0") is None  # and of this one no ordinary file
 
 
 def test_a_mirror_stands_in_for_every_host():
@@ -100,7 +100,7 @@ def test_a_mirror_stands_in_for_every_host():
 )
 def test_rows_are_episodes_times_their_length(name: str, rows: int):
     """Episodes times rows of each, as in the flags of OGBench's generators (Park et al. 2025)."""
-    found = find_listing(name)
+    found = find_public_dataset(name)
     assert found and found.rows == rows
 
 
@@ -126,32 +126,37 @@ def test_files_are_found_where_this_and_other_programs_put_them(name: str, place
         assert dataset.search(DataConfig(source=source), parse(name)) is None
     path = touch(tmp_path / place)
     for source in ("auto", "local"):
-        choice = dataset.choose(DataConfig(source=source), parse(name))
+        choice = dataset.choose_source(DataConfig(source=source), parse(name))
         assert choice.found and choice.path.absolute() == path
 
 
 def test_auto_prefers_existing_then_generated_then_downloaded():
-    assert dataset.choose(DataConfig(), parse(CUBE)).how == "generate"
-    assert dataset.choose(DataConfig(), parse("hopper-medium-v2")).how == "download"
-    assert dataset.choose(DataConfig(mirror="http://mirror.example"), parse(CUBE)).how == "download"
-    assert dataset.choose(DataConfig(shards=1), parse("puzzle-4x5-play-v0")).how == "download"
+    assert dataset.choose_source(DataConfig(), parse(CUBE)).how == "generate"
+    assert dataset.choose_source(DataConfig(), parse("hopper-medium-v2")).how == "download"
+    assert dataset.choose_source(DataConfig(mirror="http://mirror.example"), parse(CUBE)).how == "download"
+    assert dataset.choose_source(DataConfig(shards=1), parse("puzzle-4x5-play-v0")).how == "download"
     touch(Path("data") / f"{CUBE}.npz")
-    assert dataset.choose(DataConfig(), parse(CUBE)).how == "local"
+    assert dataset.choose_source(DataConfig(), parse(CUBE)).how == "local"
 
 
 def test_generated_and_public_data_are_not_confused():
     generated = touch(Path("data/generated-1001000-seed0") / f"{CUBE}.npz")
-    assert dataset.choose(DataConfig(source="download"), parse(CUBE)).how == "download"
+    assert dataset.choose_source(DataConfig(source="download"), parse(CUBE)).how == "download"
     public = touch(Path("data") / f"{CUBE}.npz")
-    assert dataset.choose(DataConfig(source="generate"), parse(CUBE)) == (generated, "local", None, None)
-    assert dataset.choose(DataConfig(source="download"), parse(CUBE)).path == public
+    assert dataset.choose_source(DataConfig(source="generate"), parse(CUBE)) == (
+        generated,
+        "local",
+        None,
+        None,
+    )
+    assert dataset.choose_source(DataConfig(source="download"), parse(CUBE)).path == public
 
 
 def test_a_large_set_counts_as_there_with_all_its_files():
     for i in range(2):
         touch(Path("data/puzzle-4x5-play-100m-v0") / f"puzzle-4x5-play-v0-{i:03d}.npz")
-    assert dataset.choose(DataConfig(shards=2), parse("puzzle-4x5-play-v0")).found
-    assert not dataset.choose(DataConfig(shards=3), parse("puzzle-4x5-play-v0")).found
+    assert dataset.choose_source(DataConfig(shards=2), parse("puzzle-4x5-play-v0")).found
+    assert not dataset.choose_source(DataConfig(shards=3), parse("puzzle-4x5-play-v0")).found
 
 
 def test_hidden_files_are_no_shards_and_no_generated_data(tmp_path: Path):
@@ -166,7 +171,7 @@ def test_hidden_files_are_no_shards_and_no_generated_data(tmp_path: Path):
 
 def refused(env: str, **data: Any) -> str:
     with pytest.raises(UserError) as caught:
-        dataset.choose(DataConfig(**data), parse(env))
+        dataset.choose_source(DataConfig(**data), parse(env))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -210,14 +215,14 @@ def test_settings_that_contradict_are_refused(wrong: dict[str, Any], said: str):
 
 def get(server: Server, data: DataConfig | None = None) -> Path:
     data = data or DataConfig(source="download", mirror=server.url("")[:-1])
-    return dataset.obtain(dataset.choose(data, parse(CUBE)), data, parse(CUBE))
+    return dataset.obtain(dataset.choose_source(data, parse(CUBE)), data, parse(CUBE))
 
 
 def test_both_files_come_and_are_recorded_and_then_found(server: Server, capsys: Any):
     path = get(server)
     assert path == Path("data/downloads/ogbench") / f"{CUBE}.npz"
     assert [where for where, *_ in server.asked] == [f"/{CUBE}.npz", "/cube-single-play-v0-val.npz"]
-    entries = ledger(path.parent)
+    entries = download_records(path.parent)
     assert set(entries) == {f"{CUBE}.npz", "cube-single-play-v0-val.npz"}
     assert entries[f"{CUBE}.npz"].url == server.url(f"{CUBE}.npz") and entries[f"{CUBE}.npz"].time
     assert f"downloading {CUBE}.npz" in capsys.readouterr().out
@@ -247,7 +252,7 @@ def test_offline_names_every_way_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mac.data.sources.http_download.time.sleep", lambda seconds: None)
     data = DataConfig(source="download", mirror=f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(UserError) as caught:
-        dataset.obtain(dataset.choose(data, parse(CUBE)), data, parse(CUBE))
+        dataset.obtain(dataset.choose_source(data, parse(CUBE)), data, parse(CUBE))
     line = str(caught.value)
     assert "seems to be offline" in line and "connection refused" in line and "\n" not in line
     assert "--data.source generate" in line and "--data.mirror" in line
@@ -258,13 +263,15 @@ def test_a_failed_download_offers_generation_only_if_possible(server: Server):
     data = DataConfig(source="download", mirror=server.url("")[:-1])
     server.plan(says(404))
     with pytest.raises(UserError, match=r"HTTP 404.*put hopper_medium-v2\.hdf5 into data") as caught:
-        dataset.obtain(dataset.choose(data, parse("hopper-medium-v2")), data, parse("hopper-medium-v2"))
+        dataset.obtain(
+            dataset.choose_source(data, parse("hopper-medium-v2")), data, parse("hopper-medium-v2")
+        )
     assert "generate" not in str(caught.value) and "offline" not in str(caught.value)
 
 
 def test_two_processes_that_want_one_file_download_it_once(server: Server):
     """Two threads here: the lock is of the open file, so it holds between them too."""
-    public = find_listing(CUBE, mirror=server.url("")[:-1])
+    public = find_public_dataset(CUBE, mirror=server.url("")[:-1])
     assert public is not None
     said: list[str] = []
     server.plan(drops(1000))
@@ -296,4 +303,4 @@ def test_a_large_set_stops_before_it_fills_the_disk(server: Server, monkeypatch:
     data = DataConfig(shards=5, mirror=server.url("")[:-1])
     server.plan(sends(CONTENT))
     with pytest.raises(UserError, match=r"missing files.*--data\.shards"):
-        dataset.obtain(dataset.choose(data, parse("scene-play-v0")), data, parse("scene-play-v0"))
+        dataset.obtain(dataset.choose_source(data, parse("scene-play-v0")), data, parse("scene-play-v0"))

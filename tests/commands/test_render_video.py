@@ -17,7 +17,7 @@ from experiments.launch.saved_run import SavedRun, open_run
 from experiments.ogbench_eval.worker import Snapshot, Start, StepResult
 from experiments.render_video import main, pick_frames
 from experiments.video import encode, mujoco_render, outlines, record, vector_drawing
-from experiments.video.record import Film, film_official, film_ours, reached
+from experiments.video.record import EpisodeRecording, film_ours, reached, record_in_ogbench
 from mac.errors import UserError
 from mac.run.evaluate import evaluate, evaluation_keys
 from tests.helpers.command_line import content
@@ -25,7 +25,7 @@ from tests.helpers.command_line import content
 ENV = "cube-single-play-singletask-task2-v0"
 
 
-def still(family: str, steps: int = 2, buttons: int = 0, seeds: int = 1) -> tuple[Scene, Film]:
+def still(family: str, steps: int = 2, buttons: int = 0, seeds: int = 1) -> tuple[Scene, EpisodeRecording]:
     """A scene at its model's own pose, the arm out of sight; its first `buttons` buttons are on."""
     scene = build_scene(family)
     qpos = scene.model.qpos0.copy()
@@ -39,7 +39,7 @@ def still(family: str, steps: int = 2, buttons: int = 0, seeds: int = 1) -> tupl
     t = np.tile(np.arange(steps)[:, None], (1, seeds))
     done = t == steps - 1
     shape = (steps, seeds, 1)
-    return scene, Film(np.tile(qpos, shape), np.tile(on, shape), t, done, done, target)
+    return scene, EpisodeRecording(np.tile(qpos, shape), np.tile(on, shape), t, done, done, target)
 
 
 def count(picture: np.ndarray, color: str) -> int:
@@ -97,7 +97,7 @@ class Short:
 
 def test_film_of_the_original_freezes_ended_scenes(saved: SavedRun, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(record, "EnvPool", Short)
-    got = film_official(saved, ENV, 2, 0)
+    got = record_in_ogbench(saved, ENV, 2, 0)
     np.testing.assert_array_equal(got.t[:, 0], [0, 1, 2] + [3] * 10)
     np.testing.assert_array_equal(got.t[:, 1], np.arange(13))
     np.testing.assert_array_equal(got.qpos[:, :, 0], np.add(got.t, [0, 10]))

@@ -17,7 +17,14 @@ from envs_mjx.registry import make
 from experiments import render_video
 from experiments.launch.saved_run import SavedRun
 from experiments.video.vector_drawing import fit_width
-from experiments.video.walker_video import GOAL, Track, draw_walker, film_walker, returns, walker_caption
+from experiments.video.walker_video import (
+    GOAL,
+    WalkerRecording,
+    draw_walker,
+    film_walker,
+    returns,
+    walker_caption,
+)
 from mac.algorithm import TrainState
 from mac.data.normalize import Normalizer
 from mac.errors import UserError
@@ -43,13 +50,13 @@ def played(name: str) -> tuple[MazeEnv | GymEnv, SavedRun]:
 
 
 @pytest.fixture(scope="module")
-def hopping() -> tuple[GymEnv, Track]:
+def hopping() -> tuple[GymEnv, WalkerRecording]:
     env, run = played("hopper-medium-v2")
     assert isinstance(env, GymEnv)
     return env, film_walker(run, env, 1, draw=0)
 
 
-def test_an_ended_walker_stands_and_its_reward_counts_once(hopping: tuple[GymEnv, Track]):
+def test_an_ended_walker_stands_and_its_reward_counts_once(hopping: tuple[GymEnv, WalkerRecording]):
     _, track = hopping
     assert track.target is None and track.done[-1].all() and not track.done[0].any()
     assert not track.success.any() and not track.reward[0].any()
@@ -62,7 +69,7 @@ def test_an_ended_walker_stands_and_its_reward_counts_once(hopping: tuple[GymEnv
         assert returns(track)[-1, s] == pytest.approx(track.reward[1 : last + 1, s].sum(), rel=1e-5)
 
 
-def test_pictures_show_every_walker_where_it_is(hopping: tuple[GymEnv, Track]):
+def test_pictures_show_every_walker_where_it_is(hopping: tuple[GymEnv, WalkerRecording]):
     env, track = hopping
     frames = [0, len(track.t) - 1]
     first, last = draw_walker(env.walker, track, [3, 4], "a title", frames)

@@ -14,8 +14,8 @@ from experiments.launch.settings import DataConfig
 from mac.data.convert import prepare
 from mac.data.sampler import sample
 from mac.data.store import Store
-from mac.data.window import Room, make_held_out, make_window, start_counts
-from mac.data.window_feed import Rotation, Whole, plan_rotation
+from mac.data.window import WindowCapacity, make_held_out, make_window, start_counts
+from mac.data.window_feed import ResidentData, RotatingWindows, plan_rotation
 from mac.errors import UserError
 from mac.types import EnvSpec, SampleSpec, Window
 from tests.helpers.hdf5_files import EPISODES, FALL, LIMIT, d4rl_arrays, write_d4rl, write_minari
@@ -128,7 +128,7 @@ def test_episodes_of_one_step_are_enough_where_every_row_starts(tmp_path: Path):
     put = partial(jax.tree.map, jnp.asarray)
     whole = make_source(DataConfig(resident="yes"), store, identity(), steps, None)
     turns = make_source(DataConfig(resident="no", window=20), store, identity(), steps, None)
-    assert isinstance(whole, Whole) and isinstance(turns, Rotation)
+    assert isinstance(whole, ResidentData) and isinstance(turns, RotatingWindows)
     for window, episodes in ((whole.window(put), 40), (turns.window(1, put), 10)):
         batch = draw(window, steps, jr.key(0))
         assert len(np.unique(np.asarray(batch.obs)[:, 0])) > episodes / 2
@@ -240,6 +240,6 @@ def test_single_steps_take_every_transition_and_know_the_fall(window: Window):
 
 
 def test_padding_in_the_table_of_episodes_changes_no_draw(store: Store, window: Window):
-    wide = make_window(store, identity(), 4, room=Room(40, 9))
+    wide = make_window(store, identity(), 4, room=WindowCapacity(40, 9))
     got, want = (draw(w, SampleSpec(64, 4), jr.key(5)) for w in (wide, window))
     jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -18,13 +18,13 @@ from mac.data.provenance import (
     LEDGER,
     UNKNOWN,
     DownloadRecord,
-    origin,
+    generator_record,
     provenance_from_dict,
     provenance_of,
     record_download,
 )
 from mac.data.shards import read_part
-from mac.data.store import META, Store, seal
+from mac.data.store import META, Store, metadata_checksum
 from mac.errors import UserError
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.report.plot import plot_learning_curve
@@ -126,7 +126,7 @@ def test_stores_of_before_say_what_they_know(tmp_path: Path):
     del meta["source"]
 
     def write_meta(meta: dict[str, Any]) -> None:
-        (store / META).write_text(json.dumps(meta | {"seal": seal(meta)}))
+        (store / META).write_text(json.dumps(meta | {"seal": metadata_checksum(meta)}))
 
     write_meta(meta)
     assert Store.open(store).provenance == UNKNOWN and UNKNOWN.label == "unknown source"
@@ -138,7 +138,7 @@ def test_stores_of_before_say_what_they_know(tmp_path: Path):
 def test_notes_that_are_nested_without_end_are_no_notes(tmp_path: Path):
     file = write(tmp_path / "toy.npz", (5, 5))
     file.with_suffix(".json").write_text("[" * 100_000)
-    assert origin(file) is None
+    assert generator_record(file) is None
     (tmp_path / "shard.json").write_text("[" * 100_000)
     assert read_part(tmp_path / "shard.json") is None
 

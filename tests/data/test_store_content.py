@@ -262,13 +262,13 @@ def test_a_folder_that_is_no_store_is_never_replaced(tmp_path: Path, train: Path
 
 def test_prepared_type_is_found_again_wherever_the_files_went(tmp_path: Path, train: Path):
     data = DataConfig(dir=tmp_path / "data")
-    assert dataset.facts(data, train).dtype == "float32"
+    assert dataset.dataset_facts(data, train).dtype == "float32"
     files = Sources.of(train, SPEC, dataset.file_checksums(data))
     (tmp_path / "data" / "stores").mkdir(parents=True)
     convert.convert(files, dataset.store_folder(data, train, files, "uint16"), SPEC, "uint16")
-    assert dataset.facts(data, train).dtype == "uint16" and opened(data, train).dtype == "uint16"
+    assert dataset.dataset_facts(data, train).dtype == "uint16" and opened(data, train).dtype == "uint16"
     write(train, (16, 14, 19), seed=3)  # other content of the same size is not prepared
-    assert dataset.facts(data, train).dtype == "float32"
+    assert dataset.dataset_facts(data, train).dtype == "float32"
 
 
 # Damage.

@@ -11,7 +11,7 @@ from mac.data.convert import prepare
 from mac.data.normalize import Normalize, fit_minmax, fit_normalizer
 from mac.data.quantize import summarize
 from mac.data.sampler import sample
-from mac.data.store import Split, Statistics, Store
+from mac.data.store import ShardRows, Statistics, Store
 from mac.data.window import make_window, start_counts
 from mac.errors import UserError
 from mac.types import SampleSpec
@@ -132,7 +132,7 @@ def test_window_rows_are_normalised_clipped_and_relabelled(tmp_path: Path, train
 
 
 def test_saturated_actions_are_clipped_when_drawn(tmp_path: Path):
-    split = Split(
+    split = ShardRows(
         np.zeros((9, 3), np.float32), np.full((9, 2), -1.0, np.float32), np.array([0]), np.array([9])
     )
     window = make_window(Store(tmp_path, "toy-v0", (split,), None, ()), identity(), chunk=2)

@@ -12,9 +12,9 @@ import pytest
 
 from mac.data.quantize import Codec, fit_affine, summarize
 from mac.data.sampler import sample
-from mac.data.store import Split, Store
+from mac.data.store import ShardRows, Store
 from mac.data.window import make_window
-from mac.data.window_feed import Resident, Rotating, Rotation, Whole, open_feed, plan_rotation
+from mac.data.window_feed import Resident, ResidentData, Rotating, RotatingWindows, open_feed, plan_rotation
 from mac.errors import UserError
 from mac.run import segment
 from mac.run.io.logger import METRICS, read_rows
@@ -36,20 +36,20 @@ def numbered_store(coded: bool = False) -> Store:
         obs = np.stack([rows, np.repeat(np.arange(episode, episode + len(length)), length)], -1)
         action = np.stack([rows, np.full(len(rows), shard)], -1) / 1000
         splits.append(
-            Split(obs.astype(np.float32), action.astype(np.float32), np.cumsum(length) - length, length)
+            ShardRows(obs.astype(np.float32), action.astype(np.float32), np.cumsum(length) - length, length)
         )
         row, episode = row + length.sum(), episode + len(length)
     if coded:
         both = (np.concatenate([getattr(s, name) for s in splits]) for name in ("obs", "action"))
         codec = Codec(*(fit_affine(summarize(rows)) for rows in both))
         splits = [
-            Split(codec.obs.encode(s.obs), codec.action.encode(s.action), s.first, s.length, codec)
+            ShardRows(codec.obs.encode(s.obs), codec.action.encode(s.action), s.first, s.length, codec)
             for s in splits
         ]
     return Store(Path("numbered"), "toy-v0", tuple(splits), None, ())
 
 
-def rotation(rows: int = 45, updates: int = 4, seed: int = 0, coded: bool = False) -> Rotation:
+def rotation(rows: int = 45, updates: int = 4, seed: int = 0, coded: bool = False) -> RotatingWindows:
     return plan_rotation(numbered_store(coded), toy_env.identity(), 2, rows=rows, updates=updates, seed=seed)
 
 
@@ -175,7 +175,7 @@ def test_feed_gives_the_planned_window_wherever_it_starts():
         feed.close()
 
 
-class Slow(Rotation):
+class Slow(RotatingWindows):
     """A plan whose windows are made when `gate` opens, and counted."""
 
     gate = threading.Event()
@@ -230,7 +230,7 @@ def test_all_rows_reach_every_cpu_device_without_a_copy():
             gathered.append(tree.ctypes.data)
         return segment.place(mesh, tree, segment.ALL)
 
-    feed = open_feed(Whole(numbered_store(coded=True), toy_env.identity(), 2), put, 100)
+    feed = open_feed(ResidentData(numbered_store(coded=True), toy_env.identity(), 2), put, 100)
     for column, address in zip((feed.at(0).obs, feed.at(0).action), gathered, strict=True):
         shards = column.stored.addressable_shards
         assert [shard.data.unsafe_buffer_pointer() for shard in shards] == [address] * 2
@@ -240,7 +240,7 @@ def test_all_rows_reach_every_cpu_device_without_a_copy():
 # Training.
 
 
-def small_plan() -> Rotation:
+def small_plan() -> RotatingWindows:
     """Windows of 5 updates, while segments are of 2 and checkpoints every 4."""
     return rotation(updates=5)
 

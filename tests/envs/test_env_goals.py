@@ -10,7 +10,7 @@ import pytest
 
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import Objects
-from envs_mjx.manipulation.scene_simulation import World
+from envs_mjx.manipulation.scene_simulation import SceneState
 from envs_mjx.manipulation.scenes import FAMILIES, Scene
 from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
@@ -66,7 +66,7 @@ def scattered(family: str) -> Scattered:
     @jax.jit
     @jax.vmap
     def look(qpos: jax.Array, buttons: jax.Array, target: Objects) -> tuple[jax.Array, ...]:
-        world = World(env.engine.load(qpos, 0.1 * jnp.ones(env.scene.model.nv)), buttons)
+        world = SceneState(env.engine.load(qpos, 0.1 * jnp.ones(env.scene.model.nv)), buttons)
         return env.observe(world), env.goal_of(world), plain.goal_of(world), env.reached(world, target)
 
     wanted = Objects(*(jnp.asarray(x, x.dtype if x.dtype == bool else jnp.float32) for x in target))

@@ -45,7 +45,7 @@ class Case(NamedTuple):
 def contacts_of(
     model: collision_model.CollisionModel, slots: TabletopContactCapacity, at: dynamics.Poses
 ) -> mjx_contacts.Contacts:
-    return jax.jit(lambda at: mjx_contacts.find_contacts(model, slots, at))(at)
+    return jax.jit(lambda at: mjx_contacts.detect_contacts(model, slots, at))(at)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -75,7 +75,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     )
     at = jax.jit(lambda q: dynamics.poses(c, q))(qpos)
     lanes = jnp.asarray(np.tile(damping[:, None], LANES))
-    smooth = jax.jit(lambda *x: dynamics.smooth(c, *x))(at, qpos, qvel, ctrl, lanes)
+    smooth = jax.jit(lambda *x: dynamics.smooth_dynamics(c, *x))(at, qpos, qvel, ctrl, lanes)
     model = collision_model.collision_model(scene, c)
     return Case(
         scene, c, datas, at, smooth, model, contacts_of(model, TabletopContactCapacity(40, 20, 200), at)

@@ -13,7 +13,7 @@ from envs_mjx import experts
 from envs_mjx.experts import ExpertState
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import read_scene
-from envs_mjx.manipulation.scene_simulation import World
+from envs_mjx.manipulation.scene_simulation import SceneState
 from envs_mjx.registry import make
 from tests.helpers.ogbench_runs import official, stack, world_of
 
@@ -40,23 +40,23 @@ class Try(NamedTuple):
     over: jax.Array
 
 
-def begin(env: ManipEnv, world: World, key) -> Try:
+def begin(env: ManipEnv, world: SceneState, key) -> Try:
     expert = experts.begin(STYLE, env.scene, key, env.readings(world))
     expert = eqx.tree_at(lambda e: e.intent.xi, expert, jnp.asarray(POLICIES[env.scene.family].noise))
     return Try(expert, jnp.asarray(False))
 
 
-def act(env: ManipEnv, world: World, one: Try, key) -> tuple[jax.Array, Try]:
+def act(env: ManipEnv, world: SceneState, one: Try, key) -> tuple[jax.Array, Try]:
     seen = read_scene(env.scene, world.physics, world.buttons)
     action, expert, done = experts.act(STYLE, env.scene, one.expert, seen, key)
     return action, Try(expert, one.over | done)
 
 
-def hit(env: ManipEnv, world: World, one: Try) -> jax.Array:
+def hit(env: ManipEnv, world: SceneState, one: Try) -> jax.Array:
     return experts.achieved(env.scene, one.expert.target, env.readings(world))
 
 
-def their_tries(env: ManipEnv, keys) -> tuple[World, np.ndarray]:
+def their_tries(env: ManipEnv, keys) -> tuple[SceneState, np.ndarray]:
     """Returns the initial states of ogbench's episodes, and whether each reached its target."""
     theirs = official(f"{env.scene.family}-v0", mode="data_collection", terminate_at_goal=False)
     start, choose, score = (jax.jit(lambda *args, f=f: f(env, *args)) for f in (begin, act, hit))
@@ -75,7 +75,7 @@ def their_tries(env: ManipEnv, keys) -> tuple[World, np.ndarray]:
     return stack(starts), np.asarray(hits)
 
 
-def our_hits(env: ManipEnv, starts: World, keys) -> np.ndarray:
+def our_hits(env: ManipEnv, starts: SceneState, keys) -> np.ndarray:
     def episode(world, key):
         keys = jr.split(key, POLICIES[env.scene.family].steps + 1)
 

@@ -18,13 +18,13 @@ from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.manipulation.env import ManipState
 from envs_mjx.manipulation.observation import Objects
-from envs_mjx.manipulation.scene_simulation import World
+from envs_mjx.manipulation.scene_simulation import SceneState
 
 
 class Run(NamedTuple):
     """One episode, axis 0 = control steps. `before` is the world that each action was applied to."""
 
-    before: list[World]
+    before: list[SceneState]
     action: np.ndarray
     obs: np.ndarray
     reward: np.ndarray
@@ -51,9 +51,9 @@ def single(family: str, task: int):
     return env
 
 
-def world_of(env, engine: CEngine) -> World:
+def world_of(env, engine: CEngine) -> SceneState:
     """The scene as ogbench has it now, the physics bit for bit; on the host."""
-    return jax.tree.map(np.asarray, World(engine.read(env._data), jnp.asarray(_buttons(env))))
+    return jax.tree.map(np.asarray, SceneState(engine.read(env._data), jnp.asarray(_buttons(env))))
 
 
 def _buttons(env) -> np.ndarray:

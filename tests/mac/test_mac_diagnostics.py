@@ -51,7 +51,7 @@ def test_model_of_no_change_drifts_as_far_as_real_states_move(real: Sequences):
     for k in range(1, 6):
         errors = [(obs[b, k, d] - obs[b, 0, d]) ** 2 for b in range(30) for d in range(2)]
         want.append(np.sqrt(np.mean(errors)))
-    np.testing.assert_allclose(mac_diagnostics.motion(real), want, rtol=1e-5)
+    np.testing.assert_allclose(mac_diagnostics.no_change_error(real), want, rtol=1e-5)
     np.testing.assert_allclose(mac_diagnostics.drift(lambda s, a: s, real), want, rtol=1e-5)
 
 
@@ -171,7 +171,7 @@ def test_gap_is_that_of_clipped_chunks_given_one_noise():
 
 def test_choice_is_among_clipped_candidates_of_the_acting_policy():
     algo = mac(candidates_test=6)
-    got = mac_diagnostics.choice(algo, hand_made(0.0), batch(), jr.key(0))
+    got = mac_diagnostics.best_of_n_gain(algo, hand_made(0.0), batch(), jr.key(0))
     chunks = np.clip(np.asarray(jr.normal(jr.key(0), (6, 50, 4))) + 0.1, -1, 1)
     q = 2 * chunks.sum(axis=-1)
     assert float(got["best_of_n_gain"]) == pytest.approx(np.mean(q.max(axis=0) - q.mean(axis=0)), rel=1e-4)

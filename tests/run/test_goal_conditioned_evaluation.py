@@ -20,7 +20,7 @@ from experiments.launch.settings import DataConfig, EvalConfig, Settings
 from experiments.ogbench_eval import evaluation
 from experiments.ogbench_eval.worker import Snapshot, Start, StepResult
 from experiments.video import record
-from experiments.video.record import film_official, film_ours
+from experiments.video.record import film_ours, record_in_ogbench
 from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.normalize import Normalizer
@@ -171,7 +171,7 @@ def test_film_of_ours_shows_the_policy_its_normalised_goal(run: SavedRun):
 
 def test_film_of_the_original_normalises_the_policys_goal(run: SavedRun, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(record, "EnvPool", Lanes)
-    film_official(run, "any", 4, 3)
+    record_in_ogbench(run, "any", 4, 3)
     k_reset, _ = episode_keys(evaluation_keys(jnp.arange(2), 0, 3), jnp.asarray([4]), jnp.asarray([0]))
     for s in range(2):
         seed = evaluation.start_seed(k_reset[s, 0])

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.data.store import Split, Store
+from mac.data.store import ShardRows, Store
 from mac.data.window import make_held_out
 from mac.run.io.logger import METRICS, read_rows
 from mac.types import Metrics, Window
@@ -99,12 +99,12 @@ def test_algorithm_that_says_nothing_leaves_no_row(tmp_path: Path):
     assert all("walk/loss" in row for row in read_rows(tmp_path / METRICS))
 
 
-def split(seed: int, lengths: list[int]) -> Split:
+def split(seed: int, lengths: list[int]) -> ShardRows:
     rows, length = (
         np.random.default_rng(seed).normal(size=(sum(lengths), 2)).astype(np.float32),
         np.asarray(lengths),
     )
-    return Split(rows, np.tanh(rows), np.cumsum(length) - length, length)
+    return ShardRows(rows, np.tanh(rows), np.cumsum(length) - length, length)
 
 
 def held_out(lengths: list[int], rows: int = 100, chunk: int = 2) -> Window | None:

@@ -114,7 +114,9 @@ def mass_times(p: TabletopProblem, a: Float[Array, "nv B"]) -> Float[Array, "nv 
     return jnp.concatenate([product(p.mass, a[:core]), p.rim_mass * a[core:]])
 
 
-def spread(p: TabletopProblem, dofs: tuple[int, ...], values: Float[Array, "n B"]) -> Float[Array, "nv B"]:
+def sum_by_dof(
+    p: TabletopProblem, dofs: tuple[int, ...], values: Float[Array, "n B"]
+) -> Float[Array, "nv B"]:
     """Sums values by dof."""
     zero = jnp.zeros_like(p.force[0])
     of = [[i for i, at in enumerate(dofs) if at == d] for d in range(p.force.shape[0])]
@@ -144,8 +146,8 @@ def gradient_of(
     tied = sum_leading(p.equalities.jacobian * forces.equalities[:, None])
     pad = jnp.zeros((p.force.shape[0] - tied.shape[0], tied.shape[1]), tied.dtype)
     tied = jnp.concatenate([tied, pad])
-    at_joints = spread(p, p.joint_limits.dof, forces.joint_limits * p.joint_limits.side)
-    at_joints += spread(p, p.friction_losses.dof, forces.friction_losses)
+    at_joints = sum_by_dof(p, p.joint_limits.dof, forces.joint_limits * p.joint_limits.side)
+    at_joints += sum_by_dof(p, p.friction_losses.dof, forces.friction_losses)
     touching = sum_leading([sum_leading(p.cones.jacobian[r] * forces.cones[r][:, None]) for r in range(3)])
     size = norm(inertial) + norm(tied) + norm(touching) + norm(at_joints)
     gradient = inertial - tied - at_joints - touching
@@ -209,7 +211,7 @@ def cone_state(p: TabletopProblem, x: Float[Array, "3 k B"]) -> ConeState:
     return ConeState(radius, (first * inverse, second * inverse), normal - mu * radius, stiff, bottom, middle)
 
 
-def along(
+def directional_derivatives(
     p: TabletopProblem, rows: ConstraintValues, v: ConstraintValues
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """First and second derivative of the penalties at `rows` in the direction `v`."""

@@ -149,7 +149,7 @@ def attached_poses(frames: AttachedFrames, at: Poses) -> Poses:
     return Poses(base_pos + mat_vec(base_mat, pos), mat_mat(base_mat, mat))
 
 
-def smooth(
+def smooth_dynamics(
     c: SceneConstants,
     at: Poses,
     qpos: Float[Array, "nq B"],

@@ -38,7 +38,8 @@ class MjxEngine(AbstractTabletopEngine):
 
     The physics is that of C within solver and float precision, on the collision model of
     `collision/collision_model.py`. Numbers are float32, or float64 if the engine is used under
-    `jax.enable_x64` on float64 states. Any number of `vmap`s around `step` becomes one program over one batch axis.
+    `jax.enable_x64` on float64 states. Any number of `vmap`s around `step` becomes one program over one batch
+    axis.
 
     `TabletopPhysics.raw` is the acceleration of the last substep, from which the solver starts the next.
     """

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from envs_mjx.engines.tabletop_mjx.batched_linalg import cholesky_solve, plus_outer, sum_leading
-from envs_mjx.engines.tabletop_mjx.constraints import ConstraintValues, TabletopProblem, cone_state, spread
+from envs_mjx.engines.tabletop_mjx.constraints import (
+    ConstraintValues,
+    TabletopProblem,
+    cone_state,
+    sum_by_dof,
+)
 from envs_mjx.engines.tabletop_mjx.xla_stages import stage
 
 
@@ -60,7 +65,7 @@ def joint_curvature(p: TabletopProblem, rows: ConstraintValues) -> Float[Array, 
     """Returns the terms that limits and friction losses add to the Hessian's diagonal."""
     slopes = p.joint_limits.weight * (rows.joint_limits < 0)
     held = jnp.abs(p.friction_losses.weight * rows.friction_losses) < p.friction_losses.bound
-    return spread(p, p.joint_limits.dof, slopes) + spread(
+    return sum_by_dof(p, p.joint_limits.dof, slopes) + sum_by_dof(
         p, p.friction_losses.dof, p.friction_losses.weight * held
     )
 

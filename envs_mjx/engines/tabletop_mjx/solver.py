@@ -18,7 +18,7 @@ from envs_mjx.engines.tabletop_mjx.batched_linalg import sum_leading
 from envs_mjx.engines.tabletop_mjx.constraints import (
     ConstraintValues,
     TabletopProblem,
-    along,
+    directional_derivatives,
     forces_of,
     gradient_of,
     jacobian_times,
@@ -182,7 +182,7 @@ def _line_search(
 
     def slopes(size: Float[Array, " B"]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
         rows = ConstraintValues(*(x + size * v for x, v in zip(it.rows, ahead, strict=True)))
-        first, second = along(p, rows, ahead)
+        first, second = directional_derivatives(p, rows, ahead)
         return drift + size * bend + first, bend + second
 
     def more(b: StepBracket) -> Bool[Array, " B"]:

@@ -95,8 +95,8 @@ def substep(
     """`mj_step`: forward dynamics at the state, then implicitfast integration."""
     c = sim.constants
     at = dynamics.poses(c, state.qpos)
-    smooth = dynamics.smooth(c, at, state.qpos, state.qvel, ctrl, damping)
-    contacts = mjx_contacts.find_contacts(sim.collisions, sim.slots, at)
+    smooth = dynamics.smooth_dynamics(c, at, state.qpos, state.qvel, ctrl, damping)
+    contacts = mjx_contacts.detect_contacts(sim.collisions, sim.slots, at)
     cones = mjx_contacts.cone_rows(sim.table, contacts, smooth.motions, state.qvel)
     problem = constraint_problem(sim, at, smooth, state, cones)
     solution = solver.newton(problem, state.warm, sim.limits)

@@ -57,7 +57,7 @@ _D4RL_ROWS = {"medium-expert": 2_000_000, "full-replay": 1_000_000}
 _D4RL_ROWS_OF = {"halfcheetah": 202_000, "hopper": 402_000, "walker2d": 302_000}  # medium-replay
 
 
-class Remote(NamedTuple):
+class RemoteFile(NamedTuple):
     """One file of a dataset.
 
     Attributes:
@@ -69,7 +69,7 @@ class Remote(NamedTuple):
     urls: tuple[str, ...]
 
 
-class Listing(NamedTuple):
+class PublicDataset(NamedTuple):
     """The public files of one dataset.
 
     Attributes:
@@ -82,7 +82,7 @@ class Listing(NamedTuple):
 
     dataset: str
     collection: str
-    files: tuple[Remote, ...]
+    files: tuple[RemoteFile, ...]
     main: str
     rows: int
 
@@ -97,7 +97,7 @@ class Listing(NamedTuple):
         return ", ".join(dict.fromkeys(urlsplit(url).netloc for url in self.files[0].urls))
 
 
-def find_listing(dataset: str, shards: int = 0, mirror: str | None = None) -> Listing | None:
+def find_public_dataset(dataset: str, shards: int = 0, mirror: str | None = None) -> PublicDataset | None:
     """Returns the public files of a dataset; None if there are none that this program supports.
 
     Args:
@@ -114,7 +114,7 @@ def find_listing(dataset: str, shards: int = 0, mirror: str | None = None) -> Li
         name = f"{dataset}/data/main_data.hdf5"
         namespace, rest = name.split("/", 1)
         found = _list(dataset, "Minari", [name], [MINARI], mirror, 1_000_000)
-        public = Remote(name, (f"{MINARI}/{namespace}/resolve/main/{quote(rest)}",))
+        public = RemoteFile(name, (f"{MINARI}/{namespace}/resolve/main/{quote(rest)}",))
         return found if mirror else found._replace(files=(public,))
     stem = dataset.removesuffix("-v0")
     if shards:
@@ -140,7 +140,7 @@ def has_large_set(dataset: str) -> bool:
     return _LARGE.fullmatch(dataset.removesuffix("-v0")) is not None
 
 
-def _large(dataset: str, stem: str, shards: int, mirror: str | None) -> Listing | None:
+def _large(dataset: str, stem: str, shards: int, mirror: str | None) -> PublicDataset | None:
     giant = stem.startswith("humanoidmaze-giant")
     count = SHARDS // 4 if giant else SHARDS  # a shard of `giant` has 4M transitions
     if not has_large_set(dataset) or shards > count:
@@ -153,18 +153,18 @@ def _large(dataset: str, stem: str, shards: int, mirror: str | None) -> Listing 
 
 def _list(
     dataset: str, collection: str, names: list[str], addresses: list[str], mirror: str | None, rows: int
-) -> Listing:
+) -> PublicDataset:
     addresses = [mirror.rstrip("/")] if mirror else addresses
-    files = tuple(Remote(name, tuple(f"{a}/{quote(name)}" for a in addresses)) for name in names)
-    return Listing(dataset, collection, files, names[0], rows)
+    files = tuple(RemoteFile(name, tuple(f"{a}/{quote(name)}" for a in addresses)) for name in names)
+    return PublicDataset(dataset, collection, files, names[0], rows)
 
 
-def elsewhere(dataset: str, shards: int = 0) -> tuple[Path, ...]:
+def other_programs_copies(dataset: str, shards: int = 0) -> tuple[Path, ...]:
     """Returns the file, or folder of shards, in which other programs keep this dataset on this machine."""
     home = Path.home()
     if "/" in dataset:
         return (home / ".minari" / "datasets" / PurePosixPath(dataset) / "data" / "main_data.hdf5",)
-    found = find_listing(dataset, shards)
+    found = find_public_dataset(dataset, shards)
     if found is None:
         return ()
     if found.collection == "D4RL":

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mac.atomic_files import locked, writing
-from mac.data.provenance import LEDGER, DownloadRecord, ledger, record_download
-from mac.data.sources.catalogue import Listing, Remote
+from mac.data.provenance import LEDGER, DownloadRecord, download_records, record_download
+from mac.data.sources.catalogue import PublicDataset, RemoteFile
 from mac.data.sources.http_download import Progress, RetryPolicy, Unavailable, download
 from mac.errors import UserError
 from mac.formatting import counted
@@ -19,7 +19,7 @@ Say = Callable[[str], Any]
 
 
 def fetch(
-    listing: Listing,
+    listing: PublicDataset,
     folder: Path,
     *,
     display: Display | None = None,
@@ -56,19 +56,19 @@ def fetch(
     return home / listing.main
 
 
-def is_here(listing: Listing, folder: Path) -> bool:
+def is_here(listing: PublicDataset, folder: Path) -> bool:
     """Returns whether every file was downloaded."""
     return all((folder / listing.folder / remote.name).exists() for remote in listing.files)
 
 
 def _download_file(
-    listing: Listing,
-    remote: Remote,
+    listing: PublicDataset,
+    remote: RemoteFile,
     path: Path,
     display: Display,
     patience: RetryPolicy | None,
 ) -> None:
-    entry = ledger(path.parent).get(path.name)
+    entry = download_records(path.parent).get(path.name)
     known = None if entry is None else entry.sha256
     try:
         with display(remote.name) as progress:
@@ -84,7 +84,7 @@ def _download_file(
     record_download(path, DownloadRecord(result.sha256, result.size, result.url, listing.collection))
 
 
-def _check_room(listing: Listing, home: Path, path: Path) -> None:
+def _check_room(listing: PublicDataset, home: Path, path: Path) -> None:
     """Checks the free disk space; training files of a large set are as large as its first."""
     missing = sum(
         not (home / remote.name).exists() for remote in listing.files if "-val" not in Path(remote.name).name

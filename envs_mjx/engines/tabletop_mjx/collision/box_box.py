@@ -51,12 +51,12 @@ def inner(a: Vec, b: Vec) -> Array:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def into(mat: tuple[Vec, ...], v: Vec) -> Vec:
+def world_to_box(mat: tuple[Vec, ...], v: Vec) -> Vec:
     """`mat.T @ v`: a world vector in the frame of `mat`."""
     return tuple(mat[0][j] * v[0] + mat[1][j] * v[1] + mat[2][j] * v[2] for j in range(3))
 
 
-def out(mat: tuple[Vec, ...], v: Vec) -> Vec:
+def box_to_world(mat: tuple[Vec, ...], v: Vec) -> Vec:
     """`mat @ v`."""
     return tuple(inner(mat[i], v) for i in range(3))
 
@@ -76,7 +76,7 @@ def floor_box(box: OrientedBoxes) -> TabletopContactPoints:
     """Contacts of the floor, z = 0, with boxes: of each two opposite corners the lower one, if below."""
     dist, points = [], []
     for s1, s2 in SIGNS:
-        offset = out(box.mat, (box.half[0] * s1, box.half[1] * s2, box.half[2]))
+        offset = box_to_world(box.mat, (box.half[0] * s1, box.half[1] * s2, box.half[2]))
         lower = -sign(offset[2])
         corner = [box.pos[r] + lower * offset[r] for r in range(3)]
         dist.append(jnp.where(corner[2] < 0, corner[2], FAR))
@@ -103,7 +103,7 @@ def _relative(a: OrientedBoxes, b: OrientedBoxes) -> tuple[tuple[Vec, ...], Vec,
     turn = tuple(
         tuple(sum_of([a.mat[k][i] * b.mat[k][j] for k in range(3)]) for j in range(3)) for i in range(3)
     )
-    return turn, into(a.mat, between), into(b.mat, between)
+    return turn, world_to_box(a.mat, between), world_to_box(b.mat, between)
 
 
 @stage
@@ -169,8 +169,8 @@ def _edge_contact(
     rest = 1 / jnp.maximum(1 - c * c, _PARALLEL**2)
     ta, tb = (pa - c * pb) * rest, (c * pa - pb) * rest
     middle = tuple(0.5 * (on_a[k] + ta * along_a[k] + on_b[k] + tb * along_b[k]) for k in range(3))
-    world = [x + y for x, y in zip(out(a.mat, middle), a.pos, strict=True)]
-    return jnp.stack(world), jnp.stack(out(a.mat, normal))
+    world = [x + y for x, y in zip(box_to_world(a.mat, middle), a.pos, strict=True)]
+    return jnp.stack(world), jnp.stack(box_to_world(a.mat, normal))
 
 
 @stage

@@ -16,12 +16,12 @@ from envs_mjx.engines.tabletop_mjx.collision.box_box import (
     OrientedBoxes,
     TabletopContactPoints,
     box_box,
+    box_to_world,
     inner,
-    into,
-    out,
     pick,
     sign,
     sum_of,
+    world_to_box,
 )
 from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import (
     ClippedPoints,
@@ -55,7 +55,7 @@ def _relative(pad: OrientedBoxes, cap: OrientedBoxes) -> tuple[tuple[Vec, ...], 
     turn = tuple(
         tuple(sum_of([cap.mat[k][i] * pad.mat[k][j] for k in range(3)]) for j in range(3)) for i in range(3)
     )
-    return turn, into(cap.mat, tuple(pad.pos[k] - cap.pos[k] for k in range(3)))
+    return turn, world_to_box(cap.mat, tuple(pad.pos[k] - cap.pos[k] for k in range(3)))
 
 
 def _facing(turn: tuple[Vec, ...]) -> Array:
@@ -129,10 +129,10 @@ def _contacts(
     depth = points.w * jnp.where(aligned, slope, 1)
     face = (points.u, points.v, jnp.broadcast_to(side * cap.half[2], points.u.shape))
     middle = tuple(f - 0.5 * depth * n for f, n in zip(face, normal, strict=True))
-    pos = [x + y for x, y in zip(out(cap.mat, middle), cap.pos, strict=True)]
+    pos = [x + y for x, y in zip(box_to_world(cap.mat, middle), cap.pos, strict=True)]
     dist = jnp.where(points.inside & (depth < 0), depth, FAR)
     dist = jnp.where(aligned | (dist == dist.min(axis=0)), dist, FAR)
-    return TabletopContactPoints(dist, jnp.stack(pos, axis=1), jnp.stack(out(cap.mat, normal))[None])
+    return TabletopContactPoints(dist, jnp.stack(pos, axis=1), jnp.stack(box_to_world(cap.mat, normal))[None])
 
 
 @stage

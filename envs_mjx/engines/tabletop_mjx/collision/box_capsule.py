@@ -11,11 +11,11 @@ from envs_mjx.engines.tabletop_mjx.collision.box_box import (
     FAR,
     OrientedBoxes,
     TabletopContactPoints,
+    box_to_world,
     inner,
-    into,
-    out,
     pick,
     sign,
+    world_to_box,
 )
 from envs_mjx.engines.tabletop_mjx.collision.polygon_clip import Vec
 from envs_mjx.engines.tabletop_mjx.xla_stages import stage
@@ -40,8 +40,8 @@ def capsule_box(capsule: OrientedBoxes, radius: Array, box: OrientedBoxes) -> Ta
 @stage
 def _axis(capsule: OrientedBoxes, box: OrientedBoxes) -> tuple[Vec, Vec]:
     """The capsule's axis in the box's frame: middle and half."""
-    start = into(box.mat, tuple(capsule.pos[k] - box.pos[k] for k in range(3)))
-    return start, into(box.mat, tuple(capsule.mat[k][2] * capsule.half[2] for k in range(3)))
+    start = world_to_box(box.mat, tuple(capsule.pos[k] - box.pos[k] for k in range(3)))
+    return start, world_to_box(box.mat, tuple(capsule.mat[k][2] * capsule.half[2] for k in range(3)))
 
 
 @stage
@@ -97,5 +97,5 @@ def _sphere(start: Vec, axis: Vec, radius: Array, box: OrientedBoxes, t: Array) 
     )
     gap = jnp.where(inside, pick(k, tuple(depth)), distance) - radius
     middle = tuple(point[m] + (radius + 0.5 * gap) * normal[m] for m in range(3))
-    world = [x + y for x, y in zip(out(box.mat, middle), box.pos, strict=True)]
-    return jnp.where(gap < 0, gap, FAR), jnp.stack(world), jnp.stack(out(box.mat, normal))
+    world = [x + y for x, y in zip(box_to_world(box.mat, middle), box.pos, strict=True)]
+    return jnp.where(gap < 0, gap, FAR), jnp.stack(world), jnp.stack(box_to_world(box.mat, normal))

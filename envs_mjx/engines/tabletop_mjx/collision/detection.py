@@ -50,7 +50,7 @@ class Contacts(NamedTuple):
     dropped: Int[Array, " B"]
 
 
-def find_contacts(model: CollisionModel, slots: TabletopContactCapacity, at: Poses) -> Contacts:
+def detect_contacts(model: CollisionModel, slots: TabletopContactCapacity, at: Poses) -> Contacts:
     """Finds the contacts of scenes whose moving bodies are `at`."""
     boxes = attached_poses(model.boxes.frames, at)
     found, lost, start = [_on_floor(model, boxes)], [], model.on_floor[1] - model.on_floor[0]
