@@ -39,7 +39,7 @@ class Args:
     """Turns OGBench's files into the flat store that training reads; run.py then finds it by itself."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """a folder of OGBench shards, or one .npz or .hdf5 file; the validation file beside it goes along"""
+    """a folder of OGBench shards, or one .npz or .hdf5 file; its validation file goes along"""
     env: str | None = None
     """environment whose widths the files must have; None = as the files' name says"""
     dtype: Literal["float32", "uint16"] = "uint16"

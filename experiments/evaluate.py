@@ -65,7 +65,7 @@ class Args:
     """most environments simulated at a time; 0 = all (of ogbench's: a few per core)"""
     hp: tuple[str, ...] = ()
     """acts with other hyperparameters than in training, NAME=VALUE each: `candidates_test=1` shows the cloned
-    behaviour without the choice among samples"""
+    behaviour without best-of-N selection"""
     policy: Literal["trained", "random"] = "trained"
     """`random` plays uniform random actions in the same episodes instead: what any policy must beat"""
     seed: int = 0

@@ -55,7 +55,7 @@ class Compiled(NamedTuple):
     """Facts of the compiled update of one seed, for the device that it was compiled for.
 
     Attributes:
-        scratch: bytes of memory beside its arguments and results.
+        scratch: bytes of temporary memory.
         traffic: bytes that it reads and writes (`program_bytes`).
     """
 
@@ -69,7 +69,7 @@ class TrainingMemory(NamedTuple):
     Attributes:
         data: the dataset, or as much of it as is held at a time; each device has it.
         state: networks, targets and optimiser, of all seeds.
-        scratch: what one seed's update needs beside these.
+        scratch: temporary memory of one seed's update.
         seeds: how many there are.
         devices: accelerators among which the seeds are shared out; a CPU is one.
         together: how many seeds are updated at a time, on all devices.

@@ -2,7 +2,7 @@
 
 The network that makes a chunk in one step learns from the data and not from a flow of many steps. The
 best it can do by the squared error of one step is the mean of the data's chunks at a state, whatever
-the noise, so samples lose their variety and the choice among them its use.
+the noise, so samples lose their variety and best-of-N its use.
 
 The paper's text leaves open how the network learns; `one_step` has both readings.
 """

@@ -10,7 +10,7 @@ from mac.atomic_files import load_json, locked, write_json
 from mac.errors import UserError, refusal
 
 KEPT = ".checksums.json"
-"""Name of the file in which they are kept, beside the stores."""
+"""Name of the file in which they are kept, in the folder of stores."""
 
 
 class Checksums:

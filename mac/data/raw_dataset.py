@@ -22,7 +22,7 @@ ACTION_SLACK = 1e-3
 
 ROUNDED = 0.01
 """Distance of two states, in standard deviations of each column, that counts as rounding. A reset moves some
-column by far more; so does a control step, but for systems that nearly stand still."""
+column by far more; so does a control step, but for systems that hardly move."""
 
 _FEW = 4096  # rows that are compared at a time where many numbers are computed of each
 
@@ -118,7 +118,7 @@ def check_file(path: Path, what: str) -> None:
         raise UserError(f"cannot read {path}: {refusal(error)}; {remedy(error, 'check the path')}") from error
     if stat.S_ISDIR(found.st_mode):
         raise UserError(f"{path}: is a folder, where one file ({what}) is expected")
-    # Reading a pipe or a device may wait, or go on, for ever.
+    # Reading a pipe or a device may block forever.
     if not stat.S_ISREG(found.st_mode):
         raise UserError(
             f"{path}: is a pipe or a device, no regular file; copy what it gives into {what} file"

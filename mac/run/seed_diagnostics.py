@@ -43,6 +43,6 @@ def overestimation(result: Episodes) -> dict[str, Float[np.ndarray, " S"]]:
     """
     if result.predicted is None or result.realised is None:
         return {}
-    expected, came = (np.asarray(x).mean(axis=(1, 2)) for x in (result.predicted, result.realised))
-    found = {"predicted_return": expected, "realised_return": came, "overestimation": expected - came}
+    expected, realised = (np.asarray(x).mean(axis=(1, 2)) for x in (result.predicted, result.realised))
+    found = {"predicted_return": expected, "realised_return": realised, "overestimation": expected - realised}
     return {f"diagnostics/{name}": value for name, value in found.items()}

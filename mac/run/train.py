@@ -60,7 +60,7 @@ class TrainJob(NamedTuple):
         batch: most environments that an evaluation simulates at a time; 0 is all of them.
         held_out: data that is not trained on, for diagnoses; None: they look at `window`.
         data: where the data come from, in a few words, for the rows of `eval.jsonl`.
-        kept: facts that every checkpoint is to hold beside the state, as JSON data.
+        kept: facts that every checkpoint holds in addition to the state, as JSON data.
         sweep: configurations that are trained at once, each for all seeds, in folders of their own; none if
             there is only the one that `algo` and `config` describe.
     """
@@ -176,7 +176,7 @@ class _Loop:
                 with self._timed("checkpoint"):
                     self.outputs.wait()
                 self._tell()
-                # A signal that came when all was done has nothing to stop.
+                # A signal received when all was done has nothing to stop.
                 done = step >= self.job.steps and self.evaluated == step
                 self.outcome.interrupted = 0 if done else self.interrupt.signal
                 self.outcome.seconds |= self.feed.seconds

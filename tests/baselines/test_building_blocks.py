@@ -81,7 +81,7 @@ def test_critics_are_two_and_the_lesser_or_the_mean_counts():
 
 
 def test_density_of_a_squashed_normal():
-    """Of deviation 1 around 0, at 0 and where the normal is 1: -0.5 log 2π - 0.5 x² - log(1 - tanh² x)."""
+    """Of the standard normal, at 0 and where the normal is 1: -0.5 log 2π - 0.5 x² - log(1 - tanh² x)."""
     policy = TanhGaussian(jnp.zeros((2, 1)), jnp.zeros((2, 1)))
     action, log_prob = policy.sample(jnp.asarray([[0.0], [1.0]]))
     np.testing.assert_allclose(action[:, 0], [0.0, 0.7615942], rtol=1e-6)

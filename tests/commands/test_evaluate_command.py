@@ -228,7 +228,7 @@ def test_original_environment_plays_every_episode(copied: Path):
         "data": "local file small.npz",
     }
     for seed, row in enumerate(line["rows"]):
-        # A failure is taken to go on for ever: -1 / (1 - 0.99).
+        # A failure is continued forever: -1 / (1 - 0.99).
         assert row.pop("realised_return") == pytest.approx(-100, rel=1e-5)
         assert np.isfinite(row.pop("predicted_return"))
         assert row == {"step": 10, "seed": seed} | wanted

@@ -1,4 +1,4 @@
-"""Batches drawn on the host, against the window's rows, the laws of goals, and the sampler on the device."""
+"""Batches drawn on the host, against the data, goal-sampling distributions and the sampler on the device."""
 
 import dataclasses
 
@@ -130,9 +130,9 @@ def test_subgoals_lie_on_the_way_to_the_goal(ends_count: bool):
     row, value, actor = rows_of(batch.obs), rows_of(goals.value), rows_of(goals.actor)
     np.testing.assert_array_equal(goals.reached, row == value)
     last = host.last_of(row)
-    steps, came = (np.asarray(x) for x in steps_to_goal(ahead, *map(jnp.asarray, (row, last, value))))
+    steps, reached = (np.asarray(x) for x in steps_to_goal(ahead, *map(jnp.asarray, (row, last, value))))
     np.testing.assert_array_equal(sub.steps, steps)
-    np.testing.assert_array_equal(sub.reached, came)
+    np.testing.assert_array_equal(sub.reached, reached)
     np.testing.assert_array_equal(sub.next_obs, window.obs[row + steps])
     np.testing.assert_array_equal(sub.value, window.obs[row + steps])
     towards, _ = steps_to_goal(ahead, *map(jnp.asarray, (row, last, actor)))

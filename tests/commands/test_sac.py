@@ -1,4 +1,4 @@
-"""SAC's losses and updates, beside NumPy."""
+"""SAC's losses and updates, compared with NumPy."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""The laws of goals: against tables worked out in NumPy, at closed-form rates, and at 100 million rows."""
+"""Goal-sampling distributions against NumPy tables and closed-form rates, and at 100 million rows."""
 
 import dataclasses
 
@@ -48,25 +48,25 @@ def draws(
     return np.asarray(draw_goals(episodes, law, rows, ends, jr.key(seed)))
 
 
-def assert_follows(drawn: np.ndarray, chances: np.ndarray) -> None:
-    """Pearson's test at one in a million; what has no chance never happens."""
-    counts = np.bincount(drawn.ravel(), minlength=len(chances))
-    assert len(counts) == len(chances) and not counts[chances == 0].any()
-    counts, want = counts[chances > 0], chances[chances > 0] * drawn.size
+def assert_follows(drawn: np.ndarray, probs: np.ndarray) -> None:
+    """Pearson's test at one in a million; events of probability 0 never happen."""
+    counts = np.bincount(drawn.ravel(), minlength=len(probs))
+    assert len(counts) == len(probs) and not counts[probs == 0].any()
+    counts, want = counts[probs > 0], probs[probs > 0] * drawn.size
     assert want.min() > 5 and want.sum() == pytest.approx(drawn.size)
     assert np.sum((counts - want) ** 2 / want) < chi2.isf(1e-6, max(len(want) - 1, 1))
 
 
 def later(law: GoalDistribution, row: int, last: int, rows: int) -> np.ndarray:
     """Chance of each row to be the later state, one number of steps or one point of a grid at a time."""
-    chances = np.zeros(rows)
+    probs = np.zeros(rows)
     if law.geometric:
         for k in range(1, 1000):
-            chances[min(row + k, last)] += (1 - law.discount) * law.discount ** (k - 1)
+            probs[min(row + k, last)] += (1 - law.discount) * law.discount ** (k - 1)
     else:
         for u in (np.arange(10_000) + 0.5) / 10_000:
-            chances[round(u * min(row + 1, last) + (1 - u) * last)] += 1e-4
-    return chances
+            probs[round(u * min(row + 1, last) + (1 - u) * last)] += 1e-4
+    return probs
 
 
 def law_by_hand(law: GoalDistribution, lengths: list[int], row: int, last: int) -> np.ndarray:
@@ -81,7 +81,7 @@ def law_by_hand(law: GoalDistribution, lengths: list[int], row: int, last: int) 
 
 
 def test_geometric_goals_are_so_many_steps_ahead_or_at_the_end():
-    """γ = 0.9 from row 0, the last action at row 3: chances 0.1, 0.09, and the rest."""
+    """γ = 0.9 from row 0, the last action at row 3: probabilities 0.1, 0.09, and the rest."""
     law = GoalDistribution(0, 1, 0, True, 0.9)
     assert_follows(draws(table([5]), law, 0, 3, 400_000), np.asarray([0, 0.1, 0.09, 0.81]))
 
@@ -96,8 +96,8 @@ def test_goals_follow_their_law_at_every_place_of_an_episode(law: GoalDistributi
     lengths = [6, 2, 9, 3, 12]
     episodes = table(lengths, chunk=3)
     for seed, (row, last) in enumerate([(0, 4), (4, 4), (8, 15), (15, 15), (20, 30), (29, 30)]):
-        chances = law_by_hand(law, lengths, row, last)
-        assert_follows(draws(episodes, law, row, last, seed=seed), np.trim_zeros(chances, "b"))
+        probs = law_by_hand(law, lengths, row, last)
+        assert_follows(draws(episodes, law, row, last, seed=seed), np.trim_zeros(probs, "b"))
 
 
 def test_last_row_is_the_one_before_the_final_state():
@@ -148,7 +148,7 @@ def test_share_of_chunks_that_reach_their_goal(chunk: int):
 
 
 def test_goals_of_values_and_of_the_policy_are_independent():
-    """Of each other, and of the row before: every pair as often as its chances' product says."""
+    """Of each other, and of the row before: every pair as often as the product of their probabilities."""
     law = GoalDistribution(0.2, 0.8, 0, True, 0.7)
     batch = draw(numbered([6], 3), SampleSpec(100_000, 3, GoalSpec((0,), law, law)), jr.key(3))
     assert batch.goals is not None

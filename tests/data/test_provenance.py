@@ -49,7 +49,7 @@ def made(folder: Path, **more: Any) -> Path:
     return path
 
 
-def came(folder: Path, url: str = RAIL) -> Path:
+def downloaded_file(folder: Path, url: str = RAIL) -> Path:
     """A file that was downloaded."""
     path = write_pair(folder)
     record_download(path, DownloadRecord(sha256(path), path.stat().st_size, url, "OGBench"))
@@ -76,20 +76,20 @@ def test_an_expert_of_our_own_is_marked_as_not_comparable(tmp_path: Path):
 
 
 def test_downloaded_data_carry_the_name_of_their_collection(tmp_path: Path):
-    source = stored(came(tmp_path)).provenance
+    source = stored(downloaded_file(tmp_path)).provenance
     assert source.kind == "downloaded" and source.label == "OGBench"
     entry = source.facts["files"]["toy.npz"]
     assert entry["url"] == RAIL and entry["sha256"] == sha256(tmp_path / "toy.npz")
 
 
 def test_a_mirror_is_named(tmp_path: Path):
-    assert stored(came(tmp_path, "http://mirror.example/toy.npz")).provenance.label == (
+    assert stored(downloaded_file(tmp_path, "http://mirror.example/toy.npz")).provenance.label == (
         "OGBench (mirror mirror.example)"
     )
 
 
 def test_a_download_that_was_changed_since_is_refused(tmp_path: Path):
-    path = came(tmp_path)
+    path = downloaded_file(tmp_path)
     write(path, (16, 14, 19), seed=5)
     with pytest.raises(UserError, match="is not what was downloaded") as caught:
         stored(path)
@@ -97,7 +97,7 @@ def test_a_download_that_was_changed_since_is_refused(tmp_path: Path):
 
 
 def test_a_damaged_record_is_a_user_error(tmp_path: Path):
-    path = came(tmp_path)
+    path = downloaded_file(tmp_path)
     (tmp_path / LEDGER).write_text('{"toy.npz": 3}')
     with pytest.raises(UserError, match="holds no record"):
         stored(path)

@@ -88,10 +88,10 @@ def test_runs_end_at_goals_ends_of_episodes_or_after_n_steps(n: int, ends_count:
     np.testing.assert_array_equal(rows(batch.subgoals.value), end)
     np.testing.assert_array_equal(rows(batch.subgoals.actor), way)
     np.testing.assert_array_equal(rows(batch.subgoals.ahead), np.minimum(start + n, last[start]))
-    came = (goal == end) & (end - start < n)
+    reached = (goal == end) & (end - start < n)
     if ends_count:
-        came = end - start < n
-    np.testing.assert_array_equal(batch.subgoals.reached, came)
+        reached = end - start < n
+    np.testing.assert_array_equal(batch.subgoals.reached, reached)
     np.testing.assert_array_equal(batch.goals.reached, goal == start)
 
 
@@ -99,8 +99,8 @@ def test_goal_n_steps_ahead_is_not_reached_but_the_one_before_is():
     row, last = jnp.asarray([0, 0, 0, 7]), jnp.asarray([9, 9, 9, 9])
     goal = jnp.asarray([3, 4, 0, 12])
     for ends_count, want in ((True, [True, False, True, True]), (False, [True, False, True, False])):
-        steps, came = steps_to_goal(SubgoalSpec(4, ends_count), row, last, goal)
-        assert steps.tolist() == [3, 4, 0, 2] and came.tolist() == want
+        steps, reached = steps_to_goal(SubgoalSpec(4, ends_count), row, last, goal)
+        assert steps.tolist() == [3, 4, 0, 2] and reached.tolist() == want
 
 
 def test_share_of_runs_that_reach_their_goal():

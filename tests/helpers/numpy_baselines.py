@@ -208,7 +208,7 @@ def backup(after: np.ndarray, batch: Batch, cfg: Any) -> np.ndarray:
     """Returns the discounted probability of reaching the goal; `after` is that of each run's last state."""
     assert batch.subgoals is not None
     runs = zip(wide(batch.subgoals.steps), wide(batch.subgoals.reached), after, strict=True)
-    return np.asarray([cfg.discount**k * (1.0 if reached else chance) for k, reached, chance in runs])
+    return np.asarray([cfg.discount**k * (1.0 if reached else prob) for k, reached, prob in runs])
 
 
 def nsac_bc(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batch: Batch) -> dict:
@@ -216,8 +216,8 @@ def nsac_bc(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, ba
     assert batch.subgoals is not None
     after, dims = wide(batch.subgoals.next_obs), d.a.shape[1]
     chosen, _ = tanh_sample(frozen.actor, after, d.g, normal(k_next, d.a.shape))
-    chances = [sigmoid(value(q, after, d.g, chosen)) for q in target]
-    y = backup(np.minimum(*chances) if cfg.combine == "min" else np.mean(chances, axis=0), batch, cfg)
+    probs = [sigmoid(value(q, after, d.g, chosen)) for q in target]
+    y = backup(np.minimum(*probs) if cfg.combine == "min" else np.mean(probs, axis=0), batch, cfg)
     critic = np.mean([cross_entropy(value(q, d.s, d.g, d.a), y) for q in nets.q])
 
     def worth(a: np.ndarray) -> np.ndarray:
@@ -238,11 +238,11 @@ def sharsa(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, bat
     ways = batch.subgoals
     assert ways is not None
     w, ahead = wide(ways.value), wide(ways.ahead)
-    chances = [sigmoid(value(q, d.s, d.g, w)) for q in target]
-    chance = np.minimum(*chances) if cfg.combine == "min" else np.mean(chances, axis=0)
+    probs = [sigmoid(value(q, d.s, d.g, w)) for q in target]
+    prob = np.minimum(*probs) if cfg.combine == "min" else np.mean(probs, axis=0)
     y = backup(sigmoid(value(frozen.v, wide(ways.next_obs), d.g)), batch, cfg)
     return {
-        "v": cross_entropy(value(nets.v, d.s, d.g), chance),
+        "v": cross_entropy(value(nets.v, d.s, d.g), prob),
         "q": sum(cross_entropy(value(q, d.s, d.g, w), y) for q in nets.q),
         "high": flow_loss(lambda x, t: net(nets.high, d.s, d.ga, x, t), wide(ways.actor), k_high),
         "low": flow_loss(lambda x, t: net(nets.low, d.s, ahead, x, t), d.a, k_low),

@@ -219,8 +219,9 @@ def test_one_step_policy_collapses_without_distillation(kind: str):
 
 
 def test_gaussian_puts_its_samples_between_the_modes():
-    """Its best fit to ± 0.5 is tanh of a normal of mean 0 and deviation atanh(0.5) = 0.549: |a| < 0.25,
-    where there is no data, then has the chance 2 Φ(0.2554 / 0.5493) - 1 = 0.358.
+    """Its best fit to ± 0.5 is tanh of a normal of mean 0 and standard deviation atanh(0.5) = 0.549.
+
+    |a| < 0.25, where there is no data, then has probability 2 Φ(0.2554 / 0.5493) - 1 = 0.358.
     """
     got = samples_after_training(make("gaussian", "reward", **SIZES), size=0.5)
     assert np.mean(np.abs(got) < 0.25) == pytest.approx(0.358, abs=0.06)

@@ -129,7 +129,7 @@ def assert_model_is_exact(nets: Nets) -> None:
 @pytest.mark.parametrize("value", slow_except(["bce"], ["squared", "bce"]))
 def test_values_on_a_ring_count_the_chunks_to_the_goal(value: str):
     """The goal is reached within chunk number d (from 0), d whole chunks away: V is -(1 - γⁿᵈ)/(1 - γⁿ), or,
-    as a chance, γⁿᵈ. All is learned from hindsight goals: where each chunk leads and what it reaches, too.
+    as a probability, γⁿᵈ. All is learned from hindsight goals, the model and what a chunk reaches included.
     """
     nets: Any = trained(True, value=value)
     assert_model_is_exact(nets)
@@ -140,9 +140,9 @@ def test_values_on_a_ring_count_the_chunks_to_the_goal(value: str):
     assert chunks.max() == 3
     v, q = nets.v.value, nets.q.value
     if value == "bce":
-        chance = gamma**chunks
-        np.testing.assert_allclose(1 / (1 + np.exp(-v)), chance, atol=0.02)
-        np.testing.assert_allclose(1 / (1 + np.exp(-q[..., ALONG])), chance, atol=0.02)
+        prob = gamma**chunks
+        np.testing.assert_allclose(1 / (1 + np.exp(-v)), prob, atol=0.02)
+        np.testing.assert_allclose(1 / (1 + np.exp(-q[..., ALONG])), prob, atol=0.02)
     else:
         want = -(1 - gamma**chunks) / (1 - gamma)
         np.testing.assert_allclose(v, want, atol=0.02)

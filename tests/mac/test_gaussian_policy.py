@@ -53,7 +53,7 @@ def test_samples_are_the_squashed_noise():
 
 
 def test_heads_start_at_a_hundredth_of_the_variance():
-    """Uniform on ± sqrt(0.06 / (fan_in + fan_out)), so a deviation of that over sqrt(3); biases 0."""
+    """Uniform on ± sqrt(0.06 / (fan_in + fan_out)), so of standard deviation that over sqrt(3); biases 0."""
     policy = GaussianPolicy((7, None), (32, 300), 200, key=jr.key(0))
     bound = (0.06 / 500) ** 0.5
     for head in (policy.mean, policy.log_std):

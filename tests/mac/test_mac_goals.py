@@ -147,7 +147,7 @@ def test_act_chooses_for_each_environments_own_goal():
 
 @pytest.mark.parametrize("size", slow_except([40.0], [40.0, -300.0]))
 def test_cross_entropy_of_confident_values_is_finite(size: float):
-    """Where a chance rounds to 0 or 1, its logarithm must not be taken as such."""
+    """Where a probability rounds to 0 or 1, its logarithm must not be taken as such."""
     case = make_case(goal_mac(value="bce"))
 
     def sure(net: Any) -> Any:

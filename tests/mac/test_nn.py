@@ -137,7 +137,7 @@ def test_weights_start_within_glorots_bound_and_biases_zero():
     bound = sqrt(6 / 200)
     weight = np.asarray(dense.weight)
     assert 0.999 * bound < np.abs(weight).max() <= bound
-    # 9600 draws: the standard error of the deviation is 0.45 / sqrt(9600) of it, below half a percent.
+    # 9600 draws: the standard deviation has a relative standard error of 0.45 / sqrt(9600), below 0.5%.
     assert weight.std() == pytest.approx(bound / sqrt(3), rel=0.02)
     assert abs(weight.mean()) < 4 * bound / sqrt(3 * weight.size)
     np.testing.assert_array_equal(dense.bias, np.zeros(80))

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, atomic and written beside the training."""
+"""Checkpoints: exact, atomic and written while training goes on."""
 
 import errno
 import os

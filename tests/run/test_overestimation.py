@@ -1,4 +1,4 @@
-"""Returns that an algorithm expects beside those that come: in evaluations, in rows, in the table."""
+"""Expected and realized returns: in evaluations, in rows, in the table."""
 
 import dataclasses
 from typing import Any
@@ -82,7 +82,7 @@ def play(algo: AbstractAlgorithm, env: Any, numbers: list[float], **how: Any) ->
 
 @pytest.mark.parametrize("spec", [SINGLE, GOALS], ids=["rewards", "goals"])
 def test_perfect_critic_expects_what_comes(spec: EnvSpec):
-    """Also of the task that fails, continued at -1 for ever. Seed 1 thinks that half the time will do."""
+    """Also of the task that fails, continued at -1 forever. Seed 1 thinks that half the time will do."""
     got = play(Walker(spec, chunk=4), Chain(spec), [1.0, 0.5], batch=3)
     assert got.predicted is not None and got.realised is not None
     np.testing.assert_array_equal(got.success[0, :, 0], [True, True, False])
@@ -173,9 +173,10 @@ def printed(rows: list[dict[str, Any]]) -> str:
 
 def test_table_says_what_was_expected_and_what_came(played: Episodes):
     old = [{**row, "predicted_return": 7.0} for row in rows_of(played, step=50)]
-    came = (cost(1) + cost(4) + cost(np.inf)) / 3
-    expected = came + (cost(0.5) - cost(1) + cost(2) - cost(4)) / 6
-    line = f"discounted return: {expected:.1f} expected, {came:.1f} came: {expected - came:.1f} too high"
+    realised = (cost(1) + cost(4) + cost(np.inf)) / 3
+    expected = realised + (cost(0.5) - cost(1) + cost(2) - cost(4)) / 6
+    gap = f"{expected - realised:.1f} too high"
+    line = f"discounted return: {expected:.1f} expected, {realised:.1f} realised: {gap}"
     assert line in printed(old + rows_of(played))
 
 

@@ -1,4 +1,4 @@
-"""The compiled training loop: what it computes, how often it is traced, and what may run beside it."""
+"""The compiled training loop: what it computes, how often it is traced, and what may run at the same time."""
 
 import dataclasses
 import os

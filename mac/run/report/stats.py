@@ -97,7 +97,7 @@ class Curve(NamedTuple):
 
     `data` says where the training data come from, if the rows do.
     `predicted` and `realised`, of the same shape, are the means of the returns that the algorithm expected
-    and of those that came; NaN where the rows do not tell.
+    and of the realized ones; NaN where the rows do not tell.
     """
 
     steps: list[int]

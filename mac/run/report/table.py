@@ -29,7 +29,7 @@ def results_table(curve: Curve, *, title: str) -> Table:
 
     Rows: the last evaluation, the mean of the last `LATE` ones (if there are as many), and where a
     run has several tasks the last evaluation of each. Below, the returns that the algorithm expected at
-    the last evaluation beside those that came, if the rows have them, and where the data come from. Print
+    the last evaluation and the realized ones, if the rows have them, and where the data come from. Print
     it with `print_tables`.
     """
     seeds, tasks = len(curve.seeds), len(curve.tasks)
@@ -77,11 +77,12 @@ def _add(table: Table, name: str, scores: np.ndarray, form: str) -> None:
 
 def _returns(curve: Curve) -> str:
     """A line about the last evaluation's returns; empty if its rows have none."""
-    expected, came = (float(np.mean(x[-1])) for x in (curve.predicted, curve.realised))
-    if math.isnan(expected) or math.isnan(came):
+    expected, realised = (float(np.mean(x[-1])) for x in (curve.predicted, curve.realised))
+    if math.isnan(expected) or math.isnan(realised):
         return ""
-    how = "too high" if expected > came else "too low"
-    return f"\ndiscounted return: {expected:.1f} expected, {came:.1f} came: {abs(expected - came):.1f} {how}"
+    how = "too high" if expected > realised else "too low"
+    gap = f"{abs(expected - realised):.1f} {how}"
+    return f"\ndiscounted return: {expected:.1f} expected, {realised:.1f} realised: {gap}"
 
 
 def _cells(interval: Interval, form: str) -> tuple[str, str]:
