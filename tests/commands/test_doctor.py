@@ -34,6 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_this_machine_is_fit(capsys: pytest.CaptureFixture[str]):
     """Everything that is needed works here, in one report of a few seconds of work."""
     assert doctor.main([]) == 0

@@ -62,6 +62,7 @@ def test_record_tells_settings_versions_hardware_and_times(finished: Path):
     assert {"jax", "mujoco", "python"} <= set(launch["versions"]) and launch["hardware"]["cores"] >= 1
 
 
+@pytest.mark.slow
 def test_output_that_is_no_terminal_is_plain_lines(
     copied: Path, data: list[str], capsys: pytest.CaptureFixture[str]
 ):

@@ -136,6 +136,7 @@ def test_full_disk_is_noticed_before_the_work(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_disk_that_fills_up_keeps_the_last_checkpoint(
     copied: Path, quiet: None, capsys: pytest.CaptureFixture[str]

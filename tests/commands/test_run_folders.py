@@ -124,6 +124,7 @@ def test_a_folder_that_another_process_holds_is_left_to_it(tmp_path: Path):
     assert (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_leftovers_of_a_killed_process_are_deleted_at_resume(copied: Path, quiet: None):
     left = [
         copied / ".learning_curve.png.99999999",
@@ -220,6 +221,7 @@ def test_a_damaged_mark_in_a_checkpoint_is_one_line(
     assert line.endswith("delete this folder to start again")
 
 
+@pytest.mark.slow
 def test_rows_that_were_edited_are_found_at_resume(
     copied: Path, quiet: None, capsys: pytest.CaptureFixture[str]
 ):

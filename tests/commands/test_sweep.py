@@ -90,7 +90,8 @@ def swept(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("folder", slow_except([USUAL], FOLDERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_each_configuration_leaves_the_run_of_its_own(
     folder: str, swept: Path, data: list[str], tmp_path: Path
 ):
@@ -127,6 +128,7 @@ def test_a_sweep_resumes_to_the_same_bits(swept: Path, data: list[str], tmp_path
         assert (cut / folder / EVAL).read_bytes() == (swept / folder / EVAL).read_bytes()
 
 
+@pytest.mark.slow
 def test_report_compares_the_runs_of_a_sweep(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     before = content(swept)
     out, picture = tmp_path / "table.csv", tmp_path / "curves.png"
@@ -169,5 +171,6 @@ def test_values_that_hardly_differ_have_folders_of_their_own():
     assert [each.name for each in variants(settings)] == ["lr=0.0012345678", "lr=0.0012345679", "lr=0.001"]
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_sweep_tells_what_was_swept(swept: Path):
     assert json.loads((swept / "config.json").read_text())["sweep"] == SWEEP[1:]

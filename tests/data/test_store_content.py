@@ -24,6 +24,7 @@ from mac.data.window_feed import plan_rotation
 from mac.errors import UserError
 from mac.types import EnvSpec
 from tests.helpers.hdf5_files import d4rl_arrays, write_d4rl
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.small_datasets import SPEC, identity, write, write_pair
 from tests.helpers.toy_algorithm import make_job, result, run
 
@@ -117,7 +118,7 @@ def test_more_shards_than_open_files_are_allowed_can_be_opened(tmp_path: Path, t
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("resident", slow_except([True], [True, False]))
 def test_data_replaced_while_training_change_nothing(tmp_path: Path, train: Path, resident: bool):
     """Source and store are replaced after the first update; windows serve two updates each."""
     store = prepare(train, tmp_path / "store", SPEC)

@@ -17,6 +17,7 @@ from tests.helpers.ogbench_expert_states import (
     CASES,
     KIND_NAMES,
     MARKOV_ORACLES,
+    QUICK_CASES,
     f32,
     info_of,
     oracle,
@@ -28,6 +29,7 @@ from tests.helpers.ogbench_expert_states import (
     taped,
     target_of,
 )
+from tests.helpers.pytest_params import slow_except
 
 CASES_EACH = 300
 PHASES = {CUBE: "123456789", BUTTON: "1234", DRAWER: "12345", WINDOW: "12345"}
@@ -63,7 +65,7 @@ def situation(scene: Scene, kind: int, seed: int) -> tuple[Readings, Target, Res
     return here._replace(effector_pos=hand, gripper_contact=contact), target, rest
 
 
-@pytest.mark.parametrize(("family", "kind"), CASES)
+@pytest.mark.parametrize(("family", "kind"), slow_except(QUICK_CASES, CASES))
 def test_reactions_equal_the_packages_in_every_phase(family: str, kind: int) -> None:
     scene, expert = build_scene(family), oracle(MARKOV_ORACLES, family, kind)
     cases = [situation(scene, kind, seed) for seed in range(CASES_EACH)]
@@ -80,7 +82,7 @@ def test_reactions_equal_the_packages_in_every_phase(family: str, kind: int) -> 
     assert phases == set(PHASES[kind]) and 10 < overs < CASES_EACH - 10
 
 
-@pytest.mark.parametrize(("family", "kind"), CASES)
+@pytest.mark.parametrize(("family", "kind"), slow_except(QUICK_CASES, CASES))
 def test_limits_and_resting_places_equal_the_packages(family: str, kind: int) -> None:
     scene, expert = build_scene(family), oracle(MARKOV_ORACLES, family, kind)
     uniform = np.random.default_rng(kind).uniform(size=4).astype(np.float32)

@@ -17,6 +17,7 @@ from envs_mjx.manipulation.scenes import Scene, build_scene
 from tests.helpers.ogbench_expert_states import (
     CASES,
     PLAN_ORACLES,
+    QUICK_CASES,
     angle_between,
     f32,
     info_of,
@@ -27,6 +28,7 @@ from tests.helpers.ogbench_expert_states import (
     stack,
     taped,
 )
+from tests.helpers.pytest_params import slow_except
 
 PLANS = 30
 LENGTHS = {CUBE: range(87, 91), BUTTON: range(25, 50)}  # rows; drawer and window 35 to 37
@@ -91,7 +93,7 @@ def package_plan(family: str, kind: int, batch: Batch, i: int, time: float = 0.0
     return expert, seen
 
 
-@pytest.mark.parametrize(("family", "kind"), CASES)
+@pytest.mark.parametrize(("family", "kind"), slow_except(QUICK_CASES, CASES))
 def test_keys_equal_the_packages(family: str, kind: int) -> None:
     batch, count = batch_of(family, kind), MAX_KEYFRAMES.get(kind, 8)
     for i in range(PLANS):
@@ -106,7 +108,7 @@ def test_keys_equal_the_packages(family: str, kind: int) -> None:
         np.testing.assert_array_equal(keys.poses[:count, 4], grips)
 
 
-@pytest.mark.parametrize(("family", "kind"), CASES)
+@pytest.mark.parametrize(("family", "kind"), slow_except(QUICK_CASES, CASES))
 def test_plans_equal_the_packages_row_by_row(family: str, kind: int) -> None:
     batch, lengths = batch_of(family, kind), set()
     for i in range(PLANS):
@@ -120,7 +122,10 @@ def test_plans_equal_the_packages_row_by_row(family: str, kind: int) -> None:
     assert lengths <= set(LENGTHS.get(kind, range(35, 38))) and len(lengths) >= 2
 
 
-@pytest.mark.parametrize(("family", "kind"), [("cube-quadruple", CUBE), ("puzzle-3x3", BUTTON)])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    slow_except([("cube-quadruple", CUBE)], [("cube-quadruple", CUBE), ("puzzle-3x3", BUTTON)]),
+)
 def test_actions_and_end_of_plan_equal_the_packages(family: str, kind: int) -> None:
     scene, batch = build_scene(family), batch_of(family, kind)
     track = jax.jit(jax.vmap(follow))

@@ -142,6 +142,7 @@ def scenes() -> SimpleNamespace:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_an_episode_does_not_depend_on_its_lane_or_batch(scenes: SimpleNamespace) -> None:
     again = scenes.simulator.run([EpisodeJob(1, 7), *scenes.jobs[::-1]])
     for old, new in zip([*scenes.wave.rows, *scenes.wave.events], [*again.rows, *again.events], strict=True):
@@ -149,12 +150,14 @@ def test_an_episode_does_not_depend_on_its_lane_or_batch(scenes: SimpleNamespace
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_splits_indices_and_attempts_give_different_episodes(scenes: SimpleNamespace) -> None:
     starts = scenes.wave.rows.qpos[:, 0]
     for one, other in itertools.combinations(starts, 2):
         assert (one[:4] != other[:4]).all()  # joints of the arm; the fifth points the gripper down
 
 
+@pytest.mark.slow
 def test_buttons_are_recorded_before_the_action(scenes: SimpleNamespace) -> None:
     rows = scenes.wave.rows
     obs = rows.observations.reshape(4, ROWS, -1)
@@ -163,6 +166,7 @@ def test_buttons_are_recorded_before_the_action(scenes: SimpleNamespace) -> None
     assert (rows.button_states[:, 1:] != rows.button_states[:, :-1]).any()
 
 
+@pytest.mark.slow
 def test_health_is_judged_in_every_row(scenes: SimpleNamespace) -> None:
     """Checks OGBench's rule: the cube's y below 0.29 m, and above -0.3 m unless it is in the drawer."""
     y, z = scenes.wave.rows.qpos[..., 15], scenes.wave.rows.qpos[..., 16]
@@ -170,6 +174,7 @@ def test_health_is_judged_in_every_row(scenes: SimpleNamespace) -> None:
     np.testing.assert_array_equal(scenes.wave.healthy, ~hidden.any(axis=1))
 
 
+@pytest.mark.slow
 def test_an_unhealthy_episode_goes_no_further(scenes: SimpleNamespace) -> None:
     policy = scenes.simulator.policy
     jobs = jnp.zeros((LANES, 3), jnp.int32).at[:, 1].set(jnp.arange(LANES))

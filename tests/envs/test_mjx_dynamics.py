@@ -17,6 +17,7 @@ from envs_mjx.engines.tabletop_mjx.collision import detection as mjx_contacts
 from envs_mjx.engines.tabletop_mjx.collision.detection import TabletopContactCapacity
 from envs_mjx.manipulation.scenes import FREE_DAMPING, LOCKED_DAMPING, Scene, build_scene
 from mac.errors import UserError
+from tests.helpers.pytest_params import slow_except
 
 pytestmark = pytest.mark.promotion
 
@@ -48,7 +49,7 @@ def contacts_of(
     return jax.jit(lambda at: mjx_contacts.detect_contacts(model, slots, at))(at)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_except(["cube-double"], FAMILIES))
 def case(request: pytest.FixtureRequest) -> Case:
     scene, rng = build_scene(request.param), np.random.default_rng(0)
     m, c = scene.model, mjx_model.read_constants(scene)

@@ -33,7 +33,7 @@ _COLOURS = {"geom_rgba"}
 _MARKS = {"site_pos"}  # the marks of the goals of drawer and window, which a reset moves
 
 
-@pytest.fixture(scope="module", params=slow_except(["cube-double", "scene", "puzzle-4x5"], FAMILIES))
+@pytest.fixture(scope="module", params=slow_except(["scene", "puzzle-4x5"], FAMILIES))
 def pair(request):
     env = official(f"{request.param}-v0")
     env.reset()

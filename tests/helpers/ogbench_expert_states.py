@@ -32,6 +32,8 @@ CASES = [
     ("puzzle-3x3", BUTTON),
 ]
 """Families and the kinds of targets in them; puzzles of all sizes have the same expert."""
+QUICK_CASES = [("scene", CUBE), ("scene", DRAWER)]
+"""Those of the default suite."""
 
 PLAN_ORACLES = (CubePlanOracle, ButtonPlanOracle, DrawerPlanOracle, WindowPlanOracle)
 MARKOV_ORACLES = (CubeMarkovOracle, ButtonMarkovOracle, DrawerMarkovOracle, WindowMarkovOracle)

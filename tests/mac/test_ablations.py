@@ -212,12 +212,14 @@ def test_distilled_flow_keeps_both_modes():
     assert 0.35 < np.mean(got > 0) < 0.65
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", slow_except(["regression"], ["euler", "regression"]))
 def test_one_step_policy_collapses_without_distillation(kind: str):
     got = samples_after_training(make(kind, "reward", **SIZES))
     assert np.abs(np.mean(got)) < 0.15 and np.mean(np.abs(got) < 0.4) > 0.95
 
 
+@pytest.mark.slow
 def test_gaussian_puts_its_samples_between_the_modes():
     """Its best fit to ± 0.5 is tanh of a normal of mean 0 and standard deviation atanh(0.5) = 0.549.
 

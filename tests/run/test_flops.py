@@ -13,6 +13,7 @@ from mac.nn.mlp import MLP
 from mac.run.cost.flops import REST, matmul_flops, operations, sum_operations
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.types import Batch
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import SPEC, mac, window
 
 SQUARE = 2 * 4 * 4 * 4  # of one product of 4 x 4 matrices
@@ -115,7 +116,9 @@ def test_proposal_counts_policy_and_critic_for_every_candidate():
     assert got == policy + critic
 
 
-@pytest.mark.parametrize("field", ["rollout", "candidates", "flow_steps", "batch"])
+@pytest.mark.parametrize(
+    "field", slow_except(["candidates"], ["rollout", "candidates", "flow_steps", "batch"])
+)
 def test_update_costs_grow_linearly_with_each_size(field: str):
     def cost(size: int) -> int:
         algo = mac(**{field: size})

@@ -14,6 +14,7 @@ from mac.run.io.checkpoint import CheckpointStore
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.io.run_outputs import CHECKPOINTS, Outputs, Variant
 from mac.run.train import Diverged
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_algorithm import RUN, Silent, Walk, make_job, result, run
 from tests.helpers.toy_env import PointEnv
 
@@ -143,7 +144,7 @@ def test_what_fails_in_an_evaluation_loses_and_doubles_no_row(when: str, tmp_pat
 SWEEP = tuple(Variant(name, {}, {"name": name}) for name in "ab")
 
 
-@pytest.mark.parametrize("learnt", ["a", "b", "ab", ""])
+@pytest.mark.parametrize("learnt", slow_except(["a"], ["a", "b", "ab", ""]))
 def test_a_sweep_killed_while_it_marks_an_evaluation_resumes(learnt: str, tmp_path: Path):
     """Only some of its two runs know of the evaluation of update 8; neither loses nor doubles a row."""
     job = make_job(sweep=SWEEP, run=dataclasses.replace(RUN, keep=9))
