@@ -164,7 +164,7 @@ def test_run_without_its_dataset_is_one_line(
     said = error_of(
         capsys, "--steps", "0", "--policy", str(copied), "--horizon", "10", "--out", str(tmp_path / "out")
     )
-    assert "gone.npz" in said and "not there" in said
+    assert "gone.npz" in said and "was not found" in said
 
 
 def test_diverged_training_names_chunk_length_and_seed(

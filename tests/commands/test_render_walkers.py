@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
-from envs_mjx.registry import make
+from envs_mjx.registry import make, parse
 from experiments import render_video
 from experiments.launch.saved_run import SavedRun
 from experiments.video.vector_drawing import fit_width
@@ -44,7 +44,8 @@ def played(name: str) -> tuple[MazeEnv | GymEnv, SavedRun]:
     assert isinstance(env, MazeEnv | GymEnv)
     width = env.spec.obs_dim
     normalizer = Normalizer(jnp.zeros(width), jnp.ones(width))
-    settings = cast(Any, type("Settings", (), {"seed": 0, "seeds": 2, "env": name, "algo": "east"}))
+    values = {"seed": 0, "seeds": 2, "env": name, "task_id": parse(name), "algo": "east"}
+    settings = cast(Any, type("Settings", (), values))
     state = TrainState({"w": jnp.zeros(2)}, None, None)
     return env, SavedRun(Path(), settings, East(env=env.spec), normalizer, 0, state)
 

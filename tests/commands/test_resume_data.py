@@ -174,7 +174,7 @@ def test_a_run_goes_on_from_another_folder(
     os.rename(here / "small.npz", here / "gone.npz")
     change(here / "run" / "config.json", lambda values: values["data"].update(path="small.npz"))
     line = error_of(capsys, flags)
-    assert "small.npz) is needed and not there" in line and str(here) in line and "--data.path" in line
+    assert "small.npz) is needed and was not found" in line and str(here) in line and "--data.path" in line
 
 
 def test_of_two_datasets_of_a_name_the_runs_own_is_taken(

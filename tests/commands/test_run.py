@@ -132,6 +132,7 @@ def test_finished_run_needs_no_dataset_any_more(copied: Path, capsys: pytest.Cap
     assert "nothing was left to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_resume_goes_on_to_more_steps_as_if_never_stopped(
     copied: Path, data: list[str], tmp_path: Path, quiet: None
 ):

@@ -187,6 +187,7 @@ def test_a_damaged_configuration_is_one_line_in_every_program(
         assert "config.json" in line and NO_CONFIG[text] in line and "restore it" in line
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_no_reason_not_to_train(
     copied: Path, quiet: None, capsys: pytest.CaptureFixture[str]
 ):

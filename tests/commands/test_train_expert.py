@@ -148,6 +148,7 @@ def test_the_replay_buffer_holds_the_newest_steps_in_order(trained: Path) -> Non
     np.testing.assert_array_equal(same, goes_on[:-1])
 
 
+@pytest.mark.slow
 def test_no_key_of_a_training_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, starts, iterations and the evaluation; sizes that no other test has, so that all is traced."""
     cfg, seed = ONLINE._replace(lanes=3, iterations=4, batch=5, capacity=4), jnp.asarray(0)

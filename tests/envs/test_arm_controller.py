@@ -51,6 +51,7 @@ def test_the_least_squares_step_is_numpys_in_float64(getkey):
     np.testing.assert_allclose(ours, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_servo_targets_in_float32_are_those_in_float64(env):
     """Compares the float32 version, which engines other than `c` use."""
     reset = jax.jit(jax.vmap(env.reset, in_axes=(0, None)))

@@ -174,6 +174,7 @@ def _goal_cubes(theirs, task: int) -> np.ndarray:
     return np.asarray(info["goal_xyzs"] if "goal_xyzs" in info else info["goal"]["block_xyzs"])
 
 
+@pytest.mark.slow
 def test_free_runs_stay_with_ogbench_up_to_the_first_contact(recorded: Recorded):
     """Checks runs of the same start and actions without correction: rewards and successes are the same.
 

@@ -127,6 +127,7 @@ def test_first_reaction_uses_the_previous_target_of_its_kind() -> None:
     assert checked > 10
 
 
+@pytest.mark.slow
 def test_noise_level_is_the_episodes_own_and_at_most_a_tenth() -> None:
     for family in ("cube-double", "scene", "puzzle-3x3"):
         xi = trace_of("noisy", family).before.intent.xi

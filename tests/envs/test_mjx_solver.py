@@ -148,6 +148,7 @@ def test_the_gradient_is_the_derivative_of_the_obvious_cost():
         np.testing.assert_allclose(gradient[:, i], slope, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_dofs_that_meet_through_the_core_only_may_be_eliminated():
     """Solves for two dofs, each with two cones of its own, as rim and as part of the core."""
     p = problem(range(8))

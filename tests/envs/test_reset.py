@@ -128,6 +128,7 @@ def test_scene_resets_draw_drawer_and_window_and_lock_by_button():
     np.testing.assert_array_equal(state.physics.locked, ~state.buttons)
 
 
+@pytest.mark.slow
 def test_collection_starts_of_scene_and_puzzle_are_anywhere():
     for name, buttons in (("scene", 2), ("puzzle-3x3", 9)):
         env = make(f"{name}-play-v0")
@@ -139,6 +140,7 @@ def test_collection_starts_of_scene_and_puzzle_are_anywhere():
             assert low <= slide.min() < low + 0.02 and high - 0.02 < slide.max() <= high
 
 
+@pytest.mark.slow
 def test_presses_toggle_neighbours_in_puzzles_only():
     for name, pressed, toggled in (
         ("puzzle-3x3", 4, {1, 3, 4, 5, 7}),

@@ -93,6 +93,7 @@ def test_one_control_step_equals_that_of_c(family: str):
     assert median < 5e-6 and most < 1e-4  # m, rad, quaternion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_except(QUICK, FAMILIES))
 def test_ten_control_steps_in_open_loop_follow_c(family: str):
     error = open_loop(engine_of(family), step, len(moments_of(family).qpos))
@@ -101,6 +102,7 @@ def test_ten_control_steps_in_open_loop_follow_c(family: str):
     assert np.median(error) < 1e-4 and (family.startswith(("ant", "humanoid")) or error.max() < 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["hopper", pytest.param("humanoidmaze-medium", marks=pytest.mark.slow), "antmaze-medium"]
 )
@@ -144,6 +146,7 @@ def test_near_walls_are_all_walls_within_half_a_cell(size: str):
         assert within <= ours <= {tuple(c) for c in centres.tolist()} and walls.sum() == len(ours)
 
 
+@pytest.mark.slow
 def test_contacts_dropped_by_a_full_buffer_are_counted():
     """Drops contacts of an ant that lies on the floor; the four feet need a slot each."""
     walker = build_walker("antmaze-medium")

@@ -142,6 +142,7 @@ def options() -> Case:
     return make_case("fql", "reward", release_discount=True, alpha=0.0)
 
 
+@pytest.mark.slow
 def test_release_discount_is_one_steps_in_the_returns_of_v_only(options: Case):
     def discount(algo: MAC) -> Any:
         return algo.policy.value_discount(algo.cfg)

@@ -145,6 +145,7 @@ def test_act_chooses_for_each_environments_own_goal():
     assert np.flatnonzero(np.any(np.asarray(other != got), axis=(1, 2))).tolist() == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", slow_except([40.0], [40.0, -300.0]))
 def test_cross_entropy_of_confident_values_is_finite(size: float):
     """Where a probability rounds to 0 or 1, its logarithm must not be taken as such."""
