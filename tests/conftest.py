@@ -42,6 +42,20 @@ def pytest_configure(config: pytest.Config) -> None:
             jax.config.update("jax_disable_most_optimizations", True)
 
 
+LONG_FILES = (
+    "test_resume_after_kill",
+    "test_tabletop_mjx",
+    "test_walker_mjx",
+    "test_evaluate_command",
+    "test_mjx",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the longest files, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: not item.path.name.startswith(LONG_FILES))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def strict_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
     """Implicit rank and dtype promotion are errors: they catch `(B,) - (B, 1)` and stray float64.

@@ -146,7 +146,8 @@ def _flags(cls: Any, default: Any, prefix: str = "--") -> Iterator[_Flag]:
         positional = tyro.conf.Positional in marks
         name = next(filter(None, (getattr(mark, "metavar", None) for mark in marks)), field.name.upper())
         name = name if positional else prefix + field.name.replace("_", "-")
-        yield _Flag(name, hint, value in (dataclasses.MISSING, tyro.MISSING), positional)
+        required = value in (dataclasses.MISSING, tyro.MISSING) and typing.get_origin(hint) is not tuple
+        yield _Flag(name, hint, required, positional)
 
 
 def _check(argv: Sequence[str], known: Sequence[_Flag]) -> None:

@@ -310,5 +310,5 @@ def test_memory_that_runs_out_names_the_batch(
     def fail(*_: Any, **__: Any) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 1 GB")
 
-    monkeypatch.setattr(program, "play", fail)
+    monkeypatch.setattr(program, "play_episodes", fail)
     assert "--batch" in error_of(capsys, str(finished))

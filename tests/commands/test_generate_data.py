@@ -119,7 +119,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ({"--style": "navigate"}, "datasets of puzzle-3x3 are play or noisy"),
         ({"--env": "pointmaze-giant", "--style": "explore"}, "are navigate or stitch"),
         ({"--env": "antmaze-medium"}, "needs a trained expert"),
-        ({"--env": "antmaze-medium", "--expert": str(tmp_path)}, "no trained expert here"),
+        ({"--env": "antmaze-medium", "--expert": str(tmp_path)}, "no trained expert found"),
         ({"--rows": "1Q"}, "--rows=1Q"),
         ({"--shard-rows": "0"}, "--shard-rows=0"),
         ({"--seed": "-1"}, "seed=-1"),

@@ -241,7 +241,7 @@ def test_a_file_that_comes_again_must_be_the_one_recorded(server: Server):
     path = get(server)
     path.unlink()
     server.content = CONTENT[:-22] + b"PK\x05\x06" + bytes(18)  # another archive, as far as one can see
-    with pytest.raises(UserError, match=f"was changed or damaged there.*{LEDGER}") as caught:
+    with pytest.raises(UserError, match=f"was changed or damaged at its source.*{LEDGER}") as caught:
         get(server)
     assert "\n" not in str(caught.value) and not path.exists()
     (path.parent / LEDGER).unlink()

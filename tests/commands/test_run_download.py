@@ -47,7 +47,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
         yield response.raw.read1(3000)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(http_download, "blocks", blocks)
+    monkeypatch.setattr(http_download, "content_blocks", blocks)
 
 
 @pytest.mark.usefixtures("quiet", "interrupted")

@@ -308,7 +308,7 @@ def test_a_row_that_cannot_be_written_is_found_before_playing(
 ):
     """As on a disk that may only be read: a folder has the file's name."""
     (copied / evaluate.EVALUATIONS).mkdir()
-    monkeypatch.setattr(evaluate, "play", lambda *_: pytest.fail("it was played"))
+    monkeypatch.setattr(evaluate, "play_episodes", lambda *_: pytest.fail("it was played"))
     assert evaluate.main([str(copied)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "Is a directory" in line and line.endswith("choose another file with --out")

@@ -222,7 +222,7 @@ class StoreCases:
         """All that a run trains on, validates with and is normalised by."""
         flags = [flag.replace("data/", f"{data}/") if flag != "data" else data for flag in FLAGS]
         settings, _ = parse_command_line([*flags, *WAYS[way]])
-        launch = program.prepare(settings)
+        launch = program.prepare_launch(settings)
         store = dataset.open_store(launch.settings.data, launch.choice.path, launch.env.spec)
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
             job = program.make_job(launch, store)
