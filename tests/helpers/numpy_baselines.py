@@ -128,7 +128,8 @@ def iql(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batch:
 def fql(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batch: Batch) -> dict:
     k_next, k_flow, k_distil = jr.split(key, 3)
     chosen = np.clip(net(frozen.policy, d.after, d.g, normal(k_next, d.a.shape)), -1, 1)
-    after = np.mean([value(q, d.after, d.g, chosen) for q in target], axis=0)
+    values = [value(q, d.after, d.g, chosen) for q in target]
+    after = np.min(values, axis=0) if cfg.combine == "min" else np.mean(values, axis=0)
     found = {"q": td_loss(nets.q, (d.s, d.g, d.a), d.r + cfg.discount * d.m * after) / 2}
     found["flow"] = flow_loss(lambda x, t: net(nets.flow, d.s, d.ga, x, t), d.a, k_flow)
     z = x = normal(k_distil, d.a.shape)
