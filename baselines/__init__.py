@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from baselines.cql import CQL, CQLConfig
@@ -60,7 +59,7 @@ def _mac(config: type[MACConfig], algorithm: Callable[..., MAC], title: str, lea
     return AlgorithmEntry(config, algorithm, f"{title} (Park et al. 2025)", learns, 2025, "2512.08108")
 
 
-_BUILT_IN: dict[str, AlgorithmEntry] = {
+REGISTRY: Mapping[str, AlgorithmEntry] = {
     "mac": _mac(
         MACConfig, MAC, "MAC",
         "model of action chunks, V from its rollouts; acts by the best of N chunks of a flow policy",
@@ -119,11 +118,9 @@ _BUILT_IN: dict[str, AlgorithmEntry] = {
         "soft actor-critic whose Q is low where the data are not", 2020, "2006.04779",
     ),
 }  # fmt: skip
+"""The algorithms of this project, by name."""
 
 _registered: dict[str, AlgorithmEntry] = {}
-
-REGISTRY: Mapping[str, AlgorithmEntry] = MappingProxyType(_BUILT_IN)
-"""The algorithms of this project, by name."""
 
 
 def register_algorithm(
@@ -149,7 +146,7 @@ def register_algorithm(
     Raises:
         ValueError: the name is taken or malformed, or `config` is of another class.
     """
-    if name in algorithms(plugins=False):
+    if name in REGISTRY or name in _registered:
         raise ValueError(f"an algorithm {name!r} exists already; choose another name")
     if not name.isidentifier():
         raise ValueError(f"name {name!r} may have letters, digits and '_' only")
@@ -158,17 +155,14 @@ def register_algorithm(
     _registered[name] = AlgorithmEntry(config, algorithm, title or name, learns, year, arxiv, hparams)
 
 
-def algorithms(*, plugins: bool = True) -> dict[str, AlgorithmEntry]:
-    """Returns this project's algorithms and those registered.
+def algorithms() -> dict[str, AlgorithmEntry]:
+    """Returns this project's algorithms and those registered, by plug-ins too.
 
-    Args:
-        plugins: load the packages that register some first.
     Raises:
-        UserError: one of them cannot be loaded.
+        UserError: a plug-in cannot be loaded.
     """
-    if plugins:
-        load_plugins()
-    return {**_BUILT_IN, **_registered}
+    load_plugins()
+    return {**REGISTRY, **_registered}
 
 
 def get_algorithm(name: str, asked_by: str = "algorithm") -> AlgorithmEntry:
@@ -179,7 +173,7 @@ def get_algorithm(name: str, asked_by: str = "algorithm") -> AlgorithmEntry:
     Raises:
         UserError: there is none, with the closest name; or a plug-in cannot be loaded.
     """
-    entry = _BUILT_IN.get(name) or algorithms().get(name)
+    entry = REGISTRY.get(name) or algorithms().get(name)
     if entry is None:
         raise unknown_name(asked_by, name, algorithms())
     return entry

@@ -166,19 +166,15 @@ def _check(argv: Sequence[str], known: Sequence[_Flag]) -> None:
             if flag is None:
                 raise _unknown_flag(name, list(by_name))
             if has_value:
-                given.add(flag.name)
                 _check_value(flag, value)
-                flag = flag if flag.many else None
-            elif flag.hint is bool or flag.many:
-                given.add(flag.name)
-                flag = flag if flag.many else None
-            continue
-        if flag is None:
-            flag = next((each for each in places if each.many or each.name not in given), None)
-        if flag is None:
-            raise UserError(f"unexpected argument {word!r}; see --help")
+            elif not (flag.hint is bool or flag.many):
+                continue  # its value is the next word
+        else:
+            flag = flag or next((each for each in places if each.many or each.name not in given), None)
+            if flag is None:
+                raise UserError(f"unexpected argument {word!r}; see --help")
+            _check_value(flag, word)
         given.add(flag.name)
-        _check_value(flag, word)
         flag = flag if flag.many else None
     _require_value(flag, given)
     missing = [flag.name for flag in known if flag.required and flag.name not in given]
@@ -193,10 +189,16 @@ def _require_value(flag: _Flag | None, given: set[str]) -> None:
 
 def _check_value(flag: _Flag, word: str) -> None:
     hint = typing.get_args(flag.hint)[0] if flag.many else flag.hint
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    options = alternatives(hint)
     faults = [fault for fault in (_fault(option, word) for option in options) if fault is not None]
     if len(faults) == len(options):
         raise UserError(f"{flag.name}: {faults[0]}; see --help")
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Returns the types that a union allows; of another type the type itself."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
 
 
 def _fault(hint: Any, word: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from baselines import REGISTRY, AlgorithmEntry
 from envs_mjx.registry import TaskId
+from experiments.cli.arguments import alternatives
 from mac.errors import UserError, one_line, unknown_name
 
 HPARAMS = Path(__file__).parents[1] / "hparams.toml"
@@ -146,7 +147,7 @@ def to_field_type(value: Any, hint: Any, where: str) -> Any:
     Raises:
         UserError: it has another type.
     """
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    options = alternatives(hint)
     for option in options:
         if typing.get_origin(option) is tuple and isinstance(value, list):
             item = typing.get_args(option)[0]

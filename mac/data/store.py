@@ -122,7 +122,7 @@ class Rows:
 
 
 class ShardRows(NamedTuple):
-    """Rows of one shard; the fields are those of `raw.RawDataset`.
+    """Rows of one shard; the fields are those of `raw_dataset.RawDataset`.
 
     Attributes:
         obs: of every state, as stored; an array, or `Rows` of a file.
