@@ -26,6 +26,7 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.cgroup_limits import cores
 from mac.data.sampler import sample
 from mac.run.rng_streams import Stream, stream
+from mac.target_platform import target_platform
 from mac.types import Window
 
 SEED, ALL = PartitionSpec("seed"), PartitionSpec()
@@ -63,7 +64,7 @@ def seed_keys(seed: int, seeds: int) -> Key[Array, " S"]:
 
 def map_seeds(f: Callable[..., Any], *args: Any) -> Any:
     """Maps `f` over the leading (seed) axis, the way that suits the device."""
-    if jax.default_backend() == "cpu":
+    if target_platform() == "cpu":
         return jax.lax.map(lambda xs: f(*xs), args)
     return jax.vmap(f)(*args)
 

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("mac", "envs_mjx", "baselines", "experiments")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BASICS = ("mac.types", "mac.errors")
+BASICS = ("mac.types", "mac.errors", "mac.target_platform")
 ON_DISK = (*BASICS, "mac.atomic_files", "mac.cgroup_limits", "mac.formatting")
 NETWORKS = (*BASICS, "mac.nn", "mac.ops")
 LOSSES = (*NETWORKS, "mac.algorithm", "mac.config")
@@ -21,6 +21,7 @@ ALLOWED = {
     "mac.errors": (),
     "mac.formatting": (),
     "mac.types": (),
+    "mac.target_platform": (),
     "mac.atomic_files": ("mac.errors",),
     "mac.free_memory": ("mac.cgroup_limits",),
     "mac.cgroup_limits": (),

@@ -4,8 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +24,7 @@ from mac.mac import MAC, DistilledFlow
 from mac.run import segment as loop
 from mac.run.rng_streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
+from tests.helpers.platforms import mesh_of
 from tests.helpers.toy_env import SMALL, SPEC, mac, window
 
 SEEDS = 4
@@ -121,11 +121,6 @@ def test_metrics_have_one_row_per_step_and_a_column_per_seed():
     assert {value.shape for value in log.values()} == {(3, SEEDS)}
 
 
-def untraced_segment(algo: AbstractAlgorithm, mesh: Mesh) -> Callable[..., Any]:
-    """A segment that shares no trace with another, so that the way to map seeds is chosen anew."""
-    return lambda *arguments: loop.segment.__wrapped__(algo, mesh, *arguments)
-
-
 def equations(jaxpr: Any) -> list[Any]:
     found = []
     for eqn in jaxpr.eqns:
@@ -136,13 +131,14 @@ def equations(jaxpr: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_branch_on_the_step_computes_one_side_only(platform: str, monkeypatch: pytest.MonkeyPatch):
+def test_branch_on_the_step_computes_one_side_only(platform: str):
     """The step is common to all seeds, so mapping over them leaves the branch a branch."""
     updates, seeds = 11, 7
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    mesh, keys = loop.seed_mesh(1), loop.seed_keys(0, seeds)
+    keys = loop.seed_keys(0, seeds)
     state = jax.eval_shape(jax.vmap(Probe().init), keys)
-    traced = jax.make_jaxpr(untraced_segment(Probe(), mesh))(window(), keys, steps(0, updates), state)
+    traced = jax.make_jaxpr(partial(loop.segment, Probe(), mesh_of(platform)))(
+        window(), keys, steps(0, updates), state
+    )
     found = equations(traced.jaxpr)
     assert "cond" in [eqn.primitive.name for eqn in found]
     # By length: JAX's own loops (the search for a row's episode) are scans in some of its versions.
@@ -253,9 +249,10 @@ def test_seed_in_a_group_equals_the_seed_alone(whole: Any):
 def test_both_ways_to_map_seeds_give_the_same_numbers(whole: Any, monkeypatch: pytest.MonkeyPatch):
     """As on an accelerator: products of several seeds at once, summed in another order and no more."""
     _, log = whole
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(loop, "map_seeds", lambda f, *args: jax.vmap(f)(*args))
     mesh, *arguments = placed(loop.seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
-    _, metrics = jax.jit(untraced_segment(mac(), mesh))(*arguments)
+    untraced = partial(loop.segment.__wrapped__, mac(), mesh)
+    _, metrics = jax.jit(untraced)(*arguments)
     for name, value in metrics.items():
         np.testing.assert_allclose(value, log[name][:2], rtol=1e-4, atol=1e-5)
 
