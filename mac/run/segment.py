@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
@@ -91,7 +91,7 @@ def init(
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
 def segment(
     algo: AbstractAlgorithm,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     window: Window,
     keys: Key[Array, " S"],
     steps: Int[Array, " K"],
