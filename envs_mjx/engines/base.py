@@ -130,6 +130,10 @@ class AbstractWalkerEngine(AbstractEngine[WalkerPhysics]):
     Controls are in [-1, 1]. A control step is a jump by `Walker.jump`, then `Walker.substeps` of physics.
     """
 
+    @abc.abstractmethod
+    def touches(self, qpos: Float[Array, " nq"]) -> Bool[Array, ""]:
+        """Returns whether a walker at `qpos` touches floor, walls or itself."""
+
     def place(self, physics: WalkerPhysics, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> WalkerPhysics:
         """Moves a running walker to another place where `active`; pose, velocity and `dropped` are kept."""
         loaded = self.load(physics.qpos.at[:2].set(xy), physics.qvel)

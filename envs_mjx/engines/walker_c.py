@@ -1,6 +1,7 @@
 """Engine `c` for walkers: MuJoCo C on host threads; the state is passed exactly, see `host_threads.py`."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
@@ -39,6 +40,10 @@ class CWalkerEngine(AbstractWalkerEngine):
     ) -> WalkerPhysics:
         new = self._unpack(*self.host.call(self.host.step, physics.raw, ctrl, active))
         return where_active(active, new, physics)
+
+    def touches(self, qpos: Float[Array, " nq"]) -> Bool[Array, ""]:
+        shape = jax.ShapeDtypeStruct((), jnp.bool_)
+        return jax.pure_callback(self.host.touches, shape, qpos, vmap_method="broadcast_all")
 
     def place(self, physics: WalkerPhysics, xy: Float[Array, " 2"], active: Bool[Array, ""]) -> WalkerPhysics:
         new = self._unpack(*self.host.call(self.host.place, physics.raw, xy, active))
@@ -100,6 +105,16 @@ class _WalkerThreadPool(HostThreadPool["_WalkerWorker"]):
             worker.save(new, row, worker.data.qpos[0])
 
         return self.fill(one, active)
+
+    def touches(self, qpos) -> np.ndarray:
+        """Returns whether walkers touch anything at the positions."""
+        qpos, data = np.asarray(qpos), mujoco.MjData(self.walker.model)
+        found = np.zeros(qpos.shape[:-1], bool)
+        for i in np.ndindex(found.shape):
+            data.qpos[:] = qpos[i]
+            mujoco.mj_fwdPosition(self.walker.model, data)
+            found[i] = data.ncon > 0
+        return found
 
     def make_worker(self) -> "_WalkerWorker":
         return _WalkerWorker(self.walker, mujoco.MjData(self.walker.model))

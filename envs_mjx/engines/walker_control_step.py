@@ -8,6 +8,7 @@ import mujoco
 from jaxtyping import Array, Float
 from mujoco import mjx
 
+from envs_mjx.engines.matmul_precision import full_precision
 from envs_mjx.locomotion.walkers import TORSO, Walker
 
 
@@ -52,9 +53,10 @@ def contact_free_model(walker: Walker) -> tuple[mjx.Model, mjx.Data]:
     return mjx.put_model(model, device=device, impl="jax"), blank
 
 
+@full_precision
 def read_seen(
     walker: Walker,
-    sight: tuple[mjx.Model, mjx.Data] | None,
+    sight: tuple[mjx.Model, mjx.Data],
     qpos: Float[Array, " nq"],
     qvel: Float[Array, " nv"],
     moved: Float[Array, ""],
@@ -62,13 +64,12 @@ def read_seen(
     """Returns `WalkerPhysics.seen` of a state.
 
     Args:
-        sight: result of `contact_free_model`; may be None unless the walker is `fresh`.
+        sight: result of `contact_free_model`.
         moved: by how much x grew in the control step, m.
     """
     pos = jnp.zeros((walker.model.nbody, 3), qpos.dtype)
     mat, velocity = jnp.zeros((walker.model.nbody, 3, 3), qpos.dtype), jnp.zeros(3, qpos.dtype)
     if walker.fresh:
-        assert sight is not None
         model, data = sight[0], sight[1].replace(qpos=qpos, qvel=qvel)
         data = mjx.com_vel(model, mjx.com_pos(model, mjx.kinematics(model, data)))
         turn, slide = jnp.split(data.cvel, 2, axis=1)  # of each body, taken at the centre of mass of all

@@ -15,6 +15,8 @@ from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step, warp_batch
 from envs_mjx.engines.base import AbstractWalkerEngine, WalkerPhysics, where_active
+from envs_mjx.engines.walker_mjx.pairs import WalkerPairs, read_pairs
+from envs_mjx.engines.walker_mjx.step import touches
 from envs_mjx.engines.warp_setup import require_warp
 from envs_mjx.locomotion.walkers import Walker
 from mac.errors import UserError
@@ -40,7 +42,8 @@ class WarpWalkerEngine(AbstractWalkerEngine):
     max_contacts: int = eqx.field(static=True)
     model: mjx.Model
     blank: mjx.Data
-    sight: tuple[mjx.Model, mjx.Data] | None
+    sight: tuple[mjx.Model, mjx.Data]
+    pairs: WalkerPairs = eqx.field(static=True)
 
     def __init__(self, walker: Walker, *, max_contacts: int | None = None, max_rows: int | None = None):
         """Puts a walker's model on the default device.
@@ -62,7 +65,8 @@ class WarpWalkerEngine(AbstractWalkerEngine):
         self.walker = walker
         self.max_contacts = slots
         self.model, self.blank = warp_batch.put_model(walker.model, rows)
-        self.sight = walker_control_step.contact_free_model(walker) if walker.fresh else None
+        self.sight = walker_control_step.contact_free_model(walker)
+        self.pairs = read_pairs(walker.model)
 
     def load(self, qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> WalkerPhysics:
         """Loads the given state; the solver's warm start is zero, as after `mj_resetData`."""
@@ -86,6 +90,10 @@ class WarpWalkerEngine(AbstractWalkerEngine):
         seen = walker_control_step.read_seen(self.walker, self.sight, qpos, qvel, moved)
         after = WalkerPhysics(qpos=qpos, qvel=qvel, seen=seen, dropped=physics.dropped + missing, raw=warm)
         return where_active(active, after, physics)
+
+    def touches(self, qpos: Float[Array, " nq"]) -> Bool[Array, ""]:
+        """Returns whether a walker at `qpos` touches anything, as engine `mjx` finds it."""
+        return touches(self.pairs, self.walker.maze, *self.sight, qpos)
 
 
 def _advance(

@@ -78,7 +78,7 @@ class GymEnv(AbstractEnv[GymState]):
 
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> GymState:
         """Starts an episode; there is one task, so `task` is not read."""
-        motion = self.engine.load(*random_start(self.walker, key))
+        motion = self.engine.load(*random_start(self.walker, key, self.engine.touches))
         return GymState(motion=motion, obs=self.observe(motion), goal=None, dropped=motion.dropped)
 
     def step(self, state: GymState, action: Float[Array, " A"]) -> GymState:

@@ -1,10 +1,10 @@
 """Initial states of walkers, drawn as in ogbench 1.2 and gymnasium."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import mujoco
-import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from envs_mjx.locomotion.walkers import Walker
@@ -23,16 +23,19 @@ _UNIFORM_SPEED = ("hopper", "walker2d", "walker2d-v5")
 _HUMANOID_SPEED = 0.1
 
 State = tuple[Float[Array, " nq"], Float[Array, " nv"]]
+Touches = Callable[[Float[Array, " nq"]], Bool[Array, ""]]
+"""Returns whether a walker at some positions touches anything (`AbstractWalkerEngine.touches`)."""
 
 
-def random_start(walker: Walker, key: Key[Array, ""]) -> State:
+def random_start(walker: Walker, key: Key[Array, ""], touches: Touches) -> State:
     """Draws positions and velocities at the start of an episode, near the model's own pose.
 
     A humanoid has a random orientation (its quaternion's entries are uniform in [0, 1] before normalisation)
-    and joints uniform in their ranges, redrawn until it touches nothing.
+    and joints uniform in their ranges, redrawn until it touches nothing. All engines have the same initial
+    states, because their `touches` agree.
     """
     if walker.body == "humanoid":
-        return _random_humanoid(walker, key)
+        return _random_humanoid(walker, key, touches)
     key_pos, key_vel = jr.split(key)
     noise, nv = START_NOISE[walker.body], walker.model.nv
     qpos = jnp.asarray(walker.model.qpos0, jnp.float32)
@@ -42,7 +45,7 @@ def random_start(walker: Walker, key: Key[Array, ""]) -> State:
     return qpos, noise * jr.normal(key_vel, (nv,))
 
 
-def _random_humanoid(walker: Walker, key: Key[Array, ""]) -> State:
+def _random_humanoid(walker: Walker, key: Key[Array, ""], touches: Touches) -> State:
     low, high = jnp.asarray(walker.model.jnt_range[1:], jnp.float32).T
     rest = jnp.asarray(walker.model.qpos0[:3], jnp.float32)
 
@@ -51,26 +54,8 @@ def _random_humanoid(walker: Walker, key: Key[Array, ""]) -> State:
         quat = jr.uniform(key_quat, (4,))
         joints = low + (high - low) * jr.uniform(key_joints, low.shape)
         qpos = jnp.concatenate([rest, quat / jnp.linalg.norm(quat), joints])
-        return key, qpos, touches(walker, qpos)
+        return key, qpos, touches(qpos)
 
     key_pose, key_vel = jr.split(key)
     _, qpos, _ = jax.lax.while_loop(lambda loop: loop[2], lambda loop: draw(loop[0]), draw(key_pose))
     return qpos, _HUMANOID_SPEED * jr.normal(key_vel, (walker.model.nv,))
-
-
-def touches(walker: Walker, qpos: Float[Array, " nq"]) -> Bool[Array, ""]:
-    """Returns whether a walker at `qpos` touches anything, itself included. MuJoCo C on the host decides for
-    every engine, so that all engines have the same initial states.
-    """
-
-    def look(qpos: np.ndarray) -> np.ndarray:
-        data = mujoco.MjData(walker.model)
-        found = np.zeros(qpos.shape[:-1], bool)
-        for i in np.ndindex(found.shape):
-            data.qpos[:] = qpos[i]
-            mujoco.mj_fwdPosition(walker.model, data)
-            found[i] = data.ncon > 0
-        return found
-
-    shape = jax.ShapeDtypeStruct((), jnp.bool_)
-    return jax.pure_callback(lambda q: look(np.asarray(q)), shape, qpos, vmap_method="broadcast_all")

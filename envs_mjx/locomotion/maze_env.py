@@ -153,7 +153,7 @@ class MazeEnv(AbstractEnv[MazeState]):
 
     def start(self, key: Key[Array, ""], xy: Float[Array, " 2"]) -> WalkerPhysics:
         """Returns the walker in a random pose at the position `xy` (m)."""
-        qpos, qvel = random_start(self.walker, key)
+        qpos, qvel = random_start(self.walker, key, self.engine.touches)
         return self.engine.load(qpos.at[:2].set(xy), qvel)
 
     def observe(self, motion: WalkerPhysics) -> Float[Array, " D"]:
@@ -181,7 +181,7 @@ class MazeEnv(AbstractEnv[MazeState]):
         key_pose, key_actions = jr.split(key)
         shape, on = (_SETTLE[self.walker.body], self.spec.action_dim), jnp.asarray(True)
         actions = jr.uniform(key_actions, shape, minval=-1.0, maxval=1.0)
-        motion = self.engine.load(*random_start(self.walker, key_pose))
+        motion = self.engine.load(*random_start(self.walker, key_pose, self.engine.touches))
         motion, _ = jax.lax.scan(lambda m, a: (self.engine.step(m, a, on), None), motion, actions)
         return self.observe(self.engine.place(motion, target, on))
 

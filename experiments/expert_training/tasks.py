@@ -113,7 +113,7 @@ class WalkTask(AbstractExpertTask):
 
     def start(self, key: Key[Array, ""]) -> TaskState:
         pose_key, turn_key = jr.split(key)
-        motion = self.env.engine.load(*random_start(self.env.walker, pose_key))
+        motion = self.env.engine.load(*random_start(self.env.walker, pose_key, self.env.engine.touches))
         direction = random_direction(turn_key)
         obs = self._observe(motion, direction)
         return TaskState(obs, jnp.zeros((), jnp.int32), jnp.asarray(False), WalkState(motion, direction))

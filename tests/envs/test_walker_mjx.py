@@ -63,6 +63,27 @@ def float64() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("many", slow_except([300], [300, 20_000]))
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_a_humanoid_touches_something_where_it_does_in_c(anywhere: bool, many: int):
+    """Checks draws as at resets, and draws all over the maze: in the air, on the floor and in walls."""
+    engine, rng = engine_of("humanoidmaze-medium"), np.random.default_rng(many)
+    walker = engine.walker
+    qpos = np.tile(walker.model.qpos0, (many, 1))
+    if anywhere and walker.maze is not None:
+        free = np.argwhere(~walker.maze.walls)
+        qpos[:, :2] = walker.maze.xy(free[rng.integers(len(free), size=many)])
+        qpos[:, :2] += rng.uniform(-UNIT / 2, UNIT / 2, (many, 2))
+        qpos[:, 2] = rng.uniform(0.3, 2.5, many)
+    quat = rng.uniform(size=(many, 4))
+    qpos[:, 3:7] = quat / np.linalg.norm(quat, axis=1, keepdims=True)
+    qpos[:, 7:] = rng.uniform(*walker.model.jnt_range[1:].T, (many, walker.model.nq - 7))
+    found = jax.jit(jax.vmap(engine.touches))(jnp.asarray(qpos, jnp.float32))
+    expected = jax.vmap(CWalkerEngine(walker).touches)(jnp.asarray(qpos, jnp.float32))
+    np.testing.assert_array_equal(found, expected)
+    assert 0.15 < np.mean(expected) < 0.7
+
+
 @pytest.mark.parametrize("family", slow_except(QUICK, FAMILIES))
 def test_in_float64_accelerations_equal_those_of_c(float64: None, family: str):
     """Compares 30 states, as many at walls as were recorded; both solvers run until nothing changes."""

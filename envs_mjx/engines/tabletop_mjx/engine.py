@@ -8,6 +8,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
 from envs_mjx.engines.base import AbstractTabletopEngine, StepState, TabletopPhysics, where_active
+from envs_mjx.engines.matmul_precision import full_precision
 from envs_mjx.engines.newton_line_search import StoppingCriteria, require_positive
 from envs_mjx.engines.tabletop_mjx import model as mjx_model
 from envs_mjx.engines.tabletop_mjx import step
@@ -137,6 +138,7 @@ def over_batches(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tu
     """
 
     @custom_vmap
+    @full_precision  # here, because a `vmap` around a loop traces this function when the loop is batched
     def rows(*args: Array) -> tuple[Array, ...]:
         """The batch axis first."""
         results = function(*(jnp.moveaxis(x, 0, -1) for x in args))

@@ -20,6 +20,9 @@ from envs_mjx.engines.walker_mjx.near_walls import HALF, NEAR
 from envs_mjx.engines.walker_mjx.pairs import ContactParams, WalkerPairs
 from envs_mjx.locomotion.walkers import TORSO
 
+Walls = tuple[Float[Array, "4 3"], Bool[Array, " 4"]] | None
+"""Centres of the nearby cells (m), and which of them are walls; None on a plane."""
+
 
 class WalkerContactCapacity(NamedTuple):
     """Capacities of the contact buffer: with floor and walls, and of the walker with itself."""
@@ -56,26 +59,28 @@ def contact_rows(
     pairs: WalkerPairs,
     slots: WalkerContactCapacity,
     data: mjx.Data,
-    walls: tuple[Float[Array, "4 3"], Bool[Array, " 4"]] | None,
+    walls: Walls,
 ) -> tuple[ConstraintRows, Int[Array, ""]]:
     """Returns the rows of all contacts after `kinematics` and `com_pos`, and the number of contacts dropped
     because the buffer was full.
-
-    Args:
-        walls: centres of the nearby cells (m), and which of them are walls; None on a plane.
     """
     at = _place(pairs, data)
-    points = [_on_floor(pairs, at)]
-    tables = [pairs.floor_params]
-    if walls is not None and pairs.wall_params is not None:
-        points.append(_on_walls(pairs, at, *walls))
-        tables.append(pairs.wall_params)
-    table = ContactParams(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
-    rough, lost = _rows(_all(points), table, slots.rough, data)
+    points, table = _on_surroundings(pairs, at, walls)
+    rough, lost = _rows(points, table, slots.rough, data)
     if not len(pairs.couples):
         return rough, lost
     smooth, more = _rows(_each_other(pairs, at), pairs.couple_params, slots.smooth, data, pyramid=False)
     return joined(rough, smooth), lost + more
+
+
+def any_contact(pairs: WalkerPairs, data: mjx.Data, walls: Walls) -> Bool[Array, ""]:
+    """Returns whether there is a contact after `kinematics`; the arguments are those of `contact_rows`."""
+    at = _place(pairs, data)
+    points, table = _on_surroundings(pairs, at, walls)
+    found = jnp.any(_depth(points, table) < 0)
+    if not len(pairs.couples):
+        return found
+    return found | jnp.any(_depth(_each_other(pairs, at), pairs.couple_params) < 0)
 
 
 def joined(*rows: ConstraintRows) -> ConstraintRows:
@@ -92,6 +97,16 @@ def _place(pairs: WalkerPairs, data: mjx.Data) -> _Solids:
 
 def _all(points: list[_Points]) -> _Points:
     return _Points(*(jnp.concatenate(x) for x in zip(*points, strict=True)))
+
+
+def _on_surroundings(pairs: WalkerPairs, at: _Solids, walls: Walls) -> tuple[_Points, ContactParams]:
+    """Contacts with floor and walls, and the table of their parameters."""
+    points = [_on_floor(pairs, at)]
+    tables = [pairs.floor_params]
+    if walls is not None and pairs.wall_params is not None:
+        points.append(_on_walls(pairs, at, *walls))
+        tables.append(pairs.wall_params)
+    return _all(points), ContactParams(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
 
 
 def _on_floor(pairs: WalkerPairs, at: _Solids) -> _Points:
@@ -150,7 +165,7 @@ def _rows(
 ) -> tuple[ConstraintRows, Int[Array, ""]]:
     """Rows of the deepest `room` points: four edges of a pyramid each, or one normal."""
     dtype = data.qpos.dtype
-    depth = points.gap - jnp.asarray(table.margin, dtype)[points.row]
+    depth = _depth(points, table)
     lost = jnp.maximum(jnp.sum(depth < 0, dtype=jnp.int32) - room, 0)
     if len(depth) > room:
         chosen = jax.lax.top_k(-depth, room)[1]
@@ -172,6 +187,11 @@ def _rows(
     return ConstraintRows(
         jacobian.reshape(-1, data.qvel.size), aref.reshape(-1), jnp.repeat(weight, edges)
     ), lost
+
+
+def _depth(points: _Points, table: ContactParams) -> Float[Array, " n"]:
+    """Gap minus margin (m): negative where there is a contact."""
+    return points.gap - jnp.asarray(table.margin, points.gap.dtype)[points.row]
 
 
 def _motions(pos: Float[Array, "n 3"], data: mjx.Data) -> Float[Array, "n nv 3"]:

@@ -10,6 +10,7 @@ from mujoco import mjx
 
 from envs_mjx.engines import walker_control_step
 from envs_mjx.engines.base import AbstractWalkerEngine, StepState, WalkerPhysics, where_active
+from envs_mjx.engines.matmul_precision import full_precision
 from envs_mjx.engines.newton_line_search import StoppingCriteria, require_positive
 from envs_mjx.engines.walker_mjx import step
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity, read_joint_limits
@@ -97,6 +98,7 @@ class MjxWalkerEngine(AbstractWalkerEngine):
             qpos=qpos, qvel=qvel, seen=seen, dropped=jnp.zeros((), jnp.int32), raw=jnp.zeros_like(qvel)
         )
 
+    @full_precision
     def step(
         self, physics: WalkerPhysics, ctrl: Float[Array, " nu"], active: Bool[Array, ""]
     ) -> WalkerPhysics:
@@ -115,6 +117,9 @@ class MjxWalkerEngine(AbstractWalkerEngine):
         seen = walker_control_step.read_seen(self.walker, (self.model, self.blank), qpos, state.qvel, moved)
         after = WalkerPhysics(qpos=qpos, qvel=state.qvel, seen=seen, dropped=state.dropped, raw=state.warm)
         return where_active(active, after, physics)
+
+    def touches(self, qpos: Float[Array, " nq"]) -> Bool[Array, ""]:
+        return step.touches(self.sim.pairs, self.sim.maze, self.model, self.blank, qpos)
 
 
 def require_version(version: str | None = None) -> None:

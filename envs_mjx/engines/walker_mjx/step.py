@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from mujoco import mjx
 from mujoco.mjx._src import math as mjx_math
 
 from envs_mjx.engines.base import StepState
+from envs_mjx.engines.matmul_precision import full_precision
 from envs_mjx.engines.newton_line_search import StoppingCriteria
 from envs_mjx.engines.walker_mjx import contacts
 from envs_mjx.engines.walker_mjx.contacts import WalkerContactCapacity
@@ -65,11 +66,24 @@ def forward(
 
 def constraint_rows(sim: WalkerSim, data: mjx.Data) -> tuple[contacts.ConstraintRows, Int[Array, ""]]:
     """Rows of contacts and limits after `com_pos`."""
-    walls = None if sim.maze is None else near_walls(sim.maze, data.xpos[TORSO, :2])
-    rows, lost = contacts.contact_rows(sim.pairs, sim.slots, data, walls)
+    rows, lost = contacts.contact_rows(sim.pairs, sim.slots, data, _walls(sim.maze, data))
     if not len(sim.limits.dof):
         return rows, lost
     return contacts.joined(rows, contacts.joint_limit_rows(sim.limits, data.qpos, data.qvel)), lost
+
+
+@full_precision
+def touches(
+    pairs: WalkerPairs, maze: Maze | None, model: mjx.Model, blank: mjx.Data, qpos: Float[Array, " nq"]
+) -> Bool[Array, ""]:
+    """Returns whether a walker touches floor, walls or itself, which in C is `ncon > 0` after
+    `mj_fwdPosition`."""
+    data = mjx.kinematics(model, blank.replace(qpos=qpos))
+    return contacts.any_contact(pairs, data, _walls(maze, data))
+
+
+def _walls(maze: Maze | None, data: mjx.Data) -> contacts.Walls:
+    return None if maze is None else near_walls(maze, data.xpos[TORSO, :2])
 
 
 def _runge_kutta(sim: WalkerSim, model: mjx.Model, blank: mjx.Data, start: StepState) -> StepState:
