@@ -110,6 +110,15 @@ def test_keys_are_the_seeds_folded_with_the_step():
             assert log["probe/count"][k, s] == k
 
 
+@pytest.mark.parametrize("seeds", [2, 4])
+def test_seeds_are_mapped_on_a_gpu_as_on_a_cpu(seeds: int, monkeypatch: pytest.MonkeyPatch):
+    """Runs the GPU's form of the loop here: two devices with one seed each, or with two."""
+    expected = run(Probe(), 5, seeds, (3, 6))
+    monkeypatch.setattr(loop, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(loop, "segment", jax.jit(loop.segment.__wrapped__, static_argnums=(0, 1)))
+    chex.assert_trees_all_equal(run(Probe(), 5, seeds, (3, 6)), expected)
+
+
 def test_initial_states_are_those_of_the_seeds_own_keys():
     state, _ = run(Probe(), 2, 3)
     want = [float(jr.uniform(stream(jr.key(seed), Stream.INIT))) for seed in (2, 3, 4)]
