@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mac.target_platform import target_platform
 from mac.types import Number
 
 
@@ -40,7 +41,9 @@ def lambda_return(
         ret = r + m * discount * (ret if lam == 1.0 else (1 - lam) * v + lam * ret)
         return ret, ret
 
-    return jax.lax.scan(backwards, next_value[-1], (reward, mask, next_value), reverse=True)[1]
+    # Unrolled it is one kernel of a GPU; as a loop it is three for every step.
+    unroll = target_platform() != "cpu"
+    return jax.lax.scan(backwards, next_value[-1], (reward, mask, next_value), reverse=True, unroll=unroll)[1]
 
 
 def chunk_reward(rewards: Float[Array, "*B H"], *, discount: Number, reduce: str) -> Float[Array, "*B"]:

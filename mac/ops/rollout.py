@@ -33,9 +33,10 @@ def imagine(
     def step(obs, key):
         action = policy(obs, key)
         next_obs = model(obs, action)
-        return next_obs, (obs, action, next_obs)
+        return next_obs, (action, next_obs)
 
-    return Trajectory(*jax.lax.scan(step, obs, jr.split(key, steps))[1])
+    action, next_obs = jax.lax.scan(step, obs, jr.split(key, steps))[1]
+    return Trajectory(jnp.concatenate([obs[None], next_obs[:-1]]), action, next_obs)
 
 
 def open_loop(

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import use_abstract_mesh
 
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import Field, euler, flow_matching_loss
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.rollout import imagine
+from tests.helpers.platforms import mesh_of
 
 GAMMA = 0.999
 GAMMA_10 = GAMMA**10
@@ -68,6 +70,13 @@ def random_steps(seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     r, v = rng.normal(size=(2, 6, 4)).astype(np.float32)
     return [r, (rng.uniform(size=(6, 4)) < 0.8).astype(np.float32), v]
+
+
+def test_lambda_return_has_no_loop_on_a_gpu():
+    ones = jnp.ones((4, 2))
+    with use_abstract_mesh(mesh_of("gpu")):
+        traced = jax.jit(lambda r: lambda_return(r, ones, ones, discount=0.9, lam=0.5)).trace(2 * ones)
+        assert "stablehlo.while" not in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize("seed", range(5))
