@@ -67,13 +67,9 @@ def map_seeds(f: Callable[..., Any], *args: Any) -> Any:
     if target_platform() == "cpu":
         return jax.lax.map(lambda xs: f(*xs), args)
     if len(jax.tree.leaves(args)[0]) == 1:
-        return jax.tree.map(lambda x: x[None], f(*_only(args)))
+        # XLA on GPU chooses transposed layouts for networks with an axis of length 1.
+        return jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], args)))
     return jax.vmap(f)(*args)
-
-
-def _only(tree: Any) -> Any:
-    """Removes the leading axis, which is 1. XLA on GPU chooses poor layouts for networks that have it."""
-    return jax.tree.map(lambda x: x[0], tree)
 
 
 def init(
@@ -113,21 +109,17 @@ def segment(
     def one_device(window: Window, keys: Key[Array, " s"], steps: Int[Array, " K"], state: TrainState):
         updates = jax.vmap(partial(stream, which=Stream.UPDATES))(keys)
 
-        def one_seed(state: TrainState, key: Key[Array, ""], step: Int[Array, ""]):
-            k_sample, k_update = jr.split(jr.fold_in(key, step))
-            swept_algo = algo.with_hparams(state.swept)
-            batch = sample(window, swept_algo.sample, k_sample)
-            new, metrics = swept_algo.update(state, batch, step, k_update)
-            return dataclasses.replace(new, swept=state.swept), metrics
-
         def one_step(state: TrainState, step: Int[Array, ""]):
-            return map_seeds(partial(one_seed, step=step), state, updates)
+            def one_seed(state: TrainState, key: Key[Array, ""]):
+                k_sample, k_update = jr.split(jr.fold_in(key, step))
+                swept_algo = algo.with_hparams(state.swept)
+                batch = sample(window, swept_algo.sample, k_sample)
+                new, metrics = swept_algo.update(state, batch, step, k_update)
+                return dataclasses.replace(new, swept=state.swept), metrics
 
-        if len(keys) > 1 or target_platform() == "cpu":
-            return jax.lax.scan(one_step, state, steps)
-        # Without a seed axis in the loop XLA on GPU joins the optimiser's kernels, of which each leaf has one.
-        last, metrics = jax.lax.scan(lambda s, step: one_seed(s, updates[0], step), _only(state), steps)
-        return jax.tree.map(lambda x: x[None], last), jax.tree.map(lambda x: x[:, None], metrics)
+            return map_seeds(one_seed, state, updates)
+
+        return jax.lax.scan(one_step, state, steps)
 
     sharded = jax.shard_map(
         one_device, mesh=mesh, in_specs=(ALL, SEED, ALL, SEED), out_specs=(SEED, PartitionSpec(None, "seed"))
