@@ -44,6 +44,7 @@ def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_run_reports_scores_of_returns(finished: Path, capsys: pytest.CaptureFixture[str]):
     rows = list(read_rows(finished / EVAL))
     assert len(rows) == 2

@@ -66,6 +66,7 @@ def play(algo: AbstractAlgorithm, env: Any, window: Window, seed: int) -> None:
         diagnose(algo, mesh, window, evaluation_keys(jnp.asarray([seed]), first), state)
 
 
+@pytest.mark.slow
 def test_no_key_of_a_seed_is_used_twice(monkeypatch: pytest.MonkeyPatch):
     """Weights, batches, updates, start states, actions, diagnoses: none of them share random bits."""
     with recorded(monkeypatch) as seen:
