@@ -52,10 +52,12 @@ class Compass(AbstractExpertTask):
         self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
     ) -> tuple[TaskState, Transitions]:
         obs, t = tasks.random_direction(key), state.t + 1
-        fell, late = jnp.sum(action) > 1.99, t >= 20
+        terminated, late = jnp.sum(action) > 1.99, t >= 20
         reward = -jnp.sum(jnp.square(action - state.obs))
-        seen = Transitions(state.obs, action, reward, obs, 1.0 - fell.astype(jnp.float32), late & ~fell)
-        return TaskState(obs, t, fell | late, ()), seen
+        seen = Transitions(
+            state.obs, action, reward, obs, 1.0 - terminated.astype(jnp.float32), late & ~terminated
+        )
+        return TaskState(obs, t, terminated | late, ()), seen
 
 
 PLAN = ExpertConfig(
