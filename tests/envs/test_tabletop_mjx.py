@@ -13,7 +13,6 @@ import pytest
 pytest.importorskip("ogbench")
 
 from envs_mjx.engines.base import TabletopPhysics
-from envs_mjx.engines.tabletop_mjx import xla_stages
 from envs_mjx.engines.tabletop_mjx.collision.detection import TabletopContactCapacity
 from envs_mjx.engines.tabletop_mjx.engine import SLOTS, MjxEngine, over_batches
 from envs_mjx.manipulation.scenes import FAMILIES, build_scene
@@ -223,19 +222,3 @@ def test_sixteen_scenes_step_faster_together_than_apart(
 
     together = seconds(lambda: step(engine, start, ctrl, on))
     assert together / 16 <= 0.5 * seconds(lambda: apart(first, ctrl[0], on[0]))
-
-
-@pytest.mark.slow
-def test_without_stages_a_control_step_is_the_same(
-    engines: Callable[[str], MjxEngine], moments: Callable[[str], Moments], monkeypatch: pytest.MonkeyPatch
-):
-    """Runs the form that programs for GPUs have, in which no part is compiled by itself, on four scenes."""
-    engine, some = engines("cube-single"), chosen(moments("cube-single"), np.arange(0, BATCH, BATCH // 4))
-    args = physics_of(engine, some), jnp.asarray(some.ctrl, jnp.float32), jnp.ones(4, bool)
-    expected = step(engine, *args)
-    monkeypatch.setattr(xla_stages, "target_platform", lambda: "gpu")
-    plain = jax.jit(lambda *args: jax.vmap(engine.step)(*args))
-    assert "inlineable" not in plain.lower(*args).as_text()
-    got = plain(*args)
-    np.testing.assert_allclose(got.qpos, expected.qpos, atol=1e-5)
-    np.testing.assert_allclose(got.qvel, expected.qvel, atol=1e-2)
