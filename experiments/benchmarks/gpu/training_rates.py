@@ -1,0 +1,132 @@
+"""Speed of the compiled segment by algorithm mode, number of seeds and precision."""
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from baselines import get_algorithm
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
+from envs_mjx.registry import make
+from experiments.benchmarks import timed_loops
+from experiments.launch.settings import Settings, parse_command_line
+from mac.algorithm import AbstractAlgorithm
+from mac.run import segment as loop
+from mac.run.cost.hlo_bytes import program_bytes
+from mac.run.train import RunConfig
+from mac.types import EnvSpec
+
+ENVS = {
+    "reward": "cube-double-play-singletask-task2-v0",
+    "goals": "cube-double-play-oraclerep-v0",
+}
+"""Environments whose shapes and paper settings are used: with rewards of one task, and with goals."""
+VARIANTS = {
+    "tf32": ("--run.precision", "tf32"),
+    "bf16": ("--run.precision", "bf16"),
+    "fused": ("--run.precision", "bf16", "--run.kernels", "fused"),
+    "float32": ("--run.precision", "float32"),
+}
+"""Flags of `run.py` for each measured way to compute."""
+TINY = ("--hp.hidden", "8", "8", "--hp.batch", "8", "--hp.candidates", "2", "--hp.rollout", "2")
+TINY += ("--hp.flow-steps", "2", "--hp.flow-steps-test", "2", "--hp.candidates-test", "2")
+UPDATES, CALLS = 100, 3
+_JAX_NAMES = {"float32": "float32", "tf32": "default"}
+
+
+class Subject(NamedTuple):
+    """An algorithm with the settings that `run.py` would give it."""
+
+    settings: Settings[Any]
+    spec: EnvSpec
+    algo: AbstractAlgorithm
+
+
+def unavailable(variant: str) -> str:
+    """Returns why this version cannot compute in a way; empty if it can."""
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    missing = [flag for flag in VARIANTS[variant][::2] if flag.removeprefix("--run.") not in fields]
+    if not missing or (missing == ["--run.precision"] and variant in _JAX_NAMES):
+        return ""
+    return f"this version has no {' or '.join(missing)}"
+
+
+def subject(mode: str, seeds: int, variant: str, tiny: bool) -> Subject:
+    """Returns the paper's MAC for a mode, as `run.py` would train it.
+
+    Raises:
+        UserError: this version does not know a flag of the variant.
+    """
+    env = ENVS[mode]
+    flags = ["--env", env, "--preset", "paper", "--seeds", str(seeds), *(TINY if tiny else ())]
+    if _has_precision():
+        flags += VARIANTS[variant]
+    settings, _ = parse_command_line(flags)
+    spec = make(env, "c").spec
+    return Subject(settings, spec, get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps))
+
+
+def _has_precision() -> bool:
+    return "precision" in {field.name for field in dataclasses.fields(RunConfig)}
+
+
+@contextlib.contextmanager
+def computed_as(variant: str) -> Iterator[None]:
+    """Computes matmuls as a variant asks while entered, where `run.py` has no flag for it."""
+    if _has_precision():
+        yield
+        return
+    with jax.default_matmul_precision(_JAX_NAMES[variant]):
+        yield
+
+
+def measure_segment(mode: str, seeds: int, variant: str, tiny: bool) -> dict[str, Any]:
+    """Measures one compiled segment; figures are of all seeds together, but for `gflop`."""
+    _, spec, algo = subject(mode, seeds, variant, tiny)
+    updates, rows = (2, 2 * EPISODE_ROWS) if tiny else (UPDATES, 200_000)
+    window = timed_loops.random_window(spec, rows, algo.sample.chunk)
+    mesh = loop.seed_mesh(seeds)
+    keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
+    steps = loop.place(mesh, np.arange(updates, dtype=np.int32), loop.ALL)
+    window = loop.place(mesh, window, loop.ALL)
+    with computed_as(variant):
+        began = time.perf_counter()
+        state = loop.init(algo, mesh, keys)
+        middle = time.perf_counter()
+        run = loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
+        compile_s = time.perf_counter() - middle
+    seconds = []
+    for _ in range(CALLS + 1):
+        call = time.perf_counter()
+        state, metrics = jax.block_until_ready(run(window, keys, steps, state))
+        seconds.append(time.perf_counter() - call)
+    ms = 1e3 * statistics.median(seconds[1:]) / updates
+    memory = run.memory_analysis()
+    return {
+        "mode": mode,
+        "seeds": seeds,
+        "variant": variant,
+        "ms_per_update": ms,
+        "seed_updates_per_s": 1e3 * seeds / ms,
+        "gflop": timed_loops.update_flops(algo, window) / 1e9,
+        "init_s": middle - began,
+        "compile_s": compile_s,
+        "finite": all(bool(np.isfinite(value).all()) for value in jax.device_get(metrics).values()),
+        "scratch_gb": getattr(memory, "temp_size_in_bytes", 0) / 1e9,
+        **modelled(run.as_text() or "", updates),
+    }
+
+
+def modelled(text: str, updates: int) -> dict[str, float]:
+    """Returns figures of one update that follow from the compiled program.
+
+    Args:
+        text: optimised HLO of a segment.
+        updates: how many updates it has.
+    """
+    return {"gb": program_bytes(text) / updates / 1e9}
