@@ -100,7 +100,8 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is for the parent, which ends its workers in order
             )
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self._part, self._began, self._logged = Part("", 0, 0), 0.0, 0
 
     @property
@@ -150,6 +151,7 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSING)
         self._kill()
+        self._reader.join(_CLOSING)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):  # the whole session, programs that it runs too
@@ -158,8 +160,9 @@ class Worker:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
+        with self._process.stdout as lines:
+            for line in lines:
+                self._answers.put(line)
         self._answers.put(None)
 
     def _last_words(self) -> str:

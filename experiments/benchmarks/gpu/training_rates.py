@@ -49,8 +49,7 @@ class Subject(NamedTuple):
 
 def unavailable(variant: str) -> str:
     """Returns why this version cannot compute in a way; empty if it can."""
-    fields = {field.name for field in dataclasses.fields(RunConfig)}
-    missing = [flag for flag in VARIANTS[variant][::2] if flag.removeprefix("--run.") not in fields]
+    missing = [flag for flag in VARIANTS[variant][::2] if flag.removeprefix("--run.") not in run_flags()]
     if not missing or (missing == ["--run.precision"] and variant in _JAX_NAMES):
         return ""
     return f"this version has no {' or '.join(missing)}"
@@ -64,21 +63,22 @@ def subject(mode: str, seeds: int, variant: str, tiny: bool) -> Subject:
     """
     env = ENVS[mode]
     flags = ["--env", env, "--preset", "paper", "--seeds", str(seeds), *(TINY if tiny else ())]
-    if _has_precision():
+    if "precision" in run_flags():
         flags += VARIANTS[variant]
     settings, _ = parse_command_line(flags)
     spec = make(env, "c").spec
     return Subject(settings, spec, get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps))
 
 
-def _has_precision() -> bool:
-    return "precision" in {field.name for field in dataclasses.fields(RunConfig)}
+def run_flags() -> set[str]:
+    """Returns the names of the settings of the training loop that this version has."""
+    return {field.name for field in dataclasses.fields(RunConfig)}
 
 
 @contextlib.contextmanager
 def computed_as(variant: str) -> Iterator[None]:
     """Computes matmuls as a variant asks while entered, where `run.py` has no flag for it."""
-    if _has_precision():
+    if "precision" in run_flags():
         yield
         return
     with jax.default_matmul_precision(_JAX_NAMES[variant]):
