@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,13 @@ class Memory(NamedTuple):
     shared: bool
 
 
+class CardMemory(NamedTuple):
+    """Bytes of an NVIDIA card: in all, and those that no program holds."""
+
+    total: int
+    free: int
+
+
 def free_memory() -> Memory:
     """Measures the free memory of this host and of the first local device."""
     host = free_host_memory()
@@ -30,8 +39,40 @@ def free_memory() -> Memory:
     if device.platform == "cpu":
         return Memory(host, host, shared=True)
     stats = device.memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    return Memory(host, limit and limit - stats.get("bytes_in_use", 0), shared=False)
+    limit, used = stats.get("bytes_limit"), stats.get("bytes_in_use", 0)
+    free = None if limit is None else limit - used
+    if free is not None and (card := card_memory()):
+        # The limit is a share of the card, whatever other programs hold of it.
+        free = max(0, min(free, card.free + stats.get("pool_bytes", used) - used))
+    return Memory(host, free, shared=False)
+
+
+def held_by_others() -> CardMemory | None:
+    """Returns the card's size with what this process could take of it, if other programs hold much of it.
+
+    None if they hold less than a tenth, or where no card tells. JAX has been started before.
+    """
+    device = jax.local_devices()[0]
+    card = None if device.platform == "cpu" else card_memory()
+    if card is None:
+        return None
+    stats = device.memory_stats() or {}
+    available = card.free + stats.get("pool_bytes", stats.get("bytes_in_use", 0))
+    return CardMemory(card.total, available) if available < 0.9 * card.total else None
+
+
+def card_memory() -> CardMemory | None:
+    """Asks nvidia-smi for the memory of the first visible card; None where there is none."""
+    program = shutil.which("nvidia-smi")
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    if program is None:
+        return None
+    command = [program, "-i", first, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        total, free = (int(word) * 2**20 for word in done.stdout.split(","))
+        return CardMemory(total, free)
+    return None
 
 
 def free_host_memory() -> int | None:

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.cli.jax_env_vars import ignored
+from experiments.cli.jax_env_vars import PREALLOCATE, ignored
 from experiments.doctor_checks.findings import BROKEN, OK, ROOT, WARNING, Finding
 from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Probe, ProbeResult, drawing_remedy
 from mac.cgroup_limits import cores, group_memory
@@ -136,7 +136,9 @@ class Probes:
     """Checks that try something; all run at the same time, from the beginning."""
 
     def __init__(self):
-        self._jax, self._physics, self._mjx = Probe(JAX), Probe(PHYSICS), Probe(MJX, {"JAX_PLATFORMS": "cpu"})
+        # Without preallocation, since a training run may hold most of the GPU's memory.
+        self._jax, self._physics = Probe(JAX, {PREALLOCATE: "false"}), Probe(PHYSICS)
+        self._mjx = Probe(MJX, {"JAX_PLATFORMS": "cpu"})
         self._pictures = {name: Probe(PICTURE, {"MUJOCO_GL": name}) for name in PLATFORMS}
 
     def device(self, data: Path) -> Iterator[Finding]:

@@ -146,7 +146,7 @@ def test_next_call_does_what_is_missing(tmp_path: Path):
     assert runner.names == []
 
 
-def test_a_part_that_overruns_is_ended_and_later_gets_twice_the_time(tmp_path: Path):
+def test_a_part_that_overruns_later_gets_twice_the_time(tmp_path: Path):
     runner = FakeRunner({"a": 50, "b": 1, "c": 1})
     assert statuses(call(tmp_path, [A, B, C], runner, 500)) == {"a": "overran", "b": "done", "c": "done"}
     assert runner.ran[0] == ("a", 40)
@@ -154,7 +154,7 @@ def test_a_part_that_overruns_is_ended_and_later_gets_twice_the_time(tmp_path: P
     assert runner.ran == [("a", 80)]
 
 
-def test_what_failed_is_tried_again_after_what_was_never_tried(tmp_path: Path):
+def test_what_failed_is_tried_again_after_all_else(tmp_path: Path):
     runner = FakeRunner({"a": 1, "b": 1, "c": 1}, {"a": "failed"})
     records = call(tmp_path, [A], runner, 500)
     assert [part.name for part in in_order([A, B, C], records)] == ["b", "c", "a"]
@@ -178,7 +178,7 @@ def test_what_needs_background_work_waits_for_it(tmp_path: Path):
     assert runner.ran[-1] == ("rest", 30)
 
 
-def test_background_work_that_is_not_done_in_time_goes_on_in_the_next_call(tmp_path: Path):
+def test_unfinished_background_work_goes_on_in_the_next_call(tmp_path: Path):
     data = Part("data", 0, 900, background=True)
     rest = Part("rest", 10, 0, after=("data",), rest=True)
     runner = FakeRunner({"data": 400, "a": 30, "rest": 10**9})
@@ -396,7 +396,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_called_again_all_is_measured(tmp_path: Path):
+def test_a_killed_call_is_continued_by_the_next(tmp_path: Path):
     out = tmp_path / "o"
     killed = run_tiny(out, "--budget", "10m")
     log = out / "work" / "log.txt"

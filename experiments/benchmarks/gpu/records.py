@@ -69,6 +69,11 @@ class Records:
         """Returns how often a part ended in one of these ways."""
         return sum(row["part"] == part and row["status"] in statuses for row in self.rows)
 
+    def longest(self, part: str) -> float:
+        """Returns the most seconds that a part took without coming to its end."""
+        lines = [row for row in self.rows if row["part"] == part and row["status"] == "overran"]
+        return max((row["seconds"] for row in lines), default=0.0)
+
     def attempts(self, part: str) -> int:
         """Returns how often a part began and was not finished."""
         return self.count(part, "failed", "overran")

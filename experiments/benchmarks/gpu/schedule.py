@@ -54,7 +54,7 @@ class Part:
     Attributes:
         name: unique; its first word is its kind.
         about: seconds that it takes on a GPU, compiling included; it does not begin with less time left.
-        most: seconds after which it is ended; twice as many after each time that it overran.
+        most: seconds after which it is ended; after it overran, twice as many as it took then.
         own_process: runs in a process of its own and not in the one that parts share.
         grace: seconds that it gets to end in order once its time is up; without any its process is killed.
         after: parts that must be done before.
@@ -159,7 +159,7 @@ def in_order(parts: Sequence[Part], records: Records) -> list[Part]:
 def seconds_for(part: Part, records: Records, budget: Budget) -> float:
     """Returns the seconds that a part may take in this call."""
     left = budget.left() - part.grace
-    return left if part.rest else min(left, part.most * 2 ** records.count(part.name, "overran"))
+    return left if part.rest else min(left, max(part.most, 2 * records.longest(part.name)))
 
 
 def _obstacle(part: Part, records: Records, budget: Budget, running: Mapping[str, Any] | None = None) -> str:
@@ -169,7 +169,7 @@ def _obstacle(part: Part, records: Records, budget: Budget, running: Mapping[str
     for name in part.after:
         if not records.done(name) and name not in (running or {}):
             return f"{name} is not done"
-    needed = part.about * 2 ** records.count(part.name, "overran") if not part.rest else part.about
+    needed = part.about if part.rest else max(part.about, 1.5 * records.longest(part.name))
     if needed + part.grace > budget.left():
         return f"takes about {needed + part.grace:.0f} s, {max(budget.left(), 0):.0f} s were left"
     return ""

@@ -33,7 +33,7 @@ VARIANTS = {
     "float32": ("--run.precision", "float32"),
 }
 """Flags of `run.py` for each measured way to compute."""
-TINY = ("--hp.hidden", "8", "8", "--hp.batch", "8", "--hp.candidates", "2", "--hp.rollout", "2")
+TINY = ("--hp.hidden", "8", "--hp.batch", "8", "--hp.candidates", "2", "--hp.rollout", "2")
 TINY += ("--hp.flow-steps", "2", "--hp.flow-steps-test", "2", "--hp.candidates-test", "2")
 UPDATES, CALLS = 100, 3
 _JAX_NAMES = {"float32": "float32", "tf32": "default"}
