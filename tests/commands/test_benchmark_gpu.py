@@ -295,8 +295,8 @@ def test_every_part_has_a_name_of_its_own_and_a_measurement():
 
 def test_segments_of_every_kind_come_before_their_variants():
     names = [part.name for part in parts.all_parts(False)]
-    assert names.index("evaluation mjx") < names.index("determinism cached")
-    assert names.index("determinism cached") < names.index("segment reward S=1 bf16")
+    assert names.index("evaluation mjx") < names.index("determinism resumed")
+    assert names.index("determinism resumed") < names.index("segment reward S=1 bf16")
     wanted = {f"segment {mode} S={n} tf32" for mode, n in [("reward", 1), ("reward", 4), ("reward", 8)]}
     wanted |= {f"segment goals S={n} float32" for n in (1, 4)}
     wanted |= {f"steps {engine} {n}" for engine in ("mjx", "warp") for n in (75, 300, 1024, 4096)}
@@ -414,7 +414,7 @@ def test_a_killed_call_is_continued_by_the_next(tmp_path: Path):
     assert after["rate matmuls"] == before["rate matmuls"]
     missing = {name: row for name, row in after.items() if row["status"] not in ("done", "skipped")}
     assert set(missing) == {"paper"} and missing["paper"]["status"] == "partial", missing
-    assert after["determinism cached"]["result"]["same_bits"]
+    assert after["determinism resumed"]["result"]["same_bits"]
     reached = after["paper"]["result"]["updates"]
     assert reached > 0
     third = run_tiny(out, "--budget", "1m")

@@ -61,7 +61,7 @@ def options_of_a_gpu() -> str:
     environment = {name: value for name, value in os.environ.items() if name not in jax_env_vars._MEMORY}
     done = subprocess.run(
         [sys.executable, "-c", OPTIONS],
-        env=environment | variables,
+        env=environment,
         capture_output=True,
         text=True,
         check=True,

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Args:
     """kinds of parts to measure, such as `rate segment`; none = all"""
     rows: int | None = None
     """rows of the dataset that is generated for the training run; None = 1,001,000, or 2,002 with --tiny"""
+    commit: str | None = None
+    """commit that is measured, for the results of a copy without its git folder"""
     tiny: bool = False
     """tiny sizes, to rehearse the command on a CPU; the figures mean nothing"""
 
@@ -91,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     if not args.tiny and not accelerator_in_sight():
         raise UserError("no GPU found on this machine; --tiny rehearses the command on a CPU")
     ignore_write_errors()
-    args = _absolute(args)
+    args = replace(args, out=args.out.resolve())
     check_writable(args.out, "--out")
     (args.out / WORK).mkdir(parents=True, exist_ok=True)
     with lock_folder(args.out):
@@ -103,10 +105,6 @@ def accelerator_in_sight() -> bool:
     """Returns whether this machine seems to have a GPU, without starting JAX."""
     devices = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
     return shutil.which("nvidia-smi") is not None or any(Path(name).exists() for name in devices)
-
-
-def _absolute(args: Args) -> Args:
-    return Args(**(vars(args) | {"out": args.out.resolve()}))
 
 
 def measure_all(args: Args, budget: Budget, argv: Sequence[str]) -> None:
@@ -124,13 +122,14 @@ def measure_all(args: Args, budget: Budget, argv: Sequence[str]) -> None:
         say(f"running  {MACHINE.name}, {budget.left():.0f} s left")
         machine = processes.run(MACHINE, min(MACHINE.most, budget.left()))
         check_machine(machine, args.tiny, work / LOG)
-        records = Records(args.out / RECORDS, origin_of(machine, args.tiny, argv))
+        records = Records(args.out / RECORDS, origin_of(machine, args, argv))
         records.add(MACHINE.name, machine)
         try:
             run_parts(parts, records, budget, processes, say)
         finally:
             text = summary(records, parts)
             replace_file(args.out / SUMMARY, lambda file: file.write(text.encode()))
+    print(text)
     for name in (RECORDS, SUMMARY):
         print(args.out / name)
 
@@ -163,12 +162,12 @@ def check_machine(machine: Outcome, tiny: bool, log: Path) -> None:
         )
 
 
-def origin_of(machine: Outcome, tiny: bool, argv: Sequence[str]) -> dict[str, Any]:
+def origin_of(machine: Outcome, args: Args, argv: Sequence[str]) -> dict[str, Any]:
     """Returns what every line of the results says of its origin."""
     facts = machine.result
-    git = facts["git"] or {"commit": "unknown", "changed": False}
+    git = facts["git"] or {"commit": args.commit or "unknown", "changed": False}
     return {
-        "card": facts["card"] + (" (tiny sizes)" if tiny else ""),
+        "card": facts["card"] + (" (tiny sizes)" if args.tiny else ""),
         "commit": git["commit"] + (" with changes" if git["changed"] else ""),
         "jax": facts["versions"]["jax"],
         "command": shlex.join([*PROGRAM.split(), *argv]),

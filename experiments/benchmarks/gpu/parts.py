@@ -40,7 +40,7 @@ def _first_round(tiny: bool) -> Iterator[Part]:
     for engine in _engines(tiny):
         yield _steps(engine, _envs(tiny)[0])
         yield _evaluation(engine)
-    yield Part("determinism cached", 100, 300, own_process=True)
+    yield Part("determinism resumed", 180, 400, own_process=True, after=("data",))
 
 
 def _second_round(tiny: bool) -> Iterator[Part]:
@@ -51,7 +51,7 @@ def _second_round(tiny: bool) -> Iterator[Part]:
         yield from (_steps(engine, envs) for envs in _envs(tiny)[1:])
     if not tiny:
         yield Part(f"steps mjx {ENVS[0]} one-graph", 60, 200, own_process=True, environment=_ONE_GRAPH)
-    yield Part("determinism recompiled", 150, 400, own_process=True)
+    yield Part("determinism recompiled", 180, 400, own_process=True, after=("data",))
     yield from (_segment(mode, seeds, "float32") for mode, seeds in _sizes(tiny))
 
 

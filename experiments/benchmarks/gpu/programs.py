@@ -121,24 +121,27 @@ def read_test_report(text: str) -> dict[str, Any]:
 
 
 def compare_runs(work: Work, *, compiled_again: bool) -> dict[str, Any]:
-    """Trains twice, the second time with an interruption in the middle, and compares the bits.
+    """Trains twice and compares the bits.
+
+    The programs are those of the paper run, which finds them compiled.
 
     Args:
         compiled_again: the second run compiles everything anew, where the autotuner may choose otherwise.
+            Else it is stopped in the middle and resumed.
     """
-    steps = 20 if work.tiny else 400
-    data = random_dataset(work.folder)
+    steps = 80 if work.tiny else 1000
     with tempfile.TemporaryDirectory(dir=work.folder) as place:
         folders = [Path(place) / name for name in ("straight", "again")]
-        common = ["--env", ENV, "--preset", "paper", "--seeds", str(SEEDS), "--data.path", str(data)]
-        common += ["--data.dir", place, "--hp.cooldown", "0", "--eval.engine", "c", "--eval.episodes", "1"]
-        common += ["--run.eval-every", str(steps // 2), "--run.segment", str(steps // 4)]
-        common += TINY if work.tiny else ()
-        _train("--out", str(folders[0]), *common, "--steps", str(steps))
-        with tempfile.TemporaryDirectory() as cache:
-            fresh = {"JAX_COMPILATION_CACHE_DIR": cache} if compiled_again else {}
-            _train("--out", str(folders[1]), *common, "--steps", str(steps // 2), environment=fresh)
-            _train("--out", str(folders[1]), "--resume", "--steps", str(steps), environment=fresh)
+        common = [*paper_flags(work), "--eval.engine", "c", "--eval.episodes", "1"]
+        common += ["--run.eval-every", str(steps // 2)]
+        _train(*common, "--out", str(folders[0]), "--steps", str(steps))
+        if compiled_again:
+            with tempfile.TemporaryDirectory() as cache:
+                fresh = {"JAX_COMPILATION_CACHE_DIR": cache}
+                _train(*common, "--out", str(folders[1]), "--steps", str(steps), environment=fresh)
+        else:
+            _train(*common, "--out", str(folders[1]), "--steps", str(steps // 2))
+            _train("--out", str(folders[1]), "--resume", "--steps", str(steps))
         differing = [name for name in (METRICS, EVAL) if len({(f / name).read_bytes() for f in folders}) > 1]
         arrays = [_array_checksums(folder) for folder in folders]
         changed = sum(arrays[0].get(name) != arrays[1].get(name) for name in arrays[0] | arrays[1])
@@ -159,22 +162,7 @@ def _train(*words: str, environment: dict[str, str] | None = None) -> None:
 def _array_checksums(run: Path) -> dict[str, Any]:
     """Returns the descriptions of all arrays of the newest checkpoint, with their checksums."""
     newest = max((run / CHECKPOINTS).glob("*/meta.json"), key=lambda path: int(path.parent.name))
-    found = json.loads(newest.read_bytes())["arrays"]
-    return found if isinstance(found, dict) else dict(enumerate(found))
-
-
-def random_dataset(folder: Path) -> Path:
-    """Writes random rows with the shapes of cube-single, with validation data; returns the file."""
-    rng, length = np.random.default_rng(0), 201
-    for name, episodes in (("random-val", 2), ("random", 20)):
-        rows = episodes * length
-        arrays = {
-            "observations": rng.normal(size=(rows, 28)).astype(np.float32),
-            "actions": rng.uniform(-1, 1, (rows, 5)).astype(np.float32),
-            "terminals": np.arange(rows) % length == length - 1,
-        }
-        np.savez(folder / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
-    return folder / "random.npz"
+    return json.loads(newest.read_bytes())["arrays"]
 
 
 # The paper's run.
@@ -202,20 +190,20 @@ def train_paper(work: Work) -> dict[str, Any]:
     if is_run(run):
         finished = run_program("experiments/run.py", "--out", str(run), "--resume")
     else:
-        finished = run_program("experiments/run.py", *paper_flags(work))
+        steps = ["--steps", str(PAPER_UPDATES), "--run.eval-every", "50000"]
+        finished = run_program("experiments/run.py", *paper_flags(work), *steps, "--out", str(run))
     found = describe_run(run)
     return found if finished else found | {"status": "partial"}
 
 
 def paper_flags(work: Work) -> Sequence[str]:
-    """Returns the flags of the paper run, with shorter segments and more checkpoints."""
+    """Returns the flags of the paper's runs but their folder and length: short segments, many checkpoints."""
     rows = -(-work.rows // EPISODE_ROWS) * EPISODE_ROWS
-    flags = ["--env", ENV, "--preset", "paper", "--seeds", str(SEEDS), "--steps", str(PAPER_UPDATES)]
-    flags += ["--out", str(work.folder / RUN), "--data.dir", str(work.folder / DATA)]
-    flags += ["--data.rows", str(rows), "--data.source", "generate"]
-    if work.tiny:
-        return [*flags, "--run.segment", "20", "--run.checkpoint-every", "100", *TINY, "--hp.cooldown", "0"]
-    return [*flags, "--run.segment", "250", "--run.checkpoint-every", "5000", "--run.eval-every", "50000"]
+    flags = ["--env", ENV, "--preset", "paper", "--seeds", str(SEEDS), "--data.source", "generate"]
+    flags += ["--data.dir", str(work.folder / DATA), "--data.rows", str(rows)]
+    segment, checkpoint = (20, 100) if work.tiny else (250, 5000)
+    flags += ["--run.segment", str(segment), "--run.checkpoint-every", str(checkpoint)]
+    return [*flags, *(TINY if work.tiny else ())]
 
 
 def describe_run(run: Path) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def _determinism(records: Records) -> str:
         for name, found in records.results("determinism").items()
     ]
     heads = ("second run", "updates", "same bits", "changed arrays", "of")
-    return _section("The same run twice, the second one interrupted", heads, rows)
+    return _section("The same run twice", heads, rows)
 
 
 def _paper(records: Records) -> str:
