@@ -30,6 +30,7 @@ from experiments.benchmarks.gpu.schedule import (
 )
 from experiments.benchmarks.gpu.summary import markdown_table, roofline_ms, summary
 from mac.errors import UserError
+from mac.run.io.folder_lock import lock
 
 ORIGIN = {
     "card": "NVIDIA H100",
@@ -278,6 +279,20 @@ def test_background_parts_run_beside_others(processes: Processes):
     assert background.wait(0.0) is None
     time.sleep(0.3)
     assert background.stop().status == "partial"
+
+
+def test_a_folder_stays_locked_until_the_last_worker_ends(tmp_path: Path):
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    lock(descriptor, tmp_path)
+    processes = Processes([sys.executable, "-c", WORKER], tmp_path / "log.txt", {}, descriptor)
+    background = processes.start(Part("sleeps", 1, 9))
+    os.close(descriptor)  # as when the parent is killed
+    again = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(UserError, match="another process"):
+        lock(again, tmp_path)
+    background.stop()
+    lock(again, tmp_path)
+    os.close(again)
 
 
 # Parts and their results.

@@ -23,6 +23,7 @@ from experiments.benchmarks.gpu.programs import Work
 from experiments.benchmarks.gpu.records import Records
 from experiments.benchmarks.gpu.schedule import Budget, Outcome, read_budget, run_parts
 from experiments.benchmarks.gpu.summary import summary
+from experiments.benchmarks.gpu.worker import LAST_SECONDS, serve
 from experiments.benchmarks.harness import BENCH
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
@@ -30,7 +31,7 @@ from experiments.cli.standard_streams import ignore_write_errors
 from experiments.launch.dataset import check_writable
 from mac.atomic_files import replace_file
 from mac.errors import UserError
-from mac.run.io.folder_lock import lock_folder
+from mac.run.io.folder_lock import lock
 
 PROGRAM = "python experiments/benchmark.py gpu"
 WORKER = "--worker"  # first flag: measure parts as the parent asks
@@ -85,8 +86,6 @@ def run(argv: Sequence[str]) -> int:
     args = read_flags(Args, argv[worker:], PROGRAM)
     args.check()
     if worker:
-        from experiments.benchmarks.gpu.worker import serve
-
         return serve(Work(args.out / WORK, args.tiny, args.rows or LEAST_ROWS))
     # The process has spent its time on imports.
     budget = Budget(read_budget(args.budget), spent=time.process_time())
@@ -96,8 +95,13 @@ def run(argv: Sequence[str]) -> int:
     args = replace(args, out=args.out.resolve())
     check_writable(args.out, "--out")
     (args.out / WORK).mkdir(parents=True, exist_ok=True)
-    with lock_folder(args.out):
-        measure_all(args, budget, argv)
+    descriptor = os.open(args.out, os.O_RDONLY)
+    try:
+        # Workers of a call that was killed take a while to end.
+        lock(descriptor, args.out, patience=min(LAST_SECONDS + 20, budget.left()))
+        measure_all(args, budget, argv, descriptor)
+    finally:
+        os.close(descriptor)
     return 0
 
 
@@ -107,9 +111,11 @@ def accelerator_in_sight() -> bool:
     return shutil.which("nvidia-smi") is not None or any(Path(name).exists() for name in devices)
 
 
-def measure_all(args: Args, budget: Budget, argv: Sequence[str]) -> None:
+def measure_all(args: Args, budget: Budget, argv: Sequence[str], descriptor: int) -> None:
     """Measures what is missing, and writes each result at once.
 
+    Args:
+        descriptor: of the folder of results, which is locked.
     Raises:
         UserError: there is no GPU, or the results cannot be written.
     """
@@ -118,7 +124,8 @@ def measure_all(args: Args, budget: Budget, argv: Sequence[str]) -> None:
     command = [sys.executable, str(BENCH), "gpu", WORKER, "--out", str(args.out), "--rows", str(rows)]
     command += ["--tiny"] if args.tiny else []
     parts = [part for part in all_parts(args.tiny) if not args.only or part.name.split()[0] in args.only]
-    with contextlib.closing(Processes(command, work / LOG, environment_of(work, args.tiny))) as processes:
+    environment = environment_of(work, args.tiny)
+    with contextlib.closing(Processes(command, work / LOG, environment, descriptor)) as processes:
         say(f"running  {MACHINE.name}, {budget.left():.0f} s left")
         machine = processes.run(MACHINE, min(MACHINE.most, budget.left()))
         check_machine(machine, args.tiny, work / LOG)

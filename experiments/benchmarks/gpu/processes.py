@@ -21,15 +21,19 @@ _CLOSING = 10.0  # seconds that an idle worker gets to end by itself
 class Processes:
     """Runner of parts: most share one process, so that JAX starts once."""
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]):
+    def __init__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str], lock: int | None = None
+    ):
         """Prepares to start workers.
 
         Args:
             command: starts a worker.
             log: file to which workers write what their programs print.
             environment: variables of every worker.
+            lock: descriptor of a locked folder, which stays locked until the last worker has ended.
         """
         self._command, self._log, self._environment = list(command), log, dict(environment)
+        self._descriptors = () if lock is None else (lock,)
         self._shared: Worker | None = None
 
     def run(self, part: Part, seconds: float) -> Outcome:
@@ -61,7 +65,8 @@ class Processes:
             self._shared = None
 
     def _worker(self, part: Part) -> "Worker":
-        return Worker(self._command, self._log, self._environment | dict(part.environment))
+        environment = self._environment | dict(part.environment)
+        return Worker(self._command, self._log, environment, self._descriptors)
 
 
 class Background:
@@ -87,7 +92,13 @@ class Background:
 class Worker:
     """A worker process and the part that it works on."""
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]):
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        descriptors: tuple[int, ...] = (),
+    ):
         self._log = log
         with open(log, "ab") as file:
             self._process = subprocess.Popen(
@@ -97,6 +108,7 @@ class Worker:
                 stderr=file,
                 text=True,
                 env=os.environ | dict(environment),
+                pass_fds=descriptors,
                 start_new_session=True,  # Ctrl-C is for the parent, which ends its workers in order
             )
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()

@@ -1,13 +1,15 @@
 """Parts of the GPU benchmark that are programs of the project: tests, repeated runs, data, a paper run."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +31,7 @@ FAMILY, DATASET = "cube-single", "cube-single-play-v0"
 QUICK_TESTS = "tests/mac/test_formatting.py"
 SEEDS = 4
 PAPER_UPDATES = 1_000_000
-RUN, DATA = "paper_run", "data"
+RUN, DATA, REPEATED = "paper_run", "data", "repeated_runs"
 
 
 class Work(NamedTuple):
@@ -130,8 +132,10 @@ def compare_runs(work: Work, *, compiled_again: bool) -> dict[str, Any]:
             Else it is stopped in the middle and resumed.
     """
     steps = 80 if work.tiny else 1000
-    with tempfile.TemporaryDirectory(dir=work.folder) as place:
-        folders = [Path(place) / name for name in ("straight", "again")]
+    place = work.folder / REPEATED
+    shutil.rmtree(place, ignore_errors=True)  # of a call that was killed
+    with removed_at_the_end(place):
+        folders = [place / name for name in ("straight", "again")]
         common = [*paper_flags(work), "--eval.engine", "c", "--eval.episodes", "1"]
         common += ["--run.eval-every", str(steps // 2)]
         _train(*common, "--out", str(folders[0]), "--steps", str(steps))
@@ -152,6 +156,15 @@ def compare_runs(work: Work, *, compiled_again: bool) -> dict[str, Any]:
             "changed_arrays": changed,
             "changed_files": differing,
         }
+
+
+@contextlib.contextmanager
+def removed_at_the_end(folder: Path) -> Iterator[None]:
+    """Deletes a folder, if it exists, when left."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _train(*words: str, environment: dict[str, str] | None = None) -> None:

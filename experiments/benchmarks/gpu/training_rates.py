@@ -71,7 +71,10 @@ def subject(mode: str, seeds: int, variant: str, tiny: bool) -> Subject:
         flags += VARIANTS[variant]
     settings, _ = parse_command_line(flags)
     spec = make(env, "c").spec
-    return Subject(settings, spec, get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps))
+    algo = get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps)
+    if "precision" in run_flags():
+        algo = settings.run.applied_to(algo)  # pyright: ignore[reportAttributeAccessIssue]
+    return Subject(settings, spec, algo)
 
 
 def run_flags() -> set[str]:

@@ -10,6 +10,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,8 @@ from experiments.benchmarks.gpu import device_rates, evaluation_rates, programs,
 from experiments.benchmarks.gpu.programs import Work
 from mac.errors import UserError
 
+LAST_SECONDS = 40.0
+"""Time that a part gets to end once its parent is gone; a checkpoint takes seconds, compiling may go on."""
 _OWN_FOLDER = Path(__file__).parent
 
 
@@ -69,14 +72,16 @@ def serve(work: Work) -> int:
             answer = {"result": measure(name, work)}
         except UserError as error:
             answer = {"error": str(error)}
+        busy.clear()  # before the parent may close the input
         print(json.dumps(answer), file=answers, flush=True)
-        busy.clear()
     return 0
 
 
 def _read(names: "queue.SimpleQueue[str | None]", busy: threading.Event, lines: TextIO) -> None:
     for line in lines:
         names.put(line.strip())
+    names.put(None)
     if busy.is_set():
         os.kill(os.getpid(), signal.SIGINT)
-    names.put(None)
+        time.sleep(LAST_SECONDS)
+        os.killpg(os.getpid(), signal.SIGKILL)  # the parent started a session for it
