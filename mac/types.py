@@ -191,7 +191,7 @@ class EpisodeIndex(eqx.Module):
         steps_before: number of transitions in earlier episodes.
         n_starts: number of rows at which a chunk may start.
         n_steps: number of transitions.
-        fell: whether each episode terminated. In such an episode chunks start at every row before the
+        terminated: whether each episode terminated. In such an episode chunks start at every row before the
             terminal state, and continue over it. None where data record no terminations (`EnvSpec.recorded`).
     """
 
@@ -201,7 +201,7 @@ class EpisodeIndex(eqx.Module):
     steps_before: Int[Array, " E"]
     n_starts: Int[Array, ""]
     n_steps: Int[Array, ""]
-    fell: Bool[Array, " E"] | None = None
+    terminated: Bool[Array, " E"] | None = None
 
 
 class Window(eqx.Module):

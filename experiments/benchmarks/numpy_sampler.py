@@ -29,7 +29,7 @@ class HostData:
         Raises:
             ValueError: it has terminations, over which chunks would continue.
         """
-        if window.episodes.fell is not None:
+        if window.episodes.terminated is not None:
             raise ValueError(
                 "the window has terminations, which only mac.data.sampler supports; use it or omit them"
             )

@@ -23,10 +23,9 @@ ACTION_LIMIT = 1 - 1e-5
 def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     """`spec.batch` chunks, uniform over the window's valid starts, with replacement.
 
-    A start leaves room for the whole chunk in its episode, so chunks never cross an episode; or the episode
-    ended in a fall, where the chunk then stays. What it does there matters no more, and it must not tell that
-    there was a fall: zeros would, and a model would learn to foretell falls from them, not from what led to
-    them. So these actions are what the data do elsewhere, at random.
+    A chunk never crosses the end of its episode. Where the episode terminated, a chunk may reach beyond its
+    terminal state, which is absorbing; there it is padded with actions sampled from elsewhere in the data.
+    Zero padding would leak the termination to a model that is to predict it.
 
     Raises:
         ValueError: at trace time, if longer chunks are to start at every row.
@@ -38,8 +37,8 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     start, last = starts(window.episodes, spec.batch, k_start)
     rows = start[:, None] + jnp.arange(spec.chunk)[None, :]
     end, actions = start + spec.chunk, _actions(window, rows)
-    if window.episodes.fell is not None:
-        actions = _over_falls(window, rows, last, actions, k_elsewhere)
+    if window.episodes.terminated is not None:
+        actions = _pad_terminated(window, rows, last, actions, k_elsewhere)
         rows, end = jnp.minimum(rows, last[:, None] + 1), jnp.minimum(end, last + 1)
     goals, subgoals = _goals(window, spec, start, last, k_goals) if spec.goals else (None, None)
     following = jnp.minimum(start + spec.chunk, last)
@@ -63,7 +62,7 @@ def _actions(window: Window, rows: Int[Array, "*B"]) -> Float[Array, "*B A"]:
     return jnp.clip(window.action[rows], -ACTION_LIMIT, ACTION_LIMIT)
 
 
-def _over_falls(
+def _pad_terminated(
     window: Window,
     rows: Int[Array, "B H"],
     last: Int[Array, " B"],
@@ -74,8 +73,8 @@ def _over_falls(
     start, end = step_starts(window.episodes, len(rows), key)
     since = jnp.maximum(rows - last[:, None] - 1, 0)  # steps since the termination
     elsewhere = jnp.minimum(start[:, None] + since, end[:, None])
-    fallen = jnp.broadcast_to((rows > last[:, None])[..., None], actions.shape)
-    return jnp.where(fallen, _actions(window, elsewhere), actions)
+    beyond = jnp.broadcast_to((rows > last[:, None])[..., None], actions.shape)
+    return jnp.where(beyond, _actions(window, elsewhere), actions)
 
 
 def chunk_starts(

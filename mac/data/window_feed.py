@@ -132,8 +132,10 @@ def plan_rotation(
             f"--data.window={rows}: the longest episode has {sizes.max():,} rows; take a larger window"
         )
     per_window = min(per_window, len(blocks))
-    fell = [None if relabel else recorded_terminations(store, [block]) for block in blocks]
-    starts = np.sort([start_counts(x, chunk, f, every_row).sum() for x, f in zip(lengths, fell, strict=True)])
+    terminated = [None if relabel else recorded_terminations(store, [block]) for block in blocks]
+    starts = np.sort(
+        [start_counts(x, chunk, f, every_row).sum() for x, f in zip(lengths, terminated, strict=True)]
+    )
     if not starts[:per_window].any():
         raise UserError(
             f"--data.window={rows}: some windows would hold no episode long enough for chunk={chunk}; take a "

@@ -194,6 +194,7 @@ def test_rows_beyond_what_float32_can_count_are_drawn_exactly(law: GoalDistribut
     assert set(np.asarray(goal) % 4) == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_goals_among_a_hundred_million_rows_are_states_that_act():
     """100,000 episodes: each as likely as another, never a final state, and later goals stay at home."""
     episodes, count = table([1001] * 100_000, 10), 200_000

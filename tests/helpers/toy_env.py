@@ -156,7 +156,7 @@ def from_rows(obs: np.ndarray, action: np.ndarray, lengths: np.ndarray, chunk: i
 def falling_window(chunk: int = 2, episodes: int = 40, length: int = 13, seed: int = 0) -> Window:
     """Episodes of `EdgeEnv` under actions that wander; about half of them terminate before the time limit."""
     rng = np.random.default_rng(seed)
-    obs, action, reward, lengths, fell = [], [], [], [], []
+    obs, action, reward, lengths, terminated = [], [], [], [], []
     for _ in range(episodes):
         point, drift = rng.uniform(-0.6, 0.6, 2), np.zeros(2)
         for t in range(length):
@@ -170,9 +170,9 @@ def falling_window(chunk: int = 2, episodes: int = 40, length: int = 13, seed: i
             reward.append(0.0 if final else 1 + point[0])
             if final:
                 lengths.append(t + 1)
-                fell.append(over)
+                terminated.append(over)
                 break
-    length_of, fallen = np.asarray(lengths), np.asarray(fell)
+    length_of, fallen = np.asarray(lengths), np.asarray(terminated)
     first = np.cumsum(length_of) - length_of
     mask = np.ones(len(obs), np.float32)
     for last in (first + length_of - 1)[fallen]:
@@ -182,5 +182,5 @@ def falling_window(chunk: int = 2, episodes: int = 40, length: int = 13, seed: i
         action=make_column(np.asarray(action, np.float32)),
         reward=jnp.asarray(reward, jnp.float32),
         mask=jnp.asarray(mask),
-        episodes=index_episodes(first, length_of, chunk, fell=fallen),
+        episodes=index_episodes(first, length_of, chunk, terminated=fallen),
     )
