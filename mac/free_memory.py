@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from mac.card_memory import CardMemory, card_memory
 from mac.cgroup_limits import group_memory
 
 _MEMINFO = Path("/proc/meminfo")
@@ -23,13 +22,6 @@ class Memory(NamedTuple):
     host: int | None
     device: int | None
     shared: bool
-
-
-class CardMemory(NamedTuple):
-    """Bytes of an NVIDIA card: in all, and those that no program holds."""
-
-    total: int
-    free: int
 
 
 def free_memory() -> Memory:
@@ -59,20 +51,6 @@ def held_by_others() -> CardMemory | None:
     stats = device.memory_stats() or {}
     available = card.free + stats.get("pool_bytes", stats.get("bytes_in_use", 0))
     return CardMemory(card.total, available) if available < 0.9 * card.total else None
-
-
-def card_memory() -> CardMemory | None:
-    """Asks nvidia-smi for the memory of the first visible card; None where there is none."""
-    program = shutil.which("nvidia-smi")
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
-    if program is None:
-        return None
-    command = [program, "-i", first, "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
-    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        total, free = (int(word) * 2**20 for word in done.stdout.split(","))
-        return CardMemory(total, free)
-    return None
 
 
 def free_host_memory() -> int | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from experiments.cli.jax_env_vars import PREALLOCATE, ignored
 from experiments.doctor_checks.findings import BROKEN, OK, ROOT, WARNING, Finding
 from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Probe, ProbeResult, drawing_remedy
+from mac.card_memory import card_memory
 from mac.cgroup_limits import cores, group_memory
 
 PROJECT = "mac-jax"
@@ -164,6 +165,10 @@ class Probes:
             yield Finding(WARNING, "device", f"{text}, though this machine has an NVIDIA GPU", remedy)
         else:
             yield Finding(OK, "device", text)
+        card = card_memory() if found["backend"] == "gpu" else None
+        if card is not None and card.free < 0.9 * card.total:
+            held = f"other programs hold {(card.total - card.free) / GIB:.0f} of {card.total / GIB:.0f} GiB"
+            yield Finding(WARNING, "device", held, "nvidia-smi names them; programs share what is left")
 
     def physics(self, data: Path) -> Iterator[Finding]:
         """Checks MuJoCo C, in a scene of OGBench."""

@@ -12,8 +12,9 @@ import pytest
 from experiments.cli import arguments, exit_status, jax_env_vars
 from experiments.cli.exit_status import is_out_of_memory
 from mac import free_memory as memory
+from mac.card_memory import CardMemory
 from mac.errors import UserError
-from mac.free_memory import CardMemory, Memory
+from mac.free_memory import Memory
 
 GB = 10**9
 
