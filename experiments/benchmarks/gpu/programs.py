@@ -222,11 +222,14 @@ def paper_flags(work: Work) -> Sequence[str]:
 def describe_run(run: Path) -> dict[str, Any]:
     """Returns how far a run is, its speed in its last launch, and the success of its evaluations.
 
+    A run whose process was killed tells of its newest checkpoint.
+
     Raises:
         UserError: it left no record.
     """
     last = launches(run)[-1]
-    step, first = last.get("step", 0), last.get("resumed_from") or 0
+    checkpoints = [int(path.parent.name) for path in (run / CHECKPOINTS).glob("*/meta.json")]
+    step, first = last.get("step", max(checkpoints, default=0)), last.get("resumed_from") or 0
     seconds = last.get("seconds", {})
     rows = list(read_rows(run / EVAL)) if (run / EVAL).exists() else []
     curve = {
