@@ -85,6 +85,31 @@ def test_variables_of_the_user_decide_how_memory_is_taken(
     assert os.environ[jax_env_vars.PREALLOCATE] == "true"
 
 
+HOLDS = """
+from experiments.cli import jax_env_vars
+jax_env_vars.take_memory_as_needed()
+import jax.numpy as jnp
+held = jnp.ones(2**20).block_until_ready()
+print("ready", flush=True)
+input()
+"""
+
+
+@pytest.mark.gpu
+def test_two_programs_find_room_on_one_card():
+    environment = {name: value for name, value in os.environ.items() if name not in jax_env_vars._MEMORY}
+    command, before = [sys.executable, "-c", HOLDS], memory.card_memory()
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None and first.stdout.readline() == "ready\n"
+        if before is not None and (now := memory.card_memory()):
+            assert before.free - now.free < 0.1 * before.total  # JAX's own default is three quarters
+        second = subprocess.run(command, env=environment, input="\n", capture_output=True, text=True)
+        assert second.returncode == 0, second.stderr
+        first.communicate("\n")
+
+
 # Free memory.
 
 
