@@ -14,7 +14,7 @@ from experiments.benchmarks.gpu.records import Records
 from mac.errors import UserError
 
 Status = Literal["done", "partial", "failed", "overran", "skipped"]
-RESERVE = 3.0  # seconds at the end for the summary and for ending processes
+RESERVE = 5.0  # seconds at the end for the summary and for ending processes
 LEAST_BUDGET = 30.0
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
