@@ -122,6 +122,7 @@ def make_window(
     relabel: Relabel | None = None,
     *,
     every_row: bool = False,
+    return_to_go: bool = False,
     pieces: Sequence[EpisodeRange] | None = None,
     room: WindowCapacity = EXACT,
     put: Callable[[Any], Any] = jnp.asarray,
@@ -133,6 +134,7 @@ def make_window(
         chunk: actions per chunk, at least 1.
         relabel: reward and mask of each row; without it the window has those that the store records, if any.
         every_row: whether chunks begin as `SampleSpec.every_row` says, which decides what is long enough.
+        return_to_go: whether the window has the returns of its rows, if it has rewards.
         pieces: which episodes; None is all of them, of all shards.
         room: size of the window if that is more than the pieces need.
         put: moves an array, or a tree of them, to the device.
@@ -154,13 +156,33 @@ def make_window(
         reward, mask = _labels(relabel, obs, int(length.sum()), codec and codec.obs)
     elif terminated is not None:
         reward, mask = _gather(store, pieces, "reward", rows), _recorded_mask(first, length, terminated, rows)
+    returns = sum_to_go(reward, first, length) if return_to_go and reward is not None else None
     return Window(
         obs=make_column(put(obs), normalizer, codec and codec.obs),
         action=make_column(put(action), None, codec and codec.action),
         reward=None if reward is None else put(reward),
         mask=None if mask is None else put(mask),
         episodes=index_episodes(first, length, chunk, room.episodes, None if relabel else terminated),
+        return_to_go=None if returns is None else put(returns),
     )
+
+
+def sum_to_go(
+    reward: Float[np.ndarray, " N"], first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"]
+) -> Float[np.ndarray, " N"]:
+    """Sums of rewards from each row to the last action of its episode; 0 in final rows and behind all rows.
+
+    Args:
+        first: row of each episode's first state.
+        length: rows of each episode, transitions plus one.
+    """
+    out = aligned_empty(reward.shape, np.dtype(np.float32))
+    out[int(length.sum()) :] = 0
+    for begin, rows in zip(first.tolist(), length.tolist(), strict=True):
+        last = begin + rows - 1  # the final state, whose action has no meaning
+        out[begin:last] = np.cumsum(reward[begin:last][::-1], dtype=np.float64)[::-1]
+        out[last] = 0
+    return out
 
 
 def make_held_out(

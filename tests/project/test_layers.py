@@ -40,7 +40,15 @@ ALLOWED = {
     "mac.data": (*ON_DISK, "mac.free_memory"),
     "mac.run": (*ON_DISK, "mac.algorithm", "mac.data"),
     "envs_mjx": (*ON_DISK, "mac.plugins"),
-    "baselines": (*LOSSES, "mac.mac", "mac.ablations", "mac.model_free", "mac.implicit_q", "mac.plugins"),
+    "baselines": (
+        *LOSSES,
+        "mac.data",
+        "mac.mac",
+        "mac.ablations",
+        "mac.model_free",
+        "mac.implicit_q",
+        "mac.plugins",
+    ),
     "experiments": ("mac", "envs_mjx", "baselines"),
 }
 APART = ("mac", "mac.ablations", "baselines")
