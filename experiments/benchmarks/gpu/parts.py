@@ -24,9 +24,9 @@ def all_parts(tiny: bool) -> list[Part]:
     """
     parts = [
         Part("data", 0, 900, grace=15, background=True, environment=_ON_CPU),
-        Part("rate launches", 15, 90),
-        Part("rate memory", 5, 60),
-        Part("rate matmuls", 15, 90),
+        Part("rate launches", 30, 150),
+        Part("rate memory", 10, 60),
+        Part("rate matmuls", 35, 150),
         Part("tests", 40, 150, own_process=True, unavailable=tests_unavailable()),
         *_first_round(tiny),
         *_second_round(tiny),
