@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import gzip
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from envs_mjx.registry import make
 from experiments.benchmarks import timed_loops
 from experiments.launch.settings import Settings, parse_command_line
 from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.atomic_files import replace_file
 from mac.run import segment as loop
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.run.train import RunConfig
@@ -92,8 +95,11 @@ def computed_as(variant: str) -> Iterator[None]:
         yield
 
 
-def measure_segment(mode: str, seeds: int, variant: str, tiny: bool) -> dict[str, Any]:
-    """Measures one compiled segment; figures are of all seeds together, but for `gflop`."""
+def measure_segment(mode: str, seeds: int, variant: str, tiny: bool, folder: Path) -> dict[str, Any]:
+    """Measures one compiled segment; figures are of all seeds together, but for `gflop`.
+
+    The compiled program is kept in `folder`, compressed, since its counts can be studied later.
+    """
     _, spec, algo = subject(mode, seeds, variant, tiny)
     # Few rows, since the count of bytes takes a fused gather for a reading of the whole table.
     updates, rows = (2 if tiny else UPDATES), 20 * EPISODE_ROWS
@@ -114,7 +120,9 @@ def measure_segment(mode: str, seeds: int, variant: str, tiny: bool) -> dict[str
         state, metrics = jax.block_until_ready(run(window, keys, steps, state))
         seconds.append(time.perf_counter() - call)
     ms = 1e3 * statistics.median(seconds[1:]) / updates
-    memory = run.memory_analysis()
+    memory, text = run.memory_analysis(), run.as_text() or ""
+    kept = folder / f"segment-{mode}-S{seeds}-{variant}.hlo.gz"
+    replace_file(kept, lambda file: file.write(gzip.compress(text.encode())))
     return {
         "mode": mode,
         "seeds": seeds,
@@ -125,7 +133,7 @@ def measure_segment(mode: str, seeds: int, variant: str, tiny: bool) -> dict[str
         "compile_s": compile_s,
         "finite": all(bool(np.isfinite(value).all()) for value in jax.device_get(metrics).values()),
         "scratch_gb": getattr(memory, "temp_size_in_bytes", 0) / 1e9,
-        **modelled(run.as_text() or "", updates),
+        **modelled(text, updates),
     }
 
 

@@ -41,7 +41,9 @@ def _rate(words: list[str], work: Work) -> dict[str, Any]:
 
 def _segment(words: list[str], work: Work) -> dict[str, Any]:
     mode, seeds, variant = words
-    return training_rates.measure_segment(mode, int(seeds.removeprefix("S=")), variant, work.tiny)
+    programs_of_segments = work.folder / "programs"
+    count = int(seeds.removeprefix("S="))
+    return training_rates.measure_segment(mode, count, variant, work.tiny, programs_of_segments)
 
 
 _KINDS: dict[str, Callable[[list[str], Work], dict[str, Any]]] = {
