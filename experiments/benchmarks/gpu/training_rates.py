@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import importlib
 import statistics
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +45,11 @@ TINY += ("--hp.flow-steps", "2", "--hp.flow-steps-test", "2", "--hp.candidates-t
 UPDATES, CALLS = 100, 3
 LARGEST = {"reward": 8, "goals": 4}
 """Most seeds that are measured; smaller groups begin with the states of the first of them."""
+_MODEL = (
+    "experiments.deviceless.cards",
+    "experiments.deviceless.time_model",
+    "mac.run.cost.gpu_program",
+)
 _JAX_NAMES = {"float32": "float32", "tf32": "default"}
 
 
@@ -160,8 +167,21 @@ def _largest_states(mode: str, tiny: bool) -> TrainState:
 def modelled(text: str, updates: int) -> dict[str, float]:
     """Returns figures of one update that follow from the compiled program.
 
+    On a GPU these are launches, bytes, and milliseconds by the model of `run.py --dry-run --device`, whose
+    assumptions the measurement can then correct.
+
     Args:
         text: optimised HLO of a segment.
         updates: how many updates it has.
     """
-    return {"gb": program_bytes(text) / updates / 1e9}
+    if jax.default_backend() != "gpu" or find_spec("experiments.deviceless") is None:
+        return {"gb": program_bytes(text) / updates / 1e9}
+    cards, model, program = (importlib.import_module(name) for name in _MODEL)
+    kind, known = jax.devices()[0].device_kind.lower(), cards.all_cards()
+    card = next((card for name, card in known.items() if name in kind), None)
+    found = program.kernels(text)
+    if card is None:  # whose rates nobody has assumed
+        bytes_moved = sum(each.times * each.bytes for each in found)
+        return {"gb": bytes_moved / updates / 1e9, "launches": sum(each.times for each in found) / updates}
+    cost = model.cost_of(found, card, updates)
+    return {"gb": cost.bytes / 1e9, "launches": cost.launches, "estimate_ms": 1e3 * cost.seconds}
