@@ -143,7 +143,7 @@ def test_on_a_gpu_the_first_layer_is_one_matmul():
     assert products == [(4 * 5, 8), (4 * 5, 1)]
 
 
-def test_networks_of_both_platforms_have_equal_values_and_gradients(monkeypatch: pytest.MonkeyPatch):
+def test_networks_of_both_platforms_have_equal_gradients(monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         s, a = jnp.asarray(rng.normal(size=(5, 3))), jnp.asarray(rng.normal(size=(4, 5, 2)))
