@@ -25,6 +25,7 @@ paper says; the released code also trains a termination network there, on labels
 """
 
 import abc
+import dataclasses
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -35,9 +36,10 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac import mac_diagnostics
-from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.algorithm import AbstractLossAlgorithm, TrainState, replace_numerics
 from mac.config import Config
 from mac.errors import UserError
+from mac.nn.frozen import Numerics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
@@ -71,7 +73,12 @@ class AbstractChunkPolicy(eqx.Module, Generic[Cfg]):
     """The part of MAC in which its ablations differ: the networks `flow` and `policy` of `Nets`.
 
     It has no state: the hyperparameters `cfg` and the networks are arguments.
+
+    Attributes:
+        numerics: that of the algorithm, for networks without gradient.
     """
+
+    numerics: Numerics = eqx.field(static=True, kw_only=True, default=Numerics())
 
     @abc.abstractmethod
     def nets(self, cfg: Cfg, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[Any, Any]:
@@ -109,7 +116,8 @@ class DistilledFlow(AbstractChunkPolicy[Config]):
         k_flow, k_distil = jr.split(key)
         flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
         noise = jr.normal(k_distil, a.shape)
-        teacher = jnp.clip(integrate_flow(sg(nets.flow), s, g, noise, cfg.flow_steps), -1, 1)
+        frozen = self.numerics.freeze(nets.flow)
+        teacher = jnp.clip(integrate_flow(frozen, s, g, noise, cfg.flow_steps), -1, 1)
         return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
 
     def chunks(
@@ -135,6 +143,9 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
     def sample(self) -> SampleSpec:
         cfg = self.cfg
         return SampleSpec(cfg.batch, cfg.chunk, cfg.goals(self.env), reward_scale=cfg.reward_scale)
+
+    def with_numerics(self, numerics: Numerics) -> "MAC":
+        return dataclasses.replace(self, numerics=numerics, policy=replace_numerics(self.policy, numerics))
 
     @property
     def discount(self) -> Number:
@@ -165,7 +176,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         self, nets: Nets, target: MLP, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_policy, k_roll, k_improve = jr.split(key, 3)
-        cfg, frozen = self.cfg, sg(nets)
+        cfg, frozen = self.cfg, self.numerics.freeze(nets)
         s, a = batch.obs, batch.actions.reshape(len(batch.actions), -1)
         g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
 
@@ -197,7 +208,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
 
         # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
         with jax.named_scope("critic"):
-            q, next_v = scalar(nets.q, s, g, tau.action[0]), scalar(nets.v, tau.next_obs[0], g)
+            q, next_v = scalar(nets.q, s, g, tau.action[0]), scalar(frozen.v, tau.next_obs[0], g)
             next_v = next_v if cfg.release_bce else self.to_value(next_v)
             losses["critic/loss"] = self.value_loss(q, reward[0] + self.discount * mask[0] * next_v)
 

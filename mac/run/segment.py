@@ -111,7 +111,8 @@ def segment(
                 k_sample, k_update = jr.split(jr.fold_in(key, step))
                 swept_algo = algo.with_hparams(state.swept)
                 batch = sample(window, swept_algo.sample, k_sample)
-                new, metrics = swept_algo.update(state, batch, step, k_update)
+                with algo.numerics.matmuls():
+                    new, metrics = swept_algo.update(state, batch, step, k_update)
                 return dataclasses.replace(new, swept=state.swept), metrics
 
             return map_seeds(one_seed, state, updates)
