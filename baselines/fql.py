@@ -78,7 +78,8 @@ class FQL(AbstractModelFree[FQLConfig, Nets]):
                 lambda x, t: nets.flow(s, g, x, t), step.action, k_flow
             )
             noise = jr.normal(k_distil, step.action.shape)
-            teacher = euler(lambda x, t: frozen.flow(s, g, x, t), noise, cfg.flow_steps)
+            unroll = self.numerics.unrolls()
+            teacher = euler(lambda x, t: frozen.flow(s, g, x, t), noise, cfg.flow_steps, unroll=unroll)
             action = nets.policy(s, g, noise)
             losses["policy/distil_loss"] = cfg.alpha * mse(action, jnp.clip(teacher, -1, 1))
             actor_q = aggregate(q_values(sg(nets.q), s, g, jnp.clip(action, -1, 1)), "mean")

@@ -152,7 +152,8 @@ def replace_numerics(module: Module, numerics: Numerics) -> Module:
     name = type(module).__name__
     if "numerics" not in inspect.signature(type(module)).parameters:
         raise UserError(
-            f"--run.precision: the constructor of {name} does not take `numerics`; leave the option out"
+            f"--run.precision, --run.kernels: the constructor of {name} does not take `numerics`; "
+            "leave them out"
         )
     return dataclasses.replace(module, numerics=numerics)  # pyright: ignore[reportArgumentType]
 

@@ -40,7 +40,7 @@ from mac.algorithm import AbstractLossAlgorithm, TrainState, replace_numerics
 from mac.config import Config
 from mac.errors import UserError
 from mac.nn.frozen import Numerics
-from mac.nn.mlp import MLP, scalar, value_net
+from mac.nn.mlp import MLP, Network, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
@@ -117,7 +117,8 @@ class DistilledFlow(AbstractChunkPolicy[Config]):
         flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
         noise = jr.normal(k_distil, a.shape)
         frozen = self.numerics.freeze(nets.flow)
-        teacher = jnp.clip(integrate_flow(frozen, s, g, noise, cfg.flow_steps), -1, 1)
+        taught = integrate_flow(frozen, s, g, noise, cfg.flow_steps, unroll=self.numerics.unrolls())
+        teacher = jnp.clip(taught, -1, 1)
         return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
 
     def chunks(
@@ -173,7 +174,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         return nets.v
 
     def loss(
-        self, nets: Nets, target: MLP, batch: Batch, key: Key[Array, ""]
+        self, nets: Nets, target: Network, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_policy, k_roll, k_improve = jr.split(key, 3)
         cfg, frozen = self.cfg, self.numerics.freeze(nets)
@@ -194,7 +195,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         with jax.named_scope("imagination"):
             tau = imagine(
                 lambda s, key: self.best_chunk(frozen, s, g, key, cfg.candidates),
-                residual_model(frozen.model), s, cfg.rollout, k_roll,
+                residual_model(frozen.model), s, cfg.rollout, k_roll, unroll=self.numerics.unrolls(),
             )  # fmt: skip
             reward, mask = self.predict_outcome(frozen, tau.obs, g, tau.action)
         with jax.named_scope("value"):
@@ -305,7 +306,13 @@ def flow_and_student(cfg: Config, sizes: tuple[int, int | None, int], key: Key[A
 
 
 def integrate_flow(
-    flow: MLP, s: Float[Array, "*T B D"], g: Goal, noise: Float[Array, "*N B A"], steps: int
+    flow: Network,
+    s: Float[Array, "*T B D"],
+    g: Goal,
+    noise: Float[Array, "*N B A"],
+    steps: int,
+    *,
+    unroll: bool = False,
 ) -> Float[Array, "*N B A"]:
     """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
-    return euler(lambda x, t: flow(s, g, x, t), noise, steps)
+    return euler(lambda x, t: flow(s, g, x, t), noise, steps, unroll=unroll)

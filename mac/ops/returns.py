@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mac.target_platform import target_platform
 from mac.types import Number
 
 
@@ -40,7 +41,10 @@ def lambda_return(
         ret = r + m * discount * (ret if lam == 1.0 else (1 - lam) * v + lam * ret)
         return ret, ret
 
-    return jax.lax.scan(backwards, next_value[-1], (reward, mask, next_value), reverse=True)[1]
+    # On an accelerator each step of a loop is three kernels; written out, all steps are one.
+    unroll = target_platform() != "cpu"
+    steps = reward, mask, next_value
+    return jax.lax.scan(backwards, next_value[-1], steps, reverse=True, unroll=unroll)[1]
 
 
 def chunk_reward(rewards: Float[Array, "*B H"], *, discount: Number, reduce: str) -> Float[Array, "*B"]:

@@ -19,7 +19,7 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.data.window_feed import Source, open_feed
 from mac.errors import UserError
-from mac.nn.frozen import Numerics, Precision
+from mac.nn.frozen import Kernels, Numerics, Precision
 from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
 from mac.run.io.eval_rows import Evaluation, bad_actions, warnings_of
@@ -48,11 +48,15 @@ class RunConfig:
     """of matmuls: `float32` in full; `tf32` with 10 mantissa bits; `bf16` with 7 in networks without gradient
     (imagination, flow teacher, target networks) and tf32 elsewhere; auto = tf32 on GPUs, float32 on a CPU,
     which emulates both in networks without gradient and computes the others in float32"""
+    kernels: Kernels = "auto"
+    """of MLPs without gradient: `plain` is layer by layer, `fused` one GPU kernel per network (slow on a CPU,
+    which interprets it); auto = plain"""
 
     def __post_init__(self):
-        if self.precision not in typing.get_args(Precision):
-            known = ", ".join(typing.get_args(Precision))
-            raise UserError(f"--run.precision={self.precision}: must be one of {known}")
+        for name, choices in (("precision", Precision), ("kernels", Kernels)):
+            if getattr(self, name) not in typing.get_args(choices):
+                known = ", ".join(typing.get_args(choices))
+                raise UserError(f"--run.{name}={getattr(self, name)}: must be one of {known}")
         for name in ("segment", "eval_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"--run.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
@@ -60,7 +64,7 @@ class RunConfig:
     @property
     def numerics(self) -> Numerics:
         """Arithmetic of the networks."""
-        return Numerics(self.precision)
+        return Numerics(self.precision, self.kernels)
 
     def applied_to(self, algo: AbstractAlgorithm) -> AbstractAlgorithm:
         """The algorithm with the arithmetic that is asked for here; its own where nothing is.
