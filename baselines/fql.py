@@ -65,10 +65,10 @@ class FQL(AbstractModelFree[FQLConfig, Nets]):
         self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_next, k_flow, k_distil = jr.split(key, 3)
-        step, cfg = one_step(batch), self.cfg
+        step, cfg, frozen = one_step(batch), self.cfg, self.numerics.freeze(nets)
         with jax.named_scope("critic"):
             noise = jr.normal(k_next, step.action.shape)
-            next_action = jnp.clip(nets.policy(step.next_obs, step.goal, noise), -1, 1)
+            next_action = jnp.clip(frozen.policy(step.next_obs, step.goal, noise), -1, 1)
             next_q = aggregate(q_values(target, step.next_obs, step.goal, next_action), cfg.combine)
             q = q_values(nets.q, step.obs, step.goal, step.action)
             losses = {"critic/loss": critic_loss(q, step.reward + cfg.discount * step.mask * next_q)}
@@ -78,7 +78,8 @@ class FQL(AbstractModelFree[FQLConfig, Nets]):
                 lambda x, t: nets.flow(s, g, x, t), step.action, k_flow
             )
             noise = jr.normal(k_distil, step.action.shape)
-            teacher = euler(lambda x, t: sg(nets.flow)(s, g, x, t), noise, cfg.flow_steps)
+            unroll = self.numerics.unrolls()
+            teacher = euler(lambda x, t: frozen.flow(s, g, x, t), noise, cfg.flow_steps, unroll=unroll)
             action = nets.policy(s, g, noise)
             losses["policy/distil_loss"] = cfg.alpha * mse(action, jnp.clip(teacher, -1, 1))
             actor_q = aggregate(q_values(sg(nets.q), s, g, jnp.clip(action, -1, 1)), "mean")

@@ -84,7 +84,11 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
     notes: dict[str, None] = {}  # the runs of a sweep have most of them in common
     for each, its in sweep.run_folders(settings, folder):
         data = saved_run.record_of(store)
-        notes |= dict.fromkeys(record_launch(each, its.to_dict(), data=data, resumed_from=launch.reached))
+        numerics = launch.algo.numerics.resolved()._asdict()
+        recorded = record_launch(
+            each, its.to_dict(), data=data, resumed_from=launch.reached, numerics=numerics
+        )
+        notes |= dict.fromkeys(recorded)
         saved_run.save_normalizer(each, job.normalizer)
     for note in notes:
         print(note)

@@ -1,6 +1,8 @@
 """The algorithm interface: an immutable object with pure methods over an arrays-only state."""
 
 import abc
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mac.config import CommonConfig
 from mac.errors import UserError
+from mac.nn.frozen import Numerics
 from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
 
 Nets = TypeVar("Nets", bound=eqx.Module)
@@ -49,7 +52,12 @@ class AbstractAlgorithm(_HasEnv, eqx.Module):
     Classes of algorithms are abstract or final: no concrete class has subclasses, and a method with a body is
     not overridden. Exceptions are hooks: methods whose docstring begins with "Hook", which may be overridden
     once.
+
+    Attributes:
+        numerics: arithmetic of the networks (`with_numerics`).
     """
+
+    numerics: Numerics = eqx.field(static=True, kw_only=True, default=Numerics())
 
     @property
     @abc.abstractmethod
@@ -91,6 +99,17 @@ class AbstractAlgorithm(_HasEnv, eqx.Module):
             raise TypeError(f"{type(self).__name__} has no hyperparameters {', '.join(values)}")
         return self
 
+    def with_numerics(self, numerics: Numerics) -> "AbstractAlgorithm":
+        """Hook: this algorithm with networks of other arithmetic.
+
+        The loop traces every algorithm within `numerics.matmuls()`. Networks without gradient are the
+        algorithm's own to mark, with `numerics.freeze`; one that marks none trains as in "tf32" for "bf16".
+
+        Raises:
+            UserError: the class has a constructor that does not take `numerics`.
+        """
+        return replace_numerics(self, numerics)
+
     # What evaluations also report, of an algorithm that has it.
 
     @property
@@ -119,6 +138,24 @@ class AbstractAlgorithm(_HasEnv, eqx.Module):
         evaluations."""
         del state, window, key
         return {}
+
+
+Module = TypeVar("Module", bound=eqx.Module)
+
+
+def replace_numerics(module: Module, numerics: Numerics) -> Module:
+    """A module with another value of its field `numerics`.
+
+    Raises:
+        UserError: its class has a constructor that does not take the field.
+    """
+    name = type(module).__name__
+    if "numerics" not in inspect.signature(type(module)).parameters:
+        raise UserError(
+            f"--run.precision, --run.kernels: the constructor of {name} does not take `numerics`; "
+            "leave them out"
+        )
+    return dataclasses.replace(module, numerics=numerics)  # pyright: ignore[reportArgumentType]
 
 
 def polyak(target: Any, online: Any, rate: Number) -> Any:
@@ -215,7 +252,8 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
     def update(
         self, state: TrainState, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        grads, metrics = jax.grad(self.loss, has_aux=True)(state.nets, state.target, batch, key)
+        frozen = self.numerics.freeze(state.target)
+        grads, metrics = jax.grad(self.loss, has_aux=True)(state.nets, frozen, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of an integer count
             optimiser = optax.with_extra_args_support(self.optimiser())
             updates, opt_state = optimiser.update(grads, state.opt_state, state.nets, step=step)

@@ -25,6 +25,7 @@ paper says; the released code also trains a termination network there, on labels
 """
 
 import abc
+import dataclasses
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -35,10 +36,11 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac import mac_diagnostics
-from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.algorithm import AbstractLossAlgorithm, TrainState, replace_numerics
 from mac.config import Config
 from mac.errors import UserError
-from mac.nn.mlp import MLP, scalar, value_net
+from mac.nn.frozen import Numerics
+from mac.nn.mlp import MLP, Network, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
@@ -71,7 +73,12 @@ class AbstractChunkPolicy(eqx.Module, Generic[Cfg]):
     """The part of MAC in which its ablations differ: the networks `flow` and `policy` of `Nets`.
 
     It has no state: the hyperparameters `cfg` and the networks are arguments.
+
+    Attributes:
+        numerics: that of the algorithm, for networks without gradient.
     """
+
+    numerics: Numerics = eqx.field(static=True, kw_only=True, default=Numerics())
 
     @abc.abstractmethod
     def nets(self, cfg: Cfg, sizes: tuple[int, int | None, int], key: Key[Array, ""]) -> tuple[Any, Any]:
@@ -109,7 +116,9 @@ class DistilledFlow(AbstractChunkPolicy[Config]):
         k_flow, k_distil = jr.split(key)
         flow_loss = flow_matching_loss(lambda x, t: nets.flow(s, g, x, t), a, k_flow)
         noise = jr.normal(k_distil, a.shape)
-        teacher = jnp.clip(integrate_flow(sg(nets.flow), s, g, noise, cfg.flow_steps), -1, 1)
+        frozen = self.numerics.freeze(nets.flow)
+        taught = integrate_flow(frozen, s, g, noise, cfg.flow_steps, unroll=self.numerics.unrolls())
+        teacher = jnp.clip(taught, -1, 1)
         return {"policy/flow_loss": flow_loss, "policy/distil_loss": mse(nets.policy(s, g, noise), teacher)}
 
     def chunks(
@@ -135,6 +144,9 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
     def sample(self) -> SampleSpec:
         cfg = self.cfg
         return SampleSpec(cfg.batch, cfg.chunk, cfg.goals(self.env), reward_scale=cfg.reward_scale)
+
+    def with_numerics(self, numerics: Numerics) -> "MAC":
+        return dataclasses.replace(self, numerics=numerics, policy=replace_numerics(self.policy, numerics))
 
     @property
     def discount(self) -> Number:
@@ -162,10 +174,10 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         return nets.v
 
     def loss(
-        self, nets: Nets, target: MLP, batch: Batch, key: Key[Array, ""]
+        self, nets: Nets, target: Network, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_policy, k_roll, k_improve = jr.split(key, 3)
-        cfg, frozen = self.cfg, sg(nets)
+        cfg, frozen = self.cfg, self.numerics.freeze(nets)
         s, a = batch.obs, batch.actions.reshape(len(batch.actions), -1)
         g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
 
@@ -183,7 +195,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         with jax.named_scope("imagination"):
             tau = imagine(
                 lambda s, key: self.best_chunk(frozen, s, g, key, cfg.candidates),
-                residual_model(frozen.model), s, cfg.rollout, k_roll,
+                residual_model(frozen.model), s, cfg.rollout, k_roll, unroll=self.numerics.unrolls(),
             )  # fmt: skip
             reward, mask = self.predict_outcome(frozen, tau.obs, g, tau.action)
         with jax.named_scope("value"):
@@ -197,7 +209,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
 
         # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
         with jax.named_scope("critic"):
-            q, next_v = scalar(nets.q, s, g, tau.action[0]), scalar(nets.v, tau.next_obs[0], g)
+            q, next_v = scalar(nets.q, s, g, tau.action[0]), scalar(frozen.v, tau.next_obs[0], g)
             next_v = next_v if cfg.release_bce else self.to_value(next_v)
             losses["critic/loss"] = self.value_loss(q, reward[0] + self.discount * mask[0] * next_v)
 
@@ -294,7 +306,13 @@ def flow_and_student(cfg: Config, sizes: tuple[int, int | None, int], key: Key[A
 
 
 def integrate_flow(
-    flow: MLP, s: Float[Array, "*T B D"], g: Goal, noise: Float[Array, "*N B A"], steps: int
+    flow: Network,
+    s: Float[Array, "*T B D"],
+    g: Goal,
+    noise: Float[Array, "*N B A"],
+    steps: int,
+    *,
+    unroll: bool = False,
 ) -> Float[Array, "*N B A"]:
     """Chunks of the flow policy: its velocity field followed from `noise`, not clipped."""
-    return euler(lambda x, t: flow(s, g, x, t), noise, steps)
+    return euler(lambda x, t: flow(s, g, x, t), noise, steps, unroll=unroll)

@@ -7,7 +7,18 @@ from experiments.launch import cost_estimate, dataset, sweep
 from experiments.launch.job import Launch
 from mac.cgroup_limits import cores
 from mac.formatting import counted
+from mac.nn.frozen import Numerics
 from mac.run.io.run_metadata import cpu_model
+
+
+def describe_precision(numerics: Numerics) -> str:
+    """Precision of matmuls on this device, in a few words."""
+    precision, on_cpu = numerics.resolved().precision, jax.default_backend() == "cpu"
+    why = " (auto)" if numerics.precision == "auto" else ""
+    if precision == "float32" or (precision == "tf32" and not on_cpu):
+        return precision + why
+    others = "float32" if on_cpu else "tf32"
+    return f"{precision}{', emulated,' if on_cpu else ''} in networks without gradient, {others} elsewhere"
 
 
 def announce(launch: Launch, reason: str) -> None:
@@ -35,6 +46,7 @@ def announce(launch: Launch, reason: str) -> None:
     print(f"environment  {settings.env}, evaluated on engine {launch.engine}")
     print(f"preset       {settings.preset} ({reason})")
     print(f"device       {where}")
+    print(f"precision    {describe_precision(launch.algo.numerics)}")
     each = f" of each of {count} configurations" if settings.sweep else ""
     print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1}){each}")
     print(f"updates      {settings.steps:,} of each seed{done}")

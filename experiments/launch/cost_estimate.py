@@ -120,7 +120,8 @@ def make_plan(
     data = jax.eval_shape(window)
 
     def update(window: Window, state: Any, key: Any) -> Any:
-        return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
+        with algo.numerics.matmuls():
+            return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
 
     return CostEstimate(
         params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},

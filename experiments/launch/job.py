@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from baselines import get_algorithm
 from envs_mjx.base import AbstractEnv
 from envs_mjx.registry import TaskId, make, resolve_engine
 from experiments.launch import dataset, saved_run, sweep
@@ -29,6 +28,7 @@ from mac.run.train import TrainJob
 from mac.types import EnvSpec
 
 MAY_DIFFER = ("run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")
+MAY_DIFFER += ("run.precision", "run.kernels")
 MAY_DIFFER += ("eval.episodes", "eval.engine", "eval.batch")
 MAY_DIFFER += ("data.path", "data.dir", "data.source", "data.mirror", "data.shards")
 
@@ -73,7 +73,7 @@ def prepare_launch(settings: Settings[Any]) -> Launch:
     task_id, engine = settings.task_id, resolve_engine(settings.eval.engine)
     env = make(task_id, engine)
     settings, choice = choose_dataset(settings, task_id, folder, env.spec, finished)
-    algo = get_algorithm(settings.algo).algorithm(settings.hp, env.spec, settings.steps)
+    algo = saved_run.build_algorithm(settings, env.spec)
     known = dataset.dataset_facts(settings.data, choice.path, choice.rows)
     if not finished:
         settings = dataclasses.replace(settings, data=dataset.fit_device(settings.data, known, env.spec))

@@ -77,12 +77,18 @@ def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | No
     """
     settings = settings or read_settings(folder)
     spec = make(settings.task_id).spec
-    algo = get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps)
+    algo = build_algorithm(settings, spec)
     keys = seed_keys(settings.seed, settings.seeds)
     template = jax.eval_shape(jax.vmap(algo.init), keys)
     found = _restore(folder, template, step)
     normalizer = load_normalizer(folder, found.meta, spec)
     return SavedRun(folder, settings, algo, normalizer, found.step, found.state)
+
+
+def build_algorithm(settings: Settings[Any], spec: EnvSpec) -> AbstractAlgorithm:
+    """The algorithm of a run, with the arithmetic that the run asks for."""
+    algo = get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps)
+    return settings.run.applied_to(algo)
 
 
 def with_acting_hparams(settings: Settings[Any], changes: Sequence[str]) -> Settings[Any]:

@@ -72,7 +72,8 @@ class QMaximizingFlow(AbstractChunkPolicy[MACFQLConfig]):
         With values of the kind "bce" Q is its network's output, a logit.
         """
         noise = jr.normal(key, tau.action.shape)
-        teacher = integrate_flow(sg(nets.flow), tau.obs, g, noise, cfg.flow_steps)
+        frozen, unroll = self.numerics.freeze(nets.flow), self.numerics.unrolls()
+        teacher = integrate_flow(frozen, tau.obs, g, noise, cfg.flow_steps, unroll=unroll)
         chunk = nets.policy(tau.obs, g, noise)
         q = scalar(sg(nets.q), tau.obs, g, jnp.clip(chunk, -1, 1))
         q_loss = -jnp.mean(q) / sg(jnp.mean(jnp.abs(q)))

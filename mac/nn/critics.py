@@ -8,9 +8,9 @@ import jax.random as jr
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
-from mac.nn.mlp import MLP, STANDARD, Style, scalar, value_net
+from mac.nn.mlp import STANDARD, Network, Style, scalar, value_net
 
-Critics = tuple[MLP, ...]
+Critics = tuple[Network, ...]
 Combine = Literal["min", "mean"]
 
 

@@ -1,6 +1,6 @@
 """The multilayer perceptron of every method here: Dense, GELU (tanh form), then LayerNorm."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
@@ -182,6 +182,10 @@ def value_net(
     return MLP(in_sizes, hidden, 1, key=key, style=style)
 
 
-def scalar(net: MLP, *inputs: Float[Array, "..."] | None) -> Float[Array, "*B"]:
+Network = Callable[..., Float[Array, "..."]]
+"""A network of one output array: an `MLP`, or one that is called as it is (`mac.nn.frozen`)."""
+
+
+def scalar(net: Network, *inputs: Float[Array, "..."] | None) -> Float[Array, "*B"]:
     """The network's single output without its axis."""
     return net(*inputs)[..., 0]

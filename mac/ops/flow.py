@@ -23,13 +23,16 @@ def flow_matching_loss(field: Field, data: Float[Array, "B X"], key: Key[Array, 
     return jnp.mean(jnp.square(field(x, time) - (data - noise)))
 
 
-def euler(field: Field, noise: Float[Array, "*B X"], steps: int) -> Float[Array, "*B X"]:
+def euler(
+    field: Field, noise: Float[Array, "*B X"], steps: int, *, unroll: bool = False
+) -> Float[Array, "*B X"]:
     """Integrates `field` from `noise` at time 0 to time 1 in `steps` equal steps of Euler's rule.
 
-    The field is evaluated at the left end of each step: times 0, 1/steps, ..., 1 - 1/steps.
+    The field is evaluated at the left end of each step: times 0, 1/steps, ..., 1 - 1/steps. `unroll` writes
+    the loop out.
     """
 
     def step(x, time):
         return x + field(x, jnp.full((*x.shape[:-1], 1), time)) / steps, None
 
-    return jax.lax.scan(step, noise, jnp.arange(steps) / steps)[0]
+    return jax.lax.scan(step, noise, jnp.arange(steps) / steps, unroll=unroll)[0]

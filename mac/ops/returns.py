@@ -41,9 +41,10 @@ def lambda_return(
         ret = r + m * discount * (ret if lam == 1.0 else (1 - lam) * v + lam * ret)
         return ret, ret
 
-    # Unrolled it is one kernel of a GPU; as a loop it is three for every step.
+    # On an accelerator each step of a loop is three kernels; written out, all steps are one.
     unroll = target_platform() != "cpu"
-    return jax.lax.scan(backwards, next_value[-1], (reward, mask, next_value), reverse=True, unroll=unroll)[1]
+    steps = reward, mask, next_value
+    return jax.lax.scan(backwards, next_value[-1], steps, reverse=True, unroll=unroll)[1]
 
 
 def chunk_reward(rewards: Float[Array, "*B H"], *, discount: Number, reduce: str) -> Float[Array, "*B"]:

@@ -26,16 +26,25 @@ def residual_model(net: Callable[..., Float[Array, "B D"]]) -> Model:
 
 
 def imagine(
-    policy: Policy, model: Model, obs: Float[Array, "B D"], steps: int, key: Key[Array, ""]
+    policy: Policy,
+    model: Model,
+    obs: Float[Array, "B D"],
+    steps: int,
+    key: Key[Array, ""],
+    *,
+    unroll: bool = False,
 ) -> Trajectory:
-    """Alternates `policy(obs, key)` and `model(obs, action)` for `steps` steps, with fresh keys."""
+    """Alternates `policy(obs, key)` and `model(obs, action)` for `steps` steps, with fresh keys.
+
+    `unroll` writes the loop out, which pays where a step is a few kernels.
+    """
 
     def step(obs, key):
         action = policy(obs, key)
         next_obs = model(obs, action)
         return next_obs, (action, next_obs)
 
-    action, next_obs = jax.lax.scan(step, obs, jr.split(key, steps))[1]
+    action, next_obs = jax.lax.scan(step, obs, jr.split(key, steps), unroll=unroll)[1]
     return Trajectory(jnp.concatenate([obs[None], next_obs[:-1]]), action, next_obs)
 
 

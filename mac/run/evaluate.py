@@ -113,7 +113,8 @@ def _call_per_episode(
         state: TrainState, obs: Float[Array, " D"], goal: Float[Array, " G"] | None, key: Key[Array, ""]
     ) -> Array:
         call = method(policies.algo.with_hparams(state.swept))
-        return call(state, obs[None], None if goal is None else goal[None], key)[0]
+        with policies.algo.numerics.matmuls():
+            return call(state, obs[None], None if goal is None else goal[None], key)[0]
 
     normalizer = policies.normalizer
     noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)

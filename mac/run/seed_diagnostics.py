@@ -27,7 +27,8 @@ def diagnose(
 
     def one_device(window: Window, keys: Key[Array, " s"], state: TrainState):
         def one_seed(state: TrainState, key: Key[Array, ""]):
-            return algo.with_hparams(state.swept).diagnose(state, window, stream(key, Stream.DIAGNOSIS))
+            with algo.numerics.matmuls():
+                return algo.with_hparams(state.swept).diagnose(state, window, stream(key, Stream.DIAGNOSIS))
 
         return map_seeds(one_seed, state, keys)
 

@@ -114,7 +114,8 @@ def segment(
                 k_sample, k_update = jr.split(jr.fold_in(key, step))
                 swept_algo = algo.with_hparams(state.swept)
                 batch = sample(window, swept_algo.sample, k_sample)
-                new, metrics = swept_algo.update(state, batch, step, k_update)
+                with algo.numerics.matmuls():
+                    new, metrics = swept_algo.update(state, batch, step, k_update)
                 return dataclasses.replace(new, swept=state.swept), metrics
 
             return map_seeds(one_seed, state, updates)
@@ -122,6 +123,10 @@ def segment(
         return jax.lax.scan(one_step, state, steps)
 
     sharded = jax.shard_map(
-        one_device, mesh=mesh, in_specs=(ALL, SEED, ALL, SEED), out_specs=(SEED, PartitionSpec(None, "seed"))
+        one_device,
+        mesh=mesh,
+        in_specs=(ALL, SEED, ALL, SEED),
+        out_specs=(SEED, PartitionSpec(None, "seed")),
+        check_vma=algo.numerics.kernels != "fused",  # JAX cannot check interpreted kernels
     )
     return sharded(window, keys, steps, state)

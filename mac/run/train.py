@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import gcd
@@ -18,6 +19,7 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.data.window_feed import Source, open_feed
 from mac.errors import UserError
+from mac.nn.frozen import Kernels, Numerics, Precision
 from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
 from mac.run.io.eval_rows import Evaluation, bad_actions, warnings_of
@@ -31,7 +33,7 @@ from mac.types import Env, Window
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Settings of the loop; nothing here changes what is learned."""
+    """Settings of the loop. None of them changes the method; `precision` changes how numbers are rounded."""
 
     segment: int = 1000
     """updates per compiled call, less if it does not divide the two intervals below; metrics are averaged
@@ -42,11 +44,35 @@ class RunConfig:
     """updates between checkpoints; there is always one at the end"""
     keep: int = 2
     """newest checkpoints that are kept"""
+    precision: Precision = "auto"
+    """of matmuls: `float32` in full; `tf32` with 10 mantissa bits; `bf16` with 7 in networks without gradient
+    (imagination, flow teacher, target networks) and tf32 elsewhere; auto = tf32 on GPUs, float32 on a CPU,
+    which emulates both in networks without gradient and computes the others in float32"""
+    kernels: Kernels = "auto"
+    """of MLPs without gradient: `plain` is layer by layer, `fused` one GPU kernel per network (slow on a CPU,
+    which interprets it); auto = plain"""
 
     def __post_init__(self):
+        for name, choices in (("precision", Precision), ("kernels", Kernels)):
+            if getattr(self, name) not in typing.get_args(choices):
+                known = ", ".join(typing.get_args(choices))
+                raise UserError(f"--run.{name}={getattr(self, name)}: must be one of {known}")
         for name in ("segment", "eval_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"--run.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def numerics(self) -> Numerics:
+        """Arithmetic of the networks."""
+        return Numerics(self.precision, self.kernels)
+
+    def applied_to(self, algo: AbstractAlgorithm) -> AbstractAlgorithm:
+        """The algorithm with the arithmetic that is asked for here; its own where nothing is.
+
+        Raises:
+            UserError: the algorithm cannot be given any.
+        """
+        return algo if self.numerics == Numerics() else algo.with_numerics(self.numerics)
 
 
 class TrainJob(NamedTuple):
@@ -146,6 +172,7 @@ class _Loop:
 
     def __init__(self, job: TrainJob, progress: Progress, outputs: Outputs, stop: Interrupt):
         self.job, self.progress, self.outputs, self.interrupt = job, progress, outputs, stop
+        self.algo = job.run.applied_to(job.algo)
         self.numbers = job.numbers * len(job.variants)  # of the lanes' seeds
         self.outcome = TrainResult()
         self.evaluated = 0  # step of the last evaluation
@@ -185,7 +212,7 @@ class _Loop:
 
     def _start(self, resume: bool) -> TrainState:
         """The state to begin with."""
-        fresh = loop.init(self.job.algo, self.mesh, self.keys, self.swept)
+        fresh = loop.init(self.algo, self.mesh, self.keys, self.swept)
         if not resume or self.outputs.latest() is None:
             if resume:
                 self.progress.note("the run left no checkpoint, so it begins again")
@@ -211,7 +238,7 @@ class _Loop:
         if count not in self.programs:
             with self._timed("compile"), self.progress.phase("compiling"):
                 self.programs[count] = loop.segment.lower(
-                    self.job.algo, self.mesh, window, self.keys, steps, state
+                    self.algo, self.mesh, window, self.keys, steps, state
                 ).compile()
             if self.interrupt.asked:
                 return state
@@ -259,7 +286,7 @@ class _Loop:
         with self._timed("evaluate"), self.progress.phase("evaluating"):
             found = self._diagnose(state, keys)
             state = jax.device_put(state, jax.local_devices()[0])
-            policies = Policies(job.algo, job.normalizer, state)
+            policies = Policies(self.algo, job.normalizer, state)
             result = jax.device_get(evaluate(policies, job.env, job.episodes, keys, batch=job.batch))
         if fault := bad_actions(job.env.spec.tasks, result):
             lane, what = fault
@@ -280,7 +307,7 @@ class _Loop:
         # The window of the last update, so that a resumed run sees the same.
         window = self.feed.at(max(self.outcome.step - 1, 0)) if self.held_out is None else self.held_out
         keys = loop.place(self.mesh, keys, loop.SEED)
-        return jax.device_get(diagnose(self.job.algo, self.mesh, window, keys, state))
+        return jax.device_get(diagnose(self.algo, self.mesh, window, keys, state))
 
     def _save_if_due(self, state: TrainState) -> None:
         """Begins to write a checkpoint, or tells the one of this update of the evaluation since."""

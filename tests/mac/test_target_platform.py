@@ -44,3 +44,11 @@ def test_seeds_are_a_batch_on_a_gpu_and_a_loop_on_a_cpu():
         assert "stablehlo.while" in program("cpu")
     with jax.sharding.use_abstract_mesh(GPU):
         assert "stablehlo.while" not in program("cuda")
+
+
+def test_one_seed_on_a_gpu_is_no_batch():
+    with jax.sharding.use_abstract_mesh(GPU):
+        jaxpr = jax.make_jaxpr(lambda x: map_seeds(jnp.dot, x, x))(jnp.ones((1, 4)))
+        (got,) = map_seeds(jnp.dot, jnp.full((1, 4), 2.0), jnp.ones((1, 4)))
+    (product,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert product.invars[0].aval.ndim == 1 and got == 8.0

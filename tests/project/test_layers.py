@@ -38,7 +38,7 @@ ALLOWED = {
     "mac.model_free": LOSSES,
     "mac.implicit_q": (*LOSSES, "mac.model_free"),
     "mac.data": (*ON_DISK, "mac.free_memory"),
-    "mac.run": (*ON_DISK, "mac.algorithm", "mac.data"),
+    "mac.run": (*ON_DISK, "mac.algorithm", "mac.data", "mac.nn.frozen"),
     "envs_mjx": (*ON_DISK, "mac.plugins"),
     "baselines": (
         *LOSSES,

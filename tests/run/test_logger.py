@@ -381,6 +381,18 @@ def test_a_resume_elsewhere_says_what_differs(tmp_path: Path, monkeypatch: pytes
     )  # older records tell nothing
 
 
+def test_a_resume_in_other_arithmetic_says_so(tmp_path: Path):
+    tf32, bf16 = ({"precision": name, "kernels": "plain"} for name in ("tf32", "bf16"))
+    assert run_metadata.record_launch(tmp_path, {}, numerics=tf32) == []
+    assert run_metadata.record_launch(tmp_path, {}, resumed_from=5, numerics=tf32) == []
+    (note,) = run_metadata.record_launch(tmp_path, {}, resumed_from=5, numerics=bf16)
+    assert note == (
+        "note: this launch differs from the last one in precision (tf32 then, bf16 now): numbers may differ "
+        "from those of a run that was never stopped"
+    )
+    assert run_metadata.launches(tmp_path)[-1]["numerics"] == bf16
+
+
 def test_a_pipe_in_place_of_a_file_is_refused_not_waited_for(tmp_path: Path):
     pipe = tmp_path / "rows.jsonl"
     os.mkfifo(pipe)

@@ -106,13 +106,22 @@ def _count(jaxpr: core.Jaxpr, outer: str) -> Counter[tuple[str, str]]:
         if eqn.primitive.name == "cond":
             counts += max(inner, key=lambda c: c.total())
         elif inner:
-            trips = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+            trips = {"scan": _length, "pallas_call": _programs}.get(eqn.primitive.name, lambda _: 1)(eqn)
             for sub in inner:
                 counts += Counter({key: trips * number for key, number in sub.items()})
         else:
             kind, number = _one(eqn)
             counts[part, kind] += number
     return counts
+
+
+def _length(eqn: Any) -> int:
+    return eqn.params["length"]
+
+
+def _programs(eqn: Any) -> int:
+    """Returns how many programs run a kernel."""
+    return prod(eqn.params["grid_mapping"].grid)
 
 
 def _needed(jaxpr: core.Jaxpr) -> list[Any]:

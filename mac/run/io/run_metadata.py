@@ -89,6 +89,7 @@ def record_launch(
     *,
     data: dict[str, Any] | None = None,
     resumed_from: int | None = None,
+    numerics: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Writes `config.json` (the full configuration) and adds this launch to `run.json`.
 
@@ -99,12 +100,14 @@ def record_launch(
     Args:
         data: where the dataset comes from, if it is known, as `mac.data.provenance.Provenance.plain` says it.
         resumed_from: step of the checkpoint, None for a new run.
+        numerics: arithmetic of the networks on this device (`mac.nn.frozen.Numerics`).
     Raises:
         UserError: the folder cannot be written.
     """
     before, notes = _kept(folder)
     write_json(folder / "config.json", config)
     launch = {"resumed_from": resumed_from, "data": data or {}} | run_provenance()
+    launch |= {"numerics": dict(numerics)} if numerics else {}
     write_json(folder / RECORD, {"launches": [*before, launch]})
     if before and resumed_from is not None and (note := differences(before[-1], launch)):
         notes.append(note)
@@ -123,7 +126,8 @@ def launches(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = read_table(path, launches=list)["launches"]
-    kinds = {"folder": str, "data": dict, "versions": dict, "hardware": dict, "environment": dict}
+    kinds: dict[str, type] = {"folder": str}
+    kinds |= dict.fromkeys(("data", "versions", "hardware", "environment", "numerics"), dict)
     for launch in found:
         there = {name: kind for name, kind in kinds.items() if isinstance(launch, dict) and name in launch}
         if fault := misfit(launch, **there):
@@ -168,12 +172,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
         there, here = before["environment"], now["environment"]
         names = sorted(name for name in {*there, *here} if not name.startswith(_NO_MATTER))
         pairs += [(name, there.get(name, "unset"), here.get(name, "unset")) for name in names]
-    differing = [f"{name} ({old} then, {new} now)" for name, old, new in pairs if old != new]
+    there, here = before.get("numerics", {}), now.get("numerics", {})
+    pairs += [(name, there[name], here[name]) for name in here if name in there]
+    differing = {name: f"{name} ({old} then, {new} now)" for name, old, new in pairs if old != new}
     if not differing:
         return None
+    how_much = "" if differing.keys() & here.keys() else " in their last bits"
     return (
-        f"note: this launch differs from the last one in {', '.join(differing)}: numbers may differ in "
-        "their last bits from those of a run that was never stopped"
+        f"note: this launch differs from the last one in {', '.join(differing.values())}: numbers may differ"
+        f"{how_much} from those of a run that was never stopped"
     )
 
 
