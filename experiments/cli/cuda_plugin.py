@@ -36,7 +36,7 @@ def cpu_where_no_gpu() -> Iterator[None]:
         return
     import jax
 
-    if not jax.config.jax_platforms:
+    if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
     with quiet_plugin():
         yield

@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.cli.cuda_plugin import quiet_plugin
+from experiments.cli.cuda_plugin import cpu_where_no_gpu, quiet_plugin
 from mac.errors import UserError, one_line
 
 OPTIONS: dict[str, bool] = {"xla_gpu_enable_triton_gemm": False}
@@ -52,7 +52,7 @@ class DevicelessProgram(NamedTuple):
 
 
 def plugin_fault() -> str | None:
-    """Returns what is missing for compiling without a device, with the command that installs it; else None."""
+    """Returns what is missing for compiling, with the command that installs it; None if nothing is."""
     jaxlib = importlib.metadata.version("jaxlib")
     installed = {name: version for name in _PLUGINS if (version := _version(name))}
     name = next(iter(installed), _PLUGINS[0])
@@ -84,7 +84,7 @@ def card_mesh(target_config: str) -> Mesh:
     if fault := plugin_fault():
         raise UserError(f"--device: {fault}")
     try:
-        with quiet_plugin():
+        with cpu_where_no_gpu():
             topology = topologies.get_topology_desc(
                 platform="cuda", target_config=target_config, topology="1x1x1"
             )
@@ -119,6 +119,7 @@ def compile_lowered(lowered: jax.stages.Lowered, dump: Path | None = None) -> De
             f"--device: ptxas is missing ({one_line(error)}); pip install nvidia-cuda-nvcc-cu12"
         ) from error
     stats = compiled.memory_analysis()
+    assert stats is not None, "the CUDA plug-in reports memory"
     return DevicelessProgram(
         text=compiled.as_text() or "",
         arguments=stats.argument_size_in_bytes,
@@ -133,7 +134,7 @@ def compile_lowered(lowered: jax.stages.Lowered, dump: Path | None = None) -> De
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
     """A kept program could not be loaded, since there is no device to load it on."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # which remembers whether it is used
     try:
@@ -150,6 +151,22 @@ def _thunks(dump: Path) -> str:
     return max((path.read_text() for path in found), key=len, default="")
 
 
-def command_buffers(thunks: str) -> int:
-    """Counts the CUDA graphs in a listing of thunks."""
-    return len(re.findall(r"^\s*\d+: kCommandBuffer\b", thunks, re.MULTILINE))
+def host_launches(thunks: str) -> int:
+    """Counts what the host launches in a listing of thunks: CUDA graphs, and kernels outside of them.
+
+    The body of a loop counts once; conditions do not count.
+    """
+    found, graph, in_condition = 0, None, False
+    for line in thunks.splitlines():
+        word, indent = line.strip(), len(line) - len(line.lstrip())
+        if word in ("condition:", "body:"):
+            in_condition = word == "condition:"
+        if graph is not None and indent > graph:
+            continue
+        graph = None
+        thunk = re.match(r"\d+: (k\w+)", word)
+        if thunk is None or in_condition or thunk[1] == "kWhile":
+            continue
+        found += 1
+        graph = indent if thunk[1] == "kCommandBuffer" else None
+    return found

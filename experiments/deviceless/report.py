@@ -21,12 +21,12 @@ class Unit(NamedTuple):
 
     Attributes:
         name: such as "update of all 4 seeds".
-        count: how many of them one call of the program is.
+        times: how many of them one call of the program is.
         in_run: how many of them the whole run is; 0 if that is not known.
     """
 
     name: str
-    count: int = 1
+    times: int = 1
     in_run: int = 0
 
 
@@ -38,7 +38,7 @@ def program_lines(
     Args:
         more_memory: bytes that the run holds besides, such as the next window of data.
     """
-    cost = cost_of(kernels, card, unit.count)
+    cost = cost_of(kernels, card, unit.times)
     lines = [
         memory_line(program, card, more_memory),
         *work_lines(kernels, cost, card, unit),
@@ -60,21 +60,21 @@ def memory_line(program: DevicelessProgram, card: Card, more: int = 0) -> str:
     else:
         verdict = "enough"
     besides = f", the next window {_giga(more)}" if more else ""
-    return (
-        f"memory       {_giga(need)} of {_giga(card.memory)}: {verdict} (arguments {_giga(program.arguments)}, "
-        f"scratch {_giga(program.scratch)}, results {_giga(program.results)}, of which "
-        f"{_giga(program.in_place)} take their arguments' place{besides})"
+    parts = f"arguments {_giga(program.arguments)}, scratch {_giga(program.scratch)}"
+    results = (
+        f"results {_giga(program.results)}, of which {_giga(program.in_place)} take their arguments' place"
     )
+    return f"memory       {_giga(need)} of {_giga(card.memory)}: {verdict} ({parts}, {results}{besides})"
 
 
 def work_lines(kernels: list[Kernel], cost: Cost, card: Card, unit: Unit) -> list[str]:
     """Counts launches, operations of products by precision, and bytes."""
-    of_products = cost_of([each for each in kernels if each.product], card, unit.count)
+    of_products = cost_of([each for each in kernels if each.product], card, unit.times)
     flops = Counter[str]()
     for each in kernels:
         if each.product:
             flops[_precision(each)] += each.times * each.product.flops
-    kinds = ", ".join(f"{kind} {value / unit.count / 1e9:,.4g}" for kind, value in flops.most_common())
+    kinds = ", ".join(f"{kind} {value / unit.times / 1e9:,.4g}" for kind, value in flops.most_common())
     rest = cost.bytes - of_products.bytes
     lines = [
         f"launches     {cost.launches:,.0f} per {unit.name} ({of_products.launches:,.0f} of products); "
@@ -84,7 +84,7 @@ def work_lines(kernels: list[Kernel], cost: Cost, card: Card, unit: Unit) -> lis
         f"{_size(rest)}), {cost.flops / max(cost.bytes, 1):,.0f} FLOP per byte",
     ]
     if own := own_kernels(kernels):
-        times = sum(each.times for each in own) / unit.count
+        times = sum(each.times for each in own) / unit.times
         lines.append(f"own kernels  {times:,.0f} launches of Pallas kernels, whose products are not counted")
     return lines
 
@@ -100,8 +100,8 @@ def time_lines(cost: Cost, card: Card, unit: Unit) -> list[str]:
     ]
     if unit.in_run:
         lines.append(
-            f"whole run    {unit.in_run:,} updates: about {duration(unit.in_run * cost.seconds)} of training, "
-            f"at the roofline {duration(unit.in_run * cost.roofline)}; evaluation and compiling come on top"
+            f"whole run    {unit.in_run:,} updates: about {duration(unit.in_run * cost.seconds)} of training "
+            f"(at the roofline {duration(unit.in_run * cost.roofline)}); evaluation and compiling are extra"
         )
     return lines
 
@@ -139,7 +139,7 @@ def source_lines(kernels: list[Kernel], card: Card, unit: Unit) -> list[str]:
     by_line: dict[str, list[Kernel]] = {}
     for each in kernels:
         by_line.setdefault(each.source or "elsewhere", []).append(each)
-    costs = {name: cost_of(some, card, unit.count) for name, some in by_line.items()}
+    costs = {name: cost_of(some, card, unit.times) for name, some in by_line.items()}
     ranked = sorted(costs.items(), key=lambda item: -item[1].launches)[:MOST_LINES]
     return ["lines        that launch most"] + [
         f"  {cost.launches:9,.1f} launches {cost.bytes / 1e6:10,.1f} MB {cost.busy * 1e3:8.3f} ms  {name}"

@@ -38,7 +38,7 @@ def announce(launch: Launch, reason: str) -> None:
         print(f"source       {dataset.dataset_provenance(choice.path).label}")
     print(f"results      {launch.folder}")
     if settings.device:
-        announce_device(launch, lanes, left)
+        announce_device(launch, settings.device, lanes, left)
         return
     sizes = cost_estimate.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
     parts = {
@@ -59,7 +59,7 @@ def missing_card(name: CardName) -> str:
     return f"{all_cards()[name].name}, for which it is compiled here and not run (jax {jax.__version__})"
 
 
-def announce_device(launch: Launch, lanes: int, updates: int) -> None:
+def announce_device(launch: Launch, card: CardName, lanes: int, updates: int) -> None:
     """Says what the run's programs cost on a card that is not here, as each is compiled."""
     settings, (rows, held) = launch.settings, dataset.windows(launch.settings.data, launch.known)
     intervals = (settings.run.segment, settings.run.eval_every, settings.run.checkpoint_every)
@@ -75,5 +75,5 @@ def announce_device(launch: Launch, lanes: int, updates: int) -> None:
         batch=settings.eval.batch,
     )
     programs = settings.device_programs
-    for line in device_estimate.device_lines(run, settings.device, programs, updates, held):
+    for line in device_estimate.device_lines(run, card, programs, updates, held):
         print(line, flush=True)

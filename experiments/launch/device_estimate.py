@@ -86,7 +86,8 @@ def lower(name: ProgramName, run: RunShapes, mesh: Mesh) -> jax.stages.Lowered:
     keys = abstract(mesh, jax.ShapeDtypeStruct((run.lanes,), key.dtype), SEED)
     values = jax.ShapeDtypeStruct((run.lanes,), jnp.float32)
     swept = abstract(mesh, dict.fromkeys(run.swept, values), SEED)
-    with jax.set_mesh(mesh):
+    # Not `set_mesh`: what is computed while a function is traced, such as a table, belongs on this machine.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         first = init_function(run.algo, mesh)
         state = abstract(mesh, jax.eval_shape(first, keys, swept), SEED)
         lowerings: dict[str, Callable[[], jax.stages.Lowered]] = {

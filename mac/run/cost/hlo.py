@@ -146,7 +146,7 @@ class Program:
                 yield Execution(each, computation, times, loops)
 
     def source(self, instruction: Instruction, folder: str) -> str:
-        """Returns the innermost line under `folder` that an instruction comes from, as `file:line`, else ""."""
+        """Returns the innermost line under `folder` that an instruction comes from, as `file:line`, or ""."""
         found = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
         frame, seen = found[1] if found else "", set[str]()
         files, places, frames = self._debug_tables
