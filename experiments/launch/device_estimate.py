@@ -29,7 +29,7 @@ from mac.free_memory import Memory
 from mac.run.cost.gpu_program import Kernel, kernels
 from mac.run.evaluate import Policies, evaluate
 from mac.run.seed_diagnostics import diagnose
-from mac.run.segment import ALL, SEED, init_function, segment
+from mac.run.segment import ALL, SEED, init_function, seed_keys, segment
 
 PROJECT = str(Path(mac.__file__).parents[1])
 """Folder whose source lines are named."""
@@ -105,14 +105,9 @@ def _lower_segment(run: RunShapes, mesh: Mesh, data: Any, keys: Any, state: Any)
 
 
 def _lower_evaluate(run: RunShapes, mesh: Mesh, keys: Any, state: Any) -> jax.stages.Lowered:
-    numbers = jax.ShapeDtypeStruct((run.env.spec.obs_dim,), jnp.float32)
-    normalizer = abstract(mesh, Normalizer(numbers, numbers), ALL)  # pyright: ignore[reportArgumentType]
-
-    def play(normalizer: Normalizer, state: Any, keys: Any) -> Any:
-        return evaluate(Policies(run.algo, normalizer, state), run.env, run.episodes, keys, batch=run.batch)
-
+    normalizer = abstract(mesh, _normalizer(run), ALL)
     try:
-        return jax.jit(play).lower(normalizer, state, keys)
+        return _evaluation(run).lower(normalizer, state, keys)
     except RuntimeError as error:
         if "Unknown backend" not in str(error):
             raise
@@ -120,6 +115,25 @@ def _lower_evaluate(run: RunShapes, mesh: Mesh, keys: Any, state: Any) -> jax.st
             f"--device-programs evaluate: {run.env.spec.name} calls Python on the host here, which cannot be "
             "compiled for a card that is not there; take --eval.engine mjx, or leave it out"
         ) from error
+
+
+def trace_evaluate(run: RunShapes) -> jax.stages.Traced:
+    """Traces the evaluation for the platform of the mesh that is set; needs no plug-in."""
+    keys = jax.eval_shape(lambda: seed_keys(0, run.lanes))
+    state = jax.eval_shape(jax.vmap(run.algo.init), keys)
+    return _evaluation(run).trace(_normalizer(run), state, keys)
+
+
+def _evaluation(run: RunShapes) -> Any:
+    def play(normalizer: Normalizer, state: Any, keys: Any) -> Any:
+        return evaluate(Policies(run.algo, normalizer, state), run.env, run.episodes, keys, batch=run.batch)
+
+    return jax.jit(play)
+
+
+def _normalizer(run: RunShapes) -> Any:
+    entry = jax.ShapeDtypeStruct((run.env.spec.obs_dim,), jnp.float32)
+    return jax.eval_shape(Normalizer, entry, entry)
 
 
 def estimate(name: ProgramName, run: RunShapes, card: CardName, dump: Path | None = None) -> DeviceEstimate:
