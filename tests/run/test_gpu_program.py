@@ -50,7 +50,7 @@ StackFrames
   %i = s32[] get-tuple-element(%arg.1), index=0
   %x = f32[4,32]{1,0} get-tuple-element(%arg.1), index=1
   %w = f32[32,8]{1,0} get-tuple-element(%arg.1), index=2
-  %product = (f32[4,8]{1,0}, s8[4194304]{0}) custom-call(%x, %w), custom_call_target="__cublas$lt$matmul", GEMM
+  %product = (f32[4,8]{1,0}, s8[4194304]{0}) custom-call(%x, %w), CUBLAS
   ROOT %out = (s32[], f32[4,32]{1,0}, f32[32,8]{1,0}) tuple(%i, %x, %w)
 }
 
@@ -75,8 +75,9 @@ ENTRY %main (p.1: f32[1000,32], p.2: s32[4,1], p.3: f32[32,8], p.4: f32[100,32])
   ROOT %kept = f32[100,32]{1,0} fusion(%p.4, %one, %zero), kind=kLoop, calls=%written
 }
 """
-GEMM = (
-    'metadata={stack_frame_id=2}, backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],'
+CUBLAS = (
+    'custom_call_target="__cublas$lt$matmul", metadata={stack_frame_id=2}, '
+    'backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],'
     '"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]},'
     '"precision_config":{"operand_precision":["PRECISION","PRECISION"],"algorithm":"ALG_UNSET"}}}'
 )
@@ -87,7 +88,7 @@ TRITON = 'kCustom, backend_config={"fusion_backend_config":{"kind":"__triton_gem
 def program(trips: str = TRIPS, precision: str = "DEFAULT", kind: str = "kLoop", dot: str = "") -> str:
     text = (
         PROGRAM.replace("TRIPS", trips)
-        .replace("GEMM", GEMM)
+        .replace("CUBLAS", CUBLAS)
         .replace("PRECISION", precision)
         .replace("DOT\n", f"{dot}\n")
     )
