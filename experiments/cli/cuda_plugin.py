@@ -25,20 +25,23 @@ def plugin_without_gpu() -> bool:
     return installed and not any(Path(name).exists() for name in _GPU_FILES)
 
 
-@contextlib.contextmanager
-def cpu_where_no_gpu() -> Iterator[None]:
-    """While JAX starts within, lets it take the CPU at once where its CUDA plug-in could only fail.
+def take_cpu() -> None:
+    """Imports JAX and makes it compute on the CPU, here and in processes that are started.
 
-    A platform that the user asked for (`JAX_PLATFORMS`) is kept.
+    A platform that the user asked for (`JAX_PLATFORMS`) is kept. The plug-in prints a line for each library
+    when JAX is imported, and a traceback when it starts.
     """
-    if not plugin_without_gpu():
-        yield
-        return
-    import jax
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with quiet_plugin(), contextlib.suppress(ImportError):
+        import jax
 
-    if not os.environ.get("JAX_PLATFORMS"):
-        jax.config.update("jax_platforms", "cpu")
-    with quiet_plugin():
+        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+
+@contextlib.contextmanager
+def quiet_where_no_gpu() -> Iterator[None]:
+    """`quiet_plugin` where the plug-in has no GPU; else nothing."""
+    with quiet_plugin() if plugin_without_gpu() else contextlib.nullcontext():
         yield
 
 

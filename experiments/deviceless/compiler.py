@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.cli.cuda_plugin import cpu_where_no_gpu, quiet_plugin
+from experiments.cli.cuda_plugin import quiet_where_no_gpu
 from mac.errors import UserError, one_line
 
 OPTIONS: dict[str, bool] = {"xla_gpu_enable_triton_gemm": False}
@@ -84,7 +84,7 @@ def card_mesh(target_config: str) -> Mesh:
     if fault := plugin_fault():
         raise UserError(f"--device: {fault}")
     try:
-        with cpu_where_no_gpu():
+        with quiet_where_no_gpu():
             topology = topologies.get_topology_desc(
                 platform="cuda", target_config=target_config, topology="1x1x1"
             )
@@ -110,7 +110,7 @@ def compile_lowered(lowered: jax.stages.Lowered, dump: Path | None = None) -> De
     began = time.perf_counter()
     options: dict[str, bool | str] = {**OPTIONS, **({"xla_dump_to": str(dump)} if dump else {})}
     try:
-        with quiet_plugin(), _without_cache():
+        with quiet_where_no_gpu(), _without_cache():
             compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "PTX" not in str(error):
