@@ -45,6 +45,13 @@ StackFrames
   ROOT %dot = f32[4,8]{1,0} dot(%param_0.3, %param_1.3), lhs_contracting_dims={1}, rhs_contracting_dims={0}DOT
 }
 
+%sliced (param_0.4: f32[4,32], param_1.4: f32[64,8]) -> (f32[4,8], s8[4194304]) {
+  %param_0.4 = f32[4,32]{1,0} parameter(0)
+  %param_1.4 = f32[64,8]{1,0} parameter(1)
+  %half = f32[32,8]{1,0} slice(%param_1.4), slice={[0:32], [0:8]}
+  ROOT %inner = (f32[4,8]{1,0}, s8[4194304]{0}) custom-call(%param_0.4, %half), CUBLAS
+}
+
 %body (arg.1: (s32[], f32[4,32], f32[32,8])) -> (s32[], f32[4,32], f32[32,8]) {
   %arg.1 = (s32[], f32[4,32]{1,0}, f32[32,8]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%arg.1), index=0
@@ -60,12 +67,14 @@ StackFrames
   ROOT %less = pred[] compare(%j, %j), direction=LT
 }
 
-ENTRY %main (p.1: f32[1000,32], p.2: s32[4,1], p.3: f32[32,8], p.4: f32[100,32]) -> f32[100,32] {
+ENTRY %f (p.1: f32[1000,32], p.2: s32[4,1], p.3: f32[32,8], p.4: f32[100,32], p.5: f32[64,8]) -> f32[100,32] {
   %p.1 = f32[1000,32]{1,0} parameter(0)
   %p.2 = s32[4,1]{1,0} parameter(1)
   %p.3 = f32[32,8]{1,0} parameter(2)
   %p.4 = f32[100,32]{1,0} parameter(3)
+  %p.5 = f32[64,8]{1,0} parameter(4)
   %zero = s32[] constant(0)
+  %parts = (f32[4,8]{1,0}, s8[4194304]{0}) fusion(%rows, %p.5), kind=kCustom, calls=%sliced, CUSTOM
   %rows = f32[4,32]{1,0} fusion(%p.1, %p.2), kind=kLoop, calls=%taken
   %start = (s32[], f32[4,32]{1,0}, f32[32,8]{1,0}) tuple(%zero, %rows, %p.3)
   %loop = (s32[], f32[4,32]{1,0}, f32[32,8]{1,0}) while(%start), condition=%test, body=%bodyTRIPS
@@ -81,6 +90,7 @@ CUBLAS = (
     '"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]},'
     '"precision_config":{"operand_precision":["PRECISION","PRECISION"],"algorithm":"ALG_UNSET"}}}'
 )
+CUSTOM = 'backend_config={"fusion_backend_config":{"kind":"__custom_fusion"}}'
 TRIPS = ', backend_config={"known_trip_count":{"n":"5"}}'
 TRITON = 'kCustom, backend_config={"fusion_backend_config":{"kind":"__triton_gemm"}}'
 
@@ -88,6 +98,7 @@ TRITON = 'kCustom, backend_config={"fusion_backend_config":{"kind":"__triton_gem
 def program(trips: str = TRIPS, precision: str = "DEFAULT", kind: str = "kLoop", dot: str = "") -> str:
     text = (
         PROGRAM.replace("TRIPS", trips)
+        .replace("CUSTOM\n", f"{CUSTOM}\n")
         .replace("CUBLAS", CUBLAS)
         .replace("PRECISION", precision)
         .replace("DOT\n", f"{dot}\n")
@@ -102,7 +113,7 @@ def by_name(text: str) -> dict[str, Kernel]:
 def test_each_instruction_that_computes_is_a_launch():
     found = by_name(program())
     assert {name: each.times for name, each in found.items()} == {
-        "rows": 1, "product": 5, "small": 1, "told": 1, "one": 1, "kept": 1
+        "parts": 1, "rows": 1, "product": 5, "small": 1, "told": 1, "one": 1, "kept": 1
     }  # fmt: skip
 
 
@@ -131,6 +142,12 @@ def test_fused_update_writes_its_slice_only():
 
 def test_workspace_of_cublas_is_no_traffic():
     assert by_name(program())["product"].bytes == 4 * (4 * 32 + 32 * 8 + 4 * 8)
+
+
+def test_cublas_call_in_a_fusion_is_the_same_product():
+    found = by_name(program())
+    assert found["parts"].product == found["product"].product
+    assert found["parts"].bytes == found["product"].bytes  # of one operand it reads the slice
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("DEFAULT", True), ("HIGH", True), ("HIGHEST", False)])

@@ -100,15 +100,16 @@ def kernel_kind(instruction: Instruction) -> str:
 def product_of(program: Program, instruction: Instruction, computation: str) -> Product | None:
     """Returns the first matrix product that a kernel computes, None if it computes none."""
     product = _product(program, instruction, computation)
-    # Within a fusion that Triton does not emit, a product is written out in plain float32.
-    plain = instruction.op == "fusion" and "triton" not in kernel_kind(instruction)
+    # In loop and reduction fusions a product is written out in plain float32; custom ones are Triton's, or
+    # cuBLAS's with slices of its operands.
+    plain = instruction.op == "fusion" and not re.search("triton|custom", kernel_kind(instruction))
     return product._replace(tf32=False) if product and plain else product
 
 
 def _product(program: Program, instruction: Instruction, computation: str) -> Product | None:
     if instruction.op == "fusion":
         (called,) = instruction.called("calls")
-        inner = [each for each in program.computations[called].values() if each.op in ("dot", "fusion")]
+        inner = program.computations[called].values()
         return next((product for each in inner if (product := _product(program, each, called))), None)
     if instruction.op == "dot":
         contracted, batched = (instruction.numbers(f"lhs_{kind}_dims") for kind in ("contracting", "batch"))

@@ -39,9 +39,14 @@ def instruction_bytes(program: Program, instruction: Instruction, computation: s
     if instruction.op == "fusion":
         (called,) = instruction.called("calls")
         return _fusion_bytes(program.computations[called])
-    if "gemm_backend_config" in instruction.attributes:  # cuBLAS gets scratch memory with its result
-        return shape_bytes(_WORKSPACE.sub("", instruction.shape)) + sum(operands)
-    return instruction.bytes + sum(operands)
+    return _result_bytes(instruction) + sum(operands)
+
+
+def _result_bytes(instruction: Instruction) -> int:
+    """Returns the bytes of a result, without the scratch memory that cuBLAS gets with it."""
+    if "gemm_backend_config" in instruction.attributes:
+        return shape_bytes(_WORKSPACE.sub("", instruction.shape))
+    return instruction.bytes
 
 
 def _fusion_bytes(body: dict[str, Instruction]) -> int:
@@ -72,4 +77,6 @@ def _written(body: dict[str, Instruction], result: Instruction) -> int:
         result = body[result.operands[0]]
     if result.op == "dynamic-update-slice":
         return body[result.operands[1]].bytes
-    return result.bytes
+    if result.op == "get-tuple-element" and "gemm_backend_config" in body[result.operands[0]].attributes:
+        return shape_bytes(_WORKSPACE.sub("", result.shape))
+    return _result_bytes(result)
