@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from baselines.cql import CQL, CQLConfig
 from baselines.flow_bc import FlowBC, FlowBCConfig
+from baselines.fmpc import FMPC, FMPCConfig
 from baselines.fql import FQL, FQLConfig
 from baselines.gciql import GCIQL, GCIQLConfig
 from baselines.idql import IDQL, IDQLConfig
@@ -112,6 +113,11 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
         SHARSAConfig, SHARSA, "SHARSA (Park et al. 2025)",
         "values and flow policy of subgoals n steps ahead, and a flow policy that goes there",
         2025, "2506.04168",
+    ),
+    "fmpc": AlgorithmEntry(
+        FMPCConfig, FMPC, "F-MPC (Park et al. 2025)",
+        "flows of action chunks and of the states after them; acts by the best of N under Q", 2025,
+        "2512.08108",
     ),
     "cql": AlgorithmEntry(
         CQLConfig, CQL, "CQL (Kumar et al. 2020)",

@@ -11,6 +11,8 @@ random data of cube-single's shapes. With `--envs`, evaluations are timed too (`
 
 `python experiments/benchmark.py envs` measures the physics of all environments (`benchmarks/envs.py`), and
 `python experiments/benchmark.py algos` all registered algorithms (`benchmarks/algorithms.py`).
+`python experiments/benchmark.py gpu` measures all of it that a borrowed GPU machine can tell within a budget
+of time (`benchmarks/gpu/command.py`).
 """
 
 import itertools
@@ -27,6 +29,7 @@ from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.benchmarks import algorithms
 from experiments.benchmarks import envs as bench_envs
 from experiments.benchmarks.evaluation import EvalRow, measure_evaluation
+from experiments.benchmarks.gpu import command as gpu
 from experiments.benchmarks.harness import compile_for_real, measure_in_process, write_csv
 from experiments.benchmarks.training import TrainRow, measure_training
 from experiments.cli.arguments import read_flags
@@ -85,7 +88,7 @@ class Args:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
-    for name, other in (("envs", bench_envs), ("algos", algorithms)):
+    for name, other in (("envs", bench_envs), ("algos", algorithms), ("gpu", gpu)):
         if argv[:1] == [name]:
             return other.main(argv[1:])
     return exit_status(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from mac.card_memory import CardMemory, card_memory
 from mac.cgroup_limits import group_memory
 
 _MEMINFO = Path("/proc/meminfo")
@@ -30,8 +31,26 @@ def free_memory() -> Memory:
     if device.platform == "cpu":
         return Memory(host, host, shared=True)
     stats = device.memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    return Memory(host, limit and limit - stats.get("bytes_in_use", 0), shared=False)
+    limit, used = stats.get("bytes_limit"), stats.get("bytes_in_use", 0)
+    free = None if limit is None else limit - used
+    if free is not None and (card := card_memory()):
+        # The limit is a share of the card, whatever other programs hold of it.
+        free = max(0, min(free, card.free + stats.get("pool_bytes", used) - used))
+    return Memory(host, free, shared=False)
+
+
+def held_by_others() -> CardMemory | None:
+    """Returns the card's size with what this process could take of it, if other programs hold much of it.
+
+    None if they hold less than a tenth, or where no card tells. JAX has been started before.
+    """
+    device = jax.local_devices()[0]
+    card = None if device.platform == "cpu" else card_memory()
+    if card is None:
+        return None
+    stats = device.memory_stats() or {}
+    available = card.free + stats.get("pool_bytes", stats.get("bytes_in_use", 0))
+    return CardMemory(card.total, available) if available < 0.9 * card.total else None
 
 
 def free_host_memory() -> int | None:

@@ -64,7 +64,7 @@ class Nets(eqx.Module):
     policy: Any  # s, g, noise -> a, in one step
     v: MLP  # s, g -> value
     q: MLP  # s, g, a -> value
-    fall: MLP | None = None  # s, a -> logit of termination within the chunk
+    termination: MLP | None = None  # s, a -> logit of termination within the chunk
 
 
 class AbstractChunkPolicy(eqx.Module, Generic[Cfg]):
@@ -155,7 +155,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
             policy=policy,
             v=value_net((obs, goal), hidden, key=k[3]),
             q=value_net((obs, goal, chunk), hidden, key=k[4]),
-            fall=value_net((obs, chunk), hidden, key=k[5]) if self.env.recorded else None,
+            termination=value_net((obs, chunk), hidden, key=k[5]) if self.env.recorded else None,
         )
 
     def target_nets(self, nets: Nets) -> MLP:
@@ -214,9 +214,9 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
             raise TypeError("MAC needs a window with rewards (pass `relabel` to `make_window`) or goals")
         r = chunk_reward(batch.rewards, discount=self.cfg.discount, reduce=self.cfg.chunk_reward)
         losses = {"model/reward_loss": mse(scalar(nets.reward, s, g, a), r)}
-        if nets.fall is not None and batch.masks is not None:
-            fell = 1 - jnp.min(batch.masks, axis=-1)
-            losses["model/fall_loss"] = cross_entropy(scalar(nets.fall, s, a), fell)
+        if nets.termination is not None and batch.masks is not None:
+            terminated = 1 - jnp.min(batch.masks, axis=-1)
+            losses["model/termination_loss"] = cross_entropy(scalar(nets.termination, s, a), terminated)
         return losses
 
     def predict_outcome(self, nets: Nets, s: Array, g: Goal, a: Array) -> tuple[Array, Array]:
@@ -225,9 +225,9 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         if nets.success is None:
             assert nets.reward is not None
             reward = scalar(nets.reward, s, g, a)
-            if nets.fall is None:
+            if nets.termination is None:
                 return reward, jnp.ones_like(reward)
-            return reward, jax.nn.sigmoid(-scalar(nets.fall, s, a))
+            return reward, jax.nn.sigmoid(-scalar(nets.termination, s, a))
         reached = (scalar(nets.success, s, g, a) > 0).astype(s.dtype)
         return reached - float(self.cfg.value == "squared"), 1 - reached
 

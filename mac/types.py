@@ -146,6 +146,8 @@ class SampleSpec(NamedTuple):
         next_action: whether the batch contains the data's action after the chunk.
         subgoals: request for states further ahead; needs `goals`.
         reward_scale: factor of rewards.
+        states: whether the batch contains the state after each action of the chunk.
+        return_to_go: whether the batch contains the data's own returns.
     """
 
     batch: int
@@ -155,6 +157,8 @@ class SampleSpec(NamedTuple):
     next_action: bool = False
     subgoals: SubgoalSpec | None = None
     reward_scale: float = 1.0
+    states: bool = False
+    return_to_go: bool = False
 
 
 class Column(eqx.Module):
@@ -191,7 +195,7 @@ class EpisodeIndex(eqx.Module):
         steps_before: number of transitions in earlier episodes.
         n_starts: number of rows at which a chunk may start.
         n_steps: number of transitions.
-        fell: whether each episode terminated. In such an episode chunks start at every row before the
+        terminated: whether each episode terminated. In such an episode chunks start at every row before the
             terminal state, and continue over it. None where data record no terminations (`EnvSpec.recorded`).
     """
 
@@ -201,7 +205,7 @@ class EpisodeIndex(eqx.Module):
     steps_before: Int[Array, " E"]
     n_starts: Int[Array, ""]
     n_steps: Int[Array, ""]
-    fell: Bool[Array, " E"] | None = None
+    terminated: Bool[Array, " E"] | None = None
 
 
 class Window(eqx.Module):
@@ -212,6 +216,9 @@ class Window(eqx.Module):
     action. Where data record them (`EnvSpec.recorded`), `reward` is the reward of the row's action, and
     `mask` is 0 if the action led to termination; the terminal state has reward 0 and mask 0. Windows of equal
     shapes share one compiled program.
+
+    `return_to_go` is the sum of a row's reward and of those after it in its episode, 0 in the last row. None
+    where no batch is to contain it (`SampleSpec.return_to_go`), or where there are no rewards.
     """
 
     obs: Column
@@ -219,6 +226,7 @@ class Window(eqx.Module):
     reward: Float[Array, " N"] | None
     mask: Float[Array, " N"] | None
     episodes: EpisodeIndex
+    return_to_go: Float[Array, " N"] | None = None
 
 
 class Goals(eqx.Module):
@@ -262,6 +270,10 @@ class Batch(eqx.Module):
     `rewards` and `masks` are those of the H rows in which the actions are taken. After a termination the
     chunk is padded with the terminal state: reward 0, mask 0, and actions sampled from elsewhere in the data.
     `next_action` is the data's action in `next_obs`, or the one before it where the episode ends there.
+    `states` are those after each action; the last of them is `next_obs`. `return_to_go` is the undiscounted
+    return of the data from each of the H rows and from the row after them to the episode's end. With goals it
+    is 1 where the goal `Goals.value` is a row of the same episode from there on, before the last action's,
+    else 0.
     """
 
     obs: Float[Array, "B D"]
@@ -272,6 +284,8 @@ class Batch(eqx.Module):
     goals: Goals | None = None
     next_action: Float[Array, "B A"] | None = None
     subgoals: Subgoals | None = None
+    states: Float[Array, "B H D"] | None = None
+    return_to_go: Float[Array, "B H1"] | None = None
 
 
 class Episodes(eqx.Module):

@@ -157,11 +157,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of 10 updates; not to be changed."""
+    """The folder of a run of 10 updates; not to be changed. The first process to ask makes it for all."""
+    from mac.run.io.folder_lock import lock
     from tests.helpers.command_line import finished_run
 
-    with strictly():  # as in the tests, which then find its programs compiled
-        return finished_run(tmp_path_factory.mktemp("finished"))
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as file, strictly():  # as in the tests, which find its programs compiled
+        lock(file.fileno(), shared, patience=600.0)
+        if not (shared / "made").exists():
+            finished_run(shared)
+            (shared / "made").touch()
+    return shared / "run"
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ class HostData:
         Raises:
             ValueError: it has terminations, over which chunks would continue.
         """
-        if window.episodes.fell is not None:
+        if window.episodes.terminated is not None:
             raise ValueError(
                 "the window has terminations, which only mac.data.sampler supports; use it or omit them"
             )
@@ -37,6 +37,7 @@ class HostData:
         self.action = np.clip(np.asarray(window.action[:]), -ACTION_LIMIT, ACTION_LIMIT)
         self.reward = None if window.reward is None else np.asarray(window.reward)
         self.mask = None if window.mask is None else np.asarray(window.mask)
+        self.returns = None if window.return_to_go is None else np.asarray(window.return_to_go)
         index = jax.tree.map(np.asarray, window.episodes)
         self.starts = _runs(index.first, np.diff(index.starts_before, append=index.n_starts))
         self.steps = _runs(index.first, index.steps)
@@ -49,7 +50,8 @@ class HostData:
         begin = self.steps if spec.every_row else self.starts
         start = begin[rng.integers(len(begin), size=spec.batch)]
         rows, end = start[:, None] + np.arange(spec.chunk), start + spec.chunk
-        goals, subgoals = self._goals(rng, spec, start) if spec.goals else (None, None)
+        goals, subgoals, value = self._goals(rng, spec, start) if spec.goals else (None, None, None)
+        every = np.concatenate([rows, end[:, None]], axis=1)
         following = self.action[np.minimum(end, self.last_of(start))] if spec.next_action else None
         fields = {
             "obs": self.obs[start],
@@ -58,9 +60,20 @@ class HostData:
             "rewards": None if self.reward is None else spec.reward_scale * self.reward[rows],
             "masks": None if self.mask is None else self.mask[rows],
             "next_action": following,
+            "states": self.obs[every[:, 1:]] if spec.states else None,
+            "return_to_go": self._return_to_go(spec, every, value) if spec.return_to_go else None,
         }
         sent, goals, subgoals = jax.device_put((fields, goals, subgoals))  # one call for all
         return Batch(**sent, goals=goals and Goals(**goals), subgoals=subgoals and Subgoals(**subgoals))
+
+    def _return_to_go(
+        self, spec: SampleSpec, rows: Int[np.ndarray, "B H1"], goal: Rows | None
+    ) -> Float[np.ndarray, "B H1"]:
+        if goal is not None:
+            before_the_end = goal < self.last_of(rows[:, 0])
+            return ((rows <= goal[:, None]) & before_the_end[:, None]).astype(np.float32)
+        assert self.returns is not None
+        return spec.reward_scale * self.returns[rows]
 
     def last_of(self, row: Rows) -> Rows:
         """Returns the last state with an action in the episode of each state."""
@@ -83,8 +96,8 @@ class HostData:
 
     def _goals(
         self, rng: np.random.Generator, spec: SampleSpec, row: Rows
-    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Returns the fields of `Goals`, and of `Subgoals` if they are requested."""
+    ) -> tuple[dict[str, Any], dict[str, Any] | None, Rows]:
+        """Returns the fields of `Goals` and, if requested, of `Subgoals`, and the rows of `Goals.value`."""
         assert spec.goals is not None
         last, columns = self.last_of(row), np.asarray(spec.goals.columns)
         value, actor = (self.goal_rows(rng, d, row, last) for d in (spec.goals.value, spec.goals.actor))
@@ -95,17 +108,21 @@ class HostData:
         reached = (row <= value) & (value < row + spec.chunk)
         goals = {"value": states(value), "actor": states(actor), "reached": reached.astype(np.float32)}
         if spec.subgoals is None:
-            return goals, None
+            return goals, None, value
         steps, goal_reached = _steps_ahead(spec.subgoals, row, last, value)
         actor_steps, _ = _steps_ahead(spec.subgoals, row, last, actor)
-        return goals, {
-            "steps": steps.astype(np.float32),
-            "next_obs": self.obs[row + steps],
-            "reached": goal_reached.astype(np.float32),
-            "value": states(row + steps),
-            "actor": states(row + actor_steps),
-            "ahead": states(np.minimum(row + spec.subgoals.steps, last)),
-        }
+        return (
+            goals,
+            {
+                "steps": steps.astype(np.float32),
+                "next_obs": self.obs[row + steps],
+                "reached": goal_reached.astype(np.float32),
+                "value": states(row + steps),
+                "actor": states(row + actor_steps),
+                "ahead": states(np.minimum(row + spec.subgoals.steps, last)),
+            },
+            value,
+        )
 
 
 def _runs(first: Int[np.ndarray, " E"], count: Int[np.ndarray, " E"]) -> Int[np.ndarray, " n"]:

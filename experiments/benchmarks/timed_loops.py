@@ -20,7 +20,7 @@ from experiments.benchmarks.numpy_sampler import HostData
 from experiments.launch.cost_estimate import product_chain
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
-from mac.data.window import index_episodes, make_column
+from mac.data.window import index_episodes, make_column, sum_to_go
 from mac.run import segment as loop
 from mac.run.cost.flops import matmul_flops
 from mac.run.rng_streams import Stream, stream
@@ -91,12 +91,14 @@ def random_window(spec: EnvSpec, rows: int, chunk: int, seed: int = 0) -> Window
     first = np.arange(0, rows, EPISODE_ROWS)
     length = np.minimum(EPISODE_ROWS, rows - first)
     solved = rng.random(rows) < 0.1
+    reward = (solved - 1.0).astype(np.float32) if spec.goal_dim is None else None
     return Window(
         obs=make_column(rng.uniform(-1, 1, (rows, spec.obs_dim)).astype(np.float32)),
         action=make_column(rng.uniform(-1, 1, (rows, spec.action_dim)).astype(np.float32)),
-        reward=jnp.asarray(solved - 1.0, jnp.float32) if spec.goal_dim is None else None,
+        reward=None if reward is None else jnp.asarray(reward),
         mask=jnp.asarray(~solved, jnp.float32) if spec.goal_dim is None else None,
         episodes=index_episodes(first, length, chunk),
+        return_to_go=None if reward is None else jnp.asarray(sum_to_go(reward, first, length)),
     )
 
 

@@ -20,6 +20,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from experiments.cli.cuda_plugin import quiet_where_no_gpu
+from experiments.cli.exit_status import is_out_of_memory
 from mac.errors import UserError, one_line
 from mac.run.segment import use_cpu_devices
 
@@ -245,6 +246,11 @@ def start_jax(seeds: int, for_help: bool = False) -> str:
         if for_help:
             return "cpu"
         wanted = os.environ.get("JAX_PLATFORMS", "")
+        if is_out_of_memory(error):
+            raise UserError(
+                "JAX cannot start on the GPU, whose memory other programs hold (nvidia-smi names them): end "
+                f"them, or choose another GPU with CUDA_VISIBLE_DEVICES ({one_line(error)})"
+            ) from error
         raise UserError(
             f"JAX cannot start on JAX_PLATFORMS={wanted!r} ({one_line(error)}); unset JAX_PLATFORMS to use "
             "the CPU, or install the extra `cuda12` or `cuda13` on a machine with a GPU"

@@ -1,6 +1,6 @@
-"""Environment variables of JAX that these programs do not follow, since results depend on them.
+"""Environment variables of JAX: those that these programs do not follow, and those that they set.
 
-Imports only Python's own modules, since `doctor.py` uses it.
+Results depend on the former. Imports only Python's own modules, since `doctor.py` uses it.
 """
 
 import os
@@ -17,6 +17,13 @@ _FIXED: dict[str, bool | int | str] = {
     "JAX_NUMPY_RANK_PROMOTION": "allow",
     "JAX_NUMPY_DTYPE_PROMOTION": "standard",
 }
+PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
+_MEMORY = (
+    PREALLOCATE,
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_ALLOCATOR",
+)
 _TRUE, _FALSE = ("y", "yes", "t", "true", "on", "1"), ("", "n", "no", "f", "false", "off", "0")
 
 
@@ -30,6 +37,17 @@ def _fits(name: str) -> bool:
     if isinstance(wanted, bool):
         return text in (_TRUE if wanted else _FALSE)
     return text == str(wanted)
+
+
+def take_memory_as_needed() -> None:
+    """Lets JAX, here and in processes that are started, take a GPU's memory as it needs it.
+
+    By default JAX takes three quarters of a GPU at its start, and a second program finds no room, such as an
+    evaluation beside a training run. Whoever sets one of JAX's variables for memory gets what JAX does then.
+    Must be called before JAX starts its backends.
+    """
+    if not any(name in os.environ for name in _MEMORY):
+        os.environ[PREALLOCATE] = "false"
 
 
 def set_required() -> list[str]:

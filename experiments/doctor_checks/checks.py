@@ -12,9 +12,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.cli.jax_env_vars import ignored
+from experiments.cli.jax_env_vars import PREALLOCATE, ignored
 from experiments.doctor_checks.findings import BROKEN, OK, ROOT, WARNING, Finding
 from experiments.doctor_checks.probes import JAX, MJX, PHYSICS, PICTURE, Probe, ProbeResult, drawing_remedy
+from mac.card_memory import card_memory
 from mac.cgroup_limits import cores, group_memory
 
 PROJECT = "mac-jax"
@@ -136,7 +137,9 @@ class Probes:
     """Checks that try something; all run at the same time, from the beginning."""
 
     def __init__(self):
-        self._jax, self._physics, self._mjx = Probe(JAX), Probe(PHYSICS), Probe(MJX, {"JAX_PLATFORMS": "cpu"})
+        # Without preallocation, since a training run may hold most of the GPU's memory.
+        self._jax, self._physics = Probe(JAX, {PREALLOCATE: "false"}), Probe(PHYSICS)
+        self._mjx = Probe(MJX, {"JAX_PLATFORMS": "cpu"})
         self._pictures = {name: Probe(PICTURE, {"MUJOCO_GL": name}) for name in PLATFORMS}
 
     def device(self, data: Path) -> Iterator[Finding]:
@@ -162,6 +165,10 @@ class Probes:
             yield Finding(WARNING, "device", f"{text}, though this machine has an NVIDIA GPU", remedy)
         else:
             yield Finding(OK, "device", text)
+        card = card_memory() if found["backend"] == "gpu" else None
+        if card is not None and card.free < 0.9 * card.total:
+            held = f"other programs hold {(card.total - card.free) / GIB:.0f} of {card.total / GIB:.0f} GiB"
+            yield Finding(WARNING, "device", held, "nvidia-smi names them; programs share what is left")
 
     def physics(self, data: Path) -> Iterator[Finding]:
         """Checks MuJoCo C, in a scene of OGBench."""

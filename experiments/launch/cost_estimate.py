@@ -111,6 +111,7 @@ def make_plan(
             reward=reward,
             mask=reward,
             episodes=EpisodeIndex(table, table, table, table, one, one),
+            return_to_go=reward if algo.sample.return_to_go else None,
         )
 
     key = jax.eval_shape(lambda: jr.key(0))

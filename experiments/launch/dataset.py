@@ -500,7 +500,7 @@ def make_source(
         str(store.path), length, sample.chunk, recorded_terminations(store, everything), sample.every_row
     )
     if data.resident == "yes":
-        return ResidentData(store, normalizer, sample.chunk, relabel, sample.every_row)
+        return ResidentData(store, normalizer, sample.chunk, relabel, sample.every_row, sample.return_to_go)
     return plan_rotation(
         store,
         normalizer,
@@ -510,6 +510,7 @@ def make_source(
         updates=data.window_updates,
         seed=data.seed,
         every_row=sample.every_row,
+        return_to_go=sample.return_to_go,
     )
 
 

@@ -70,7 +70,7 @@ class Sources(NamedTuple):
     Attributes:
         train: training files, in the order of their names; `val` the validation files beside them.
         columns: of observations and actions, which the files must have.
-        recorded: whether rewards and falls are taken from the files.
+        recorded: whether rewards and terminations are taken from the files.
         sha256: checksum of each training file, then of each validation file.
         checksums: remembers them.
     """

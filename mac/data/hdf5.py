@@ -8,9 +8,9 @@ so
 - an episode also ends where `next_observations` does not lead on to the next row, marked or not; what is
   but rounding (`raw_dataset.joints`) does not end it;
 - without `next_observations` the state after an episode's last transition is nowhere. After a time limit
-  that transition is left out. A fall is too rare to lose: the state before it stands for the one after;
+  that transition is left out. Terminations are too rare to lose: the state before stands for the one after;
 - without `timeouts` and `next_observations` an episode is cut at the environment's time limit;
-- a transition that is marked both ways is a fall.
+- a transition that is marked both ways is a termination.
 
 *Minari* (Farama Foundation): one group per episode, `episode_0`, ..., of T + 1 `observations` and T
 `actions`, `rewards`, `terminations`, `truncations`.
@@ -311,9 +311,9 @@ def _cut(
 
 def _without_next(path: Path, data: RawDataset) -> RawDataset:
     """Completes episodes whose final state is not in the file; see the module's first lines."""
-    fell, reward = data.fell, data.reward
-    assert fell is not None and reward is not None
-    final, short = data.first + data.length - 1, (data.length < 2) & ~fell
+    terminated, reward = data.terminated, data.reward
+    assert terminated is not None and reward is not None
+    final, short = data.first + data.length - 1, (data.length < 2) & ~terminated
     if short.all():
         raise UserError(f"{path}: holds no transition whose next state is known; make the dataset again")
     notes = [*data.notes, *_completed(path, data)]
@@ -321,30 +321,30 @@ def _without_next(path: Path, data: RawDataset) -> RawDataset:
         keep = np.ones(len(data.obs), bool)
         keep[data.first[short]] = False
         lost = np.cumsum(short)[~short]
-        reward, fell = reward[keep], fell[~short]
+        reward, terminated = reward[keep], terminated[~short]
         first, length = data.first[~short] - lost, data.length[~short]
         data = data._replace(
-            obs=data.obs[keep], action=data.action[keep], first=first, length=length, fell=fell
+            obs=data.obs[keep], action=data.action[keep], first=first, length=length, terminated=terminated
         )
         final = data.first + data.length - 1
-    cut = final[~fell]
+    cut = final[~terminated]
     data.action[cut], reward[cut] = 0, 0
     data = data._replace(reward=reward, notes=tuple(notes))
-    return with_final_states(data, data.obs[final], fell)
+    return with_final_states(data, data.obs[final], terminated)
 
 
 def _completed(path: Path, data: RawDataset) -> Iterator[str]:
     """Returns notes on episodes without a final state: their last row is dropped or altered."""
-    assert data.fell is not None
+    assert data.terminated is not None
     final, remedy = data.first + data.length - 1, "make the dataset again, with 'next_observations'"
     for chosen, text, drops in (
-        (~data.fell, "the last transition of {} is left out", True),
-        (data.fell, "the state before each of {} stands for the one after", False),
+        (~data.terminated, "the last transition of {} is left out", True),
+        (data.terminated, "the state before each of {} stands for the one after", False),
     ):
         if chosen.any():
             where = np.zeros(len(data.obs), bool)
             where[final[chosen]] = True
-            what = text.format(counted(int(chosen.sum()), "episode" if drops else "fall"))
+            what = text.format(counted(int(chosen.sum()), "episode" if drops else "termination"))
             what = f"no 'next_observations': {what}"
             yield repair(path, what, where, data.reward, drops=drops, remedy=remedy)
 
@@ -366,13 +366,13 @@ def _from_episodes(path: Path, file: Any, names: list[str]) -> RawDataset:
     first, rows = np.cumsum(length) - length, int(length.sum())
     # Actions and rewards of final states stay 0.
     obs, action = (np.zeros((rows, width), np.float32) for width in next(iter(widths)))
-    reward, fell = np.zeros(rows, np.float32), np.zeros(len(kept), bool)
+    reward, terminated = np.zeros(rows, np.float32), np.zeros(len(kept), bool)
     for i, (arrays, at, count) in enumerate(zip(kept, first, length, strict=True)):
         obs[at : at + count] = arrays.matrix("observations")
         part = slice(at, at + count - 1)
         action[part], reward[part] = arrays.matrix("actions"), arrays.vector("rewards")
         check_range(path, action[part], arrays.name("actions"))
-        fell[i] = _fell(path, arrays)
+        terminated[i] = _terminates(path, arrays)
     notes = [f"{path}: {note}" for note in converted]
     notes += constant_notes(path, first + length - 1, actions=action, rewards=reward)
     if gaps := _number(names[-1]) + 1 - len(names):
@@ -380,7 +380,7 @@ def _from_episodes(path: Path, file: Any, names: list[str]) -> RawDataset:
     if empty := len(names) - len(kept):
         text = f"{counted(empty, 'episode')} without a transition"
         notes.append(f"{path}: {text} ({share(empty, len(names))} of them all) left out")
-    return RawDataset(obs, action, first, length, tuple(notes), reward, fell)
+    return RawDataset(obs, action, first, length, tuple(notes), reward, terminated)
 
 
 def _steps(path: Path, name: str, arrays: FileArrays) -> int:
@@ -396,10 +396,10 @@ def _steps(path: Path, name: str, arrays: FileArrays) -> int:
     return count
 
 
-def _fell(path: Path, arrays: FileArrays) -> bool:
-    """Returns whether an episode ended in a fall."""
-    fell, cut = (arrays.flags(key) for key in STEPS[3:])
-    if (fell | cut)[:-1].any():
-        row, name = int((fell | cut).argmax()), arrays.inside.strip("/")
+def _terminates(path: Path, arrays: FileArrays) -> bool:
+    """Returns whether an episode terminated."""
+    terminated, cut = (arrays.flags(key) for key in STEPS[3:])
+    if (terminated | cut)[:-1].any():
+        row, name = int((terminated | cut).argmax()), arrays.inside.strip("/")
         raise UserError(f"{path}: {name} ends in step {row} and goes on; make the dataset again")
-    return bool(fell[-1])
+    return bool(terminated[-1])

@@ -43,7 +43,7 @@ class RawDataset(NamedTuple):
         length: rows of each episode, i.e. its transitions plus one.
         notes: one line for each thing that a user should know about how the file was read.
         reward: what each row's action earned, 0 on an episode's last row; None if the file records none.
-        fell: whether each episode terminated, and was not truncated by a time limit; None as `reward`.
+        terminated: whether each episode terminated, and was not truncated by a time limit; None as `reward`.
     """
 
     obs: Float32[np.ndarray, "N D"]
@@ -52,7 +52,7 @@ class RawDataset(NamedTuple):
     length: Int64[np.ndarray, " E"]
     notes: tuple[str, ...] = ()
     reward: Float32[np.ndarray, " N"] | None = None
-    fell: Bool[np.ndarray, " E"] | None = None
+    terminated: Bool[np.ndarray, " E"] | None = None
 
 
 class Sizes(NamedTuple):

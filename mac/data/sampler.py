@@ -23,13 +23,13 @@ ACTION_LIMIT = 1 - 1e-5
 def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     """`spec.batch` chunks, uniform over the window's valid starts, with replacement.
 
-    A start leaves room for the whole chunk in its episode, so chunks never cross an episode; or the episode
-    ended in a fall, where the chunk then stays. What it does there matters no more, and it must not tell that
-    there was a fall: zeros would, and a model would learn to foretell falls from them, not from what led to
-    them. So these actions are what the data do elsewhere, at random.
+    A chunk never crosses the end of its episode. Where the episode terminated, a chunk may reach beyond its
+    terminal state, which is absorbing; there it is padded with actions sampled from elsewhere in the data.
+    Zero padding would leak the termination to a model that is to predict it.
 
     Raises:
-        ValueError: at trace time, if longer chunks are to start at every row.
+        ValueError: at trace time, if longer chunks are to start at every row, or if returns are asked of a
+            window without them.
     """
     if spec.every_row and spec.chunk != 1:
         raise ValueError(f"chunk={spec.chunk}: only chunks of 1 action may start at every row")
@@ -38,10 +38,14 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     start, last = starts(window.episodes, spec.batch, k_start)
     rows = start[:, None] + jnp.arange(spec.chunk)[None, :]
     end, actions = start + spec.chunk, _actions(window, rows)
-    if window.episodes.fell is not None:
-        actions = _over_falls(window, rows, last, actions, k_elsewhere)
+    if window.episodes.terminated is not None:
+        actions = _pad_terminated(window, rows, last, actions, k_elsewhere)
         rows, end = jnp.minimum(rows, last[:, None] + 1), jnp.minimum(end, last + 1)
-    goals, subgoals = _goals(window, spec, start, last, k_goals) if spec.goals else (None, None)
+    ends = jnp.concatenate([rows[:, 1:], end[:, None]], axis=1)
+    if spec.goals:
+        goals, subgoals, value_row = _goals(window, spec, start, last, k_goals)
+    else:
+        goals, subgoals, value_row = None, None, None
     following = jnp.minimum(start + spec.chunk, last)
     return Batch(
         obs=window.obs[start],
@@ -52,7 +56,32 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
         goals=goals,
         next_action=_actions(window, following) if spec.next_action else None,
         subgoals=subgoals,
+        states=window.obs[ends] if spec.states else None,
+        return_to_go=(
+            _return_to_go(window, spec, jnp.concatenate([start[:, None], ends], axis=1), last, value_row)
+            if spec.return_to_go
+            else None
+        ),
     )
+
+
+def _return_to_go(
+    window: Window,
+    spec: SampleSpec,
+    rows: Int[Array, "B H1"],
+    last: Int[Array, " B"],
+    goal: Int[Array, " B"] | None,
+) -> Float[Array, "B H1"]:
+    """Returns of the data from each of the rows on; `goal` is the row of `Goals.value`, if there are goals.
+
+    Source: the samplers of MAC's authors, for F-MPC.
+    """
+    if goal is not None:
+        ahead = (rows <= goal[:, None]) & (goal < last)[:, None]
+        return ahead.astype(jnp.float32)
+    if window.return_to_go is None:
+        raise ValueError("the window has no returns; make it with make_window(..., return_to_go=True)")
+    return _scaled(window.return_to_go[rows], spec.reward_scale)
 
 
 def _scaled(reward: Float[Array, "B H"], scale: Number) -> Float[Array, "B H"]:
@@ -63,7 +92,7 @@ def _actions(window: Window, rows: Int[Array, "*B"]) -> Float[Array, "*B A"]:
     return jnp.clip(window.action[rows], -ACTION_LIMIT, ACTION_LIMIT)
 
 
-def _over_falls(
+def _pad_terminated(
     window: Window,
     rows: Int[Array, "B H"],
     last: Int[Array, " B"],
@@ -74,8 +103,8 @@ def _over_falls(
     start, end = step_starts(window.episodes, len(rows), key)
     since = jnp.maximum(rows - last[:, None] - 1, 0)  # steps since the termination
     elsewhere = jnp.minimum(start[:, None] + since, end[:, None])
-    fallen = jnp.broadcast_to((rows > last[:, None])[..., None], actions.shape)
-    return jnp.where(fallen, _actions(window, elsewhere), actions)
+    beyond = jnp.broadcast_to((rows > last[:, None])[..., None], actions.shape)
+    return jnp.where(beyond, _actions(window, elsewhere), actions)
 
 
 def chunk_starts(
@@ -124,7 +153,8 @@ def goal_rows(
 
 def _goals(
     window: Window, spec: SampleSpec, row: Int[Array, " B"], last: Int[Array, " B"], key: Key[Array, ""]
-) -> tuple[Goals, Subgoals | None]:
+) -> tuple[Goals, Subgoals | None, Int[Array, " B"]]:
+    """Goals and subgoals, and the row of `Goals.value`."""
     assert spec.goals is not None
     k_value, k_actor = jr.split(key)
     value = goal_rows(window.episodes, spec.goals.value, row, last, k_value)
@@ -137,10 +167,10 @@ def _goals(
     reached = (row <= value) & (value < row + spec.chunk)
     goals = Goals(states(value), states(actor), reached.astype(jnp.float32))
     if spec.subgoals is None:
-        return goals, None
+        return goals, None, value
     steps, reached = steps_to_goal(spec.subgoals, row, last, value)
     on_the_way, _ = steps_to_goal(spec.subgoals, row, last, actor)
-    return goals, Subgoals(
+    subgoals = Subgoals(
         steps=steps.astype(jnp.float32),
         next_obs=window.obs[row + steps],
         reached=reached.astype(jnp.float32),
@@ -148,6 +178,7 @@ def _goals(
         actor=states(row + on_the_way),
         ahead=states(jnp.minimum(row + spec.subgoals.steps, last)),
     )
+    return goals, subgoals, value
 
 
 def steps_to_goal(

@@ -44,17 +44,17 @@ def val_file(train: Path) -> Path:
 
 
 def read_file(file: Path, spec: EnvSpec) -> RawDataset:
-    """Reads and checks a file, by its suffix; it has rewards and falls just if `spec` says so (`recorded`).
+    """Reads and checks a file, by its suffix; rewards and terminations are read where `spec.recorded`.
 
     Raises:
         UserError: it is damaged, or lacks what the environment needs.
     """
     data = hdf5.read_hdf5(file, spec.max_steps) if file.suffix in hdf5.SUFFIXES else npz.read_npz(file)
-    if spec.recorded and data.fell is None:
+    if spec.recorded and data.terminated is None:
         raise UserError(
             f"{file}: holds no rewards, which {spec.name} takes from its data; give D4RL's or Minari's hdf5"
         )
-    return data if spec.recorded else data._replace(reward=None, fell=None)
+    return data if spec.recorded else data._replace(reward=None, terminated=None)
 
 
 class ConvertedShard(NamedTuple):
@@ -107,7 +107,7 @@ def statistics(train: Sequence[ConvertedShard], val: Sequence[ConvertedShard]) -
 
 def write_rows(folder: Path, data: RawDataset, codec: Codec | None) -> list[dict[str, Any]] | None:
     """Writes the arrays of a shard, and returns what its codes lose."""
-    recorded = [] if data.fell is None else [data.fell.astype(np.int64)]
+    recorded = [] if data.terminated is None else [data.terminated.astype(np.int64)]
     _save(folder / EPISODES, np.stack([data.first, data.length, *recorded], axis=1))
     if data.reward is not None:
         _save(folder / REWARD, data.reward)

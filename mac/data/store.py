@@ -4,7 +4,7 @@
     <store>/train-000/obs.npy          float32 or uint16 [N, D], rows of whole episodes laid end to end
     <store>/train-000/action.npy       the same type [N, A]
     <store>/train-000/episodes.npy     int64 [E, 2]: first row and row count of each episode; where rewards
-                                       are recorded [E, 3]: also whether it ended in a fall
+                                       are recorded [E, 3]: also whether it terminated
     <store>/train-000/reward.npy       float32 [N], where rewards are recorded
     <store>/train-000/checks.npy       uint32 [E, 2 or 3]: CRC-32 of the rows of each episode in `obs.npy`,
                                        `action.npy` (and `reward.npy`)
@@ -137,7 +137,7 @@ class ShardRows(NamedTuple):
     length: Int[np.ndarray, " E"]
     codec: Codec | None = None
     reward: Any = None
-    fell: Bool[np.ndarray, " E"] | None = None
+    terminated: Bool[np.ndarray, " E"] | None = None
     checks: UInt32[np.ndarray, "E K"] | None = None
     name: str = ""
 
@@ -273,8 +273,8 @@ class Store(NamedTuple):
 
     @property
     def recorded(self) -> bool:
-        """Returns whether rewards and falls are recorded."""
-        return self.train[0].fell is not None
+        """Returns whether rewards and terminations are recorded."""
+        return self.train[0].terminated is not None
 
     @property
     def rows(self) -> int:
@@ -379,11 +379,11 @@ def content_of(
 
 def _digest(split: ShardRows, *more: np.ndarray) -> str:
     maps = [] if split.codec is None else [np.concatenate(affine) for affine in split.codec]
-    fell = [] if split.fell is None else [split.fell]
+    terminated = [] if split.terminated is None else [split.terminated]
     shape = np.asarray([*split.obs.shape, *split.action.shape], np.int64)
     checks = np.zeros(0, np.uint32) if split.checks is None else split.checks
     found = hashlib.sha256(split.obs.dtype.name.encode())
-    for array in (shape, split.length, *fell, checks, *maps, *more):
+    for array in (shape, split.length, *terminated, checks, *maps, *more):
         found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()[:32]
 
@@ -508,14 +508,14 @@ def _open_split(
         raise ValueError(f"{name}: row counts disagree")
     if (first != np.cumsum(length) - length).any():
         raise ValueError(f"{name}: episodes do not lie end to end")
-    fell = episodes[:, 2].astype(bool) if episodes.shape[1] == 3 else None
-    if fell is not None and (fell != episodes[:, 2]).any():
+    terminated = episodes[:, 2].astype(bool) if episodes.shape[1] == 3 else None
+    if terminated is not None and (terminated != episodes[:, 2]).any():
         raise ValueError(f"{name}/{EPISODES}: an episode's end is neither 0 nor 1")
-    reward = None if fell is None else opened(REWARD, np.float32, (rows,))
+    reward = None if terminated is None else opened(REWARD, np.float32, (rows,))
     checks = folder.rows(f"{name}/{CHECKS}")[:]
-    if checks.dtype != np.uint32 or checks.shape != (len(length), 2 if fell is None else 3):
+    if checks.dtype != np.uint32 or checks.shape != (len(length), 2 if terminated is None else 3):
         raise ValueError(f"{name}/{CHECKS}: {checks.dtype} {checks.shape}")
-    return ShardRows(obs, action, first, length, codec, reward, fell, checks, str(folder.path / name))
+    return ShardRows(obs, action, first, length, codec, reward, terminated, checks, str(folder.path / name))
 
 
 def _absent(path: Path, version: Any = None) -> UserError:

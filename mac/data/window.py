@@ -42,7 +42,7 @@ EXACT = WindowCapacity(0, 0)
 def start_counts(
     length: Int[np.ndarray, " E"],
     chunk: int,
-    fell: Bool[np.ndarray, " E"] | None = None,
+    terminated: Bool[np.ndarray, " E"] | None = None,
     every_row: bool = False,
 ) -> Int[np.ndarray, " E"]:
     """At how many rows of each episode a chunk may begin: the first ones, all but the last `chunk + 2`.
@@ -51,7 +51,7 @@ def start_counts(
     episode has none. The state after the chunk is thus never one of the last two. The second of
     them is given up because the reference marks the last *two* rows of an episode as terminal.
 
-    The terminal state of an episode that `fell` is absorbing, so there a chunk may begin at each of its T
+    The terminal state of a terminated episode is absorbing, so there a chunk may begin at each of its T
     transitions: else no chunk would ever hold a termination, and a model could not learn of it. With
     `every_row` (`SampleSpec`), chunks of one action begin at each transition of any episode.
 
@@ -60,7 +60,7 @@ def start_counts(
     if every_row:
         return length - 1
     whole = np.maximum(length - (chunk + 2), 0)
-    return whole if fell is None else np.where(fell, length - 1, whole)
+    return whole if terminated is None else np.where(terminated, length - 1, whole)
 
 
 def index_episodes(
@@ -68,7 +68,7 @@ def index_episodes(
     length: Int[np.ndarray, " E"],
     chunk: int,
     room: int = 0,
-    fell: Bool[np.ndarray, " E"] | None = None,
+    terminated: Bool[np.ndarray, " E"] | None = None,
 ) -> EpisodeIndex:
     """The table of episodes that begin at rows `first` and have `length` rows (transitions plus one).
 
@@ -76,9 +76,9 @@ def index_episodes(
         chunk: actions per chunk, which decides where one may begin.
         room: episodes that the table has room for, so that windows of other episodes have its shape;
             at least as many as there are, if less is given.
-        fell: which of them terminated; None where data record none.
+        terminated: which of them terminated; None where data record none.
     """
-    starts, steps = start_counts(length, chunk, fell), length - 1
+    starts, steps = start_counts(length, chunk, terminated), length - 1
     padding = (0, max(room - len(first), 0))
 
     def before(count: np.ndarray) -> Array:
@@ -92,7 +92,7 @@ def index_episodes(
         steps_before=before(steps),
         n_starts=_int32(starts.sum()),
         n_steps=_int32(steps.sum()),
-        fell=None if fell is None else jnp.asarray(np.pad(fell, padding)),
+        terminated=None if terminated is None else jnp.asarray(np.pad(terminated, padding)),
     )
 
 
@@ -122,6 +122,7 @@ def make_window(
     relabel: Relabel | None = None,
     *,
     every_row: bool = False,
+    return_to_go: bool = False,
     pieces: Sequence[EpisodeRange] | None = None,
     room: WindowCapacity = EXACT,
     put: Callable[[Any], Any] = jnp.asarray,
@@ -133,6 +134,7 @@ def make_window(
         chunk: actions per chunk, at least 1.
         relabel: reward and mask of each row; without it the window has those that the store records, if any.
         every_row: whether chunks begin as `SampleSpec.every_row` says, which decides what is long enough.
+        return_to_go: whether the window has the returns of its rows, if it has rewards.
         pieces: which episodes; None is all of them, of all shards.
         room: size of the window if that is more than the pieces need.
         put: moves an array, or a tree of them, to the device.
@@ -142,8 +144,8 @@ def make_window(
     """
     pieces = pieces or all_pieces(store)
     length = np.concatenate([store.train[p.shard].length[p.first : p.last] for p in pieces])
-    fell = recorded_terminations(store, pieces)
-    check_chunk(str(store.path), length, chunk, fell, every_row)
+    terminated = recorded_terminations(store, pieces)
+    check_chunk(str(store.path), length, chunk, terminated, every_row)
     rows = max(int(length.sum()), room.rows)
     if rows >= 2**31:
         raise UserError(f"{store.path}: {rows:,} rows are too many for one window; at most 2**31 - 1")
@@ -152,15 +154,35 @@ def make_window(
     codec, reward, mask = store.train[0].codec, None, None
     if relabel:
         reward, mask = _labels(relabel, obs, int(length.sum()), codec and codec.obs)
-    elif fell is not None:
-        reward, mask = _gather(store, pieces, "reward", rows), _recorded_mask(first, length, fell, rows)
+    elif terminated is not None:
+        reward, mask = _gather(store, pieces, "reward", rows), _recorded_mask(first, length, terminated, rows)
+    returns = sum_to_go(reward, first, length) if return_to_go and reward is not None else None
     return Window(
         obs=make_column(put(obs), normalizer, codec and codec.obs),
         action=make_column(put(action), None, codec and codec.action),
         reward=None if reward is None else put(reward),
         mask=None if mask is None else put(mask),
-        episodes=index_episodes(first, length, chunk, room.episodes, None if relabel else fell),
+        episodes=index_episodes(first, length, chunk, room.episodes, None if relabel else terminated),
+        return_to_go=None if returns is None else put(returns),
     )
+
+
+def sum_to_go(
+    reward: Float[np.ndarray, " N"], first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"]
+) -> Float[np.ndarray, " N"]:
+    """Sums of rewards from each row to the last action of its episode; 0 in final rows and behind all rows.
+
+    Args:
+        first: row of each episode's first state.
+        length: rows of each episode, transitions plus one.
+    """
+    out = aligned_empty(reward.shape, np.dtype(np.float32))
+    out[int(length.sum()) :] = 0
+    for begin, rows in zip(first.tolist(), length.tolist(), strict=True):
+        last = begin + rows - 1  # the final state, whose action has no meaning
+        out[begin:last] = np.cumsum(reward[begin:last][::-1], dtype=np.float64)[::-1]
+        out[last] = 0
+    return out
 
 
 def make_held_out(
@@ -188,19 +210,19 @@ def all_pieces(store: Store) -> list[EpisodeRange]:
 
 def recorded_terminations(store: Store, pieces: Sequence[EpisodeRange]) -> Bool[np.ndarray, " E"] | None:
     """Returns which episodes of the pieces terminated; None if the store does not record it."""
-    if store.train[0].fell is None:
+    if store.train[0].terminated is None:
         return None
-    return np.concatenate([np.asarray(store.train[p.shard].fell)[p.first : p.last] for p in pieces])
+    return np.concatenate([np.asarray(store.train[p.shard].terminated)[p.first : p.last] for p in pieces])
 
 
 def _recorded_mask(
-    first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"], fell: Bool[np.ndarray, " E"], rows: int
+    first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"], terminated: Bool[np.ndarray, " E"], rows: int
 ) -> Float[np.ndarray, " N"]:
     """0 for the last two rows of a terminated episode and behind all rows, else 1."""
     mask = aligned_empty((rows,), np.dtype(np.float32))
     mask[:] = 1
     mask[int(length.sum()) :] = 0
-    final = (first + length - 1)[fell]
+    final = (first + length - 1)[terminated]
     mask[final] = mask[final - 1] = 0
     return mask
 
@@ -246,13 +268,13 @@ def check_chunk(
     where: str,
     length: Int[np.ndarray, " E"],
     chunk: int,
-    fell: Bool[np.ndarray, " E"] | None = None,
+    terminated: Bool[np.ndarray, " E"] | None = None,
     every_row: bool = False,
 ) -> None:
     """Raises UserError if no episode of `length` rows holds a chunk of so many actions."""
     if chunk < 1:
         raise UserError(f"chunk={chunk}: a chunk has at least 1 action")
-    if not start_counts(length, chunk, fell, every_row).any():
+    if not start_counts(length, chunk, terminated, every_row).any():
         longest = counted(int(length.max()) - 1, "transition")
         raise UserError(
             f"{where}: no episode is long enough for chunk={chunk}: the longest has {longest}, {chunk + 2} "

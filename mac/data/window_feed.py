@@ -44,11 +44,13 @@ class ResidentData(NamedTuple):
     chunk: int
     relabel: Relabel | None = None
     every_row: bool = False
+    return_to_go: bool = False
 
     def window(self, put: Put) -> Window:
         """The window, on the devices; from the host's memory there, without a copy in between."""
-        store, normalizer, chunk, relabel, every_row = self
-        return put(make_window(store, normalizer, chunk, relabel, every_row=every_row, put=put))
+        store, normalizer, chunk, relabel, every_row, return_to_go = self
+        options = {"every_row": every_row, "return_to_go": return_to_go}
+        return put(make_window(store, normalizer, chunk, relabel, **options, put=put))
 
 
 class RotatingWindows(NamedTuple):
@@ -65,6 +67,7 @@ class RotatingWindows(NamedTuple):
         updates: how many updates each window serves.
         seed: of the order of the blocks.
         every_row: whether chunks begin as `SampleSpec.every_row` says.
+        return_to_go: whether windows have the returns of their rows.
     """
 
     store: Store
@@ -77,6 +80,7 @@ class RotatingWindows(NamedTuple):
     updates: int
     seed: int
     every_row: bool = False
+    return_to_go: bool = False
 
     def members(self, number: int) -> list[int]:
         """The blocks of window `number`, ascending; no block is in two windows of an epoch.
@@ -96,6 +100,7 @@ class RotatingWindows(NamedTuple):
             self.chunk,
             self.relabel,
             every_row=self.every_row,
+            return_to_go=self.return_to_go,
             pieces=pieces,
             room=self.room,
             put=put,
@@ -113,6 +118,7 @@ def plan_rotation(
     updates: int,
     seed: int,
     every_row: bool = False,
+    return_to_go: bool = False,
 ) -> RotatingWindows:
     """Windows of at most about `rows` rows, each for `updates` updates.
 
@@ -132,8 +138,10 @@ def plan_rotation(
             f"--data.window={rows}: the longest episode has {sizes.max():,} rows; take a larger window"
         )
     per_window = min(per_window, len(blocks))
-    fell = [None if relabel else recorded_terminations(store, [block]) for block in blocks]
-    starts = np.sort([start_counts(x, chunk, f, every_row).sum() for x, f in zip(lengths, fell, strict=True)])
+    terminated = [None if relabel else recorded_terminations(store, [block]) for block in blocks]
+    starts = np.sort(
+        [start_counts(x, chunk, f, every_row).sum() for x, f in zip(lengths, terminated, strict=True)]
+    )
     if not starts[:per_window].any():
         raise UserError(
             f"--data.window={rows}: some windows would hold no episode long enough for chunk={chunk}; take a "
@@ -141,7 +149,17 @@ def plan_rotation(
         )
     room = WindowCapacity(*(int(np.sort(x)[::-1][:per_window].sum()) for x in (sizes, counts)))
     return RotatingWindows(
-        store, normalizer, chunk, relabel, blocks, per_window, room, updates, seed, every_row
+        store,
+        normalizer,
+        chunk,
+        relabel,
+        blocks,
+        per_window,
+        room,
+        updates,
+        seed,
+        every_row,
+        return_to_go,
     )
 
 

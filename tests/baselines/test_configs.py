@@ -25,6 +25,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gciql": SINGLE | {"discount": 0.999, "actor_norm": True, "expectile": 0.9},
     "nsac_bc": GOALS | {"n_step": 25, "combine": "min"},
     "sharsa": GOALS | {"n_step": 25, "combine": "min", "candidates": 32, "flow_steps": 10},
+    "fmpc": {"hidden": (512,) * 4, "batch": 256, "discount": 0.999, "chunk": 32, "candidates": 64},
     "cql": {"hidden": (256,) * 3, "batch": 256, "activation": "relu", "critic_norm": False},
 }
 """What the docstrings and sources of each class say of a call without arguments."""

@@ -39,9 +39,18 @@ OPTIONS |= {
     ),
     "fql with goals": ("fql", "goals", {"combine": "min"}),
     "rebrac with goals": ("rebrac", "goals", {}),
+    "fmpc with goals": ("fmpc", "goals", {"value": "bce", "policy_chunk": 0}),
+    "fmpc as released, with goals": (
+        "fmpc",
+        "goals",
+        {"value": "bce", "policy_chunk": 1, "release_bce": True},
+    ),
+    "fmpc as released": ("fmpc", "reward", {"policy_chunk": 1, "release_return_to_go": True}),
     "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
 }
-QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc"} | (algorithms().keys() - REGISTRY.keys())
+QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals"} | (
+    algorithms().keys() - REGISTRY.keys()
+)
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}
 """Algorithms whose losses are written out in NumPy too."""
 
@@ -127,7 +136,7 @@ def test_acting_is_that_of_numpy(case: Case):
 def test_expected_return_is_what_the_critics_say_of_the_action(case: Case):
     algo = case.algo
     s, g, obs, goal = situations(case)
-    if case.name == "flow_bc":
+    if case.name in ("flow_bc", "fmpc"):
         assert algo.step_discount is None and algo.predict(case.state, obs, goal, jr.key(1)) is None
         return
     assert algo.step_discount == algo.cfg.discount

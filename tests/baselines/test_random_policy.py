@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 
 from baselines.random_policy import UniformPolicy
 from experiments import report
@@ -29,6 +30,7 @@ def test_random_actions_are_uniform_and_new_in_every_step():
     np.testing.assert_allclose(np.quantile(drawn, [0, 0.25, 0.5, 0.75, 1]), [-1, -0.5, 0, 0.5, 1], atol=0.03)
 
 
+@pytest.mark.slow
 def test_random_actions_may_play_the_same_episodes(copied: Path, tmp_path: Path, capsys: Any):
     line = again(copied, "--policy", "random", "--episodes", "2")
     said = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from experiments.doctor_checks import checks, probes
 from experiments.doctor_checks.findings import BROKEN, OK, WARNING
 from experiments.doctor_checks.probes import Probe, ProbeResult
+from mac.card_memory import CardMemory
 from tests.helpers.doctor import only, report, versions
 
 
@@ -48,6 +50,16 @@ def test_an_idle_gpu_is_a_warning(monkeypatch: pytest.MonkeyPatch):
 def test_an_accelerator_tells_its_memory():
     found = {"backend": "gpu", "device": "NVIDIA H200", "count": 2, "memory": 140 * 2**30}
     assert only(trials(jax=ProbeResult(found)).device).found == "2 x NVIDIA H200 (gpu), 140 GiB"
+
+
+def test_memory_of_a_gpu_that_others_hold_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    found = {"backend": "gpu", "device": "NVIDIA H100", "count": 1, "memory": 60 * 2**30}
+    monkeypatch.setattr(checks, "card_memory", lambda: CardMemory(80 * 2**30, 30 * 2**30))
+    first, second = trials(jax=ProbeResult(found)).device(Path())
+    assert first.state == OK and second.state == WARNING
+    assert second.found == "other programs hold 50 of 80 GiB"
+    monkeypatch.setattr(checks, "card_memory", lambda: CardMemory(80 * 2**30, 79 * 2**30))
+    only(trials(jax=ProbeResult(found)).device)
 
 
 def test_physics_that_fail_are_broken():

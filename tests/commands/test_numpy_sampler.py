@@ -78,6 +78,26 @@ def test_a_batch_is_rows_of_the_window():
     assert set(start) == set(HostData(window).starts), "every start is drawn"
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_states_and_returns_are_the_samplers(mode: str):
+    """Of each chunk by the row that it begins at."""
+    algo = make("fmpc", mode)
+    window = timed_loops.random_window(MODES[mode], 2 * EPISODE_ROWS, algo.sample.chunk)
+    obs = np.asarray(window.obs[:])
+    mine = HostData(window).draw(rng(), algo.sample)
+    row = np.asarray([np.flatnonzero((obs == each).all(-1))[0] for each in np.asarray(mine.obs)])
+    assert mine.states is not None and mine.return_to_go is not None
+    np.testing.assert_array_equal(mine.states, obs[row[:, None] + 1 + np.arange(3)])
+    if mode == "reward":
+        reward = np.asarray(window.reward)
+        last = 1001 * (row // 1001) + 999
+        want = [[reward[r + j : end + 1].sum() for j in range(4)] for r, end in zip(row, last, strict=True)]
+        np.testing.assert_array_equal(mine.return_to_go, want)
+    else:
+        assert set(np.unique(mine.return_to_go)) <= {0, 1}
+        assert (np.diff(mine.return_to_go) <= 0).all(), "a goal that is not ahead stays behind"
+
+
 def test_actions_are_clipped_as_the_sampler_clips_them():
     window = numbered([1100], 1)  # actions from 0 to 1.1
     batch = HostData(window).draw(rng(), SampleSpec(4096, 1))

@@ -44,6 +44,7 @@ def finished(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_run_reports_scores_of_returns(finished: Path, capsys: pytest.CaptureFixture[str]):
     rows = list(read_rows(finished / EVAL))
     assert len(rows) == 2
@@ -52,7 +53,7 @@ def test_run_reports_scores_of_returns(finished: Path, capsys: pytest.CaptureFix
         assert row["score"] == pytest.approx(score, rel=1e-5)
         assert 0 < row["length"] < 200 and np.isfinite(row["predicted_return"])
     losses = list(read_rows(finished / METRICS))
-    assert any(np.isfinite(row.get("model/fall_loss", np.nan)) for row in losses)
+    assert any(np.isfinite(row.get("model/termination_loss", np.nan)) for row in losses)
     capsys.readouterr()
     assert evaluate.main([str(finished), "--engine", "c", "--episodes", "2"]) == 0
     said = capsys.readouterr().out
@@ -67,7 +68,7 @@ def test_chunks_of_a_real_file_lead_where_the_simulator_leads(file: Path, tmp_pa
     store = prepare(file, tmp_path / "store", env.spec)
     with h5py.File(file) as source:
         fallen = int(source["terminals"][()].sum())
-    assert store.train[0].fell is not None and int(store.train[0].fell.sum()) == fallen > 20
+    assert store.train[0].terminated is not None and int(store.train[0].terminated.sum()) == fallen > 20
     batch = jax.jit(sample, static_argnums=1)(
         make_window(store, identity(11), 4), SampleSpec(256, 4), jr.key(0)
     )

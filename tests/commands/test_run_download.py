@@ -73,6 +73,7 @@ def test_a_download_that_fails_is_one_line(
     assert not FILE.exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_announces_the_download_and_does_nothing(
     server: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

@@ -151,6 +151,7 @@ def test_the_command_that_continues_is_quoted(
     assert words == ["python", "/some where/experiments/run.py", "--out", "my runs/a", "--resume"]
 
 
+@pytest.mark.slow
 def test_a_resume_without_a_checkpoint_says_that_it_begins_again(
     copied: Path, quiet: None, capsys: pytest.CaptureFixture[str]
 ):

@@ -99,7 +99,8 @@ def wait_for_update(folder: Path, step: int, process: subprocess.Popen[str]) -> 
     pytest.fail("".join(process.communicate()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_with_a_checkpoint_of_what_was_done(data: list[str], tmp_path: Path, number: int):
     """The checkpoint equals the end of a run that was asked for no more updates than it reached."""
     flags = [*SIZES, *data, "--run.segment", "50"]

@@ -52,10 +52,12 @@ class Compass(AbstractExpertTask):
         self, state: TaskState, action: Float[Array, " A"], key: Key[Array, ""]
     ) -> tuple[TaskState, Transitions]:
         obs, t = tasks.random_direction(key), state.t + 1
-        fell, late = jnp.sum(action) > 1.99, t >= 20
+        terminated, late = jnp.sum(action) > 1.99, t >= 20
         reward = -jnp.sum(jnp.square(action - state.obs))
-        seen = Transitions(state.obs, action, reward, obs, 1.0 - fell.astype(jnp.float32), late & ~fell)
-        return TaskState(obs, t, fell | late, ()), seen
+        seen = Transitions(
+            state.obs, action, reward, obs, 1.0 - terminated.astype(jnp.float32), late & ~terminated
+        )
+        return TaskState(obs, t, terminated | late, ()), seen
 
 
 PLAN = ExpertConfig(
@@ -79,6 +81,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.slow
 def test_a_direction_is_learnt(trained: Path) -> None:
     _, policy, _ = load_policy(trained)
     seen = rollout_policy(Compass(), policy, jnp.asarray(5), 16, 20, False)
@@ -90,6 +93,7 @@ def test_a_direction_is_learnt(trained: Path) -> None:
     assert float(last["score"]) > float(first["score"])
 
 
+@pytest.mark.slow
 def test_stopping_and_going_on_changes_no_bit(trained: Path, tmp_path: Path) -> None:
     asked = iter([False] * 20 + [True] * 100)
     assert not go(tmp_path / "broken", stop=lambda: next(asked))
@@ -101,6 +105,7 @@ def test_stopping_and_going_on_changes_no_bit(trained: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_another_training_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds an expert with seed=0, expected seed=1"):
         go(trained, dataclasses.replace(PLAN, seed=1))
@@ -114,6 +119,7 @@ def test_another_training_is_refused(trained: Path, tmp_path: Path) -> None:
         load_policy(tmp_path / "damaged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", record_dataset.LEVELS)
 def test_recorded_data_have_d4rls_schema(trained: Path, level: str) -> None:
     made = record_dataset.record_dataset(PLAN, trained, level, 1600)
@@ -140,6 +146,7 @@ def test_recorded_data_have_d4rls_schema(trained: Path, level: str) -> None:
     assert len(read_hdf5(made.path).obs) == 1600 + ends.sum()  # by the reader of D4RL's own files
 
 
+@pytest.mark.slow
 def test_the_replay_buffer_holds_the_newest_steps_in_order(trained: Path) -> None:
     steps = record_dataset.replayed(PLAN, trained)
     assert steps.reward.shape == (200, 8)

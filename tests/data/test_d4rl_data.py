@@ -1,4 +1,4 @@
-"""From a file with recorded rewards and falls to batches of chunks: stores, windows, and the sampler."""
+"""Recorded rewards and terminations on the way to batches of chunks: stores, windows, and the sampler."""
 
 from functools import partial
 from pathlib import Path
@@ -42,19 +42,19 @@ def rewards(store: Store) -> np.ndarray:
     return want
 
 
-def test_store_keeps_rewards_and_falls_and_opens_again(store: Store):
+def test_store_keeps_rewards_and_terminations_and_opens_again(store: Store):
     assert store.recorded and store.episodes == 5 and store.rows == 23 + 5
     again = Store.open(store.path).train[0]
-    assert again.reward is not None and again.fell is not None
+    assert again.reward is not None and again.terminated is not None
     np.testing.assert_array_equal(again.reward, rewards(store))
-    np.testing.assert_array_equal(again.fell, [how == FALL for _, how in EPISODES])
+    np.testing.assert_array_equal(again.terminated, [how == FALL for _, how in EPISODES])
 
 
 def test_minari_makes_the_same_store(store: Store, tmp_path: Path):
     path = write_minari(tmp_path / "main_data.hdf5", d4rl_arrays())
     other = prepare(tmp_path, tmp_path / "store", SPEC).train[0]
     assert path.exists()
-    for name in ("obs", "action", "first", "length", "reward", "fell"):
+    for name in ("obs", "action", "first", "length", "reward", "terminated"):
         np.testing.assert_array_equal(getattr(other, name), getattr(store.train[0], name))
 
 
@@ -77,7 +77,7 @@ def test_recorded_rewards_are_ignored_where_they_are_computed(tmp_path: Path):
     path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays(((8, LIMIT), (9, FALL))))
     store = prepare(path, tmp_path / "store", SPEC._replace(recorded=False))
     window = make_window(store, identity(), chunk=2)
-    assert not store.recorded and window.reward is None and window.episodes.fell is None
+    assert not store.recorded and window.reward is None and window.episodes.terminated is None
 
 
 def test_a_damaged_reward_file_is_found(tmp_path: Path):
@@ -103,14 +103,14 @@ def test_mask_is_0_at_a_termination_and_at_the_state_after(store: Store):
     np.testing.assert_array_equal(window.mask, want)
 
 
-def test_chunks_start_at_every_row_before_a_fall():
-    length, fell = np.asarray([6, 8, 2, 7, 5]), np.asarray([True, False, True, False, False])
-    np.testing.assert_array_equal(start_counts(length, 2, fell), [5, 4, 1, 3, 1])
+def test_chunks_start_at_every_row_before_a_terminal_state():
+    length, terminated = np.asarray([6, 8, 2, 7, 5]), np.asarray([True, False, True, False, False])
+    np.testing.assert_array_equal(start_counts(length, 2, terminated), [5, 4, 1, 3, 1])
     np.testing.assert_array_equal(start_counts(length, 2), [2, 4, 0, 3, 1])
-    np.testing.assert_array_equal(start_counts(length, 10, fell), [5, 0, 1, 0, 0])
+    np.testing.assert_array_equal(start_counts(length, 10, terminated), [5, 0, 1, 0, 0])
 
 
-def test_a_chunk_longer_than_any_episode_needs_a_fall(store: Store, tmp_path: Path):
+def test_a_chunk_longer_than_any_episode_needs_a_termination(store: Store, tmp_path: Path):
     assert int(make_window(store, identity(), chunk=20).episodes.n_starts) == 6
     path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays(((8, LIMIT), (9, LIMIT))))
     with pytest.raises(UserError, match="no episode is long enough for chunk=20"):
@@ -143,9 +143,14 @@ def test_rotating_windows_keep_rewards_with_their_rows(store: Store):
     seen = 0
     for number in range(6):
         window = plan.window(number, partial(jax.tree.map, jnp.asarray))
-        assert window.reward is not None and window.mask is not None and window.episodes.fell is not None
-        for first, steps, fell in zip(
-            *(np.asarray(x) for x in (window.episodes.first, window.episodes.steps, window.episodes.fell)),
+        assert (
+            window.reward is not None and window.mask is not None and window.episodes.terminated is not None
+        )
+        for first, steps, terminated in zip(
+            *(
+                np.asarray(x)
+                for x in (window.episodes.first, window.episodes.steps, window.episodes.terminated)
+            ),
             strict=True,
         ):
             if steps == 0:
@@ -154,8 +159,8 @@ def test_rotating_windows_keep_rewards_with_their_rows(store: Store):
             rows = slice(first, first + steps)
             want = 10 * state[0] + 1 + np.arange(steps)
             np.testing.assert_array_equal(np.asarray(window.reward)[rows], want)
-            assert (float(window.mask[first + steps - 1]) == 0) == fell
-            seen += int(fell)
+            assert (float(window.mask[first + steps - 1]) == 0) == terminated
+            seen += int(terminated)
     assert seen >= 2
 
 
@@ -163,7 +168,7 @@ def test_held_out_rows_have_their_recorded_rewards(tmp_path: Path):
     write_d4rl(tmp_path / "toy-val.hdf5", d4rl_arrays(seed=1))
     store = prepare(write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays()), tmp_path / "store", SPEC)
     window = make_held_out(store, identity(), chunk=2)
-    assert window is not None and window.reward is not None and window.episodes.fell is not None
+    assert window is not None and window.reward is not None and window.episodes.terminated is not None
     assert store.val is not None
     np.testing.assert_array_equal(window.action[np.arange(28)], store.val.action)
 
@@ -176,7 +181,7 @@ def window(store: Store) -> Window:
     return make_window(store, identity(), chunk=4)
 
 
-def test_a_chunk_that_falls_stays_there_without_reward(store: Store, window: Window):
+def test_a_chunk_that_terminates_stays_there_without_reward(store: Store, window: Window):
     """Against the obvious loop over a chunk's steps, for every start and step."""
     batch = draw(window, SampleSpec(512, 4), jr.key(0))
     batch = jax.tree.map(np.asarray, batch)
@@ -199,13 +204,13 @@ def test_a_chunk_that_falls_stays_there_without_reward(store: Store, window: Win
     assert inside > 100
 
 
-def test_actions_after_a_fall_are_those_of_other_rows(store: Store, window: Window):
+def test_actions_after_terminal_states_are_of_other_rows(store: Store, window: Window):
     batch = draw(window, SampleSpec(4096, 4), jr.key(1))
     episode, step = np.asarray(batch.obs)[:, 0], np.asarray(batch.obs)[:, 1]
     split = store.train[0]
     rows = np.concatenate([np.arange(f, f + n - 1) for f, n in zip(split.first, split.length, strict=True)])
-    last_of_fall = (episode == 0) & (step == 4)  # one action before the fall, then three from elsewhere
-    found = np.asarray(batch.actions)[last_of_fall, 1:]
+    last_of_terminated = (episode == 0) & (step == 4)  # one action, then three from elsewhere
+    found = np.asarray(batch.actions)[last_of_terminated, 1:]
     # Which row each action is of: two columns of random numbers tell.
     apart = np.abs(found[:, :, None] - split.action[rows]).max(-1)
     assert (apart.min(-1) < 1e-6).all()
@@ -219,15 +224,15 @@ def test_actions_after_a_fall_are_those_of_other_rows(store: Store, window: Wind
 
 def test_without_terminations_batches_are_bitwise_the_same(store: Store):
     spec = SampleSpec(64, 4)
-    plain = make_window(store._replace(train=(store.train[0]._replace(fell=None),)), identity(), 4)
-    none = store.train[0]._replace(fell=np.zeros(5, bool))
+    plain = make_window(store._replace(train=(store.train[0]._replace(terminated=None),)), identity(), 4)
+    none = store.train[0]._replace(terminated=np.zeros(5, bool))
     got = draw(make_window(store._replace(train=(none,)), identity(), 4), spec, jr.key(3))
     want = draw(plain, spec, jr.key(3))
     for name in ("obs", "actions", "next_obs"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
 
-def test_single_steps_take_every_transition_and_know_the_fall(window: Window):
+def test_single_steps_take_every_transition_and_terminations(window: Window):
     batch = draw(window, SampleSpec(2048, 1, every_row=True), jr.key(0))
     assert batch.masks is not None
     state = np.asarray(batch.obs)

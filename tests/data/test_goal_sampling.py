@@ -119,6 +119,18 @@ def test_goal_is_reached_from_a_chunks_start_to_before_its_end():
     assert by_goal == {row: {1.0 if row < 10 else 0.0} for row in range(12)}
 
 
+def test_return_with_goals_tells_if_the_goal_comes_later():
+    """From each of a chunk's rows on, in the same episode and before its last action."""
+    spec = SampleSpec(4000, 3, GoalSpec((0,), VALUE, VALUE), return_to_go=True)
+    batch = draw(numbered([12, 9], 3), spec, jr.key(0))
+    assert batch.goals is not None and batch.return_to_go is not None
+    row, goal = (np.asarray(x)[:, 0].astype(int) for x in (batch.obs, batch.goals.value))
+    last = np.where(row < 12, 10, 19)
+    want = [[float(r + j <= g < end) for j in range(4)] for r, g, end in zip(row, goal, last, strict=True)]
+    np.testing.assert_array_equal(batch.return_to_go, want)
+    assert {0.0, 1.0} == set(np.unique(want)) and (goal == last).any(), "all cases are drawn"
+
+
 def test_goal_before_the_chunk_or_elsewhere_is_not_reached():
     spec = SampleSpec(20_000, 3, GoalSpec((0,), ANYWHERE, ANYWHERE))
     batch = draw(numbered([9, 7, 12], 3), spec, jr.key(0))
@@ -194,6 +206,7 @@ def test_rows_beyond_what_float32_can_count_are_drawn_exactly(law: GoalDistribut
     assert set(np.asarray(goal) % 4) == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_goals_among_a_hundred_million_rows_are_states_that_act():
     """100,000 episodes: each as likely as another, never a final state, and later goals stay at home."""
     episodes, count = table([1001] * 100_000, 10), 200_000

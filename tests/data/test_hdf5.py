@@ -18,11 +18,11 @@ from tests.helpers.hdf5_files import EPISODES, FALL, LIMIT, d4rl_arrays, states,
 
 
 def check_rows(data: RawDataset, episodes: tuple[tuple[int, int, bool], ...], arrays: dict[str, Any]) -> None:
-    """`episodes` are the number, the transitions and whether it fell, of each that must be there."""
-    assert data.reward is not None and data.fell is not None
+    """`episodes` are the number, the transitions and whether it terminated, of each that must be there."""
+    assert data.reward is not None and data.terminated is not None
     np.testing.assert_array_equal(data.length, [steps + 1 for _, steps, _ in episodes])
     np.testing.assert_array_equal(data.first, np.cumsum(data.length) - data.length)
-    np.testing.assert_array_equal(data.fell, [fell for _, _, fell in episodes])
+    np.testing.assert_array_equal(data.terminated, [terminated for _, _, terminated in episodes])
     begins = dict(zip(range(len(EPISODES)), np.cumsum([0, *(n for n, _ in EPISODES)]), strict=False))
     for (number, steps, _), first in zip(episodes, data.first, strict=True):
         rows, there = slice(first, first + steps), slice(begins[number], begins[number] + steps)
@@ -56,7 +56,7 @@ def test_minari_episodes_go_by_number_not_by_name(tmp_path: Path):
     np.testing.assert_array_equal(data.obs[data.first, 0], np.arange(12))
 
 
-def test_a_transition_marked_both_ways_is_a_fall(tmp_path: Path):
+def test_a_transition_marked_both_ways_is_a_termination(tmp_path: Path):
     arrays = d4rl_arrays()
     arrays["timeouts"] = arrays["timeouts"] | arrays["terminals"]
     check_rows(read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays)), WHOLE, arrays)
@@ -75,15 +75,16 @@ def test_without_next_observations_only_terminations_are_kept(tmp_path: Path):
     del arrays["next_observations"]
     data = read_hdf5(write_d4rl(tmp_path / "a.hdf5", arrays))
     np.testing.assert_array_equal(data.length, [6, 7, 2, 6, 4])
-    np.testing.assert_array_equal(data.fell, [True, False, True, False, False])
-    np.testing.assert_array_equal(data.obs[5], data.obs[4])  # the unseen state after the first fall
+    np.testing.assert_array_equal(data.terminated, [True, False, True, False, False])
+    np.testing.assert_array_equal(data.obs[5], data.obs[4])  # the unseen state after the first termination
     assert data.reward is not None and data.reward[4] == 5 and data.reward[5] == 0
     final = data.first + data.length - 1
     assert not data.action[final].any() and not data.reward[final].any()
-    # 3 of 23 rows, and 17 + 36 + 44 of the 505 that all rewards add up to; the falls have 5 + 21 of them.
+    # 3 of 23 rows, and 17 + 36 + 44 of all rewards' 505; the terminations have 5 + 21 of them.
     lost, altered = (note.split("'next_observations': ")[1] for note in data.notes[1:])
     assert lost == "the last transition of 3 episodes is left out (13% of all rows and 19.2% of all reward)"
-    assert altered.startswith("the state before each of 2 falls stands for the one after (8.7% of all rows")
+    before = "the state before each of 2 terminations stands for the one after"
+    assert altered.startswith(f"{before} (8.7% of all rows")
 
 
 def test_without_next_observations_a_lone_state_is_left_out(tmp_path: Path):
@@ -102,7 +103,7 @@ def test_without_either_the_time_limit_cuts_episodes(tmp_path: Path):
     data = read_hdf5(path, limit=5)
     np.testing.assert_array_equal(data.obs[data.first, 0], np.arange(5))
     np.testing.assert_array_equal(data.length, [5, 5, 4, 5, 3])
-    np.testing.assert_array_equal(data.fell, [False, False, True, False, True])
+    np.testing.assert_array_equal(data.terminated, [False, False, True, False, True])
     with pytest.raises(UserError, match="tells where episodes end"):
         read_hdf5(path)
 
@@ -398,7 +399,7 @@ def test_flags_that_were_never_set_may_be_unwritten(tmp_path: Path):
         del file["terminals"]
         file.create_dataset("terminals", (1500,), bool)
     data = read_hdf5(path)
-    assert len(data.first) == 30 and data.fell is not None and not data.fell.any()
+    assert len(data.first) == 30 and data.terminated is not None and not data.terminated.any()
     assert data.notes[0].endswith("'terminals' was never written, so that all of it reads as 0")
 
 

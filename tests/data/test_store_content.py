@@ -118,6 +118,7 @@ def test_more_shards_than_open_files_are_allowed_can_be_opened(tmp_path: Path, t
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", slow_except([True], [True, False]))
 def test_data_replaced_while_training_change_nothing(tmp_path: Path, train: Path, resident: bool):
     """Source and store are replaced after the first update; windows serve two updates each."""

@@ -131,6 +131,46 @@ def test_window_rows_are_normalised_clipped_and_relabelled(tmp_path: Path, train
     np.testing.assert_array_equal(window.episodes.steps_before, [0, 15, 28])
 
 
+def test_returns_are_sums_of_the_rewards_to_each_episodes_end(tmp_path: Path, train: Path):
+    store = prepare(train, tmp_path / "store", SPEC)
+    rng = np.random.default_rng(0)
+    reward = rng.integers(-5, 1, len(store.train[0].obs)).astype(np.float32)
+
+    def relabel(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return reward, np.ones_like(reward)
+
+    without, window = (make_window(store, identity(), 3, relabel, return_to_go=x) for x in (False, True))
+    assert without.return_to_go is None and window.return_to_go is not None
+    want, start = [], 0
+    for length in (16, 14, 19):
+        rewards = reward[start : start + length - 1]  # the final state's action has no meaning
+        want += [rewards[t:].sum() for t in range(length)]
+        start += length
+    np.testing.assert_array_equal(window.return_to_go, want)
+
+
+def test_a_batch_holds_the_states_and_returns_of_its_chunks(tmp_path: Path, train: Path):
+    store = prepare(train, tmp_path / "store", SPEC)
+
+    def relabel(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.arange(len(obs), dtype=np.float32), np.ones(len(obs), np.float32)
+
+    spec = SampleSpec(batch=200, chunk=4, reward_scale=0.5, states=True, return_to_go=True)
+    with pytest.raises(ValueError, match="no returns"):
+        sample(make_window(store, identity(), 4, relabel), spec, jax.random.key(0))
+    window = make_window(store, identity(), 4, relabel, return_to_go=True)
+    batch = sample(window, spec, jax.random.key(0))
+    row = np.rint(np.asarray(batch.obs[:, 0])).astype(int)  # column 0 is the row number
+    assert batch.states is not None and batch.return_to_go is not None
+    np.testing.assert_array_equal(batch.states, window.obs[row[:, None] + 1 + np.arange(4)])
+    np.testing.assert_array_equal(batch.states[:, -1], batch.next_obs)
+    last = np.asarray([14, 28, 47])[np.searchsorted([15, 29], row, side="right")]
+    want = [
+        [0.5 * np.arange(r + j, end + 1).sum() for j in range(5)] for r, end in zip(row, last, strict=True)
+    ]
+    np.testing.assert_allclose(batch.return_to_go, want, rtol=1e-6)
+
+
 def test_saturated_actions_are_clipped_when_drawn(tmp_path: Path):
     split = ShardRows(
         np.zeros((9, 3), np.float32), np.full((9, 2), -1.0, np.float32), np.array([0]), np.array([9])

@@ -78,6 +78,7 @@ def test_an_action_of_another_shape_is_a_mistake(env):
             jax.eval_shape(env.step, state, jax.ShapeDtypeStruct(shape, "float32"))
 
 
+@pytest.mark.slow
 def test_a_nonfinite_action_is_no_motion_and_a_nan_reward(env):
     state = jax.jit(env.reset)(jax.random.key(0), 2)
     step = jax.jit(env.step)

@@ -417,7 +417,7 @@ class NpzCases:
 
 
 def seen(data: RawDataset) -> Seen:
-    names = ("obs", "action", "first", "length", "reward", "fell")
+    names = ("obs", "action", "first", "length", "reward", "terminated")
     return Seen({name: getattr(data, name) for name in names}, data.notes)
 
 
@@ -425,7 +425,7 @@ def stored(store: Store) -> Seen:
     """All rows of a store."""
     values: dict[str, Any] = {"shards": len(store.train), "val": store.val is not None}
     for i, split in enumerate((*store.train, *([store.val] if store.val else []))):
-        for name in ("obs", "action", "first", "length", "reward", "fell"):
+        for name in ("obs", "action", "first", "length", "reward", "terminated"):
             value = getattr(split, name)
             values[f"{i}/{name}"] = None if value is None else np.asarray(value)
     return Seen(values, store.notes)

@@ -37,6 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rebrac": {"alpha_actor": 1.0, "alpha_critic": 0.1},
     "nsac_bc": {"n_step": 4, "alpha": 1.0},
     "sharsa": {"n_step": 4, "candidates": 4, "flow_steps": 4},
+    "fmpc": {"chunk": 3, "policy_chunk": 2, "candidates": 4, "flow_steps": 3},
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
@@ -45,6 +46,7 @@ METRICS = {
     "q": ("critic/loss", "critic/gap_loss"),
     "actor": (*POLICY, "policy/flow_loss"),
     "flow": ("policy/flow_loss",),
+    "model": ("model/flow_loss",),
     "policy": ("policy/distil_loss", "policy/q_loss"),
     "high": ("policy/high_loss",),
     "low": ("policy/low_loss",),
@@ -127,7 +129,7 @@ def make_case(name: str, mode: str, **changes: Any) -> Case:
     algo: Any = make(name, mode, **{"lr": LR, "tau_ema": TAU} | changes)
     state = jax.jit(algo.init)(jr.key(0))
     state = dataclasses.replace(state, nets=perturb(state.nets, 1), target=perturb(state.target, 4))
-    batch = jax.jit(sample, static_argnums=1)(window(1), algo.sample, jr.key(2))
+    batch = jax.jit(sample, static_argnums=1)(window(algo.sample.chunk), algo.sample, jr.key(2))
     if batch.rewards is not None:  # other than -1 and 0
         rewards = np.random.default_rng(3).normal(size=batch.rewards.shape)
         batch = dataclasses.replace(batch, rewards=jnp.asarray(rewards, jnp.float32))

@@ -20,9 +20,11 @@ def write_random(path: Path, kind: str, episodes: int, limit: int = 100, seed: i
         over = False
         while not over:
             action = rng.uniform(-1, 1, env.action_space.shape or ()).astype(np.float32)
-            after, reward, fell, cut, _ = env.step(action)
-            over = fell or cut
-            for name, value in zip(rows, (obs, action, after, reward, fell, cut and not fell), strict=True):
+            after, reward, terminated, cut, _ = env.step(action)
+            over = terminated or cut
+            for name, value in zip(
+                rows, (obs, action, after, reward, terminated, cut and not terminated), strict=True
+            ):
                 rows[name].append(value)
             obs = after
     env.close()

@@ -22,7 +22,7 @@ OWN_LOSS = {
     "model": "model/dynamics_loss",
     "reward": "model/reward_loss",
     "success": "model/success_loss",
-    "fall": "model/fall_loss",
+    "termination": "model/termination_loss",
     "flow": "policy/flow_loss",
     "policy": "policy/distil_loss",
     "v": "value/loss",
@@ -37,7 +37,7 @@ jit_loss = jax.jit(MAC.loss, static_argnums=0)
 def own_losses(algo: MAC) -> dict[str, str]:
     """`OWN_LOSS` of the networks that the algorithm has."""
     absent = {"success" if algo.env.goal_dim is None else "reward"}
-    absent |= set() if algo.env.recorded else {"fall"}
+    absent |= set() if algo.env.recorded else {"termination"}
     return {net: metric for net, metric in OWN_LOSS.items() if net not in absent}
 
 

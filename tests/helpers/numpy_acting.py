@@ -60,6 +60,16 @@ def act(name: str, nets: Any, target: Any, s: np.ndarray, g: Any, cfg: Any, key:
         k_high, k_low = jr.split(key)
         ways = follow(nets.high, (s, g), normal(k_high, (cfg.candidates, *one)), cfg.flow_steps)
         a = follow(nets.low, (s, best(nets.q, s, g, ways)), normal(k_low, one), cfg.flow_steps)
+    elif name == "fmpc":
+        k_policy, k_model = jr.split(key)
+        size = cfg.policy_chunk or cfg.chunk
+        chunks = follow(
+            nets.flow, (s, g), normal(k_policy, (cfg.candidates, len(s), 2 * size)), cfg.flow_steps
+        )
+        chunks, noise = np.clip(chunks, -1, 1), normal(k_model, (cfg.candidates, len(s), 2 * cfg.chunk))
+        blocks = follow(nets.model, (s, chunks), noise, cfg.flow_steps)
+        score = value(nets.q, blocks, g, chunks)
+        a = np.stack([chunks[score[:, i].argmax(), i, :2] for i in range(len(s))])
     elif name in ("nsac_bc", "cql"):
         a = np.tanh(gaussian(nets.actor, s, g)[0])
     elif name == "iql":

@@ -278,4 +278,36 @@ def cql(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batch:
     }
 
 
-LOSSES = {f.__name__: f for f in (flow_bc, iql, fql, rebrac, ifql, idql, gciql, nsac_bc, sharsa, cql)}
+def fmpc(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batch: Batch) -> dict:
+    k_policy, k_model = jr.split(key)
+    assert batch.states is not None and batch.return_to_go is not None
+    rows, n = len(d.s), cfg.chunk
+    a = wide(batch.actions)[:, : cfg.policy_chunk or n].reshape(rows, -1)
+    block, returns = wide(batch.states).reshape(rows, -1), wide(batch.return_to_go)
+    if batch.goals is None:
+        assert batch.rewards is not None
+        r, m = np.zeros(rows), np.ones(rows)
+        for i, rewards in enumerate(wide(batch.rewards)):
+            r[i] = sum(cfg.discount**j * x for j, x in enumerate(rewards)) / (
+                n if cfg.chunk_reward == "mean" else 1
+            )
+    else:
+        r = wide(batch.goals.reached)
+        m = 1 - r
+    after, last, bce = (
+        value(frozen.v, d.after, d.g),
+        n + 1 if cfg.release_return_to_go else 1,
+        cfg.value == "bce",
+    )
+    after = sigmoid(after) if bce and not cfg.release_bce else after
+    y, v, q = r + cfg.discount**n * m * after, value(nets.v, d.s, d.g), value(nets.q, block, d.g, a)
+    fit = (lambda x, y: cross_entropy(x, np.clip(y, 0, 1))) if bce else (lambda x, y: np.mean((x - y) ** 2))
+    return {
+        "flow": flow_loss(lambda x, t: net(nets.flow, d.s, d.ga, x, t), a, k_policy),
+        "model": flow_loss(lambda x, t: net(nets.model, d.s, a, x, t), block, k_model),
+        "v": float(np.mean([fit(v, returns[:, j]) for j in range(last)])),
+        "q": float(fit(q, y)),
+    }
+
+
+LOSSES = {f.__name__: f for f in (flow_bc, iql, fql, rebrac, ifql, idql, gciql, nsac_bc, sharsa, cql, fmpc)}

@@ -89,9 +89,9 @@ def outcome_loss(nets: Nets, batch: Batch, s: np.ndarray, a: np.ndarray, cfg: Co
     r = np.asarray([sum(cfg.discount**j * x for j, x in enumerate(row)) for row in rows])
     r = r / rows.shape[1] if cfg.chunk_reward == "mean" else r
     losses = {"reward": float(np.mean((run(nets.reward, s, a)[:, 0] - r) ** 2))}
-    if nets.fall is not None:
-        fell = np.asarray([float(any(m == 0 for m in chunk)) for chunk in np.asarray(batch.masks)])
-        losses["fall"] = cross_entropy(run(nets.fall, s, a)[:, 0], fell)
+    if nets.termination is not None:
+        terminated = np.asarray([float(any(m == 0 for m in chunk)) for chunk in np.asarray(batch.masks)])
+        losses["termination"] = cross_entropy(run(nets.termination, s, a)[:, 0], terminated)
     return losses
 
 
@@ -110,7 +110,11 @@ def value_losses(
         chunks.append(choose(frozen, states[k], draw["candidates"][k], g))
         if g is None:
             rewards.append(value(frozen.reward, states[k], chunks[k]))
-            safe = 1.0 if nets.fall is None else 1 - sigmoid(run(frozen.fall, states[k], chunks[k])[:, 0])
+            safe = (
+                1.0
+                if nets.termination is None
+                else 1 - sigmoid(run(frozen.termination, states[k], chunks[k])[:, 0])
+            )
             masks.append(safe * np.ones(len(states[k])))
         else:
             reached = np.asarray(value(frozen.success, states[k], chunks[k]) > 0, float)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from envs_mjx.base import AbstractEnv, EnvState
 from mac.config import Config
 from mac.data.normalize import Normalizer
-from mac.data.window import index_episodes, make_column
+from mac.data.window import index_episodes, make_column, sum_to_go
 from mac.mac import MAC
 from mac.types import EnvSpec, Window
 
@@ -144,19 +144,21 @@ def window(chunk: int = 2, episodes: int = 8, length: int = 40, seed: int = 0) -
 def from_rows(obs: np.ndarray, action: np.ndarray, lengths: np.ndarray, chunk: int) -> Window:
     """A window over the given rows of whole episodes, with the point's rewards."""
     reward, mask = PointEnv().relabel(obs[:, :2], task=1)
+    first = np.cumsum(lengths) - lengths
     return Window(
         obs=make_column(np.asarray(obs, np.float32)),
         action=make_column(np.asarray(action, np.float32)),
         reward=jnp.asarray(reward, jnp.float32),
         mask=jnp.asarray(mask, jnp.float32),
-        episodes=index_episodes(np.cumsum(lengths) - lengths, lengths, chunk),
+        episodes=index_episodes(first, lengths, chunk),
+        return_to_go=jnp.asarray(sum_to_go(np.asarray(reward, np.float32), first, lengths)),
     )
 
 
 def falling_window(chunk: int = 2, episodes: int = 40, length: int = 13, seed: int = 0) -> Window:
     """Episodes of `EdgeEnv` under actions that wander; about half of them terminate before the time limit."""
     rng = np.random.default_rng(seed)
-    obs, action, reward, lengths, fell = [], [], [], [], []
+    obs, action, reward, lengths, terminated = [], [], [], [], []
     for _ in range(episodes):
         point, drift = rng.uniform(-0.6, 0.6, 2), np.zeros(2)
         for t in range(length):
@@ -170,9 +172,9 @@ def falling_window(chunk: int = 2, episodes: int = 40, length: int = 13, seed: i
             reward.append(0.0 if final else 1 + point[0])
             if final:
                 lengths.append(t + 1)
-                fell.append(over)
+                terminated.append(over)
                 break
-    length_of, fallen = np.asarray(lengths), np.asarray(fell)
+    length_of, fallen = np.asarray(lengths), np.asarray(terminated)
     first = np.cumsum(length_of) - length_of
     mask = np.ones(len(obs), np.float32)
     for last in (first + length_of - 1)[fallen]:
@@ -182,5 +184,6 @@ def falling_window(chunk: int = 2, episodes: int = 40, length: int = 13, seed: i
         action=make_column(np.asarray(action, np.float32)),
         reward=jnp.asarray(reward, jnp.float32),
         mask=jnp.asarray(mask),
-        episodes=index_episodes(first, length_of, chunk, fell=fallen),
+        episodes=index_episodes(first, length_of, chunk, terminated=fallen),
+        return_to_go=jnp.asarray(sum_to_go(np.asarray(reward, np.float32), first, length_of)),
     )

@@ -1,4 +1,4 @@
-"""MAC where data record falls: its terms against NumPy, its units, and that it learns not to fall."""
+"""MAC where data record terminations: terms against NumPy, units, and that it learns to avoid them."""
 
 import dataclasses
 from typing import Any
@@ -54,22 +54,24 @@ def gradients(case: Case) -> dict[str, Nets]:
         [{}], [{}, {"chunk_reward": "sum", "chunk": 3, "rollout": 2}, {"lam": 0.7, "rollout_batch": 4}]
     ),
 )
-def test_losses_with_falls_are_those_of_algorithm_1(changes: dict[str, Any]):
+def test_losses_terminatings_are_those_of_algorithm_1(changes: dict[str, Any]):
     case = make_case(edge_mac(**changes))
     total, metrics = case.loss()
     got = {net: float(metrics[metric]) for net, metric in own_losses(case.algo).items()}
-    assert set(got) == {"model", "reward", "fall", "flow", "policy", "v", "q"}
+    assert set(got) == {"model", "reward", "termination", "flow", "policy", "v", "q"}
     assert got == pytest.approx(case.by_hand(double(case.nets)), rel=1e-4)
     assert float(total) == pytest.approx(sum(got.values()), rel=1e-6)
 
 
 def test_batch_has_chunks_with_and_without_termination(case: Case):
-    fell = 1 - np.asarray(case.batch.masks).min(-1)
-    assert 0 < fell.mean() < 1
+    terminated = 1 - np.asarray(case.batch.masks).min(-1)
+    assert 0 < terminated.mean() < 1
 
 
-@pytest.mark.parametrize("net", ["fall", "v", "q"])
-def test_gradients_with_falls_are_the_slopes_of_algorithm_1(case: Case, gradients: dict[str, Nets], net: str):
+@pytest.mark.parametrize("net", ["termination", "v", "q"])
+def test_gradients_terminatings_are_the_slopes_of_algorithm_1(
+    case: Case, gradients: dict[str, Nets], net: str
+):
     for got, want in case.slopes_along_random_directions(gradients, net):
         assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
 
@@ -78,16 +80,16 @@ def test_no_loss_reaches_another_network(gradients: dict[str, Nets]):
     assert touched(gradients) == {loss: {loss} for loss in own_losses(edge_mac())}
 
 
-def test_masks_of_the_data_teach_the_fall_and_nothing_else(case: Case):
+def test_masks_of_the_data_teach_terminations_and_nothing_else(case: Case):
     safe = dataclasses.replace(case.batch, masks=jnp.ones_like(case.batch.masks))
     got, want = dataclasses.replace(case, batch=safe).loss()[1], case.loss()[1]
     changed = {name for name in want if float(got[name]) != float(want[name])}
-    assert changed == {"model/fall_loss"}
+    assert changed == {"model/termination_loss"}
 
 
-def test_nothing_counts_after_a_certain_fall(case: Case):
+def test_nothing_counts_after_a_certain_termination(case: Case):
     """Whatever the value of the states after it, targets are then the rewards alone."""
-    certain = eqx.tree_at(lambda n: n.fall.dense[-1].bias, case.nets, replace_fn=lambda b: b + 1000)
+    certain = eqx.tree_at(lambda n: n.termination.dense[-1].bias, case.nets, replace_fn=lambda b: b + 1000)
     falling = dataclasses.replace(case, nets=certain)
     worth = dataclasses.replace(falling, target=jax.tree.map(lambda x: 5 * x, case.target))
     assert float(falling.loss()[1]["value/loss"]) == pytest.approx(float(worth.loss()[1]["value/loss"]))
@@ -97,9 +99,9 @@ def test_nothing_counts_after_a_certain_fall(case: Case):
 
 def test_networks_of_other_environments_are_bitwise_as_they_were():
     """The network of terminations has the last key, so that it moves no other draw."""
-    with_fall, without = fresh(edge_mac()).nets, fresh(mac()).nets
-    assert without.fall is None and with_fall.fall is not None
-    for x, y in zip(leaves(dataclasses.replace(with_fall, fall=None)), leaves(without), strict=True):
+    terminating, without = fresh(edge_mac()).nets, fresh(mac()).nets
+    assert without.termination is None and terminating.termination is not None
+    for x, y in zip(leaves(dataclasses.replace(terminating, termination=None)), leaves(without), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -162,22 +164,22 @@ def test_mac_goes_to_the_edge_and_does_not_fall():
     )
     chosen = played(LEARNS, state)
     cloned = played(dataclasses.replace(LEARNS, candidates_test=1), state)
-    fell = (chosen.length < FALL_SPEC.max_steps).mean(), (cloned.length < FALL_SPEC.max_steps).mean()
+    terminated = (chosen.length < FALL_SPEC.max_steps).mean(), (cloned.length < FALL_SPEC.max_steps).mean()
     mine, theirs = (x.episode_return.mean((1, 2)) for x in (chosen, cloned))
-    print(f"returns {mine} (cloned {theirs}), falls {fell[0]:.2f} (cloned {fell[1]:.2f})")
+    print(f"returns {mine} (cloned {theirs}), terminations {terminated[0]:.2f} (cloned {terminated[1]:.2f})")
     # From -0.5 at full speed the edge is 7 steps away: 0.7 on average after 12 steps, so at most 17 in all.
     assert STRIDE * 7 >= EDGE + 0.5
-    assert (mine > theirs + 2).all() and fell[0] < 0.15 < fell[1]
+    assert (mine > theirs + 2).all() and terminated[0] < 0.15 < terminated[1]
     assert chosen.predicted is not None and chosen.realised is not None
     assert abs(chosen.predicted.mean() / chosen.realised.mean() - 1) < 0.3
 
 
-# Why actions after a fall are not zeros.
+# Why actions after a terminal state are not zeros.
 
 
-def found_falls(blank: bool) -> tuple[float, float]:
-    """Share of falls that a network finds in chunks like those it was trained on, and in chunks that go
-    on with ordinary actions; `blank` trains it on zeros after each fall."""
+def found_terminations(blank: bool) -> tuple[float, float]:
+    """Share of terminations that a network finds in chunks like those it was trained on, and in chunks that
+    go on with ordinary actions; `blank` trains it on zeros after each terminal state."""
     chunk, rows = 6, falling_window(chunk=6, episodes=300)
     spec = SampleSpec(128, chunk)
 
@@ -192,8 +194,8 @@ def found_falls(blank: bool) -> tuple[float, float]:
 
     def step(carry: Any, key: jax.Array) -> Any:
         net, state = carry
-        s, a, fell = draw(key, blank)
-        slope = jax.grad(lambda net: cross_entropy(scalar(net, s, a), fell))(net)
+        s, a, terminated = draw(key, blank)
+        slope = jax.grad(lambda net: cross_entropy(scalar(net, s, a), terminated))(net)
         with jax.numpy_dtype_promotion("standard"):
             change, state = rule.update(slope, state, net)
         return (optax.apply_updates(net, change), state), None
@@ -203,15 +205,15 @@ def found_falls(blank: bool) -> tuple[float, float]:
 
     def found(blank: bool) -> float:
         drawn = [draw(jr.key(i), blank) for i in range(90, 98)]
-        s, a, fell = (jnp.concatenate(x) for x in zip(*drawn, strict=True))
-        return float(jnp.mean((scalar(net, s, a) > 0)[fell == 1].astype(jnp.float32)))
+        s, a, terminated = (jnp.concatenate(x) for x in zip(*drawn, strict=True))
+        return float(jnp.mean((scalar(net, s, a) > 0)[terminated == 1].astype(jnp.float32)))
 
     return found(blank), found(False)
 
 
 @pytest.mark.slow
-def test_zeros_after_a_fall_would_teach_to_look_for_zeros():
-    blank, elsewhere = found_falls(True), found_falls(False)
-    print(f"falls found: trained on zeros {blank}, on actions from elsewhere {elsewhere}")
+def test_zeros_after_terminal_states_would_be_looked_for():
+    blank, elsewhere = found_terminations(True), found_terminations(False)
+    print(f"terminations found: trained on zeros {blank}, on actions from elsewhere {elsewhere}")
     assert blank[0] > 0.95 and elsewhere[1] > 0.9
     assert blank[1] < elsewhere[1] - 0.1

@@ -23,7 +23,8 @@ ALLOWED = {
     "mac.types": (),
     "mac.target_platform": (),
     "mac.atomic_files": ("mac.errors",),
-    "mac.free_memory": ("mac.cgroup_limits",),
+    "mac.free_memory": ("mac.cgroup_limits", "mac.card_memory"),
+    "mac.card_memory": (),
     "mac.cgroup_limits": (),
     "mac.plugins": ("mac.errors",),
     "mac.nn": BASICS,
@@ -39,7 +40,15 @@ ALLOWED = {
     "mac.data": (*ON_DISK, "mac.free_memory"),
     "mac.run": (*ON_DISK, "mac.algorithm", "mac.data"),
     "envs_mjx": (*ON_DISK, "mac.plugins"),
-    "baselines": (*LOSSES, "mac.mac", "mac.ablations", "mac.model_free", "mac.implicit_q", "mac.plugins"),
+    "baselines": (
+        *LOSSES,
+        "mac.data",
+        "mac.mac",
+        "mac.ablations",
+        "mac.model_free",
+        "mac.implicit_q",
+        "mac.plugins",
+    ),
     "experiments": ("mac", "envs_mjx", "baselines"),
 }
 APART = ("mac", "mac.ablations", "baselines")

@@ -66,6 +66,7 @@ def play(algo: AbstractAlgorithm, env: Any, window: Window, seed: int) -> None:
         diagnose(algo, mesh, window, evaluation_keys(jnp.asarray([seed]), first), state)
 
 
+@pytest.mark.slow
 def test_no_key_of_a_seed_is_used_twice(monkeypatch: pytest.MonkeyPatch):
     """Weights, batches, updates, start states, actions, diagnoses: none of them share random bits."""
     with recorded(monkeypatch) as seen:
@@ -77,7 +78,7 @@ def test_no_key_of_a_seed_is_used_twice(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_no_key_of_a_batch_is_used_twice(monkeypatch: pytest.MonkeyPatch):
-    """With goals, and with the actions that follow a fall."""
+    """With goals, and with the actions that follow a terminal state."""
     spec = toy_env.goal_mac(batch=5).sample._replace(chunk=3)
     with recorded(monkeypatch) as seen:
         sample(toy_env.falling_window(3), spec, jr.key(1))
@@ -85,14 +86,14 @@ def test_no_key_of_a_batch_is_used_twice(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rewards", "goals", "falls"])
+@pytest.mark.parametrize("kind", ["rewards", "goals", "terminations"])
 def test_no_key_of_mac_is_used_twice(kind: str, monkeypatch: pytest.MonkeyPatch):
     # What it expects of an episode is asked with the key of its first action, since it is about that action.
     monkeypatch.setattr(MAC, "step_discount", property(lambda _: None))
     algo, env, window = {
         "rewards": (toy_env.mac(batch=5), toy_env.PointEnv(), toy_env.window()),
         "goals": (toy_env.goal_mac(batch=5), toy_env.GoalPointEnv(), toy_env.window()),
-        "falls": (toy_env.edge_mac(batch=5), toy_env.EdgeEnv(), toy_env.falling_window()),
+        "terminations": (toy_env.edge_mac(batch=5), toy_env.EdgeEnv(), toy_env.falling_window()),
     }[kind]
     with recorded(monkeypatch) as seen:
         play(algo, env, window, seed=7)

@@ -13,7 +13,8 @@ from tests.helpers.toy_algorithm import SEEDS, SPARSE, make_job, result, run
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_kill_at_five_random_moments_changes_nothing(tmp_path: Path, seed: int):
     steps = 96
     run(make_job(steps, run=SPARSE), tmp_path / "straight")

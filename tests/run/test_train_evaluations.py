@@ -144,6 +144,7 @@ def test_what_fails_in_an_evaluation_loses_and_doubles_no_row(when: str, tmp_pat
 SWEEP = tuple(Variant(name, {}, {"name": name}) for name in "ab")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learnt", slow_except(["a"], ["a", "b", "ab", ""]))
 def test_a_sweep_killed_while_it_marks_an_evaluation_resumes(learnt: str, tmp_path: Path):
     """Only some of its two runs know of the evaluation of update 8; neither loses nor doubles a row."""

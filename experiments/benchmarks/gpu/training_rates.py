@@ -1,0 +1,187 @@
+"""Speed of the compiled segment by algorithm mode, number of seeds and precision."""
+
+import contextlib
+import dataclasses
+import functools
+import gzip
+import importlib
+import statistics
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baselines import get_algorithm
+from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
+from envs_mjx.registry import make
+from experiments.benchmarks import timed_loops
+from experiments.launch.settings import Settings, parse_command_line
+from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.atomic_files import replace_file
+from mac.run import segment as loop
+from mac.run.cost.hlo_bytes import program_bytes
+from mac.run.train import RunConfig
+from mac.types import EnvSpec
+
+ENVS = {
+    "reward": "cube-double-play-singletask-task2-v0",
+    "goals": "cube-double-play-oraclerep-v0",
+}
+"""Environments whose shapes and paper settings are used: with rewards of one task, and with goals."""
+VARIANTS = {
+    "tf32": ("--run.precision", "tf32"),
+    "bf16": ("--run.precision", "bf16"),
+    "fused": ("--run.precision", "bf16", "--run.kernels", "fused"),
+    "float32": ("--run.precision", "float32"),
+}
+"""Flags of `run.py` for each measured way to compute."""
+TINY = ("--hp.hidden", "8", "--hp.batch", "8", "--hp.candidates", "2", "--hp.rollout", "2")
+TINY += ("--hp.flow-steps", "2", "--hp.flow-steps-test", "2", "--hp.candidates-test", "2")
+UPDATES, CALLS = 100, 3
+LARGEST = {"reward": 8, "goals": 4}
+"""Most seeds that are measured; smaller groups begin with the states of the first of them."""
+_MODEL = (
+    "experiments.deviceless.cards",
+    "experiments.deviceless.time_model",
+    "mac.run.cost.gpu_program",
+)
+_JAX_NAMES = {"float32": "float32", "tf32": "default"}
+
+
+class Subject(NamedTuple):
+    """An algorithm with the settings that `run.py` would give it."""
+
+    settings: Settings[Any]
+    spec: EnvSpec
+    algo: AbstractAlgorithm
+
+
+def unavailable(variant: str) -> str:
+    """Returns why this version cannot compute in a way; empty if it can."""
+    missing = [flag for flag in VARIANTS[variant][::2] if flag.removeprefix("--run.") not in run_flags()]
+    if not missing or (missing == ["--run.precision"] and variant in _JAX_NAMES):
+        return ""
+    return f"this version has no {' or '.join(missing)}"
+
+
+def subject(mode: str, seeds: int, variant: str, tiny: bool) -> Subject:
+    """Returns the paper's MAC for a mode, as `run.py` would train it.
+
+    Raises:
+        UserError: this version does not know a flag of the variant.
+    """
+    env = ENVS[mode]
+    flags = ["--env", env, "--preset", "paper", "--seeds", str(seeds), *(TINY if tiny else ())]
+    if "precision" in run_flags():
+        flags += VARIANTS[variant]
+    settings, _ = parse_command_line(flags)
+    spec = make(env, "c").spec
+    algo = get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps)
+    if "precision" in run_flags():
+        algo = settings.run.applied_to(algo)  # pyright: ignore[reportAttributeAccessIssue]
+    return Subject(settings, spec, algo)
+
+
+def run_flags() -> set[str]:
+    """Returns the names of the settings of the training loop that this version has."""
+    return {field.name for field in dataclasses.fields(RunConfig)}
+
+
+@contextlib.contextmanager
+def computed_as(variant: str) -> Iterator[None]:
+    """Computes matmuls as a variant asks while entered, where `run.py` has no flag for it."""
+    if "precision" in run_flags():
+        yield
+        return
+    with jax.default_matmul_precision(_JAX_NAMES[variant]):
+        yield
+
+
+def measure_segment(mode: str, seeds: int, variant: str, tiny: bool, folder: Path) -> dict[str, Any]:
+    """Measures one compiled segment; figures are of all seeds together, but for `gflop`.
+
+    The compiled program is kept in `folder`, compressed, since its counts can be studied later.
+    """
+    _, spec, algo = subject(mode, seeds, variant, tiny)
+    # Few rows, since the count of bytes takes a fused gather for a reading of the whole table.
+    updates, rows = (2 if tiny else UPDATES), 20 * EPISODE_ROWS
+    window = timed_loops.random_window(spec, rows, algo.sample.chunk)
+    mesh = loop.seed_mesh(seeds)
+    keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
+    steps = loop.place(mesh, np.arange(updates, dtype=np.int32), loop.ALL)
+    window = loop.place(mesh, window, loop.ALL)
+    with computed_as(variant):
+        state = fresh_state(algo, mode, seeds, tiny)
+        state = loop.place(mesh, state, loop.SEED)
+        began = time.perf_counter()
+        run = loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
+        compile_s = time.perf_counter() - began
+    seconds = []
+    for _ in range(CALLS + 1):
+        call = time.perf_counter()
+        state, metrics = jax.block_until_ready(run(window, keys, steps, state))
+        seconds.append(time.perf_counter() - call)
+    ms = 1e3 * statistics.median(seconds[1:]) / updates
+    memory, text = run.memory_analysis(), run.as_text() or ""
+    kept = folder / f"segment-{mode}-S{seeds}-{variant}.hlo.gz"
+    replace_file(kept, lambda file: file.write(gzip.compress(text.encode())))
+    return {
+        "mode": mode,
+        "seeds": seeds,
+        "variant": variant,
+        "ms_per_update": ms,
+        "seed_updates_per_s": 1e3 * seeds / ms,
+        "gflop": timed_loops.update_flops(algo, window) / 1e9,
+        "compile_s": compile_s,
+        "finite": all(bool(np.isfinite(value).all()) for value in jax.device_get(metrics).values()),
+        "scratch_gb": getattr(memory, "temp_size_in_bytes", 0) / 1e9,
+        **modelled(text, updates),
+    }
+
+
+def fresh_state(algo: AbstractAlgorithm, mode: str, seeds: int, tiny: bool) -> TrainState:
+    """Returns new states of the first seeds, which all variants and numbers of seeds share where they can.
+
+    To compile `loop.init` for each of them would take half a minute.
+    """
+    keys = loop.seed_keys(0, seeds)
+    wanted = jax.eval_shape(lambda keys: loop.init(algo, loop.seed_mesh(1), keys), keys)
+    leaves = [jnp.array(x[:seeds], copy=True) for x in jax.tree.leaves(_largest_states(mode, tiny))]
+    shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(wanted)]
+    if shapes != [(x.shape, x.dtype) for x in leaves]:  # a variant with states of its own
+        return loop.init(algo, loop.seed_mesh(1), keys)
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+
+
+@functools.cache
+def _largest_states(mode: str, tiny: bool) -> TrainState:
+    algo = subject(mode, LARGEST[mode], "tf32", tiny).algo
+    return loop.init(algo, loop.seed_mesh(1), loop.seed_keys(0, LARGEST[mode]))
+
+
+def modelled(text: str, updates: int) -> dict[str, float]:
+    """Returns figures of one update that follow from the compiled program.
+
+    On a GPU these are launches, bytes, and milliseconds by the model of `run.py --dry-run --device`, whose
+    assumptions the measurement can then correct.
+
+    Args:
+        text: optimised HLO of a segment.
+        updates: how many updates it has.
+    """
+    if jax.default_backend() != "gpu" or find_spec("experiments.deviceless") is None:
+        return {"gb": program_bytes(text) / updates / 1e9}
+    cards, model, program = (importlib.import_module(name) for name in _MODEL)
+    kind, known = jax.devices()[0].device_kind.lower(), cards.all_cards()
+    card = next((card for name, card in known.items() if name in kind), None)
+    found = program.kernels(text)
+    if card is None:  # whose rates nobody has assumed
+        bytes_moved = sum(each.times * each.bytes for each in found)
+        return {"gb": bytes_moved / updates / 1e9, "launches": sum(each.times for each in found) / updates}
+    cost = model.cost_of(found, card, updates)
+    return {"gb": cost.bytes / 1e9, "launches": cost.launches, "estimate_ms": 1e3 * cost.seconds}
