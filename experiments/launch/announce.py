@@ -7,6 +7,7 @@ from experiments.deviceless.cards import CardName, all_cards
 from experiments.launch import cost_estimate, dataset, device_estimate, sweep
 from experiments.launch.job import Launch
 from mac.cgroup_limits import cores
+from mac.errors import UserError
 from mac.formatting import counted
 from mac.run.io.run_metadata import cpu_model
 
@@ -60,7 +61,16 @@ def missing_card(name: CardName) -> str:
 
 
 def announce_device(launch: Launch, card: CardName, lanes: int, updates: int) -> None:
-    """Says what the run's programs cost on a card that is not here, as each is compiled."""
+    """Says what the run's programs cost on a card that is not here, as each is compiled.
+
+    Raises:
+        UserError: the evaluation is asked for on an engine that cannot be compiled.
+    """
+    if "evaluate" in launch.settings.device_programs and launch.engine != "mjx":
+        raise UserError(
+            f"--device-programs evaluate: engine {launch.engine} is not compiled by XLA; take "
+            "--eval.engine mjx, or leave evaluate out"
+        )
     settings, (rows, held) = launch.settings, dataset.windows(launch.settings.data, launch.known)
     intervals = (settings.run.segment, settings.run.eval_every, settings.run.checkpoint_every)
     run = device_estimate.RunShapes(

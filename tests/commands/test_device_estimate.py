@@ -63,6 +63,13 @@ def test_missing_extra_is_one_line_with_its_command(
     assert f"pip install jax-cuda12-plugin=={jaxlib} nvidia-cuda-nvcc-cu12" in said
 
 
+def test_evaluation_is_compiled_on_engine_mjx_alone(capsys: pytest.CaptureFixture[str], data: list[str]):
+    wrong = ["--eval.engine", "c", "--device-programs", "segment", "evaluate"]
+    assert "engine c is not compiled by XLA; take --eval.engine mjx" in error_of(
+        capsys, [*SIZES, *data, *DRY, *wrong]
+    )
+
+
 @pytest.mark.parametrize("wrong", ["jax-cuda12-plugin", "jax-cuda12-pjrt"])
 def test_plugin_of_another_version_is_named(wrong: str, monkeypatch: pytest.MonkeyPatch):
     jaxlib = importlib.metadata.version("jaxlib")
