@@ -19,6 +19,7 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from experiments.cli.cuda_plugin import quiet_where_no_gpu
 from experiments.cli.exit_status import is_out_of_memory
 from mac.errors import UserError, one_line
 from mac.run.segment import use_cpu_devices
@@ -239,7 +240,8 @@ def start_jax(seeds: int, for_help: bool = False) -> str:
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:
-        return jax.default_backend()
+        with quiet_where_no_gpu():
+            return jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # the latter where the plugin is not installed at all
         if for_help:
             return "cpu"

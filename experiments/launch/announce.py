@@ -3,17 +3,19 @@
 import jax
 
 from baselines import get_algorithm
-from experiments.launch import cost_estimate, dataset, sweep
+from experiments.deviceless.cards import CardName, all_cards
+from experiments.launch import cost_estimate, dataset, device_estimate, sweep
 from experiments.launch.job import Launch
 from mac.cgroup_limits import cores
+from mac.errors import UserError
 from mac.formatting import counted
 from mac.nn.frozen import Numerics
 from mac.run.io.run_metadata import cpu_model
 
 
-def describe_precision(numerics: Numerics) -> str:
-    """Precision of matmuls on this device, in a few words."""
-    precision, on_cpu = numerics.resolved().precision, jax.default_backend() == "cpu"
+def describe_precision(numerics: Numerics, platform: str) -> str:
+    """Precision of matmuls on a platform, in a few words."""
+    precision, on_cpu = numerics.resolved(platform).precision, platform == "cpu"
     why = " (auto)" if numerics.precision == "auto" else ""
     if precision == "float32" or (precision == "tf32" and not on_cpu):
         return precision + why
@@ -28,25 +30,18 @@ def announce(launch: Launch, reason: str) -> None:
     rows, held = dataset.windows(settings.data, known)
     count = len(sweep.variants(settings))
     lanes = settings.seeds * count
-    sizes = cost_estimate.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
     device = jax.devices()[0]
     where = f"{cpu_model()}, {counted(cores(), 'core')}" if device.platform == "cpu" else device.device_kind
     left = max(settings.steps - (launch.reached or 0), 0)
     evaluations = 0 if launch.finished else -(-left // settings.run.eval_every)
     episodes = lanes * settings.eval.episodes * len(spec.tasks)
-    parts = {
-        "data": cost_estimate.seconds_to_collect(round(1.1 * known.rows))
-        if choice.how == "generate"
-        else 0.0,
-        "training": cost_estimate.seconds_to_train(sizes, left * lanes),
-        "evaluation": cost_estimate.seconds_to_evaluate(evaluations, episodes, spec),
-    }
     done = "" if launch.reached is None else f", {launch.reached:,} of them done"
     print(f"algorithm    {get_algorithm(settings.algo).title}")
     print(f"environment  {settings.env}, evaluated on engine {launch.engine}")
     print(f"preset       {settings.preset} ({reason})")
-    print(f"device       {where}")
-    print(f"precision    {describe_precision(launch.algo.numerics)}")
+    print(f"device       {missing_card(settings.device) if settings.device else where}")
+    platform = "gpu" if settings.device else jax.default_backend()
+    print(f"precision    {describe_precision(launch.algo.numerics, platform)}")
     each = f" of each of {count} configurations" if settings.sweep else ""
     print(f"seeds        {settings.seeds} ({settings.seed} to {settings.seed + settings.seeds - 1}){each}")
     print(f"updates      {settings.steps:,} of each seed{done}")
@@ -56,7 +51,52 @@ def announce(launch: Launch, reason: str) -> None:
     if choice.found:
         print(f"source       {dataset.dataset_provenance(choice.path).label}")
     print(f"results      {launch.folder}")
+    if settings.device:
+        announce_device(launch, settings.device, lanes, left)
+        return
+    sizes = cost_estimate.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
+    parts = {
+        "data": cost_estimate.seconds_to_collect(round(1.1 * known.rows))
+        if choice.how == "generate"
+        else 0.0,
+        "training": cost_estimate.seconds_to_train(sizes, left * lanes),
+        "evaluation": cost_estimate.seconds_to_evaluate(evaluations, episodes, spec),
+    }
     print(f"time         {cost_estimate.describe_time(parts)}", flush=True)
     if settings.dry_run:
         print("\n".join(cost_estimate.cost_lines(sizes, launch.algo, spec, rows)))
         print(cost_estimate.describe_evaluation(launch.env, episodes, settings.eval.batch))
+
+
+def missing_card(name: CardName) -> str:
+    """Describes the card that a run is compiled for."""
+    return f"{all_cards()[name].name}, for which it is compiled here and not run (jax {jax.__version__})"
+
+
+def announce_device(launch: Launch, card: CardName, lanes: int, updates: int) -> None:
+    """Says what the run's programs cost on a card that is not here, as each is compiled.
+
+    Raises:
+        UserError: the evaluation is asked for on an engine that cannot be compiled.
+    """
+    if "evaluate" in launch.settings.device_programs and launch.engine != "mjx":
+        raise UserError(
+            f"--device-programs evaluate: engine {launch.engine} is not compiled by XLA; take "
+            "--eval.engine mjx, or leave evaluate out"
+        )
+    settings, (rows, held) = launch.settings, dataset.windows(launch.settings.data, launch.known)
+    intervals = (settings.run.segment, settings.run.eval_every, settings.run.checkpoint_every)
+    run = device_estimate.RunShapes(
+        algo=launch.algo,
+        env=launch.env,
+        rows=rows,
+        dtype=launch.known.dtype,
+        lanes=lanes,
+        swept=tuple(sweep.variants(settings)[0].values),
+        updates=device_estimate.segment_updates(*intervals, settings.steps),
+        episodes=settings.eval.episodes,
+        batch=settings.eval.batch,
+    )
+    programs = settings.device_programs
+    for line in device_estimate.device_lines(run, card, programs, updates, held):
+        print(line, flush=True)

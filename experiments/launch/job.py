@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from envs_mjx.base import AbstractEnv
 from envs_mjx.registry import TaskId, make, resolve_engine
 from experiments.launch import dataset, saved_run, sweep
+from experiments.launch.device_estimate import card_memory
 from experiments.launch.settings import RUNS, Settings, is_run, read_config
 from mac.algorithm import AbstractAlgorithm
 from mac.data.normalize import fit_normalizer
@@ -70,14 +71,24 @@ def prepare_launch(settings: Settings[Any]) -> Launch:
     """
     folder = settings.out or default_run_folder(settings)
     reached, finished = progress_of(settings, folder)
-    task_id, engine = settings.task_id, resolve_engine(settings.eval.engine)
+    task_id, engine = settings.task_id, choose_engine(settings)
     env = make(task_id, engine)
     settings, choice = choose_dataset(settings, task_id, folder, env.spec, finished)
     algo = saved_run.build_algorithm(settings, env.spec)
     known = dataset.dataset_facts(settings.data, choice.path, choice.rows)
     if not finished:
-        settings = dataclasses.replace(settings, data=dataset.fit_device(settings.data, known, env.spec))
+        free = card_memory(settings.device) if settings.device else None
+        settings = dataclasses.replace(
+            settings, data=dataset.fit_device(settings.data, known, env.spec, free)
+        )
     return Launch(settings, task_id, engine, env, algo, choice, known, folder, reached, finished)
+
+
+def choose_engine(settings: Settings[Any]) -> str:
+    """Returns the physics engine; on a card that is not there, `auto` is `mjx`, which compiles for it."""
+    if settings.device and settings.eval.engine == "auto":
+        return "mjx"
+    return resolve_engine(settings.eval.engine)
 
 
 def choose_dataset(

@@ -18,6 +18,7 @@ from baselines import get_algorithm
 from envs_mjx.registry import TaskId
 from envs_mjx.registry import parse as parse_env
 from experiments.cli.arguments import read_flags, start_jax, whole_number
+from experiments.deviceless.cards import CardName
 from experiments.launch.hparams import (
     GROUPS,
     HPARAMS,
@@ -45,6 +46,8 @@ Engine = Literal["auto", "c", "mjx", "warp"]
 Resident = Literal["auto", "yes", "no"]
 StoredAs = Literal["auto", "float32", "uint16"]
 From = Literal["auto", "local", "download", "generate"]
+ProgramName = Literal["segment", "evaluate", "diagnose", "init"]
+"""A run's compiled functions."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,11 @@ class Settings(Generic[HP]):
     """continue the run in --out (None = the newest in runs/) with the settings it was started with"""
     dry_run: bool = False
     """print sizes, memory and time estimates, and exit"""
+    device: CardName | None = None
+    """with --dry-run: compiles for this card, which need not exist here, and estimates the run on it; needs
+    the extra `aot`"""
+    device_programs: tuple[ProgramName, ...] = ("segment",)
+    """with --device: what is compiled; evaluation takes minutes"""
     list: bool = False
     """print every algorithm with its paper and the settings that it has, and exit"""
 
@@ -155,6 +163,8 @@ class Settings(Generic[HP]):
             raise UserError(f"--steps={self.steps}: must be below 2**31")
         if not 0 <= self.seed <= 2**31 - self.seeds:
             raise UserError(f"--seed={self.seed}: seeds must be in [0, 2**31)")
+        if self.device and not self.dry_run:
+            raise UserError(f"--device={self.device} compiles without running, so it needs --dry-run")
 
     @property
     def task_id(self) -> TaskId:
@@ -173,7 +183,7 @@ class Settings(Generic[HP]):
         return _jsonable(values)
 
 
-_OF_THE_LAUNCH = ("out", "resume", "dry_run", "list")
+_OF_THE_LAUNCH = ("out", "resume", "dry_run", "device", "device_programs", "list")
 
 
 def settings_from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
@@ -221,6 +231,7 @@ class _First(NamedTuple):
     preset: str | None
     seeds: int | None
     out: Path | None
+    device: str | None
     resume: bool
     help: bool
 
@@ -240,7 +251,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
     if chosen["preset"] not in PRESETS:
         raise unknown_name("--preset", chosen["preset"], PRESETS)
     backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
-    preset, reason = _choose_preset(chosen["preset"], backend)
+    preset, reason = _choose_preset(chosen["preset"], backend, first.device)
     rows, asked = [] if saved else rows_for(entry), (chosen["algo"], task_id, preset)
     if saved:
         values, where, reason = saved, str(first.out), "of the run that is continued"
@@ -256,7 +267,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
 def _first_stage(argv: Sequence[str]) -> _First:
     """Reads its flags only; what is wrong with others is left to the second stage."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in (*SELECTORS, "seeds", "out"):
+    for name in (*SELECTORS, "seeds", "out", "device"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--help", "-h", action="store_true")
@@ -300,9 +311,11 @@ def _saved(first: _First) -> dict[str, Any]:
     return values
 
 
-def _choose_preset(preset: str, backend: str) -> tuple[str, str]:
+def _choose_preset(preset: str, backend: str, device: str | None) -> tuple[str, str]:
     if preset != "auto":
         return preset, "as asked"
+    if device:
+        return "paper", f"that of accelerators, since --device is {device}"
     if backend == "cpu":
         return "laptop", "no accelerator found; --preset paper for the paper's sizes"
     return "paper", f"accelerator found ({backend}); --preset laptop for a quick look"

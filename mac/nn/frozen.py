@@ -65,9 +65,9 @@ class Numerics(NamedTuple):
     precision: Precision = "auto"
     kernels: Kernels = "auto"
 
-    def resolved(self) -> "Numerics":
-        """Returns the choice that "auto" stands for on the platform of the program being traced."""
-        on_cpu = target_platform() == "cpu"
+    def resolved(self, platform: str | None = None) -> "Numerics":
+        """Returns the choice that "auto" stands for on a platform; None: that of the program being traced."""
+        on_cpu = (platform or target_platform()) == "cpu"
         precision = ("float32" if on_cpu else "tf32") if self.precision == "auto" else self.precision
         return Numerics(precision, "plain" if self.kernels == "auto" else self.kernels)
 

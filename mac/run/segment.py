@@ -83,12 +83,16 @@ def init(
     Args:
         swept: hyperparameters whose values each of the S states has for itself, see `TrainState.swept`.
     """
+    return init_function(algo, mesh)(keys, dict(swept or {}))
+
+
+def init_function(algo: AbstractAlgorithm, mesh: Mesh) -> Any:
+    """Returns the compiled function that `init` calls with its keys and swept hyperparameters."""
 
     def one(key: Key[Array, ""], swept: Mapping[str, Float[Array, ""]]) -> TrainState:
         return dataclasses.replace(algo.with_hparams(swept).init(stream(key, Stream.INIT)), swept=swept)
 
-    every = jax.jit(lambda *args: map_seeds(one, *args), out_shardings=NamedSharding(mesh, SEED))
-    return every(keys, dict(swept or {}))
+    return jax.jit(lambda *args: map_seeds(one, *args), out_shardings=NamedSharding(mesh, SEED))
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)

@@ -108,6 +108,14 @@ def test_commands_are_found_in_every_place():
     assert "python experiments/run.py --dry-run" in text
 
 
+def test_ci_runs_every_command_of_the_gpu_page():
+    script = (ROOT / ".ci" / "run").read_text()
+    lines = [line for _, text in blocks(ROOT / "docs" / "gpu.md", "sh") for line in text.splitlines()]
+    assert len(lines) > 2
+    for line in lines:
+        assert line in script, f"{line} is not run"
+
+
 def test_every_command_has_a_line_in_the_list():
     """`experiments/README.md` names each program of its folder."""
     listed = {Path(shlex.split(command)[1]).name for command in commands(ROOT / "experiments" / "README.md")}

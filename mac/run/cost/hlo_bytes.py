@@ -1,22 +1,17 @@
 """Bytes that a compiled program reads and writes, counted from its HLO text.
 
 By the rules of XLA's own cost analysis, each instruction of the optimised program, or each fusion as a whole,
-reads all of its operands and writes its result. `compiled.cost_analysis()` counts the body of a loop once,
-whatever its trip count, and jax has no public interface to the instructions. So the text is parsed, and the
-body of a loop counts for every iteration where XLA states the trip count.
+reads its operands and writes its result. Slices and gathers read only what they take, also within a
+fusion. `compiled.cost_analysis()` counts the body of a loop once, whatever its trip count; here it counts for
+every iteration where XLA states the trip count.
 """
 
 import re
-from math import prod
 
-# Instructions that move no data: they name memory, or a part of it.
-_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"}
-_BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
+from mac.run.cost.hlo import Execution, Instruction, Program, shape_bytes
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)$")
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_TAKE = ("slice", "dynamic-slice", "gather")
+_WORKSPACE = re.compile(r"s8\[\d+\]")
 
 
 def program_bytes(text: str) -> int:
@@ -25,65 +20,63 @@ def program_bytes(text: str) -> int:
     Loops with unknown trip count are counted once; for conditionals the most expensive branch counts. The
     count of a text that is no program is 0.
     """
-    bodies: dict[str, list[str]] = {}
-    entry, body = "", list[str]()
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if head := _COMPUTATION.match(line):
-            entry = head[2] if head[1] else entry
-            body = bodies[head[2]] = []
-        else:
-            body.append(line)
-    return _Counter(bodies).computation(entry) if entry else 0
+    program = Program(text)
+
+    def moved(each: Execution) -> int:
+        return each.times * instruction_bytes(program, each.instruction, each.computation)
+
+    return sum(map(moved, program.executions(moved)))
 
 
-class _Counter:
-    """Bytes of computations, each counted once."""
-
-    def __init__(self, bodies: dict[str, list[str]]):
-        self.bodies = bodies
-        self.known: dict[str, int] = {}
-
-    def computation(self, name: str) -> int:
-        if name not in self.known:
-            found = [match for line in self.bodies[name] if (match := _INSTRUCTION.match(line))]
-            sizes = {match[1]: _bytes(match[2]) for match in found}
-            self.known[name] = sum(self.instruction(sizes, *match.groups()) for match in found)
-        return self.known[name]
-
-    def instruction(
-        self, sizes: dict[str, int], name: str, shape: str, kind: str, args: str, rest: str
-    ) -> int:
-        del shape
-        operands = [sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", args)]
-        if kind in _FREE:
-            return 0
-        if kind == "while":
-            trips = int(found[1]) if (found := _TRIP_COUNT.search(rest)) else 1
-            return trips * sum(self.called(rest, "body", "condition"))
-        if kind == "call":
-            return sum(self.called(rest, "to_apply"))
-        if kind == "conditional":
-            sides = self.called(rest, "true_computation", "false_computation", "branch_computations")
-            return max(sides, default=0)
-        if kind in ("slice", "dynamic-slice", "gather"):
-            return 2 * sizes[name]
-        if kind == "dynamic-update-slice":
-            return 2 * operands[1]
-        return sizes[name] + sum(operands)
-
-    def called(self, rest: str, *roles: str) -> list[int]:
-        groups = [found[1] for role in roles if (found := re.search(role + r"=(\{.*?\}|%[\w.\-]+)", rest))]
-        return [self.computation(name) for group in groups for name in re.findall(r"%([\w.\-]+)", group)]
+def instruction_bytes(program: Program, instruction: Instruction, computation: str) -> int:
+    """Returns the bytes that one execution of an instruction of `computation` reads and writes."""
+    if instruction.op in _TAKE:
+        return 2 * instruction.bytes
+    around = program.computations[computation]
+    operands = [around[name].bytes if name in around else 0 for name in instruction.operands]
+    if instruction.op == "dynamic-update-slice":
+        return 2 * operands[1]
+    if instruction.op == "fusion":
+        (called,) = instruction.called("calls")
+        return _fusion_bytes(program.computations[called])
+    return _result_bytes(instruction) + sum(operands)
 
 
-def _bytes(shape: str) -> int:
-    """Returns the bytes of an array or of a tuple of arrays, from its shape in XLA's notation."""
-    return (
-        sum(_bits(kind) * prod(int(n) for n in size.split(",") if n) for kind, size in _SHAPE.findall(shape))
-        // 8
-    )
+def _result_bytes(instruction: Instruction) -> int:
+    """Returns the bytes of a result, without the scratch memory that cuBLAS gets with it."""
+    if "gemm_backend_config" in instruction.attributes:
+        return shape_bytes(_WORKSPACE.sub("", instruction.shape))
+    return instruction.bytes
 
 
-def _bits(kind: str) -> int:
-    found = re.search(r"\d+", kind)
-    return _BITS[kind] if kind in _BITS else int(found[0]) if found else 8
+def _fusion_bytes(body: dict[str, Instruction]) -> int:
+    read = sum(_read_of(body, each.name) for each in body.values() if each.op == "parameter")
+    root = next(each for each in body.values() if each.is_root)
+    results = [body[name] for name in root.operands] if root.op == "tuple" else [root]
+    return read + sum(_written(body, each) for each in results)
+
+
+def _read_of(body: dict[str, Instruction], name: str) -> int:
+    """Returns the bytes that a fusion reads of its operand `name`: all, unless only parts are taken."""
+    whole, taken = body[name].bytes, 0
+    for user in body.values():
+        for at, operand in enumerate(user.operands):
+            if operand != name:
+                continue
+            if at == 0 and user.op in _TAKE:
+                taken += user.bytes
+            elif user.op == "bitcast":
+                taken += _read_of(body, user.name)
+            elif not (at == 0 and user.op == "dynamic-update-slice"):  # which is written in place
+                return whole
+    return min(taken, whole)
+
+
+def _written(body: dict[str, Instruction], result: Instruction) -> int:
+    while result.op == "bitcast" and result.operands:
+        result = body[result.operands[0]]
+    if result.op == "dynamic-update-slice":
+        return body[result.operands[1]].bytes
+    if result.op == "get-tuple-element" and "gemm_backend_config" in body[result.operands[0]].attributes:
+        return shape_bytes(_WORKSPACE.sub("", result.shape))
+    return _result_bytes(result)
