@@ -49,8 +49,10 @@ class ResidentData(NamedTuple):
     def window(self, put: Put) -> Window:
         """The window, on the devices; from the host's memory there, without a copy in between."""
         store, normalizer, chunk, relabel, every_row, return_to_go = self
-        options = {"every_row": every_row, "return_to_go": return_to_go}
-        return put(make_window(store, normalizer, chunk, relabel, **options, put=put))
+        made = make_window(
+            store, normalizer, chunk, relabel, every_row=every_row, return_to_go=return_to_go, put=put
+        )
+        return put(made)
 
 
 class RotatingWindows(NamedTuple):

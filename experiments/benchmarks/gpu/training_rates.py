@@ -4,11 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import gzip
-import importlib
 import statistics
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +18,14 @@ from baselines import get_algorithm
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.registry import make
 from experiments.benchmarks import timed_loops
+from experiments.deviceless.cards import Card, all_cards
+from experiments.deviceless.time_model import cost_of
+from experiments.launch.saved_run import build_algorithm
 from experiments.launch.settings import Settings, parse_command_line
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.atomic_files import replace_file
 from mac.run import segment as loop
+from mac.run.cost.gpu_program import kernels
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.run.train import RunConfig
 from mac.types import EnvSpec
@@ -45,11 +47,6 @@ TINY += ("--hp.flow-steps", "2", "--hp.flow-steps-test", "2", "--hp.candidates-t
 UPDATES, CALLS = 100, 3
 LARGEST = {"reward": 8, "goals": 4}
 """Most seeds that are measured; smaller groups begin with the states of the first of them."""
-_MODEL = (
-    "experiments.deviceless.cards",
-    "experiments.deviceless.time_model",
-    "mac.run.cost.gpu_program",
-)
 _JAX_NAMES = {"float32": "float32", "tf32": "default"}
 
 
@@ -81,10 +78,7 @@ def subject(mode: str, seeds: int, variant: str, tiny: bool) -> Subject:
         flags += VARIANTS[variant]
     settings, _ = parse_command_line(flags)
     spec = make(env, "c").spec
-    algo = get_algorithm(settings.algo).algorithm(settings.hp, spec, settings.steps)
-    if "precision" in run_flags():
-        algo = settings.run.applied_to(algo)  # pyright: ignore[reportAttributeAccessIssue]
-    return Subject(settings, spec, algo)
+    return Subject(settings, spec, build_algorithm(settings, spec))
 
 
 def run_flags() -> set[str]:
@@ -174,14 +168,17 @@ def modelled(text: str, updates: int) -> dict[str, float]:
         text: optimised HLO of a segment.
         updates: how many updates it has.
     """
-    if jax.default_backend() != "gpu" or find_spec("experiments.deviceless") is None:
+    if jax.default_backend() != "gpu":
         return {"gb": program_bytes(text) / updates / 1e9}
-    cards, model, program = (importlib.import_module(name) for name in _MODEL)
-    kind, known = jax.devices()[0].device_kind.lower(), cards.all_cards()
-    card = next((card for name, card in known.items() if name in kind), None)
-    found = program.kernels(text)
-    if card is None:  # whose rates nobody has assumed
-        bytes_moved = sum(each.times * each.bytes for each in found)
-        return {"gb": bytes_moved / updates / 1e9, "launches": sum(each.times for each in found) / updates}
-    cost = model.cost_of(found, card, updates)
+    cost = cost_of(kernels(text), present_card(jax.devices()[0].device_kind), updates)
     return {"gb": cost.bytes / 1e9, "launches": cost.launches, "estimate_ms": 1e3 * cost.seconds}
+
+
+def present_card(kind: str) -> Card:
+    """Returns the described card that a device is; of an unknown one the first, whose rates are assumed.
+
+    Args:
+        kind: as JAX names the device.
+    """
+    cards = all_cards()
+    return next((card for name, card in cards.items() if name in kind.lower()), next(iter(cards.values())))
