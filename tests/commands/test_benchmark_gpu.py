@@ -321,13 +321,6 @@ def test_segments_of_every_kind_come_before_their_variants():
     assert wanted <= set(names)
 
 
-def test_a_variant_without_its_flag_is_left_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training_rates, "run_flags", lambda: {"segment"})
-    assert "--run.kernels" in training_rates.unavailable("fused")
-    assert training_rates.unavailable("bf16") == "this version has no --run.precision"
-    assert training_rates.unavailable("tf32") == training_rates.unavailable("float32") == ""
-
-
 def test_kernels_of_a_chain_are_as_many_as_asked():
     x = jnp.arange(8.0)
     chain = device_rates.chained_kernels(3)

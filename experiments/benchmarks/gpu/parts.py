@@ -7,7 +7,7 @@ from dataclasses import replace
 from envs_mjx.engines.warp_setup import available as warp_available
 from experiments.benchmarks.gpu.programs import tests_unavailable
 from experiments.benchmarks.gpu.schedule import Part
-from experiments.benchmarks.gpu.training_rates import VARIANTS, unavailable
+from experiments.benchmarks.gpu.training_rates import VARIANTS
 
 MACHINE = Part("machine", 15, 180)
 SIZES = (("reward", 1), ("reward", 4), ("goals", 1), ("goals", 4), ("reward", 8))
@@ -59,7 +59,7 @@ def _second_round(tiny: bool) -> Iterator[Part]:
 
 def _segment(mode: str, seeds: int, variant: str) -> Part:
     name = f"segment {mode} S={seeds} {variant}"
-    return Part(name, 45, 200, unavailable=unavailable(variant))
+    return Part(name, 45, 200)
 
 
 def _steps(engine: str, envs: int) -> Part:

@@ -1,12 +1,9 @@
 """Speed of the compiled segment by algorithm mode, number of seeds and precision."""
 
-import contextlib
-import dataclasses
 import functools
 import gzip
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from baselines import get_algorithm
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.registry import make
 from experiments.benchmarks import timed_loops
@@ -27,7 +23,6 @@ from mac.atomic_files import replace_file
 from mac.run import segment as loop
 from mac.run.cost.gpu_program import kernels
 from mac.run.cost.hlo_bytes import program_bytes
-from mac.run.train import RunConfig
 from mac.types import EnvSpec
 
 ENVS = {
@@ -47,7 +42,6 @@ TINY += ("--hp.flow-steps", "2", "--hp.flow-steps-test", "2", "--hp.candidates-t
 UPDATES, CALLS = 100, 3
 LARGEST = {"reward": 8, "goals": 4}
 """Most seeds that are measured; smaller groups begin with the states of the first of them."""
-_JAX_NAMES = {"float32": "float32", "tf32": "default"}
 
 
 class Subject(NamedTuple):
@@ -58,42 +52,14 @@ class Subject(NamedTuple):
     algo: AbstractAlgorithm
 
 
-def unavailable(variant: str) -> str:
-    """Returns why this version cannot compute in a way; empty if it can."""
-    missing = [flag for flag in VARIANTS[variant][::2] if flag.removeprefix("--run.") not in run_flags()]
-    if not missing or (missing == ["--run.precision"] and variant in _JAX_NAMES):
-        return ""
-    return f"this version has no {' or '.join(missing)}"
-
-
 def subject(mode: str, seeds: int, variant: str, tiny: bool) -> Subject:
-    """Returns the paper's MAC for a mode, as `run.py` would train it.
-
-    Raises:
-        UserError: this version does not know a flag of the variant.
-    """
+    """Returns the paper's MAC for a mode, as `run.py` would train it."""
     env = ENVS[mode]
     flags = ["--env", env, "--preset", "paper", "--seeds", str(seeds), *(TINY if tiny else ())]
-    if "precision" in run_flags():
-        flags += VARIANTS[variant]
+    flags += VARIANTS[variant]
     settings, _ = parse_command_line(flags)
     spec = make(env, "c").spec
     return Subject(settings, spec, build_algorithm(settings, spec))
-
-
-def run_flags() -> set[str]:
-    """Returns the names of the settings of the training loop that this version has."""
-    return {field.name for field in dataclasses.fields(RunConfig)}
-
-
-@contextlib.contextmanager
-def computed_as(variant: str) -> Iterator[None]:
-    """Computes matmuls as a variant asks while entered, where `run.py` has no flag for it."""
-    if "precision" in run_flags():
-        yield
-        return
-    with jax.default_matmul_precision(_JAX_NAMES[variant]):
-        yield
 
 
 def measure_segment(mode: str, seeds: int, variant: str, tiny: bool, folder: Path) -> dict[str, Any]:
@@ -109,12 +75,11 @@ def measure_segment(mode: str, seeds: int, variant: str, tiny: bool, folder: Pat
     keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
     steps = loop.place(mesh, np.arange(updates, dtype=np.int32), loop.ALL)
     window = loop.place(mesh, window, loop.ALL)
-    with computed_as(variant):
-        state = fresh_state(algo, mode, seeds, tiny)
-        state = loop.place(mesh, state, loop.SEED)
-        began = time.perf_counter()
-        run = loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
-        compile_s = time.perf_counter() - began
+    state = fresh_state(algo, mode, seeds, tiny)
+    state = loop.place(mesh, state, loop.SEED)
+    began = time.perf_counter()
+    run = loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
+    compile_s = time.perf_counter() - began
     seconds = []
     for _ in range(CALLS + 1):
         call = time.perf_counter()
