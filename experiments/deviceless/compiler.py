@@ -19,6 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.cli.cuda_plugin import quiet_where_no_gpu
+from mac.atomic_files import visible
 from mac.errors import UserError, one_line
 
 OPTIONS: dict[str, bool] = {"xla_gpu_enable_triton_gemm": False}
@@ -145,9 +146,8 @@ def _without_cache() -> Iterator[None]:
 
 
 def _thunks(dump: Path) -> str:
-    found = sorted(dump.glob("*thunk_sequence_after_thunk_passes.txt")) or sorted(
-        dump.glob("*thunk_sequence.txt")
-    )
+    names = ("*thunk_sequence_after_thunk_passes.txt", "*thunk_sequence.txt")
+    found = next(filter(None, (visible(dump, name) for name in names)), [])
     return max((path.read_text() for path in found), key=len, default="")
 
 

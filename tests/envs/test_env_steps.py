@@ -95,7 +95,7 @@ def test_the_runs_are_worth_comparing(recorded: Recorded):
     if scene.cubes:
         assert max(run.qpos[:, scene.cube_qpos + 2].max() for run in runs) > 0.06
     if scene.buttons:
-        assert sum((run.buttons[1:] != run.buttons[:-1]).any(1).sum() for run in runs) >= 5
+        assert sum((run.buttons[1:] != run.buttons[:-1]).any(1).sum() for run in runs) >= min(5, len(runs))
     for slide in scene.slide_qpos:
         assert max(np.ptp(run.qpos[:, slide]) for run in runs) > 0.1
     if recorded.env.spec.goal_dim is None:

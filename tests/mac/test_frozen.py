@@ -236,6 +236,7 @@ def test_every_algorithm_is_updated_in_bf16(name: str):
 # In a run.
 
 
+@pytest.mark.slow
 def test_the_choice_is_part_of_a_programs_key():
     algo = small()
     mesh, keys = loop.seed_mesh(1), loop.seed_keys(0, 1)
@@ -249,6 +250,7 @@ def test_the_choice_is_part_of_a_programs_key():
     assert all(np.array_equal(x, y) for x, y in zip(ends[0], ends[2], strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_resumes_with_the_same_bits(tmp_path: Path):
     config = RunConfig(segment=2, eval_every=100, checkpoint_every=2, keep=9, precision="bf16")
     run(make_job(6, algo=small(), run=config), tmp_path / "straight")

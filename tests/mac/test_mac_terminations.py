@@ -54,7 +54,7 @@ def gradients(case: Case) -> dict[str, Nets]:
         [{}], [{}, {"chunk_reward": "sum", "chunk": 3, "rollout": 2}, {"lam": 0.7, "rollout_batch": 4}]
     ),
 )
-def test_losses_terminatings_are_those_of_algorithm_1(changes: dict[str, Any]):
+def test_losses_with_terminations_are_those_of_algorithm_1(changes: dict[str, Any]):
     case = make_case(edge_mac(**changes))
     total, metrics = case.loss()
     got = {net: float(metrics[metric]) for net, metric in own_losses(case.algo).items()}
@@ -69,9 +69,7 @@ def test_batch_has_chunks_with_and_without_termination(case: Case):
 
 
 @pytest.mark.parametrize("net", ["termination", "v", "q"])
-def test_gradients_terminatings_are_the_slopes_of_algorithm_1(
-    case: Case, gradients: dict[str, Nets], net: str
-):
+def test_gradients_with_terminations_are_the_slopes(case: Case, gradients: dict[str, Nets], net: str):
     for got, want in case.slopes_along_random_directions(gradients, net):
         assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
 

@@ -20,6 +20,7 @@ from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.benchmarks.gpu.evaluation_rates import ENV
 from experiments.benchmarks.gpu.training_rates import TINY
 from experiments.launch.settings import is_run
+from mac.atomic_files import visible
 from mac.cgroup_limits import cores
 from mac.errors import UserError
 from mac.run.io.logger import EVAL, METRICS, read_rows
@@ -73,7 +74,7 @@ def run_program(*words: str, environment: dict[str, str] | None = None) -> bool:
 
 def gpu_test_files() -> list[str]:
     """Returns the files of tests that have some for a GPU; none without a checkout."""
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    files = visible(ROOT / "tests", "**/test_*.py")
     return [str(path.relative_to(ROOT)) for path in files if "mark.gpu" in path.read_text(encoding="utf-8")]
 
 
@@ -174,7 +175,7 @@ def _train(*words: str, environment: dict[str, str] | None = None) -> None:
 
 def _array_checksums(run: Path) -> dict[str, Any]:
     """Returns the descriptions of all arrays of the newest checkpoint, with their checksums."""
-    newest = max((run / CHECKPOINTS).glob("*/meta.json"), key=lambda path: int(path.parent.name))
+    newest = max(visible(run / CHECKPOINTS, "*/meta.json"), key=lambda path: int(path.parent.name))
     return json.loads(newest.read_bytes())["arrays"]
 
 
@@ -228,7 +229,7 @@ def describe_run(run: Path) -> dict[str, Any]:
         UserError: it left no record.
     """
     last = launches(run)[-1]
-    checkpoints = [int(path.parent.name) for path in (run / CHECKPOINTS).glob("*/meta.json")]
+    checkpoints = [int(path.parent.name) for path in visible(run / CHECKPOINTS, "*/meta.json")]
     step, first = last.get("step", max(checkpoints, default=0)), last.get("resumed_from") or 0
     seconds = last.get("seconds", {})
     rows = list(read_rows(run / EVAL)) if (run / EVAL).exists() else []
