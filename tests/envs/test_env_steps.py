@@ -28,7 +28,7 @@ CASES = [
     *(
         pytest.param((family, mode, tasks), id=f"{family}-{mode}-some", marks=marks)
         for family, mode, tasks, marks in (
-            ("scene", "single", (5,), ()),
+            ("scene", "single", (1, 5), ()),
             ("puzzle-3x3", "goal", (2, 4), pytest.mark.slow),
         )
     ),
@@ -95,7 +95,7 @@ def test_the_runs_are_worth_comparing(recorded: Recorded):
     if scene.cubes:
         assert max(run.qpos[:, scene.cube_qpos + 2].max() for run in runs) > 0.06
     if scene.buttons:
-        assert sum((run.buttons[1:] != run.buttons[:-1]).any(1).sum() for run in runs) >= min(5, len(runs))
+        assert sum((run.buttons[1:] != run.buttons[:-1]).any(1).sum() for run in runs) >= 5
     for slide in scene.slide_qpos:
         assert max(np.ptp(run.qpos[:, slide]) for run in runs) > 0.1
     if recorded.env.spec.goal_dim is None:
