@@ -226,6 +226,7 @@ def test_figures_of_another_card_do_not_count(tmp_path: Path):
 
 WORKER = """
 import json, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for line in sys.stdin:
     name = line.strip()
     if name == "dies":

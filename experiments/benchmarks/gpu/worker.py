@@ -62,6 +62,8 @@ _KINDS: dict[str, Callable[[list[str], Work], dict[str, Any]]] = {
 
 def serve(work: Work) -> int:
     """Answers until the input ends; what parts print goes to standard error."""
+    # A benchmark that a script starts in the background ignores Ctrl-C; its workers are ended by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     names: queue.SimpleQueue[str | None] = queue.SimpleQueue()
