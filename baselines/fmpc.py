@@ -20,10 +20,8 @@ fitted to the returns of all n + 1 rows of a chunk at once (`release_return_to_g
 from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractLossAlgorithm, TrainState
@@ -33,7 +31,7 @@ from mac.errors import UserError
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.losses import cross_entropy, mse, sum_losses
+from mac.ops.losses import output_to_value, sum_losses, value_loss
 from mac.ops.returns import chunk_reward
 from mac.types import Batch, Metrics, SampleSpec, Window
 
@@ -134,17 +132,17 @@ class FMPC(AbstractLossAlgorithm[FMPCConfig, Nets]):
         k_policy, k_model = jr.split(key)
         s, a, block = batch.obs, self.proposed(batch.actions), batch.states.reshape(len(batch.states), -1)
         g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
-        reward, mask = self.outcome(batch)
+        (reward, mask), kind = self.outcome(batch), self.cfg.value
         ret = batch.return_to_go if self.cfg.release_return_to_go else batch.return_to_go[:, :1]
 
         v, q, next_v = scalar(nets.v, s, g), scalar(nets.q, block, g, a), scalar(nets.v, batch.next_obs, g)
-        next_v = next_v if self.cfg.release_bce else self.to_value(next_v)
-        target_q = reward + self.cfg.discount**self.cfg.chunk * mask * sg(next_v)
+        next_v = next_v if self.cfg.release_bce else output_to_value(next_v, kind)
+        target_q = reward + self.cfg.discount**self.cfg.chunk * mask * next_v
         losses = {
             "policy/flow_loss": flow_matching_loss(lambda x, t: nets.flow(s, g_actor, x, t), a, k_policy),
             "model/flow_loss": flow_matching_loss(lambda x, t: nets.model(s, a, x, t), block, k_model),
-            "value/loss": self.value_loss(jnp.broadcast_to(v[:, None], ret.shape), ret),
-            "critic/loss": self.value_loss(q, target_q),
+            "value/loss": value_loss(jnp.broadcast_to(v[:, None], ret.shape), ret, kind),
+            "critic/loss": value_loss(q, target_q, kind),
         }
         return sum_losses(losses, value__v_mean=v, critic__q_mean=q)
 
@@ -164,16 +162,6 @@ class FMPC(AbstractLossAlgorithm[FMPCConfig, Nets]):
             raise TypeError("F-MPC needs a window with rewards (pass `relabel` to `make_window`) or goals")
         reward = chunk_reward(batch.rewards, discount=self.cfg.discount, reduce=self.cfg.chunk_reward)
         return reward, jnp.min(batch.masks, axis=-1) if self.env.recorded else jnp.ones_like(reward)
-
-    def to_value(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Maps an output of V or Q to a value."""
-        return jax.nn.sigmoid(v) if self.cfg.value == "bce" else v
-
-    def value_loss(self, v: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
-        """Loss of outputs of V or Q."""
-        if self.cfg.value == "bce":
-            return cross_entropy(v, jnp.clip(target, 0, 1))
-        return mse(v, target)
 
     def imagine(
         self, nets: Nets, s: Float[Array, "E D"], a: Float[Array, "*N E C"], key: Key[Array, ""]

@@ -32,7 +32,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac import mac_diagnostics
@@ -43,7 +42,7 @@ from mac.nn.frozen import Numerics
 from mac.nn.mlp import MLP, Network, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
+from mac.ops.losses import Losses, cross_entropy, mse, output_to_value, sum_losses, value_loss
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.rollout import Trajectory, imagine, residual_model
 from mac.types import Batch, Metrics, Number, SampleSpec, Window
@@ -245,13 +244,11 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
 
     def to_value(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
         """Maps an output of V or Q to a value."""
-        return jax.nn.sigmoid(v) if self.cfg.value == "bce" else v
+        return output_to_value(v, self.cfg.value)
 
     def value_loss(self, v: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
         """Loss of outputs of V or Q; no gradient passes to the target."""
-        if self.cfg.value == "bce":
-            return cross_entropy(v, jnp.clip(sg(target), 0, 1))
-        return mse(v, sg(target))
+        return value_loss(v, target, self.cfg.value)
 
     def sample_chunks(
         self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from mac.nn.mlp import ACTIVATIONS, LAYER_NORM_EPS, MLP, Style, broadcast_add
+from mac.nn.mlp import ACTIVATIONS, LAYER_NORM_EPS, MLP, Style, broadcast_add, check_widths
 
 FUSED_WIDTH = 1024
 """Widest layer that the kernel takes."""
@@ -67,9 +67,7 @@ class FusedMLP(eqx.Module):
         Raises:
             TypeError: at trace time, when the inputs' widths are not `in_sizes`.
         """
-        widths = tuple(None if x is None else x.shape[-1] for x in inputs)
-        if widths != self.plain.in_sizes:
-            raise TypeError(f"inputs of widths {widths}; this network reads {self.plain.in_sizes}")
+        check_widths(inputs, self.plain.in_sizes)
         return _forward(self, inputs)
 
 

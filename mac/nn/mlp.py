@@ -115,6 +115,13 @@ def _concatenate(first: Dense, inputs: Sequence[Float[Array, "..."]]) -> Float[A
     return first(x.reshape(-1, x.shape[-1])).reshape(*leading, -1)
 
 
+def check_widths(inputs: Sequence[Float[Array, "..."] | None], in_sizes: tuple[int | None, ...]) -> None:
+    """Raises TypeError, at trace time, when the inputs' widths are not `in_sizes`."""
+    widths = tuple(None if x is None else x.shape[-1] for x in inputs)
+    if widths != in_sizes:
+        raise TypeError(f"inputs of widths {widths}; this network reads {in_sizes}")
+
+
 class MLP(eqx.Module):
     """Hidden layers of Dense, tanh-GELU and LayerNorm (in this order), and a plain Dense output.
 
@@ -162,9 +169,7 @@ class MLP(eqx.Module):
         Raises:
             TypeError: at trace time, when the inputs' widths are not `in_sizes`.
         """
-        widths = tuple(None if x is None else x.shape[-1] for x in inputs)
-        if widths != self.in_sizes:
-            raise TypeError(f"inputs of widths {widths}; this network reads {self.in_sizes}")
+        check_widths(inputs, self.in_sizes)
         first, *rest = self.dense
         given = [x for x in inputs if x is not None]
         x = (_add_shares if target_platform() == "cpu" else _concatenate)(first, given)

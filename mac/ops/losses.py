@@ -1,5 +1,8 @@
 """Losses that several methods share; each is a mean over all axes unless it says otherwise."""
 
+from typing import Literal
+
+import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient as sg
@@ -8,6 +11,8 @@ from jaxtyping import Array, Float
 from mac.types import Metrics, Number
 
 Losses = dict[str, Float[Array, ""]]
+ValueKind = Literal["squared", "bce"]
+"""Loss of V and Q: squared error, or cross-entropy of values in [0, 1]."""
 
 MOST_WEIGHT = 100.0
 """Largest weight of an action in advantage-weighted regression."""
@@ -21,6 +26,18 @@ def mse(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
 def cross_entropy(logit: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, ""]:
     """Mean binary cross-entropy of `logit` with a target in [0, 1]."""
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, target))
+
+
+def output_to_value(output: Float[Array, "..."], kind: ValueKind) -> Float[Array, "..."]:
+    """Maps an output of V or Q to a value; of the kind "bce" it is a logit."""
+    return jax.nn.sigmoid(output) if kind == "bce" else output
+
+
+def value_loss(output: Float[Array, "..."], target: Float[Array, "..."], kind: ValueKind) -> Float[Array, ""]:
+    """Loss of outputs of V or Q; no gradient passes to the target."""
+    if kind == "bce":
+        return cross_entropy(output, jnp.clip(sg(target), 0, 1))
+    return mse(output, sg(target))
 
 
 def expectile_loss(error: Float[Array, "..."], expectile: Number) -> Float[Array, ""]:
