@@ -12,6 +12,8 @@ from baselines.gciql import GCIQL, GCIQLConfig
 from baselines.idql import IDQL, IDQLConfig
 from baselines.ifql import IFQL, IFQLConfig
 from baselines.iql import IQL, IQLConfig
+from baselines.mobile import MOBILE, MOBILEConfig
+from baselines.mopo import MOPO, MOPOConfig
 from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
@@ -118,6 +120,14 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
         FMPCConfig, FMPC, "F-MPC (Park et al. 2025)",
         "flows of action chunks and of the states after them; acts by the best of N under Q", 2025,
         "2512.08108",
+    ),
+    "mopo": AlgorithmEntry(
+        MOPOConfig, MOPO, "MOPO (Yu et al. 2020)",
+        "soft actor-critic on imagined steps, less the spread of the models", 2020, "2005.13239",
+    ),
+    "mobile": AlgorithmEntry(
+        MOBILEConfig, MOBILE, "MOBILE (Sun et al. 2023)",
+        "soft actor-critic on imagined steps, less the disagreement of the models about values", 2023, "",
     ),
     "cql": AlgorithmEntry(
         CQLConfig, CQL, "CQL (Kumar et al. 2020)",

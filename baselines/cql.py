@@ -21,7 +21,7 @@ from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_s
 from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import Activation
-from mac.ops.losses import sum_losses
+from mac.ops.losses import entropy_loss, sac_loss, sum_losses
 from mac.types import Batch, Metrics
 
 
@@ -88,9 +88,8 @@ class CQL(AbstractModelFree[CQLConfig, Nets]):
             policy = nets.actor(step.obs, step.actor_goal)
             action, log_prob = policy.sample(jr.normal(k_now, shape))
             actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), "min")
-            losses["policy/sac_loss"] = jnp.mean(sg(jnp.exp(nets.log_weight)) * log_prob - actor_q)
-            surplus = -jnp.mean(log_prob) + shape[-1]
-            losses["policy/entropy_loss"] = nets.log_weight * sg(surplus)
+            losses["policy/sac_loss"] = sac_loss(jnp.exp(nets.log_weight), log_prob, actor_q)
+            losses["policy/entropy_loss"] = entropy_loss(nets.log_weight, log_prob, -shape[-1])
         return sum_losses(losses, critic__q_mean=q, policy__weight=jnp.exp(nets.log_weight))
 
     def sampled_q(self, nets: Nets, step: Step, key: Key[Array, ""]) -> Float[Array, "E B"]:

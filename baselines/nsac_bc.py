@@ -16,7 +16,7 @@ from mac.algorithm import TrainState
 from mac.model_free import AbstractModelFree, Goal, NStepConfig, n_step, one_step, require_goals
 from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
-from mac.ops.losses import cross_entropy, mse, sum_losses
+from mac.ops.losses import cross_entropy, entropy_loss, mse, sac_loss, sum_losses
 from mac.ops.returns import return_of_probability
 from mac.types import Batch, Metrics, SampleSpec
 
@@ -80,11 +80,11 @@ class NStepSACBC(AbstractModelFree[NStepSACBCConfig, Nets]):
             action, log_prob = policy.sample(jr.normal(k_now, step.action.shape))
             actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), "mean")
             weight = jnp.exp(nets.log_weight)
-            losses["policy/sac_loss"] = jnp.mean(sg(weight) * log_prob - actor_q)
+            losses["policy/sac_loss"] = sac_loss(weight, log_prob, actor_q)
             scale = cfg.alpha * self.env.action_dim * sg(jnp.mean(jnp.abs(actor_q)))
             losses["policy/bc_loss"] = scale * mse(action, step.action)
-            surplus = -jnp.mean(log_prob) + cfg.entropy * self.env.action_dim
-            losses["policy/entropy_loss"] = weight * sg(surplus)
+            least = -cfg.entropy * self.env.action_dim
+            losses["policy/entropy_loss"] = entropy_loss(weight, log_prob, least)
         return sum_losses(losses, critic__chance=jax.nn.sigmoid(q), policy__weight=weight)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mac.config import CommonConfig
 from mac.errors import UserError
 from mac.nn.frozen import Numerics
+from mac.ops.replay import ReplaySpec, empty_replay
 from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
 
 Nets = TypeVar("Nets", bound=eqx.Module)
@@ -31,12 +32,18 @@ class TrainState(eqx.Module):
         opt_state: the optimiser's state.
         swept: values of hyperparameters that this state is trained with in place of the algorithm's own
             (`AbstractAlgorithm.with_hparams`), by name; usually none.
+        memory: imagined transitions (`AbstractAlgorithm.replay`), `mac.ops.replay.Replay`; usually none.
     """
 
     nets: Any
     target: Any
     opt_state: Any
     swept: dict[str, Float[Array, "*S"]] = eqx.field(default_factory=dict)
+    memory: Any = ()
+
+    def without_memory(self) -> "TrainState":
+        """This state as acting and updates need it."""
+        return dataclasses.replace(self, memory=())
 
 
 class _HasEnv:
@@ -86,6 +93,25 @@ class AbstractAlgorithm(_HasEnv, eqx.Module):
 
         `goal`, normalised too, is None in environments without goals.
         """
+
+    @property
+    def replay(self) -> ReplaySpec | None:
+        """Hook: the sizes of a memory of imagined transitions; None, the default, if there is none.
+
+        The loop keeps it in `TrainState.memory`, calls `rollout` when it is due, and puts a draw into
+        `Batch.imagined`.
+        """
+        return None
+
+    def rollout(
+        self, state: TrainState, window: Window, step: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[Any, Int[Array, ""]]:
+        """Hook: transitions for the memory at the beginning of update `step`, and how many of them count.
+
+        They are arrays of `replay.rows` rows, the valid ones first. `state` comes without its memory.
+        """
+        del state, window, step, key
+        raise NotImplementedError(f"{type(self).__name__} has no model to imagine with")
 
     def with_hparams(self, values: Mapping[str, Float[Array, ""]]) -> "AbstractAlgorithm":
         """Hook: this algorithm with other values of some hyperparameters, which may be traced.
@@ -247,7 +273,13 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
     def init(self, key: Key[Array, ""]) -> TrainState:
         nets = self.nets(key)
         target = jax.tree.map(jnp.copy, self.target_nets(nets))
-        return TrainState(nets, target, self.optimiser().init(nets))  # pyright: ignore[reportArgumentType]
+        opt_state = self.optimiser().init(nets)  # pyright: ignore[reportArgumentType]
+        memory = () if self.replay is None else empty_replay(self.replay, self.imagined_row())
+        return TrainState(nets, target, opt_state, memory=memory)
+
+    def imagined_row(self) -> Any:
+        """Hook: one transition of the memory, as zeros; needed where there is a `replay`."""
+        raise NotImplementedError(f"{type(self).__name__} has a memory, but no form of its rows")
 
     def update(
         self, state: TrainState, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]

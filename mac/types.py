@@ -273,7 +273,7 @@ class Batch(eqx.Module):
     `states` are those after each action; the last of them is `next_obs`. `return_to_go` is the undiscounted
     return of the data from each of the H rows and from the row after them to the episode's end. With goals it
     is 1 where the goal `Goals.value` is a row of the same episode from there on, before the last action's,
-    else 0.
+    else 0. `imagined` are transitions that a model predicted (`AbstractAlgorithm.replay`).
     """
 
     obs: Float[Array, "B D"]
@@ -286,6 +286,7 @@ class Batch(eqx.Module):
     subgoals: Subgoals | None = None
     states: Float[Array, "B H D"] | None = None
     return_to_go: Float[Array, "B H1"] | None = None
+    imagined: Any = None
 
 
 class Episodes(eqx.Module):

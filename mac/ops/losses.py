@@ -67,6 +67,24 @@ def scale_normalised_q(q: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.mean(q) / sg(jnp.mean(jnp.abs(q)) + 1e-6)
 
 
+def sac_loss(
+    weight: Float[Array, ""], log_prob: Float[Array, "..."], q: Float[Array, "..."]
+) -> Float[Array, ""]:
+    """Loss of a policy's samples: `weight * log_prob - q`; no gradient passes to the weight.
+
+    Source: Haarnoja et al. 2018 (SAC), arXiv 1812.05905, eq. 7.
+    """
+    return jnp.mean(sg(weight) * log_prob - q)
+
+
+def entropy_loss(weight: Float[Array, ""], log_prob: Float[Array, "..."], entropy: float) -> Float[Array, ""]:
+    """Loss of the entropy's weight, or of its logarithm, which holds the policy's entropy at `entropy`.
+
+    Source: Haarnoja et al. 2018 (SAC), arXiv 1812.05905, eq. 18.
+    """
+    return weight * sg(-jnp.mean(log_prob) - entropy)
+
+
 def sum_losses(losses: Losses, **logged: Float[Array, "..."]) -> tuple[Float[Array, ""], Metrics]:
     """Sum of all losses, and what to log: each of them, and the means of other arrays.
 

@@ -27,6 +27,8 @@ class Stream(enum.IntEnum):
     EXPERT_STARTS = enum.auto()  # states at which episodes begin
     EXPERT_STEPS = enum.auto()  # iterations, which fold in their number
     EXPERT_PLAY = enum.auto()  # episodes that only show how good the policy is
+    # Of a seed's key.
+    REPLAY = enum.auto()  # imagined transitions, which fold in the number of the update
 
 
 def stream(key: Key[Array, ""], which: Stream) -> Key[Array, ""]:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, Key
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.cgroup_limits import cores
 from mac.data.sampler import sample
+from mac.ops.replay import Replay, ReplaySpec, draw, write
 from mac.run.rng_streams import Stream, stream
 from mac.target_platform import target_platform
 from mac.types import Window
@@ -72,6 +73,46 @@ def map_seeds(f: Callable[..., Any], *args: Any) -> Any:
     return jax.vmap(f)(*args)
 
 
+class SeedsReplay:
+    """Memories of imagined transitions of the seeds on one device, as the loop fills and reads them."""
+
+    def __init__(self, algo: AbstractAlgorithm, spec: ReplaySpec, window: Window, keys: Key[Array, " s"]):
+        self.algo, self.spec, self.window = algo, spec, window
+        self.keys = jax.vmap(partial(stream, which=Stream.REPLAY))(keys)
+
+    def _key(self, key: Key[Array, ""], step: Int[Array, ""], purpose: int) -> Key[Array, ""]:
+        return jr.fold_in(jr.fold_in(key, step), purpose)
+
+    def refill(self, state: TrainState, step: Int[Array, ""]) -> Replay:
+        """The memories at update `step`, of all seeds: as they are, or with rollouts where these are due.
+
+        The branch depends on the loop's step alone, so that other updates compute no rollout.
+        """
+        spec, bare = self.spec, state.without_memory()
+
+        def roll(number: Int[Array, ""], memory: Replay) -> Replay:
+            def one_seed(state: TrainState, key: Key[Array, ""]):
+                swept_algo = self.algo.with_hparams(state.swept)
+                k_roll = jr.fold_in(self._key(key, step, 0), number)
+                with self.algo.numerics.matmuls():
+                    return swept_algo.rollout(state, self.window, step, k_roll)
+
+            rows, count = map_seeds(one_seed, bare, self.keys)
+            slot = (step // spec.every + number) % spec.kept
+            return write(memory, slot, rows, count, room=spec.rows)
+
+        def rollouts(memory: Replay) -> Replay:
+            count = jnp.where(step == 0, spec.kept if spec.fill_at_start else 1, 1)
+            return jax.lax.fori_loop(0, count, roll, memory)
+
+        return jax.lax.cond(step % spec.every == 0, rollouts, lambda memory: memory, state.memory)
+
+    def draw(self, memory: Replay, number: Int[Array, ""], step: Int[Array, ""]) -> Any:
+        """Transitions for update `step` of the seed that is `number` of this device."""
+        key = self._key(self.keys[number], step, 1)
+        return draw(memory, number, key, self.spec.batch, room=self.spec.rows)
+
+
 def init(
     algo: AbstractAlgorithm,
     mesh: Mesh,
@@ -112,17 +153,24 @@ def segment(
 
     def one_device(window: Window, keys: Key[Array, " s"], steps: Int[Array, " K"], state: TrainState):
         updates = jax.vmap(partial(stream, which=Stream.UPDATES))(keys)
+        replay = algo.replay and SeedsReplay(algo, algo.replay, window, keys)
 
         def one_step(state: TrainState, step: Int[Array, ""]):
-            def one_seed(state: TrainState, key: Key[Array, ""]):
+            memory = replay.refill(state, step) if replay else state.memory
+
+            def one_seed(state: TrainState, key: Key[Array, ""], number: Int[Array, ""]):
                 k_sample, k_update = jr.split(jr.fold_in(key, step))
                 swept_algo = algo.with_hparams(state.swept)
                 batch = sample(window, swept_algo.sample, k_sample)
+                if replay:
+                    batch = dataclasses.replace(batch, imagined=replay.draw(memory, number, step))
                 with algo.numerics.matmuls():
                     new, metrics = swept_algo.update(state, batch, step, k_update)
                 return dataclasses.replace(new, swept=state.swept), metrics
 
-            return map_seeds(one_seed, state, updates)
+            # The memory is not mapped over seeds: slices of it would be copied in every update.
+            new, metrics = map_seeds(one_seed, state.without_memory(), updates, jnp.arange(len(keys)))
+            return dataclasses.replace(new, memory=memory), metrics
 
         return jax.lax.scan(one_step, state, steps)
 

@@ -1,0 +1,25 @@
+"""MOPO: model-based offline policy optimisation (Yu et al. 2020, arXiv 2005.13239).
+
+Soft actor-critic on imagined steps, whose rewards are lowered by the largest spread that a model of the
+ensemble predicts for the next state: `r - β max_e ||σ_e(s, a)||`.
+"""
+
+from jaxtyping import Array, Float, Key
+
+from mac.mbpo import AbstractMBPO, MBPOConfig, MBPONets
+from mac.model_free import Step
+from mac.nn.critics import Critics
+
+
+class MOPOConfig(MBPOConfig):
+    """Hyperparameters of MOPO."""
+
+
+class MOPO(AbstractMBPO[MOPOConfig]):
+    """Penalty: the spread of the most uncertain model, in normalised units of the state."""
+
+    def uncertainty(
+        self, nets: MBPONets, target: Critics, step: Step, key: Key[Array, ""]
+    ) -> Float[Array, " B"]:
+        del target, key
+        return nets.model.dynamics(step.obs, step.action).spread()

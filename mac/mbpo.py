@@ -1,0 +1,238 @@
+"""Soft actor-critic on real and imagined steps, from which MOPO and MOBILE differ in a penalty.
+
+Every K updates a rollout of H steps of the model under the policy starts at many states of the data. Its
+steps go into a ring that holds the newest few rollouts. Each batch mixes steps of the data with steps of the
+ring; rewards of the latter are lowered where the model is uncertain, or models disagree.
+
+Source: Janner et al. 2019 (MBPO), arXiv 1906.08253, as Yu et al. 2020 (MOPO) made it an offline method. The
+arrangement is that of the runs of Park et al. 2025 (MAC): models are trained along with the policy, on the
+real part of each batch, and the penalty is that of the current models.
+"""
+
+import abc
+from typing import Any, ClassVar, Literal, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float, Int, Key
+
+from mac.algorithm import TrainState
+from mac.data.sampler import sample
+from mac.errors import UserError
+from mac.model_based import ModelBasedConfig, WorldModel, model_drift
+from mac.model_free import AbstractModelFree, Goal, Step, one_step
+from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
+from mac.nn.gaussian_policy import GaussianPolicy
+from mac.ops.losses import entropy_loss, sac_loss, sum_losses
+from mac.ops.replay import ReplaySpec
+from mac.types import Batch, Metrics, SampleSpec, Window
+
+Cfg = TypeVar("Cfg", bound="MBPOConfig")
+
+
+class MBPOConfig(ModelBasedConfig):
+    """Hyperparameters of soft actor-critic on imagined steps."""
+
+    penalty: float = 1.0
+    """weight of the uncertainty that imagined rewards are lowered by, β"""
+    real_fraction: float = 0.5
+    """share of each batch that is real, in [0, 1]; the rest is imagined"""
+    model_batch: int = 0
+    """steps of the data that the models are trained on per update; 0 = the real part of the batch"""
+    rollout_starts: int = 50_000
+    """states of the data at which a rollout starts"""
+    rollout_every: int = 1000
+    """updates between rollouts, K"""
+    rollouts_kept: int = 5
+    """newest rollouts that imagined steps are drawn from"""
+    combine: Combine = "min"
+    """how targets aggregate the two target critics"""
+    actor_combine: Combine = "mean"
+    """how the policy's loss aggregates the two critics"""
+    entropy: float = 0.5
+    """entropy that the policy is held at, times minus the number of an action's entries"""
+    entropy_in_target: bool = False
+    """whether targets of the critics have the policy's entropy in them"""
+    penalty_at: Literal["update", "rollout"] = "update"
+    """whether the penalty is that of the current models, or of those at the rollout"""
+    release_initial_buffer: bool = False
+    """a known bug of the authors' code: update 0 fills the whole ring with rollouts of untrained models,
+    whose states it normalises twice"""
+
+    STATIC: ClassVar[tuple[str, ...]] = (*ModelBasedConfig.STATIC, "real_fraction")
+
+    def __check_init__(self):
+        self._require_at_least_0("penalty", "model_batch")
+        self._require("real_fraction", 0 <= self.real_fraction <= 1, "must be in [0, 1]")
+        self._require_positive("rollout_starts", "rollout_every", "rollouts_kept")
+        empty = self.real_rows == 0 and self.model_batch == 0
+        self._require("real_fraction", not empty, "leaves no real step for the models; give --hp.model-batch")
+
+    @property
+    def real_rows(self) -> int:
+        """Real steps in a batch."""
+        return int(self.batch * self.real_fraction)
+
+
+class MBPONets(eqx.Module):
+    """Models, critics, the policy, and the logarithm of the entropy's weight."""
+
+    model: WorldModel
+    q: Critics  # s, g, a -> value
+    actor: GaussianPolicy  # s, g -> distribution of a
+    log_weight: Float[Array, ""]
+
+
+class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
+    """Soft actor-critic on real and imagined steps, less a penalty."""
+
+    def __check_init__(self):
+        if self.cfg.joint_reward and self.env.goal_dim is not None:
+            raise UserError(f"--hp.joint-reward: {self.env.name} has goals instead of rewards; leave it out")
+
+    @abc.abstractmethod
+    def uncertainty(
+        self, nets: MBPONets, target: Critics, step: Step, key: Key[Array, ""]
+    ) -> Float[Array, " B"]:
+        """Uncertainty about imagined steps, in units of the reward."""
+
+    def sample_spec(self, steps: SampleSpec) -> SampleSpec:
+        # As the authors' samplers: single tasks leave out each episode's last two steps.
+        every_row = self.env.goal_dim is not None or self.env.recorded
+        return steps._replace(batch=max(self.cfg.real_rows, self.cfg.model_batch), every_row=every_row)
+
+    def nets(self, key: Key[Array, ""]) -> MBPONets:
+        k_model, k_q, k_actor = jr.split(key, 3)
+        cfg, (*given, action) = self.cfg, self.inputs
+        return MBPONets(
+            model=WorldModel(cfg, self.env, k_model),
+            q=twin_critics(self.inputs, cfg.hidden, key=k_q, style=cfg.critic_style),
+            actor=GaussianPolicy(given, cfg.hidden, action, key=k_actor, style=cfg.actor_style),
+            log_weight=jnp.zeros(()),
+        )
+
+    def target_nets(self, nets: MBPONets) -> Critics:
+        return nets.q
+
+    # 1. Imagine.
+
+    @property
+    def replay(self) -> ReplaySpec | None:
+        cfg = self.cfg
+        if cfg.real_rows == cfg.batch:
+            return None
+        rows, imagined = cfg.rollout_starts * cfg.rollout, cfg.batch - cfg.real_rows
+        return ReplaySpec(rows, cfg.rollouts_kept, cfg.rollout_every, imagined, cfg.release_initial_buffer)
+
+    def imagined_row(self) -> Step:
+        state, action, one = (jnp.zeros(n) for n in (self.env.obs_dim, self.env.action_dim, 1))
+        goal = None if self.env.goal_dim is None else jnp.zeros(self.env.goal_dim)
+        return Step(state, action, one[0], one[0], state, goal, goal)
+
+    def rollout(
+        self, state: TrainState, window: Window, step: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[Step, Int[Array, ""]]:
+        """Steps of rollouts under the policy, which stop, where data record it, after a termination."""
+        k_start, k_steps = jr.split(key)
+        spec = self.sample._replace(batch=self.cfg.rollout_starts)
+        batch, nets = sample(window, spec, k_start), state.nets
+        g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
+
+        def one(carry: tuple[Array, Array], key: Key[Array, ""]) -> tuple[tuple[Array, Array], Any]:
+            s, alive = carry
+            k_action, k_model, k_penalty = jr.split(key, 3)
+            a = nets.actor(s, g).at(jr.normal(k_action, (len(s), self.env.action_dim)))
+            after = nets.model.imagine(s, g, a, k_model)
+            made = Step(s, a, after.reward, after.mask, after.next_obs, g, g_actor)
+            if self.cfg.penalty_at == "rollout":
+                penalty = self.cfg.penalty * self.uncertainty(nets, state.target, made, k_penalty)
+                made = made._replace(reward=made.reward - penalty)
+            goes_on = (after.mask > 0.5) if self.env.recorded else jnp.ones_like(alive)
+            return (after.next_obs, alive & goes_on), (made, alive)
+
+        start = batch.obs, jnp.ones(len(batch.obs), bool)
+        _, (steps, alive) = jax.lax.scan(one, start, jr.split(k_steps, self.cfg.rollout))
+        rows, alive = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps, alive))
+        if self.cfg.release_initial_buffer:
+            rows = rows._replace(**self._normalised_again(rows, window, step))
+        if self.env.recorded:
+            order = jnp.argsort(~alive, stable=True)
+            rows = jax.tree.map(lambda x: x[order], rows)
+        return rows, jnp.sum(alive, dtype=jnp.int32)
+
+    def _normalised_again(self, rows: Step, window: Window, step: Int[Array, ""]) -> dict[str, Array]:
+        """States that are normalised a second time at update 0."""
+        column = window.obs
+        if column.stored.dtype != jnp.float32:
+            raise TypeError("release_initial_buffer needs data that are stored as float32")
+
+        def again(x: Array) -> Array:
+            center, width = (jnp.broadcast_to(part, x.shape) for part in (column.center, column.width))
+            return jnp.where(step == 0, (x - center) / width, x)
+
+        return {"obs": again(rows.obs), "next_obs": again(rows.next_obs)}
+
+    # 2. Learn.
+
+    def loss(
+        self, nets: MBPONets, target: Critics, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        k_penalty, k_next, k_now = jr.split(key, 3)
+        cfg, data = self.cfg, one_step(batch)
+        with jax.named_scope("model"):
+            losses = nets.model.losses(_first(data, cfg.model_batch or cfg.real_rows))
+        step, penalty = self.mixed(sg(nets), target, data, batch.imagined, k_penalty)
+        shape, weight = step.action.shape, jnp.exp(nets.log_weight)
+        with jax.named_scope("critic"):
+            policy = nets.actor(step.next_obs, step.goal)
+            next_action, next_log_prob = policy.sample(jr.normal(k_next, shape))
+            next_q = aggregate(q_values(target, step.next_obs, step.goal, next_action), cfg.combine)
+            if cfg.entropy_in_target:
+                next_q = next_q - weight * next_log_prob
+            backup = step.reward + cfg.discount * step.mask * next_q
+            if step.goal is not None:  # -1 per step until the goal
+                backup = jnp.clip(backup, -1 / (1 - cfg.discount), 0)
+            q = q_values(nets.q, step.obs, step.goal, step.action)
+            losses["critic/loss"] = critic_loss(q, backup)
+        with jax.named_scope("policy"):
+            action, log_prob = nets.actor(step.obs, step.actor_goal).sample(jr.normal(k_now, shape))
+            actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), cfg.actor_combine)
+            losses["policy/sac_loss"] = sac_loss(weight, log_prob, actor_q)
+            losses["policy/entropy_loss"] = entropy_loss(weight, log_prob, -cfg.entropy * shape[-1])
+        logged = {"critic__q_mean": q, "policy__weight": weight, "policy__entropy": -log_prob}
+        if penalty is not None:
+            logged |= {"imagined__penalty": penalty, "imagined__reward": step.reward[cfg.real_rows :]}
+        return sum_losses(losses, **logged)
+
+    def mixed(
+        self, nets: MBPONets, target: Critics, data: Step, imagined: Step | None, key: Key[Array, ""]
+    ) -> tuple[Step, Float[Array, " B"] | None]:
+        """The real part of a batch and the imagined one, less the penalty, which is returned too."""
+        cfg, real = self.cfg, _first(data, self.cfg.real_rows)
+        if self.replay is None:
+            return real, None
+        if imagined is None:
+            raise TypeError("this method needs a batch with imagined steps (`AbstractAlgorithm.replay`)")
+        penalty = self.cfg.penalty * self.uncertainty(nets, target, imagined, key)
+        if cfg.penalty_at == "update":
+            imagined = imagined._replace(reward=imagined.reward - penalty)
+        return jax.tree.map(lambda *x: jnp.concatenate(x), real, imagined), penalty
+
+    # 3. Act.
+
+    def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
+        del key
+        return jnp.tanh(state.nets.actor(obs, goal).mean)
+
+    def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
+        share = jnp.asarray(1 - self.cfg.real_rows / self.cfg.batch)
+        found = model_drift(state.nets.model, window, self.cfg.rollout, key)
+        return found | {"diagnostics/imagined_share": share}
+
+
+def _first(step: Step, count: int) -> Step:
+    """The first steps of several."""
+    return jax.tree.map(lambda x: x[:count], step)

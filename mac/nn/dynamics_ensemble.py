@@ -1,0 +1,124 @@
+"""Ensembles of stochastic dynamics models, whose disagreement and spread tell what the data do not cover."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Key
+
+from mac.nn.mlp import MLP, STANDARD, Style, broadcast_add
+from mac.target_platform import target_platform
+
+LogStd = Literal["bounded", "learned"]
+LOG_STD = (-5.0, 1.0)
+"""Range of bounded logarithms of standard deviations."""
+LOG_VAR = (-10.0, 0.5)
+"""Range of logarithms of variances that learned bounds begin with."""
+
+
+class Gaussians(NamedTuple):
+    """Independent normal entries, as each of E members predicts them."""
+
+    mean: Float[Array, "E *B D"]
+    log_std: Float[Array, "E *B D"]
+
+    def log_prob(self, x: Float[Array, "*B D"]) -> Float[Array, " E *B"]:
+        """Logarithm of each member's density, summed over entries."""
+        wide = jnp.broadcast_to(x, self.mean.shape)
+        entry = -0.5 * jnp.square((wide - self.mean) * jnp.exp(-self.log_std)) - self.log_std
+        return jnp.sum(entry - 0.5 * jnp.log(2 * jnp.pi), axis=-1)
+
+    def spread(self) -> Float[Array, "*B"]:
+        """Largest norm of a member's standard deviations. Source: Yu et al. 2020 (MOPO)."""
+        return jnp.max(jnp.linalg.norm(jnp.exp(self.log_std), axis=-1), axis=0)
+
+    def sample(self, key: Key[Array, ""], *, by_entry: bool = False) -> Float[Array, "*B D"]:
+        """Samples, each of a member of its own, chosen at random.
+
+        Args:
+            by_entry: every entry has a member of its own, as in the released LEQ of MAC's authors.
+        """
+        k_member, k_noise = jr.split(key)
+        shape = self.mean.shape[1:]
+        chosen = shape if by_entry else (*shape[:-1], 1)
+        member = jr.randint(k_member, (1, *chosen), 0, len(self.mean))
+        mean, log_std = (jnp.take_along_axis(x, member, axis=0)[0] for x in self)
+        return mean + jnp.exp(log_std) * jr.normal(k_noise, shape)
+
+
+def map_members(f: Callable[..., Any], *members: Any) -> Any:
+    """Maps `f` over the leading axis of modules, the way that suits the device (`mac.run.segment`)."""
+    if target_platform() == "cpu":
+        return jax.lax.map(lambda each: f(*each), members)
+    return jax.vmap(f)(*members)
+
+
+class DynamicsEnsemble(eqx.Module):
+    """Networks that predict the change of a state, maybe with the reward behind it, as normal densities.
+
+    Members start independently and learn from the same batches.
+
+    Source: Chua et al. 2018 (PETS); Janner et al. 2019 (MBPO).
+    """
+
+    members: MLP  # s, a -> mean of the change, and an unbounded number for its spread; leading axis E
+    bounds: tuple[Float[Array, " D"], Float[Array, " D"]] | None  # learned, of the logarithms of variances
+    obs_dim: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        members: int,
+        *,
+        key: Key[Array, ""],
+        reward: bool = False,
+        log_std: LogStd = "bounded",
+        style: Style = STANDARD,
+    ):
+        """Makes an ensemble.
+
+        Args:
+            members: their number, E.
+            reward: whether the reward is an entry after those of the state.
+            log_std: logarithms of standard deviations in `LOG_STD`; or between bounds that are learned.
+        """
+        width = obs_dim + int(reward)
+
+        def member(key: Key[Array, ""]) -> MLP:
+            return MLP((obs_dim, action_dim), hidden, 2 * width, key=key, style=style)
+
+        self.members = jax.vmap(member)(jr.split(key, members))
+        low, high = (jnp.full(width, bound) for bound in LOG_VAR)
+        self.bounds = (low, high) if log_std == "learned" else None
+        self.obs_dim = obs_dim
+
+    def __call__(self, s: Float[Array, "*B D"], a: Float[Array, "*B A"]) -> Gaussians:
+        """Each member's density of the next state, and of the reward if it is predicted too."""
+        mean, spread = jnp.split(map_members(lambda net: net(s, a), self.members), 2, axis=-1)
+        still = jnp.zeros((*s.shape[:-1], mean.shape[-1] - self.obs_dim))
+        return Gaussians(broadcast_add(mean, jnp.concatenate([s, still], axis=-1)), self._log_std(spread))
+
+    def _log_std(self, spread: Float[Array, "E *B D"]) -> Float[Array, "E *B D"]:
+        if self.bounds is None:
+            low, high = LOG_STD
+            return jax.nn.sigmoid(spread) * (high - low) + low
+        low, high = (jnp.broadcast_to(bound, spread.shape) for bound in self.bounds)
+        log_var = high - jax.nn.softplus(high - spread)
+        return (low + jax.nn.softplus(log_var - low)) / 2
+
+    def loss(
+        self, s: Float[Array, "B D"], a: Float[Array, "B A"], after: Float[Array, "B D"]
+    ) -> Float[Array, ""]:
+        """Mean over members and batch of minus the logarithm of the density, summed over entries.
+
+        Learned bounds are drawn together by a hundredth of their distance.
+        """
+        loss = -jnp.mean(self(s, a).log_prob(after))
+        if self.bounds is not None:
+            loss = loss + 0.01 * jnp.sum(self.bounds[1] - self.bounds[0])
+        return loss
