@@ -1,5 +1,6 @@
 """Estimates the cost of a run before it starts: sizes, memory, time."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from mac.cgroup_limits import cores
 from mac.data.sampler import sample
 from mac.formatting import counted
 from mac.free_memory import Memory, free_memory
+from mac.ops.replay import draw
 from mac.run.cost.flops import Operations, operations, sum_operations
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.run.report.timing import duration
@@ -120,8 +122,13 @@ def make_plan(
     data = jax.eval_shape(window)
 
     def update(window: Window, state: Any, key: Any) -> Any:
+        batch, step = sample(window, algo.sample, key), jnp.zeros((), jnp.int32)
+        if algo.replay:
+            memory = jax.tree.map(lambda x: x[None], state.memory)
+            imagined = draw(memory, step, key, algo.replay.batch, room=algo.replay.rows)
+            batch = dataclasses.replace(batch, imagined=imagined)
         with algo.numerics.matmuls():
-            return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
+            return algo.update(state.without_memory(), batch, step, key)
 
     return CostEstimate(
         params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},

@@ -88,7 +88,7 @@ class SeedsReplay:
 
         The branch depends on the loop's step alone, so that other updates compute no rollout.
         """
-        spec, bare = self.spec, state.without_memory()
+        spec, bare, since = self.spec, state.without_memory(), step - self.spec.first
 
         def roll(number: Int[Array, ""], memory: Replay) -> Replay:
             def one_seed(state: TrainState, key: Key[Array, ""]):
@@ -98,14 +98,15 @@ class SeedsReplay:
                     return swept_algo.rollout(state, self.window, step, k_roll)
 
             rows, count = map_seeds(one_seed, bare, self.keys)
-            slot = (step // spec.every + number) % spec.kept
+            slot = (since // spec.every + number) % spec.kept
             return write(memory, slot, rows, count, room=spec.rows)
 
         def rollouts(memory: Replay) -> Replay:
-            count = jnp.where(step == 0, spec.kept if spec.fill_at_start else 1, 1)
+            count = jnp.where(since == 0, spec.kept if spec.fill_at_start else 1, 1)
             return jax.lax.fori_loop(0, count, roll, memory)
 
-        return jax.lax.cond(step % spec.every == 0, rollouts, lambda memory: memory, state.memory)
+        due = (since >= 0) & (since % spec.every == 0)
+        return jax.lax.cond(due, rollouts, lambda memory: memory, state.memory)
 
     def draw(self, memory: Replay, number: Int[Array, ""], step: Int[Array, ""]) -> Any:
         """Transitions for update `step` of the seed that is `number` of this device."""
