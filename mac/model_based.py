@@ -62,7 +62,7 @@ class Imagined(NamedTuple):
     mask: Float[Array, " B"]
 
 
-def predicted(step: Step, joint_reward: bool) -> Float[Array, "B D"]:
+def predicted(step: Step, joint_reward: bool) -> Float[Array, "B P"]:
     """Returns what the dynamics are to predict: the next state, maybe with the reward behind it."""
     return jnp.concatenate([step.next_obs, step.reward[:, None]], axis=-1) if joint_reward else step.next_obs
 

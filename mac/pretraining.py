@@ -69,7 +69,7 @@ def judge(
     dynamics: DynamicsEnsemble,
     s: Float[Array, "B D"],
     a: Float[Array, "B A"],
-    after: Float[Array, "B D"],
+    after: Float[Array, "B P"],
     step: Int[Array, ""],
     *,
     share: float,

@@ -115,13 +115,13 @@ class DynamicsEnsemble(eqx.Module):
         self,
         s: Float[Array, "B D"],
         a: Float[Array, "B A"],
-        after: Float[Array, "B D"],
+        after: Float[Array, "B P"],
         counts: Float[Array, " B"] | None = None,
     ) -> Float[Array, ""]:
         """Mean over members and batch of minus the logarithm of the density, summed over entries.
 
-        Learned bounds are drawn together by a hundredth of their distance. `counts` is 0 for steps that are
-        left out, else 1.
+        `after` is the next state, with the reward behind it where that is predicted too. `counts` is 0 for
+        steps that are left out, else 1. Learned bounds are drawn together by a hundredth of their distance.
         """
         log_prob = self(s, a).log_prob(after)
         if counts is None:
