@@ -1,6 +1,5 @@
 """Estimates the cost of a run before it starts: sizes, memory, time."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,14 +15,12 @@ from envs_mjx.base import AbstractEnv
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from mac.algorithm import AbstractAlgorithm
 from mac.cgroup_limits import cores
-from mac.data.sampler import sample
 from mac.formatting import counted
 from mac.free_memory import Memory, free_memory
-from mac.ops.replay import draw
 from mac.run.cost.flops import Operations, operations, sum_operations
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.run.report.timing import duration
-from mac.run.segment import ALL, SEED, place, seed_mesh
+from mac.run.segment import ALL, SEED, draw_batch, place, seed_mesh
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
 
 # Measured on two cores of an AMD EPYC with AVX-512; see docs/benchmarks.md for the commands.
@@ -122,13 +119,9 @@ def make_plan(
     data = jax.eval_shape(window)
 
     def update(window: Window, state: Any, key: Any) -> Any:
-        batch, step = sample(window, algo.sample, key), jnp.zeros((), jnp.int32)
-        if algo.replay:
-            memory = jax.tree.map(lambda x: x[None], state.memory)
-            imagined = draw(memory, step, key, algo.replay.batch, room=algo.replay.rows)
-            batch = dataclasses.replace(batch, imagined=imagined)
+        batch = draw_batch(algo, window, state, key)
         with algo.numerics.matmuls():
-            return algo.update(state.without_memory(), batch, step, key)
+            return algo.update(state.without_memory(), batch, jnp.zeros((), jnp.int32), key)
 
     return CostEstimate(
         params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},

@@ -28,7 +28,7 @@ from mac.data.sampler import sample
 from mac.ops.replay import Replay, ReplaySpec, draw, write
 from mac.run.rng_streams import Stream, stream
 from mac.target_platform import target_platform
-from mac.types import Window
+from mac.types import Batch, Window
 
 SEED, ALL = PartitionSpec("seed"), PartitionSpec()
 
@@ -71,6 +71,17 @@ def map_seeds(f: Callable[..., Any], *args: Any) -> Any:
         # XLA on GPU chooses transposed layouts for networks with an axis of length 1.
         return jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], args)))
     return jax.vmap(f)(*args)
+
+
+def draw_batch(algo: AbstractAlgorithm, window: Window, state: TrainState, key: Key[Array, ""]) -> Batch:
+    """A batch for one update of one seed, of the form that `update` gets in the loop."""
+    batch = sample(window, algo.sample, key)
+    if algo.replay is None:
+        return batch
+    memory = jax.tree.map(lambda x: x[None], state.memory)
+    first = jnp.zeros((), jnp.int32)
+    imagined = draw(memory, first, key, algo.replay.batch, room=algo.replay.rows)
+    return dataclasses.replace(batch, imagined=imagined)
 
 
 class SeedsReplay:
