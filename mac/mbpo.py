@@ -232,8 +232,7 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
         batch, nets = sample(window, spec, k_start), self.trusted(state.nets, state.target)
         g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
 
-        def one(carry: tuple[Array, Array], key: Key[Array, ""]) -> tuple[tuple[Array, Array], Any]:
-            s, alive = carry
+        def one(s: Array, key: Key[Array, ""]) -> tuple[Array, Step]:
             k_action, k_model, k_penalty = jr.split(key, 3)
             a = nets.actor(s, g).at(jr.normal(k_action, (len(s), self.env.action_dim)))
             after = nets.model.imagine(s, g, a, k_model)
@@ -243,18 +242,17 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
             if self.cfg.penalty_at == "rollout":
                 penalty = self.cfg.penalty * self.uncertainty(nets, state.target.q, made, k_penalty)
                 made = made._replace(reward=made.reward - penalty)
-            goes_on = (after.mask > 0.5) if self.env.recorded else jnp.ones_like(alive)
-            return (after.next_obs, alive & goes_on), (made, alive)
+            return after.next_obs, made
 
-        start = batch.obs, jnp.ones(len(batch.obs), bool)
-        _, (steps, alive) = jax.lax.scan(one, start, jr.split(k_steps, self.cfg.rollout))
-        rows, alive = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps, alive))
+        _, steps = jax.lax.scan(one, batch.obs, jr.split(k_steps, self.cfg.rollout))
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
         if self.cfg.release_initial_buffer:
             rows = rows._replace(**self._normalised_again(rows, window, step))
-        if self.env.recorded:
-            order = jnp.argsort(~alive, stable=True)
-            rows = jax.tree.map(lambda x: x[order], rows)
-        return rows, jnp.sum(alive, dtype=jnp.int32)
+        if not self.env.recorded:
+            return rows, jnp.asarray(len(rows.mask), jnp.int32)
+        ended = jnp.cumsum(steps.mask <= 0.5, axis=0) - (steps.mask <= 0.5) > 0  # in an earlier step
+        order = jnp.argsort(ended.reshape(-1), stable=True)
+        return jax.tree.map(lambda x: x[order], rows), jnp.sum(~ended, dtype=jnp.int32)
 
     def _terminal(self, obs: Float[Array, "B D"], window: Window) -> Float[Array, " B"]:
         """1 in states that the environment's rule calls terminal, else 0."""

@@ -16,6 +16,7 @@ from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.nn.dynamics_ensemble import DynamicsEnsemble
 from mac.pretraining import EPOCH, ModelRecord, fresh_record, held_out, judge
+from mac.run import segment as loop
 from tests.helpers.algorithm_cases import make
 from tests.helpers.toy_env import FALL_SPEC, SPEC, falling_window, window
 
@@ -184,6 +185,29 @@ def test_imagined_steps_terminate_by_the_rule_in_the_datas_units():
     followed = {tuple(x) for x in np.asarray(rows.next_obs)[np.asarray(rows.mask) == 0]}
     valid = np.asarray(rows.obs)[: int(count)]
     assert 64 < int(count) < 192 and not any(tuple(x) in followed for x in valid[64:])
+
+
+def test_loop_trains_where_data_record_terminations():
+    """Models first, then the policy with rollouts that stop: in the loop, where seeds are mapped."""
+    sizes = {
+        "rollout": 2,
+        "members": 2,
+        "hidden": (4,),
+        "batch": 8,
+        "termination": "rule",
+        "joint_reward": True,
+    }
+    algo: Any = MOPO(MOPOConfig(**SIZES | sizes), FALL_SPEC._replace(terminal=beyond_a_half))
+    mesh = loop.seed_mesh(1)
+    keys = loop.place(mesh, loop.seed_keys(0, 1), loop.SEED)
+    data = loop.place(mesh, falling_window(1), loop.ALL)
+    steps = loop.place(mesh, np.arange(5, dtype=np.int32), loop.ALL)
+    state, metrics = loop.segment(algo, mesh, data, keys, steps, loop.init(algo, mesh, keys))
+    chex.assert_tree_all_finite((state, metrics))
+    count = np.asarray(state.memory.count)
+    assert ((count >= 8) & (count <= 16)).all()  # rollouts of updates 2 and 4
+    loss = np.asarray(metrics["model/dynamics_loss"])[:, 0]
+    assert (loss[:2] != 0).all() and (loss[2:] == 0).all()
 
 
 def test_a_rule_needs_an_environment_that_has_one():
