@@ -250,7 +250,8 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
             rows = rows._replace(**self._normalised_again(rows, window, step))
         if not self.env.recorded:
             return rows, jnp.asarray(len(rows.mask), jnp.int32)
-        ended = jnp.cumsum(steps.mask <= 0.5, axis=0) - (steps.mask <= 0.5) > 0  # in an earlier step
+        ends = (steps.mask <= 0.5).astype(jnp.int32)
+        ended = jnp.cumsum(ends, axis=0) > ends  # in an earlier step
         order = jnp.argsort(ended.reshape(-1), stable=True)
         return jax.tree.map(lambda x: x[order], rows), jnp.sum(~ended, dtype=jnp.int32)
 
