@@ -112,10 +112,11 @@ class DynamicsEnsemble(eqx.Module):
         return (low + jax.nn.softplus(log_var - low)) / 2
 
     def loss(
-        self, s: Float[Array, "B D"], a: Float[Array, "B A"], after: Float[Array, "B D"]
+        self, s: Float[Array, "B D"], a: Float[Array, "B A"], after: Float[Array, "B W"]
     ) -> Float[Array, ""]:
         """Mean over members and batch of minus the logarithm of the density, summed over entries.
 
+        `after` is the next state, followed by the reward if it is predicted too.
         Learned bounds are drawn together by a hundredth of their distance.
         """
         loss = -jnp.mean(self(s, a).log_prob(after))

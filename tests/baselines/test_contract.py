@@ -16,9 +16,10 @@ from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed
 
 K = 150
-UPDATES = {"cql": 400, "fql": 250, "idql": 300}
+UPDATES = {"cql": 400, "fql": 250, "idql": 300, "mopo": 330, "mobile": 330}
 """Updates per segment, where they are not `K`."""
-OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}}
+IMAGINED = {"rollout_starts": 64, "rollout_every": 50, "penalty": 0.1}
+OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}, "mopo": IMAGINED, "mobile": IMAGINED}
 leaves = jax.tree.leaves
 
 
