@@ -111,7 +111,8 @@ def test_a_members_gradient_is_that_of_the_member_alone():
     model, (s, a, after) = perturb(ensemble(), 1), steps()
     for e in range(E):
         own = jax.grad(lambda m, e=e: -jnp.mean(m(s, a).log_prob(after)[e]))(model)
-        alone = eqx.tree_at(lambda m: m.members, model, jax.tree.map(lambda x, e=e: x[e : e + 1], model.members))
+        member = jax.tree.map(lambda x, e=e: x[e : e + 1], model.members)
+        alone = eqx.tree_at(lambda m: m.members, model, member)
         want = jax.grad(lambda m: m.loss(s, a, after))(alone)
         for got, x in zip(jax.tree.leaves(own.members), jax.tree.leaves(want.members), strict=True):
             np.testing.assert_allclose(got[e], x[0], rtol=1e-5, atol=1e-7)

@@ -82,7 +82,7 @@ def test_draws_are_uniform_over_valid_transitions_of_the_own_ring(counts: list[t
         found, times = np.unique(np.asarray(rows["reward"]), return_counts=True)
         valid = sorted(names(ring, seed))
         assert list(found) == valid and VOID not in found
-        np.testing.assert_array_equal(np.asarray(rows["state"]), np.stack([rows["reward"], -rows["reward"]], -1))
+        np.testing.assert_array_equal(rows["state"], np.stack([rows["reward"], -rows["reward"]], -1))
         share = 1 / len(valid)
         assert np.abs(times - draws * share).max() <= 4 * np.sqrt(draws * share * (1 - share)) + 1e-9
 
