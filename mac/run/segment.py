@@ -86,7 +86,8 @@ class SeedsReplay:
     def refill(self, state: TrainState, step: Int[Array, ""]) -> Replay:
         """The memories at update `step`, of all seeds: as they are, or with rollouts where these are due.
 
-        The branch depends on the loop's step alone, so that other updates compute no rollout.
+        Rollouts are iterations of a loop whose number depends on the step alone, so that other updates
+        compute none. A conditional would copy the memories in every update on GPUs.
         """
         spec, bare = self.spec, state.without_memory()
 
@@ -101,11 +102,9 @@ class SeedsReplay:
             slot = (step // spec.every + number) % spec.kept
             return write(memory, slot, rows, count, room=spec.rows)
 
-        def rollouts(memory: Replay) -> Replay:
-            count = jnp.where(step == 0, spec.kept if spec.fill_at_start else 1, 1)
-            return jax.lax.fori_loop(0, count, roll, memory)
-
-        return jax.lax.cond(step % spec.every == 0, rollouts, lambda memory: memory, state.memory)
+        at_once = jnp.where(step == 0, spec.kept, 1) if spec.fill_at_start else 1
+        count = jnp.where(step % spec.every == 0, at_once, 0)
+        return jax.lax.fori_loop(0, count, roll, state.memory)
 
     def draw(self, memory: Replay, number: Int[Array, ""], step: Int[Array, ""]) -> Any:
         """Transitions for update `step` of the seed that is `number` of this device."""

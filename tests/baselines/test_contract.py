@@ -16,9 +16,9 @@ from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed
 
 K = 150
-UPDATES = {"cql": 400, "fql": 250, "idql": 300, "mopo": 330, "mobile": 330}
+UPDATES = {"cql": 400, "fql": 250, "idql": 300, "mopo": 800, "mobile": 800}
 """Updates per segment, where they are not `K`."""
-IMAGINED = {"rollout_starts": 64, "rollout_every": 50, "penalty": 0.1}
+IMAGINED = {"rollout": 1, "rollout_starts": 64, "rollout_every": 50, "model_hidden": (64, 64), "entropy": 2.0}
 OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}, "mopo": IMAGINED, "mobile": IMAGINED}
 leaves = jax.tree.leaves
 

@@ -47,14 +47,14 @@ OPTIONS |= {
     ),
     "fmpc as released": ("fmpc", "reward", {"policy_chunk": 1, "release_return_to_go": True}),
     "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
-    "mopo with goals": ("mopo", "goals", {"penalty": 0.1, "real_fraction": 0.25, "model_batch": 5}),
+    "mopo with few real steps": ("mopo", "goals", {"penalty": 0.1, "real_fraction": 0.25, "model_batch": 5}),
     "mopo as published on D4RL": (
         "mopo",
         "reward",
         {"joint_reward": True, "model_std": "learned", "entropy_in_target": True, "actor_combine": "min"},
     ),
     "mopo penalised at the rollout": ("mopo", "reward", {"penalty_at": "rollout", "combine": "mean"}),
-    "mobile with goals": ("mobile", "goals", {}),
+    "mobile without goals": ("mobile", "reward", {}),
     "mobile as published": (
         "mobile",
         "reward",
@@ -62,7 +62,7 @@ OPTIONS |= {
     ),
 }
 QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals"} | (
-    {"mopo with goals", "mobile as published"} | (algorithms().keys() - REGISTRY.keys())
+    {"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys())
 )
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}
 """Algorithms whose losses are written out in NumPy too."""
