@@ -128,7 +128,7 @@ def imagining(**changes: Any) -> AbstractAlgorithm:
     return REGISTRY["mopo"].algorithm(REGISTRY["mopo"].config(**sizes | changes), SPEC, 100)
 
 
-def test_imagined_replay_is_counted_once_and_has_a_line_of_its_own():
+def test_imagined_replay_is_counted_once_in_its_own_line():
     plan, without = (
         cost_estimate.make_plan(imagining(**change), SPEC, rows=1000, seeds=3)
         for change in ({}, {"rollouts_kept": 1})

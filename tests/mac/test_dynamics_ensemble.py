@@ -157,7 +157,7 @@ def distant(rows: int, width: int = 2) -> Gaussians:
     return Gaussians(mean, jnp.full(mean.shape, -12.0))
 
 
-def test_each_row_comes_from_one_member_all_of_them_equally_often():
+def test_each_row_comes_from_one_member_all_equally_often():
     rows = 20_000
     x = np.asarray(distant(rows).sample(jr.key(0)))
     member = np.rint(x)

@@ -132,7 +132,7 @@ def ending(algo: AbstractMBPO[Any], bias: float) -> tuple[Step, int, Any]:
     return jax.tree.map(wide, rows), int(count), nets
 
 
-def test_rollouts_stop_after_a_termination_where_data_record_it():
+def test_rollouts_stop_after_a_recorded_termination():
     algo = make("terminations", rollout_starts=40)
     rows, count, nets = ending(algo, 0.0)
     assert 40 < count < 40 * HORIZON

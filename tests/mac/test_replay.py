@@ -74,7 +74,7 @@ def test_new_rollout_leaves_the_other_slots_alone():
 
 
 @pytest.mark.parametrize("counts", [[(5, 2)], [(3, 1), (0, 5), (2, 0)], [(1, 5), (0, 1), (2, 2), (0, 3)]])
-def test_draws_are_uniform_over_valid_transitions_of_the_own_ring(counts: list[tuple[int, ...]]):
+def test_draws_are_uniform_over_valid_rows_of_the_own_ring(counts: list[tuple[int, ...]]):
     """In slots that are partly filled, empty, or were filled before; 4 standard deviations at most."""
     ring, draws = filled(counts), 20_000
     for seed in range(SEEDS):

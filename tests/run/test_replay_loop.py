@@ -100,7 +100,7 @@ def no_calls() -> None:
 
 
 @pytest.mark.parametrize("spans", [((0, 7),), ((0, 2), (2, 3), (3, 7))])
-def test_rollouts_run_when_they_are_due_and_in_no_other_update(spans: tuple[tuple[int, int], ...]):
+def test_rollouts_run_when_due_and_in_no_other_update(spans: tuple[tuple[int, int], ...]):
     run(Imagining(), *spans)
     assert sorted(calls) == sorted([0, 3, 6] * SEEDS)
 
@@ -142,7 +142,7 @@ def valid(memory: Replay, seed: int, spec: ReplaySpec) -> np.ndarray:
     return np.concatenate([slot[:n] for slot, n in zip(draws, count, strict=True)])
 
 
-def test_ring_and_draws_are_those_of_separate_calls_with_the_same_keys():
+def test_ring_and_draws_are_those_of_separate_calls():
     algo, updates = Imagining(), 11
     state, log = run(algo, (0, 5), (5, updates), seed=3)
     for seed in range(SEEDS):
