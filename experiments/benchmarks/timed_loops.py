@@ -18,7 +18,7 @@ from jaxtyping import Array, Int, Key
 
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.benchmarks.numpy_sampler import HostData
-from experiments.launch.cost_estimate import product_chain
+from experiments.launch.cost_estimate import product_chain, update_of
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.window import index_episodes, make_column, sum_to_go
 from mac.run import segment as loop
@@ -103,14 +103,9 @@ def random_window(spec: EnvSpec, rows: int, chunk: int, seed: int = 0) -> Window
 
 
 def update_flops(algo: AbstractAlgorithm, window: Window) -> int:
-    """Returns the operations of all matmuls in one update of one seed."""
-
-    def update(window: Window, state: TrainState, key: Key[Array, ""]) -> Any:
-        batch = loop.draw_batch(algo, window, state, key)
-        return algo.update(state.without_memory(), batch, jnp.zeros((), jnp.int32), key)
-
+    """Returns the operations of all matmuls in one update of one seed, without rollouts."""
     key = jax.eval_shape(lambda: jr.key(0))
-    return matmul_flops(update, window, jax.eval_shape(algo.init, key), key)
+    return matmul_flops(update_of(algo), window, jax.eval_shape(algo.init, key), key)
 
 
 def _updates(work: Work) -> list[int]:

@@ -1,5 +1,6 @@
 """Estimates the cost of a run before it starts: sizes, memory, time."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,14 +14,16 @@ from jaxtyping import Array
 
 from envs_mjx.base import AbstractEnv
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
-from mac.algorithm import AbstractAlgorithm
+from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.cgroup_limits import cores
+from mac.data.sampler import sample
 from mac.formatting import counted
 from mac.free_memory import Memory, free_memory
+from mac.ops.replay import ReplaySpec, draw
 from mac.run.cost.flops import Operations, operations, sum_operations
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.run.report.timing import duration
-from mac.run.segment import ALL, SEED, draw_batch, place, seed_mesh
+from mac.run.segment import ALL, SEED, place, seed_mesh
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
 
 # Measured on two cores of an AMD EPYC with AVX-512; see docs/benchmarks.md for the commands.
@@ -35,8 +38,10 @@ class CostEstimate(NamedTuple):
 
     Attributes:
         params: numbers in each network, of one seed.
-        parts: operations of one update of one seed, by the algorithm's named scopes.
+        parts: operations of one update of one seed, by the algorithm's named scopes; `rollouts` is its share
+            of those that fill the imagined replay.
         state_bytes: networks, targets and optimiser.
+        replay_bytes: imagined transitions (`AbstractAlgorithm.replay`).
         window_bytes: the dataset, or as much of it as is held at a time.
         args: abstract arguments of `update`, the function that one update of one seed is.
     """
@@ -44,6 +49,7 @@ class CostEstimate(NamedTuple):
     params: dict[str, int]
     parts: dict[str, Operations]
     state_bytes: int
+    replay_bytes: int
     window_bytes: int
     update: Callable[..., Any]
     args: tuple[Any, ...]
@@ -70,6 +76,7 @@ class TrainingMemory(NamedTuple):
         state: networks, targets and optimiser, of all seeds.
         scratch: temporary memory of one seed's update.
         seeds: how many there are.
+        replay: imagined transitions, of all seeds.
         devices: accelerators among which the seeds are shared out; a CPU is one.
         together: how many seeds are updated at a time, on all devices.
     """
@@ -80,11 +87,13 @@ class TrainingMemory(NamedTuple):
     seeds: int
     devices: int
     together: int
+    replay: int = 0
 
     @property
     def peak(self) -> int:
         """The most that one device holds."""
-        return self.data + -(-(self.state + self.together * self.scratch) // self.devices)
+        own = self.state + self.replay + self.together * self.scratch
+        return self.data + -(-own // self.devices)
 
 
 def make_plan(
@@ -118,21 +127,42 @@ def make_plan(
 
     data = jax.eval_shape(window)
 
-    def update(window: Window, state: Any, key: Any) -> Any:
-        batch = draw_batch(algo, window, state, key)
-        with algo.numerics.matmuls():
-            return algo.update(state.without_memory(), batch, jnp.zeros((), jnp.int32), key)
-
+    update = update_of(algo)
     return CostEstimate(
         params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},
-        parts=operations(update, data, state, key),
-        state_bytes=seeds * _bytes(state),
+        parts=operations(update, data, state, key) | _rollouts(algo, data, state, key),
+        state_bytes=seeds * _bytes(state.without_memory()),
+        replay_bytes=seeds * _bytes(state.memory),
         # Each device has its own, except that those of a CPU read the same rows.
         window_bytes=held * _bytes(data),
         update=update,
         args=(data, state, key),
         seeds=seeds,
     )
+
+
+def update_of(algo: AbstractAlgorithm) -> Callable[[Window, TrainState, Array], Any]:
+    """One update of one seed with everything but rollouts: of a window, a state and a key."""
+
+    def update(window: Window, state: TrainState, key: Array) -> Any:
+        batch = sample(window, algo.sample, key)
+        if spec := algo.replay:
+            rings, first = jax.tree.map(lambda x: x[None], state.memory), jnp.zeros((), jnp.int32)
+            drawn = draw(rings, first, key, spec.batch, room=spec.rows)
+            batch = dataclasses.replace(batch, imagined=drawn)
+        with algo.numerics.matmuls():
+            return algo.update(state.without_memory(), batch, jnp.zeros((), jnp.int32), key)
+
+    return update
+
+
+def _rollouts(algo: AbstractAlgorithm, window: Any, state: Any, key: Any) -> dict[str, Operations]:
+    """An update's share of the operations that fill the imagined replay."""
+    if not (spec := algo.replay):
+        return {}
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    whole = sum_operations(operations(algo.rollout, state.without_memory(), window, step, key))
+    return {"rollouts": Operations(*(count // spec.every for count in whole))}
 
 
 def compile_update(plan: CostEstimate) -> Compiled:
@@ -148,6 +178,7 @@ def memory_of(plan: CostEstimate, scratch: int) -> TrainingMemory:
     return TrainingMemory(
         data=plan.window_bytes,
         state=plan.state_bytes,
+        replay=plan.replay_bytes,
         scratch=scratch,
         seeds=plan.seeds,
         devices=1 if on_cpu else devices,
@@ -219,7 +250,7 @@ def cost_lines(plan: CostEstimate, algo: AbstractAlgorithm, spec: EnvSpec, rows:
         f"data {rows:,} x {spec.obs_dim + spec.action_dim}",
         f"parameters   {sum(plan.params.values()):,} per seed ({params})",
         *work_lines(plan.parts, compiled.traffic),
-        *memory_lines(memory_of(plan, compiled.scratch), free_memory()),
+        *memory_lines(memory_of(plan, compiled.scratch), free_memory(), algo.replay),
     ]
 
 
@@ -269,8 +300,12 @@ def work_lines(parts: dict[str, Operations], traffic: int) -> list[str]:
     return lines
 
 
-def memory_lines(need: TrainingMemory, free: Memory) -> list[str]:
-    """Describes the memory that training takes, here and on an accelerator, and if it suffices."""
+def memory_lines(need: TrainingMemory, free: Memory, replay: ReplaySpec | None = None) -> list[str]:
+    """Describes the memory that training takes, here and on an accelerator, and if it suffices.
+
+    Args:
+        replay: sizes of the imagined replay, if there is one.
+    """
     where = "in all" if need.devices == 1 else f"on each of {need.devices} devices"
     lines = [
         f"memory       {mega(need.peak)} {where}{_verdict(need.peak, free.device)}",
@@ -278,6 +313,9 @@ def memory_lines(need: TrainingMemory, free: Memory) -> list[str]:
         f"  networks     {mega(need.state):>10}  of {need.seeds} seeds, with targets and optimiser",
         f"  scratch      {mega(need.together * need.scratch):>10}  of {need.together} at a time",
     ]
+    if replay:
+        each = f"{replay.capacity:,} imagined transitions of each seed"
+        lines.insert(3, f"  replay       {mega(need.replay):>10}  {each}")
     if free.shared:
         alone = need._replace(devices=1, together=need.seeds)
         lines.append(f"  one accelerator, which updates all seeds at a time, takes about {mega(alone.peak)}")

@@ -35,7 +35,7 @@ class ReplaySpec(NamedTuple):
 
 
 class Replay(eqx.Module):
-    """The ring: slots of equal room, one for each rollout.
+    """The ring: slots of equal room, one for each rollout; or S rings, along a leading axis of every array.
 
     Attributes:
         rows: arrays of transitions, leading axis `ReplaySpec.capacity`, slot after slot.
@@ -43,7 +43,7 @@ class Replay(eqx.Module):
     """
 
     rows: Any
-    count: Int[Array, " kept"]
+    count: Int[Array, "*S kept"]
 
 
 def empty_replay(spec: ReplaySpec, row: Any) -> Replay:

@@ -28,7 +28,7 @@ from mac.data.sampler import sample
 from mac.ops.replay import Replay, ReplaySpec, draw, write
 from mac.run.rng_streams import Stream, stream
 from mac.target_platform import target_platform
-from mac.types import Batch, Window
+from mac.types import Window
 
 SEED, ALL = PartitionSpec("seed"), PartitionSpec()
 
@@ -73,17 +73,6 @@ def map_seeds(f: Callable[..., Any], *args: Any) -> Any:
     return jax.vmap(f)(*args)
 
 
-def draw_batch(algo: AbstractAlgorithm, window: Window, state: TrainState, key: Key[Array, ""]) -> Batch:
-    """A batch for one update of one seed, of the form that `update` gets in the loop."""
-    batch = sample(window, algo.sample, key)
-    if algo.replay is None:
-        return batch
-    memory = jax.tree.map(lambda x: x[None], state.memory)
-    first = jnp.zeros((), jnp.int32)
-    imagined = draw(memory, first, key, algo.replay.batch, room=algo.replay.rows)
-    return dataclasses.replace(batch, imagined=imagined)
-
-
 class SeedsReplay:
     """Memories of imagined transitions of the seeds on one device, as the loop fills and reads them."""
 
@@ -97,7 +86,8 @@ class SeedsReplay:
     def refill(self, state: TrainState, step: Int[Array, ""]) -> Replay:
         """The memories at update `step`, of all seeds: as they are, or with rollouts where these are due.
 
-        The branch depends on the loop's step alone, so that other updates compute no rollout.
+        Rollouts are iterations of a loop whose number depends on the step alone, so that other updates
+        compute none. A conditional would copy the memories in every update on GPUs.
         """
         spec, bare, since = self.spec, state.without_memory(), step - self.spec.first
 
@@ -112,12 +102,9 @@ class SeedsReplay:
             slot = (since // spec.every + number) % spec.kept
             return write(memory, slot, rows, count, room=spec.rows)
 
-        def rollouts(memory: Replay) -> Replay:
-            count = jnp.where(since == 0, spec.kept if spec.fill_at_start else 1, 1)
-            return jax.lax.fori_loop(0, count, roll, memory)
-
+        at_once = jnp.where(since == 0, spec.kept, 1) if spec.fill_at_start else 1
         due = (since >= 0) & (since % spec.every == 0)
-        return jax.lax.cond(due, rollouts, lambda memory: memory, state.memory)
+        return jax.lax.fori_loop(0, jnp.where(due, at_once, 0), roll, state.memory)
 
     def draw(self, memory: Replay, number: Int[Array, ""], step: Int[Array, ""]) -> Any:
         """Transitions for update `step` of the seed that is `number` of this device."""

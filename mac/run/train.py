@@ -281,7 +281,7 @@ class _Loop:
 
     def _evaluate(self, state: TrainState) -> None:
         self._flush()
-        job, step = self.job, self.outcome.step
+        job, step, state = self.job, self.outcome.step, state.without_memory()
         keys = evaluation_keys(jnp.asarray(self.numbers), step)
         with self._timed("evaluate"), self.progress.phase("evaluating"):
             found = self._diagnose(state, keys)

@@ -12,6 +12,7 @@ import pytest
 import baselines
 from baselines import REGISTRY, algorithms, register_algorithm
 from tests.helpers.algorithm_cases import (
+    LOSSES,
     LR,
     METRICS,
     TAU,
@@ -25,7 +26,6 @@ from tests.helpers.algorithm_cases import (
 from tests.helpers.mac_cases import assert_first_step_of_adam, assert_followed, leaves, slopes_of
 from tests.helpers.numpy_ablations import KINDS
 from tests.helpers.numpy_acting import act, expect
-from tests.helpers.numpy_baselines import LOSSES
 from tests.helpers.numpy_mac import double
 
 OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -47,9 +47,22 @@ OPTIONS |= {
     ),
     "fmpc as released": ("fmpc", "reward", {"policy_chunk": 1, "release_return_to_go": True}),
     "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
+    "mopo with few real steps": ("mopo", "goals", {"penalty": 0.1, "real_fraction": 0.25, "model_batch": 5}),
+    "mopo as published on D4RL": (
+        "mopo",
+        "reward",
+        {"joint_reward": True, "model_std": "learned", "entropy_in_target": True, "actor_combine": "min"},
+    ),
+    "mopo penalised at the rollout": ("mopo", "reward", {"penalty_at": "rollout", "combine": "mean"}),
+    "mobile without goals": ("mobile", "reward", {}),
+    "mobile as published": (
+        "mobile",
+        "reward",
+        {"penalty_combine": "min", "unbiased_std": True, "joint_reward": True, "model_std": "learned"},
+    ),
 }
 QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals"} | (
-    algorithms().keys() - REGISTRY.keys()
+    {"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys())
 )
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}
 """Algorithms whose losses are written out in NumPy too."""

@@ -1,5 +1,7 @@
 """Tests of `--dry-run`: sizes of the paper's runs against hand calculation, memory, and messages."""
 
+from typing import Any
+
 import jax
 import pytest
 
@@ -117,3 +119,35 @@ def test_fewer_rows_than_the_paper_has_with_goals_are_noted(
     else:
         assert said is not None and f"{rows:,}" in said and "100,000,000" in said and note in said
         assert "\n" not in said
+
+
+def imagining(**changes: Any) -> AbstractAlgorithm:
+    """MOPO for the point at sizes of which the products are easily counted by hand."""
+    sizes: dict[str, Any] = {"batch": 8, "hidden": (16,), "members": 3, "rollout": 4}
+    sizes |= {"rollout_starts": 10, "rollout_every": 5, "rollouts_kept": 6}
+    return REGISTRY["mopo"].algorithm(REGISTRY["mopo"].config(**sizes | changes), SPEC, 100)
+
+
+def test_imagined_replay_is_counted_once_in_its_own_line():
+    plan, without = (
+        cost_estimate.make_plan(imagining(**change), SPEC, rows=1000, seeds=3)
+        for change in ({}, {"rollouts_kept": 1})
+    )
+    # Two states and an action of 2 numbers each, a reward and a mask, of 4 bytes; and the counts of 6 slots.
+    assert plan.replay_bytes == 3 * (6 * 40 * 8 * 4 + 6 * 4)
+    assert plan.state_bytes == without.state_bytes
+    need = cost_estimate.memory_of(plan, scratch=0)
+    assert need.peak == need.data + plan.state_bytes + plan.replay_bytes
+    said = cost_estimate.memory_lines(need, Memory(None, None, shared=False), imagining().replay)
+    assert said[3].split()[:3] == ["replay", "0", "MB"] and "240 imagined transitions of each seed" in said[3]
+    assert len(cost_estimate.memory_lines(NEED, Memory(None, None, shared=False))) == len(said) - 1
+
+
+def test_rollouts_are_spread_over_the_updates_between_them():
+    # A step of a rollout: the policy, three models, their reward and termination, each of 16 hidden units.
+    policy = 2 * 16 + 16 * 2 * 2
+    models = 3 * (4 * 16 + 16 * 4) + 2 * (4 * 16 + 16)
+    for every in (5, 10):
+        parts = cost_estimate.make_plan(imagining(rollout_every=every), SPEC, rows=1000, seeds=1).parts
+        assert parts["rollouts"].matmuls == 2 * 10 * 4 * (policy + models) // every
+    assert "rollouts" not in cost_estimate.make_plan(imagining(real_fraction=1.0), SPEC, 1000, 1).parts

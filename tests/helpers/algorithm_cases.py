@@ -17,14 +17,18 @@ from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.types import Batch
 from tests.helpers.numpy_ablations import MODES
-from tests.helpers.numpy_baselines import LOSSES, data
+from tests.helpers.numpy_baselines import LOSSES as MODEL_FREE
+from tests.helpers.numpy_baselines import data
 from tests.helpers.numpy_mac import double, perturb
+from tests.helpers.numpy_model_based import MODEL_BASED
 from tests.helpers.toy_env import window
 
+LOSSES = MODEL_FREE | MODEL_BASED
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
-GOALS_TOO = ("gciql", "mac_fql")
+GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
 """Tested with goals, though they can do without."""
+IMAGINED = {"rollout": 2, "members": 3, "rollout_starts": 6, "rollout_every": 3, "rollouts_kept": 2}
 SIZES: dict[str, dict[str, Any]] = {
     "mac": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4, "flow_steps": 3},
     "mac_gaussian": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4},
@@ -39,14 +43,17 @@ SIZES: dict[str, dict[str, Any]] = {
     "sharsa": {"n_step": 4, "candidates": 4, "flow_steps": 4},
     "fmpc": {"chunk": 3, "policy_chunk": 2, "candidates": 4, "flow_steps": 3},
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
+    "mopo": IMAGINED,
+    "mobile": IMAGINED | {"samples": 4},
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
+WORLD = ("dynamics", "reward", "success", "termination")
 METRICS = {
     "v": ("value/loss",),
     "q": ("critic/loss", "critic/gap_loss"),
     "actor": (*POLICY, "policy/flow_loss"),
     "flow": ("policy/flow_loss",),
-    "model": ("model/flow_loss",),
+    "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD)),
     "policy": ("policy/distil_loss", "policy/q_loss"),
     "high": ("policy/high_loss",),
     "low": ("policy/low_loss",),
@@ -125,14 +132,26 @@ class Case:
             )
 
 
+def imagined_steps(algo: Any) -> Any:
+    """Transitions of the form of an algorithm's memory, as many as a batch holds; masks are 0 or 1."""
+    rng, count = np.random.default_rng(6), algo.replay.batch
+    rows = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=(count, *x.shape)), jnp.float32), algo.imagined_row()
+    )
+    action, mask = jnp.tanh(rows.action), (rows.mask > -0.5).astype(jnp.float32)
+    return rows._replace(action=action, mask=mask)
+
+
 def make_case(name: str, mode: str, **changes: Any) -> Case:
     algo: Any = make(name, mode, **{"lr": LR, "tau_ema": TAU} | changes)
-    state = jax.jit(algo.init)(jr.key(0))
+    state = jax.jit(algo.init)(jr.key(0)).without_memory()
     state = dataclasses.replace(state, nets=perturb(state.nets, 1), target=perturb(state.target, 4))
     batch = jax.jit(sample, static_argnums=1)(window(algo.sample.chunk), algo.sample, jr.key(2))
     if batch.rewards is not None:  # other than -1 and 0
         rewards = np.random.default_rng(3).normal(size=batch.rewards.shape)
         batch = dataclasses.replace(batch, rewards=jnp.asarray(rewards, jnp.float32))
+    if algo.replay:
+        batch = dataclasses.replace(batch, imagined=imagined_steps(algo))
     # The second update, which is the first of ReBRAC's policy.
     after, metrics = jax.jit(algo.update)(state, batch, jnp.ones((), jnp.int32), jr.key(5))
     return Case(name, algo, state, batch, jr.key(5), metrics, first_gradients(after.opt_state), after)

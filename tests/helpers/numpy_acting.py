@@ -70,7 +70,7 @@ def act(name: str, nets: Any, target: Any, s: np.ndarray, g: Any, cfg: Any, key:
         blocks = follow(nets.model, (s, chunks), noise, cfg.flow_steps)
         score = value(nets.q, blocks, g, chunks)
         a = np.stack([chunks[score[:, i].argmax(), i, :2] for i in range(len(s))])
-    elif name in ("nsac_bc", "cql"):
+    elif name in ("nsac_bc", "cql", "mopo", "mobile"):
         a = np.tanh(gaussian(nets.actor, s, g)[0])
     elif name == "iql":
         a = net(nets.actor.mean, s, g)
