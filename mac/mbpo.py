@@ -21,8 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState
 from mac.data.sampler import sample
-from mac.errors import UserError
-from mac.model_based import ModelBasedConfig, WorldModel, model_drift
+from mac.model_based import ModelBasedConfig, WorldModel, model_drift, require_rewards
 from mac.model_free import AbstractModelFree, Goal, Step, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
@@ -90,8 +89,7 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
     """Soft actor-critic on real and imagined steps, less a penalty."""
 
     def __check_init__(self):
-        if self.cfg.joint_reward and self.env.goal_dim is not None:
-            raise UserError(f"--hp.joint-reward: {self.env.name} has goals instead of rewards; leave it out")
+        require_rewards(self.cfg, self.env)
 
     @abc.abstractmethod
     def uncertainty(
