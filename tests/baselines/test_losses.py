@@ -12,6 +12,7 @@ import pytest
 import baselines
 from baselines import REGISTRY, algorithms, register_algorithm
 from tests.helpers.algorithm_cases import (
+    LOSSES,
     LR,
     METRICS,
     TAU,
@@ -25,7 +26,6 @@ from tests.helpers.algorithm_cases import (
 from tests.helpers.mac_cases import assert_first_step_of_adam, assert_followed, leaves, slopes_of
 from tests.helpers.numpy_ablations import KINDS
 from tests.helpers.numpy_acting import act, expect
-from tests.helpers.numpy_baselines import LOSSES
 from tests.helpers.numpy_mac import double
 
 OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -46,9 +46,11 @@ OPTIONS |= {
         {"value": "bce", "policy_chunk": 1, "release_bce": True},
     ),
     "fmpc as released": ("fmpc", "reward", {"policy_chunk": 1, "release_return_to_go": True}),
+    "leq with goals": ("leq", "goals", {"expectile": 0.1, "lam": 1.0}),
+    "leq as released": ("leq", "reward", {"release_critic": True, "release_members": True}),
     "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
 }
-QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals"} | (
+QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals", "leq with goals"} | (
     algorithms().keys() - REGISTRY.keys()
 )
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}

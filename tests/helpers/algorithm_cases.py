@@ -17,10 +17,13 @@ from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.types import Batch
 from tests.helpers.numpy_ablations import MODES
-from tests.helpers.numpy_baselines import LOSSES, data
+from tests.helpers.numpy_baselines import LOSSES as BASELINES
+from tests.helpers.numpy_baselines import data
+from tests.helpers.numpy_leq import leq
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.toy_env import window
 
+LOSSES = BASELINES | {"leq": leq}
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 GOALS_TOO = ("gciql", "mac_fql")
@@ -38,15 +41,17 @@ SIZES: dict[str, dict[str, Any]] = {
     "nsac_bc": {"n_step": 4, "alpha": 1.0},
     "sharsa": {"n_step": 4, "candidates": 4, "flow_steps": 4},
     "fmpc": {"chunk": 3, "policy_chunk": 2, "candidates": 4, "flow_steps": 3},
+    "leq": {"rollout": 3, "members": 3, "expectile": 0.3, "lam": 0.95, "imagined_weight": 0.6},
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
+MODEL = ("dynamics", "reward", "success", "termination")
 METRICS = {
     "v": ("value/loss",),
-    "q": ("critic/loss", "critic/gap_loss"),
+    "q": ("critic/loss", "critic/gap_loss", "critic/imagined_loss", "critic/target_loss"),
     "actor": (*POLICY, "policy/flow_loss"),
     "flow": ("policy/flow_loss",),
-    "model": ("model/flow_loss",),
+    "model": ("model/flow_loss", *(f"model/{name}_loss" for name in MODEL)),
     "policy": ("policy/distil_loss", "policy/q_loss"),
     "high": ("policy/high_loss",),
     "low": ("policy/low_loss",),
