@@ -163,7 +163,7 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
             return (next_s, alive * sg(mask)), (s, a, reward, mask, alive)
 
         each = nudge[:-1], shares, jr.split(key, cfg.rollout)
-        (s, _), (obs, action, reward, mask, alive) = jax.lax.scan(one, (s, jnp.ones(len(s))), each)
+        (s, _), (obs, action, reward, mask, alive) = jax.lax.scan(one, (s, jnp.ones_like(s[:, 0])), each)
         obs = jnp.concatenate([obs, s[None]])
         action = jnp.concatenate([action, (jnp.tanh(nets.actor(s, g)) + nudge[-1])[None]])
         q = q_values(nets.q, obs, g, action)[0]

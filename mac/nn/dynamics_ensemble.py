@@ -112,7 +112,7 @@ class DynamicsEnsemble(eqx.Module):
         return (low + jax.nn.softplus(log_var - low)) / 2
 
     def loss(
-        self, s: Float[Array, "B D"], a: Float[Array, "B A"], after: Float[Array, "B D"]
+        self, s: Float[Array, "B D"], a: Float[Array, "B A"], after: Float[Array, "B W"]
     ) -> Float[Array, ""]:
         """Mean over members and batch of minus the logarithm of the density, summed over entries.
 
