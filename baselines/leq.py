@@ -185,7 +185,9 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
             tau = self.imagine(nets, s, g, key, nudge)
             return jnp.sum(tau.ret), tau
 
-        return jax.grad(total, has_aux=True)(jnp.zeros((self.cfg.rollout + 1, len(s), self.env.action_dim)))
+        # Made from the policy's output, zeros differ by seed; of others a gradient is summed over devices.
+        still = jnp.zeros_like(nets.actor(s, g))
+        return jax.grad(total, has_aux=True)(jnp.stack([still] * (self.cfg.rollout + 1)))
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key
