@@ -16,6 +16,7 @@ from mac.model_free import Goal, Step
 from mac.nn.diffusion_resnet import ResNet
 from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
 from mac.ops.losses import Losses
+from mac.types import Batch
 
 
 class IDQLConfig(ImplicitConfig):
@@ -54,8 +55,8 @@ class IDQL(AbstractImplicit[IDQLConfig]):
     def target_nets(self, nets: ImplicitNets) -> Any:
         return {"q": nets.q, "actor": nets.actor}
 
-    def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
-        del step
+    def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> Any:
+        del batch, step
         rates = {"q": self.cfg.tau_ema, "actor": self.cfg.tau_actor}
         return {name: polyak(target[name], online[name], rate) for name, rate in rates.items()}
 

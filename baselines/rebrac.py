@@ -106,7 +106,8 @@ class ReBRAC(AbstractModelFree[ReBRACConfig, Nets]):
         """Returns whether the policy learns at update number `step`, from 0."""
         return step % self.cfg.actor_every == (0 if self.cfg.actor_first else self.cfg.actor_every - 1)
 
-    def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
+    def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> Any:
+        del batch
         moved, follows = polyak(target, online, self.cfg.tau_ema), self.updates_actor(step)
         return jax.tree.map(lambda new, old: jnp.where(follows, new, old), moved, target)
 

@@ -290,12 +290,12 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
             optimiser = optax.with_extra_args_support(self.optimiser())
             updates, opt_state = optimiser.update(grads, state.opt_state, state.nets, step=step)
         # Target networks average the weights from *before* this update, as in the paper's runs.
-        target = self.update_target(state.target, self.target_nets(state.nets), step)
+        target = self.update_target(state.target, self.target_nets(state.nets), batch, step)
         return TrainState(optax.apply_updates(state.nets, updates), target, opt_state), metrics
 
-    def update_target(self, target: Any, online: Any, step: Int[Array, ""]) -> Any:
+    def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> Any:
         """Hook: the target networks after update number `step`; by default Polyak averages."""
-        del step
+        del batch, step
         return polyak(target, online, self.cfg.tau_ema)
 
     def optimiser(self) -> optax.GradientTransformation:

@@ -10,23 +10,27 @@ real part of each batch, and the penalty is that of the current models.
 """
 
 import abc
-from typing import Any, ClassVar, Literal, TypeVar
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, Key
 
-from mac.algorithm import TrainState
+from mac.algorithm import TrainState, at_some_updates, by_network, polyak
 from mac.data.sampler import sample
-from mac.model_based import ModelBasedConfig, WorldModel, model_drift, require_rewards
+from mac.errors import UserError
+from mac.model_based import ModelBasedConfig, WorldModel, model_drift, predicted, require_rewards
 from mac.model_free import AbstractModelFree, Goal, Step, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
-from mac.ops.losses import entropy_loss, sac_loss, sum_losses
+from mac.ops.losses import Losses, entropy_loss, sac_loss, sum_losses
 from mac.ops.replay import ReplaySpec
+from mac.pretraining import ModelRecord, fresh_record, held_out, judge
 from mac.types import Batch, Metrics, SampleSpec, Window
 
 Cfg = TypeVar("Cfg", bound="MBPOConfig")
@@ -57,16 +61,40 @@ class MBPOConfig(ModelBasedConfig):
     """whether targets of the critics have the policy's entropy in them"""
     penalty_at: Literal["update", "rollout"] = "update"
     """whether the penalty is that of the current models, or of those at the rollout"""
+    termination: Literal["learned", "rule"] = "learned"
+    """whether a network says if an imagined step terminates, or the environment's rule (gym)"""
+    model_lr: float = 0.0
+    """learning rate of the models; 0 = as --hp.lr"""
+    actor_lr: float = 0.0
+    """learning rate of the policy and of the entropy's weight; 0 = as --hp.lr"""
+    pretrain: int = 0
+    """updates at the start in which only the models are trained; then they rest. 0: along with the policy"""
+    holdout: float = 0.02
+    """share of the data's steps on which models are judged while they are trained alone, in (0, 1)"""
+    patience: int = 5
+    """times 1,000 updates without a better model after which they stop learning"""
+    elites: int = 0
+    """models with the least error on held-out steps that the policy learns from; 0 = all"""
     release_initial_buffer: bool = False
     """a known bug of the authors' code: update 0 fills the whole ring with rollouts of untrained models,
     whose states it normalises twice"""
 
-    STATIC: ClassVar[tuple[str, ...]] = (*ModelBasedConfig.STATIC, "real_fraction")
+    STATIC: ClassVar[tuple[str, ...]] = (
+        *ModelBasedConfig.STATIC,
+        "real_fraction",
+        "model_lr",
+        "actor_lr",
+        "holdout",
+    )
 
     def __check_init__(self):
         self._require_at_least_0("penalty", "model_batch")
         self._require("real_fraction", 0 <= self.real_fraction <= 1, "must be in [0, 1]")
-        self._require_positive("rollout_starts", "rollout_every", "rollouts_kept")
+        self._require_at_least_0("model_lr", "actor_lr", "pretrain")
+        self._require("holdout", 0 < self.holdout < 1, "must be in (0, 1)")
+        self._require("elites", 0 <= self.elites <= self.members, f"must be at most {self.members}")
+        self._require("elites", not self.elites or self.pretrain > 0, "needs --hp.pretrain")
+        self._require_positive("patience", "rollout_starts", "rollout_every", "rollouts_kept")
         empty = self.real_rows == 0 and self.model_batch == 0
         self._require("real_fraction", not empty, "leaves no real step for the models; give --hp.model-batch")
 
@@ -85,11 +113,21 @@ class MBPONets(eqx.Module):
     log_weight: Float[Array, ""]
 
 
+class MBPOTarget(NamedTuple):
+    """Target critics, and the best weights of models that are trained beforehand, else None."""
+
+    q: Critics
+    record: ModelRecord | None
+
+
 class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
     """Soft actor-critic on real and imagined steps, less a penalty."""
 
     def __check_init__(self):
         require_rewards(self.cfg, self.env)
+        if self.cfg.termination == "rule" and self.env.terminal is None:
+            name = self.env.name
+            raise UserError(f"--hp.termination=rule: {name} has no rule that observations tell; take learned")
 
     @abc.abstractmethod
     def uncertainty(
@@ -112,8 +150,59 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
             log_weight=jnp.zeros(()),
         )
 
-    def target_nets(self, nets: MBPONets) -> Critics:
-        return nets.q
+    def target_nets(self, nets: MBPONets) -> MBPOTarget:
+        return MBPOTarget(nets.q, fresh_record(nets.model.dynamics) if self.cfg.pretrain else None)
+
+    def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> MBPOTarget:
+        q, cfg, record = polyak(target.q, online.q, self.cfg.tau_ema), self.cfg, target.record
+        if record is not None:
+            data = self.model_steps(one_step(batch))
+            after = predicted(data, cfg.joint_reward)
+            judged = judge(
+                record, online.record.best, data.obs, data.action, after, step,
+                share=cfg.holdout, patience=cfg.patience,
+            )  # fmt: skip
+            in_time = step + 1 < cfg.pretrain
+            record = dataclasses.replace(judged, learning=judged.learning & in_time)
+        return MBPOTarget(q, record)
+
+    def optimiser(self) -> optax.GradientTransformation:
+        cfg = self.cfg
+        if not (cfg.pretrain or cfg.model_lr or cfg.actor_lr):
+            return optax.adam(self.rate)
+        first = cfg.pretrain
+        model: Any = optax.adam(cfg.model_lr or cfg.lr)
+        actor: Any = optax.adam(cfg.actor_lr or self.rate)
+        other: Any = optax.adam(self.rate)
+        if first:
+            model = at_some_updates(model, lambda step: step < first, coast=False)
+            actor, other = (
+                at_some_updates(each, lambda step: step >= first, coast=False) for each in (actor, other)
+            )
+        return by_network({"model": model, "actor": actor, "log_weight": actor}, other)
+
+    def model_steps(self, data: Step) -> Step:
+        """Returns the steps of a batch of data that the models are trained on."""
+        return _first(data, self.cfg.model_batch or self.cfg.real_rows)
+
+    def trusted(self, nets: MBPONets, target: MBPOTarget) -> MBPONets:
+        """Returns networks with the models to imagine with: the elites, if they are trained beforehand."""
+        if target.record is None:
+            return nets
+        dynamics = target.record.elites(self.cfg.elites)
+        return eqx.tree_at(lambda nets: nets.model.dynamics, nets, dynamics)
+
+    def model_losses(self, nets: MBPONets, record: ModelRecord | None, data: Step) -> Losses:
+        """Returns the losses of the models, 0 for those that rest."""
+        if record is None:
+            return nets.model.losses(data)
+        counts = 1 - held_out(data.obs, self.cfg.holdout).astype(data.obs.dtype)
+
+        def resting() -> Losses:
+            zero = 0 * sg(nets.log_weight)  # of a seed's own, as the other branch's results are
+            return dict.fromkeys(jax.eval_shape(nets.model.losses, data, counts), zero)
+
+        return jax.lax.cond(record.learning, lambda: nets.model.losses(data, counts), resting)
 
     # 1. Imagine.
 
@@ -123,7 +212,10 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
         if cfg.real_rows == cfg.batch:
             return None
         rows, imagined = cfg.rollout_starts * cfg.rollout, cfg.batch - cfg.real_rows
-        return ReplaySpec(rows, cfg.rollouts_kept, cfg.rollout_every, imagined, cfg.release_initial_buffer)
+        return ReplaySpec(
+            rows, cfg.rollouts_kept, cfg.rollout_every, imagined,
+            first=cfg.pretrain, fill_at_start=cfg.release_initial_buffer,
+        )  # fmt: skip
 
     def imagined_row(self) -> Step:
         state, action, one = (jnp.zeros(n) for n in (self.env.obs_dim, self.env.action_dim, 1))
@@ -136,39 +228,43 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
         """Steps of rollouts under the policy, which stop, where data record it, after a termination."""
         k_start, k_steps = jr.split(key)
         spec = self.sample._replace(batch=self.cfg.rollout_starts)
-        batch, nets = sample(window, spec, k_start), state.nets
+        batch, nets = sample(window, spec, k_start), self.trusted(state.nets, state.target)
         g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
 
-        def one(carry: tuple[Array, Array], key: Key[Array, ""]) -> tuple[tuple[Array, Array], Any]:
-            s, alive = carry
+        def one(s: Array, key: Key[Array, ""]) -> tuple[Array, Step]:
             k_action, k_model, k_penalty = jr.split(key, 3)
             a = nets.actor(s, g).at(jr.normal(k_action, (len(s), self.env.action_dim)))
             after = nets.model.imagine(s, g, a, k_model)
+            if self.cfg.termination == "rule":
+                after = after._replace(mask=1 - self._terminal(after.next_obs, window))
             made = Step(s, a, after.reward, after.mask, after.next_obs, g, g_actor)
             if self.cfg.penalty_at == "rollout":
-                penalty = self.cfg.penalty * self.uncertainty(nets, state.target, made, k_penalty)
+                penalty = self.cfg.penalty * self.uncertainty(nets, state.target.q, made, k_penalty)
                 made = made._replace(reward=made.reward - penalty)
-            goes_on = (after.mask > 0.5) if self.env.recorded else jnp.ones_like(alive)
-            return (after.next_obs, alive & goes_on), (made, alive)
+            return after.next_obs, made
 
-        start = batch.obs, jnp.ones(len(batch.obs), bool)
-        _, (steps, alive) = jax.lax.scan(one, start, jr.split(k_steps, self.cfg.rollout))
-        rows, alive = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (steps, alive))
+        _, steps = jax.lax.scan(one, batch.obs, jr.split(k_steps, self.cfg.rollout))
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
         if self.cfg.release_initial_buffer:
             rows = rows._replace(**self._normalised_again(rows, window, step))
-        if self.env.recorded:
-            order = jnp.argsort(~alive, stable=True)
-            rows = jax.tree.map(lambda x: x[order], rows)
-        return rows, jnp.sum(alive, dtype=jnp.int32)
+        if not self.env.recorded:
+            return rows, jnp.asarray(len(rows.mask), jnp.int32)
+        ends = (steps.mask <= 0.5).astype(jnp.int32)
+        ended = jnp.cumsum(ends, axis=0) > ends  # in an earlier step
+        order = jnp.argsort(ended.reshape(-1), stable=True)
+        return jax.tree.map(lambda x: x[order], rows), jnp.sum(~ended, dtype=jnp.int32)
+
+    def _terminal(self, obs: Float[Array, "B D"], window: Window) -> Float[Array, " B"]:
+        """1 in states that the environment's rule calls terminal, else 0."""
+        assert self.env.terminal is not None
+        center, width = _affine(window, obs, "termination=rule")
+        return self.env.terminal(obs * width + center).astype(obs.dtype)
 
     def _normalised_again(self, rows: Step, window: Window, step: Int[Array, ""]) -> dict[str, Array]:
         """States that are normalised a second time at update 0."""
-        column = window.obs
-        if column.stored.dtype != jnp.float32:
-            raise TypeError("release_initial_buffer needs data that are stored as float32")
 
         def again(x: Array) -> Array:
-            center, width = (jnp.broadcast_to(part, x.shape) for part in (column.center, column.width))
+            center, width = _affine(window, x, "release_initial_buffer")
             return jnp.where(step == 0, (x - center) / width, x)
 
         return {"obs": again(rows.obs), "next_obs": again(rows.next_obs)}
@@ -176,18 +272,19 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
     # 2. Learn.
 
     def loss(
-        self, nets: MBPONets, target: Critics, batch: Batch, key: Key[Array, ""]
+        self, nets: MBPONets, target: MBPOTarget, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_penalty, k_next, k_now = jr.split(key, 3)
         cfg, data = self.cfg, one_step(batch)
         with jax.named_scope("model"):
-            losses = nets.model.losses(_first(data, cfg.model_batch or cfg.real_rows))
-        step, penalty = self.mixed(sg(nets), target, data, batch.imagined, k_penalty)
+            losses = self.model_losses(nets, target.record, self.model_steps(data))
+        trusted = self.trusted(sg(nets), target)
+        step, penalty = self.mixed(trusted, target.q, data, batch.imagined, k_penalty)
         shape, weight = step.action.shape, jnp.exp(nets.log_weight)
         with jax.named_scope("critic"):
             policy = nets.actor(step.next_obs, step.goal)
             next_action, next_log_prob = policy.sample(jr.normal(k_next, shape))
-            next_q = aggregate(q_values(target, step.next_obs, step.goal, next_action), cfg.combine)
+            next_q = aggregate(q_values(target.q, step.next_obs, step.goal, next_action), cfg.combine)
             if cfg.entropy_in_target:
                 next_q = next_q - weight * next_log_prob
             backup = step.reward + cfg.discount * step.mask * next_q
@@ -227,8 +324,17 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
         share = jnp.asarray(1 - self.cfg.real_rows / self.cfg.batch)
-        found = model_drift(state.nets.model, window, self.cfg.rollout, key)
+        model = self.trusted(state.nets, state.target).model
+        found = model_drift(model, window, self.cfg.rollout, key)
         return found | {"diagnostics/imagined_share": share}
+
+
+def _affine(window: Window, like: Array, needed_by: str) -> tuple[Array, Array]:
+    """Center and width by which states of the data are normalised, as wide as `like`."""
+    column = window.obs
+    if column.stored.dtype != jnp.float32:
+        raise TypeError(f"{needed_by} needs data that are stored as float32")
+    return jnp.broadcast_to(column.center, like.shape), jnp.broadcast_to(column.width, like.shape)
 
 
 def _first(step: Step, count: int) -> Step:

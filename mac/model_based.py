@@ -69,6 +69,11 @@ class Imagined(NamedTuple):
     mask: Float[Array, " B"]
 
 
+def predicted(step: Step, joint_reward: bool) -> Float[Array, "B P"]:
+    """Returns what the dynamics are to predict: the next state, maybe with the reward behind it."""
+    return jnp.concatenate([step.next_obs, step.reward[:, None]], axis=-1) if joint_reward else step.next_obs
+
+
 class WorldModel(eqx.Module):
     """Dynamics, and what a step brings; a network that a setting does not have is None."""
 
@@ -95,12 +100,15 @@ class WorldModel(eqx.Module):
         if not cfg.joint_reward:
             self.reward = value_net((obs, action), hidden, key=k_outcome, style=style)
 
-    def losses(self, step: Step) -> Losses:
-        """Returns the losses of all networks on steps of the data."""
-        after = step.next_obs
-        if self.success is None and self.reward is None:
-            after = jnp.concatenate([after, step.reward[:, None]], axis=-1)
-        losses = {"model/dynamics_loss": self.dynamics.loss(step.obs, step.action, after)}
+    def losses(self, step: Step, counts: Float[Array, " B"] | None = None) -> Losses:
+        """Returns the losses of all networks on steps of the data.
+
+        Args:
+            counts: 0 for steps that the dynamics do not learn from, else 1; None: they learn from all.
+        """
+        joint = self.success is None and self.reward is None
+        loss = self.dynamics.loss(step.obs, step.action, predicted(step, joint), counts)
+        losses = {"model/dynamics_loss": loss}
         if self.success is not None:
             logit = scalar(self.success, step.obs, step.goal, step.action)
             losses["model/success_loss"] = cross_entropy(logit, 1 - step.mask)

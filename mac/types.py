@@ -4,6 +4,7 @@ Axis letters used everywhere: S seeds, K steps per segment, B batch, H actions p
 T imagined chunks, D observation, A action, G goal, N rows, E episodes.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
@@ -29,6 +30,8 @@ class EnvSpec(NamedTuple):
         recorded: whether rewards and terminations are recorded in the dataset, as for D4RL's gym tasks, and
             not computed from observations.
         score_range: returns of normalised scores 0 (a random policy) and 100 (an expert).
+        terminal: predicate of terminal states, given observations `[*B, D]` in the dataset's units; None
+            where there is none that observations tell. A function of a module, so that specs compare equal.
     """
 
     name: str
@@ -41,6 +44,7 @@ class EnvSpec(NamedTuple):
     goal_columns: tuple[int, ...] = ()
     recorded: bool = False
     score_range: tuple[float, float] | None = None
+    terminal: Callable[[Float[Array, "*B D"]], Bool[Array, "*B"]] | None = None
 
 
 def _no() -> Bool[Array, ""]:

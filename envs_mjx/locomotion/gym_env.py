@@ -39,6 +39,32 @@ class GymState(EnvState):
     motion: WalkerPhysics
 
 
+def hopper_is_terminal(obs: Float[Array, "*B D"]) -> Bool[Array, "*B"]:
+    """Returns whether a hopper has fallen over, or is out of bounds."""
+    height, rest = obs[..., 0], obs[..., 1:]
+    healthy = (height > 0.7) & (jnp.abs(rest[..., 0]) < 0.2) & jnp.all(jnp.abs(rest) < 100.0, axis=-1)
+    return ~healthy
+
+
+def walker2d_is_terminal(obs: Float[Array, "*B D"]) -> Bool[Array, "*B"]:
+    """Returns whether a walker2d has fallen over, or flies."""
+    height, angle = obs[..., 0], obs[..., 1]
+    return ~((height > 0.8) & (height < 2.0) & (jnp.abs(angle) < 1.0))
+
+
+def never_terminal(obs: Float[Array, "*B D"]) -> Bool[Array, "*B"]:
+    """Returns False: a halfcheetah may lie on its back."""
+    return jnp.zeros(obs.shape[:-1], bool)
+
+
+TERMINAL = {
+    "hopper": hopper_is_terminal,
+    "walker2d": walker2d_is_terminal,
+    "halfcheetah": never_terminal,
+}
+"""Rules of gymnasium's versions 4 and 5, by kind of walker."""
+
+
 class GymEnv(AbstractEnv[GymState]):
     """A walker on a plane that is rewarded for running along x.
 
@@ -69,6 +95,7 @@ class GymEnv(AbstractEnv[GymState]):
             control_dt=walker.control_dt,
             recorded=True,
             score_range=SCORE_RANGE[self.kind] if version == 4 else None,
+            terminal=TERMINAL[self.kind],
         )
 
     @property
@@ -118,10 +145,4 @@ class GymEnv(AbstractEnv[GymState]):
 
     def healthy(self, motion: WalkerPhysics) -> Bool[Array, ""]:
         """Returns whether the walker is not in a terminal state; a halfcheetah never is."""
-        if self.kind == "halfcheetah":
-            return jnp.asarray(True)
-        height, angle = motion.qpos[1], motion.qpos[2]
-        if self.kind == "walker2d":
-            return (height > 0.8) & (height < 2.0) & (jnp.abs(angle) < 1.0)
-        rest = jnp.concatenate([motion.qpos[2:], motion.qvel])
-        return (height > 0.7) & (jnp.abs(angle) < 0.2) & jnp.all(jnp.abs(rest) < 100.0)
+        return ~TERMINAL[self.kind](jnp.concatenate([motion.qpos[1:], motion.qvel]))

@@ -86,6 +86,7 @@ class AlgoRow:
         preset: preset of the settings, never auto.
         batch: chunks or transitions per update and seed.
         gflop: operations of the matmuls in one update of one seed, in 10^9.
+        rollout_share: share of training time in rollouts into a replay, which `rate` leaves out.
     """
 
     algo: str
@@ -99,6 +100,7 @@ class AlgoRow:
     plain_rate: float
     ratio: float
     gflop: float
+    rollout_share: float
     compile_s: float
     plain_compile_s: float
     peak_mb: float
@@ -178,7 +180,8 @@ def measure(args: Args) -> list[AlgoRow]:
     compared = compare_with_python_loop(
         algo, window, seeds, speed * args.seconds / args.repeats, args.repeats
     )
-    figures = compared.figures | {"seeds": seeds, "batch": algo.sample.batch}
+    share = timed_loops.rollout_share(algo, window, seeds, compared.figures["rate"])
+    figures = compared.figures | {"seeds": seeds, "batch": subject.hp.batch, "rollout_share": share}
     return [AlgoRow(algo=name, env=subject.env.name, preset=subject.preset, **figures)]
 
 
@@ -215,6 +218,7 @@ def tables(rows: Sequence[AlgoRow]) -> list[Table]:
         table = shown.get((r.env, r.preset)) or _empty_table(r.env, r.preset)
         shown[r.env, r.preset] = table
         figures = f"{r.rate:.3g}", f"{r.plain_rate:.3g}", f"{r.ratio:.2f}", f"{r.gflop:.3g}"
+        figures = *figures, f"{r.rollout_share:.0%}" if r.rollout_share else "–"
         sizes = f"{r.compile_s:.1f}", f"{r.peak_mb:,.0f}"
         table.add_row(r.algo, str(r.seeds), str(r.devices), str(r.batch), *figures, *sizes)
     return list(shown.values())
@@ -223,7 +227,7 @@ def tables(rows: Sequence[AlgoRow]) -> list[Table]:
 def _empty_table(env: str, preset: str) -> Table:
     title = f"{env}, preset {preset}: seed-updates per second"
     table = Table("algorithm", title=title, title_justify="left")
-    rates = "segment", "Python loop", "ratio", "Gflop"
+    rates = "segment", "Python loop", "ratio", "Gflop", "rollouts"
     for head in ("seeds", "devices", "batch", *rates, "compile s", "peak MB"):
         table.add_column(head, justify="right")
     return table

@@ -4,6 +4,7 @@ One call of each loop does a known number of matmul operations. So all loops are
 operations per second.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +20,6 @@ from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.benchmarks.numpy_sampler import HostData
 from experiments.launch.cost_estimate import product_chain
 from mac.algorithm import AbstractAlgorithm, TrainState
-from mac.data.sampler import sample
 from mac.data.window import index_episodes, make_column, sum_to_go
 from mac.run import segment as loop
 from mac.run.cost.flops import matmul_flops
@@ -106,16 +106,50 @@ def update_flops(algo: AbstractAlgorithm, window: Window) -> int:
     """Returns the operations of all matmuls in one update of one seed."""
 
     def update(window: Window, state: TrainState, key: Key[Array, ""]) -> Any:
-        return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
+        batch = loop.draw_batch(algo, window, state, key)
+        return algo.update(state.without_memory(), batch, jnp.zeros((), jnp.int32), key)
 
     key = jax.eval_shape(lambda: jr.key(0))
     return matmul_flops(update, window, jax.eval_shape(algo.init, key), key)
 
 
+def _updates(work: Work) -> list[int]:
+    """Numbers of updates; those that begin with a rollout (`rollout_share`) are left out."""
+    if work.algo.replay is None:
+        return list(range(work.updates))
+    # A step of the loop that is not due is one update like any other, so its number may come again.
+    return [1 + number % max(work.algo.replay.every - 1, 1) for number in range(work.updates)]
+
+
+def rollout_share(algo: AbstractAlgorithm, window: Window, seeds: int, rate: float) -> float:
+    """Returns the share of training time in rollouts into a replay; 0 for an algorithm without one.
+
+    Args:
+        rate: seed-updates per second without rollouts.
+    """
+    if algo.replay is None:
+        return 0.0
+    mesh = loop.seed_mesh(seeds)
+    keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
+    window = loop.place(mesh, window, loop.ALL)
+    state, step = loop.init(algo, mesh, keys).without_memory(), jnp.asarray(algo.replay.every, jnp.int32)
+
+    def roll(window: Window, keys: Key[Array, " s"], state: TrainState) -> Any:
+        return loop.map_seeds(lambda s, key: algo.rollout(s, window, step, key), state, keys)
+
+    specs = (loop.ALL, loop.SEED, loop.SEED)
+    run = jax.jit(jax.shard_map(roll, mesh=mesh, in_specs=specs, out_specs=loop.SEED))
+    jax.block_until_ready(run(window, keys, state))
+    began = time.perf_counter()
+    jax.block_until_ready(run(window, keys, state))
+    rollout_s = time.perf_counter() - began
+    return rollout_s / (rollout_s + algo.replay.every * seeds / rate)
+
+
 def scan_segment(work: Work, mesh: Mesh) -> TimedLoop:
-    """Returns the compiled segment: one call for all updates of all seeds."""
+    """Returns the compiled segment: one call for all updates of all seeds, without rollouts into a replay."""
     keys = loop.place(mesh, loop.seed_keys(0, work.seeds), loop.SEED)
-    steps = loop.place(mesh, np.arange(work.updates, dtype=np.int32), loop.ALL)
+    steps = loop.place(mesh, np.asarray(_updates(work), np.int32), loop.ALL)
     window = loop.place(mesh, work.window, loop.ALL)
     state = loop.init(work.algo, mesh, keys)
     began = time.perf_counter()
@@ -134,11 +168,23 @@ def python_loop(work: Work) -> TimedLoop:
     """Returns the Python training loop: one seed after another, batches drawn with NumPy, a jitted update.
 
     The network code is the same, so the difference comes from the loop: calls, transfers, and the use of the
-    cores by the seeds. Calls are asynchronous, so the host draws batches while the device computes.
+    cores by the seeds. Calls are asynchronous, so the host draws batches while the device computes. Imagined
+    steps are drawn from host memory too; rollouts are left out (`rollout_share`).
     """
     algo, host, rng = work.algo, HostData(work.window), np.random.default_rng(0)
     seeds = [jr.key(seed) for seed in range(work.seeds)]
     states = [jax.jit(algo.init)(stream(key, Stream.INIT)) for key in seeds]
+    memory = jax.tree.map(np.asarray, states[0].memory)  # of zeros; what it holds takes no time
+    states = [state.without_memory() for state in states]
+
+    def draw() -> Batch:
+        batch = host.draw(rng, algo.sample)
+        if algo.replay is None:
+            return batch
+        rows = rng.integers(algo.replay.capacity, size=algo.replay.batch)
+        imagined = jax.device_put(jax.tree.map(lambda x: x[rows], memory.rows))
+        return dataclasses.replace(batch, imagined=imagined)
+
     keys = [stream(key, Stream.UPDATES) for key in seeds]
 
     def update(
@@ -147,13 +193,13 @@ def python_loop(work: Work) -> TimedLoop:
         return algo.update(state, batch, step, jr.fold_in(key, step))
 
     began = time.perf_counter()
-    run = jax.jit(update).lower(states[0], host.draw(rng, algo.sample), np.int32(0), keys[0]).compile()
+    run = jax.jit(update).lower(states[0], draw(), np.int32(0), keys[0]).compile()
     compile_s = time.perf_counter() - began
 
     def call() -> Any:
         for seed in range(work.seeds):
             for step in range(work.updates):
-                states[seed], _ = run(states[seed], host.draw(rng, algo.sample), np.int32(step), keys[seed])
+                states[seed], _ = run(states[seed], draw(), np.int32(step), keys[seed])
         return states
 
     return TimedLoop(call, work.total, compile_s)

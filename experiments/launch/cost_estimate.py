@@ -15,13 +15,12 @@ from envs_mjx.base import AbstractEnv
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from mac.algorithm import AbstractAlgorithm
 from mac.cgroup_limits import cores
-from mac.data.sampler import sample
 from mac.formatting import counted
 from mac.free_memory import Memory, free_memory
 from mac.run.cost.flops import Operations, operations, sum_operations
 from mac.run.cost.hlo_bytes import program_bytes
 from mac.run.report.timing import duration
-from mac.run.segment import ALL, SEED, place, seed_mesh
+from mac.run.segment import ALL, SEED, draw_batch, place, seed_mesh
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
 
 # Measured on two cores of an AMD EPYC with AVX-512; see docs/benchmarks.md for the commands.
@@ -120,8 +119,9 @@ def make_plan(
     data = jax.eval_shape(window)
 
     def update(window: Window, state: Any, key: Any) -> Any:
+        batch = draw_batch(algo, window, state, key)
         with algo.numerics.matmuls():
-            return algo.update(state, sample(window, algo.sample, key), jnp.zeros((), jnp.int32), key)
+            return algo.update(state.without_memory(), batch, jnp.zeros((), jnp.int32), key)
 
     return CostEstimate(
         params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},

@@ -112,13 +112,23 @@ class DynamicsEnsemble(eqx.Module):
         return (low + jax.nn.softplus(log_var - low)) / 2
 
     def loss(
-        self, s: Float[Array, "B D"], a: Float[Array, "B A"], after: Float[Array, "B W"]
+        self,
+        s: Float[Array, "B D"],
+        a: Float[Array, "B A"],
+        after: Float[Array, "B P"],
+        counts: Float[Array, " B"] | None = None,
     ) -> Float[Array, ""]:
         """Mean over members and batch of minus the logarithm of the density, summed over entries.
 
-        Learned bounds are drawn together by a hundredth of their distance.
+        `after` is the next state, with the reward behind it where that is predicted too. `counts` is 0 for
+        steps that are left out, else 1. Learned bounds are drawn together by a hundredth of their distance.
         """
-        loss = -jnp.mean(self(s, a).log_prob(after))
+        log_prob = self(s, a).log_prob(after)
+        if counts is None:
+            loss = -jnp.mean(log_prob)
+        else:
+            share = counts / jnp.maximum(jnp.sum(counts), 1)
+            loss = -jnp.mean(jnp.sum(log_prob * jnp.broadcast_to(share, log_prob.shape), axis=-1))
         if self.bounds is not None:
             loss = loss + 0.01 * jnp.sum(self.bounds[1] - self.bounds[0])
         return loss

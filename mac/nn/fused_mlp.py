@@ -72,9 +72,9 @@ class FusedMLP(eqx.Module):
 
 
 def can_fuse(mlp: MLP) -> bool:
-    """True if the kernel takes a network of these widths."""
+    """True if the kernel takes a network of these widths; members of an ensemble are not one network."""
     widths = [dense.bias.shape[-1] for dense in mlp.dense]
-    return len(widths) > 1 and max(map(_padded, widths)) <= FUSED_WIDTH
+    return mlp.dense[0].weight.ndim == 2 and len(widths) > 1 and max(map(_padded, widths)) <= FUSED_WIDTH
 
 
 def fuse(

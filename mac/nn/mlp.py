@@ -69,9 +69,14 @@ class Dense(eqx.Module):
 
 Norm = tuple[Float[Array, " W"], Float[Array, " W"]] | None
 """Scale and shift of a LayerNorm; None where a layer has none."""
-Activation = Literal["gelu", "relu", "mish"]
+Activation = Literal["gelu", "relu", "mish", "swish"]
 
-ACTIVATIONS = {"gelu": partial(jax.nn.gelu, approximate=True), "relu": jax.nn.relu, "mish": jax.nn.mish}
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "mish": jax.nn.mish,
+    "swish": jax.nn.swish,
+}
 
 
 class Style(NamedTuple):

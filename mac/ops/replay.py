@@ -15,15 +15,17 @@ class ReplaySpec(NamedTuple):
     Attributes:
         rows: transitions of one rollout, at most.
         kept: newest rollouts that the ring holds.
-        every: updates between rollouts; update 0 begins with the first.
+        every: updates between rollouts.
         batch: transitions drawn for each update.
-        fill_at_start: whether update 0 begins with `kept` rollouts instead of one.
+        first: number of the update that begins with the first rollout.
+        fill_at_start: whether that update begins with `kept` rollouts instead of one.
     """
 
     rows: int
     kept: int
     every: int
     batch: int
+    first: int = 0
     fill_at_start: bool = False
 
     @property

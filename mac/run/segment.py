@@ -28,7 +28,7 @@ from mac.data.sampler import sample
 from mac.ops.replay import Replay, ReplaySpec, draw, write
 from mac.run.rng_streams import Stream, stream
 from mac.target_platform import target_platform
-from mac.types import Window
+from mac.types import Batch, Window
 
 SEED, ALL = PartitionSpec("seed"), PartitionSpec()
 
@@ -73,6 +73,17 @@ def map_seeds(f: Callable[..., Any], *args: Any) -> Any:
     return jax.vmap(f)(*args)
 
 
+def draw_batch(algo: AbstractAlgorithm, window: Window, state: TrainState, key: Key[Array, ""]) -> Batch:
+    """A batch for one update of one seed, of the form that `update` gets in the loop."""
+    batch = sample(window, algo.sample, key)
+    if algo.replay is None:
+        return batch
+    memory = jax.tree.map(lambda x: x[None], state.memory)
+    first = jnp.zeros((), jnp.int32)
+    imagined = draw(memory, first, key, algo.replay.batch, room=algo.replay.rows)
+    return dataclasses.replace(batch, imagined=imagined)
+
+
 class SeedsReplay:
     """Memories of imagined transitions of the seeds on one device, as the loop fills and reads them."""
 
@@ -88,7 +99,7 @@ class SeedsReplay:
 
         The branch depends on the loop's step alone, so that other updates compute no rollout.
         """
-        spec, bare = self.spec, state.without_memory()
+        spec, bare, since = self.spec, state.without_memory(), step - self.spec.first
 
         def roll(number: Int[Array, ""], memory: Replay) -> Replay:
             def one_seed(state: TrainState, key: Key[Array, ""]):
@@ -98,14 +109,15 @@ class SeedsReplay:
                     return swept_algo.rollout(state, self.window, step, k_roll)
 
             rows, count = map_seeds(one_seed, bare, self.keys)
-            slot = (step // spec.every + number) % spec.kept
+            slot = (since // spec.every + number) % spec.kept
             return write(memory, slot, rows, count, room=spec.rows)
 
         def rollouts(memory: Replay) -> Replay:
-            count = jnp.where(step == 0, spec.kept if spec.fill_at_start else 1, 1)
+            count = jnp.where(since == 0, spec.kept if spec.fill_at_start else 1, 1)
             return jax.lax.fori_loop(0, count, roll, memory)
 
-        return jax.lax.cond(step % spec.every == 0, rollouts, lambda memory: memory, state.memory)
+        due = (since >= 0) & (since % spec.every == 0)
+        return jax.lax.cond(due, rollouts, lambda memory: memory, state.memory)
 
     def draw(self, memory: Replay, number: Int[Array, ""], step: Int[Array, ""]) -> Any:
         """Transitions for update `step` of the seed that is `number` of this device."""

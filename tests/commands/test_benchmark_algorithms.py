@@ -20,8 +20,8 @@ from experiments.launch.settings import parse_command_line
 REWARD, GOALS = Args.envs
 ROW = AlgoRow(
     algo="iql", env=REWARD, preset="laptop", seeds=4, devices=2, batch=128, updates=7, rate=525.0,
-    plain_rate=400.0, ratio=1.3125, gflop=0.242, compile_s=9.5, plain_compile_s=8.0, peak_mb=900.0,
-    cores=1.98, plain_cores=1.9,
+    plain_rate=400.0, ratio=1.3125, gflop=0.242, rollout_share=0.0, compile_s=9.5, plain_compile_s=8.0,
+    peak_mb=900.0, cores=1.98, plain_cores=1.9,
 )  # fmt: skip
 
 
