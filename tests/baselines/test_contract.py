@@ -9,16 +9,19 @@ import jax
 import numpy as np
 import pytest
 
+from baselines.leq import LEQ
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.run import segment as loop
 from mac.run.io.checkpoint import CheckpointStore
 from tests.helpers.algorithm_cases import make, mode_of, registered
-from tests.helpers.straight_line_data import distance_left, journeys, one_seed
+from tests.helpers.straight_line_data import distance_left, journeys, one_seed, wanderers
 
 K = 150
 UPDATES = {"cql": 400, "fql": 250, "idql": 300}
 """Updates per segment, where they are not `K`."""
 OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}}
+WANDERING = (LEQ,)
+"""Methods that nothing holds near the data's actions: they learn from data that cover these."""
 leaves = jax.tree.leaves
 
 
@@ -41,7 +44,8 @@ def segment(algo: Any, mode: str, k: int, state: TrainState, number: int, seed: 
     count = len(leaves(state)[0])
     mesh = loop.seed_mesh(count)
     keys = loop.place(mesh, loop.seed_keys(seed, count), loop.SEED)
-    window = loop.place(mesh, journeys(algo.sample.chunk, goals=mode == "goals"), loop.ALL)
+    data = wanderers if isinstance(algo, WANDERING) else journeys
+    window = loop.place(mesh, data(algo.sample.chunk, goals=mode == "goals"), loop.ALL)
     steps = loop.place(mesh, np.arange(k * number, k * (number + 1), dtype=np.int32), loop.ALL)
     state = loop.place(mesh, state, loop.SEED)
     return jax.device_get(loop.segment(algo, mesh, window, keys, steps, state))

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from baselines.leq import LEQ
+from baselines.leq import LEQ, LEQConfig
 from mac.errors import UserError
 from mac.ops.returns import lambda_mixture, mixture_shares
 from mac.types import Batch
@@ -47,13 +47,19 @@ def test_mixture_weighs_the_return_of_k_steps_by_the_kth_power(lam: float):
     np.testing.assert_allclose(got, mixture(q, r, m, 0.9, lam), rtol=1e-5, atol=1e-6)
 
 
+def made(mode: str) -> Any:
+    """LEQ at the sizes of `SIZES`."""
+    small: Any = make("leq", "reward")
+    return LEQ(small.cfg, MODES_TOO[mode])
+
+
 def wide(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), tree)
 
 
 def in_float64(mode: str) -> tuple[Any, Any, jax.Array, Any, jax.Array]:
     """LEQ with perturbed float64 networks, states, and goals if there are any; with 64 bits on."""
-    algo: Any = LEQ(make("leq", "reward").cfg, MODES_TOO[mode])
+    algo = made(mode)
     nets = wide(perturb(algo.nets(jr.key(0)), seed=1))
     s, g = np.random.default_rng(2).normal(size=(2, 5, 2))
     return algo, nets, jnp.asarray(s), jnp.asarray(g) if mode == "goals" else None, jr.key(3)
@@ -129,7 +135,7 @@ def test_imagined_steps_train_the_critic_unless_as_released(mode: str):
 
 def test_released_members_change_within_a_state():
     """Members that predict 0 and 10 everywhere: the entries of a state agree but for the released ones."""
-    made = make("leq", "reward", members=2, release_members=True, rollout=1)
+    made: Any = make("leq", "reward", members=2, release_members=True, rollout=1)
     bias, where = (
         jnp.asarray([[0.0, 0.0, -50.0, -50.0], [10.0, 10.0, -50.0, -50.0]]),
         operator.attrgetter("model.dynamics.members"),
@@ -145,7 +151,7 @@ def test_released_members_change_within_a_state():
 
 
 def test_weights_of_soft_masks_are_survival_probabilities():
-    algo: Any = LEQ(make("leq", "reward").cfg, FALL_SPEC)
+    algo = made("terminations")
     nets = perturb(algo.nets(jr.key(0)), seed=1)
     tau = jax.jit(algo.imagine)(nets, jnp.zeros((4, 2)), None, jr.key(1))
     assert np.all((tau.mask > 0) & (tau.mask < 1)) and np.all(np.asarray(tau.alive[0]) == 1)
@@ -196,12 +202,12 @@ def test_rewards_of_the_dynamics_ensemble_train_too():
 @pytest.mark.parametrize(
     ("field", "value"), [("expectile", 0.0), ("expectile", 1.0), ("lam", 1.1), ("imagined_weight", -0.1)]
 )
-def test_settings_out_of_range_are_refused(field: str, value: float):
+def test_settings_out_of_range_are_refused(field: str, value: Any):
     with pytest.raises(UserError, match=f"--hp.{field.replace('_', '-')}={value}: must be in"):
-        make("leq", "reward", **{field: value})
+        make("leq", "reward", 0, **{field: value})
 
 
 def test_sizes_of_the_tests_differ_from_the_defaults():
     """Else a constant in place of a setting would go unnoticed."""
-    default = type(make("leq", "reward").cfg)()  # pyright: ignore[reportAttributeAccessIssue]
+    default = LEQConfig()
     assert all(getattr(default, name) != value for name, value in SIZES["leq"].items())
