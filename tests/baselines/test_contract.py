@@ -17,9 +17,9 @@ from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed, wanderers
 
 K = 150
-UPDATES = {"cql": 400, "fql": 250, "idql": 300}
+UPDATES = {"cql": 400, "fql": 250, "idql": 300, "leq": 300}
 """Updates per segment, where they are not `K`."""
-OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}}
+OWN = {"idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8}, "leq": {"batch": 64}}
 WANDERING = (LEQ,)
 """Methods that nothing holds near the data's actions: they learn from data that cover these."""
 leaves = jax.tree.leaves
@@ -63,7 +63,8 @@ QUICK = ("mac", "iql")
 def trained(request: pytest.FixtureRequest) -> Trained:
     name, mode = request.param, mode_of(request.param)
     k = UPDATES.get(name, K)
-    algo = make(name, mode, 3 * k, batch=32, hidden=(32,), lr=3e-3, tau_ema=0.05, **OWN.get(name, {}))
+    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3, "tau_ema": 0.05} | OWN.get(name, {})
+    algo = make(name, mode, 3 * k, **sizes)
     states, logs = [start(algo, 0, 2)], []
     for number in range(3):
         state, log = segment(algo, mode, k, states[-1], number)
