@@ -12,6 +12,7 @@ from baselines.gciql import GCIQL, GCIQLConfig
 from baselines.idql import IDQL, IDQLConfig
 from baselines.ifql import IFQL, IFQLConfig
 from baselines.iql import IQL, IQLConfig
+from baselines.leq import LEQ, LEQConfig
 from baselines.mobile import MOBILE, MOBILEConfig
 from baselines.mopo import MOPO, MOPOConfig
 from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
@@ -128,6 +129,11 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
     "mobile": AlgorithmEntry(
         MOBILEConfig, MOBILE, "MOBILE (Sun et al. 2023)",
         "soft actor-critic on imagined steps, less the disagreement of the models about values", 2023, "",
+    ),
+    "leq": AlgorithmEntry(
+        LEQConfig, LEQ, "LEQ (Park and Lee 2024)",
+        "lower expectile of imagined returns, which a deterministic policy maximizes through the model",
+        2024, "2407.00699",
     ),
     "cql": AlgorithmEntry(
         CQLConfig, CQL, "CQL (Kumar et al. 2020)",

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from mac.algorithm import TrainState, at_some_updates, by_network, polyak
 from mac.data.sampler import sample
 from mac.errors import UserError
-from mac.model_based import ModelBasedConfig, WorldModel, model_drift, predicted
+from mac.model_based import ModelBasedConfig, WorldModel, model_drift, predicted, require_rewards
 from mac.model_free import AbstractModelFree, Goal, Step, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
@@ -124,10 +124,9 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
     """Soft actor-critic on real and imagined steps, less a penalty."""
 
     def __check_init__(self):
-        cfg, name = self.cfg, self.env.name
-        if cfg.joint_reward and self.env.goal_dim is not None:
-            raise UserError(f"--hp.joint-reward: {name} has goals instead of rewards; leave it out")
-        if cfg.termination == "rule" and self.env.terminal is None:
+        require_rewards(self.cfg, self.env)
+        if self.cfg.termination == "rule" and self.env.terminal is None:
+            name = self.env.name
             raise UserError(f"--hp.termination=rule: {name} has no rule that observations tell; take learned")
 
     @abc.abstractmethod

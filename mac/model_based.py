@@ -14,6 +14,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, Key
 
 from mac.data.chunk_sequences import sample_sequences
+from mac.errors import UserError
 from mac.mac_diagnostics import STATES, drift, horizons, no_change_error
 from mac.model_free import Goal, ModelFreeConfig, Step
 from mac.nn.dynamics_ensemble import DynamicsEnsemble, LogStd
@@ -52,6 +53,12 @@ class ModelBasedConfig(ModelFreeConfig):
     def model_style(self) -> Style:
         """Of the hidden layers of the models."""
         return Style(self.model_activation, self.model_norm)
+
+
+def require_rewards(cfg: ModelBasedConfig, env: EnvSpec) -> None:
+    """Raises UserError where dynamics are to predict rewards that there are not."""
+    if cfg.joint_reward and env.goal_dim is not None:
+        raise UserError(f"--hp.joint-reward: {env.name} has goals instead of rewards; leave it out")
 
 
 class Imagined(NamedTuple):

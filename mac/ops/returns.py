@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float
 
 from mac.target_platform import target_platform
@@ -45,6 +46,43 @@ def lambda_return(
     unroll = target_platform() != "cpu"
     steps = reward, mask, next_value
     return jax.lax.scan(backwards, next_value[-1], steps, reverse=True, unroll=unroll)[1]
+
+
+def lambda_mixture(
+    q: Float[Array, " T1 *B"],
+    reward: Float[Array, " T *B"],
+    mask: Float[Array, " T *B"],
+    *,
+    discount: Number,
+    shares: Float[Array, " T"],
+) -> Float[Array, " T1 *B"]:
+    """Weighted mean, at every step, of its Q and of the returns of 1, 2, ... steps that end in a later Q.
+
+    `y_i = (1 - c_i) q_i + c_i (r_i + γ m_i y_{i+1})`, with `y_T = q_T`. The shares c (`mixture_shares`) give
+    the return of k steps a weight proportional to λ**k. No gradient passes from a return to a later one.
+
+    Args:
+        q: value of the action at each of the T steps, and at the state after them.
+        reward: reward of each step.
+        mask: 0 where nothing follows a step, else 1, or a probability.
+    Source: Park and Lee 2024 (LEQ), arXiv 2407.00699.
+    """
+
+    def backwards(later, step):
+        q, r, m, share = step
+        ret = (1 - share) * q + share * (r + discount * m * sg(later))
+        return ret, ret
+
+    unroll = target_platform() != "cpu"
+    last = q[-1]
+    earlier = jax.lax.scan(backwards, last, (q[:-1], reward, mask, shares), reverse=True, unroll=unroll)[1]
+    return jnp.concatenate([earlier, last[None]])
+
+
+def mixture_shares(lam: Number, steps: int) -> Float[Array, " T"]:
+    """Weight of what follows each step in its `lambda_mixture`, against 1 minus it for the step's own Q."""
+    totals = jnp.cumsum(lam ** jnp.arange(steps + 1, dtype=float))  # of the weights 1, λ, λ², ...
+    return 1 - 1 / totals[:0:-1]
 
 
 def chunk_reward(rewards: Float[Array, "*B H"], *, discount: Number, reduce: str) -> Float[Array, "*B"]:

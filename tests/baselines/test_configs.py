@@ -26,6 +26,14 @@ OWN: dict[str, dict[str, Any]] = {
     "nsac_bc": GOALS | {"n_step": 25, "combine": "min"},
     "sharsa": GOALS | {"n_step": 25, "combine": "min", "candidates": 32, "flow_steps": 10},
     "fmpc": {"hidden": (512,) * 4, "batch": 256, "discount": 0.999, "chunk": 32, "candidates": 64},
+    "leq": {
+        "hidden": (512,) * 4,
+        "batch": 256,
+        "discount": 0.999,
+        "rollout": 10,
+        "expectile": 0.5,
+        "lam": 1.0,
+    },
     "cql": {"hidden": (256,) * 3, "batch": 256, "activation": "relu", "critic_norm": False},
 }
 """What the docstrings and sources of each class say of a call without arguments."""

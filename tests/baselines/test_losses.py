@@ -46,6 +46,8 @@ OPTIONS |= {
         {"value": "bce", "policy_chunk": 1, "release_bce": True},
     ),
     "fmpc as released": ("fmpc", "reward", {"policy_chunk": 1, "release_return_to_go": True}),
+    "leq with goals": ("leq", "goals", {"expectile": 0.1, "lam": 1.0}),
+    "leq as released": ("leq", "reward", {"release_critic": True, "release_members": True}),
     "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
     "mopo with few real steps": ("mopo", "goals", {"penalty": 0.1, "real_fraction": 0.25, "model_batch": 5}),
     "mopo as published on D4RL": (
@@ -61,7 +63,7 @@ OPTIONS |= {
         {"penalty_combine": "min", "unbiased_std": True, "joint_reward": True, "model_std": "learned"},
     ),
 }
-QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals"} | (
+QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals", "leq with goals"} | (
     {"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys())
 )
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}

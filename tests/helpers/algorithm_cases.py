@@ -19,11 +19,12 @@ from mac.types import Batch
 from tests.helpers.numpy_ablations import MODES
 from tests.helpers.numpy_baselines import LOSSES as MODEL_FREE
 from tests.helpers.numpy_baselines import data
+from tests.helpers.numpy_leq import leq
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_model_based import MODEL_BASED
 from tests.helpers.toy_env import window
 
-LOSSES = MODEL_FREE | MODEL_BASED
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq}
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
@@ -42,6 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "nsac_bc": {"n_step": 4, "alpha": 1.0},
     "sharsa": {"n_step": 4, "candidates": 4, "flow_steps": 4},
     "fmpc": {"chunk": 3, "policy_chunk": 2, "candidates": 4, "flow_steps": 3},
+    "leq": {"rollout": 3, "members": 3, "expectile": 0.3, "lam": 0.95, "imagined_weight": 0.6},
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
     "mopo": IMAGINED,
     "mobile": IMAGINED | {"samples": 4},
@@ -50,7 +52,7 @@ POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss
 WORLD = ("dynamics", "reward", "success", "termination")
 METRICS = {
     "v": ("value/loss",),
-    "q": ("critic/loss", "critic/gap_loss"),
+    "q": ("critic/loss", "critic/gap_loss", "critic/imagined_loss", "critic/target_loss"),
     "actor": (*POLICY, "policy/flow_loss"),
     "flow": ("policy/flow_loss",),
     "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD)),

@@ -77,7 +77,7 @@ def act(name: str, nets: Any, target: Any, s: np.ndarray, g: Any, cfg: Any, key:
         a = np.tanh(a) if cfg.policy == "tanh" else a
     else:
         a = net(nets.actor, s, g)
-        a = np.tanh(a) if name == "rebrac" else a
+        a = np.tanh(a) if name in ("rebrac", "leq") else a
     return np.clip(a, -1, 1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mac.algorithm import TrainState
 from mac.types import Window
-from tests.helpers.toy_env import STRIDE, TARGET, from_rows
+from tests.helpers.toy_env import STRIDE, TARGET, from_rows, window
 
 STEPS, WIDE = 10, 64
 
@@ -25,6 +25,12 @@ def journeys(chunk: int, *, goals: bool, episodes: int = 64, length: int = 14, s
         obs[:, t], action[:, t] = point, np.clip(wanted, -1, 1)
         point = point + STRIDE * action[:, t]
     return from_rows(obs.reshape(-1, 2), action.reshape(-1, 2), np.full(episodes, length), chunk)
+
+
+def wanderers(chunk: int, *, goals: bool) -> Window:
+    """Episodes of a point that takes all actions at all places; with goals, of any state."""
+    del goals
+    return window(chunk, episodes=64)
 
 
 def distance_left(act: Any, state: TrainState, *, goals: bool) -> float:

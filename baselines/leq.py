@@ -1,0 +1,202 @@
+"""LEQ: lower expectile Q-learning (Park and Lee 2024, arXiv 2407.00699).
+
+A deterministic policy and one critic learn from rollouts of H imagined steps that start at the batch's
+states. The target of each step is a mixture of returns: Q itself, and what 1, 2, ... imagined steps bring
+before a later Q. A low expectile of these targets, over what the models may do, is a cautious value.
+
+The policy's gradient at step i is that of the step's own mixture with respect to its action, through the
+model and through the policy's later actions. States count as given.
+
+The defaults are of the runs of Park et al. 2025 (MAC): models are trained along with the policy, λ is 1, the
+imagined loss has the weight 0.95 (LEQ's own code: 0.95 and 0.25), and no memory of imagined states is kept.
+Their code has two known bugs, off here: `release_critic` and `release_members`.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float, Key
+
+from mac.algorithm import TrainState
+from mac.model_based import ModelBasedConfig, WorldModel, model_drift, require_rewards
+from mac.model_free import AbstractModelFree, Goal, one_step
+from mac.nn.critics import Critics, q_values
+from mac.nn.gaussian_policy import HEAD_VARIANCE
+from mac.nn.mlp import MLP, value_net
+from mac.ops.losses import expectile_loss, mse, sum_losses
+from mac.ops.returns import lambda_mixture, mixture_shares
+from mac.types import Batch, Metrics, SampleSpec, Window
+
+
+class LEQConfig(ModelBasedConfig):
+    """Hyperparameters of LEQ."""
+
+    rollout: int = 10
+    """imagined steps per rollout, H"""
+    expectile: float = 0.5
+    """expectile of imagined returns that Q learns and the policy maximizes, τ; below 0.5 is cautious"""
+    lam: float = 1.0
+    """weight of each longer return in the mixture, against the one before it, λ in [0, 1]"""
+    imagined_weight: float = 0.95
+    """weight of imagined steps in the critic's losses, in [0, 1]; the data's steps have the rest"""
+    release_critic: bool = False
+    """a known bug of the authors' code: no gradient passes from imagined steps to the critic"""
+    release_members: bool = False
+    """a known bug of the authors' code: each entry of an imagined state is of a random model of its own"""
+
+    def __check_init__(self):
+        self._require("expectile", 0 < self.expectile < 1, "must be in (0, 1)")
+        self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
+        self._require("imagined_weight", 0 <= self.imagined_weight <= 1, "must be in [0, 1]")
+
+
+class Nets(eqx.Module):
+    """LEQ's networks."""
+
+    model: WorldModel
+    q: Critics  # s, g, a -> value; there is one
+    actor: MLP  # s, g -> a before the tanh
+
+
+class Rollout(NamedTuple):
+    """Imagined steps 0 to H, the last of which is not executed.
+
+    `reward`, `mask` and `alive` are of the first H; `alive` is 0 after the return ended, or the probability
+    that it goes on. `ret` is the mixture of returns of each step.
+    """
+
+    obs: Float[Array, "H1 B D"]
+    action: Float[Array, "H1 B A"]
+    q: Float[Array, "H1 B"]
+    reward: Float[Array, "H B"]
+    mask: Float[Array, "H B"]
+    alive: Float[Array, "H B"]
+    ret: Float[Array, "H1 B"]
+
+
+class LEQ(AbstractModelFree[LEQConfig, Nets]):
+    """Lower expectile Q-learning."""
+
+    def __check_init__(self):
+        require_rewards(self.cfg, self.env)
+
+    def sample_spec(self, steps: SampleSpec) -> SampleSpec:
+        # As the authors' samplers: single tasks leave out each episode's last two steps.
+        return steps._replace(every_row=self.env.goal_dim is not None or self.env.recorded)
+
+    def nets(self, key: Key[Array, ""]) -> Nets:
+        k_model, k_q, k_actor = jr.split(key, 3)
+        cfg, (*given, action) = self.cfg, self.inputs
+        style, share = cfg.actor_style, HEAD_VARIANCE
+        return Nets(
+            model=WorldModel(cfg, self.env, k_model),
+            q=(value_net(self.inputs, cfg.hidden, key=k_q, style=cfg.critic_style),),
+            actor=MLP(given, cfg.hidden, action, key=k_actor, style=style, variance=share),
+        )
+
+    def target_nets(self, nets: Nets) -> Critics:
+        return nets.q
+
+    def loss(
+        self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        k_actor, k_critic = jr.split(key)
+        step, cfg, fixed = one_step(batch), self.cfg, sg(nets)
+        with jax.named_scope("model"):
+            losses = nets.model.losses(step)
+
+        with jax.named_scope("policy"):
+            s, g = step.obs, step.actor_goal
+            slope, tau = self.action_gradients(fixed, s, g, k_actor)
+            weight = jnp.where(tau.ret > tau.q, cfg.expectile, 1 - cfg.expectile).at[-1].set(0.5)
+            action = jnp.tanh(nets.actor(tau.obs, g))
+            gain = weight * jnp.sum(slope * action, axis=-1)
+            losses["policy/q_loss"] = -jnp.sum(jnp.mean(gain, axis=-1))
+
+        with jax.named_scope("critic"):
+            s, g, real, imagined = step.obs, step.goal, 1 - cfg.imagined_weight, cfg.imagined_weight
+            next_action = jnp.tanh(fixed.actor(step.next_obs, g))
+            next_q = q_values(fixed.q, step.next_obs, g, next_action)[0]
+            q, slow_q = (q_values(nets, s, g, step.action)[0] for nets in (nets.q, target))
+            error = step.reward + cfg.discount * step.mask * next_q - q
+            losses["critic/loss"] = real * expectile_loss(error, 0.5)
+
+            if g is not None:  # without goals the rollout is the policy's
+                tau = self.imagine(fixed, s, g, k_critic)
+            critic = fixed.q if cfg.release_critic else nets.q
+            states, actions = tau.obs[:-1], tau.action[:-1]
+            q_rollout, slow_rollout = (q_values(nets, states, g, actions)[0] for nets in (critic, target))
+            powers = cfg.discount ** jnp.arange(cfg.rollout, dtype=float)
+            loss_weight = jnp.broadcast_to(powers[:, None], tau.alive.shape) * tau.alive
+            error = jnp.sqrt(loss_weight) * (tau.ret[:-1] - q_rollout)
+            losses["critic/imagined_loss"] = imagined * expectile_loss(error, cfg.expectile)
+            near = real * mse(q, slow_q) + imagined * mse(q_rollout, slow_rollout)
+            losses["critic/target_loss"] = near
+        logged = {"imagined__reward": tau.reward, "imagined__alive": tau.alive, "imagined__return": tau.ret}
+        return sum_losses(losses, critic__q_mean=q, **logged)
+
+    def imagine(
+        self,
+        nets: Nets,
+        s: Float[Array, "B D"],
+        g: Goal,
+        key: Key[Array, ""],
+        nudge: Float[Array, "H1 B A"] | None = None,
+    ) -> Rollout:
+        """H steps under the policy, to whose actions `nudge` is added (`action_gradients`)."""
+        cfg = self.cfg
+        shares = mixture_shares(cfg.lam, cfg.rollout)
+        if nudge is None:
+            nudge = jnp.zeros((cfg.rollout + 1, len(s), self.env.action_dim))
+
+        def one(carry: tuple[Array, Array], given: Any) -> tuple[tuple[Array, Array], Any]:
+            (s, alive), (nudge, share, key) = carry, given
+            a = jnp.tanh(nets.actor(s, g)) + nudge
+            after = nets.model.imagine(s, g, a, key, by_entry=cfg.release_members)
+            goes_on = (alive > 0).astype(s.dtype)
+            reward, mask = goes_on * after.reward, goes_on * after.mask
+            next_s = scale_gradient(after.next_obs, share * cfg.discount * mask)
+            return (next_s, alive * sg(mask)), (s, a, reward, mask, alive)
+
+        each = nudge[:-1], shares, jr.split(key, cfg.rollout)
+        (s, _), (obs, action, reward, mask, alive) = jax.lax.scan(one, (s, jnp.ones_like(s[:, 0])), each)
+        obs = jnp.concatenate([obs, s[None]])
+        action = jnp.concatenate([action, (jnp.tanh(nets.actor(s, g)) + nudge[-1])[None]])
+        q = q_values(nets.q, obs, g, action)[0]
+        ret = lambda_mixture(q, reward, mask, discount=cfg.discount, shares=shares)
+        return Rollout(obs, action, q, reward, mask, alive, ret)
+
+    def action_gradients(
+        self, nets: Nets, s: Float[Array, "B D"], g: Goal, key: Key[Array, ""]
+    ) -> tuple[Float[Array, "H1 B A"], Rollout]:
+        """Gradient of each step's mixture with respect to the step's own action, and the rollout.
+
+        It takes one reverse pass, where a Jacobian takes H + 1. Steps after i enter `ret[i]` only by
+        `c_i γ m_i ret[i + 1]` (`lambda_mixture`). So `ret[i]` lets no gradient into `ret[i + 1]`, and the
+        state between the two scales its gradient by that factor instead. What comes back to it from all
+        later steps together is then the gradient of `ret[i + 1]`.
+        """
+
+        def total(nudge: Float[Array, "H1 B A"]) -> tuple[Float[Array, ""], Rollout]:
+            tau = self.imagine(nets, s, g, key, nudge)
+            return jnp.sum(tau.ret), tau
+
+        # Made from the policy's output, zeros differ by seed; of others a gradient is summed over devices.
+        still = jnp.zeros_like(nets.actor(s, g))
+        return jax.grad(total, has_aux=True)(jnp.stack([still] * (self.cfg.rollout + 1)))
+
+    def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
+        del key
+        return jnp.tanh(state.nets.actor(obs, goal))
+
+    def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
+        return model_drift(state.nets.model, window, self.cfg.rollout, key)
+
+
+def scale_gradient(x: Float[Array, "B D"], factor: Float[Array, " B"]) -> Float[Array, "B D"]:
+    """`x`, whose gradient is multiplied by `factor`."""
+    return sg(x) + jnp.broadcast_to(sg(factor)[:, None], x.shape) * (x - sg(x))
