@@ -187,7 +187,7 @@ def test_states_are_normalised_twice_at_update_0_as_released(step: int):
 
 def test_sizes_of_the_ring_follow_the_settings():
     spec = make("reward", batch=10, real_fraction=0.25, rollouts_kept=3).replay
-    assert spec == (STARTS * HORIZON, 3, 3, 8, False)
+    assert spec == (STARTS * HORIZON, 3, 3, 8, 0, False)
     assert make("reward", real_fraction=1.0).replay is None
     assert make("reward", release_initial_buffer=True).replay.fill_at_start  # pyright: ignore[reportOptionalMemberAccess]
 
