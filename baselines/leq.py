@@ -134,8 +134,7 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
             loss_weight = jnp.broadcast_to(powers[:, None], tau.alive.shape) * tau.alive
             error = jnp.sqrt(loss_weight) * (tau.ret[:-1] - q_rollout)
             losses["critic/imagined_loss"] = imagined * expectile_loss(error, cfg.expectile)
-            near = real * mse(q, slow_q) + imagined * mse(q_rollout, slow_rollout)
-            losses["critic/target_loss"] = near
+            losses["critic/target_loss"] = real * mse(q, slow_q) + imagined * mse(q_rollout, slow_rollout)
         logged = {"imagined__reward": tau.reward, "imagined__alive": tau.alive, "imagined__return": tau.ret}
         return sum_losses(losses, critic__q_mean=q, **logged)
 
@@ -148,8 +147,7 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
         nudge: Float[Array, "H1 B A"] | None = None,
     ) -> Rollout:
         """H steps under the policy, to whose actions `nudge` is added (`action_gradients`)."""
-        cfg = self.cfg
-        shares = mixture_shares(cfg.lam, cfg.rollout)
+        cfg, shares = self.cfg, mixture_shares(self.cfg.lam, self.cfg.rollout)
         if nudge is None:
             nudge = jnp.zeros((cfg.rollout + 1, len(s), self.env.action_dim))
 

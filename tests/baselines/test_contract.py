@@ -123,7 +123,7 @@ def test_seed_in_a_group_equals_the_seed_alone(trained: Trained):
     algo, mode, (first, group, *_), _ = trained
     k = trained.k
     if isinstance(algo, WANDERING):
-        k = 10  # imagined ends are thresholds, which amplify rounding without bound
+        k = 3  # imagined ends are thresholds, which amplify rounding without bound
     elif k > LONGEST:
         k = K
     if k != trained.k:
