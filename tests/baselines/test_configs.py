@@ -11,6 +11,7 @@ from mac.config import CommonConfig
 
 GOALS = {"hidden": (1024,) * 4, "batch": 1024, "discount": 0.999, "actor_norm": True}
 SINGLE = {"hidden": (512,) * 4, "batch": 256, "discount": 0.99, "actor_norm": False, "critic_norm": True}
+IMAGINED = SINGLE | {"discount": 0.999, "actor_norm": True, "rollout": 5, "members": 5, "rollouts_kept": 5}
 OWN: dict[str, dict[str, Any]] = {
     "mac": {"hidden": (512,) * 4, "batch": 256, "discount": 0.999, "chunk": 10, "rollout": 10},
     "mac_gaussian": {"discount": 0.999, "candidates": 8, "candidates_test": 32},
@@ -34,6 +35,8 @@ OWN: dict[str, dict[str, Any]] = {
         "expectile": 0.5,
         "lam": 1.0,
     },
+    "mopo": IMAGINED,
+    "mobile": IMAGINED | {"samples": 5, "penalty_combine": "mean", "unbiased_std": False},
     "cql": {"hidden": (256,) * 3, "batch": 256, "activation": "relu", "critic_norm": False},
 }
 """What the docstrings and sources of each class say of a call without arguments."""

@@ -23,7 +23,7 @@ from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import MLP, Dense
 from mac.run import segment as loop
 from mac.run.train import RunConfig
-from tests.helpers.algorithm_cases import make, mode_of
+from tests.helpers.algorithm_cases import imagined_steps, make, mode_of
 from tests.helpers.jaxprs import equations
 from tests.helpers.mac_cases import draw_batch
 from tests.helpers.numpy_mac import fresh
@@ -224,8 +224,10 @@ def test_every_algorithm_is_updated_in_bf16(name: str):
     assert dataclasses.replace(rough, numerics=Numerics()).sample == algo.sample
 
     def update(algo: AbstractAlgorithm) -> Any:
-        state = algo.init(jr.key(0))
+        state = algo.init(jr.key(0)).without_memory()
         batch = sample(window(algo.sample.chunk), algo.sample, jr.key(1))
+        if algo.replay:
+            batch = dataclasses.replace(batch, imagined=imagined_steps(algo))
         return algo.update(state, batch, jnp.zeros((), jnp.int32), jr.key(2))
 
     chex.assert_trees_all_equal_shapes_and_dtypes(

@@ -17,7 +17,7 @@ from mac.errors import UserError
 from mac.nn.dynamics_ensemble import DynamicsEnsemble
 from mac.pretraining import EPOCH, ModelRecord, fresh_record, held_out, judge
 from mac.run import segment as loop
-from tests.helpers.algorithm_cases import make
+from tests.helpers.algorithm_cases import imagined_steps, make
 from tests.helpers.toy_env import FALL_SPEC, SPEC, falling_window, window
 
 SHARE, PATIENCE = 0.3, 2
@@ -142,12 +142,7 @@ def test_policy_waits_for_the_models_which_then_rest():
 
 def batch_of(algo: Any) -> Any:
     batch = jax.jit(sample, static_argnums=1)(window(1), algo.sample, jr.key(2))
-    rng = np.random.default_rng(0)
-    row = algo.imagined_row()
-    imagined = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(size=(algo.replay.batch, *x.shape)), jnp.float32), row
-    )
-    return dataclasses.replace(batch, imagined=imagined)
+    return dataclasses.replace(batch, imagined=imagined_steps(algo))
 
 
 def test_rollouts_begin_when_the_policy_does():
