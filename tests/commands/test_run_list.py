@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from baselines import REGISTRY
+from envs_mjx.locomotion.gym_env import never_terminal
 from envs_mjx.registry import names, parse
 from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows
 from experiments.launch.listing import settings_of
@@ -25,7 +26,7 @@ from tests.helpers.toy_env import GOAL_SPEC, SPEC
 def example(pattern: str) -> tuple[str, EnvSpec]:
     """An environment that a pattern fits, and a small stand-in for its specification."""
     env = next(name for name in names() if fnmatch.fnmatchcase(name, pattern))
-    kind = SPEC._replace(recorded=True) if env.endswith("-v2") else SPEC
+    kind = SPEC._replace(recorded=True, terminal=never_terminal) if env.endswith("-v2") else SPEC
     return env, GOAL_SPEC if "oraclerep" in env else kind
 
 
