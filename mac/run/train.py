@@ -323,7 +323,7 @@ class _Loop:
 
     def _save(self, state: TrainState) -> None:
         self._flush()
-        finite = np.asarray(_finite(state))
+        finite = np.asarray(_finite(state.without_memory()))
         if not finite.all():
             lane = self.job.lanes[int(np.argmin(finite))]
             raise self._diverged(f"a weight is not finite after update {self.outcome.step:,}, {lane}")
