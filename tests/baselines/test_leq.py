@@ -19,6 +19,7 @@ from tests.helpers.algorithm_cases import SIZES, make, make_case
 from tests.helpers.numpy_ablations import MODES
 from tests.helpers.numpy_leq import act, draws, mixture, rollout, slopes
 from tests.helpers.numpy_mac import double, perturb
+from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import FALL_SPEC
 
 MODES_TOO = {**MODES, "terminations": FALL_SPEC}
@@ -65,7 +66,7 @@ def in_float64(mode: str) -> tuple[Any, Any, jax.Array, Any, jax.Array]:
     return algo, nets, jnp.asarray(s), jnp.asarray(g) if mode == "goals" else None, jr.key(3)
 
 
-@pytest.mark.parametrize("mode", MODES_TOO)
+@pytest.mark.parametrize("mode", slow_except(["terminations"], MODES_TOO))
 def test_action_gradients_are_the_diagonal_of_the_jacobian(mode: str):
     with jax.enable_x64(True):
         algo, nets, s, g, key = in_float64(mode)
@@ -119,7 +120,7 @@ def test_action_gradients_are_those_of_central_differences(mode: str):
     np.testing.assert_allclose(got, np.stack(want), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", slow_except(["goals"], MODES))
 def test_imagined_steps_train_the_critic_unless_as_released(mode: str):
     for released in (False, True):
         case = make_case("leq", mode, release_critic=released)
