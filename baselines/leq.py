@@ -22,7 +22,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.model_based import ModelBasedConfig, WorldModel, model_drift, require_rewards
+from mac.model_based import ModelBasedConfig, WorldModel, data_steps, model_drift, require_rewards
 from mac.model_free import AbstractModelFree, Goal, one_step
 from mac.nn.critics import Critics, q_values
 from mac.nn.gaussian_policy import HEAD_VARIANCE
@@ -85,8 +85,7 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
         require_rewards(self.cfg, self.env)
 
     def sample_spec(self, steps: SampleSpec) -> SampleSpec:
-        # As the authors' samplers: single tasks leave out each episode's last two steps.
-        return steps._replace(every_row=self.env.goal_dim is not None or self.env.recorded)
+        return data_steps(steps, self.env)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_model, k_q, k_actor = jr.split(key, 3)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from mac.algorithm import TrainState, at_some_updates, by_network, polyak
 from mac.data.sampler import sample
 from mac.errors import UserError
-from mac.model_based import ModelBasedConfig, WorldModel, model_drift, predicted, require_rewards
+from mac.model_based import ModelBasedConfig, WorldModel, data_steps, model_drift, predicted, require_rewards
 from mac.model_free import AbstractModelFree, Goal, Step, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
@@ -136,9 +136,8 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
         """Uncertainty about imagined steps, in units of the reward."""
 
     def sample_spec(self, steps: SampleSpec) -> SampleSpec:
-        # As the authors' samplers: single tasks leave out each episode's last two steps.
-        every_row = self.env.goal_dim is not None or self.env.recorded
-        return steps._replace(batch=max(self.cfg.real_rows, self.cfg.model_batch), every_row=every_row)
+        rows = max(self.cfg.real_rows, self.cfg.model_batch)
+        return data_steps(steps, self.env)._replace(batch=rows)
 
     def nets(self, key: Key[Array, ""]) -> MBPONets:
         k_model, k_q, k_actor = jr.split(key, 3)
@@ -154,17 +153,20 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
         return MBPOTarget(nets.q, fresh_record(nets.model.dynamics) if self.cfg.pretrain else None)
 
     def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> MBPOTarget:
-        q, cfg, record = polyak(target.q, online.q, self.cfg.tau_ema), self.cfg, target.record
-        if record is not None:
-            data = self.model_steps(one_step(batch))
-            after = predicted(data, cfg.joint_reward)
-            judged = judge(
-                record, online.record.best, data.obs, data.action, after, step,
-                share=cfg.holdout, patience=cfg.patience,
+        q, cfg = polyak(target.q, online.q, self.cfg.tau_ema), self.cfg
+        if target.record is None:
+            return MBPOTarget(q, None)
+        data = self.model_steps(one_step(batch))
+
+        def judged() -> ModelRecord:
+            record = judge(
+                target.record, online.record.best, data.obs, data.action,
+                predicted(data, cfg.joint_reward), step, share=cfg.holdout, patience=cfg.patience,
             )  # fmt: skip
-            in_time = step + 1 < cfg.pretrain
-            record = dataclasses.replace(judged, learning=judged.learning & in_time)
-        return MBPOTarget(q, record)
+            return dataclasses.replace(record, learning=record.learning & (step + 1 < cfg.pretrain))
+
+        # Once the models rest, looking at them would cost every update a pass through all of them.
+        return MBPOTarget(q, jax.lax.cond(step < cfg.pretrain, judged, lambda: target.record))
 
     def optimiser(self) -> optax.GradientTransformation:
         cfg = self.cfg

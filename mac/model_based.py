@@ -2,7 +2,7 @@
 
 The model has an ensemble of dynamics, and networks of what a step brings. With goals that is whether the goal
 is reached, and the reward is 0 there, else -1. For single tasks it is the reward, and whether the step
-terminates. Everything is trained along with the policy, on the data's steps.
+terminates. All are trained on the data's steps, along with the policy unless the method says otherwise.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from mac.model_free import Goal, ModelFreeConfig, Step
 from mac.nn.dynamics_ensemble import DynamicsEnsemble, LogStd
 from mac.nn.mlp import MLP, Activation, Style, scalar, value_net
 from mac.ops.losses import Losses, cross_entropy, mse
-from mac.types import EnvSpec, Metrics, Window
+from mac.types import EnvSpec, Metrics, SampleSpec, Window
 
 
 class ModelBasedConfig(ModelFreeConfig):
@@ -59,6 +59,14 @@ def require_rewards(cfg: ModelBasedConfig, env: EnvSpec) -> None:
     """Raises UserError where dynamics are to predict rewards that there are not."""
     if cfg.joint_reward and env.goal_dim is not None:
         raise UserError(f"--hp.joint-reward: {env.name} has goals instead of rewards; leave it out")
+
+
+def data_steps(steps: SampleSpec, env: EnvSpec) -> SampleSpec:
+    """Returns the request for steps of the data that the authors' samplers give to these methods.
+
+    For single tasks it leaves out each episode's last two steps.
+    """
+    return steps._replace(every_row=env.goal_dim is not None or env.recorded)
 
 
 class Imagined(NamedTuple):

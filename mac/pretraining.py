@@ -26,7 +26,7 @@ class ModelRecord(eqx.Module):
 
     Attributes:
         best: members at their best.
-        error: their mean squared errors on held-out steps; infinite before the first epoch's end.
+        error: their mean squared errors on held-out steps; the largest number before the first epoch's end.
         total: sum of squared errors in this epoch so far, one mean over entries per step.
         count: held-out steps in this epoch so far.
         stale: epochs in a row in which no member was better.
