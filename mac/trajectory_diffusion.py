@@ -142,7 +142,7 @@ class AbstractPlanner(AbstractLossAlgorithm[Cfg, Nets]):
 
     @property
     def sample(self) -> SampleSpec:
-        return SampleSpec(self.cfg.batch, self.steps_of_a_window, states=True)
+        return SampleSpec(self.cfg.batch, self.steps_of_a_window, states=True, padded=self.cfg.padded)
 
     @property
     @abc.abstractmethod
