@@ -135,10 +135,13 @@ def test_segments_of_a_plan_begin_where_the_high_level_says():
 
 def test_average_of_weights_is_a_copy_then_moves_at_some_updates():
     algo: Any = make("diffuser", "goals", ema_start=4, ema_every=2, tau_ema=0.25)
-    target, online = (jnp.zeros(2),), (jnp.ones(2),)
+    nets = jax.eval_shape(algo.nets, jr.key(0))
+    target, online = (jax.tree.map(lambda x, y=y: jnp.full(x.shape, y), nets) for y in (0.0, 1.0))
+    batch = sample(window(algo.sample.chunk), algo.sample, jr.key(0))
 
     def after(step: int) -> float:
-        return float(algo.update_target(target, online, None, jnp.asarray(step))[0][0])
+        moved = algo.update_target(target, online, batch, jnp.asarray(step))
+        return float(jax.tree.leaves(moved)[0].ravel()[0])
 
     assert [after(step) for step in range(6)] == [1, 0, 1, 0, 0.25, 0]
 
@@ -155,7 +158,7 @@ def test_lengths_are_rounded_up_to_what_the_network_can_halve():
     ("config", "changes", "message"),
     [
         (DiffuserConfig, {"horizon": 8, "execute": 9}, "--hp.execute=9: a plan has 8 actions"),
-        (DiffuserConfig, {"horizon": 1}, "--hp.horizon=1: must be at least 2"),
+        (DiffuserConfig, {"horizon": 1, "execute": 1}, "--hp.horizon=1: must be at least 2"),
         (DiffuserConfig, {"hidden": (5, 8)}, "--hp.hidden=.*even"),
         (DiffuserConfig, {"reward_scale": 2.0}, "--hp.reward-scale=2.0: plans know no rewards"),
         (HDDAConfig, {"jump": 13}, "--hp.jump=13: jump . 1 steps cannot be halved by the U-Net; take 15"),
