@@ -1,9 +1,9 @@
 """Diffuser: planning as denoising of whole trajectories (Janner et al. 2022, arXiv 2205.09991), with goals.
 
-A temporal U-Net denoises windows of the data, [action, observation] at each of H steps, whose first state and
-last state are known. To act, a plan is sampled from the current state to the goal by inpainting: the start and
-the goal are put back after every denoising step. Its first actions are executed open loop, then a new plan is
-made. There are no rewards and no values.
+A temporal U-Net denoises windows of the data, [action, observation] at each of H steps, whose first and last
+state are known. To act, a plan is sampled from the current state to the goal by inpainting: start and goal
+are put back after every denoising step. Its first actions are executed open loop, then a new plan is made.
+There are no rewards and no values.
 
 What the published runs leave open for these tasks is an option or stated in docs/algorithms.md: generated
 actions are executed (the published mazes follow generated positions with a controller); only the goal's

@@ -1,9 +1,9 @@
 """HD-DA: hierarchical planning by diffusion with dense actions (Chen et al. 2024, arXiv 2401.02644).
 
-Two diffusions as in Diffuser, trained side by side. The high level denoises every K-th state of a window with
-the K actions that follow it, from the current state to the goal. The low level denoises the K + 1 states from
-one of these states to the next, with their actions, given both. To act, a high-level plan is sampled, then all
-its segments that will be executed, in one batch; their actions are executed open loop.
+Two diffusions as in Diffuser, trained side by side. The high level denoises every K-th state of a window
+with the K actions that follow it, from the current state to the goal. The low level denoises the K + 1 states
+from one of these states to the next, with their actions, given both. To act, a high-level plan is sampled,
+then all its segments that will be executed, in one batch; their actions are executed open loop.
 
 Low-level windows are the first K + 1 states of the drawn ones, so their starts are uniform over the data. The
 last token of a segment is the first of the next, and counts once.

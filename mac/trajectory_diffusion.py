@@ -1,8 +1,8 @@
 """Shared parts of methods that plan by denoising trajectories towards a goal.
 
-A trajectory is a row of tokens, each an action and the observation in which it is taken. Its first observation
-is known, and so are some columns of its last one: those of the goal. A sampled plan is the trajectory that a
-temporal U-Net denoises around these entries.
+A trajectory is a row of tokens, each an action and the observation in which it is taken. Its first
+observation is known, and so are some columns of its last one: those of the goal. A sampled plan is the
+trajectory that a temporal U-Net denoises around these entries.
 """
 
 import abc

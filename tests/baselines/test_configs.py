@@ -12,7 +12,7 @@ from mac.config import CommonConfig
 GOALS = {"hidden": (1024,) * 4, "batch": 1024, "discount": 0.999, "actor_norm": True}
 SINGLE = {"hidden": (512,) * 4, "batch": 256, "discount": 0.99, "actor_norm": False, "critic_norm": True}
 IMAGINED = SINGLE | {"discount": 0.999, "actor_norm": True, "rollout": 5, "members": 5, "rollouts_kept": 5}
-PLANS = {"hidden": (32, 128, 256), "batch": 64, "lr": 2e-4, "tau_ema": 0.005, "ema_every": 10, "ema_start": 2000}
+PLANS = {"hidden": (32, 128, 256), "batch": 64, "lr": 2e-4, "ema_every": 10, "ema_start": 2000}
 OWN: dict[str, dict[str, Any]] = {
     "mac": {"hidden": (512,) * 4, "batch": 256, "discount": 0.999, "chunk": 10, "rollout": 10},
     "mac_gaussian": {"discount": 0.999, "candidates": 8, "candidates_test": 32},

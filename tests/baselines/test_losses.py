@@ -66,9 +66,19 @@ OPTIONS |= {
     "diffuser that predicts noise": ("diffuser", "goals", {"predict": "noise"}),
     "hd_da that predicts noise": ("hd_da", "goals", {"predict": "noise", "execute": 1}),
 }
-QUICK = {"hd_da", "diffuser that predicts noise", "iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals", "leq with goals"} | (
-    {"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys())
-)
+QUICK = {
+    "hd_da",
+    "diffuser that predicts noise",
+    "iql",
+    "fql",
+    "rebrac",
+    "sharsa",
+    "cql",
+    "flow_bc",
+    "fmpc",
+    "fmpc with goals",
+    "leq with goals",
+} | ({"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys()))
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}
 """Algorithms whose losses are written out in NumPy too."""
 

@@ -62,7 +62,9 @@ def test_perfect_prediction_leads_to_the_data_around_known_entries(predicts: Any
     def net(x: jax.Array, step: jax.Array) -> jax.Array:
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
         share = jnp.broadcast_to(kept[step.astype(jnp.int32)][:, None, None], x.shape)
-        return jnp.full_like(x, 0.3) if predicts == "data" else (x - jnp.sqrt(share) * 0.3) / jnp.sqrt(1 - share)
+        return (
+            jnp.full_like(x, 0.3) if predicts == "data" else (x - jnp.sqrt(share) * 0.3) / jnp.sqrt(1 - share)
+        )
 
     got = inpaint(net, jr.normal(jr.key(0), shape), betas, jr.key(1), condition=condition, predicts=predicts)
     want = np.full(shape, 0.3)

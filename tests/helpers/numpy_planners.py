@@ -1,5 +1,6 @@
 """Diffuser and HD-DA in NumPy and float64: the U-Net step by step, losses, and sampling of plans."""
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ def unet(net: Any, x: np.ndarray, step: float) -> np.ndarray:
 def cosine(count: int) -> np.ndarray:
     """Variances that the steps add."""
     angle = [(t / count + 0.008) / 1.008 * np.pi / 2 for t in range(count + 1)]
-    return np.asarray([min(1 - np.cos(b) ** 2 / np.cos(a) ** 2, 0.999) for a, b in zip(angle, angle[1:])])
+    return np.asarray([min(1 - np.cos(b) ** 2 / np.cos(a) ** 2, 0.999) for a, b in pairwise(angle)])
 
 
 def put_ends(x: np.ndarray, first: np.ndarray, last: np.ndarray, columns: list[int], actions: int) -> None:
@@ -91,8 +92,8 @@ def put_ends(x: np.ndarray, first: np.ndarray, last: np.ndarray, columns: list[i
 
 
 def loss(
-    net: Any, actions: np.ndarray, states: np.ndarray, columns: list[int], count: int, cfg: Any, weight: float,
-    key: jax.Array,
+    net: Any, actions: np.ndarray, states: np.ndarray, columns: list[int], count: int, cfg: Any,
+    weight: float, key: jax.Array,
 ) -> float:  # fmt: skip
     """Of one diffusion, one trajectory at a time."""
     data, own = np.concatenate([actions, states], -1), actions.shape[-1]
