@@ -121,8 +121,11 @@ class HDDA(AbstractPlanner[HDDAConfig, Nets]):
         _, distant = self.high.sample(nets.high, obs, goal, k_high)
         starts, ends = (x.reshape(-1, obs.shape[-1]) for x in (distant[:, :count], distant[:, 1 : count + 1]))
         actions, states = self.low.sample(nets.low, starts, ends, k_low)
-        joined = (x[:, :jump].reshape(len(obs), count * jump, -1) for x in (actions, states))
-        return distant, *joined
+
+        def join(x: Array) -> Array:
+            return x[:, :jump].reshape(len(obs), count * jump, -1)
+
+        return distant, join(actions), join(states)
 
     def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E n A"]:
         assert goal is not None
