@@ -13,11 +13,12 @@ from baselines.hd_da import HDDAConfig
 from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.ops.diffusion import cosine_betas, inpaint, trajectory_loss
+from mac.run.evaluate import Policies, episode_keys, evaluate, evaluation_keys, select_actions
 from mac.trajectory_diffusion import TrajectoryDiffusion, trajectories
 from tests.helpers.algorithm_cases import make
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_planners import plan
-from tests.helpers.toy_env import window
+from tests.helpers.toy_env import GoalPointEnv, identity, window
 
 PLANNERS = ("diffuser", "hd_da")
 
@@ -146,6 +147,25 @@ def test_average_of_weights_is_a_copy_then_moves_at_some_updates():
         return float(jax.tree.leaves(moved)[0].ravel()[0])
 
     assert [after(step) for step in range(6)] == [1, 0, 1, 0, 0.25, 0]
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_evaluation_executes_plans_open_loop(name: str):
+    """An episode of 12 steps is three plans, of which 5, 5 and 2 actions are executed."""
+    algo, state = started(name, execute=5)
+    env, keys = GoalPointEnv(), evaluation_keys(jnp.asarray([0]), 0)
+    policies = Policies(algo, identity(), jax.tree.map(lambda x: x[None], state))
+    got = evaluate(policies, env, 1, keys, tasks=(2,))
+
+    k_reset, k_act = episode_keys(keys, jnp.asarray([2]), jnp.asarray([0]))
+    point = env.reset(k_reset[0, 0], jnp.asarray(2))
+    for number in range(3):
+        decision = jnp.full((1, 1), number)
+        obs, goal = point.obs[None, None], point.goal[None, None]  # pyright: ignore[reportOptionalSubscript]
+        for action in select_actions(policies, obs, goal, k_act, decision)[0, 0]:
+            point = env.step(point, action) if not point.done else point
+    assert int(got.length[0, 0, 0]) == int(point.t) > 5
+    assert bool(got.success[0, 0, 0]) == bool(point.success)
 
 
 # Sizes and errors.
