@@ -107,8 +107,10 @@ def test_padded_windows_rest_in_the_final_state(name: str):
 # Plans.
 
 
-@pytest.mark.parametrize("execute", [1, 3, 5])
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize(
+    ("name", "execute"),
+    [("diffuser", 5), ("hd_da", 5), *(pytest.param("hd_da", n, marks=pytest.mark.slow) for n in (1, 3, 6))],
+)
 def test_executed_actions_are_those_of_numpy_without_doubled_joints(name: str, execute: int):
     """Of plans with segments of 3 steps, which are joined."""
     algo, state = started(name, execute=execute)
@@ -149,7 +151,7 @@ def test_average_of_weights_is_a_copy_then_moves_at_some_updates():
     assert [after(step) for step in range(6)] == [1, 0, 1, 0, 0.25, 0]
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", [pytest.param("diffuser", marks=pytest.mark.slow), "hd_da"])
 def test_evaluation_executes_plans_open_loop(name: str):
     """An episode of 12 steps is three plans, of which 5, 5 and 2 actions are executed."""
     algo, state = started(name, execute=5)
@@ -192,7 +194,7 @@ def test_impossible_settings_are_refused(config: Any, changes: dict[str, Any], m
         config(**changes)
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", ["diffuser", "hd_da"])
 def test_tasks_without_goals_are_refused(name: str):
     with pytest.raises(UserError, match=f"--algo={name}: toy-point has no goals"):
         make(name, "reward")
