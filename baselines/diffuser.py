@@ -8,11 +8,11 @@ There are no rewards and no values.
 What the published runs leave open for these tasks is an option or stated in docs/algorithms.md: generated
 actions are executed (the published mazes follow generated positions with a controller); only the goal's
 columns of the last state are inpainted; windows beyond an episode's end rest in its final state; the goal is
-at the end of every new plan.
+at the end of every new plan (`goal_at`).
 """
 
 import equinox as eqx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState
 from mac.model_free import require_goals
@@ -20,7 +20,7 @@ from mac.nn.temporal_unet import TemporalUNet
 from mac.ops.losses import sum_losses
 from mac.trajectory_diffusion import (
     AbstractPlanner,
-    Goal,
+    Plan,
     PlannerConfig,
     TrajectoryDiffusion,
     trajectories,
@@ -77,12 +77,12 @@ class Diffuser(AbstractPlanner[DiffuserConfig, Nets]):
         )
 
     def plan(
-        self, state: TrainState, obs: Float[Array, "E D"], goal: Float[Array, "E G"], key: Key[Array, ""]
-    ) -> tuple[Float[Array, "E H A"], Float[Array, "E H D"]]:
-        """Samples the actions and the states of plans."""
-        return self.diffusion.sample(state.target.planner, obs, goal, key)
-
-    def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E n A"]:
-        assert goal is not None
-        actions, _ = self.plan(state, obs, goal, key)
-        return actions[:, : self.cfg.execute]
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"],
+        key: Key[Array, ""],
+        elapsed: Int[Array, " E"] | None = None,
+    ) -> Plan:
+        arrival = self.arrival(elapsed, self.cfg.tokens)
+        return Plan(*self.diffusion.sample(state.target.planner, obs, goal, key, arrival))

@@ -11,7 +11,7 @@ last token of a segment is the first of the next, and counts once.
 
 import equinox as eqx
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState
 from mac.model_free import require_goals
@@ -19,7 +19,7 @@ from mac.nn.temporal_unet import TemporalUNet
 from mac.ops.losses import sum_losses
 from mac.trajectory_diffusion import (
     AbstractPlanner,
-    Goal,
+    Plan,
     PlannerConfig,
     TrajectoryDiffusion,
     trajectories,
@@ -113,21 +113,21 @@ class HDDA(AbstractPlanner[HDDAConfig, Nets]):
         })  # fmt: skip
 
     def plan(
-        self, state: TrainState, obs: Float[Array, "E D"], goal: Float[Array, "E G"], key: Key[Array, ""]
-    ) -> tuple[Float[Array, "E M D"], Float[Array, "E L A"], Float[Array, "E L D"]]:
-        """Samples the high-level states of plans, and actions and states of the segments to be executed."""
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"],
+        key: Key[Array, ""],
+        elapsed: Int[Array, " E"] | None = None,
+    ) -> Plan:
         k_high, k_low = jr.split(key)
         nets, count, jump = state.target, self.cfg.segments, self.cfg.jump
-        _, distant = self.high.sample(nets.high, obs, goal, k_high)
+        arrival = self.arrival(elapsed, self.cfg.tokens, jump)
+        _, distant = self.high.sample(nets.high, obs, goal, k_high, arrival)
         starts, ends = (x.reshape(-1, obs.shape[-1]) for x in (distant[:, :count], distant[:, 1 : count + 1]))
         actions, states = self.low.sample(nets.low, starts, ends, k_low)
 
         def join(x: Array) -> Array:
             return x[:, :jump].reshape(len(obs), count * jump, -1)
 
-        return distant, join(actions), join(states)
-
-    def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E n A"]:
-        assert goal is not None
-        _, actions, _ = self.plan(state, obs, goal, key)
-        return actions[:, : self.cfg.execute]
+        return Plan(join(actions), join(states), distant)

@@ -6,18 +6,18 @@ trajectory that a temporal U-Net denoises around these entries.
 """
 
 import abc
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.algorithm import AbstractLossAlgorithm, Nets, polyak
+from mac.algorithm import AbstractLossAlgorithm, Nets, TrainState, polyak
 from mac.config import CommonConfig
 from mac.nn.temporal_unet import TemporalUNet, stride_of
 from mac.ops.diffusion import Condition, Predicts, cosine_betas, inpaint, trajectory_loss
-from mac.types import Batch, Number, SampleSpec
+from mac.types import Batch, Number, Past, SampleSpec
 
 Cfg = TypeVar("Cfg", bound="PlannerConfig")
 Goal = Float[Array, "E G"] | None
@@ -51,8 +51,11 @@ class PlannerConfig(CommonConfig):
     lie within an episode, which must be as long"""
     execute: int = 100
     """actions of a plan that are executed before planning anew"""
+    goal_at: Literal["end", "due"] = "end"
+    """where a plan has the goal: at its end; or where the first plan had it, and in all states after that, so
+    that a later plan has less time"""
 
-    ACTING = ("execute",)
+    ACTING = ("execute", "goal_at")
 
     def __check_init__(self):
         self._require_positive("ema_every", "diffusion_steps", "execute")
@@ -97,10 +100,17 @@ class TrajectoryDiffusion(NamedTuple):
         mask[-1, self.action + np.asarray(self.last)] = True
         return mask
 
-    def condition(self, values: Float[Array, "B T C"]) -> Condition:
-        """Returns what sets the known entries to those of `values`."""
-        mask = jnp.broadcast_to(jnp.asarray(self.known), values.shape)
-        return lambda x: jnp.where(mask, values, x)
+    def condition(self, values: Float[Array, "B T C"], arrival: Int[Array, " B"] | None = None) -> Condition:
+        """Returns what sets the known entries to those of `values`.
+
+        Args:
+            arrival: token from which on the columns `last` are known, at least 1; None: the last token.
+        """
+        known = jnp.broadcast_to(jnp.asarray(self.known), values.shape)
+        if arrival is not None:
+            late = jnp.arange(self.tokens)[None, :] >= arrival[:, None]
+            known |= late[:, :, None] & jnp.asarray(self.known[-1])[None, None]
+        return lambda x: jnp.where(known, values, x)
 
     def net(self, channels: tuple[int, ...], key: Key[Array, ""]) -> TemporalUNet:
         """A fresh network."""
@@ -122,16 +132,30 @@ class TrajectoryDiffusion(NamedTuple):
         )  # fmt: skip
 
     def sample(
-        self, net: TemporalUNet, first: Float[Array, "B D"], last: Float[Array, "B G"], key: Key[Array, ""]
+        self,
+        net: TemporalUNet,
+        first: Float[Array, "B D"],
+        last: Float[Array, "B G"],
+        key: Key[Array, ""],
+        arrival: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T K"], Float[Array, "B T D"]]:
-        """Samples actions and states of trajectories from `first` to `last`."""
+        """Samples actions and states of trajectories from `first` to `last` (`condition`)."""
         k_start, k_steps = jr.split(key)
         noise = jr.normal(k_start, (len(first), self.tokens, self.action + self.obs))
         columns = self.action + jnp.asarray(self.last)
-        values = jnp.zeros_like(noise).at[:, 0, self.action :].set(first).at[:, -1, columns].set(last)
-        condition, betas = self.condition(values), cosine_betas(self.steps)
+        values = jnp.zeros_like(noise).at[:, :, columns].set(last[:, None])
+        values = values.at[:, 0, self.action :].set(first)
+        condition, betas = self.condition(values, arrival), cosine_betas(self.steps)
         x = inpaint(net, noise, betas, k_steps, condition=condition, predicts=self.predicts)
         return jnp.clip(x[..., : self.action], -1, 1), x[..., self.action :]
+
+
+class Plan(NamedTuple):
+    """Plans of E episodes, and the distant states that the high level of a hierarchy planned before."""
+
+    actions: Float[Array, "E H A"]
+    states: Float[Array, "E H D"]
+    distant: Float[Array, "E M D"] | None = None
 
 
 class AbstractPlanner(AbstractLossAlgorithm[Cfg, Nets]):
@@ -148,6 +172,46 @@ class AbstractPlanner(AbstractLossAlgorithm[Cfg, Nets]):
     @abc.abstractmethod
     def steps_of_a_window(self) -> int:
         """Actions of a window of the data, and states in which they are taken."""
+
+    @abc.abstractmethod
+    def plan(
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"],
+        key: Key[Array, ""],
+        elapsed: Int[Array, " E"] | None = None,
+    ) -> Plan:
+        """Samples plans with at least as many actions as are executed.
+
+        Args:
+            elapsed: steps since the episode's start, where the goal is due (`goal_at`); None: the goal is at
+                the plan's end.
+        """
+
+    def act(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E n A"]:
+        assert goal is not None
+        return self.plan(state, obs, goal, key).actions[:, : self.cfg.execute]
+
+    @property
+    def history(self) -> int:
+        return self.steps_of_a_window if self.cfg.goal_at == "due" else 0
+
+    def act_after(
+        self, state: TrainState, past: Past, obs: Array, goal: Goal, key: Key[Array, ""]
+    ) -> Float[Array, "E n A"]:
+        assert goal is not None
+        elapsed = jnp.sum(past.valid, axis=-1)
+        return self.plan(state, obs, goal, key, elapsed).actions[:, : self.cfg.execute]
+
+    def arrival(
+        self, elapsed: Int[Array, " E"] | None, tokens: int, jump: int = 1
+    ) -> Int[Array, " E"] | None:
+        """Returns the token that has the goal where a token is `jump` steps; never one that is executed."""
+        if elapsed is None:
+            return None
+        left = jnp.maximum(tokens - 1 - elapsed // jump, -(-self.cfg.execute // jump))
+        return jnp.minimum(left, tokens - 1)
 
     def target_nets(self, nets: Nets) -> Nets:
         return nets

@@ -15,6 +15,7 @@ from mac.errors import UserError
 from mac.ops.diffusion import cosine_betas, inpaint, trajectory_loss
 from mac.run.evaluate import Policies, episode_keys, evaluate, evaluation_keys, select_actions
 from mac.trajectory_diffusion import TrajectoryDiffusion, trajectories
+from mac.types import Past
 from tests.helpers.algorithm_cases import make
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_planners import plan
@@ -122,10 +123,27 @@ def test_executed_actions_are_those_of_numpy_without_doubled_joints(name: str, e
     np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize(("name", "elapsed"), [("diffuser", 2), ("hd_da", 4), ("hd_da", 40)])
+def test_goal_that_is_due_comes_earlier_in_later_plans(name: str, elapsed: int):
+    """But never among the actions that are executed."""
+    algo, state = started(name, execute=3, goal_at="due")
+    rng, steps = np.random.default_rng(0), algo.history
+    s, g = rng.uniform(-1, 1, (2, 2, 2))
+    obs, goal = jnp.asarray(s, jnp.float32), jnp.asarray(g, jnp.float32)
+    valid = jnp.broadcast_to(jnp.arange(steps)[::-1] < elapsed, (2, steps))
+    zeros = jnp.zeros((2, steps, 2))
+    past = Past(zeros, zeros, jnp.zeros((2, steps)), valid)
+    got = jax.jit(algo.act_after)(state, past, obs, goal, jr.key(3))
+    seen = min(elapsed, steps)
+    want = np.clip(plan(name, double(state.target), s, g, algo.cfg, jr.key(3), seen), -1, 1)
+    np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-4)
+    assert np.abs(np.asarray(got) - np.asarray(algo.act(state, obs, goal, jr.key(3)))).max() > 1e-3
+
+
 def test_plans_start_at_the_state_and_end_at_the_goal():
     algo, state = started("diffuser")
     obs, goal = jnp.asarray([[0.1, -0.2]]), jnp.asarray([[0.7, 0.4]])
-    _, states = algo.plan(state, obs, goal, jr.key(0))
+    states = algo.plan(state, obs, goal, jr.key(0)).states
     np.testing.assert_array_equal(states[0, 0], obs[0])
     np.testing.assert_array_equal(states[0, -1], goal[0, ::-1])  # the goal's columns are 1, 0
 
@@ -133,7 +151,7 @@ def test_plans_start_at_the_state_and_end_at_the_goal():
 def test_segments_of_a_plan_begin_where_the_high_level_says():
     algo, state = started("hd_da", execute=6)
     obs, goal = jnp.asarray([[0.1, -0.2]]), jnp.asarray([[0.7, 0.4]])
-    distant, _, states = algo.plan(state, obs, goal, jr.key(0))
+    _, states, distant = algo.plan(state, obs, goal, jr.key(0))
     np.testing.assert_array_equal(distant[0, -1], goal[0, ::-1])
     np.testing.assert_array_equal(states[0, ::3], distant[0, :2])
 

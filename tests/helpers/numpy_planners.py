@@ -84,11 +84,13 @@ def cosine(count: int) -> np.ndarray:
     return np.asarray([min(1 - np.cos(b) ** 2 / np.cos(a) ** 2, 0.999) for a, b in pairwise(angle)])
 
 
-def put_ends(x: np.ndarray, first: np.ndarray, last: np.ndarray, columns: list[int], actions: int) -> None:
-    """Overwrites the first observation and columns of the last, of one trajectory."""
+def put_ends(
+    x: np.ndarray, first: np.ndarray, last: np.ndarray, columns: list[int], actions: int, arrival: int = -1
+) -> None:
+    """Overwrites the first observation, and columns of the last, or of all from `arrival` on, of a trajectory."""
     x[0, actions:] = first
     for column, value in zip(columns, last, strict=True):
-        x[-1, actions + column] = value
+        x[arrival:, actions + column] = value
 
 
 def loss(
@@ -117,7 +119,7 @@ def loss(
 
 def sample(
     net: Any, first: np.ndarray, last: np.ndarray, tokens: int, actions: int, columns: list[int], count: int,
-    cfg: Any, key: jax.Array,
+    cfg: Any, key: jax.Array, arrival: int = -1,
 ) -> np.ndarray:  # fmt: skip
     """Trajectories by DDPM's posteriors, one at a time."""
     k_start, k_steps = jr.split(key)
@@ -125,7 +127,7 @@ def sample(
     keys = jr.split(k_steps, count)
     noises = [normal(k, xs.shape) for k in keys]
     for i, x in enumerate(xs):
-        put_ends(x, first[i], last[i], columns, actions)
+        put_ends(x, first[i], last[i], columns, actions, arrival)
         for noise, t in zip(noises, reversed(range(count)), strict=True):
             kept, before = np.prod(1 - betas[: t + 1]), np.prod(1 - betas[:t])
             guess = unet(net, x, float(t))
@@ -134,7 +136,7 @@ def sample(
             share = np.sqrt(before) * betas[t] / (1 - kept)
             mean = share * np.clip(guess, -1, 1) + np.sqrt(1 - betas[t]) * (1 - before) / (1 - kept) * x
             x[:] = mean + (np.sqrt((1 - before) / (1 - kept) * betas[t]) * noise[i] if t else 0)
-            put_ends(x, first[i], last[i], columns, actions)
+            put_ends(x, first[i], last[i], columns, actions, arrival)
     return xs
 
 
@@ -168,17 +170,23 @@ def hd_da(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batc
 PLANNERS = {"diffuser": diffuser, "hd_da": hd_da}
 
 
-def plan(name: str, target: Any, s: np.ndarray, g: np.ndarray, cfg: Any, key: jax.Array) -> np.ndarray:
-    """Actions of plans, as many as are executed."""
+def plan(
+    name: str, target: Any, s: np.ndarray, g: np.ndarray, cfg: Any, key: jax.Array, elapsed: int | None = None
+) -> np.ndarray:
+    """Actions of plans, as many as are executed; `elapsed` steps after the start the goal is due earlier."""
+    jump = 1 if name == "diffuser" else cfg.jump
+    due, arrival = cfg.tokens - 1 - (elapsed or 0) // jump, -1
+    if elapsed is not None:
+        arrival = next(i for i in range(1, cfg.tokens) if i >= due and i * jump >= cfg.execute)
+    ends = (GOAL, cfg.diffusion_steps, cfg)
     if name == "diffuser":
-        xs = sample(target.planner, s, g, cfg.tokens, 2, GOAL, cfg.diffusion_steps, cfg, key)
+        xs = sample(target.planner, s, g, cfg.tokens, 2, *ends, key, arrival)
         return xs[:, : cfg.execute, :2]
     k_high, k_low = jr.split(key)
-    size = 2 * cfg.jump
-    high = sample(target.high, s, g, cfg.tokens, size, GOAL, cfg.diffusion_steps, cfg, k_high)[..., size:]
-    count = -(-cfg.execute // cfg.jump)
-    ends = [(way[i], way[i + 1]) for way in high for i in range(count)]
-    first, last = (np.stack(x) for x in zip(*ends, strict=True))
-    low = sample(target.low, first, last, cfg.jump + 1, 2, WHOLE, cfg.low_diffusion_steps, cfg, k_low)
-    ways = low.reshape(len(s), count, cfg.jump + 1, -1)
+    high = sample(target.high, s, g, cfg.tokens, 2 * jump, *ends, k_high, arrival)[..., 2 * jump :]
+    count = -(-cfg.execute // jump)
+    joints = [(way[i], way[i + 1]) for way in high for i in range(count)]
+    first, last = (np.stack(x) for x in zip(*joints, strict=True))
+    low = sample(target.low, first, last, jump + 1, 2, WHOLE, cfg.low_diffusion_steps, cfg, k_low)
+    ways = low.reshape(len(s), count, jump + 1, -1)
     return np.stack([np.concatenate([part[:-1] for part in way])[: cfg.execute, :2] for way in ways])
