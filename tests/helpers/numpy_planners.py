@@ -87,7 +87,7 @@ def cosine(count: int) -> np.ndarray:
 def put_ends(
     x: np.ndarray, first: np.ndarray, last: np.ndarray, columns: list[int], actions: int, arrival: int = -1
 ) -> None:
-    """Overwrites the first observation, and columns of the last, or of all from `arrival` on, of a trajectory."""
+    """Overwrites the first observation, and columns of the last, or of all from `arrival` on."""
     x[0, actions:] = first
     for column, value in zip(columns, last, strict=True):
         x[arrival:, actions + column] = value
