@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from baselines.cql import CQL, CQLConfig
+from baselines.diffuser import Diffuser, DiffuserConfig
 from baselines.flow_bc import FlowBC, FlowBCConfig
 from baselines.fmpc import FMPC, FMPCConfig
 from baselines.fql import FQL, FQLConfig
 from baselines.gciql import GCIQL, GCIQLConfig
+from baselines.hd_da import HDDA, HDDAConfig
 from baselines.idql import IDQL, IDQLConfig
 from baselines.ifql import IFQL, IFQLConfig
 from baselines.iql import IQL, IQLConfig
@@ -138,6 +140,15 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
     "cql": AlgorithmEntry(
         CQLConfig, CQL, "CQL (Kumar et al. 2020)",
         "soft actor-critic whose Q is low where the data are not", 2020, "2006.04779",
+    ),
+    "diffuser": AlgorithmEntry(
+        DiffuserConfig, Diffuser, "Diffuser (Janner et al. 2022)",
+        "diffusion of trajectories; follows a plan sampled from the state to the goal", 2022, "2205.09991",
+    ),
+    "hd_da": AlgorithmEntry(
+        HDDAConfig, HDDA, "HD-DA (Chen et al. 2024)",
+        "diffusion of every 15th state, and of the steps between two; follows a plan to the goal", 2024,
+        "2401.02644",
     ),
 }  # fmt: skip
 """The algorithms of this project, by name."""

@@ -12,6 +12,7 @@ from mac.config import CommonConfig
 GOALS = {"hidden": (1024,) * 4, "batch": 1024, "discount": 0.999, "actor_norm": True}
 SINGLE = {"hidden": (512,) * 4, "batch": 256, "discount": 0.99, "actor_norm": False, "critic_norm": True}
 IMAGINED = SINGLE | {"discount": 0.999, "actor_norm": True, "rollout": 5, "members": 5, "rollouts_kept": 5}
+PLANS = {"hidden": (32, 128, 256), "batch": 64, "lr": 2e-4, "ema_every": 10, "ema_start": 2000}
 OWN: dict[str, dict[str, Any]] = {
     "mac": {"hidden": (512,) * 4, "batch": 256, "discount": 0.999, "chunk": 10, "rollout": 10},
     "mac_gaussian": {"discount": 0.999, "candidates": 8, "candidates_test": 32},
@@ -38,6 +39,9 @@ OWN: dict[str, dict[str, Any]] = {
     "mopo": IMAGINED,
     "mobile": IMAGINED | {"samples": 5, "penalty_combine": "mean", "unbiased_std": False},
     "cql": {"hidden": (256,) * 3, "batch": 256, "activation": "relu", "critic_norm": False},
+    "diffuser": PLANS | {"horizon": 256, "tokens": 256, "diffusion_steps": 256, "action_weight": 1.0},
+    "hd_da": PLANS
+    | {"horizon": 255, "jump": 15, "tokens": 20, "low_diffusion_steps": 128, "action_weight": 10.0},
 }
 """What the docstrings and sources of each class say of a call without arguments."""
 

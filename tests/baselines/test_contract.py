@@ -23,11 +23,14 @@ UPDATES = {"cql": 400, "fql": 250, "idql": 300, "leq": 300, "mopo": 800, "mobile
 LONGEST = 400
 """Updates after which two programs still agree to rounding."""
 IMAGINED = {"rollout": 1, "rollout_starts": 64, "rollout_every": 50, "model_hidden": (64, 64), "entropy": 2.0}
+PLANS = {"hidden": (16, 32), "diffusion_steps": 8, "ema_every": 1, "ema_start": 0}
 OWN = {
     "idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8},
     "leq": {"batch": 64},
     "mopo": IMAGINED,
     "mobile": IMAGINED,
+    "diffuser": PLANS | {"horizon": 8},
+    "hd_da": PLANS | {"horizon": 9, "jump": 3, "low_diffusion_steps": 8},
 }
 WANDERING = (LEQ,)
 """Methods that nothing holds near the data's actions: they learn from data that cover these."""

@@ -27,6 +27,7 @@ from tests.helpers.mac_cases import assert_first_step_of_adam, assert_followed, 
 from tests.helpers.numpy_ablations import KINDS
 from tests.helpers.numpy_acting import act, expect
 from tests.helpers.numpy_mac import double
+from tests.helpers.numpy_planners import PLANNERS
 
 OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     name: (name, mode_of(name), {}) for name in algorithms() if not name.startswith("mac")
@@ -62,10 +63,22 @@ OPTIONS |= {
         "reward",
         {"penalty_combine": "min", "unbiased_std": True, "joint_reward": True, "model_std": "learned"},
     ),
+    "diffuser that predicts noise": ("diffuser", "goals", {"predict": "noise"}),
+    "hd_da that predicts noise": ("hd_da", "goals", {"predict": "noise", "execute": 1}),
 }
-QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals", "leq with goals"} | (
-    {"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys())
-)
+QUICK = {
+    "hd_da",
+    "diffuser that predicts noise",
+    "iql",
+    "fql",
+    "rebrac",
+    "sharsa",
+    "cql",
+    "flow_bc",
+    "fmpc",
+    "fmpc with goals",
+    "leq with goals",
+} | ({"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys()))
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}
 """Algorithms whose losses are written out in NumPy too."""
 
@@ -151,7 +164,7 @@ def test_acting_is_that_of_numpy(case: Case):
 def test_expected_return_is_what_the_critics_say_of_the_action(case: Case):
     algo = case.algo
     s, g, obs, goal = situations(case)
-    if case.name in ("flow_bc", "fmpc"):
+    if case.name in ("flow_bc", "fmpc", *PLANNERS):
         assert algo.step_discount is None and algo.predict(case.state, obs, goal, jr.key(1)) is None
         return
     assert algo.step_discount == algo.cfg.discount

@@ -22,14 +22,19 @@ from tests.helpers.numpy_baselines import data
 from tests.helpers.numpy_leq import leq
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_model_based import MODEL_BASED
+from tests.helpers.numpy_planners import PLANNERS
 from tests.helpers.toy_env import window
 
-LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq}
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq} | PLANNERS
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
 """Tested with goals, though they can do without."""
 IMAGINED = {"rollout": 2, "members": 3, "rollout_starts": 6, "rollout_every": 3, "rollouts_kept": 2}
+PLANS = {
+    "hidden": (8, 16), "diffusion_steps": 4, "execute": 1, "ema_start": 1, "ema_every": 1,
+    "action_weight": 3.0,
+}  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {
     "mac": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4, "flow_steps": 3},
     "mac_gaussian": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4},
@@ -47,6 +52,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
     "mopo": IMAGINED,
     "mobile": IMAGINED | {"samples": 4},
+    "diffuser": PLANS | {"horizon": 7},
+    "hd_da": PLANS | {"horizon": 10, "jump": 3, "low_diffusion_steps": 3},
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
 WORLD = ("dynamics", "reward", "success", "termination")
@@ -57,8 +64,9 @@ METRICS = {
     "flow": ("policy/flow_loss",),
     "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD)),
     "policy": ("policy/distil_loss", "policy/q_loss"),
-    "high": ("policy/high_loss",),
-    "low": ("policy/low_loss",),
+    "high": ("policy/high_loss", "planner/high_loss"),
+    "low": ("policy/low_loss", "planner/low_loss"),
+    "planner": ("planner/diffusion_loss",),
     "log_weight": ("policy/entropy_loss",),
 }
 """Losses that train each network; an algorithm has some of the networks, and some losses of each."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from tests.helpers.numpy_ablations import normal
 from tests.helpers.numpy_baselines import gaussian, net, resnet, value
+from tests.helpers.numpy_planners import PLANNERS, plan
 
 
 def follow(flow: Any, given: tuple[Any, ...], x: np.ndarray, steps: int) -> np.ndarray:
@@ -72,6 +73,8 @@ def act(name: str, nets: Any, target: Any, s: np.ndarray, g: Any, cfg: Any, key:
         a = np.stack([chunks[score[:, i].argmax(), i, :2] for i in range(len(s))])
     elif name in ("nsac_bc", "cql", "mopo", "mobile"):
         a = np.tanh(gaussian(nets.actor, s, g)[0])
+    elif name in PLANNERS:
+        a = plan(name, target, s, g, cfg, key)[:, 0]
     elif name == "iql":
         a = net(nets.actor.mean, s, g)
         a = np.tanh(a) if cfg.policy == "tanh" else a
