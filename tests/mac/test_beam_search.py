@@ -71,7 +71,8 @@ def test_search_by_many_samples_finds_the_best_sequence() -> None:
 
 
 def test_narrow_beam_search_equals_a_search_of_lists() -> None:
-    width, kept = 2, [((), 0.0)]
+    width = 2
+    kept: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for _ in range(STAGES):
         candidates = [(*tokens, token) for tokens, _ in kept for token in range(TOKENS)]
         kept = sorted(((c, total(c)) for c in candidates), key=lambda item: -item[1])[:width]
