@@ -18,6 +18,7 @@ from baselines.mopo import MOPO, MOPOConfig
 from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
+from baselines.tt import TT, TTConfig
 from mac.ablations.gaussian import GaussianConfig, mac_gaussian
 from mac.ablations.mac_fql import MACFQLConfig, mac_fql
 from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
@@ -138,6 +139,10 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
     "cql": AlgorithmEntry(
         CQLConfig, CQL, "CQL (Kumar et al. 2020)",
         "soft actor-critic whose Q is low where the data are not", 2020, "2006.04779",
+    ),
+    "tt": AlgorithmEntry(
+        TTConfig, TT, "Trajectory Transformer (Janner et al. 2021)",
+        "language model of trajectories; acts by beam search for expected return", 2021, "2106.02039",
     ),
 }  # fmt: skip
 """The algorithms of this project, by name."""

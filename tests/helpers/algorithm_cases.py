@@ -47,6 +47,18 @@ SIZES: dict[str, dict[str, Any]] = {
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
     "mopo": IMAGINED,
     "mobile": IMAGINED | {"samples": 4},
+    "tt": {
+        "heads": 2,
+        "dropout": 0.0,
+        "window": 3,
+        "context": 3,
+        "bins": 9,
+        "weight_decay": 0.0,
+        "clip": 1e6,
+        "warmup": 0.0,
+        "beams": 4,
+        "horizon": 2,
+    },
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
 WORLD = ("dynamics", "reward", "success", "termination")
