@@ -206,11 +206,10 @@ class TT(AbstractLossAlgorithm[TTConfig, Nets]):
         weight = jnp.where(is_action, cfg.action_weight, 1.0)[None, None]
         shape = tokens.shape
         counted = jnp.broadcast_to(weight, shape) * jnp.broadcast_to(_known(batch)[..., None], shape)
-        loss = jnp.mean(error * counted.reshape(count, -1)[:, 1:])
-        nll = jnp.mean(jnp.pad(error, ((0, 0), (1, 0))).reshape(shape), axis=(0, 1))
-        width = self.env.obs_dim
-        parts = {"obs": nll[:width], "action": nll[width:-2], "reward": nll[-2:-1], "value": nll[-1:]}
-        return loss, {"model/token_loss": loss} | {f"tokens/{k}_nll": jnp.mean(v) for k, v in parts.items()}
+        loss, width = jnp.mean(error * counted.reshape(count, -1)[:, 1:]), self.env.obs_dim
+        mean = jnp.mean(jnp.pad(error, ((0, 0), (1, 0))).reshape(shape), axis=(0, 1))
+        parts = {"obs": mean[:width], "action": mean[width:-2], "reward": mean[-2:-1], "value": mean[-1:]}
+        return loss, {"model/token_loss": loss} | {f"tokens/{k}": jnp.mean(v) for k, v in parts.items()}
 
     def optimiser(self) -> optax.GradientTransformation:
         cfg = self.cfg
@@ -277,6 +276,13 @@ class Planner(eqx.Module):
 
     def __call__(self, past: Past, obs: Float[Array, " D"], key: Key[Array, ""]) -> Float[Array, " A"]:
         """The first action of the best plan in the state `obs` after the steps `past`."""
+        beams, _ = self.search(past, obs, key)
+        return decode(beams.first[0], self.thresholds[self.env.obs_dim : -2])
+
+    def search(
+        self, past: Past, obs: Float[Array, " D"], key: Key[Array, ""]
+    ) -> tuple[Beam, Float[Array, " beams"]]:
+        """The plans that are kept at the end, best first, and their expected returns."""
         width, cfg = self.env.obs_dim, self.cfg
         unknown = jnp.full((*past.rewards.shape, 1), jnp.inf)  # the value: a large placeholder
         before = encode(
@@ -286,8 +292,7 @@ class Planner(eqx.Module):
         tokens = jnp.concatenate([before, now[None]])
         start = Beam(tokens, jnp.zeros(self.env.action_dim, jnp.int32), jnp.zeros(()))
         beams = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (cfg.beams, *x.shape)), start)
-        beams, _ = beam_search(partial(self.extend, jnp.sum(past.valid)), beams, cfg.horizon, key)
-        return decode(beams.first[0], self.thresholds[width:-2])
+        return beam_search(partial(self.extend, jnp.sum(past.valid)), beams, cfg.horizon, key)
 
     def extend(
         self, seen: Int[Array, ""], beams: Beam, stage: Int[Array, ""], key: Key[Array, ""]
@@ -321,15 +326,33 @@ class Planner(eqx.Module):
         value_probs = jax.nn.softmax(reader.logits(y, k - 1), axis=-1)
         value = jnp.argmax(value_probs, axis=-1).astype(jnp.int32)
 
-        factor = cfg.discount ** stage.astype(jnp.float32)
-        paid = beams.paid + factor * expectation(reward_probs, self.thresholds[k - 2])
+        gain = expectation(reward_probs, self.thresholds[k - 2])
         ahead = expectation(value_probs, self.thresholds[k - 1])
+        paid, score = returns(beams.paid, gain, ahead, stage, cfg.discount)
         done = jnp.concatenate([repeat(obs, cfg.expand), action, reward[:, None], value[:, None]], axis=-1)
         tokens = jnp.concatenate(
             [beams.tokens[:, 1:-1], done[:, None], jnp.zeros_like(done)[:, None]], axis=1
         )
         first = jnp.where(stage == 0, action, beams.first)
-        return Beam(tokens, first, paid), paid + factor * cfg.discount * ahead
+        return Beam(tokens, first, paid), score
+
+
+def returns(
+    paid: Float[Array, " n"],
+    reward: Float[Array, " n"],
+    value: Float[Array, " n"],
+    stage: Int[Array, ""],
+    discount: float,
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """The discounted rewards of a plan up to step `stage`, and its score: these, and the value after them.
+
+    Args:
+        paid: discounted rewards before the step.
+        value: discounted return after the step's own reward.
+    """
+    factor = discount ** stage.astype(jnp.float32)
+    paid = paid + factor * reward
+    return paid, paid + discount * factor * value
 
 
 def choose(

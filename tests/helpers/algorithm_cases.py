@@ -22,9 +22,10 @@ from tests.helpers.numpy_baselines import data
 from tests.helpers.numpy_leq import leq
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_model_based import MODEL_BASED
+from tests.helpers.numpy_tt import tt
 from tests.helpers.toy_env import window
 
-LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq}
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tt": tt}
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
@@ -58,6 +59,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "warmup": 0.0,
         "beams": 4,
         "horizon": 2,
+        "action_top": 1,
     },
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
@@ -67,7 +69,7 @@ METRICS = {
     "q": ("critic/loss", "critic/gap_loss", "critic/imagined_loss", "critic/target_loss"),
     "actor": (*POLICY, "policy/flow_loss"),
     "flow": ("policy/flow_loss",),
-    "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD)),
+    "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD), "model/token_loss"),
     "policy": ("policy/distil_loss", "policy/q_loss"),
     "high": ("policy/high_loss",),
     "low": ("policy/low_loss",),
