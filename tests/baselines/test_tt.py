@@ -41,9 +41,9 @@ def fresh(algo: TT) -> TrainState:
 def past_of(algo: TT, seen: int, rng: np.random.Generator) -> Past:
     """A history of which `seen` steps count; the others hold numbers that must not matter."""
     count, env = algo.history, algo.env
-    parts = (rng.normal(size=(count, env.obs_dim)), rng.uniform(-1, 1, (count, env.action_dim)))
-    valid = np.arange(count) >= count - seen
-    return Past(*(jnp.asarray(x, jnp.float32) for x in (*parts, rng.normal(size=count))), jnp.asarray(valid))
+    obs, actions = rng.normal(size=(count, env.obs_dim)), rng.uniform(-1, 1, (count, env.action_dim))
+    numbers = [jnp.asarray(x, jnp.float32) for x in (obs, actions, rng.normal(size=count))]
+    return Past(numbers[0], numbers[1], numbers[2], jnp.asarray(np.arange(count) >= count - seen))
 
 
 @pytest.mark.parametrize(
