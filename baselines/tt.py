@@ -213,11 +213,14 @@ class TT(AbstractLossAlgorithm[TTConfig, Nets]):
 
     def optimiser(self) -> optax.GradientTransformation:
         cfg = self.cfg
-        adamw = optax.adamw(self.rate, b1=0.9, b2=0.95, weight_decay=cfg.weight_decay, mask=_matmul_weights)
+        adamw = optax.adamw(
+            self.schedule, b1=0.9, b2=0.95, weight_decay=cfg.weight_decay, mask=_matmul_weights
+        )
         return optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)
 
     @property
-    def rate(self) -> Rate:
+    def schedule(self) -> Rate:
+        """Learning rate by the number of updates."""
         lr, warmup, steps = self.cfg.lr, max(round(self.cfg.warmup * self.steps), 1), self.steps
         if not self.cfg.warmup:
             return lr

@@ -26,7 +26,15 @@ IMAGINED = {"rollout": 1, "rollout_starts": 64, "rollout_every": 50, "model_hidd
 OWN = {
     "idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8},
     "leq": {"batch": 64},
-    "tt": {"bins": 20, "window": 4, "beams": 16, "horizon": 3, "action_top": 0, "action_cdf": 0.2, "clip": 1.0},
+    "tt": {
+        "bins": 20,
+        "window": 4,
+        "beams": 16,
+        "horizon": 3,
+        "action_top": 0,
+        "action_cdf": 0.2,
+        "clip": 1.0,
+    },
     "mopo": IMAGINED,
     "mobile": IMAGINED,
 }

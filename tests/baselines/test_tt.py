@@ -78,7 +78,7 @@ def test_planner_equals_exhaustive_search(context: int, seen: int) -> None:
     assert int(beams.first[0, 0]) == best and np.ptp(list(want.values())) > 1e-2
 
 
-def test_score_is_the_discounted_rewards_and_the_value_behind_them() -> None:
+def test_score_is_discounted_rewards_and_the_value_after_them() -> None:
     paid, score = jnp.zeros(1), jnp.zeros(1)
     for stage, (reward, value) in enumerate([(1.0, 7.0), (2.0, 30.0)]):
         paid, score = returns(paid, jnp.full(1, reward), jnp.full(1, value), jnp.asarray(stage), 0.99)
@@ -156,7 +156,7 @@ def test_recorded_terminations_get_the_reward_that_is_asked_for() -> None:
 
 def test_learning_rate_rises_and_falls_to_a_tenth() -> None:
     algo = TT(TTConfig(warmup=0.1, lr=1.0), SPEC, 1000)
-    rate: Any = algo.rate
+    rate: Any = algo.schedule
     got = [float(rate(jnp.asarray(step))) for step in (0, 49, 99, 100, 550, 999)]
     assert got == pytest.approx([0.01, 0.5, 1.0, 1.0, 0.5, 0.1], abs=2e-3)
 
