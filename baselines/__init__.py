@@ -20,6 +20,7 @@ from baselines.mopo import MOPO, MOPOConfig
 from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
+from baselines.tt import TT, TTConfig
 from mac.ablations.gaussian import GaussianConfig, mac_gaussian
 from mac.ablations.mac_fql import MACFQLConfig, mac_fql
 from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
@@ -149,6 +150,10 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
         HDDAConfig, HDDA, "HD-DA (Chen et al. 2024)",
         "diffusion of every 15th state, and of the steps between two; follows a plan to the goal", 2024,
         "2401.02644",
+    ),
+    "tt": AlgorithmEntry(
+        TTConfig, TT, "Trajectory Transformer (Janner et al. 2021)",
+        "language model of trajectories; acts by beam search for expected return", 2021, "2106.02039",
     ),
 }  # fmt: skip
 """The algorithms of this project, by name."""

@@ -38,6 +38,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "mopo": IMAGINED,
     "mobile": IMAGINED | {"samples": 5, "penalty_combine": "mean", "unbiased_std": False},
+    "tt": {"hidden": (128,) * 4, "batch": 256, "discount": 0.99, "window": 10, "beams": 128, "expand": 2},
     "cql": {"hidden": (256,) * 3, "batch": 256, "activation": "relu", "critic_norm": False},
     "diffuser": PLANS | {"horizon": 256, "tokens": 256, "diffusion_steps": 256, "action_weight": 1.0},
     "hd_da": PLANS

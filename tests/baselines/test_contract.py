@@ -27,6 +27,15 @@ PLANS = {"hidden": (16, 32), "diffusion_steps": 8, "ema_every": 1, "ema_start": 
 OWN = {
     "idql": {"dropout": 0.0, "blocks": (32, 32), "candidates": 8},
     "leq": {"batch": 64},
+    "tt": {
+        "bins": 20,
+        "window": 4,
+        "beams": 16,
+        "horizon": 3,
+        "action_top": 0,
+        "action_cdf": 0.2,
+        "clip": 1.0,
+    },
     "mopo": IMAGINED,
     "mobile": IMAGINED,
     "diffuser": PLANS | {"horizon": 8},

@@ -23,11 +23,14 @@ from tests.helpers.numpy_leq import leq
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_model_based import MODEL_BASED
 from tests.helpers.numpy_planners import PLANNERS
+from tests.helpers.numpy_tt import tt
 from tests.helpers.toy_env import window
 
 LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq} | PLANNERS
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tt": tt}
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
+REWARD_ONLY = ("tt",)
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
 """Tested with goals, though they can do without."""
 IMAGINED = {"rollout": 2, "members": 3, "rollout_starts": 6, "rollout_every": 3, "rollouts_kept": 2}
@@ -54,6 +57,19 @@ SIZES: dict[str, dict[str, Any]] = {
     "mobile": IMAGINED | {"samples": 4},
     "diffuser": PLANS | {"horizon": 7},
     "hd_da": PLANS | {"horizon": 10, "jump": 3, "low_diffusion_steps": 3},
+    "tt": {
+        "heads": 2,
+        "dropout": 0.0,
+        "window": 3,
+        "context": 3,
+        "bins": 9,
+        "weight_decay": 0.0,
+        "clip": 1e6,
+        "warmup": 0.0,
+        "beams": 4,
+        "horizon": 2,
+        "action_top": 1,
+    },
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
 WORLD = ("dynamics", "reward", "success", "termination")
@@ -62,7 +78,7 @@ METRICS = {
     "q": ("critic/loss", "critic/gap_loss", "critic/imagined_loss", "critic/target_loss"),
     "actor": (*POLICY, "policy/flow_loss"),
     "flow": ("policy/flow_loss",),
-    "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD)),
+    "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD), "model/token_loss"),
     "policy": ("policy/distil_loss", "policy/q_loss"),
     "high": ("policy/high_loss", "planner/high_loss"),
     "low": ("policy/low_loss", "planner/low_loss"),
