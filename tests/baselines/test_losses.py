@@ -166,8 +166,7 @@ def test_acting_is_that_of_numpy(case: Case):
 def test_expected_return_is_what_the_critics_say_of_the_action(case: Case):
     algo = case.algo
     s, g, obs, goal = situations(case)
-    if case.name in ("flow_bc", "fmpc", *PLANNERS):
-    if case.name in ("flow_bc", "fmpc", "tt"):
+    if case.name in ("flow_bc", "fmpc", "tt", *PLANNERS):
         assert algo.step_discount is None and algo.predict(case.state, obs, goal, jr.key(1)) is None
         return
     assert algo.step_discount == algo.cfg.discount

@@ -26,8 +26,7 @@ from tests.helpers.numpy_planners import PLANNERS
 from tests.helpers.numpy_tt import tt
 from tests.helpers.toy_env import window
 
-LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq} | PLANNERS
-LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tt": tt}
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tt": tt} | PLANNERS
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 REWARD_ONLY = ("tt",)
