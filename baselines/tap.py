@@ -1,0 +1,432 @@
+"""TAP, the trajectory autoencoding planner (Jiang et al. 2023, arXiv 2208.10291): beam search over codes.
+
+1. An autoencoder of windows of states, actions, rewards and values (the data's returns). It has one code of a
+   codebook for three steps; the decoder is also given the window's first state.
+2. A prior of the codes, given the first state.
+
+To act, beam search looks for the codes with the highest return among those that the prior finds probable
+enough, and takes the first action of what they decode to. Nothing is bootstrapped, and no policy is learned.
+
+Networks see states, actions, rewards and values less the data's means, over their standard deviations, which
+`prepare` puts into the state. Steps after an episode's end are 0 there and cost nothing.
+
+Where the publication leaves a choice: the prior is trained once the autoencoder is done, in the second half of
+the run, as a code's meaning changes until then; `prior_share=0` trains both at once. Goals are left out: a
+window's return says nothing of a goal. The authors' attention hides one step of the window where a step has
+at most 24 entries: a mask that was meant for tokens (`release_hidden_steps`).
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mac.algorithm import AbstractLossAlgorithm, TrainState, at_some_updates, by_network
+from mac.config import CommonConfig
+from mac.data.sampler import sample
+from mac.errors import UserError
+from mac.nn.trajectory_autoencoder import BlockSizes, CodePrior, Decoder, Encoder
+from mac.nn.transformer import Cache
+from mac.nn.vector_quantizer import Codebook, perplexity
+from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
+from mac.types import Batch, Metrics, Number, SampleSpec, Window
+
+LEAST_STD = 1e-4
+"""Smallest standard deviation that entries are divided by, for those that never change."""
+LEAST_LIKELIHOOD_TERM = -1e5
+"""Smallest that a log-likelihood adds to a plan's return."""
+DIAGNOSED = 256
+"""Windows on which a diagnosis looks at the autoencoder."""
+
+
+class TAPConfig(CommonConfig):
+    """Hyperparameters of TAP; the defaults are the published ones for D4RL's gym tasks."""
+
+    batch: int = 512
+    """windows drawn from the data per update"""
+    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    """width of each transformer block of encoder, decoder and prior, all equal"""
+    lr: float = 2e-4
+    """learning rate of AdamW"""
+    heads: int = 4
+    """attention heads of a block"""
+    dropout: float = 0.1
+    """dropout rate of the transformers in training, in [0, 1)"""
+    weight_decay: float = 0.1
+    """decay of AdamW, of the weights of matmuls"""
+    clip: float = 1.0
+    """largest norm of the gradient of the autoencoder, and of the prior's"""
+    window: int = 24
+    """steps that the autoencoder reads"""
+    stride: int = 3
+    """steps per code"""
+    codes: int = 512
+    """codes in the codebook, K"""
+    code_decay: float = 0.99
+    """decay of the averages that codes are, per update, in (0, 1)"""
+    commitment: float = 1.0
+    """weight of the distance of encodings from their codes"""
+    action_weight: float = 5.0
+    """weight of errors of actions; those of states, rewards and values have 1"""
+    terminal_reward: float = -100.0
+    """reward of actions that lead to termination (gym), in place of the data's; 0 keeps the data's"""
+    prior_share: float = 0.5
+    """share of the run, at its end, in which the prior alone is trained; 0 trains it along with the rest"""
+    horizon: int = 15
+    """steps that a plan has, a multiple of the stride"""
+    beam: int = 64
+    """plans that beam search keeps"""
+    expand: int = 4
+    """codes sampled to continue each of them"""
+    likelihood_weight: float = 500.0
+    """weight of a plan's log-likelihood, below that of codes of `probable` each"""
+    probable: float = 0.05
+    """probability per code of the horizon from which a plan is as good as any more probable one, in (0, 1)"""
+    execute: int = 1
+    """actions of a plan executed before planning anew"""
+    release_hidden_steps: bool = False
+    """a known bug of the authors' code: attention does not see the step whose number is the width of a step"""
+
+    ACTING: ClassVar[tuple[str, ...]] = (
+        "horizon", "beam", "expand", "likelihood_weight", "probable", "execute",
+    )  # fmt: skip
+    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "dropout", "terminal_reward", "prior_share")
+    NEED_STEPS: ClassVar[tuple[str, ...]] = (*CommonConfig.NEED_STEPS, "prior_share")
+
+    def __check_init__(self):
+        self._require_positive("heads", "window", "stride", "codes", "horizon", "beam", "expand")
+        self._require("hidden", len(set(self.hidden)) == 1, "give equal widths")
+        self._require("hidden", self.hidden[0] % self.heads == 0, f"must be multiples of {self.heads} heads")
+        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
+        self._require("prior_share", 0 <= self.prior_share < 1, "must be in [0, 1)")
+        self._require("code_decay", 0 < self.code_decay < 1, "must be in (0, 1)")
+        self._require("probable", 0 < self.probable < 1, "must be in (0, 1)")
+        self._require("clip", 0 < self.clip < float("inf"), "must be positive and finite")
+        self._require_at_least_0("weight_decay", "commitment", "action_weight", "likelihood_weight")
+        for name in ("window", "horizon"):
+            rule = f"must be a multiple of --hp.stride={self.stride}"
+            self._require(name, getattr(self, name) % self.stride == 0, rule)
+        self._require("horizon", self.horizon <= self.window, f"must be at most --hp.window={self.window}")
+        self._require("execute", 1 <= self.execute <= self.horizon, f"must be 1 to {self.horizon}")
+
+    @property
+    def sizes(self) -> BlockSizes:
+        """Of the transformers."""
+        return BlockSizes(self.hidden[0], len(self.hidden), self.heads, self.dropout)
+
+
+class Nets(eqx.Module):
+    """TAP's networks; a step is a state, an action, a reward, a value, and whether it is the last."""
+
+    encoder: Encoder
+    codebook: Codebook
+    decoder: Decoder
+    prior: CodePrior
+
+
+class Scale(NamedTuple):
+    """Means and standard deviations of the data's steps, but for the last entry."""
+
+    mean: Float[Array, " C"]
+    std: Float[Array, " C"]
+
+
+class Beam(NamedTuple):
+    """N plans of the same length.
+
+    Attributes:
+        code: the last code of each; None without any.
+        log_prob: logarithm of the probability of its codes.
+        steps: what they decode to, in the units of batches.
+        prior: keys and values of the codes before the last one.
+        decoder: those of the steps.
+    """
+
+    code: Int[Array, " N"] | None
+    log_prob: Float[Array, " N"]
+    steps: Float[Array, "N T C"]
+    prior: Cache
+    decoder: Cache
+
+
+class TAPTarget(NamedTuple):
+    """What gradients do not train; `prior_only` says which networks learn, None: all."""
+
+    scale: Scale
+    prior_only: Bool[Array, ""] | None
+
+
+class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
+    """Planning with codes of trajectories; it predicts no return, as a plan's has rewards of its own."""
+
+    def __check_init__(self):
+        if self.env.goal_dim is not None:
+            raise UserError(f"--algo=tap: {self.env.name} has goals; take a single task, or another --algo")
+
+    @property
+    def sample(self) -> SampleSpec:
+        cfg = self.cfg
+        terminal = cfg.terminal_reward if self.env.recorded and cfg.terminal_reward else None
+        return SampleSpec(
+            cfg.batch, cfg.window, reward_scale=cfg.reward_scale, states=True, return_to_go=True,
+            return_discount=cfg.discount, terminal_reward=terminal, padded=True,
+        )  # fmt: skip
+
+    def nets(self, key: Key[Array, ""]) -> Nets:
+        cfg, obs, sizes = self.cfg, self.env.obs_dim, self.cfg.sizes
+        channels, length = obs + self.env.action_dim + 3, cfg.window // cfg.stride
+        k = jr.split(key, 4)
+        return Nets(
+            encoder=Encoder(channels, cfg.window, cfg.stride, sizes, key=k[0]),
+            codebook=Codebook(cfg.codes, sizes.width, key=k[1]),
+            decoder=Decoder(obs, channels, cfg.window, cfg.stride, sizes, key=k[2]),
+            prior=CodePrior(obs, cfg.codes, length, sizes, key=k[3]),
+        )
+
+    # 1. The data.
+
+    def target_nets(self, nets: Nets) -> TAPTarget:
+        del nets
+        channels = self.env.obs_dim + self.env.action_dim + 2
+        phases = jnp.zeros((), bool) if self.cfg.prior_share else None
+        return TAPTarget(Scale(jnp.zeros(channels), jnp.ones(channels)), phases)
+
+    def prepare(self, state: TrainState, window: Window) -> TrainState:
+        """Means and standard deviations of all transitions of the data."""
+        if window.reward is None or window.return_to_go is None:
+            raise TypeError("TAP needs a window with rewards (pass `relabel` to `make_window`)")
+        scale = self.cfg.reward_scale
+        value = jnp.roll(window.return_to_go, -1)
+        returns = [scale * x[:, None] for x in (window.reward, value)]
+        rows = jnp.concatenate([window.obs[:], window.action[:], *returns], axis=-1)
+        begins, inside = jnp.zeros(len(rows) + 1), window.episodes.steps > 0
+        begins = begins.at[window.episodes.first].add(inside.astype(begins.dtype))
+        begins = begins.at[window.episodes.first + window.episodes.steps].add(-inside.astype(begins.dtype))
+        weight = jnp.cumsum(begins)[:-1, None]  # 1 in each episode but for its final state
+        share = weight / jnp.sum(weight)
+        mean = jnp.sum(jnp.broadcast_to(share, rows.shape) * rows, axis=0)
+        square = jnp.square(rows - jnp.broadcast_to(mean, rows.shape))
+        std = jnp.sqrt(jnp.sum(jnp.broadcast_to(share, rows.shape) * square, axis=0))
+        found = state.target._replace(scale=Scale(mean, jnp.maximum(std, LEAST_STD)))
+        return eqx.tree_at(lambda state: state.target, state, found)
+
+    def steps_of(self, scale: Scale, batch: Batch) -> Float[Array, "B T C"]:
+        """The windows of a batch as networks see them; a value excludes the reward of its own step."""
+        if batch.rewards is None or batch.masks is None:
+            raise TypeError("TAP needs a window with rewards (pass `relabel` to `make_window`)")
+        assert batch.states is not None and batch.return_to_go is not None and batch.valid is not None
+        obs = jnp.concatenate([batch.obs[:, None], batch.states[:, :-1]], axis=1)
+        reward, value = batch.rewards[..., None], batch.return_to_go[:, 1:, None]
+        x = jnp.concatenate([obs, batch.actions, reward, value], axis=-1)
+        x = (x - jnp.broadcast_to(scale.mean, x.shape)) / jnp.broadcast_to(scale.std, x.shape)
+        x = x * jnp.broadcast_to(batch.valid[..., None], x.shape)
+        return jnp.concatenate([x, 1 - batch.masks[..., None]], axis=-1)
+
+    @property
+    def hidden(self) -> Bool[Array, " T"] | None:
+        """Steps that later ones do not see."""
+        if not self.cfg.release_hidden_steps:
+            return None
+        width = self.env.obs_dim + self.env.action_dim + 2
+        return jnp.arange(self.cfg.window) % width == width - 1
+
+    # 2. Learn.
+
+    def loss(
+        self, nets: Nets, target: TAPTarget, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        k_auto, k_prior = jr.split(key)
+        steps = self.steps_of(target.scale, batch)
+        state, zero = steps[:, 0, : self.env.obs_dim], 0 * sg(nets.codebook.count[0])
+
+        def autoencoder() -> tuple[Losses, Int[Array, "B L"]]:
+            return self.autoencoder_losses(nets, steps, batch, k_auto)
+
+        def learn_autoencoder() -> tuple[Losses, Int[Array, "B L"]]:
+            losses, code = autoencoder()
+            return losses | {"prior/loss": zero}, code
+
+        def learn_prior() -> tuple[Losses, Int[Array, "B L"]]:
+            code = nets.codebook(sg(nets.encoder(steps, self.hidden))).code
+            rest = dict.fromkeys(jax.eval_shape(autoencoder)[0], zero)
+            return rest | {"prior/loss": prior_loss(nets.prior, state, code, k_prior)}, code
+
+        if target.prior_only is None:
+            losses, code = autoencoder()
+            losses["prior/loss"] = prior_loss(nets.prior, state, code, k_prior)
+        else:
+            losses, code = jax.lax.cond(target.prior_only, learn_prior, learn_autoencoder)
+        return sum_losses(losses, codebook__perplexity=perplexity(code, self.cfg.codes))
+
+    def autoencoder_losses(
+        self, nets: Nets, steps: Float[Array, "B T C"], batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Losses, Int[Array, "B L"]]:
+        """Losses of encoder, decoder and codebook, and the codes of the windows."""
+        assert batch.valid is not None
+        k_encoder, k_decoder = jr.split(key)
+        obs, action = self.env.obs_dim, self.env.action_dim
+        weight = jnp.ones(steps.shape[-1] - 1).at[obs : obs + action].set(self.cfg.action_weight)
+        encoded = nets.encoder(steps, self.hidden, k_encoder)
+        found = nets.codebook(encoded)
+        decoded = nets.decoder(steps[:, 0, :obs], found.passed, self.hidden, k_decoder)
+        error = jnp.square(decoded[..., :-1] - steps[..., :-1])
+        error = error * jnp.broadcast_to(weight, error.shape)
+        losses = {
+            "decoder/step_loss": jnp.mean(error * jnp.broadcast_to(batch.valid[..., None], error.shape)),
+            "decoder/end_loss": cross_entropy(decoded[..., -1], steps[..., -1]),
+            "encoder/commitment_loss": self.cfg.commitment * mse(encoded, found.vector),
+            "codebook/average_loss": nets.codebook.average_loss(encoded, found.code),
+        }
+        return losses, found.code
+
+    def update_target(
+        self, target: TAPTarget, online: TAPTarget, batch: Batch, step: Int[Array, ""]
+    ) -> TAPTarget:
+        del online, batch
+        if target.prior_only is None:
+            return target
+        return target._replace(prior_only=target.prior_only | (step + 1 >= self.first_of_prior))
+
+    @property
+    def first_of_prior(self) -> int:
+        """Number of the first update in which only the prior is trained."""
+        return round((1 - self.cfg.prior_share) * self.steps)
+
+    def optimiser(self) -> optax.GradientTransformation:
+        cfg, first = self.cfg, self.first_of_prior
+        adamw = optax.adamw(self.rate, 0.9, 0.95, weight_decay=cfg.weight_decay, mask=is_matmul)
+        codebook = optax.sgd(1 - cfg.code_decay)
+        autoencoder = prior = optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)
+        if cfg.prior_share:
+            codebook, autoencoder = (
+                at_some_updates(each, lambda step: step < first, coast=False)
+                for each in (codebook, autoencoder)
+            )
+            prior = at_some_updates(prior, lambda step: step >= first, coast=False)
+        return by_network({"codebook": codebook, "prior": prior}, autoencoder)
+
+    # 3. Act.
+
+    def act(
+        self, state: TrainState, obs: Float[Array, "E D"], goal: None, key: Key[Array, ""]
+    ) -> Float[Array, "E n A"]:
+        del goal
+        scale, width = state.target.scale, self.env.obs_dim
+        center, spread = (jnp.broadcast_to(x[:width], obs.shape) for x in scale)
+        plan = jax.vmap(lambda s, k: self.plan(state.nets, scale, s, k))
+        steps = plan((obs - center) / spread, jr.split(key, len(obs)))
+        actions = steps[:, : self.cfg.execute, width : width + self.env.action_dim]
+        return jnp.clip(actions, -1, 1)
+
+    def plan(
+        self, nets: Nets, scale: Scale, state: Float[Array, " D"], key: Key[Array, ""]
+    ) -> Float[Array, "T C"]:
+        """Steps of the best plan from a standardised state, in the units of batches."""
+        cfg, depth = self.cfg, self.cfg.horizon // self.cfg.stride
+        begin = Beam(
+            code=None,
+            log_prob=jnp.zeros(1),
+            steps=jnp.zeros((1, 0, len(scale.mean))),
+            prior=nets.prior.blocks.empty_cache((1,), depth),
+            decoder=nets.decoder.blocks.empty_cache((1,), cfg.horizon),
+        )
+        beam = begin
+        for number, k in enumerate(jr.split(key, depth)):
+            beam = self.continued(nets, scale, state, beam, number, k)
+            score = plan_return(beam.steps[..., -2], beam.steps[..., -1], cfg.discount)
+            score = score + self.likelihood_term(beam.log_prob)
+            _, best = jax.lax.top_k(score, cfg.beam if number + 1 < depth else 1)
+            beam = jax.tree.map(lambda x: x[best], beam)
+        return beam.steps[0]
+
+    def continued(
+        self,
+        nets: Nets,
+        scale: Scale,
+        state: Float[Array, " D"],
+        beam: Beam,
+        number: int,
+        key: Key[Array, ""],
+    ) -> Beam:
+        """All plans that code `number`, drawn from the prior several times, makes of those of a beam."""
+        draws = self.cfg.expand if number else self.cfg.beam * self.cfg.expand
+        told = jnp.broadcast_to(state, (len(beam.log_prob), len(state)))
+        logits, prior = nets.prior.extend(told, beam.code, beam.prior, number)
+        code = jr.categorical(key, logits[:, None], shape=(len(told), draws))
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), code, axis=1)
+
+        beam = jax.tree.map(lambda x: jnp.repeat(x, draws, axis=0), beam._replace(code=None, prior=prior))
+        code = code.reshape(-1)
+        told = jnp.broadcast_to(state, (len(code), len(state)))
+        vector = nets.codebook.vectors[code]
+        steps, decoder = nets.decoder.extend(told, vector, beam.decoder, number, self.hidden_in(cfg.horizon))
+        steps = steps[..., :-1]
+        steps = steps * jnp.broadcast_to(scale.std, steps.shape) + jnp.broadcast_to(scale.mean, steps.shape)
+        return Beam(
+            code,
+            beam.log_prob + log_prob.reshape(-1),
+            jnp.concatenate([beam.steps, steps], axis=1),
+            beam.prior,
+            decoder,
+        )
+
+    def likelihood_term(self, log_prob: Float[Array, " N"]) -> Float[Array, " N"]:
+        """What a plan's log-likelihood adds to its return, at most that of a plan of probable codes.
+
+        The bound is that of all codes of the horizon, however many a plan has so far, as published.
+        """
+        cfg = self.cfg
+        most = cfg.horizon // cfg.stride * jnp.log(cfg.probable)
+        return jnp.maximum(cfg.likelihood_weight * jnp.minimum(log_prob, most), LEAST_LIKELIHOOD_TERM)
+
+    def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
+        """Root-mean-square errors of decoded states, actions, rewards and values, in standard deviations."""
+        if window.reward is None or window.return_to_go is None:
+            return {}
+        obs, action, nets = self.env.obs_dim, self.env.action_dim, state.nets
+        batch = sample(window, self.sample._replace(batch=DIAGNOSED), key)
+        assert batch.valid is not None
+        steps = self.steps_of(state.target.scale, batch)
+        codes = nets.codebook(nets.encoder(steps, self.hidden)).vector
+        decoded = nets.decoder(steps[:, 0, :obs], codes, self.hidden)
+        error = jnp.square(decoded - steps)[..., :-1]
+        share = batch.valid / jnp.sum(batch.valid)
+        square = jnp.sum(error * jnp.broadcast_to(share[..., None], error.shape), axis=(0, 1))
+        parts = {
+            "state": square[:obs],
+            "action": square[obs : obs + action],
+            "reward": square[-2:-1],
+            "value": square[-1:],
+        }
+        return {f"diagnostics/{name}_error": jnp.sqrt(jnp.mean(x)) for name, x in parts.items()}
+
+
+def is_matmul(params: Any) -> Any:
+    """Tells which leaves of networks are weights of a matmul, which alone decay."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name == "weight", params)
+
+
+def plan_return(
+    reward: Float[Array, "*N T"], value: Float[Array, "*N T"], discount: Number
+) -> Float[Array, "*N"]:
+    """Discounted return of plans of T steps: `sum_{t<T-1} γ^{t+1} r_t + γ^T V_{T-1}`.
+
+    The last reward is dropped, though the last value excludes it too, and discounts begin at γ, as published.
+    """
+    length = reward.shape[-1]
+    factor = discount ** (1 + jnp.arange(length, dtype=reward.dtype))
+    counted = jnp.concatenate([reward[..., :-1], value[..., -1:]], axis=-1)
+    return counted @ factor
+
+
+def prior_loss(
+    prior: CodePrior, state: Float[Array, "B D"], code: Int[Array, "B L"], key: Key[Array, ""]
+) -> Float[Array, ""]:
+    """Mean cross-entropy of the codes of windows, given their first states."""
+    logits = prior(state, code[:, :-1], key)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, code))
