@@ -31,11 +31,14 @@ def broadcast_add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array
 
 
 def layer_norm(
-    x: Float[Array, "*B W"], scale: Float[Array, " W"], bias: Float[Array, " W"]
+    x: Float[Array, "*B W"],
+    scale: Float[Array, " W"],
+    bias: Float[Array, " W"],
+    eps: float = LAYER_NORM_EPS,
 ) -> Float[Array, "*B W"]:
     """Normalises the last axis to mean 0 and variance 1, then scales and shifts it."""
     mean, var = (_moments_in_one_pass if target_platform() == "cpu" else _moments_in_two_passes)(x)
-    unit = (x - mean) * jax.lax.rsqrt(var + LAYER_NORM_EPS)
+    unit = (x - mean) * jax.lax.rsqrt(var + eps)
     return broadcast_add(unit * jnp.broadcast_to(scale, x.shape), bias)
 
 
