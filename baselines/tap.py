@@ -10,12 +10,13 @@ enough, and takes the first action of what they decode to. Nothing is bootstrapp
 Networks see states, actions, rewards and values less the data's means, over their standard deviations, which
 `prepare` puts into the state. Steps after an episode's end are 0 there and cost nothing.
 
-Where the publication leaves a choice: the prior is trained once the autoencoder is done, in the second half of
-the run, as a code's meaning changes until then; `prior_share=0` trains both at once. Goals are left out: a
-window's return says nothing of a goal. The authors' attention hides one step of the window where a step has
-at most 24 entries: a mask that was meant for tokens (`release_hidden_steps`).
+The prior is trained once the autoencoder is done, as published, since the meaning of codes changes until then:
+in the second half of the run, which is this project's choice (`prior_share`; 0 trains both at once). Tasks with
+goals are left out, as a window's return says nothing of a goal. A known bug of the authors' code is an option:
+a mask that was meant for tokens hides a step of the window (`release_hidden_steps`).
 """
 
+import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -28,18 +29,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mac.algorithm import AbstractLossAlgorithm, TrainState, at_some_updates, by_network
 from mac.config import CommonConfig
+from mac.data.normalize import Normalizer
 from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.nn.trajectory_autoencoder import BlockSizes, CodePrior, Decoder, Encoder
 from mac.nn.transformer import Cache
 from mac.nn.vector_quantizer import Codebook, perplexity
+from mac.ops.code_search import Beam, likelihood_term, plan_return, search
 from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
-from mac.types import Batch, Metrics, Number, SampleSpec, Window
+from mac.types import Batch, EpisodeIndex, Metrics, SampleSpec, Window
 
-LEAST_STD = 1e-4
-"""Smallest standard deviation that entries are divided by, for those that never change."""
-LEAST_LIKELIHOOD_TERM = -1e5
-"""Smallest that a log-likelihood adds to a plan's return."""
 DIAGNOSED = 256
 """Windows on which a diagnosis looks at the autoencoder."""
 
@@ -90,7 +89,7 @@ class TAPConfig(CommonConfig):
     execute: int = 1
     """actions of a plan executed before planning anew"""
     release_hidden_steps: bool = False
-    """a known bug of the authors' code: attention does not see the step whose number is the width of a step"""
+    """a known bug of the authors' code: attention does not see steps whose number is a multiple of their width"""
 
     ACTING: ClassVar[tuple[str, ...]] = (
         "horizon", "beam", "expand", "likelihood_weight", "probable", "execute",
@@ -129,35 +128,15 @@ class Nets(eqx.Module):
     prior: CodePrior
 
 
-class Scale(NamedTuple):
-    """Means and standard deviations of the data's steps, but for the last entry."""
-
-    mean: Float[Array, " C"]
-    std: Float[Array, " C"]
-
-
-class Beam(NamedTuple):
-    """N plans of the same length.
+class TAPTarget(NamedTuple):
+    """What gradients do not train.
 
     Attributes:
-        code: the last code of each; None without any.
-        log_prob: logarithm of the probability of its codes.
-        steps: what they decode to, in the units of batches.
-        prior: keys and values of the codes before the last one.
-        decoder: those of the steps.
+        scale: means and standard deviations of the data's states, actions, rewards and values.
+        prior_only: whether only the prior learns now; None where everything always learns.
     """
 
-    code: Int[Array, " N"] | None
-    log_prob: Float[Array, " N"]
-    steps: Float[Array, "N T C"]
-    prior: Cache
-    decoder: Cache
-
-
-class TAPTarget(NamedTuple):
-    """What gradients do not train; `prior_only` says which networks learn, None: all."""
-
-    scale: Scale
+    scale: Normalizer
     prior_only: Bool[Array, ""] | None
 
 
@@ -194,36 +173,26 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
         del nets
         channels = self.env.obs_dim + self.env.action_dim + 2
         phases = jnp.zeros((), bool) if self.cfg.prior_share else None
-        return TAPTarget(Scale(jnp.zeros(channels), jnp.ones(channels)), phases)
+        return TAPTarget(Normalizer(jnp.zeros(channels), jnp.ones(channels)), phases)
 
     def prepare(self, state: TrainState, window: Window) -> TrainState:
         """Means and standard deviations of all transitions of the data."""
         if window.reward is None or window.return_to_go is None:
             raise TypeError("TAP needs a window with rewards (pass `relabel` to `make_window`)")
-        scale = self.cfg.reward_scale
-        value = jnp.roll(window.return_to_go, -1)
-        returns = [scale * x[:, None] for x in (window.reward, value)]
+        value = jnp.roll(window.return_to_go, -1)  # without the row's own reward
+        returns = (self.cfg.reward_scale * x[:, None] for x in (window.reward, value))
         rows = jnp.concatenate([window.obs[:], window.action[:], *returns], axis=-1)
-        begins, inside = jnp.zeros(len(rows) + 1), window.episodes.steps > 0
-        begins = begins.at[window.episodes.first].add(inside.astype(begins.dtype))
-        begins = begins.at[window.episodes.first + window.episodes.steps].add(-inside.astype(begins.dtype))
-        weight = jnp.cumsum(begins)[:-1, None]  # 1 in each episode but for its final state
-        share = weight / jnp.sum(weight)
-        mean = jnp.sum(jnp.broadcast_to(share, rows.shape) * rows, axis=0)
-        square = jnp.square(rows - jnp.broadcast_to(mean, rows.shape))
-        std = jnp.sqrt(jnp.sum(jnp.broadcast_to(share, rows.shape) * square, axis=0))
-        found = state.target._replace(scale=Scale(mean, jnp.maximum(std, LEAST_STD)))
-        return eqx.tree_at(lambda state: state.target, state, found)
+        target = state.target._replace(scale=fit_scale(rows, window.episodes))
+        return dataclasses.replace(state, target=target)
 
-    def steps_of(self, scale: Scale, batch: Batch) -> Float[Array, "B T C"]:
+    def steps_of(self, scale: Normalizer, batch: Batch) -> Float[Array, "B T C"]:
         """The windows of a batch as networks see them; a value excludes the reward of its own step."""
         if batch.rewards is None or batch.masks is None:
             raise TypeError("TAP needs a window with rewards (pass `relabel` to `make_window`)")
         assert batch.states is not None and batch.return_to_go is not None and batch.valid is not None
         obs = jnp.concatenate([batch.obs[:, None], batch.states[:, :-1]], axis=1)
         reward, value = batch.rewards[..., None], batch.return_to_go[:, 1:, None]
-        x = jnp.concatenate([obs, batch.actions, reward, value], axis=-1)
-        x = (x - jnp.broadcast_to(scale.mean, x.shape)) / jnp.broadcast_to(scale.std, x.shape)
+        x = scale.apply(jnp.concatenate([obs, batch.actions, reward, value], axis=-1))
         x = x * jnp.broadcast_to(batch.valid[..., None], x.shape)
         return jnp.concatenate([x, 1 - batch.masks[..., None]], axis=-1)
 
@@ -316,73 +285,47 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
         self, state: TrainState, obs: Float[Array, "E D"], goal: None, key: Key[Array, ""]
     ) -> Float[Array, "E n A"]:
         del goal
-        scale, width = state.target.scale, self.env.obs_dim
-        center, spread = (jnp.broadcast_to(x[:width], obs.shape) for x in scale)
-        plan = jax.vmap(lambda s, k: self.plan(state.nets, scale, s, k))
-        steps = plan((obs - center) / spread, jr.split(key, len(obs)))
+        nets, scale, width = state.nets, state.target.scale, self.env.obs_dim
+        vectors = nets.codebook.vectors
+        see = scale.part(range(width))
+        steps = jax.vmap(lambda s, k: self.plan(nets, scale, vectors, s, k))(
+            see.apply(obs), jr.split(key, len(obs))
+        )
         actions = steps[:, : self.cfg.execute, width : width + self.env.action_dim]
         return jnp.clip(actions, -1, 1)
 
     def plan(
-        self, nets: Nets, scale: Scale, state: Float[Array, " D"], key: Key[Array, ""]
+        self,
+        nets: Nets,
+        scale: Normalizer,
+        vectors: Float[Array, "K W"],
+        state: Float[Array, " D"],
+        key: Key[Array, ""],
     ) -> Float[Array, "T C"]:
         """Steps of the best plan from a standardised state, in the units of batches."""
         cfg, depth = self.cfg, self.cfg.horizon // self.cfg.stride
+        hidden = None if self.hidden is None else self.hidden[: cfg.horizon]
+
+        def propose(code: Int[Array, " N"] | None, cache: Cache, number: int) -> tuple[Array, Cache]:
+            return nets.prior.extend(state[None], code, cache, number)
+
+        def decode(code: Int[Array, " N"], cache: Cache, number: int) -> tuple[Array, Cache]:
+            steps, cache = nets.decoder.extend(state[None], vectors[code], cache, number, hidden)
+            return scale.invert(steps[..., :-1]), cache
+
+        def score(plans: Beam) -> Float[Array, " N"]:
+            weight, probable = cfg.likelihood_weight, cfg.probable
+            likely = likelihood_term(plans.log_prob, weight=weight, probable=probable, depth=depth)
+            return plan_return(plans.steps[..., -2], plans.steps[..., -1], cfg.discount) + likely
+
         begin = Beam(
             code=None,
             log_prob=jnp.zeros(1),
-            steps=jnp.zeros((1, 0, len(scale.mean))),
+            steps=jnp.zeros((1, 0, len(scale.center))),
             prior=nets.prior.blocks.empty_cache((1,), depth),
             decoder=nets.decoder.blocks.empty_cache((1,), cfg.horizon),
         )
-        beam = begin
-        for number, k in enumerate(jr.split(key, depth)):
-            beam = self.continued(nets, scale, state, beam, number, k)
-            score = plan_return(beam.steps[..., -2], beam.steps[..., -1], cfg.discount)
-            score = score + self.likelihood_term(beam.log_prob)
-            _, best = jax.lax.top_k(score, cfg.beam if number + 1 < depth else 1)
-            beam = jax.tree.map(lambda x: x[best], beam)
-        return beam.steps[0]
-
-    def continued(
-        self,
-        nets: Nets,
-        scale: Scale,
-        state: Float[Array, " D"],
-        beam: Beam,
-        number: int,
-        key: Key[Array, ""],
-    ) -> Beam:
-        """All plans that code `number`, drawn from the prior several times, makes of those of a beam."""
-        draws = self.cfg.expand if number else self.cfg.beam * self.cfg.expand
-        told = jnp.broadcast_to(state, (len(beam.log_prob), len(state)))
-        logits, prior = nets.prior.extend(told, beam.code, beam.prior, number)
-        code = jr.categorical(key, logits[:, None], shape=(len(told), draws))
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), code, axis=1)
-
-        beam = jax.tree.map(lambda x: jnp.repeat(x, draws, axis=0), beam._replace(code=None, prior=prior))
-        code = code.reshape(-1)
-        told = jnp.broadcast_to(state, (len(code), len(state)))
-        vector = nets.codebook.vectors[code]
-        steps, decoder = nets.decoder.extend(told, vector, beam.decoder, number, self.hidden_in(cfg.horizon))
-        steps = steps[..., :-1]
-        steps = steps * jnp.broadcast_to(scale.std, steps.shape) + jnp.broadcast_to(scale.mean, steps.shape)
-        return Beam(
-            code,
-            beam.log_prob + log_prob.reshape(-1),
-            jnp.concatenate([beam.steps, steps], axis=1),
-            beam.prior,
-            decoder,
-        )
-
-    def likelihood_term(self, log_prob: Float[Array, " N"]) -> Float[Array, " N"]:
-        """What a plan's log-likelihood adds to its return, at most that of a plan of probable codes.
-
-        The bound is that of all codes of the horizon, however many a plan has so far, as published.
-        """
-        cfg = self.cfg
-        most = cfg.horizon // cfg.stride * jnp.log(cfg.probable)
-        return jnp.maximum(cfg.likelihood_weight * jnp.minimum(log_prob, most), LEAST_LIKELIHOOD_TERM)
+        return search(begin, propose, decode, score, key, depth=depth, beam=cfg.beam, expand=cfg.expand)
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
         """Root-mean-square errors of decoded states, actions, rewards and values, in standard deviations."""
@@ -406,22 +349,20 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
         return {f"diagnostics/{name}_error": jnp.sqrt(jnp.mean(x)) for name, x in parts.items()}
 
 
+def fit_scale(rows: Float[Array, "N C"], episodes: EpisodeIndex) -> Normalizer:
+    """Means and standard deviations of the rows of all transitions, which an episode's final state is not."""
+    has_steps = (episodes.steps > 0).astype(rows.dtype)
+    edges = jnp.zeros(len(rows) + 1).at[episodes.first].add(has_steps)
+    edges = edges.at[episodes.first + episodes.steps].add(-has_steps)
+    share = jnp.cumsum(edges)[:-1] / jnp.sum(episodes.steps)
+    mean = jnp.matmul(share, rows, precision="highest")
+    square = jnp.square(rows - jnp.broadcast_to(mean, rows.shape))
+    return Normalizer(mean, jnp.sqrt(jnp.matmul(share, square, precision="highest")))
+
+
 def is_matmul(params: Any) -> Any:
     """Tells which leaves of networks are weights of a matmul, which alone decay."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name == "weight", params)
-
-
-def plan_return(
-    reward: Float[Array, "*N T"], value: Float[Array, "*N T"], discount: Number
-) -> Float[Array, "*N"]:
-    """Discounted return of plans of T steps: `sum_{t<T-1} γ^{t+1} r_t + γ^T V_{T-1}`.
-
-    The last reward is dropped, though the last value excludes it too, and discounts begin at γ, as published.
-    """
-    length = reward.shape[-1]
-    factor = discount ** (1 + jnp.arange(length, dtype=reward.dtype))
-    counted = jnp.concatenate([reward[..., :-1], value[..., -1:]], axis=-1)
-    return counted @ factor
 
 
 def prior_loss(

@@ -108,7 +108,7 @@ class Decoder(eqx.Module):
 
     def extend(
         self,
-        state: Float[Array, "B D"],
+        state: Float[Array, "#B D"],
         code: Float[Array, "B W"],
         cache: Cache,
         number: int,
@@ -120,14 +120,14 @@ class Decoder(eqx.Module):
         return self._steps(x, state), cache
 
     def _embed(
-        self, state: Float[Array, "B D"], codes: Float[Array, "B L W"], first: int
+        self, state: Float[Array, "#B D"], codes: Float[Array, "B L W"], first: int
     ) -> Float[Array, "B T W"]:
         """Embeddings of the steps of codes, the first of which is step number `first`."""
         told = jnp.broadcast_to(state[:, None], (*codes.shape[:2], state.shape[-1]))
         x = jnp.repeat(self.inner(jnp.concatenate([told, codes], axis=-1)), self.stride, axis=1)
         return broadcast_add(x, self.position[first : first + x.shape[1]])
 
-    def _steps(self, x: Float[Array, "B T W"], state: Float[Array, "B D"]) -> Float[Array, "B T C"]:
+    def _steps(self, x: Float[Array, "B T W"], state: Float[Array, "#B D"]) -> Float[Array, "B T C"]:
         x = self.outer(self.norm(x))
         start = jnp.pad(state, ((0, 0), (0, x.shape[-1] - state.shape[-1])))
         return x + jnp.broadcast_to(start[:, None], x.shape)
@@ -165,10 +165,10 @@ class CodePrior(eqx.Module):
         return self.outer(self.norm(self.blocks(broadcast_add(x, self.position[: x.shape[1]]), None, key)))
 
     def extend(
-        self, state: Float[Array, "B D"], previous: Int[Array, " B"] | None, cache: Cache, number: int
+        self, state: Float[Array, "#B D"], previous: Int[Array, " B"] | None, cache: Cache, number: int
     ) -> tuple[Float[Array, "B K"], Cache]:
         """Logits of code `number` (0, 1, ...), given the one before it and a cache of those before that."""
         x = broadcast_add(self.state(state), self.position[number])
-        x = x if previous is None else x + self.code[previous]
+        x = x if previous is None else broadcast_add(x, self.code[previous])
         x, cache = self.blocks.step(x, cache, number)
         return self.outer(self.norm(x)), cache
