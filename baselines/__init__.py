@@ -18,6 +18,7 @@ from baselines.mopo import MOPO, MOPOConfig
 from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
+from baselines.tap import TAP, TAPConfig
 from mac.ablations.gaussian import GaussianConfig, mac_gaussian
 from mac.ablations.mac_fql import MACFQLConfig, mac_fql
 from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
@@ -138,6 +139,11 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
     "cql": AlgorithmEntry(
         CQLConfig, CQL, "CQL (Kumar et al. 2020)",
         "soft actor-critic whose Q is low where the data are not", 2020, "2006.04779",
+    ),
+    "tap": AlgorithmEntry(
+        TAPConfig, TAP, "TAP (Jiang et al. 2023)",
+        "autoencoder of trajectories, and a prior of its codes, among which beam search plans", 2023,
+        "2208.10291",
     ),
 }  # fmt: skip
 """The algorithms of this project, by name."""

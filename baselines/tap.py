@@ -10,10 +10,10 @@ enough, and takes the first action of what they decode to. Nothing is bootstrapp
 Networks see states, actions, rewards and values less the data's means, over their standard deviations, which
 `prepare` puts into the state. Steps after an episode's end are 0 there and cost nothing.
 
-The prior is trained once the autoencoder is done, as published, since the meaning of codes changes until then:
-in the second half of the run, which is this project's choice (`prior_share`; 0 trains both at once). Tasks with
-goals are left out, as a window's return says nothing of a goal. A known bug of the authors' code is an option:
-a mask that was meant for tokens hides a step of the window (`release_hidden_steps`).
+As published, the prior is trained once the autoencoder is done, since the meaning of codes changes until
+then. That this takes half of the run is this project's choice (`prior_share`; 0 trains both at once). Tasks
+with goals are left out, as a window's return says nothing of a goal. A known bug of the authors' code is an
+option: a mask that was meant for tokens hides steps of the window (`release_hidden_steps`).
 """
 
 import dataclasses
@@ -89,7 +89,7 @@ class TAPConfig(CommonConfig):
     execute: int = 1
     """actions of a plan executed before planning anew"""
     release_hidden_steps: bool = False
-    """a known bug of the authors' code: attention does not see steps whose number is a multiple of their width"""
+    """a known bug of the authors' code: attention skips steps whose number is a multiple of their width"""
 
     ACTING: ClassVar[tuple[str, ...]] = (
         "horizon", "beam", "expand", "likelihood_weight", "probable", "execute",

@@ -22,9 +22,10 @@ from tests.helpers.numpy_baselines import data
 from tests.helpers.numpy_leq import leq
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_model_based import MODEL_BASED
+from tests.helpers.numpy_tap import tap
 from tests.helpers.toy_env import window
 
-LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq}
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tap": tap}
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
@@ -47,7 +48,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "cql": {"samples": 3, "alpha": 1.0, "actor_lr": LR},
     "mopo": IMAGINED,
     "mobile": IMAGINED | {"samples": 4},
-}
+    "tap": {
+        "heads": 2, "dropout": 0.0, "window": 6, "codes": 4, "horizon": 6, "beam": 4, "expand": 2,
+        "prior_share": 0.0, "weight_decay": 0.0, "clip": 1e9,
+    },
+}  # fmt: skip
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
 WORLD = ("dynamics", "reward", "success", "termination")
 METRICS = {
@@ -60,6 +65,10 @@ METRICS = {
     "high": ("policy/high_loss",),
     "low": ("policy/low_loss",),
     "log_weight": ("policy/entropy_loss",),
+    "encoder": ("decoder/step_loss", "decoder/end_loss", "encoder/commitment_loss"),
+    "decoder": ("decoder/step_loss", "decoder/end_loss"),
+    "codebook": ("codebook/average_loss",),
+    "prior": ("prior/loss",),
 }
 """Losses that train each network; an algorithm has some of the networks, and some losses of each."""
 

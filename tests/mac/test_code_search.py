@@ -63,7 +63,7 @@ def found(seed: int, *, beam: int, expand: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_search_equals_looking_at_every_plan(seed: int):
-    """With one draw for each of many plans none is dropped before the end, and all 27 are nearly surely found."""
+    """With one draw for each of many plans none is dropped before the end, and all 27 are found."""
     logits, steps = tables(seed)
     log_probs = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     best, plan = -np.inf, None
