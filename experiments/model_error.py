@@ -165,7 +165,7 @@ def compare_chunks(args: Args, name: str, command: Sequence[str]) -> None:
         print(f"note: {note}")
     real = held_out(store, normalizer)
     for chunk in args.chunks:
-        check_chunk(str(store.path), store.train[0].length, chunk)
+        check_chunk(str(store.path), store.train[0].length, args.algorithm(spec, chunk).sample)
         check_horizon("--horizon", args.horizon, chunk, store)
     rows: list[ChunkRow] = []
     size = f"{counted(args.steps, 'update')}, width {max(args.hidden)}"
@@ -192,7 +192,7 @@ def train_models(
     """Trains one chunk length's models; returns them, leading axis S, and their mean loss at the end."""
     mesh, chunk = loop.seed_mesh(args.seeds), algo.sample.chunk
     keys = loop.place(mesh, loop.seed_keys(args.seed, args.seeds), loop.SEED)
-    window = loop.place(mesh, make_window(store, normalizer, chunk), loop.ALL)
+    window = loop.place(mesh, make_window(store, normalizer, algo.sample), loop.ALL)
     state, loss = loop.init(algo, mesh, keys), np.zeros(args.seeds)
     for first in range(0, args.steps, SEGMENT):
         steps = np.arange(first, min(first + SEGMENT, args.steps), dtype=np.int32)

@@ -16,7 +16,7 @@ from mac.config import CommonConfig
 from mac.errors import UserError
 from mac.nn.frozen import Numerics
 from mac.ops.replay import ReplaySpec, empty_replay
-from mac.types import Batch, EnvSpec, Metrics, Number, SampleSpec, Window
+from mac.types import Batch, EnvSpec, Metrics, Number, Past, SampleSpec, Window
 
 Nets = TypeVar("Nets", bound=eqx.Module)
 Cfg = TypeVar("Cfg", bound=CommonConfig)
@@ -28,7 +28,8 @@ class TrainState(eqx.Module):
 
     Attributes:
         nets: the networks that gradients train, by name.
-        target: target networks (Polyak averages) of those of `nets` that `target_nets` returns.
+        target: target networks (Polyak averages) of those of `nets` that `target_nets` returns, and other
+            arrays that losses read and gradients do not train.
         opt_state: the optimiser's state.
         swept: values of hyperparameters that this state is trained with in place of the algorithm's own
             (`AbstractAlgorithm.with_hparams`), by name; usually none.
@@ -93,6 +94,32 @@ class AbstractAlgorithm(_HasEnv, eqx.Module):
 
         `goal`, normalised too, is None in environments without goals.
         """
+
+    @property
+    def history(self) -> int:
+        """Hook: past steps that acting sees, C; 0, the default, if `act` needs the current state only."""
+        return 0
+
+    def act_after(
+        self,
+        state: TrainState,
+        past: Past,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, "E n A"]:
+        """Hook: `act` with the last `history` steps of each episode; called in its place if `history` > 0."""
+        del past
+        return self.act(state, obs, goal, key)
+
+    def prepare(self, state: TrainState, window: Window) -> TrainState:
+        """Hook: the state before the first update, given the data; by default as it is.
+
+        For statistics of the data that never change later, such as quantiles: they belong into
+        `TrainState.target`. Where windows rotate, `window` is the first.
+        """
+        del window
+        return state
 
     @property
     def replay(self) -> ReplaySpec | None:

@@ -152,6 +152,10 @@ class SampleSpec(NamedTuple):
         reward_scale: factor of rewards.
         states: whether the batch contains the state after each action of the chunk.
         return_to_go: whether the batch contains the data's own returns.
+        return_discount: discount factor per step of these returns.
+        terminal_reward: reward of actions that lead to termination, in place of the data's; None keeps it.
+        padded: whether chunks start at every transition and reach beyond the end of their episode
+            (`Batch.valid`). If False, a chunk stays in its episode.
     """
 
     batch: int
@@ -163,6 +167,14 @@ class SampleSpec(NamedTuple):
     reward_scale: float = 1.0
     states: bool = False
     return_to_go: bool = False
+    return_discount: float = 1.0
+    terminal_reward: float | None = None
+    padded: bool = False
+
+    @property
+    def starts_anywhere(self) -> bool:
+        """Whether chunks start at every transition of every episode."""
+        return self.every_row or self.padded
 
 
 class Column(eqx.Module):
@@ -221,8 +233,8 @@ class Window(eqx.Module):
     `mask` is 0 if the action led to termination; the terminal state has reward 0 and mask 0. Windows of equal
     shapes share one compiled program.
 
-    `return_to_go` is the sum of a row's reward and of those after it in its episode, 0 in the last row. None
-    where no batch is to contain it (`SampleSpec.return_to_go`), or where there are no rewards.
+    `return_to_go` is the discounted sum of a row's reward and of those after it in its episode, 0 in the last
+    row. None where no batch is to contain it (`SampleSpec.return_to_go`), or where there are no rewards.
     """
 
     obs: Column
@@ -274,10 +286,14 @@ class Batch(eqx.Module):
     `rewards` and `masks` are those of the H rows in which the actions are taken. After a termination the
     chunk is padded with the terminal state: reward 0, mask 0, and actions sampled from elsewhere in the data.
     `next_action` is the data's action in `next_obs`, or the one before it where the episode ends there.
-    `states` are those after each action; the last of them is `next_obs`. `return_to_go` is the undiscounted
-    return of the data from each of the H rows and from the row after them to the episode's end. With goals it
-    is 1 where the goal `Goals.value` is a row of the same episode from there on, before the last action's,
-    else 0. `imagined` are transitions that a model predicted (`AbstractAlgorithm.replay`).
+    `states` are those after each action; the last of them is `next_obs`. `return_to_go` is the return of the
+    data from each of the H rows and from the row after them to the episode's end, discounted by
+    `SampleSpec.return_discount`. With goals it is 1 where the goal `Goals.value` is a row of the same episode
+    from there on, before the last action's, else 0. `imagined` are transitions that a model predicted
+    (`AbstractAlgorithm.replay`).
+
+    With `SampleSpec.padded` a chunk may end after its episode: `valid` is 1 for actions of the episode, and 0
+    for the padding, which has the episode's final state, actions, rewards and masks of 0.
     """
 
     obs: Float[Array, "B D"]
@@ -291,6 +307,23 @@ class Batch(eqx.Module):
     states: Float[Array, "B H D"] | None = None
     return_to_go: Float[Array, "B H1"] | None = None
     imagined: Any = None
+    valid: Float[Array, "B H"] | None = None
+
+
+class Past(eqx.Module):
+    """The last C steps of E episodes, as acting sees them (`AbstractAlgorithm.history`), the newest last.
+
+    Attributes:
+        obs: normalised states in which the actions were taken.
+        actions: as they were executed.
+        rewards: in the environment's units.
+        valid: False for steps before an episode's start, whose values have no meaning.
+    """
+
+    obs: Float[Array, "*E C D"]
+    actions: Float[Array, "*E C A"]
+    rewards: Float[Array, "*E C"]
+    valid: Bool[Array, "*E C"]
 
 
 class Episodes(eqx.Module):

@@ -47,21 +47,29 @@ class HostData:
 
     def draw(self, rng: np.random.Generator, spec: SampleSpec) -> Batch:
         """Draws a batch as `spec` requests it, and sends it to the device."""
-        begin = self.steps if spec.every_row else self.starts
+        begin = self.steps if spec.starts_anywhere else self.starts
         start = begin[rng.integers(len(begin), size=spec.batch)]
         rows, end = start[:, None] + np.arange(spec.chunk), start + spec.chunk
+        valid, actions = None, self.action[np.minimum(rows, len(self.action) - 1)]
+        if spec.padded:
+            last = self.last_of(start)
+            valid = (rows <= last[:, None]).astype(np.float32)
+            rows, end = np.minimum(rows, last[:, None] + 1), np.minimum(end, last + 1)
+            actions = actions * valid[..., None]
+        inside = 1 if valid is None else valid
         goals, subgoals, value = self._goals(rng, spec, start) if spec.goals else (None, None, None)
         every = np.concatenate([rows, end[:, None]], axis=1)
         following = self.action[np.minimum(end, self.last_of(start))] if spec.next_action else None
         fields = {
             "obs": self.obs[start],
-            "actions": self.action[rows],
+            "actions": actions,
             "next_obs": self.obs[end],
-            "rewards": None if self.reward is None else spec.reward_scale * self.reward[rows],
-            "masks": None if self.mask is None else self.mask[rows],
+            "rewards": None if self.reward is None else spec.reward_scale * self.reward[rows] * inside,
+            "masks": None if self.mask is None else self.mask[rows] * inside,
             "next_action": following,
             "states": self.obs[every[:, 1:]] if spec.states else None,
             "return_to_go": self._return_to_go(spec, every, value) if spec.return_to_go else None,
+            "valid": valid,
         }
         sent, goals, subgoals = jax.device_put((fields, goals, subgoals))  # one call for all
         return Batch(**sent, goals=goals and Goals(**goals), subgoals=subgoals and Subgoals(**subgoals))

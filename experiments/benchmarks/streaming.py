@@ -148,7 +148,7 @@ def measure(args: Args, store: Store, algo: AbstractAlgorithm) -> FeedRow:
     plan = plan_rotation(
         store,
         fit_minmax(store.statistics_obs),
-        algo.sample.chunk,
+        algo.sample,
         rows=args.window,
         updates=args.updates,
         seed=0,

@@ -496,21 +496,17 @@ def make_source(
     """
     everything = all_pieces(store)
     length = np.concatenate([split.length for split in store.train])
-    check_chunk(
-        str(store.path), length, sample.chunk, recorded_terminations(store, everything), sample.every_row
-    )
+    check_chunk(str(store.path), length, sample, recorded_terminations(store, everything))
     if data.resident == "yes":
-        return ResidentData(store, normalizer, sample.chunk, relabel, sample.every_row, sample.return_to_go)
+        return ResidentData(store, normalizer, sample, relabel)
     return plan_rotation(
         store,
         normalizer,
-        sample.chunk,
+        sample,
         relabel,
         rows=data.window,
         updates=data.window_updates,
         seed=data.seed,
-        every_row=sample.every_row,
-        return_to_go=sample.return_to_go,
     )
 
 

@@ -173,7 +173,7 @@ def make_job(launch: Launch, store: Store) -> TrainJob:
         config=settings.to_dict(),
         may_differ=may_differ(settings),
         batch=settings.eval.batch,
-        held_out=make_held_out(store, normalizer, algo.sample.chunk, every_row=algo.sample.every_row),
+        held_out=make_held_out(store, normalizer, algo.sample),
         data=store.provenance.label,
         kept={"data": saved_run.record_of(store), "normalizer": saved_run.plain_normalizer(normalizer)},
         sweep=sweep.variants(settings),

@@ -17,7 +17,7 @@ from mac.nn.mlp import MLP
 from mac.ops.rollout import residual_model, squared_error
 from mac.run.report.stats import Interval, summarise
 from mac.run.segment import map_seeds
-from mac.types import Window
+from mac.types import SampleSpec, Window
 
 REPS = 2000  # bootstrap samples of an interval
 
@@ -49,7 +49,7 @@ def held_out(store: Store, normalizer: Normalizer) -> Window:
             f"{store.path}: this dataset has no held-out data (a file ...-val.npz in the same folder); "
             "make one with python experiments/generate_data.py"
         )
-    return make_window(store._replace(train=(store.val,)), normalizer, 1, every_row=True)
+    return make_window(store._replace(train=(store.val,)), normalizer, SampleSpec(1, 1, every_row=True))
 
 
 def check_horizon(flag: str, horizon: int, chunk: int, store: Store) -> None:

@@ -16,11 +16,12 @@ from jaxtyping import Array, Key
 
 from experiments.launch.saved_run import SavedRun
 from experiments.ogbench_eval.worker import Start, StepResult
+from mac.algorithm import AbstractAlgorithm
 from mac.cgroup_limits import cores
 from mac.errors import UserError, one_line
-from mac.run.evaluate import UNSTABLE, episode_keys, predict_returns, select_actions
+from mac.run.evaluate import UNSTABLE, episode_keys, no_past, predict_returns, select_actions
 from mac.run.report.realized_return import realised_return, step_reward
-from mac.types import Episodes
+from mac.types import Episodes, Past
 
 WORKER = Path(__file__).with_name("worker.py")
 NEEDED = ("ogbench", "gymnasium", "dm_control")
@@ -101,6 +102,38 @@ class _Worker:
         return UserError(f"a process of engine ogbench has died ({one_line(error)}); try a smaller --batch")
 
 
+class PastSteps:
+    """The last steps of the episodes in a table of real environments, as acting with a history sees them."""
+
+    def __init__(self, algo: AbstractAlgorithm, shape: tuple[int, ...]):
+        begun = no_past(algo, shape)
+        self.steps: dict[str, np.ndarray] = {}
+        if begun:
+            self.steps = {name: np.array(x) for name, x in vars(begun).items()}
+
+    def forget(self, at: tuple[int, ...]) -> None:
+        """Begins an episode in the environment `at`."""
+        if self.steps:
+            self.steps["valid"][at] = False
+
+    def add(self, at: tuple[int, ...], before: np.ndarray, actions: np.ndarray, played: StepResult) -> None:
+        """Adds the steps that were taken with `actions` from the state `before`."""
+        if not self.steps or played.states is None:
+            return
+        new = {
+            "obs": np.concatenate([before[None], played.states[:-1]]),
+            "actions": np.clip(actions[: played.steps], -1, 1),
+            "rewards": np.asarray(played.rewards, np.float32),
+            "valid": np.ones(played.steps, bool),
+        }
+        for name, steps in self.steps.items():
+            steps[at] = np.concatenate([steps[at], new[name]])[-len(steps[at]) :]
+
+    def now(self) -> Past | None:
+        """Returns the steps of all environments."""
+        return Past(**{name: jnp.asarray(x) for name, x in self.steps.items()}) if self.steps else None
+
+
 def start_seed(key: Key[Array, ""]) -> int:
     """Returns the seed of a real environment's episode, from the key that would start ours."""
     return int(jr.bits(key, dtype=jnp.uint32))
@@ -172,6 +205,7 @@ class _RunningEpisodes:
         width = run.algo.env.goal_dim
         self.goal = None if width is None else np.zeros((*shape, width), np.float32)
         self.decision = np.zeros(shape, np.int32)
+        self.past = PastSteps(run.algo, shape)
         self.waiting = [iter(range(len(task))) for _ in range(shape[0])]
         self.success = np.zeros(k_reset.shape, bool)
         self.total, self.length = np.zeros(k_reset.shape, np.float32), np.zeros(k_reset.shape, np.int32)
@@ -190,6 +224,7 @@ class _RunningEpisodes:
         for s, w in np.argwhere(self.playing < 0).tolist():
             if (i := next(self.waiting[s], None)) is not None:
                 self.playing[s, w], self.decision[s, w] = i, 0
+                self.past.forget((s, w))
                 starts.append(((s, w), Start(start_seed(self.k_reset[s, i]), int(self.task[i]))))
         for at, played in self._execute(starts):
             self.obs[at] = played.obs
@@ -210,7 +245,8 @@ class _RunningEpisodes:
 
     def move(self) -> None:
         """Executes one chunk in each environment with a running episode."""
-        actions = np.asarray(decide(*self._policy_inputs(), decision=jnp.asarray(self.decision)))
+        decision = jnp.asarray(self.decision)
+        actions = np.asarray(decide(*self._policy_inputs(), decision=decision, past=self.past.now()))
         self.decision += 1
         for s, w in np.argwhere((self.playing >= 0) & ~np.isfinite(actions).all(axis=(2, 3))).tolist():
             self.bad_action[s, self.playing[s, w]], self.playing[s, w] = True, -1
@@ -223,6 +259,7 @@ class _RunningEpisodes:
             if not sound.all() or not np.all(np.abs(played.obs) <= UNSTABLE):
                 self.unstable[episode], self.playing[at] = True, -1
                 continue
+            self.past.add(at, self.obs[at], actions[at], played)
             self.obs[at] = played.obs
             if played.done:
                 self.success[episode], self.playing[at] = played.success, -1

@@ -42,6 +42,7 @@ class StepResult(NamedTuple):
         success, done: values after the last step; False after a start.
         film: scene after each step (or the start), if requested.
         goal: goal representation after a start, in the environment's units; else None.
+        states: observation after each step taken, [steps, D]; None after a start.
     """
 
     obs: np.ndarray
@@ -50,6 +51,7 @@ class StepResult(NamedTuple):
     done: bool
     film: list[Snapshot]
     goal: np.ndarray | None = None
+    states: np.ndarray | None = None
 
     @property
     def reward(self) -> float:
@@ -76,16 +78,17 @@ class WorkerEnvs:
             obs, info = env.reset(seed=command.seed, options={"task_id": command.task})
             goal = np.asarray(info["goal"], np.float32) if "goal" in info else None
             return StepResult(np.asarray(obs, np.float32), [], False, False, self._look(env), goal)
-        rewards, done, info, film = [], False, {}, []
-        obs = np.empty(0)
+        rewards, states, done, info, film = [], [], False, {}, []
         for action in command:
             obs, reward, terminated, truncated, info = env.step(np.asarray(action, np.float32))
             rewards.append(float(reward))
+            states.append(np.asarray(obs, np.float32))
             done = bool(terminated or truncated)
             film += self._look(env)
             if done:
                 break
-        return StepResult(np.asarray(obs, np.float32), rewards, bool(info.get("success", False)), done, film)
+        success = bool(info.get("success", False))
+        return StepResult(states[-1], rewards, success, done, film, states=np.stack(states))
 
     def _look(self, env: Any) -> list[Snapshot]:
         if not self.film:

@@ -13,9 +13,10 @@ from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import SUCCESS_RADIUS, Objects
 from envs_mjx.manipulation.scenes import CONTROL_DT, Scene
 from experiments.launch.saved_run import SavedRun
-from experiments.ogbench_eval.evaluation import EnvPool, decide, start_seed
+from experiments.ogbench_eval.evaluation import EnvPool, PastSteps, decide, start_seed
 from experiments.ogbench_eval.worker import Start, StepResult
-from mac.run.evaluate import episode_keys, evaluation_keys
+from mac.run.evaluate import episode_keys, evaluation_keys, no_past, remember
+from mac.types import Past
 
 Look = Callable[[Any], tuple[Any, ...]]
 
@@ -80,11 +81,12 @@ def play_ours(
     k_reset, k_act = episode_keys(keys, jnp.asarray([task]), jnp.asarray([0]))
     state = _reset(env, k_reset[:, 0], jnp.asarray(task))
     shots, decision = [jax.tree.map(lambda x: x[None], look(state))], 0
+    past = no_past(run.algo, k_act.shape)
     goal = None if state.goal is None else state.goal[:, None]
     while not np.all(shots[-1][-1][-1]):
         decisions = jnp.full(k_act.shape, decision)
-        actions = decide(run.policies, state.obs[:, None], goal, k_act, decisions)
-        state, seen = _move(env, look, state, actions[:, 0])
+        actions = decide(run.policies, state.obs[:, None], goal, k_act, decisions, past)
+        state, past, seen = _move(env, look, state, past, actions[:, 0])
         shots.append(jax.device_get(seen))
         decision += 1
     parts = [np.concatenate([np.asarray(part) for part in shot]) for shot in zip(*shots, strict=True)]
@@ -98,14 +100,20 @@ def _reset(env: AbstractEnv, keys: Any, task: Any) -> EnvState:
 
 
 @eqx.filter_jit
-def _move(env: AbstractEnv, look: Look, state: EnvState, actions: Any) -> tuple[EnvState, tuple[Any, ...]]:
+def _move(
+    env: AbstractEnv, look: Look, state: EnvState, past: Past | None, actions: Any
+) -> tuple[EnvState, Past | None, tuple[Any, ...]]:
     """Executes actions[S, n, A]; returns also the results of `look` after each of the n steps."""
 
-    def step(state: EnvState, action: Any) -> tuple[EnvState, tuple[Any, ...]]:
-        state = jax.vmap(env.step)(state, action)
-        return state, look(state)
+    def step(carry: tuple[EnvState, Past | None], action: Any) -> tuple[Any, tuple[Any, ...]]:
+        state, past = carry
+        new = jax.vmap(env.step)(state, action)
+        if past is not None:
+            past = remember(past, state.obs[:, None], jnp.clip(action, -1, 1)[:, None], new.reward[:, None])
+        return (new, past), look(new)
 
-    return jax.lax.scan(step, state, jnp.moveaxis(actions, 1, 0))
+    (state, past), seen = jax.lax.scan(step, (state, past), jnp.moveaxis(actions, 1, 0))
+    return state, past, seen
 
 
 def _look(state: Any) -> tuple[Any, ...]:
@@ -122,12 +130,13 @@ def record_in_ogbench(run: SavedRun, name: str, task: int, draw: int) -> Episode
         played = pool.execute([(s, Start(start_seed(k_reset[s, 0]), task)) for s in range(seeds)])
         goals = [p.goal for p in played if p.goal is not None and run.algo.env.goal_dim]
         goal = jnp.asarray(np.stack(goals)[:, None]) if goals else None
-        reels = [[p] for p in played]
+        reels, past = [[p] for p in played], PastSteps(run.algo, k_act.shape)
         while active := [s for s in range(seeds) if not reels[s][-1].done]:
             obs = jnp.asarray(np.stack([reel[-1].obs for reel in reels])[:, None])
             decisions = jnp.full(k_act.shape, max(len(reel) for reel in reels) - 1)
-            actions = np.asarray(decide(run.policies, obs, goal, k_act, decisions))
+            actions = np.asarray(decide(run.policies, obs, goal, k_act, decisions, past.now()))
             for s, new in zip(active, pool.execute([(s, actions[s, 0]) for s in active]), strict=True):
+                past.add((s, 0), reels[s][-1].obs, actions[s, 0], new)
                 reels[s].append(new)
     shots = [[shot for played in reel for shot in played.film] for reel in reels]
     length = np.asarray([len(shown) for shown in shots])

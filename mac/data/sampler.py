@@ -25,20 +25,25 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
 
     A chunk never crosses the end of its episode. Where the episode terminated, a chunk may reach beyond its
     terminal state, which is absorbing; there it is padded with actions sampled from elsewhere in the data.
-    Zero padding would leak the termination to a model that is to predict it.
+    Zero padding would leak the termination to a model that is to predict it. With `spec.padded` a chunk may
+    reach beyond any episode's end, and `Batch.valid` tells the padding.
 
     Raises:
-        ValueError: at trace time, if longer chunks are to start at every row, or if returns are asked of a
-            window without them.
+        ValueError: at trace time, if longer chunks are to start at every row without padding, or if returns
+            are asked of a window without them.
     """
-    if spec.every_row and spec.chunk != 1:
-        raise ValueError(f"chunk={spec.chunk}: only chunks of 1 action may start at every row")
+    if spec.every_row and spec.chunk != 1 and not spec.padded:
+        raise ValueError(f"chunk={spec.chunk}: only chunks of 1 action may start at every row unpadded")
     k_start, k_goals, k_elsewhere = jr.split(key, 3)
-    starts = step_starts if spec.every_row else chunk_starts
+    starts = step_starts if spec.starts_anywhere else chunk_starts
     start, last = starts(window.episodes, spec.batch, k_start)
     rows = start[:, None] + jnp.arange(spec.chunk)[None, :]
-    end, actions = start + spec.chunk, _actions(window, rows)
-    if window.episodes.terminated is not None:
+    end, actions, valid = start + spec.chunk, _actions(window, rows), None
+    if spec.padded:
+        inside = rows <= last[:, None]
+        actions, valid = jnp.where(inside[..., None], actions, 0.0), inside.astype(actions.dtype)
+        rows, end = jnp.minimum(rows, last[:, None] + 1), jnp.minimum(end, last + 1)
+    elif window.episodes.terminated is not None:
         actions = _pad_terminated(window, rows, last, actions, k_elsewhere)
         rows, end = jnp.minimum(rows, last[:, None] + 1), jnp.minimum(end, last + 1)
     ends = jnp.concatenate([rows[:, 1:], end[:, None]], axis=1)
@@ -51,8 +56,8 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
         obs=window.obs[start],
         actions=actions,
         next_obs=window.obs[end],
-        rewards=None if window.reward is None else _scaled(window.reward[rows], spec.reward_scale),
-        masks=None if window.mask is None else window.mask[rows],
+        rewards=_rewards(window, spec, rows, valid),
+        masks=None if window.mask is None else _inside(window.mask[rows], valid),
         goals=goals,
         next_action=_actions(window, following) if spec.next_action else None,
         subgoals=subgoals,
@@ -62,7 +67,19 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
             if spec.return_to_go
             else None
         ),
+        valid=valid,
     )
+
+
+def _rewards(
+    window: Window, spec: SampleSpec, rows: Int[Array, "B H"], valid: Float[Array, "B H"] | None
+) -> Float[Array, "B H"] | None:
+    return None if window.reward is None else _scaled(_inside(window.reward[rows], valid), spec.reward_scale)
+
+
+def _inside(x: Float[Array, "B H"], valid: Float[Array, "B H"] | None) -> Float[Array, "B H"]:
+    """`x`, and 0 in the padding."""
+    return x if valid is None else x * valid
 
 
 def _return_to_go(

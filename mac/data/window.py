@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
+from scipy.signal import lfilter
 
 from mac.data.normalize import Normalizer
 from mac.data.quantize import Affine, row_blocks
 from mac.data.store import Store, spans
 from mac.errors import UserError
 from mac.formatting import counted
-from mac.types import Column, EpisodeIndex, Window
+from mac.types import Column, EpisodeIndex, SampleSpec, Window
 
 Relabel = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Raw observations [N, D] to reward [N] and mask [N] (0 where the task is solved) of those states."""
@@ -43,7 +44,7 @@ def start_counts(
     length: Int[np.ndarray, " E"],
     chunk: int,
     terminated: Bool[np.ndarray, " E"] | None = None,
-    every_row: bool = False,
+    anywhere: bool = False,
 ) -> Int[np.ndarray, " E"]:
     """At how many rows of each episode a chunk may begin: the first ones, all but the last `chunk + 2`.
 
@@ -53,11 +54,11 @@ def start_counts(
 
     The terminal state of a terminated episode is absorbing, so there a chunk may begin at each of its T
     transitions: else no chunk would ever hold a termination, and a model could not learn of it. With
-    `every_row` (`SampleSpec`), chunks of one action begin at each transition of any episode.
+    `anywhere` (`SampleSpec.starts_anywhere`), chunks begin at each transition of any episode.
 
     Source: `ACDataset` in the authors' implementation of MAC; which has no rule for terminations.
     """
-    if every_row:
+    if anywhere:
         return length - 1
     whole = np.maximum(length - (chunk + 2), 0)
     return whole if terminated is None else np.where(terminated, length - 1, whole)
@@ -118,11 +119,9 @@ def make_column(
 def make_window(
     store: Store,
     normalizer: Normalizer,
-    chunk: int,
+    spec: SampleSpec,
     relabel: Relabel | None = None,
     *,
-    every_row: bool = False,
-    return_to_go: bool = False,
     pieces: Sequence[EpisodeRange] | None = None,
     room: WindowCapacity = EXACT,
     put: Callable[[Any], Any] = jnp.asarray,
@@ -131,21 +130,19 @@ def make_window(
 
     Args:
         normalizer: folded into the observations; `relabel` sees values in the environment's units.
-        chunk: actions per chunk, at least 1.
+        spec: how chunks will be drawn: where they begin, and whether they need the returns of the data.
         relabel: reward and mask of each row; without it the window has those that the store records, if any.
-        every_row: whether chunks begin as `SampleSpec.every_row` says, which decides what is long enough.
-        return_to_go: whether the window has the returns of its rows, if it has rewards.
         pieces: which episodes; None is all of them, of all shards.
         room: size of the window if that is more than the pieces need.
         put: moves an array, or a tree of them, to the device.
     Raises:
-        UserError: if `chunk` is not positive, no episode is long enough for it, the rows are too many to
+        UserError: if `spec.chunk` is not positive, no episode is long enough for it, the rows are too many to
             be numbered, or a file cannot be read.
     """
     pieces = pieces or all_pieces(store)
     length = np.concatenate([store.train[p.shard].length[p.first : p.last] for p in pieces])
     terminated = recorded_terminations(store, pieces)
-    check_chunk(str(store.path), length, chunk, terminated, every_row)
+    check_chunk(str(store.path), length, spec, terminated)
     rows = max(int(length.sum()), room.rows)
     if rows >= 2**31:
         raise UserError(f"{store.path}: {rows:,} rows are too many for one window; at most 2**31 - 1")
@@ -156,21 +153,28 @@ def make_window(
         reward, mask = _labels(relabel, obs, int(length.sum()), codec and codec.obs)
     elif terminated is not None:
         reward, mask = _gather(store, pieces, "reward", rows), _recorded_mask(first, length, terminated, rows)
-    returns = sum_to_go(reward, first, length) if return_to_go and reward is not None else None
+    if reward is not None and spec.terminal_reward is not None and terminated is not None and not relabel:
+        reward[(first + length - 2)[terminated]] = spec.terminal_reward
+    returns = None
+    if spec.return_to_go and reward is not None:
+        returns = sum_to_go(reward, first, length, spec.return_discount)
     return Window(
         obs=make_column(put(obs), normalizer, codec and codec.obs),
         action=make_column(put(action), None, codec and codec.action),
         reward=None if reward is None else put(reward),
         mask=None if mask is None else put(mask),
-        episodes=index_episodes(first, length, chunk, room.episodes, None if relabel else terminated),
+        episodes=index_episodes(first, length, spec.chunk, room.episodes, None if relabel else terminated),
         return_to_go=None if returns is None else put(returns),
     )
 
 
 def sum_to_go(
-    reward: Float[np.ndarray, " N"], first: Int[np.ndarray, " E"], length: Int[np.ndarray, " E"]
+    reward: Float[np.ndarray, " N"],
+    first: Int[np.ndarray, " E"],
+    length: Int[np.ndarray, " E"],
+    discount: float = 1.0,
 ) -> Float[np.ndarray, " N"]:
-    """Sums of rewards from each row to the last action of its episode; 0 in final rows and behind all rows.
+    """Discounted sums of rewards from each row to its episode's last action; 0 in all other rows.
 
     Args:
         first: row of each episode's first state.
@@ -180,13 +184,21 @@ def sum_to_go(
     out[int(length.sum()) :] = 0
     for begin, rows in zip(first.tolist(), length.tolist(), strict=True):
         last = begin + rows - 1  # the final state, whose action has no meaning
-        out[begin:last] = np.cumsum(reward[begin:last][::-1], dtype=np.float64)[::-1]
+        out[begin:last] = _discounted_sums(reward[begin:last], discount)
         out[last] = 0
     return out
 
 
+def _discounted_sums(reward: Float[np.ndarray, " T"], discount: float) -> Float[np.ndarray, " T"]:
+    """Sums of `discount**k * reward[t + k]` over k, in float64."""
+    backwards = reward[::-1].astype(np.float64)
+    if discount == 1:
+        return np.cumsum(backwards)[::-1]
+    return np.asarray(lfilter([1.0], [1.0, -discount], backwards))[::-1]
+
+
 def make_held_out(
-    store: Store, normalizer: Normalizer, chunk: int, rows: int = 100_000, *, every_row: bool = False
+    store: Store, normalizer: Normalizer, spec: SampleSpec, rows: int = 100_000
 ) -> Window | None:
     """The first episodes of the validation split, at most about `rows` rows, with recorded rewards only.
 
@@ -197,10 +209,10 @@ def make_held_out(
     count = max(int(np.searchsorted(np.cumsum(store.val.length), rows, side="right")), 1)
     held, pieces = store._replace(train=(store.val,)), [EpisodeRange(0, 0, count)]
     if not start_counts(
-        store.val.length[:count], chunk, recorded_terminations(held, pieces), every_row
+        store.val.length[:count], spec.chunk, recorded_terminations(held, pieces), spec.starts_anywhere
     ).any():
         return None
-    return make_window(held, normalizer, chunk, every_row=every_row, pieces=pieces)
+    return make_window(held, normalizer, spec, pieces=pieces)
 
 
 def all_pieces(store: Store) -> list[EpisodeRange]:
@@ -267,14 +279,14 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray,
 def check_chunk(
     where: str,
     length: Int[np.ndarray, " E"],
-    chunk: int,
+    spec: SampleSpec,
     terminated: Bool[np.ndarray, " E"] | None = None,
-    every_row: bool = False,
 ) -> None:
-    """Raises UserError if no episode of `length` rows holds a chunk of so many actions."""
+    """Raises UserError if no episode of `length` rows holds a chunk as `spec` asks for."""
+    chunk = spec.chunk
     if chunk < 1:
         raise UserError(f"chunk={chunk}: a chunk has at least 1 action")
-    if not start_counts(length, chunk, terminated, every_row).any():
+    if not start_counts(length, chunk, terminated, spec.starts_anywhere).any():
         longest = counted(int(length.max()) - 1, "transition")
         raise UserError(
             f"{where}: no episode is long enough for chunk={chunk}: the longest has {longest}, {chunk + 2} "

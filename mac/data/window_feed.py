@@ -27,7 +27,7 @@ from mac.data.window import (
     start_counts,
 )
 from mac.errors import UserError
-from mac.types import Window
+from mac.types import SampleSpec, Window
 
 BLOCK_ROWS = 16_000
 """Rows of a block, about: enough for the disk to read in one go, few enough for windows to be mixed."""
@@ -41,18 +41,12 @@ class ResidentData(NamedTuple):
 
     store: Store
     normalizer: Normalizer
-    chunk: int
+    spec: SampleSpec
     relabel: Relabel | None = None
-    every_row: bool = False
-    return_to_go: bool = False
 
     def window(self, put: Put) -> Window:
         """The window, on the devices; from the host's memory there, without a copy in between."""
-        store, normalizer, chunk, relabel, every_row, return_to_go = self
-        made = make_window(
-            store, normalizer, chunk, relabel, every_row=every_row, return_to_go=return_to_go, put=put
-        )
-        return put(made)
+        return put(make_window(*self, put=put))
 
 
 class RotatingWindows(NamedTuple):
@@ -61,28 +55,24 @@ class RotatingWindows(NamedTuple):
     Attributes:
         store: whose rows are drawn.
         normalizer: folded into the observations.
-        chunk: actions per chunk.
+        spec: how chunks are drawn.
         relabel: reward and mask of each row, or None.
         blocks: consecutive whole episodes, over all shards.
         per_window: blocks in each window.
         room: shape of every window.
         updates: how many updates each window serves.
         seed: of the order of the blocks.
-        every_row: whether chunks begin as `SampleSpec.every_row` says.
-        return_to_go: whether windows have the returns of their rows.
     """
 
     store: Store
     normalizer: Normalizer
-    chunk: int
+    spec: SampleSpec
     relabel: Relabel | None
     blocks: tuple[EpisodeRange, ...]
     per_window: int
     room: WindowCapacity
     updates: int
     seed: int
-    every_row: bool = False
-    return_to_go: bool = False
 
     def members(self, number: int) -> list[int]:
         """The blocks of window `number`, ascending; no block is in two windows of an epoch.
@@ -99,10 +89,8 @@ class RotatingWindows(NamedTuple):
         made = make_window(
             self.store,
             self.normalizer,
-            self.chunk,
+            self.spec,
             self.relabel,
-            every_row=self.every_row,
-            return_to_go=self.return_to_go,
             pieces=pieces,
             room=self.room,
             put=put,
@@ -113,14 +101,12 @@ class RotatingWindows(NamedTuple):
 def plan_rotation(
     store: Store,
     normalizer: Normalizer,
-    chunk: int,
+    spec: SampleSpec,
     relabel: Relabel | None = None,
     *,
     rows: int,
     updates: int,
     seed: int,
-    every_row: bool = False,
-    return_to_go: bool = False,
 ) -> RotatingWindows:
     """Windows of at most about `rows` rows, each for `updates` updates.
 
@@ -142,27 +128,18 @@ def plan_rotation(
     per_window = min(per_window, len(blocks))
     terminated = [None if relabel else recorded_terminations(store, [block]) for block in blocks]
     starts = np.sort(
-        [start_counts(x, chunk, f, every_row).sum() for x, f in zip(lengths, terminated, strict=True)]
+        [
+            start_counts(x, spec.chunk, f, spec.starts_anywhere).sum()
+            for x, f in zip(lengths, terminated, strict=True)
+        ]
     )
     if not starts[:per_window].any():
         raise UserError(
-            f"--data.window={rows}: some windows would hold no episode long enough for chunk={chunk}; take a "
-            "larger window or a smaller chunk"
+            f"--data.window={rows}: some windows would hold no episode long enough for chunk={spec.chunk}; "
+            "take a larger window or a smaller chunk"
         )
     room = WindowCapacity(*(int(np.sort(x)[::-1][:per_window].sum()) for x in (sizes, counts)))
-    return RotatingWindows(
-        store,
-        normalizer,
-        chunk,
-        relabel,
-        blocks,
-        per_window,
-        room,
-        updates,
-        seed,
-        every_row,
-        return_to_go,
-    )
+    return RotatingWindows(store, normalizer, spec, relabel, blocks, per_window, room, updates, seed)
 
 
 def _cut(shard: int, length: Int[np.ndarray, " E"], target: int, most: int) -> list[EpisodeRange]:

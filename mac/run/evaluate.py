@@ -16,7 +16,7 @@ from mac.data.normalize import Normalizer
 from mac.run.report.realized_return import ended_itself, realised_return, steady_reward, step_reward
 from mac.run.rng_streams import Stream, stream
 from mac.run.segment import map_seeds
-from mac.types import Env, EnvState, Episodes, Number, StateT
+from mac.types import Env, EnvState, Episodes, Number, Past, StateT
 
 Discount = Number | Float[Array, "S 1"]
 """A factor per step, or one for each seed."""
@@ -74,6 +74,7 @@ def select_actions(
     goal: Float[Array, "S E G"] | None,
     keys: Key[Array, "S E"],
     decision: Int[Array, "S E"],
+    past: Past | None = None,
 ) -> Float[Array, "S E n A"]:
     """Returns the next `n` actions of every episode, to be executed open loop.
 
@@ -81,8 +82,38 @@ def select_actions(
         obs, goal: in the environment's units; a goal's entries are those of `EnvSpec.goal_columns`.
         keys: of each episode's policy, as `episode_keys` gives them.
         decision: how many chunks each episode has executed.
+        past: the last steps of each episode, if the algorithm acts with a `history` (`no_past`, `remember`);
+            observations in the environment's units.
     """
-    return _call_per_episode(lambda algo: algo.act, policies, obs, goal, keys, decision)
+    if past is None:
+        return _call_per_episode(lambda algo: algo.act, policies, obs, goal, keys, decision)
+    past = dataclasses.replace(past, obs=policies.normalizer.apply(past.obs))
+
+    def act(algo: AbstractAlgorithm) -> Callable[..., Any]:
+        return lambda state, past, *args: algo.act_after(state, past, *args)
+
+    return _call_per_episode(act, policies, obs, goal, keys, decision, past)
+
+
+def no_past(algo: AbstractAlgorithm, shape: tuple[int, ...]) -> Past | None:
+    """The history of episodes that have just begun, [*shape]; None if the algorithm acts without any."""
+    env, lead = algo.env, (*shape, algo.history)
+    if not algo.history:
+        return None
+    return Past(
+        jnp.zeros((*lead, env.obs_dim)),
+        jnp.zeros((*lead, env.action_dim)),
+        jnp.zeros(lead),
+        jnp.zeros(lead, bool),
+    )
+
+
+def remember(
+    past: Past, obs: Float[Array, "S E D"], action: Float[Array, "S E A"], reward: Float[Array, "S E"]
+) -> Past:
+    """The history after one more step, whose oldest step is forgotten."""
+    step = Past(obs[:, :, None], action[:, :, None], reward[:, :, None], jnp.ones((*reward.shape, 1), bool))
+    return jax.tree.map(lambda old, new: jnp.concatenate([old[:, :, 1:], new], axis=2), past, step)
 
 
 def predict_returns(
@@ -106,29 +137,38 @@ def _call_per_episode(
     goal: Float[Array, "S E G"] | None,
     keys: Key[Array, "S E"],
     decision: Int[Array, "S E"],
+    past: Past | None = None,
 ) -> Array:
-    """Calls a method with the arguments of `AbstractAlgorithm.act` for each episode of each seed."""
+    """Calls a method with the arguments of `AbstractAlgorithm.act` for each episode of each seed.
+
+    `past`, if given, comes before the observations.
+    """
 
     def one(
-        state: TrainState, obs: Float[Array, " D"], goal: Float[Array, " G"] | None, key: Key[Array, ""]
+        state: TrainState,
+        past: Past | None,
+        obs: Float[Array, " D"],
+        goal: Float[Array, " G"] | None,
+        key: Key[Array, ""],
     ) -> Array:
         call = method(policies.algo.with_hparams(state.swept))
+        before, obs, goal = jax.tree.map(lambda x: x[None], (() if past is None else (past,), obs, goal))
         with policies.algo.numerics.matmuls():
-            return call(state, obs[None], None if goal is None else goal[None], key)[0]
+            return call(state, *before, obs, goal, key)[0]
 
     normalizer = policies.normalizer
     noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)
     if goal is not None:
         goal = normalizer.part(policies.algo.env.goal_columns).apply(goal)
-    per_seed = jax.vmap(one, in_axes=(None, 0, 0, 0))
-    return map_seeds(per_seed, policies.state, normalizer.apply(obs), goal, noise)
+    per_seed = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
+    return map_seeds(per_seed, policies.state, past, normalizer.apply(obs), goal, noise)
 
 
 class _Rollout(eqx.Module, Generic[StateT]):
     """Carry of the loop over a batch of episodes; leading axes seeds, then episodes.
 
     `discounted` and `last` are arguments of `realised_return`; `unstable` and `bad_action` are those of
-    `Episodes`.
+    `Episodes`; `past` is what acting remembers.
     """
 
     env: StateT
@@ -138,6 +178,7 @@ class _Rollout(eqx.Module, Generic[StateT]):
     decision: Int[Array, ""]
     unstable: Bool[Array, "S E"]
     bad_action: Bool[Array, "S E"]
+    past: Past | None
 
 
 @eqx.filter_jit
@@ -176,7 +217,8 @@ def evaluate(
         players = dataclasses.replace(policies, state=jax.tree.map(lambda x: x[rows], policies.state))
         discount = _discounts(players)
         policy = partial(select_actions, players, keys=k_act)
-        end = _play(env, start, policy, 0.0 if discount is None else discount)
+        past = no_past(policies.algo, start.done.shape)
+        end = _play(env, start, policy, 0.0 if discount is None else discount, past)
         success, length = end.env.success, end.env.t
         facts = {"success": success, "episode_return": end.total, "length": length}
         facts |= {"dropped": end.env.dropped, "unstable": end.unstable, "bad_action": end.bad_action}
@@ -205,9 +247,13 @@ def evaluate(
 
 
 def _play(
-    env: Env[StateT], start: StateT, policy: Callable[..., Float[Array, "S E n A"]], discount: Discount
+    env: Env[StateT],
+    start: StateT,
+    policy: Callable[..., Float[Array, "S E n A"]],
+    discount: Discount,
+    past: Past | None,
 ) -> _Rollout[StateT]:
-    """Plays from the states `start` until all are done; `policy(obs=, goal=, decision=)` gives chunks.
+    """Plays from the states `start` until all are done; `policy(obs=, goal=, decision=, past=)` gives chunks.
 
     An action that is not finite, or a next state that is not sound, ends the episode before that step,
     without success. Policies never see an unsound state, so the two causes can be told apart.
@@ -220,19 +266,19 @@ def _play(
         discounted = c.discounted + jnp.where(over, 0, discount ** c.env.t.astype(paid.dtype) * paid)
         total, last = c.total + jnp.where(over, 0, after.reward), jnp.where(over, c.last, paid)
         marks = (c.unstable | unstable, c.bad_action | bad_action)
-        return _Rollout(after, total, discounted, last, c.decision, *marks), None
+        past = c.past and remember(c.past, c.env.obs, jnp.clip(action, -1, 1), after.reward)
+        return _Rollout(after, total, discounted, last, c.decision, *marks, past), None
 
     def decide(c: _Rollout[StateT]) -> _Rollout[StateT]:
-        actions = policy(
-            obs=c.env.obs, goal=c.env.goal, decision=jnp.broadcast_to(c.decision, c.env.done.shape)
-        )
+        decision = jnp.broadcast_to(c.decision, c.env.done.shape)
+        actions = policy(obs=c.env.obs, goal=c.env.goal, decision=decision, past=c.past)
         c, _ = jax.lax.scan(step, c, jnp.moveaxis(actions, 2, 0))
         return eqx.tree_at(lambda c: c.decision, c, c.decision + 1)
 
     zero, no = jnp.zeros(start.done.shape), jnp.zeros(start.done.shape, bool)
     unstable = ~start.done & ~jax.vmap(jax.vmap(_sound))(start)
     start = eqx.tree_at(lambda s: s.done, start, start.done | unstable)
-    fresh = _Rollout(start, zero, zero, zero, jnp.zeros((), jnp.int32), unstable, no)
+    fresh = _Rollout(start, zero, zero, zero, jnp.zeros((), jnp.int32), unstable, no, past)
     return jax.lax.while_loop(lambda c: ~jnp.all(c.env.done), decide, fresh)
 
 

@@ -135,6 +135,25 @@ def init_function(algo: AbstractAlgorithm, mesh: Mesh) -> Any:
     return jax.jit(lambda *args: map_seeds(one, *args), out_shardings=NamedSharding(mesh, SEED))
 
 
+def prepare(algo: AbstractAlgorithm, mesh: Mesh, window: Window, state: TrainState) -> TrainState:
+    """States of all seeds with what their algorithm takes from the data before the first update."""
+    if type(algo).prepare is AbstractAlgorithm.prepare:
+        return state
+    return _prepare(algo, mesh, window, state)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _prepare(algo: AbstractAlgorithm, mesh: Mesh, window: Window, state: TrainState) -> TrainState:
+    def one_device(window: Window, state: TrainState) -> TrainState:
+        def one_seed(state: TrainState) -> TrainState:
+            ready = algo.with_hparams(state.swept).prepare(state.without_memory(), window)
+            return dataclasses.replace(ready, swept=state.swept, memory=state.memory)
+
+        return map_seeds(one_seed, state)
+
+    return jax.shard_map(one_device, mesh=mesh, in_specs=(ALL, SEED), out_specs=SEED)(window, state)
+
+
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
 def segment(
     algo: AbstractAlgorithm,

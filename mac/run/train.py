@@ -217,7 +217,7 @@ class _Loop:
             if resume:
                 self.progress.note("the run left no checkpoint, so it begins again")
             self.outputs.begin(again=resume)
-            return fresh
+            return loop.prepare(self.algo, self.mesh, self.feed.at(0), fresh)
         found = self.outputs.restore(fresh, self.job.may_differ)
         self.outcome.step, self.evaluated = found.step, found.meta["evaluated"]
         self.saved = found.step, self.evaluated

@@ -13,6 +13,7 @@ from baselines.leq import LEQ
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.run import segment as loop
 from mac.run.io.checkpoint import CheckpointStore
+from mac.types import Window
 from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed, wanderers
 
@@ -47,13 +48,18 @@ class Trained(NamedTuple):
         return len(next(iter(self.logs[0].values())))
 
 
-def segment(algo: Any, mode: str, k: int, state: TrainState, number: int, seed: int = 0) -> tuple[Any, Any]:
+def data_of(algo: Any, mesh: Any) -> Window:
+    """The data that an algorithm learns from, on the devices."""
+    data = wanderers if isinstance(algo, WANDERING) else journeys
+    return loop.place(mesh, data(algo.sample.chunk, goals=algo.env.goal_dim is not None), loop.ALL)
+
+
+def segment(algo: Any, k: int, state: TrainState, number: int, seed: int = 0) -> tuple[Any, Any]:
     """The segment of that number, from a state on the host, back to the host."""
     count = len(leaves(state)[0])
     mesh = loop.seed_mesh(count)
     keys = loop.place(mesh, loop.seed_keys(seed, count), loop.SEED)
-    data = wanderers if isinstance(algo, WANDERING) else journeys
-    window = loop.place(mesh, data(algo.sample.chunk, goals=mode == "goals"), loop.ALL)
+    window = data_of(algo, mesh)
     steps = loop.place(mesh, np.arange(k * number, k * (number + 1), dtype=np.int32), loop.ALL)
     state = loop.place(mesh, state, loop.SEED)
     return jax.device_get(loop.segment(algo, mesh, window, keys, steps, state))
@@ -61,7 +67,8 @@ def segment(algo: Any, mode: str, k: int, state: TrainState, number: int, seed: 
 
 def start(algo: Any, seed: int, seeds: int) -> TrainState:
     mesh = loop.seed_mesh(seeds)
-    return jax.device_get(loop.init(algo, mesh, loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)))
+    state = loop.init(algo, mesh, loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED))
+    return jax.device_get(loop.prepare(algo, mesh, data_of(algo, mesh), state))
 
 
 QUICK = ("mac", "iql")
@@ -75,7 +82,7 @@ def trained(request: pytest.FixtureRequest) -> Trained:
     algo = make(name, mode, 3 * k, **sizes)
     states, logs = [start(algo, 0, 2)], []
     for number in range(3):
-        state, log = segment(algo, mode, k, states[-1], number)
+        state, log = segment(algo, k, states[-1], number)
         states.append(state)
         logs.append(log)
     return Trained(algo, mode, states, logs)
@@ -92,7 +99,7 @@ def test_state_holds_arrays_only_and_keeps_its_form(trained: Trained):
 def test_segments_after_the_first_trace_nothing(trained: Trained, monkeypatch: pytest.MonkeyPatch):
     never = chex.assert_max_traces(AbstractLossAlgorithm.update, n=0)
     monkeypatch.setattr(AbstractLossAlgorithm, "update", never)
-    segment(trained.algo, trained.mode, trained.k, trained.states[-1], 3)
+    segment(trained.algo, trained.k, trained.states[-1], 3)
 
 
 def test_training_is_finite_and_moves_every_network(trained: Trained):
@@ -109,10 +116,10 @@ def test_metrics_have_a_row_per_update_and_a_column_per_seed(trained: Trained):
 
 def test_seed_is_the_same_whatever_its_company(trained: Trained):
     """Seed 1 after seed 0 and before seed 2, by one and the same program."""
-    algo, mode, states, logs = trained
+    algo, _, states, logs = trained
     fresh = start(algo, 1, 2)
     chex.assert_trees_all_equal(one_seed(fresh, 0), one_seed(states[0], 1))
-    state, log = segment(algo, mode, trained.k, fresh, 0, seed=1)
+    state, log = segment(algo, trained.k, fresh, 0, seed=1)
     chex.assert_trees_all_equal(one_seed(state, 0), one_seed(states[1], 1))
     for name, value in log.items():
         np.testing.assert_array_equal(value[:, 0], logs[0][name][:, 1])
@@ -120,27 +127,27 @@ def test_seed_is_the_same_whatever_its_company(trained: Trained):
 
 @pytest.mark.slow
 def test_seed_in_a_group_equals_the_seed_alone(trained: Trained):
-    algo, mode, (first, group, *_), _ = trained
+    algo, _, (first, group, *_), _ = trained
     k = trained.k
     if isinstance(algo, WANDERING):
         k = 3  # imagined ends are thresholds, which amplify rounding without bound
     elif k > LONGEST:
         k = K
     if k != trained.k:
-        group, _ = segment(algo, mode, k, first, 0)
-    state, _ = segment(algo, mode, k, start(algo, 1, 1), 0, seed=1)
+        group, _ = segment(algo, k, first, 0)
+    state, _ = segment(algo, k, start(algo, 1, 1), 0, seed=1)
     chex.assert_trees_all_close(one_seed(state, 0), one_seed(group, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_killed_and_resumed_run_ends_with_the_same_bits(trained: Trained, tmp_path: Path):
     """From the checkpoint of the second segment's start; what was done after it is lost."""
-    algo, mode, states, *_ = trained
+    algo, _, states, *_ = trained
     with CheckpointStore(tmp_path) as store:
         store.save(trained.k, states[1], {})
     with CheckpointStore(tmp_path) as store:
         state = jax.device_get(store.restore(start(algo, 0, 2)).state)
     for number in (1, 2):
-        state, _ = segment(algo, mode, trained.k, state, number)
+        state, _ = segment(algo, trained.k, state, number)
     chex.assert_trees_all_equal(state, states[3])
 
 

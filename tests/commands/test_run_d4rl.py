@@ -70,7 +70,7 @@ def test_chunks_of_a_real_file_lead_where_the_simulator_leads(file: Path, tmp_pa
         fallen = int(source["terminals"][()].sum())
     assert store.train[0].terminated is not None and int(store.train[0].terminated.sum()) == fallen > 20
     batch = jax.jit(sample, static_argnums=1)(
-        make_window(store, identity(11), 4), SampleSpec(256, 4), jr.key(0)
+        make_window(store, identity(11), SampleSpec(1, 4)), SampleSpec(256, 4), jr.key(0)
     )
     batch = jax.tree.map(np.asarray, batch)
     assert 0.1 < (batch.masks.min(-1) == 0).mean() < 0.9

@@ -62,7 +62,7 @@ def test_codes_leave_rewards_as_they_are(store: Store, tmp_path: Path):
     path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays())
     coded = prepare(path, tmp_path / "store", SPEC, "uint16")
     assert coded.dtype == "uint16"
-    window = make_window(coded, identity(), chunk=2)
+    window = make_window(coded, identity(), SampleSpec(1, 2))
     assert window.reward is not None
     np.testing.assert_array_equal(window.reward, rewards(store))
     np.testing.assert_allclose(window.action[np.arange(28)], store.train[0].action, atol=2e-5)
@@ -76,7 +76,7 @@ def test_an_environment_with_recorded_rewards_needs_them(tmp_path: Path):
 def test_recorded_rewards_are_ignored_where_they_are_computed(tmp_path: Path):
     path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays(((8, LIMIT), (9, FALL))))
     store = prepare(path, tmp_path / "store", SPEC._replace(recorded=False))
-    window = make_window(store, identity(), chunk=2)
+    window = make_window(store, identity(), SampleSpec(1, 2))
     assert not store.recorded and window.reward is None and window.episodes.terminated is None
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_reward_file_is_found(tmp_path: Path):
 
 
 def test_mask_is_0_at_a_termination_and_at_the_state_after(store: Store):
-    window = make_window(store, identity(), chunk=2)
+    window = make_window(store, identity(), SampleSpec(1, 2))
     assert window.reward is not None and window.mask is not None
     np.testing.assert_array_equal(window.reward, rewards(store))
     split, want = store.train[0], np.ones(28)
@@ -111,10 +111,10 @@ def test_chunks_start_at_every_row_before_a_terminal_state():
 
 
 def test_a_chunk_longer_than_any_episode_needs_a_termination(store: Store, tmp_path: Path):
-    assert int(make_window(store, identity(), chunk=20).episodes.n_starts) == 6
+    assert int(make_window(store, identity(), SampleSpec(1, 20)).episodes.n_starts) == 6
     path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays(((8, LIMIT), (9, LIMIT))))
     with pytest.raises(UserError, match="no episode is long enough for chunk=20"):
-        make_window(prepare(path, tmp_path / "store", SPEC), identity(), chunk=20)
+        make_window(prepare(path, tmp_path / "store", SPEC), identity(), SampleSpec(1, 20))
 
 
 def test_episodes_of_one_step_are_enough_where_every_row_starts(tmp_path: Path):
@@ -122,7 +122,7 @@ def test_episodes_of_one_step_are_enough_where_every_row_starts(tmp_path: Path):
     path = write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays(((1, LIMIT),) * 40))
     store, steps = prepare(path, tmp_path / "store", SPEC), SampleSpec(64, 1, every_row=True)
     with pytest.raises(UserError, match="the longest has 1 transition, 3 are needed"):
-        make_window(store, identity(), 1)
+        make_window(store, identity(), SampleSpec(1, 1))
     with pytest.raises(UserError, match="the longest has 1 transition, 3 are needed"):
         make_source(DataConfig(resident="yes"), store, identity(), SampleSpec(64, 1), None)
     put = partial(jax.tree.map, jnp.asarray)
@@ -133,13 +133,13 @@ def test_episodes_of_one_step_are_enough_where_every_row_starts(tmp_path: Path):
         batch = draw(window, steps, jr.key(0))
         assert len(np.unique(np.asarray(batch.obs)[:, 0])) > episodes / 2
         np.testing.assert_array_equal(batch.next_obs[:, 1], np.ones(64))
-    assert make_held_out(store, identity(), 1) is None
-    held = make_held_out(store, identity(), 1, every_row=True)
+    assert make_held_out(store, identity(), SampleSpec(1, 1)) is None
+    held = make_held_out(store, identity(), SampleSpec(1, 1, every_row=True))
     assert held is not None and int(held.episodes.n_steps) == 2
 
 
 def test_rotating_windows_keep_rewards_with_their_rows(store: Store):
-    plan = plan_rotation(store, identity(), 2, rows=10, updates=3, seed=0)
+    plan = plan_rotation(store, identity(), SampleSpec(1, 2), rows=10, updates=3, seed=0)
     seen = 0
     for number in range(6):
         window = plan.window(number, partial(jax.tree.map, jnp.asarray))
@@ -167,7 +167,7 @@ def test_rotating_windows_keep_rewards_with_their_rows(store: Store):
 def test_held_out_rows_have_their_recorded_rewards(tmp_path: Path):
     write_d4rl(tmp_path / "toy-val.hdf5", d4rl_arrays(seed=1))
     store = prepare(write_d4rl(tmp_path / "toy.hdf5", d4rl_arrays()), tmp_path / "store", SPEC)
-    window = make_held_out(store, identity(), chunk=2)
+    window = make_held_out(store, identity(), SampleSpec(1, 2))
     assert window is not None and window.reward is not None and window.episodes.terminated is not None
     assert store.val is not None
     np.testing.assert_array_equal(window.action[np.arange(28)], store.val.action)
@@ -178,7 +178,7 @@ def test_held_out_rows_have_their_recorded_rewards(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def window(store: Store) -> Window:
-    return make_window(store, identity(), chunk=4)
+    return make_window(store, identity(), SampleSpec(1, 4))
 
 
 def test_a_chunk_that_terminates_stays_there_without_reward(store: Store, window: Window):
@@ -224,9 +224,10 @@ def test_actions_after_terminal_states_are_of_other_rows(store: Store, window: W
 
 def test_without_terminations_batches_are_bitwise_the_same(store: Store):
     spec = SampleSpec(64, 4)
-    plain = make_window(store._replace(train=(store.train[0]._replace(terminated=None),)), identity(), 4)
+    unrecorded = store._replace(train=(store.train[0]._replace(terminated=None),))
+    plain = make_window(unrecorded, identity(), SampleSpec(1, 4))
     none = store.train[0]._replace(terminated=np.zeros(5, bool))
-    got = draw(make_window(store._replace(train=(none,)), identity(), 4), spec, jr.key(3))
+    got = draw(make_window(store._replace(train=(none,)), identity(), SampleSpec(1, 4)), spec, jr.key(3))
     want = draw(plain, spec, jr.key(3))
     for name in ("obs", "actions", "next_obs"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
@@ -245,6 +246,6 @@ def test_single_steps_take_every_transition_and_terminations(window: Window):
 
 
 def test_padding_in_the_table_of_episodes_changes_no_draw(store: Store, window: Window):
-    wide = make_window(store, identity(), 4, room=WindowCapacity(40, 9))
+    wide = make_window(store, identity(), SampleSpec(1, 4), room=WindowCapacity(40, 9))
     got, want = (draw(w, SampleSpec(64, 4), jr.key(5)) for w in (wide, window))
     jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -17,7 +17,7 @@ from mac.data.shards import shard_files
 from mac.data.store import Rows, Store, read_meta
 from mac.data.window import make_window
 from mac.errors import UserError
-from mac.types import EnvSpec
+from mac.types import EnvSpec, SampleSpec
 from tests.helpers.small_datasets import SPEC, identity, write, write_pair
 
 
@@ -84,7 +84,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path):
     assert store.val is not None
     np.testing.assert_array_equal(store.val.obs, read_npz(folder / "toy-000-val.npz").obs)
     # One window holds the rows of all shards, end to end.
-    window = make_window(store, identity(), chunk=2)
+    window = make_window(store, identity(), SampleSpec(1, 2))
     np.testing.assert_array_equal(window.obs[:], np.concatenate([split.obs for split in store.train]))
     np.testing.assert_array_equal(window.action[:], np.concatenate([split.action for split in store.train]))
     np.testing.assert_array_equal(window.episodes.first, [0, 10, 21])

@@ -22,7 +22,7 @@ from mac.data.store import META, Rows, Store
 from mac.data.window import make_window
 from mac.data.window_feed import plan_rotation
 from mac.errors import UserError
-from mac.types import EnvSpec
+from mac.types import EnvSpec, SampleSpec
 from tests.helpers.hdf5_files import d4rl_arrays, write_d4rl
 from tests.helpers.pytest_params import slow_except
 from tests.helpers.small_datasets import SPEC, identity, write, write_pair
@@ -62,7 +62,7 @@ def other(folder: Path) -> Path:
 @pytest.mark.parametrize("what", ["uint16", "other", "deleted"])
 def test_an_open_store_reads_what_was_opened(tmp_path: Path, train: Path, what: str):
     store = prepare(train, tmp_path / "store", SPEC)
-    want, window = read_npz(train), make_window(store, identity(), 2)
+    want, window = read_npz(train), make_window(store, identity(), SampleSpec(1, 2))
     if what == "deleted":
         shutil.rmtree(store.path)
     elif what == "uint16":
@@ -71,7 +71,7 @@ def test_an_open_store_reads_what_was_opened(tmp_path: Path, train: Path, what: 
         prepare(other(tmp_path / "other"), store.path, SPEC, "float32")
     np.testing.assert_array_equal(store.train[0].obs, want.obs)
     np.testing.assert_array_equal(store.train[0].action[3:9], want.action[3:9])
-    again = make_window(store, identity(), 2)
+    again = make_window(store, identity(), SampleSpec(1, 2))
     np.testing.assert_array_equal(again.obs[:], window.obs[:])
     store.check()
 
@@ -126,8 +126,8 @@ def test_data_replaced_while_training_change_nothing(tmp_path: Path, train: Path
 
     def job():
         now = prepare(tmp_path / "toy.npz", tmp_path / "store", SPEC)
-        plan = plan_rotation(now, identity(), 2, rows=30, updates=2, seed=0)
-        return make_job(window=make_window(now, identity(), 2) if resident else plan)
+        plan = plan_rotation(now, identity(), SampleSpec(1, 2), rows=30, updates=2, seed=0)
+        return make_job(window=make_window(now, identity(), SampleSpec(1, 2)) if resident else plan)
 
     run(job(), tmp_path / "straight")
     replaced = []
@@ -314,7 +314,7 @@ def test_damaged_rows_are_found_where_they_are_loaded(tmp_path: Path, train: Pat
     content = bytearray(obs.read_bytes())
     content[-4] ^= 1  # of the last episode
     obs.write_bytes(content)
-    plan = plan_rotation(Store.open(store.path), identity(), 2, rows=20, updates=1, seed=0)
+    plan = plan_rotation(Store.open(store.path), identity(), SampleSpec(1, 2), rows=20, updates=1, seed=0)
     seen = []
     for number in range(3):  # each window holds one episode
         try:
@@ -324,7 +324,7 @@ def test_damaged_rows_are_found_where_they_are_loaded(tmp_path: Path, train: Pat
             seen.append(number)
     assert len(seen) == 1
     with pytest.raises(UserError, match="damaged store"):
-        make_window(store, identity(), 2)
+        make_window(store, identity(), SampleSpec(1, 2))
 
 
 @pytest.mark.parametrize("lengths", [(0, 16, 14, 19), (16, 33), (17, 13, 19), (-1, 50)])

@@ -118,7 +118,7 @@ def test_window_rows_are_normalised_clipped_and_relabelled(tmp_path: Path, train
         np.testing.assert_array_equal(obs, raw.obs)  # raw, not normalised
         return np.where(obs[:, 1] > 0, 0.0, -1.0), obs[:, 1] <= 0
 
-    window = make_window(store, norm, chunk=3, relabel=relabel)
+    window = make_window(store, norm, SampleSpec(1, 3), relabel)
     np.testing.assert_allclose(window.obs[:], norm.apply(jnp.asarray(raw.obs)), rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(window.action[:], raw.action)
     assert window.reward is not None and window.mask is not None
@@ -139,7 +139,9 @@ def test_returns_are_sums_of_the_rewards_to_each_episodes_end(tmp_path: Path, tr
     def relabel(obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return reward, np.ones_like(reward)
 
-    without, window = (make_window(store, identity(), 3, relabel, return_to_go=x) for x in (False, True))
+    without, window = (
+        make_window(store, identity(), SampleSpec(1, 3, return_to_go=x), relabel) for x in (False, True)
+    )
     assert without.return_to_go is None and window.return_to_go is not None
     want, start = [], 0
     for length in (16, 14, 19):
@@ -157,8 +159,8 @@ def test_a_batch_holds_the_states_and_returns_of_its_chunks(tmp_path: Path, trai
 
     spec = SampleSpec(batch=200, chunk=4, reward_scale=0.5, states=True, return_to_go=True)
     with pytest.raises(ValueError, match="no returns"):
-        sample(make_window(store, identity(), 4, relabel), spec, jax.random.key(0))
-    window = make_window(store, identity(), 4, relabel, return_to_go=True)
+        sample(make_window(store, identity(), SampleSpec(1, 4), relabel), spec, jax.random.key(0))
+    window = make_window(store, identity(), SampleSpec(1, 4, return_to_go=True), relabel)
     batch = sample(window, spec, jax.random.key(0))
     row = np.rint(np.asarray(batch.obs[:, 0])).astype(int)  # column 0 is the row number
     assert batch.states is not None and batch.return_to_go is not None
@@ -175,7 +177,7 @@ def test_saturated_actions_are_clipped_when_drawn(tmp_path: Path):
     split = ShardRows(
         np.zeros((9, 3), np.float32), np.full((9, 2), -1.0, np.float32), np.array([0]), np.array([9])
     )
-    window = make_window(Store(tmp_path, "toy-v0", (split,), None, ()), identity(), chunk=2)
+    window = make_window(Store(tmp_path, "toy-v0", (split,), None, ()), identity(), SampleSpec(1, 2))
     batch = sample(window, SampleSpec(batch=5, chunk=2), jax.random.key(0))
     np.testing.assert_array_equal(batch.actions, np.float32(-0.99999))
     assert window.reward is None and window.mask is None
@@ -184,7 +186,7 @@ def test_saturated_actions_are_clipped_when_drawn(tmp_path: Path):
 @pytest.mark.parametrize("chunk", [1, 4, 9])
 def test_chunks_stay_in_one_episode_and_reach_every_start(tmp_path: Path, train: Path, chunk: int):
     store = prepare(train, tmp_path / "store", SPEC)
-    window = make_window(store, identity(), chunk)
+    window = make_window(store, identity(), SampleSpec(1, chunk))
     batch = sample(window, SampleSpec(batch=2000, chunk=chunk), jax.random.key(0))
     row = np.rint(np.asarray(batch.obs[:, 0])).astype(int)  # column 0 is the row number
     last = np.rint(np.asarray(batch.next_obs[:, 0]))
@@ -199,13 +201,14 @@ def test_chunks_stay_in_one_episode_and_reach_every_start(tmp_path: Path, train:
 
 def test_chunk_longer_than_every_episode_is_an_error(tmp_path: Path, train: Path):
     store = prepare(train, tmp_path / "store", SPEC)
-    assert int(make_window(store, identity(), chunk=16).episodes.n_starts) == 1  # 18 transitions: T - 1 - 16
+    window = make_window(store, identity(), SampleSpec(1, 16))
+    assert int(window.episodes.n_starts) == 1  # 18 transitions: T - 1 - 16
     with pytest.raises(UserError, match=r"chunk=17: the longest has 18 transitions, 19 are needed"):
-        make_window(store, identity(), chunk=17)
+        make_window(store, identity(), SampleSpec(1, 17))
 
 
 @pytest.mark.parametrize("chunk", [0, -3])
 def test_chunk_must_be_positive(tmp_path: Path, train: Path, chunk: int):
     store = prepare(train, tmp_path / "store", SPEC)
     with pytest.raises(UserError, match=f"chunk={chunk}: a chunk has at least 1 action"):
-        make_window(store, identity(), chunk)
+        make_window(store, identity(), SampleSpec(1, chunk))

@@ -50,7 +50,9 @@ def numbered_store(coded: bool = False) -> Store:
 
 
 def rotation(rows: int = 45, updates: int = 4, seed: int = 0, coded: bool = False) -> RotatingWindows:
-    return plan_rotation(numbered_store(coded), toy_env.identity(), 2, rows=rows, updates=updates, seed=seed)
+    return plan_rotation(
+        numbered_store(coded), toy_env.identity(), SampleSpec(1, 2), rows=rows, updates=updates, seed=seed
+    )
 
 
 def rows_of(window: Window) -> list[int]:
@@ -111,7 +113,9 @@ def test_order_of_an_epoch_never_changes():
 )
 def test_windows_that_cannot_be_filled_are_one_line(rows: int, chunk: int, said: str):
     with pytest.raises(UserError, match=said):
-        plan_rotation(numbered_store(), toy_env.identity(), chunk, rows=rows, updates=1, seed=0)
+        plan_rotation(
+            numbered_store(), toy_env.identity(), SampleSpec(1, chunk), rows=rows, updates=1, seed=0
+        )
 
 
 # Windows.
@@ -155,7 +159,7 @@ def test_labels_are_made_by_block_in_the_environments_units(monkeypatch: pytest.
         seen.append(len(obs))
         return -np.rint(obs[:, 0]), np.rint(obs[:, 0]) % 2
 
-    window = make_window(store, toy_env.identity(), 2, relabel)
+    window = make_window(store, toy_env.identity(), SampleSpec(1, 2), relabel)
     assert window.reward is not None and window.mask is not None
     np.testing.assert_array_equal(window.reward, -np.arange(114))
     np.testing.assert_array_equal(window.mask, np.arange(114) % 2)
@@ -230,7 +234,7 @@ def test_all_rows_reach_every_cpu_device_without_a_copy():
             gathered.append(tree.ctypes.data)
         return segment.place(mesh, tree, segment.ALL)
 
-    feed = open_feed(ResidentData(numbered_store(coded=True), toy_env.identity(), 2), put, 100)
+    feed = open_feed(ResidentData(numbered_store(coded=True), toy_env.identity(), SampleSpec(1, 2)), put, 100)
     for column, address in zip((feed.at(0).obs, feed.at(0).action), gathered, strict=True):
         shards = column.stored.addressable_shards
         assert [shard.data.unsafe_buffer_pointer() for shard in shards] == [address] * 2

@@ -17,7 +17,7 @@ from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate
-from mac.types import EnvSpec, Episodes
+from mac.types import EnvSpec, Episodes, Past
 from tests.helpers.fixed_policy import ActsOnly
 from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import RADIUS, SPEC, STARTS, STRIDE, TARGET, PointEnv, identity, mac, window
@@ -149,6 +149,41 @@ def test_policy_sees_normalised_observations():
     got = evaluate(Policies(Counting(), normalizer, state), Recorder(), 1, loop.seed_keys(0, 1))
     actions = 10 * (np.arange(LIMIT) - 2.0) / 0.501
     np.testing.assert_allclose(got.episode_return[0, 3, 0], np.sum(WEIGHTS * actions), rtol=1e-5)
+
+
+class Remembering(Scripted):
+    """Acts the sum of its last `history` actions and of what they earned, plus the first observation seen."""
+
+    @property
+    def history(self) -> int:
+        return 3
+
+    def act(self, *_: Any) -> jax.Array:
+        raise AssertionError("the loop calls act_after")
+
+    def act_after(
+        self, state: TrainState, past: Past, obs: jax.Array, goal: None, key: jax.Array
+    ) -> jax.Array:
+        valid = past.valid.astype(jnp.float32)
+        told = jnp.sum(valid * (past.actions[..., 0] + past.rewards + past.obs[..., 0]), axis=-1)
+        place = jnp.broadcast_to(jnp.arange(self.chunk, dtype=jnp.float32), (len(obs), self.chunk))
+        return (0.01 * state.nets * (1 + obs[:, :1] + told[:, None]) + 0.001 * place)[..., None]
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_acting_with_a_history_sees_the_last_steps_of_its_own_episode(chunk: int):
+    got = play(Remembering(Recorder().spec, chunk), Recorder(), 2, [1.0, -0.5], batch=4)
+    for s, number in enumerate((1.0, -0.5)):
+        for column, length in enumerate((3, 5, 7, 7)):
+            steps: list[tuple[float, float, float]] = []
+            while len(steps) < length:
+                t, told = len(steps), sum(map(sum, steps[-3:]))
+                for k in range(chunk):
+                    action = 0.01 * number * (1 + t + told) + 0.001 * k
+                    if t + k < LIMIT:
+                        steps.append((t + k, action, WEIGHTS[t + k] * action))
+            total = sum(reward for *_, reward in steps[:length])
+            np.testing.assert_allclose(got.episode_return[s, column], total, rtol=1e-4)
 
 
 def by_hand(start: np.ndarray, speed: float) -> tuple[bool, float, int]:

@@ -13,7 +13,7 @@ import pytest
 from mac.data.store import ShardRows, Store
 from mac.data.window import make_held_out
 from mac.run.io.logger import METRICS, read_rows
-from mac.types import Metrics, Window
+from mac.types import Metrics, SampleSpec, Window
 from tests.helpers import toy_env
 from tests.helpers.toy_algorithm import Walk, make_job, result, run
 
@@ -109,7 +109,7 @@ def split(seed: int, lengths: list[int]) -> ShardRows:
 
 def held_out(lengths: list[int], rows: int = 100, chunk: int = 2) -> Window | None:
     store = Store(Path("store"), "toy", (split(0, [20, 20]),), split(1, lengths), ())
-    return make_held_out(store, toy_env.identity(), chunk, rows)
+    return make_held_out(store, toy_env.identity(), SampleSpec(1, chunk), rows)
 
 
 def test_held_out_rows_are_whole_validation_episodes():
@@ -123,5 +123,5 @@ def test_held_out_rows_are_whole_validation_episodes():
 
 def test_no_data_are_held_out_where_no_chunk_fits():
     store = Store(Path("store"), "toy", (split(0, [20]),), None, ())
-    assert make_held_out(store, toy_env.identity(), 2) is None
+    assert make_held_out(store, toy_env.identity(), SampleSpec(1, 2)) is None
     assert held_out([4, 4], chunk=3) is None
