@@ -94,17 +94,25 @@ class TAPConfig(CommonConfig):
     ACTING: ClassVar[tuple[str, ...]] = (
         "horizon", "beam", "expand", "likelihood_weight", "probable", "execute",
     )  # fmt: skip
-    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "dropout", "terminal_reward", "prior_share")
+    STATIC: ClassVar[tuple[str, ...]] = (
+        *CommonConfig.STATIC,
+        "discount",
+        "dropout",
+        "terminal_reward",
+        "prior_share",
+    )
     NEED_STEPS: ClassVar[tuple[str, ...]] = (*CommonConfig.NEED_STEPS, "prior_share")
 
     def __check_init__(self):
         self._require_positive("heads", "window", "stride", "codes", "horizon", "beam", "expand")
         self._require("hidden", len(set(self.hidden)) == 1, "give equal widths")
-        self._require("hidden", self.hidden[0] % self.heads == 0, f"must be multiples of {self.heads} heads")
+        width = self.hidden[0]
+        self._require("heads", width % self.heads == 0, f"must divide the width {width} of --hp.hidden")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
         self._require("prior_share", 0 <= self.prior_share < 1, "must be in [0, 1)")
         self._require("code_decay", 0 < self.code_decay < 1, "must be in (0, 1)")
         self._require("probable", 0 < self.probable < 1, "must be in (0, 1)")
+        self._require("terminal_reward", abs(self.terminal_reward) < float("inf"), "must be finite")
         self._require("clip", 0 < self.clip < float("inf"), "must be positive and finite")
         self._require_at_least_0("weight_decay", "commitment", "action_weight", "likelihood_weight")
         for name in ("window", "horizon"):
@@ -354,7 +362,7 @@ def fit_scale(rows: Float[Array, "N C"], episodes: EpisodeIndex) -> Normalizer:
     has_steps = (episodes.steps > 0).astype(rows.dtype)
     edges = jnp.zeros(len(rows) + 1).at[episodes.first].add(has_steps)
     edges = edges.at[episodes.first + episodes.steps].add(-has_steps)
-    share = jnp.cumsum(edges)[:-1] / jnp.sum(episodes.steps)
+    share = jnp.cumsum(edges)[:-1] / episodes.n_steps.astype(rows.dtype)
     mean = jnp.matmul(share, rows, precision="highest")
     square = jnp.square(rows - jnp.broadcast_to(mean, rows.shape))
     return Normalizer(mean, jnp.sqrt(jnp.matmul(share, square, precision="highest")))

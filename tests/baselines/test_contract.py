@@ -28,6 +28,7 @@ OWN = {
     "leq": {"batch": 64},
     "mopo": IMAGINED,
     "mobile": IMAGINED,
+    "tap": {"codes": 16, "prior_share": 0.3, "clip": 1.0, "weight_decay": 0.01},
 }
 WANDERING = (LEQ,)
 """Methods that nothing holds near the data's actions: they learn from data that cover these."""
