@@ -290,7 +290,11 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
     # 3. Act.
 
     def act(
-        self, state: TrainState, obs: Float[Array, "E D"], goal: None, key: Key[Array, ""]
+        self,
+        state: TrainState,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"] | None,
+        key: Key[Array, ""],
     ) -> Float[Array, "E n A"]:
         del goal
         nets, scale, width = state.nets, state.target.scale, self.env.obs_dim

@@ -66,7 +66,7 @@ def test_search_equals_looking_at_every_plan(seed: int):
     """With one draw for each of many plans none is dropped before the end, and all 27 are found."""
     logits, steps = tables(seed)
     log_probs = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
-    best, plan = -np.inf, None
+    best, plan = -np.inf, np.empty(0)
     for codes in itertools.product(range(K), repeat=DEPTH):
         at, total, made = 0, 0.0, []
         for code in codes:
