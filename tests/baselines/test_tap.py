@@ -164,7 +164,7 @@ def test_weights_of_matmuls_alone_decay():
             np.testing.assert_allclose(y, -0.005 * x if decay else 0 * x, rtol=1e-5, atol=1e-9)
 
 
-def test_gradients_are_clipped_together_but_the_priors_apart():
+def test_gradients_are_clipped_but_the_priors_apart():
     """First moments of Adam are a tenth of the clipped gradients."""
     algo = tap(clip=1e-3)
     state, batch = fresh(algo), draw(algo)
@@ -190,7 +190,7 @@ def test_dropout_is_for_training_only():
     )
 
 
-def test_diagnosis_is_the_error_of_the_decoder_in_standard_deviations():
+def test_diagnosis_is_the_decoders_error_in_deviations():
     algo = tap()
     found = jax.jit(algo.diagnose)(fresh(algo), window(), jr.key(0))
     assert found.keys() == {f"diagnostics/{part}_error" for part in ("state", "action", "reward", "value")}
@@ -198,7 +198,7 @@ def test_diagnosis_is_the_error_of_the_decoder_in_standard_deviations():
     assert algo.diagnose(fresh(algo), dataclasses.replace(window(), reward=None), jr.key(0)) == {}
 
 
-def test_terminations_have_a_reward_of_their_own_where_data_record_them():
+def test_recorded_terminations_have_a_reward_of_their_own():
     cfg = tap().cfg
     assert TAP(cfg, FALL_SPEC, STEPS).sample.terminal_reward == -100
     assert TAP(cfg, SPEC, STEPS).sample.terminal_reward is None

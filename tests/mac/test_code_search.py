@@ -13,7 +13,7 @@ from mac.ops.code_search import LEAST_LIKELIHOOD_TERM, Beam, likelihood_term, pl
 K, DEPTH, STRIDE = 3, 3, 2
 
 
-def test_return_of_a_plan_drops_the_last_reward_and_discounts_from_the_first_step():
+def test_return_of_a_plan_drops_the_last_reward():
     """.99 1 + .99² 2 + .99³ 30 = 32.05917, whatever the last reward and the first values."""
     reward, value = jnp.asarray([1.0, 2.0, 1e3]), jnp.asarray([7.0, 8.0, 30.0])
     assert plan_return(reward, value, 0.99) == pytest.approx(32.05917, abs=1e-5)
