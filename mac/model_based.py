@@ -136,8 +136,11 @@ class WorldModel(eqx.Module):
         *,
         by_entry: bool = False,
     ) -> Imagined:
-        """Samples one step, each row's state from a member of its own (`Gaussians.sample`)."""
-        after = self.dynamics(s, a).sample(key, by_entry=by_entry)
+        """Samples one step, each row's state from a member of its own (`DynamicsEnsemble.sample`).
+
+        With `by_entry` each entry has a member of its own, which takes all members for all rows.
+        """
+        after = self.dynamics(s, a).sample_by_entry(key) if by_entry else self.dynamics.sample(s, a, key)
         next_obs, rest = after[:, : s.shape[-1]], after[:, s.shape[-1] :]
         reward, mask = self.outcome(s, g, a)
         return Imagined(next_obs, rest[:, 0] if reward is None else reward, mask)

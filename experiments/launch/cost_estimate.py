@@ -307,8 +307,11 @@ def memory_lines(need: TrainingMemory, free: Memory, replay: ReplaySpec | None =
         replay: sizes of the imagined replay, if there is one.
     """
     where = "in all" if need.devices == 1 else f"on each of {need.devices} devices"
+    smaller = "a smaller --hp.batch"
+    if need.devices * need.peak < 2 * need.replay:
+        smaller = "a smaller --hp.rollout-starts or --hp.rollouts-kept"
     lines = [
-        f"memory       {mega(need.peak)} {where}{_verdict(need.peak, free.device)}",
+        f"memory       {mega(need.peak)} {where}{_verdict(need.peak, free.device, smaller)}",
         f"  data         {mega(need.data):>10}",
         f"  networks     {mega(need.state):>10}  of {need.seeds} seeds, with targets and optimiser",
         f"  scratch      {mega(need.together * need.scratch):>10}  of {need.together} at a time",
@@ -327,9 +330,9 @@ def mega(size: float) -> str:
     return f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
-def _verdict(need: int, free: int | None) -> str:
+def _verdict(need: int, free: int | None, smaller: str) -> str:
     if free is None:
         return "; how much is free is not known here"
     if need <= free:
         return f", of {mega(free)} free: enough"
-    return f", but only {mega(free)} are free: NOT ENOUGH; take fewer --seeds or a smaller --hp.batch"
+    return f", but only {mega(free)} are free: NOT ENOUGH; take fewer --seeds or {smaller}"

@@ -35,16 +35,14 @@ class Gaussians(NamedTuple):
         """Largest norm of a member's standard deviations. Source: Yu et al. 2020 (MOPO)."""
         return jnp.max(jnp.linalg.norm(jnp.exp(self.log_std), axis=-1), axis=0)
 
-    def sample(self, key: Key[Array, ""], *, by_entry: bool = False) -> Float[Array, "*B D"]:
-        """Samples, each of a member of its own, chosen at random.
+    def sample_by_entry(self, key: Key[Array, ""]) -> Float[Array, "*B D"]:
+        """Samples, each entry of a member of its own, chosen at random.
 
-        Args:
-            by_entry: every entry has a member of its own, as in the released LEQ of MAC's authors.
+        Source: the released LEQ of MAC's authors.
         """
         k_member, k_noise = jr.split(key)
         shape = self.mean.shape[1:]
-        chosen = shape if by_entry else (*shape[:-1], 1)
-        member = jr.randint(k_member, (1, *chosen), 0, len(self.mean))
+        member = jr.randint(k_member, (1, *shape), 0, len(self.mean))
         mean, log_std = (jnp.take_along_axis(x, member, axis=0)[0] for x in self)
         return mean + jnp.exp(log_std) * jr.normal(k_noise, shape)
 
@@ -100,10 +98,31 @@ class DynamicsEnsemble(eqx.Module):
     def __call__(self, s: Float[Array, "*B D"], a: Float[Array, "*B A"]) -> Gaussians:
         """Each member's density of the next state, and of the reward if it is predicted too."""
         mean, spread = jnp.split(map_members(lambda net: net(s, a), self.members), 2, axis=-1)
-        still = jnp.zeros((*s.shape[:-1], mean.shape[-1] - self.obs_dim))
-        return Gaussians(broadcast_add(mean, jnp.concatenate([s, still], axis=-1)), self._log_std(spread))
+        return Gaussians(broadcast_add(mean, self._still(s, mean.shape[-1])), self._log_std(spread))
 
-    def _log_std(self, spread: Float[Array, "E *B D"]) -> Float[Array, "E *B D"]:
+    def sample(
+        self, s: Float[Array, "B D"], a: Float[Array, "B A"], key: Key[Array, ""]
+    ) -> Float[Array, "B P"]:
+        """Samples what each member predicts for rows of its own: a random share of all, equal but for one.
+
+        So a row's member is uniform, and no member evaluates rows that others are asked for.
+        """
+        k_deal, k_noise = jr.split(key)
+        members, rows = len(jax.tree.leaves(self.members)[0]), len(s)
+        share = -(-rows // members)
+        dealt = jr.permutation(k_deal, members * share)  # numbers from `rows` on are padding
+        hands = [x[jnp.minimum(dealt, rows - 1)].reshape(members, share, -1) for x in (s, a)]
+        out = map_members(lambda net, s, a: net(s, a), self.members, *hands)
+        out = out.reshape(members * share, -1)[jnp.argsort(dealt)[:rows]]
+        mean, spread = jnp.split(out, 2, axis=-1)
+        noise = jr.normal(k_noise, mean.shape)
+        return mean + self._still(s, mean.shape[-1]) + jnp.exp(self._log_std(spread)) * noise
+
+    def _still(self, s: Float[Array, "*B D"], width: int) -> Float[Array, "*B P"]:
+        """The prediction that nothing changes: the state, and zeros for what is predicted besides."""
+        return jnp.concatenate([s, jnp.zeros((*s.shape[:-1], width - self.obs_dim))], axis=-1)
+
+    def _log_std(self, spread: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         if self.bounds is None:
             low, high = LOG_STD
             return jax.nn.sigmoid(spread) * (high - low) + low

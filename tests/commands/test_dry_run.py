@@ -80,6 +80,15 @@ def test_memory_says_whether_there_is_enough():
     assert "not known" in verdict(None)
 
 
+def test_verdict_names_what_takes_most_of_the_memory():
+    def verdict(replay: int) -> str:
+        need = NEED._replace(replay=replay)
+        return cost_estimate.memory_lines(need, Memory(GB, GB, shared=False))[0]
+
+    assert verdict(GB).endswith("a smaller --hp.batch")
+    assert verdict(9 * GB).endswith("a smaller --hp.rollout-starts or --hp.rollouts-kept")
+
+
 def test_memory_of_an_accelerator_is_said_on_a_cpu():
     said = cost_estimate.memory_lines(NEED, Memory(None, None, shared=True))
     assert "2.0 GB  of 2 at a time" in said[3] and "about 10.0 GB" in said[4]

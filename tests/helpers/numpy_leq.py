@@ -37,13 +37,22 @@ def model_loss(model: Any, d: Data) -> float:
     return float(loss) + cross_entropy(value(model.termination, d.s, d.a), 1 - d.m)
 
 
+def dealt(key: jax.Array, rows: int, members: int) -> np.ndarray:
+    """The member of each row: shuffled numbers are dealt out in equal shares."""
+    share = -(-rows // members)
+    order = np.asarray(jr.permutation(key, members * share)).tolist()
+    return np.asarray([order.index(row) // share for row in range(rows)])
+
+
 def draws(key: jax.Array, cfg: Any, shape: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Models and noise of every step of a rollout."""
     drawn = []
     for k in jr.split(key, cfg.rollout):
         k_member, k_noise = jr.split(k)
-        chosen = (1, *shape) if cfg.release_members else (1, shape[0], 1)
-        members = np.asarray(jr.randint(k_member, chosen, 0, cfg.members))[0]
+        if cfg.release_members:
+            members = np.asarray(jr.randint(k_member, (1, *shape), 0, cfg.members))[0]
+        else:
+            members = dealt(k_member, shape[0], cfg.members)[:, None]
         drawn.append((np.broadcast_to(members, shape), normal(k_noise, shape)))
     return drawn
 

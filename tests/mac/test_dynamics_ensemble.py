@@ -157,19 +157,50 @@ def distant(rows: int, width: int = 2) -> Gaussians:
     return Gaussians(mean, jnp.full(mean.shape, -12.0))
 
 
-def test_each_row_comes_from_one_member_all_equally_often():
-    rows = 20_000
-    x = np.asarray(distant(rows).sample(jr.key(0)))
-    member = np.rint(x)
-    np.testing.assert_allclose(x, member, atol=1e-3)
-    np.testing.assert_array_equal(member[:, 0], member[:, 1])
-    share = np.bincount(member[:, 0].astype(int), minlength=5) / rows
-    np.testing.assert_allclose(share, 0.2, atol=4 * np.sqrt(0.16 / rows))
+def members_of(rows: int, keys: int) -> np.ndarray:
+    """The member that each row is sampled from, for several keys: members add 100 times their number."""
+    model = ensemble()
+    numbers = 100 * jnp.arange(float(E))
+    shifted = eqx.tree_at(
+        lambda m: m.members.dense[-1].bias,
+        model,
+        replace_fn=lambda b: b.at[:, :OBS].add(jnp.broadcast_to(numbers[:, None], (E, OBS))),
+    )
+    s, a, _ = steps(rows)
+    x = jax.vmap(lambda key: shifted.sample(s, a, key))(jr.split(jr.key(0), keys))
+    member = np.rint(np.asarray(x)[..., :OBS] / 100)
+    np.testing.assert_array_equal(member, np.broadcast_to(member[..., :1], member.shape))
+    return member[..., 0].astype(int)
+
+
+@pytest.mark.parametrize("rows", [7, 2 * E])
+def test_rows_are_dealt_out_to_members_in_equal_shares_at_random(rows: int):
+    keys = 6000
+    member = members_of(rows, keys)
+    share = -(-rows // E)
+    for e in range(E):
+        assert np.max(np.sum(member == e, axis=1)) <= share
+        often = np.mean(member == e, axis=0)  # of each row
+        np.testing.assert_allclose(often, 1 / E, atol=5 * np.sqrt(0.25 / keys))
+
+
+def test_a_row_is_sampled_from_its_members_density():
+    """Noise apart, each row is what the member it was dealt to predicts for it."""
+    model, (s, a, _) = ensemble(), steps(7)
+    k_deal, k_noise = jr.split(jr.key(3))
+    order = np.asarray(jr.permutation(k_deal, E * -(-7 // E))).tolist()
+    every, noise = model(s, a), np.asarray(jr.normal(k_noise, every_shape := (7, model(s, a).mean.shape[-1])))
+    got = model.sample(s, a, jr.key(3))
+    assert got.shape == every_shape
+    for row in range(7):
+        e = order.index(row) // -(-7 // E)
+        want = every.mean[e, row] + np.exp(every.log_std[e, row]) * noise[row]
+        np.testing.assert_allclose(got[row], want, rtol=1e-4, atol=1e-5)
 
 
 def test_by_entry_mixes_members_within_a_row():
     rows = 20_000
-    member = np.rint(np.asarray(distant(rows).sample(jr.key(0), by_entry=True))).astype(int)
+    member = np.rint(np.asarray(distant(rows).sample_by_entry(jr.key(0)))).astype(int)
     pairs = np.bincount(5 * member[:, 0] + member[:, 1], minlength=25) / rows
     np.testing.assert_allclose(pairs, 0.04, atol=4 * np.sqrt(0.04 / rows))
 
@@ -178,7 +209,7 @@ def test_samples_spread_as_their_member_says():
     rows = 20_000
     log_std = jnp.log(jnp.asarray([0.5, 2.0]))
     guess = Gaussians(jnp.zeros((1, rows, 2)) + 3.0, jnp.broadcast_to(log_std, (1, rows, 2)))
-    x = np.asarray(guess.sample(jr.key(0)))
+    x = np.asarray(guess.sample_by_entry(jr.key(0)))
     np.testing.assert_allclose(x.mean(axis=0), 3.0, atol=0.06)
     np.testing.assert_allclose(x.std(axis=0), [0.5, 2.0], rtol=0.03)
     assert abs(np.corrcoef(x.T)[0, 1]) < 0.03
