@@ -19,6 +19,7 @@ from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
 from baselines.tap import TAP, TAPConfig
+from baselines.tt import TT, TTConfig
 from mac.ablations.gaussian import GaussianConfig, mac_gaussian
 from mac.ablations.mac_fql import MACFQLConfig, mac_fql
 from mac.ablations.no_distillation import NoDistillConfig, mac_nodistill
@@ -144,6 +145,10 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
         TAPConfig, TAP, "TAP (Jiang et al. 2023)",
         "autoencoder of trajectories, and a prior of its codes, among which beam search plans", 2023,
         "2208.10291",
+    ),
+    "tt": AlgorithmEntry(
+        TTConfig, TT, "Trajectory Transformer (Janner et al. 2021)",
+        "language model of trajectories; acts by beam search for expected return", 2021, "2106.02039",
     ),
 }  # fmt: skip
 """The algorithms of this project, by name."""

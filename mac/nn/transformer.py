@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.nn.mlp import Dense, layer_norm
+from mac.nn.mlp import Dense, broadcast_add, layer_norm
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's default; the one that the sequence models were published with
 INIT_STD = 0.02
@@ -79,7 +79,13 @@ class Attention(eqx.Module):
         Without a cache the keys are those of `x` alone.
         """
         *lead, length, width = x.shape
-        split = self.qkv(x).reshape(*lead, length, 3, self.heads, width // self.heads)
+        # A bias of the keys would add the same to all scores of a query, which changes no weight. Its
+        # gradient is rounding error, which Adam would blow up to steps of the learning rate.
+        query_bias, _, value_bias = jnp.split(self.qkv.bias, 3)
+        bias = jnp.concatenate([query_bias, jnp.zeros_like(query_bias), value_bias])
+        split = broadcast_add(x @ self.qkv.weight, bias).reshape(
+            *lead, length, 3, self.heads, width // self.heads
+        )
         query, new_keys, new_values = (jnp.moveaxis(split[..., i, :, :], -2, -3) for i in range(3))
         cache = (
             LayerCache(new_keys, new_values)

@@ -43,6 +43,7 @@ OWN: dict[str, dict[str, Any]] = {
         "beam": 64, "expand": 4, "likelihood_weight": 500.0, "probable": 0.05, "action_weight": 5.0,
         "terminal_reward": -100.0,
     },
+    "tt": {"hidden": (128,) * 4, "batch": 256, "discount": 0.99, "window": 10, "beams": 128, "expand": 2},
     "cql": {"hidden": (256,) * 3, "batch": 256, "activation": "relu", "critic_norm": False},
 }  # fmt: skip
 """What the docstrings and sources of each class say of a call without arguments."""

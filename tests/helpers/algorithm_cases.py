@@ -23,9 +23,10 @@ from tests.helpers.numpy_leq import leq
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_model_based import MODEL_BASED
 from tests.helpers.numpy_tap import tap
+from tests.helpers.numpy_tt import tt
 from tests.helpers.toy_env import window
 
-LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tap": tap}
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tap": tap, "tt": tt}
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
@@ -49,10 +50,31 @@ SIZES: dict[str, dict[str, Any]] = {
     "mopo": IMAGINED,
     "mobile": IMAGINED | {"samples": 4},
     "tap": {
-        "heads": 2, "dropout": 0.0, "window": 6, "codes": 4, "horizon": 6, "beam": 4, "expand": 2,
-        "prior_share": 0.0, "weight_decay": 0.0, "clip": 1e9,
+        "heads": 2,
+        "dropout": 0.0,
+        "window": 6,
+        "codes": 4,
+        "horizon": 6,
+        "beam": 4,
+        "expand": 2,
+        "prior_share": 0.0,
+        "weight_decay": 0.0,
+        "clip": 1e9,
     },
-}  # fmt: skip
+    "tt": {
+        "heads": 2,
+        "dropout": 0.0,
+        "window": 3,
+        "context": 3,
+        "bins": 9,
+        "weight_decay": 0.0,
+        "clip": 1e6,
+        "warmup": 0.0,
+        "beams": 4,
+        "horizon": 2,
+        "action_top": 1,
+    },
+}
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
 WORLD = ("dynamics", "reward", "success", "termination")
 METRICS = {
@@ -60,7 +82,7 @@ METRICS = {
     "q": ("critic/loss", "critic/gap_loss", "critic/imagined_loss", "critic/target_loss"),
     "actor": (*POLICY, "policy/flow_loss"),
     "flow": ("policy/flow_loss",),
-    "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD)),
+    "model": ("model/flow_loss", *(f"model/{part}_loss" for part in WORLD), "model/token_loss"),
     "policy": ("policy/distil_loss", "policy/q_loss"),
     "high": ("policy/high_loss",),
     "low": ("policy/low_loss",),

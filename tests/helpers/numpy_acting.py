@@ -9,6 +9,7 @@ import numpy as np
 from tests.helpers import numpy_tap
 from tests.helpers.numpy_ablations import normal
 from tests.helpers.numpy_baselines import gaussian, net, resnet, value
+from tests.helpers.numpy_tt import greedy_actions
 
 
 def follow(flow: Any, given: tuple[Any, ...], x: np.ndarray, steps: int) -> np.ndarray:
@@ -73,6 +74,8 @@ def act(name: str, nets: Any, target: Any, s: np.ndarray, g: Any, cfg: Any, key:
         a = np.stack([chunks[score[:, i].argmax(), i, :2] for i in range(len(s))])
     elif name == "tap":
         a = numpy_tap.act(nets, target, s, cfg, key)
+    elif name == "tt":
+        a = greedy_actions(nets.model, target, s)
     elif name in ("nsac_bc", "cql", "mopo", "mobile"):
         a = np.tanh(gaussian(nets.actor, s, g)[0])
     elif name == "iql":
