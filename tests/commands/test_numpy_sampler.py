@@ -28,7 +28,7 @@ from tests.data.test_goal_sampling import (
 )
 from tests.data.test_goal_sampling import numbered as places
 from tests.data.test_sampler import numbered
-from tests.helpers.algorithm_cases import GOALS_ONLY, make
+from tests.helpers.algorithm_cases import GOALS_ONLY, REWARD_ONLY, make
 from tests.helpers.numpy_ablations import MODES
 from tests.helpers.toy_env import falling_window
 
@@ -165,6 +165,8 @@ def test_subgoals_lie_on_the_way_to_the_goal(ends_count: bool):
 def test_every_algorithm_gets_what_the_sampler_would_give_it(name: str, mode: str):
     if mode == "reward" and name in GOALS_ONLY:
         pytest.skip("only about goals")
+    if mode == "goals" and name in REWARD_ONLY:
+        pytest.skip("only about rewards")
     algo = make(name, mode)
     window = timed_loops.random_window(MODES[mode], 2 * EPISODE_ROWS, algo.sample.chunk)
     wanted = jax.eval_shape(lambda: sample(window, algo.sample, jr.key(0)))
