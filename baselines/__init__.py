@@ -20,6 +20,7 @@ from baselines.mopo import MOPO, MOPOConfig
 from baselines.nsac_bc import NStepSACBC, NStepSACBCConfig
 from baselines.rebrac import ReBRAC, ReBRACConfig
 from baselines.sharsa import SHARSA, SHARSAConfig
+from baselines.tap import TAP, TAPConfig
 from baselines.tt import TT, TTConfig
 from mac.ablations.gaussian import GaussianConfig, mac_gaussian
 from mac.ablations.mac_fql import MACFQLConfig, mac_fql
@@ -150,6 +151,11 @@ REGISTRY: Mapping[str, AlgorithmEntry] = {
         HDDAConfig, HDDA, "HD-DA (Chen et al. 2024)",
         "diffusion of every 15th state, and of the steps between two; follows a plan to the goal", 2024,
         "2401.02644",
+    ),
+    "tap": AlgorithmEntry(
+        TAPConfig, TAP, "TAP (Jiang et al. 2023)",
+        "autoencoder of trajectories, and a prior of its codes, among which beam search plans", 2023,
+        "2208.10291",
     ),
     "tt": AlgorithmEntry(
         TTConfig, TT, "Trajectory Transformer (Janner et al. 2021)",

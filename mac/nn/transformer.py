@@ -16,8 +16,9 @@ INIT_STD = 0.02
 
 def normal_dense(in_size: int, out_size: int, key: Key[Array, ""]) -> Dense:
     """An affine map with weights from N(0, 0.02), as in GPT-2, and zero bias."""
-    dense = Dense(in_size, out_size, key=key)
-    return eqx.tree_at(lambda d: d.weight, dense, INIT_STD * jr.normal(key, (in_size, out_size)))
+    k_replaced, k_weight = jr.split(key)
+    dense = Dense(in_size, out_size, key=k_replaced)
+    return eqx.tree_at(lambda d: d.weight, dense, INIT_STD * jr.normal(k_weight, (in_size, out_size)))
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:

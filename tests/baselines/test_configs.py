@@ -38,12 +38,19 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "mopo": IMAGINED,
     "mobile": IMAGINED | {"samples": 5, "penalty_combine": "mean", "unbiased_std": False},
+    "tap": {
+        "hidden": (512,) * 4, "batch": 512, "discount": 0.99, "lr": 2e-4, "window": 24, "stride": 3,
+        "codes": 512, "code_decay": 0.99, "weight_decay": 0.1, "clip": 1.0, "dropout": 0.1, "horizon": 15,
+        "beam": 64, "expand": 4, "likelihood_weight": 500.0, "probable": 0.05, "action_weight": 5.0,
+        "terminal_reward": -100.0,
+    },
     "tt": {"hidden": (128,) * 4, "batch": 256, "discount": 0.99, "window": 10, "beams": 128, "expand": 2},
     "cql": {"hidden": (256,) * 3, "batch": 256, "activation": "relu", "critic_norm": False},
     "diffuser": PLANS | {"horizon": 256, "tokens": 256, "diffusion_steps": 256, "action_weight": 1.0},
     "hd_da": PLANS
     | {"horizon": 255, "jump": 15, "tokens": 20, "low_diffusion_steps": 128, "action_weight": 10.0},
 }
+}  # fmt: skip
 """What the docstrings and sources of each class say of a call without arguments."""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from baselines.leq import LEQ
+from baselines.tap import TAP
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.run import segment as loop
 from mac.run.io.checkpoint import CheckpointStore
@@ -40,6 +41,7 @@ OWN = {
     "mobile": IMAGINED,
     "diffuser": PLANS | {"horizon": 8},
     "hd_da": PLANS | {"horizon": 9, "jump": 3, "low_diffusion_steps": 8},
+    "tap": {"codes": 16, "prior_share": 0.3, "clip": 1.0, "weight_decay": 0.01},
 }
 WANDERING = (LEQ,)
 """Methods that nothing holds near the data's actions: they learn from data that cover these."""
@@ -141,8 +143,8 @@ def test_seed_is_the_same_whatever_its_company(trained: Trained):
 def test_seed_in_a_group_equals_the_seed_alone(trained: Trained):
     algo, _, (first, group, *_), _ = trained
     k = trained.k
-    if isinstance(algo, WANDERING):
-        k = 3  # imagined ends are thresholds, which amplify rounding without bound
+    if isinstance(algo, (*WANDERING, TAP)):
+        k = 3  # imagined ends and codes are thresholds, which amplify rounding without bound
     elif k > LONGEST:
         k = K
     if k != trained.k:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -57,6 +58,7 @@ OPTIONS |= {
         {"joint_reward": True, "model_std": "learned", "entropy_in_target": True, "actor_combine": "min"},
     ),
     "mopo penalised at the rollout": ("mopo", "reward", {"penalty_at": "rollout", "combine": "mean"}),
+    "tap as released": ("tap", "reward", {"window": 9, "horizon": 9, "release_hidden_steps": True}),
     "mobile without goals": ("mobile", "reward", {}),
     "mobile as published": (
         "mobile",
@@ -78,6 +80,18 @@ QUICK = {
     "fmpc",
     "fmpc with goals",
     "leq with goals",
+} | ({"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys()))
+QUICK = {
+    "iql",
+    "fql",
+    "rebrac",
+    "sharsa",
+    "cql",
+    "flow_bc",
+    "fmpc",
+    "fmpc with goals",
+    "leq with goals",
+    "tap",
 } | ({"mopo with few real steps", "mobile as published"} | (algorithms().keys() - REGISTRY.keys()))
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}
 """Algorithms whose losses are written out in NumPy too."""
@@ -129,6 +143,9 @@ def test_gradient_of_the_total_is_each_networks_own_slope(case: Case):
 
 def test_update_follows_gradients_and_moves_target_networks(case: Case):
     before, after, online = case.state, case.after, case.algo.target_nets(case.state.nets)
+    if case.name == "tap":
+        assert_tap_followed(case)
+        return
     assert_first_step_of_adam(before.nets, after.nets, case.grads, LR)
     if case.name == "idql":
         assert_followed(before.target["q"], after.target["q"], online["q"], TAU)
@@ -137,6 +154,21 @@ def test_update_follows_gradients_and_moves_target_networks(case: Case):
         chex.assert_trees_all_equal(before.target, after.target)
     else:
         assert_followed(before.target, after.target, online, TAU)
+
+
+def assert_tap_followed(case: Case) -> None:
+    """All networks followed Adam, but for the codebook, whose averages followed the batch's."""
+    before, after, grads = (
+        eqx.tree_at(lambda nets: nets.codebook, nets, None)
+        for nets in (case.state.nets, case.after.nets, case.grads)
+    )
+    assert_first_step_of_adam(before, after, grads, LR)
+    rate = 1 - case.algo.cfg.code_decay
+    for x, y, g in zip(
+        *(leaves(t.codebook) for t in (case.state.nets, case.after.nets, case.grads)), strict=True
+    ):
+        np.testing.assert_allclose(y, x - rate * g, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal(case.after.target, case.state.target)
 
 
 def test_state_holds_arrays_only(case: Case):
@@ -167,6 +199,7 @@ def test_expected_return_is_what_the_critics_say_of_the_action(case: Case):
     algo = case.algo
     s, g, obs, goal = situations(case)
     if case.name in ("flow_bc", "fmpc", "tt", *PLANNERS):
+    if case.name in ("flow_bc", "fmpc", "tap", "tt"):
         assert algo.step_discount is None and algo.predict(case.state, obs, goal, jr.key(1)) is None
         return
     assert algo.step_discount == algo.cfg.discount

@@ -35,6 +35,7 @@ REPORTED = {
     "Hansen-Estruch et al. 2023": ["*-v2"],
     "Kumar et al. 2020": ["*-v2"],
     "Park and Lee 2024": ["*-v2"],
+    "Jiang et al. 2023": ["*-v2"],
 }
 """By words of a source: the environments that it has runs of."""
 OURS = re.compile(r"this project|unknown|laptop|as for|as above|recalled")

@@ -23,13 +23,15 @@ from tests.helpers.numpy_leq import leq
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.numpy_model_based import MODEL_BASED
 from tests.helpers.numpy_planners import PLANNERS
+from tests.helpers.numpy_tap import tap
 from tests.helpers.numpy_tt import tt
 from tests.helpers.toy_env import window
 
 LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tt": tt} | PLANNERS
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tap": tap, "tt": tt}
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
-REWARD_ONLY = ("tt",)
+REWARD_ONLY = ("tap", "tt")
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
 """Tested with goals, though they can do without."""
 IMAGINED = {"rollout": 2, "members": 3, "rollout_starts": 6, "rollout_every": 3, "rollouts_kept": 2}
@@ -56,6 +58,18 @@ SIZES: dict[str, dict[str, Any]] = {
     "mobile": IMAGINED | {"samples": 4},
     "diffuser": PLANS | {"horizon": 7},
     "hd_da": PLANS | {"horizon": 10, "jump": 3, "low_diffusion_steps": 3},
+    "tap": {
+        "heads": 2,
+        "dropout": 0.0,
+        "window": 6,
+        "codes": 4,
+        "horizon": 6,
+        "beam": 4,
+        "expand": 2,
+        "prior_share": 0.0,
+        "weight_decay": 0.0,
+        "clip": 1e9,
+    },
     "tt": {
         "heads": 2,
         "dropout": 0.0,
@@ -83,6 +97,10 @@ METRICS = {
     "low": ("policy/low_loss", "planner/low_loss"),
     "planner": ("planner/diffusion_loss",),
     "log_weight": ("policy/entropy_loss",),
+    "encoder": ("decoder/step_loss", "decoder/end_loss", "encoder/commitment_loss"),
+    "decoder": ("decoder/step_loss", "decoder/end_loss"),
+    "codebook": ("codebook/average_loss",),
+    "prior": ("prior/loss",),
 }
 """Losses that train each network; an algorithm has some of the networks, and some losses of each."""
 
@@ -179,4 +197,8 @@ def make_case(name: str, mode: str, **changes: Any) -> Case:
         batch = dataclasses.replace(batch, imagined=imagined_steps(algo))
     # The second update, which is the first of ReBRAC's policy.
     after, metrics = jax.jit(algo.update)(state, batch, jnp.ones((), jnp.int32), jr.key(5))
-    return Case(name, algo, state, batch, jr.key(5), metrics, first_gradients(after.opt_state), after)
+    if name == "tap":  # whose codebook has no moments of Adam
+        grads = jax.jit(jax.grad(algo.loss, has_aux=True))(state.nets, state.target, batch, jr.key(5))[0]
+    else:
+        grads = first_gradients(after.opt_state)
+    return Case(name, algo, state, batch, jr.key(5), metrics, grads, after)

@@ -6,6 +6,7 @@ import jax
 import jax.random as jr
 import numpy as np
 
+from tests.helpers import numpy_tap
 from tests.helpers.numpy_ablations import normal
 from tests.helpers.numpy_baselines import gaussian, net, resnet, value
 from tests.helpers.numpy_planners import PLANNERS, plan
@@ -72,6 +73,8 @@ def act(name: str, nets: Any, target: Any, s: np.ndarray, g: Any, cfg: Any, key:
         blocks = follow(nets.model, (s, chunks), noise, cfg.flow_steps)
         score = value(nets.q, blocks, g, chunks)
         a = np.stack([chunks[score[:, i].argmax(), i, :2] for i in range(len(s))])
+    elif name == "tap":
+        a = numpy_tap.act(nets, target, s, cfg, key)
     elif name == "tt":
         a = greedy_actions(nets.model, target, s)
     elif name in ("nsac_bc", "cql", "mopo", "mobile"):
