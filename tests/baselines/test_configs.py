@@ -49,7 +49,6 @@ OWN: dict[str, dict[str, Any]] = {
     "diffuser": PLANS | {"horizon": 256, "tokens": 256, "diffusion_steps": 256, "action_weight": 1.0},
     "hd_da": PLANS
     | {"horizon": 255, "jump": 15, "tokens": 20, "low_diffusion_steps": 128, "action_weight": 10.0},
-}
 }  # fmt: skip
 """What the docstrings and sources of each class say of a call without arguments."""
 

@@ -74,7 +74,7 @@ def test_discounted_returns_are_sums_by_hand(recorded: Window):
     np.testing.assert_allclose(recorded.return_to_go, want, rtol=1e-6)
 
 
-def test_padded_rewards_masks_and_returns_are_zero_after_a_termination(recorded: Window):
+def test_padding_has_no_rewards_masks_or_returns(recorded: Window):
     spec = SampleSpec(400, 6, padded=True, return_to_go=True, return_discount=GAMMA)
     batch = draw(recorded, spec, jr.key(1))
     assert batch.valid is not None and batch.rewards is not None

@@ -27,8 +27,7 @@ from tests.helpers.numpy_tap import tap
 from tests.helpers.numpy_tt import tt
 from tests.helpers.toy_env import window
 
-LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tt": tt} | PLANNERS
-LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tap": tap, "tt": tt}
+LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tap": tap, "tt": tt} | PLANNERS
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa")
 REWARD_ONLY = ("tap", "tt")

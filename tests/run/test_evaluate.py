@@ -171,7 +171,7 @@ class Remembering(Scripted):
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
-def test_acting_with_a_history_sees_the_last_steps_of_its_own_episode(chunk: int):
+def test_history_is_the_last_steps_of_the_episode(chunk: int):
     got = play(Remembering(Recorder().spec, chunk), Recorder(), 2, [1.0, -0.5], batch=4)
     for s, number in enumerate((1.0, -0.5)):
         for column, length in enumerate((3, 5, 7, 7)):
