@@ -17,7 +17,7 @@ option: a mask that was meant for tokens hides steps of the window (`release_hid
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,13 +31,14 @@ from mac.algorithm import AbstractLossAlgorithm, TrainState, at_some_updates, by
 from mac.config import CommonConfig
 from mac.data.normalize import Normalizer
 from mac.data.sampler import sample
+from mac.data.transitions import transition_rows
 from mac.errors import UserError
 from mac.nn.trajectory_autoencoder import BlockSizes, CodePrior, Decoder, Encoder
-from mac.nn.transformer import Cache
+from mac.nn.transformer import Cache, matmul_weights
 from mac.nn.vector_quantizer import Codebook, perplexity
 from mac.ops.code_search import Beam, likelihood_term, plan_return, search
 from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
-from mac.types import Batch, EpisodeIndex, Metrics, SampleSpec, Window
+from mac.types import Batch, Metrics, SampleSpec, Window
 
 DIAGNOSED = 256
 """Windows on which a diagnosis looks at the autoencoder."""
@@ -187,10 +188,11 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
         """Means and standard deviations of all transitions of the data."""
         if window.reward is None or window.return_to_go is None:
             raise TypeError("TAP needs a window with rewards (pass `relabel` to `make_window`)")
-        value = jnp.roll(window.return_to_go, -1)  # without the row's own reward
-        returns = (self.cfg.reward_scale * x[:, None] for x in (window.reward, value))
-        rows = jnp.concatenate([window.obs[:], window.action[:], *returns], axis=-1)
-        target = state.target._replace(scale=fit_scale(rows, window.episodes))
+        rows, valid = transition_rows(window)
+        reward, value = window.reward[rows], window.return_to_go[rows + 1]  # without the row's own reward
+        returns = (self.cfg.reward_scale * x[:, None] for x in (reward, value))
+        joined = jnp.concatenate([window.obs[rows], window.action[rows], *returns], axis=-1)
+        target = state.target._replace(scale=fit_scale(joined, valid))
         return dataclasses.replace(state, target=target)
 
     def steps_of(self, scale: Normalizer, batch: Batch) -> Float[Array, "B T C"]:
@@ -276,7 +278,7 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
 
     def optimiser(self) -> optax.GradientTransformation:
         cfg, first = self.cfg, self.first_of_prior
-        adamw = optax.adamw(self.rate, 0.9, 0.95, weight_decay=cfg.weight_decay, mask=is_matmul)
+        adamw = optax.adamw(self.rate, 0.9, 0.95, weight_decay=cfg.weight_decay, mask=matmul_weights)
         codebook = optax.sgd(1 - cfg.code_decay)
         autoencoder = prior = optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)
         if cfg.prior_share:
@@ -361,20 +363,13 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
         return {f"diagnostics/{name}_error": jnp.sqrt(jnp.mean(x)) for name, x in parts.items()}
 
 
-def fit_scale(rows: Float[Array, "N C"], episodes: EpisodeIndex) -> Normalizer:
-    """Means and standard deviations of the rows of all transitions, which an episode's final state is not."""
-    has_steps = (episodes.steps > 0).astype(rows.dtype)
-    edges = jnp.zeros(len(rows) + 1).at[episodes.first].add(has_steps)
-    edges = edges.at[episodes.first + episodes.steps].add(-has_steps)
-    share = jnp.cumsum(edges)[:-1] / episodes.n_steps.astype(rows.dtype)
+def fit_scale(rows: Float[Array, "N C"], valid: Bool[Array, " N"]) -> Normalizer:
+    """Means and standard deviations of the rows that count."""
+    counts = valid.astype(rows.dtype)
+    share = counts / jnp.sum(counts)
     mean = jnp.matmul(share, rows, precision="highest")
     square = jnp.square(rows - jnp.broadcast_to(mean, rows.shape))
     return Normalizer(mean, jnp.sqrt(jnp.matmul(share, square, precision="highest")))
-
-
-def is_matmul(params: Any) -> Any:
-    """Tells which leaves of networks are weights of a matmul, which alone decay."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name == "weight", params)
 
 
 def prior_loss(

@@ -27,7 +27,7 @@ from mac.config import CommonConfig
 from mac.data.transitions import transition_rows
 from mac.errors import UserError
 from mac.nn.trajectory_model import TrajectoryModel, TrajectoryReader
-from mac.nn.transformer import Transformer
+from mac.nn.transformer import Transformer, matmul_weights
 from mac.ops.beam_search import beam_search, repeat
 from mac.ops.quantile_tokens import (
     decode,
@@ -214,7 +214,7 @@ class TT(AbstractLossAlgorithm[TTConfig, Nets]):
     def optimiser(self) -> optax.GradientTransformation:
         cfg = self.cfg
         adamw = optax.adamw(
-            self.schedule, b1=0.9, b2=0.95, weight_decay=cfg.weight_decay, mask=_matmul_weights
+            self.schedule, b1=0.9, b2=0.95, weight_decay=cfg.weight_decay, mask=matmul_weights
         )
         return optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)
 
@@ -257,16 +257,6 @@ def _known(batch: Batch) -> Float[Array, "B H"]:
     last = jnp.sum(batch.valid, axis=1).astype(jnp.int32) - 1
     ended = jnp.take_along_axis(batch.masks, last[:, None], axis=1) == 0
     return jnp.where(jnp.broadcast_to(ended, batch.valid.shape), 1.0, batch.valid)
-
-
-def _matmul_weights(nets: Nets) -> Any:
-    """Which arrays decay: weights of matmuls, but no bias, LayerNorm or embedding."""
-
-    def decays(path: tuple[Any, ...], leaf: Array) -> bool:
-        del leaf
-        return path[-1].name in ("weight", "heads")
-
-    return jax.tree_util.tree_map_with_path(decays, nets)
 
 
 class Planner(eqx.Module):

@@ -1,12 +1,12 @@
 """Causal transformer blocks with LayerNorm before each branch, and cached decoding."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from mac.nn.mlp import Dense, broadcast_add, layer_norm
 
@@ -19,6 +19,16 @@ def normal_dense(in_size: int, out_size: int, key: Key[Array, ""]) -> Dense:
     k_replaced, k_weight = jr.split(key)
     dense = Dense(in_size, out_size, key=k_replaced)
     return eqx.tree_at(lambda d: d.weight, dense, INIT_STD * jr.normal(k_weight, (in_size, out_size)))
+
+
+def matmul_weights(nets: PyTree) -> PyTree:
+    """Tells which arrays of networks decay: weights of matmuls, but no bias, LayerNorm or embedding."""
+
+    def is_weight(path: tuple[Any, ...], leaf: Array) -> bool:
+        del leaf
+        return path[-1].name in ("weight", "heads")
+
+    return jax.tree_util.tree_map_with_path(is_weight, nets)
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:

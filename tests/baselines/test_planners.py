@@ -52,7 +52,7 @@ def test_predicting_nothing_costs_the_data_but_for_known_entries():
 
 
 @pytest.mark.parametrize("predicts", ["data", "noise"])
-def test_perfect_prediction_leads_to_the_data_around_known_entries(predicts: Any):
+def test_perfect_prediction_leads_to_the_data(predicts: Any):
     """Data that are one trajectory of 0.3; the known entry is 0.9, and each network input has it."""
     betas, shape = cosine_betas(6), (5, 4, 2)
     kept = jnp.cumprod(1 - betas)
@@ -112,7 +112,7 @@ def test_padded_windows_rest_in_the_final_state(name: str):
     ("name", "execute"),
     [("diffuser", 5), ("hd_da", 5), *(pytest.param("hd_da", n, marks=pytest.mark.slow) for n in (1, 3, 6))],
 )
-def test_executed_actions_are_those_of_numpy_without_doubled_joints(name: str, execute: int):
+def test_executed_actions_are_those_of_numpy(name: str, execute: int):
     """Of plans with segments of 3 steps, which are joined."""
     algo, state = started(name, execute=execute)
     rng = np.random.default_rng(0)

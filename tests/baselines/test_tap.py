@@ -11,10 +11,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from baselines.tap import TAP, Nets, TAPConfig, is_matmul
+from baselines.tap import TAP, Nets, TAPConfig
 from mac.algorithm import TrainState
 from mac.data.sampler import sample
 from mac.errors import UserError
+from mac.nn.transformer import matmul_weights
 from mac.ops.code_search import plan_return
 from mac.types import Batch
 from tests.helpers.numpy_mac import perturb
@@ -69,9 +70,15 @@ def test_scale_is_that_of_all_transitions():
 
 def test_episodes_that_fill_a_window_up_count_for_nothing():
     data = falling_window()
-    padding = jnp.zeros_like(data.episodes.first[:3])
-    longer = jax.tree.map(
-        lambda x: jnp.concatenate([x, padding.astype(x.dtype)]) if x.ndim else x, data.episodes
+    index, fill = data.episodes, lambda x, value: jnp.concatenate([x, jnp.full(3, value, x.dtype)])
+    assert index.terminated is not None
+    longer = dataclasses.replace(
+        index,
+        first=fill(index.first, 0),
+        steps=fill(index.steps, 0),
+        starts_before=fill(index.starts_before, index.n_starts),
+        steps_before=fill(index.steps_before, index.n_steps),
+        terminated=fill(index.terminated, False),
     )
     algo = TAP(tap().cfg, FALL_SPEC, STEPS)
     state = fresh(algo)
@@ -159,7 +166,7 @@ def test_weights_of_matmuls_alone_decay():
     zero = jax.tree.map(jnp.zeros_like, nets)
     moves, _ = first_update(algo, zero, nets)
     for name in ("encoder", "decoder", "prior"):
-        net, move, decays = (getattr(tree, name) for tree in (nets, moves, is_matmul(nets)))
+        net, move, decays = (getattr(tree, name) for tree in (nets, moves, matmul_weights(nets)))
         for x, y, decay in zip(*map(jax.tree.leaves, (net, move, decays)), strict=True):
             np.testing.assert_allclose(y, -0.005 * x if decay else 0 * x, rtol=1e-5, atol=1e-9)
 
