@@ -1,11 +1,11 @@
 """Suites: published numbers of a table, and the runs that each of them needs, as data in `suites/*.toml`."""
 
+import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from envs_mjx.registry import names as env_names
 from envs_mjx.registry import parse
 from mac.atomic_files import misfit, visible
 from mac.errors import UserError, one_line, unknown_name
@@ -181,29 +181,36 @@ def _known_keys(values: dict[str, Any], known: Sequence[str], where: str) -> Non
             raise unknown_name(f"{where}: key", key, known)
 
 
-def select(suite: Suite, envs: Sequence[str], algos: Sequence[str]) -> list[Entry]:
-    """Entries of some environments and algorithms; of all where none are named.
+def select(
+    suites: Sequence[Suite], envs: Sequence[str] = (), algos: Sequence[str] = ()
+) -> list[tuple[Suite, list[Entry]]]:
+    """Entries of some environments and algorithms by suite; of all where none are named.
 
     Args:
         envs: names in the table, of its runs, or of their families such as `cube-single`.
         algos: this project's names.
     Raises:
-        UserError: the suite has no such environment or algorithm.
+        UserError: no suite has such an environment or algorithm, or none has both.
     """
+    called = ", ".join(suite.name for suite in suites)
+    methods = {algo for suite in suites for algo in suite.methods}
+    known = {name for suite in suites for entry in suite.entries for name in names_of(entry)}
     for algo in algos:
-        if algo not in suite.methods:
-            raise unknown_name(f"--algo: algorithm of {suite.name}", algo, suite.methods)
+        if algo not in methods:
+            raise unknown_name(f"--algo: algorithm of {called}", algo, methods)
     for env in envs:
-        known = {name for entry in suite.entries for name in names_of(entry)}
         if env not in known:
-            families = {parse(run).family for entry in suite.entries for run in entry.runs}
-            close = known if env in env_names() else families
-            raise unknown_name(f"--env: environment of {suite.name}", env, close)
-    return [
-        entry
-        for entry in suite.entries
-        if (not algos or entry.algo in algos) and (not envs or names_of(entry) & set(envs))
-    ]
+            families = {parse(run).family for suite in suites for each in suite.entries for run in each.runs}
+            close = bool(difflib.get_close_matches(env, known, n=1))
+            raise unknown_name(f"--env: environment of {called}", env, known if close else families)
+    found = [(suite, [each for each in suite.entries if _is_chosen(each, envs, algos)]) for suite in suites]
+    if not any(entries for _, entries in found):
+        raise UserError(f"{called}: no number is of both --env and --algo; see --list")
+    return found
+
+
+def _is_chosen(entry: Entry, envs: Sequence[str], algos: Sequence[str]) -> bool:
+    return (not algos or entry.algo in algos) and (not envs or bool(names_of(entry) & set(envs)))
 
 
 def names_of(entry: Entry) -> set[str]:

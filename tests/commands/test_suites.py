@@ -100,7 +100,7 @@ def test_pooled_deviations_explain_the_model_free_columns():
 
 def test_entries_are_selected_by_family_name_and_algorithm():
     def chosen(name: str, envs: list[str], algos: list[str]) -> list[Entry]:
-        return select(load_suite(name), envs, algos)
+        return select([load_suite(name)], envs, algos)[0][1]
 
     assert len(chosen("table2", ["cube-single"], ["mac", "fql"])) == 2
     assert len(chosen("table13", ["cube-single"], [])) == 45
@@ -111,6 +111,8 @@ def test_entries_are_selected_by_family_name_and_algorithm():
         chosen("table2", [], ["macc"])
     with pytest.raises(UserError, match="environment of table2 'cube-singel' is not known"):
         chosen("table2", ["cube-singel"], [])
+    with pytest.raises(UserError, match="no number is of both"):
+        select([load_suite("table3"), load_suite("table1")], ["scene"], ["gciql"])
 
 
 OWN = """

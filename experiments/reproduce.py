@@ -1,0 +1,157 @@
+"""Runs the paper's tables and compares: `python experiments/reproduce.py table2 --env cube-single`."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from experiments.cli.arguments import read_flags
+from experiments.cli.exit_status import exit_status
+from experiments.launch.settings import RUNS
+from experiments.reproduction.cells import LEFT, STATUSES, Cell, Plan, Progress, cells_of, progress
+from experiments.reproduction.cost import NOTE, Estimator, datasets_to_make
+from experiments.reproduction.runner import Budget, Outcome, read_budget, run_cells
+from experiments.reproduction.suites import Entry, Suite, load_suite, select, suite_names
+from mac.errors import UserError
+from mac.formatting import counted
+from mac.run.report.timing import duration
+
+PROGRAM = "python experiments/reproduce.py"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Runs the cells of published tables, each a run of run.py, and compares them with the publication.
+
+    Words after `--` go to every run, such as `-- --eval.episodes 50`; such runs have folders of their own.
+    """
+
+    suites: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SUITE")]
+    """tables such as table2, or TOML files of one's own; `--list` names them"""
+    list: bool = False
+    """print what there is, how far it is, and what the rest would cost; run nothing"""
+    preset: Literal["laptop", "paper"] = "laptop"
+    """sizes of every run: those for two CPU cores, or the paper's"""
+    env: tuple[str, ...] = ()
+    """only these environments: names in the table, of runs, or families such as cube-single"""
+    algo: tuple[str, ...] = ()
+    """only these algorithms, by the names that run.py knows"""
+    seeds: int = 4
+    """seeds of each cell, trained together"""
+    budget: str | None = None
+    """time that this call may take, such as 90s, 9m or 1.5h; then the running cell stops with a checkpoint"""
+    out: Path = RUNS / "reproduce"
+    """folder of all runs; the same command continues there, on another machine too"""
+    data_dir: Path = Path("data")
+    """folder of datasets, run.py's --data.dir"""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise UserError(f"--seeds={self.seeds}: must be at least 1")
+        if self.budget is not None:
+            read_budget(self.budget)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns 0, 1 if a cell failed, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: reproduce(argv),
+        short_of_memory="take fewer --seeds",
+        interrupted=f"what was trained is kept; continue with: {again(argv)}",
+    )
+
+
+def again(argv: Sequence[str]) -> str:
+    """The command that continues."""
+    return shlex.join([*PROGRAM.split(), *argv])
+
+
+def reproduce(argv: Sequence[str]) -> int:
+    """Does what a command line says; returns the exit status."""
+    words = list(argv)
+    at = words.index("--") if "--" in words else len(words)
+    args = read_flags(Args, words[:at], PROGRAM)
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is for the runs
+    plan = Plan(args.out, args.preset, args.seeds, args.data_dir, tuple(words[at + 1 :]))
+    if not args.suites and not args.list:
+        raise UserError(f"SUITE is missing; name one or more of {', '.join(suite_names())}")
+    if args.list and not args.suites:
+        return list_suites(plan)
+    chosen = select([load_suite(name) for name in dict.fromkeys(args.suites)], args.env, args.algo)
+    if args.list:
+        return list_cells(chosen, plan)
+    cells = cells_of((entry for _, entries in chosen for entry in entries), plan)
+    budget = Budget(None if args.budget is None else read_budget(args.budget))
+    return finish(run_cells(cells, plan, budget), argv)
+
+
+def finish(outcome: Outcome, argv: Sequence[str]) -> int:
+    """Says what became of the cells; returns the exit status."""
+    counts = {"done": outcome.done, "stopped by the budget": outcome.cut, "not begun": outcome.left}
+    counts |= {"failed": outcome.failed, "in another process": outcome.elsewhere}
+    counts |= {"not available": outcome.unavailable}
+    print("cells: " + ", ".join(f"{len(found)} {name}" for name, found in counts.items() if found))
+    for cell, reason in (outcome.unavailable | outcome.failed).items():
+        print(f"  {cell.title}: {reason}")
+    if outcome.cut or outcome.left or outcome.failed:
+        print(f"continue with: {again(argv)}")
+    return 1 if outcome.failed else 0
+
+
+# Lists.
+
+
+def list_suites(plan: Plan) -> int:
+    """Prints one line for each suite."""
+    print(f"{'suite':<16}{'cells':>6}  cells that are done, cut, missing ... of {plan.preset} in {plan.out}")
+    for name in suite_names():
+        suite = load_suite(name)
+        states = [progress(cell, plan) for cell in cells_of(suite.entries, plan)]
+        print(f"{name:<16}{len(states):>6}  {suite.title}: {tally(states)}")
+    print(f"what each cell would cost: {PROGRAM} SUITE --list")
+    return 0
+
+
+def tally(states: Sequence[Progress]) -> str:
+    """How many cells are in which state, in words."""
+    counts = {name: sum(state.status == name for state in states) for name in STATUSES}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def list_cells(chosen: Sequence[tuple[Suite, list[Entry]]], plan: Plan) -> int:
+    """Prints one line for each cell of some suites, and what is left to do."""
+    estimator, left = Estimator(plan), dict[Cell, float]()
+    for suite, entries in chosen:
+        states = {cell: progress(cell, plan) for cell in cells_of(entries, plan)}
+        for cell, state in states.items():
+            estimator.learn(cell, state)
+        print(f"{suite.name}: {suite.title} ({suite.source})\n  protocol: {suite.protocol}")
+        for cell, state in states.items():
+            print(f"  {cell.env:<44} {cell.algo:<14} {describe(cell, state, estimator, left)}")
+        print(f"  {counted(len(states), 'cell')}: {tally(list(states.values()))}")
+    if left:
+        for name, how in datasets_to_make(list(left), plan).items():
+            print(f"dataset {name}: {how}")
+        print(f"left: {counted(len(left), 'cell')}, about {duration(sum(left.values()))}\n{NOTE}")
+    return 0
+
+
+def describe(cell: Cell, state: Progress, estimator: Estimator, left: dict[Cell, float]) -> str:
+    """How far a cell is and what it would cost, which is added to `left`."""
+    said = state.status
+    if state.reached and state.status != "done":
+        said += f" at update {state.reached:,} of {state.steps:,}"
+    if state.status in LEFT and state.steps:
+        cost = estimator.cost(cell, state)
+        left[cell] = cost.seconds
+        said += f", about {duration(cost.seconds)}{'*' if cost.measured else ''}"
+    return said + (f": {state.reason}" if state.reason else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
