@@ -10,18 +10,24 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
+from experiments.benchmarks.harness import write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from experiments.launch.settings import RUNS
 from experiments.reproduction.cells import LEFT, STATUSES, Cell, Plan, Progress, cells_of, progress
+from experiments.reproduction.comparison import compare
 from experiments.reproduction.cost import NOTE, Estimator, datasets_to_make
+from experiments.reproduction.render import latex, markdown, terminal_table
 from experiments.reproduction.runner import Budget, Outcome, read_budget, run_cells
 from experiments.reproduction.suites import Entry, Suite, load_suite, select, suite_names
+from mac.atomic_files import replace_file
 from mac.errors import UserError
 from mac.formatting import counted
+from mac.run.report.table import print_tables
 from mac.run.report.timing import duration
 
 PROGRAM = "python experiments/reproduce.py"
+REPORTS = "report"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Args:
     """tables such as table2, or TOML files of one's own; `--list` names them"""
     list: bool = False
     """print what there is, how far it is, and what the rest would cost; run nothing"""
+    report: bool = False
+    """compare the finished cells with the publication, and write CSV, Markdown and LaTeX; run nothing"""
     preset: Literal["laptop", "paper"] = "laptop"
     """sizes of every run: those for two CPU cores, or the paper's"""
     env: tuple[str, ...] = ()
@@ -55,6 +63,8 @@ class Args:
             raise UserError(f"--seeds={self.seeds}: must be at least 1")
         if self.budget is not None:
             read_budget(self.budget)
+        if self.list and self.report:
+            raise UserError("--list and --report: give one of them")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,6 +95,8 @@ def reproduce(argv: Sequence[str]) -> int:
     chosen = select([load_suite(name) for name in dict.fromkeys(args.suites)], args.env, args.algo)
     if args.list:
         return list_cells(chosen, plan)
+    if args.report:
+        return report(chosen, plan, argv)
     cells = cells_of((entry for _, entries in chosen for entry in entries), plan)
     budget = Budget(None if args.budget is None else read_budget(args.budget))
     return finish(run_cells(cells, plan, budget), argv)
@@ -151,6 +163,44 @@ def describe(cell: Cell, state: Progress, estimator: Estimator, left: dict[Cell,
         left[cell] = cost.seconds
         said += f", about {duration(cost.seconds)}{'*' if cost.measured else ''}"
     return said + (f": {state.reason}" if state.reason else "")
+
+
+# Reports.
+
+
+def report(chosen: Sequence[tuple[Suite, list[Entry]]], plan: Plan, argv: Sequence[str]) -> int:
+    """Compares finished cells with the publication, in the terminal and in files.
+
+    Raises:
+        UserError: no number is complete, or a file cannot be written.
+    """
+    found = [(suite, *compare(suite, entries, plan)) for suite, entries in chosen]
+    if not any(rows for _, rows, _ in found):
+        raise UserError(
+            f"{plan.out} has not all cells of any number in these tables ({plan.preset}, "
+            f"{counted(plan.seeds, 'seed')}); run them first, without --report"
+        )
+    for suite, rows, missing in found:
+        if not rows:
+            print(f"{suite.name}: no number is complete yet")
+            continue
+        print_tables(terminal_table(suite, rows, len(missing)))
+        stem = plan.out / REPORTS / f"{suite.name}_{plan.preset}_s{plan.seeds}"
+        paths = [stem.with_name(stem.name + suffix) for suffix in (".csv", ".md", ".tex")]
+        write_csv(paths[0], rows, ["experiments/reproduce.py", *argv])
+        for path, text in zip(paths[1:], (markdown, latex), strict=True):
+            write_text(path, text(suite, rows, len(missing)))
+        print("".join(f"  {path}\n" for path in paths), end="")
+    return 0
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one go.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def _entries(row: Any, content: dict[str, Any], where: str) -> list[Entry]:
             raise unknown_name(f"{where}: algorithm", algo, content["methods"])
         if not _is_pair(numbers):
             raise UserError(f"{where}: {algo} must be [mean] or [mean, deviation]")
-        mean, deviation = (*numbers, None)[:2]
+        mean, deviation = numbers[0], numbers[1] if len(numbers) > 1 else None
         over = content["deviation"].get(algo)
         if deviation is not None and over is None:
             raise UserError(f"{where}: [deviation] must say over what that of {algo} is taken")
