@@ -14,6 +14,7 @@ from experiments.benchmarks.harness import write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from experiments.launch.settings import RUNS
+from experiments.reproduction.across import across, across_table
 from experiments.reproduction.cells import LEFT, STATUSES, Cell, Plan, Progress, cells_of, progress
 from experiments.reproduction.comparison import compare
 from experiments.reproduction.cost import NOTE, Estimator, datasets_to_make
@@ -174,13 +175,13 @@ def report(chosen: Sequence[tuple[Suite, list[Entry]]], plan: Plan, argv: Sequen
     Raises:
         UserError: no number is complete, or a file cannot be written.
     """
-    found = [(suite, *compare(suite, entries, plan)) for suite, entries in chosen]
-    if not any(rows for _, rows, _ in found):
+    found = [(suite, entries, *compare(suite, entries, plan)) for suite, entries in chosen]
+    if not any(rows for _, _, rows, _ in found):
         raise UserError(
             f"{plan.out} has not all cells of any number in these tables ({plan.preset}, "
             f"{counted(plan.seeds, 'seed')}); run them first, without --report"
         )
-    for suite, rows, missing in found:
+    for suite, entries, rows, missing in found:
         if not rows:
             print(f"{suite.name}: no number is complete yet")
             continue
@@ -190,6 +191,10 @@ def report(chosen: Sequence[tuple[Suite, list[Entry]]], plan: Plan, argv: Sequen
         write_csv(paths[0], rows, ["experiments/reproduce.py", *argv])
         for path, text in zip(paths[1:], (markdown, latex), strict=True):
             write_text(path, text(suite, rows, len(missing)))
+        if statistics := across(suite, entries, plan):
+            print_tables(across_table(suite, statistics))
+            paths.append(stem.with_name(stem.name + "_across.csv"))
+            write_csv(paths[-1], statistics, ["experiments/reproduce.py", *argv])
         print("".join(f"  {path}\n" for path in paths), end="")
     return 0
 

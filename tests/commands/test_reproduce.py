@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from experiments.reproduce import main
 from experiments.reproduction import cells, runner
 from experiments.reproduction.cells import Plan, cells_of, progress
+from experiments.reproduction.cost import Cost, Estimator
 from experiments.reproduction.runner import Budget, read_budget
 from experiments.reproduction.suites import load_suite
 from mac.errors import UserError
@@ -173,6 +175,26 @@ def test_list_of_all_suites_starts_nothing(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "table2 " in said and "225 missing" in said
     assert not (tmp_path / "none").exists()
+
+
+def test_commands_of_the_page_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Each is called in an empty folder, with a stand-in for the runs and for the estimates."""
+    begun: list[cells.Cell] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "run_cell", lambda cell, *_: begun.append(cell))
+    monkeypatch.setattr(Estimator, "cost", lambda *_: Cost(60.0, False))
+    page = (ROOT / "docs" / "reproduce.md").read_text()
+    commands = re.findall(r"^python experiments/reproduce.py (.*)$", page, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:  # the report finds nothing that is finished
+        assert main(command.split()) == (2 if "--report" in command else 0), command
+    assert {(cell.algo, cell.preset, cell.seeds) for cell in begun} == {
+        (algo, "laptop", 4) for algo in ("mac", "fql")
+    }
+    assert len({cell.env for cell in begun}) == 5 and len(begun) == 10
+    assert "has not all cells of any number" in capsys.readouterr().err
 
 
 def test_cost_without_a_finished_cell_is_estimated(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from experiments.reproduce import main
+from experiments.reproduction import across as across_module
 from experiments.reproduction import comparison
-from experiments.reproduction.cells import Cell
+from experiments.reproduction.across import across
+from experiments.reproduction.cells import Cell, Plan
 from experiments.reproduction.comparison import Finished, Row, deviation, judge, row_of
 from experiments.reproduction.render import latex, latex_text, markdown, notes
 from experiments.reproduction.suites import Entry, Published, load_suite
@@ -178,7 +180,36 @@ def test_same_runs_give_the_same_numbers_in_every_file(fake: Fake):
         found = sorted((fake.out / "report").iterdir())
         return {p.name: [x for x in p.read_text().splitlines() if not x.startswith("# ")] for p in found}
 
-    assert files() == files() and len(files()) == 3
+    assert files() == files() and len(files()) == 4
+
+
+def test_report_compares_algorithms_across_tasks(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    assert fake.run() == 0
+    capsys.readouterr()
+    assert fake.run("--report") == 0
+    said = capsys.readouterr().out
+    assert "mine, across tasks (laptop)" in said and "3 tasks that all of these" in said
+    lines = (fake.out / "report" / "mine_laptop_s2_across.csv").read_text().splitlines()
+    (row,) = csv.DictReader(line for line in lines if not line.startswith("#"))
+    assert (row["algo"], row["reference"], row["tasks"], row["seeds"]) == ("mac", "mac", "3", "2")
+    assert float(row["mean"]) + float(row["gap"]) == pytest.approx(1)
+
+
+def test_algorithms_are_compared_on_common_tasks(monkeypatch: pytest.MonkeyPatch):
+    """Run `c` is not common to both, so that it does not count."""
+    values = {"mac": {"a": 0.8, "b": 0.6, "c": 0.0}, "fql": {"a": 0.2, "b": 0.6}}
+
+    def read(cell: Cell, plan: Plan) -> Finished | None:
+        value = values[cell.algo].get(cell.env)
+        return None if value is None else part(np.full((1, 4, 1), value), tasks=[1])
+
+    monkeypatch.setattr(across_module, "read_finished", read)
+    entries = [entry(1, 1, algo=algo, runs=(run,)) for algo in values for run in "abc"]
+    plan = Plan(Path("out"), "paper", 4, Path("data"))
+    ours, theirs = across(load_suite(SUITE3), entries, plan)
+    assert (ours.tasks, ours.mean, ours.gap) == (2, pytest.approx(0.7), pytest.approx(0.3))
+    assert (theirs.mean, theirs.improvement) == (pytest.approx(0.4), 0.75)  # better on a, even on b
+    assert theirs.profile.startswith("0.0:1.000 0.1:1.000 0.2:0.500")
 
 
 def test_report_without_a_finished_cell_is_one_line(fake: Fake, capsys: pytest.CaptureFixture[str]):
