@@ -18,6 +18,7 @@ from experiments.reproduction.across import across, across_table
 from experiments.reproduction.cells import LEFT, STATUSES, Cell, Plan, Progress, cells_of, progress
 from experiments.reproduction.comparison import compare
 from experiments.reproduction.cost import NOTE, Estimator, datasets_to_make
+from experiments.reproduction.html_report import Section, page
 from experiments.reproduction.render import latex, markdown, terminal_table
 from experiments.reproduction.runner import Budget, Outcome, read_budget, run_cells
 from experiments.reproduction.suites import Entry, Suite, load_suite, select, suite_names
@@ -43,7 +44,8 @@ class Args:
     list: bool = False
     """print what there is, how far it is, and what the rest would cost; run nothing"""
     report: bool = False
-    """compare the finished cells with the publication, and write CSV, Markdown and LaTeX; run nothing"""
+    """compare the finished cells with the publication, and write HTML, CSV, Markdown and LaTeX; run
+    nothing"""
     preset: Literal["laptop", "paper"] = "laptop"
     """sizes of every run: those for two CPU cores, or the paper's"""
     env: tuple[str, ...] = ()
@@ -175,27 +177,34 @@ def report(chosen: Sequence[tuple[Suite, list[Entry]]], plan: Plan, argv: Sequen
     Raises:
         UserError: no number is complete, or a file cannot be written.
     """
-    found = [(suite, entries, *compare(suite, entries, plan)) for suite, entries in chosen]
-    if not any(rows for _, _, rows, _ in found):
+    found = [(suite, compare(suite, entries, plan)) for suite, entries in chosen]
+    if not any(comparison.rows for _, comparison in found):
         raise UserError(
             f"{plan.out} has not all cells of any number in these tables ({plan.preset}, "
             f"{counted(plan.seeds, 'seed')}); run them first, without --report"
         )
-    for suite, entries, rows, missing in found:
+    command, ending = ["experiments/reproduce.py", *argv], f"{plan.preset}_s{plan.seeds}"
+    sections, paths = list[Section](), list[Path]()
+    for suite, (rows, missing, finished) in found:
         if not rows:
             print(f"{suite.name}: no number is complete yet")
             continue
         print_tables(terminal_table(suite, rows, len(missing)))
-        stem = plan.out / REPORTS / f"{suite.name}_{plan.preset}_s{plan.seeds}"
-        paths = [stem.with_name(stem.name + suffix) for suffix in (".csv", ".md", ".tex")]
-        write_csv(paths[0], rows, ["experiments/reproduce.py", *argv])
-        for path, text in zip(paths[1:], (markdown, latex), strict=True):
+        files = [plan.out / REPORTS / f"{suite.name}_{ending}{suffix}" for suffix in (".csv", ".md", ".tex")]
+        write_csv(files[0], rows, command)
+        for path, text in zip(files[1:], (markdown, latex), strict=True):
             write_text(path, text(suite, rows, len(missing)))
-        if statistics := across(suite, entries, plan):
+        if statistics := across(suite, finished):
             print_tables(across_table(suite, statistics))
-            paths.append(stem.with_name(stem.name + "_across.csv"))
-            write_csv(paths[-1], statistics, ["experiments/reproduce.py", *argv])
-        print("".join(f"  {path}\n" for path in paths), end="")
+            files.append(plan.out / REPORTS / f"{suite.name}_{ending}_across.csv")
+            write_csv(files[-1], statistics, command)
+        paths += files
+        table = files[0].read_text(encoding="utf-8")
+        sections.append(Section(suite, rows, len(missing), list(finished.values()), table, statistics))
+    names = ", ".join(section.suite.name for section in sections)
+    paths.append(plan.out / REPORTS / f"{names.replace(', ', '_')}_{ending}.html")
+    write_text(paths[-1], page(sections, f"{names}: this project and the paper ({plan.preset})"))
+    print("".join(f"  {path}\n" for path in paths), end="")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Algorithms compared across the tasks of a suite, on the runs that all of them have finished."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from rich.table import Table
 
-from experiments.reproduction.cells import Plan
-from experiments.reproduction.comparison import Finished, read_finished
-from experiments.reproduction.suites import Entry, Suite
+from experiments.reproduction.cells import Cell
+from experiments.reproduction.comparison import Finished
+from experiments.reproduction.suites import Suite
 from mac.run.report.across_tasks import (
     bootstrap_interval,
     optimality_gap,
@@ -54,27 +55,22 @@ class AcrossRow:
     profile: str
 
 
-def across(suite: Suite, entries: Sequence[Entry], plan: Plan) -> list[AcrossRow]:
-    """One row for each algorithm with a finished run; none where fewer than two tasks are common to all."""
-    finished: dict[str, dict[str, Finished]] = {}
-    for entry in entries:
-        for run in entry.runs:
-            if run in finished.get(entry.algo, {}):
-                continue
-            found = read_finished(plan.cell(run, entry.algo), plan)
-            if found is not None and found.curve.measure in (SUCCESS, SCORE):
-                finished.setdefault(entry.algo, {})[run] = found
-    common = set.intersection(*(set(runs) for runs in finished.values())) if finished else set[str]()
-    order = [run for runs in finished.values() for run in runs if run in common]
-    names = list(dict.fromkeys(order))
-    tables = {algo: _scores([runs[run] for run in names]) for algo, runs in finished.items() if names}
+def across(suite: Suite, finished: Mapping[Cell, Finished]) -> list[AcrossRow]:
+    """One row for each algorithm with a finished cell; none where fewer than two tasks are common to all."""
+    by_algo: dict[str, dict[str, Finished]] = {}
+    for cell, each in finished.items():
+        if each.curve.measure in (SUCCESS, SCORE):
+            by_algo.setdefault(cell.algo, {})[cell.env] = each
+    common = set.intersection(*(set(runs) for runs in by_algo.values())) if by_algo else set[str]()
+    names = list(dict.fromkeys(run for runs in by_algo.values() for run in runs if run in common))
+    tables = {algo: _scores([runs[run] for run in names]) for algo, runs in by_algo.items() if names}
     if not tables or next(iter(tables.values())).shape[1] < 2:
         return []
     reference = REFERENCE if REFERENCE in tables else next(iter(tables))
     rows = []
     for algo, scores in tables.items():
-        kinds = dict.fromkeys(kind for run in names for kind in finished[algo][run].kinds)
-        labels = (suite.name, algo, plan.preset, " + ".join(kinds))
+        kinds = dict.fromkeys(kind for run in names for kind in by_algo[algo][run].kinds)
+        labels = (suite.name, algo, by_algo[algo][names[0]].cell.preset, " + ".join(kinds))
         rows.append(_row(labels, scores, reference, tables[reference]))
     return rows
 
@@ -110,29 +106,48 @@ def _iqm(scores: Any) -> Any:
     return iqm(scores.reshape(*scores.shape[:-2], -1))
 
 
+def across_title(suite: Suite, rows: Sequence[AcrossRow]) -> str:
+    """Title of a table across tasks."""
+    return f"{suite.name}, across {rows[0].tasks} tasks ({rows[0].preset})"
+
+
+CAPTION = (
+    "tasks that all of these algorithms have finished; 95% bootstrap intervals over seeds, stratified by "
+    "task (Agarwal et al. 2021)"
+)
+
+
+def across_columns(suite: Suite, rows: Sequence[AcrossRow]) -> dict[str, list[str]]:
+    """The cells of each column of a table across tasks."""
+    better = f"P({suite.methods[rows[0].reference]} is better)"
+    columns = dict[str, list[str]]()
+    for row in rows:
+        known = row.algo != row.reference
+        cells = {
+            "algorithm": suite.methods[row.algo],
+            "mean": _shown(row.mean, row.mean_low, row.mean_high),
+            "IQM": _shown(row.iqm, row.iqm_low, row.iqm_high),
+            "optimality gap": _shown(row.gap, row.gap_low, row.gap_high),
+            better: _shown(row.improvement, row.improvement_low, row.improvement_high) if known else "-",
+            "data": row.data,
+            "seeds": str(row.seeds),
+        }
+        for name, cell in cells.items():
+            columns.setdefault(name, []).append(cell)
+    return columns
+
+
+def _shown(value: float, low: float, high: float) -> str:
+    return f"{value:.2f}" + ("" if math.isnan(low) else f" ({low:.2f} to {high:.2f})")
+
+
 def across_table(suite: Suite, rows: Sequence[AcrossRow]) -> Table:
     """A table for `print_tables`."""
-    first = rows[0]
-    caption = (
-        f"{first.tasks} tasks that all of these algorithms have finished; 95% bootstrap intervals over "
-        "seeds, stratified by task (Agarwal et al. 2021)"
-    )
-    title = f"{suite.name}, across tasks ({first.preset})"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    columns = ("mean", "IQM", "optimality gap", f"P({first.reference} is better)", "data", "seeds")
-    table.add_column("algorithm")
+    title = across_title(suite, rows)
+    table = Table(title=title, caption=CAPTION, title_justify="left", caption_justify="left")
+    columns = across_columns(suite, rows)
     for name in columns:
-        table.add_column(name, justify="right")
-    for row in rows:
-        intervals = [
-            Interval(row.mean, row.mean_low, row.mean_high),
-            Interval(row.iqm, row.iqm_low, row.iqm_high),
-            Interval(row.gap, row.gap_low, row.gap_high),
-            Interval(row.improvement, row.improvement_low, row.improvement_high),
-        ]
-        shown = [f"{x.value:.2f} ({x.low:.2f} to {x.high:.2f})" for x in intervals]
-        shown = [text.replace(" (nan to nan)", "") for text in shown]
-        if row.algo == row.reference:
-            shown[-1] = "-"
-        table.add_row(suite.methods[row.algo], *shown, row.data, str(row.seeds))
+        table.add_column(name, justify="left" if name in ("algorithm", "data") else "right")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
     return table

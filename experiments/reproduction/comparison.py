@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.launch.settings import read_settings
-from experiments.reproduction.cells import Cell, Plan, cell_settings, progress
+from experiments.reproduction.cells import Cell, Plan, cell_settings, cells_of, progress
 from experiments.reproduction.cost import seconds_spent
 from experiments.reproduction.suites import Entry, Over, Published, Suite
 from mac.data.provenance import provenance_from_dict
@@ -151,22 +151,36 @@ def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(value) for value in values if value))
 
 
-def compare(suite: Suite, entries: Sequence[Entry], plan: Plan) -> tuple[list[Row], list[Entry]]:
-    """Rows of the entries of a suite that are complete, and the entries that are not."""
-    known: dict[Cell, Finished | None] = {}
+class Comparison(NamedTuple):
+    """A suite compared with finished cells.
+
+    Attributes:
+        rows: of the entries that are complete.
+        missing: the other entries.
+        finished: the finished cells among those that the entries need.
+    """
+
+    rows: list[Row]
+    missing: list[Entry]
+    finished: dict[Cell, Finished]
+
+
+def compare(suite: Suite, entries: Sequence[Entry], plan: Plan) -> Comparison:
+    """Compares entries of a suite with what is finished.
+
+    Raises:
+        UserError: a file of a cell is damaged.
+    """
+    found = {cell: read_finished(cell, plan) for cell in cells_of(entries, plan)}
+    finished = {cell: each for cell, each in found.items() if each is not None}
     rows, missing = [], []
     for entry in entries:
-        parts = []
-        for cell in (plan.cell(run, entry.algo) for run in entry.runs):
-            if cell not in known:
-                known[cell] = read_finished(cell, plan)
-            parts.append(known[cell])
-        complete = [part for part in parts if part is not None]
-        if len(complete) == len(parts):
-            rows.append(row_of(suite, entry, complete))
+        cells = [plan.cell(run, entry.algo) for run in entry.runs]
+        if all(cell in finished for cell in cells):
+            rows.append(row_of(suite, entry, [finished[cell] for cell in cells]))
         else:
             missing.append(entry)
-    return rows, missing
+    return Comparison(rows, missing, finished)
 
 
 def scores_of(entry: Entry, curve: Curve, count: int = 1) -> Float[np.ndarray, "S tasks"]:

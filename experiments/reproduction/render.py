@@ -32,6 +32,7 @@ COLUMNS: Mapping[str, Cell] = {
     "algorithm": lambda row: row.method,
     "paper": lambda row: with_deviation(row.paper, row.paper_deviation, 0),
     "ours": lambda row: with_deviation(row.value, row.deviation),
+    "ours is": lambda row: row.verdict,
     "95% interval": lambda row: interval(row.low, row.high),
     "IQM": lambda row: number(row.iqm),
     "last 3": lambda row: number(row.late),
@@ -41,7 +42,6 @@ COLUMNS: Mapping[str, Cell] = {
     "preset": lambda row: row.preset,
     "data": lambda row: row.data,
     "engine": lambda row: row.engine,
-    "ours is": lambda row: row.verdict,
     "changes": lambda row: row.changes,
     "commit": lambda row: row.commit,
 }

@@ -3,17 +3,18 @@
 import csv
 import json
 import math
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.reproduce import main
-from experiments.reproduction import across as across_module
 from experiments.reproduction import comparison
-from experiments.reproduction.across import across
-from experiments.reproduction.cells import Cell, Plan
+from experiments.reproduction.across import across, across_columns
+from experiments.reproduction.cells import Cell
 from experiments.reproduction.comparison import Finished, Row, deviation, judge, row_of
+from experiments.reproduction.html_report import Section, page
 from experiments.reproduction.render import latex, latex_text, markdown, notes
 from experiments.reproduction.suites import Entry, Published, load_suite
 from mac.run.report.score import SCORE, SUCCESS, ScoreKind
@@ -180,7 +181,7 @@ def test_same_runs_give_the_same_numbers_in_every_file(fake: Fake):
         found = sorted((fake.out / "report").iterdir())
         return {p.name: [x for x in p.read_text().splitlines() if not x.startswith("# ")] for p in found}
 
-    assert files() == files() and len(files()) == 4
+    assert files() == files() and len(files()) == 5
 
 
 def test_report_compares_algorithms_across_tasks(fake: Fake, capsys: pytest.CaptureFixture[str]):
@@ -188,28 +189,26 @@ def test_report_compares_algorithms_across_tasks(fake: Fake, capsys: pytest.Capt
     capsys.readouterr()
     assert fake.run("--report") == 0
     said = capsys.readouterr().out
-    assert "mine, across tasks (laptop)" in said and "3 tasks that all of these" in said
+    assert "mine, across 3 tasks (laptop)" in said and "tasks that all of these" in said
     lines = (fake.out / "report" / "mine_laptop_s2_across.csv").read_text().splitlines()
     (row,) = csv.DictReader(line for line in lines if not line.startswith("#"))
     assert (row["algo"], row["reference"], row["tasks"], row["seeds"]) == ("mac", "mac", "3", "2")
     assert float(row["mean"]) + float(row["gap"]) == pytest.approx(1)
 
 
-def test_algorithms_are_compared_on_common_tasks(monkeypatch: pytest.MonkeyPatch):
+def test_algorithms_are_compared_on_common_tasks():
     """Run `c` is not common to both, so that it does not count."""
     values = {"mac": {"a": 0.8, "b": 0.6, "c": 0.0}, "fql": {"a": 0.2, "b": 0.6}}
-
-    def read(cell: Cell, plan: Plan) -> Finished | None:
-        value = values[cell.algo].get(cell.env)
-        return None if value is None else part(np.full((1, 4, 1), value), tasks=[1])
-
-    monkeypatch.setattr(across_module, "read_finished", read)
-    entries = [entry(1, 1, algo=algo, runs=(run,)) for algo in values for run in "abc"]
-    plan = Plan(Path("out"), "paper", 4, Path("data"))
-    ours, theirs = across(load_suite(SUITE3), entries, plan)
+    finished = {}
+    for algo, runs in values.items():
+        for run, value in runs.items():
+            finished[Cell(run, algo, "paper", 4)] = part(np.full((1, 4, 1), value), tasks=[1])
+    ours, theirs = across(load_suite("table2"), finished)
     assert (ours.tasks, ours.mean, ours.gap) == (2, pytest.approx(0.7), pytest.approx(0.3))
     assert (theirs.mean, theirs.improvement) == (pytest.approx(0.4), 0.75)  # better on a, even on b
     assert theirs.profile.startswith("0.0:1.000 0.1:1.000 0.2:0.500")
+    columns = across_columns(load_suite("table2"), [ours, theirs])
+    assert columns["P(MAC is better)"] == ["-", "0.75 (0.75 to 0.75)"]
 
 
 def test_report_without_a_finished_cell_is_one_line(fake: Fake, capsys: pytest.CaptureFixture[str]):
@@ -240,3 +239,83 @@ def test_markdown_and_latex_escape_what_they_must():
     (line,) = [line for line in latex(load_suite(SUITE3), [row], 0).splitlines() if "50.0" in line]
     assert line.startswith(r"a\_b|c & all & MAC & 50 $\pm$ 1 & 50.0 $\pm$ 0.0 & 50.0 to 50.0 & ")
     assert latex_text("5% of ~x^2\\") == r"5\% of \textasciitilde{}x\textasciicircum{}2\textbackslash{}"
+
+
+# The page.
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes; every tag that is opened must be closed."""
+
+    VOID = ("meta", "br")
+    """Tags without an end; those of SVG end themselves."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def section(*values: float, title: str = "t") -> Section:
+    """A section with a run of two seeds and three evaluations for each value."""
+    suite = load_suite(SUITE3)._replace(title=title)
+    scores = [np.linspace(0, value, 3)[:, None, None] + np.zeros((3, 2, 1)) for value in values]
+    algos = list(suite.methods)[: len(values)]
+    runs = [
+        part(each)._replace(cell=Cell("e", algo, "paper", 2))
+        for algo, each in zip(algos, scores, strict=True)
+    ]
+    rows = [row_of(suite, entry(50, 5, algo=run.cell.algo), [run]) for run in runs]
+    return Section(suite, rows, 0, runs, "a,b\n1,2\n", [])
+
+
+def test_page_is_whole_and_needs_no_network():
+    text = page([section(0.5, 0.9)], "title")
+    tags = Tags(text)
+    assert not tags.open
+    links = [value for _, attrs in tags.found for name, value in attrs.items() if name in ("href", "src")]
+    assert links == ["data:text/csv;charset=utf-8,a,b%0A1,2%0A"]
+    assert "@import" not in text and "url(" not in text
+    assert "width=device-width" in (tags.of("meta")[1]["content"] or "")
+    assert len(text) < 50_000
+
+
+def test_page_draws_a_curve_of_each_run():
+    tags = Tags(page([section(0.5, 0.9)], "title"))
+    assert (len(tags.of("figure")), len(tags.of("polyline")), len(tags.of("polygon"))) == (1, 2, 2)
+    assert len(tags.of("path")) == 2  # a sample of each line in the legend
+    assert len(tags.of("circle")) == 6
+    # 0 and 100 percent are at the lower and the upper end: 90% is a tenth below the latter.
+    top, bottom = 8.0, 196.0
+    *_, last = (tags.of("polyline")[1]["points"] or "").split()
+    assert float(last.split(",")[1]) == pytest.approx(top + 0.1 * (bottom - top), abs=0.1)
+
+
+def test_page_sorts_by_numbers_and_escapes_text():
+    text = page([section(0.5, title="<b>&")], "<i>")
+    assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;&amp;" in text
+    cells = [attributes.get("data-key") for attributes in Tags(text).of("td")]
+    assert cells[3] == "50" and float(cells[4] or "") == pytest.approx(50)
+
+
+def test_page_draws_scores_that_are_no_percentage():
+    one = part(np.array([[[-5.0], [-5.0]], [[150.0], [150.0]]]), measure=SCORE)
+    suite = load_suite(SUITE3)
+    text = page([Section(suite, [row_of(suite, entry(1, None), [one])], 0, [one], "", [])], "t")
+    assert "normalised score by updates" in text and "nan" not in text
+    assert ">-5</text>" in text and ">150</text>" in text
