@@ -76,11 +76,19 @@ def notes(suite: Suite, rows: Sequence[Row], missing: int) -> list[str]:
     return found
 
 
+_PROVENANCE = ("seeds x episodes", "updates", "preset", "data", "engine", "changes", "commit")
+
+
 def terminal_table(suite: Suite, rows: Sequence[Row], missing: int) -> Table:
-    """A table for `print_tables`."""
-    title, caption = f"{suite.name}: {suite.title}", "\n".join(notes(suite, rows, missing))
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    """A table for `print_tables`; provenance that all rows share is told once, below it."""
     columns = shown(rows)
+    shared = {name: columns[name][0] for name in _PROVENANCE if len(set(columns.get(name, []))) == 1}
+    lines = notes(suite, rows, missing)
+    if shared:
+        lines.insert(0, f"all rows: {'; '.join(f'{name} {value}' for name, value in shared.items())}")
+    title, caption = f"{suite.name}: {suite.title}", "\n".join(lines)
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    columns = {name: cells for name, cells in columns.items() if name not in shared}
     for name in columns:
         table.add_column(name, justify="right" if name in _NUMERIC else "left")
     for cells in zip(*columns.values(), strict=True):

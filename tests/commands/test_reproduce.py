@@ -1,5 +1,6 @@
 """The command that runs published tables: lists, cells, budgets, failures, and continuing."""
 
+import csv
 import json
 import os
 import re
@@ -294,3 +295,11 @@ def test_command_killed_five_times_ends_as_if_never_killed(tmp_path: Path):
     (killed,), (straight,) = ((tmp_path / name).glob("mac_*") for name in ("killed", "straight"))
     for name in (EVAL, "metrics.jsonl"):
         assert (killed / name).read_bytes() == (straight / name).read_bytes()
+    reports = []
+    for name in ("killed", "straight"):
+        before, _, flags_after = " ".join(words(name)).partition(" -- ")
+        assert main([*before.split(), "--report", "--", *flags_after.split()]) == 0
+        (path,) = (tmp_path / name / "report").glob("*_s2.csv")
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        reports.append([row | {"seconds": "", "commit": ""} for row in csv.DictReader(lines)])
+    assert reports[0] == reports[1]

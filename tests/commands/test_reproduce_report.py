@@ -15,7 +15,7 @@ from experiments.reproduction.across import across, across_columns
 from experiments.reproduction.cells import Cell
 from experiments.reproduction.comparison import Finished, Row, deviation, judge, row_of
 from experiments.reproduction.html_report import Section, page
-from experiments.reproduction.render import latex, latex_text, markdown, notes
+from experiments.reproduction.render import latex, latex_text, markdown, notes, terminal_table
 from experiments.reproduction.suites import Entry, Published, load_suite
 from mac.run.report.score import SCORE, SUCCESS, ScoreKind
 from mac.run.report.stats import Curve, Interval
@@ -230,6 +230,17 @@ def test_report_of_a_cut_cell_leaves_it_out(fake: Fake, capsys: pytest.CaptureFi
 def test_list_and_report_together_are_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["table2", "--list", "--report"]) == 2
     assert "--list and --report" in capsys.readouterr().err
+
+
+def test_terminal_tells_shared_provenance_once():
+    suite = load_suite(SUITE3)
+    row = row_of(suite, entry(50, 1), [part(np.full((1, 2, 1), 0.5))])
+    same, other = (
+        terminal_table(suite, [row, Row(**{**vars(row), "data": data})], 0) for data in ("official", "x")
+    )
+    assert "all rows: seeds x episodes 2 x 15; updates 10; preset paper; data official; " in str(same.caption)
+    assert "data" not in [column.header for column in same.columns]
+    assert "data" in [column.header for column in other.columns]
 
 
 def test_markdown_and_latex_escape_what_they_must():
