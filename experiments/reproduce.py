@@ -44,8 +44,7 @@ class Args:
     list: bool = False
     """print what there is, how far it is, and what the rest would cost; run nothing"""
     report: bool = False
-    """compare the finished cells with the publication, and write HTML, CSV, Markdown and LaTeX; run
-    nothing"""
+    """compare finished cells with the publication; write HTML, CSV, Markdown and LaTeX; run nothing"""
     preset: Literal["laptop", "paper"] = "laptop"
     """sizes of every run: those for two CPU cores, or the paper's"""
     env: tuple[str, ...] = ()

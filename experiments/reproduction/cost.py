@@ -1,4 +1,4 @@
-"""Estimates of the time that cells take here: from finished cells, else from counted operations."""
+"""Estimates of the time that cells take here: from cells that have run, else from counted operations."""
 
 import functools
 from pathlib import Path
@@ -24,7 +24,7 @@ class Cost(NamedTuple):
     """Seconds that a cell takes to its end, compiling left out.
 
     Attributes:
-        measured: scaled from a finished cell of the same algorithm, environment's kind and preset.
+        measured: scaled from a finished or cut cell of the same algorithm, family of environments and preset.
     """
 
     seconds: float
@@ -33,7 +33,8 @@ class Cost(NamedTuple):
 
 NOTE = (
     "estimates: operations of an update, counted once for each algorithm, by the rate of matmuls measured on "
-    "this machine's processor; evaluations to the time limit; compiling left out. *: from a finished cell"
+    "this machine's processor; evaluations to the time limit; compiling left out. *: from the time of a cell "
+    "that has run"
 )
 
 
@@ -48,9 +49,15 @@ class Estimator:
         self._rate = functools.cache(product_rate)
 
     def learn(self, cell: Cell, progress: Progress) -> None:
-        """Takes the seconds per update of a finished cell, evaluations included."""
-        if progress.status == "done" and progress.steps and (spent := seconds_spent(self._plan.folder(cell))):
-            self._measured.setdefault(_kind(cell), spent / progress.steps)
+        """Takes the seconds per update of a finished cell, or of one that was cut; evaluations included."""
+        if progress.status not in ("done", "cut") or not progress.reached:
+            return
+        if spent := seconds_spent(self._plan.folder(cell)):
+            each = spent / progress.reached
+            if progress.status == "done":
+                self._measured[_kind(cell)] = each
+            else:
+                self._measured.setdefault(_kind(cell), each)
 
     def cost(self, cell: Cell, progress: Progress) -> Cost:
         """Estimates what is left of a cell that can be run."""

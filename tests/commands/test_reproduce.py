@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.reproduce import main
-from experiments.reproduction import cells, runner
+from experiments.reproduction import cells, cost, runner
 from experiments.reproduction.cells import Plan, cells_of, progress
 from experiments.reproduction.cost import Cost, Estimator
 from experiments.reproduction.runner import Budget, read_budget
@@ -176,6 +176,18 @@ def test_list_of_all_suites_starts_nothing(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().out
     assert "table2 " in said and "225 missing" in said
     assert not (tmp_path / "none").exists()
+
+
+def test_cut_cell_is_estimated_by_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """100 of 400 updates took 50 s, so that the rest takes 150 s; a finished cell counts more."""
+    monkeypatch.setattr(cost, "seconds_spent", lambda folder: 50.0)
+    plan = Plan(tmp_path, "paper", 4, Path("data"))
+    first, second = (plan.cell(task, "mac") for task in TASKS[:2])
+    estimator, cut = Estimator(plan), cells.Progress("cut", 100, 400)
+    estimator.learn(first, cut)
+    assert estimator.cost(first, cut) == (150.0, True)
+    estimator.learn(second, cells.Progress("done", 200, 200))
+    assert estimator.cost(first, cut) == (75.0, True)
 
 
 def test_commands_of_the_page_are_understood(
