@@ -1,0 +1,198 @@
+"""Cells: the runs that tables need, each in a folder of its own, and how far each of them is."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from baselines import algorithms, get_algorithm
+from envs_mjx.registry import parse
+from experiments.cli.arguments import read_flags
+from experiments.launch.hparams import HPARAMS, merge_rows, require_steps, rows_for
+from experiments.launch.job import progress_of
+from experiments.launch.settings import PROGRAM, Settings, is_run, read_settings, settings_from_dict
+from experiments.reproduction.suites import Entry
+from mac.atomic_files import read_json, write_json
+from mac.errors import UserError
+from mac.run.io.folder_lock import lock
+
+Status = Literal["done", "cut", "missing", "running", "failed", "not available"]
+STATUSES: tuple[Status, ...] = ("done", "cut", "missing", "running", "failed", "not available")
+LEFT: tuple[Status, ...] = ("cut", "missing", "failed")
+"""What there is to run."""
+FAILURES = "failures.json"
+
+
+class Cell(NamedTuple):
+    """One call of `run.py`: an algorithm in an environment, all seeds at once.
+
+    Attributes:
+        env: as `--env` takes it.
+        flags: further flags of `run.py`; other flags make another cell.
+    """
+
+    env: str
+    algo: str
+    preset: str
+    seeds: int
+    flags: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of its folder; Minari's names have slashes."""
+        name = f"{self.algo}_{self.env.replace('/', '-')}_{self.preset}_s{self.seeds}"
+        if not self.flags:
+            return name
+        return f"{name}_{hashlib.sha256(chr(0).join(self.flags).encode()).hexdigest()[:8]}"
+
+    @property
+    def title(self) -> str:
+        """Title for messages."""
+        return f"{self.algo} on {self.env}"
+
+
+class Plan(NamedTuple):
+    """The choice that a command line makes for all cells.
+
+    Attributes:
+        out: the folder of all runs.
+        data_dir: `--data.dir` of every run.
+    """
+
+    out: Path
+    preset: str
+    seeds: int
+    data_dir: Path
+    flags: tuple[str, ...] = ()
+
+    def cell(self, env: str, algo: str) -> Cell:
+        """The cell of an environment and an algorithm."""
+        return Cell(env, algo, self.preset, self.seeds, self.flags)
+
+    def folder(self, cell: Cell) -> Path:
+        """The folder of a cell's run."""
+        return self.out / cell.name
+
+
+class Progress(NamedTuple):
+    """How far a cell is.
+
+    Attributes:
+        reached: updates that its newest checkpoint has seen.
+        steps: updates that it will have at its end; 0 where that is not known.
+        reason: why it failed or is not available; one line.
+    """
+
+    status: Status
+    reached: int = 0
+    steps: int = 0
+    reason: str = ""
+
+
+def cells_of(entries: Iterable[Entry], plan: Plan) -> list[Cell]:
+    """The cells that entries need, without repeats; those of one dataset follow each other."""
+    found = dict.fromkeys(plan.cell(run, entry.algo) for entry in entries for run in entry.runs)
+    order: dict[str, int] = {}
+    for cell in found:
+        order.setdefault(parse(cell.env).dataset, len(order))
+    return sorted(found, key=lambda cell: order[parse(cell.env).dataset])
+
+
+def cell_settings(cell: Cell, data_dir: Path) -> Settings[Any]:
+    """The settings that `run.py` trains a cell with.
+
+    Raises:
+        UserError: the algorithm does not exist, or has no hyperparameters for the environment and preset.
+    """
+    entry, task_id, rows = get_algorithm(cell.algo), parse(cell.env), _rows(cell.algo)
+    values = merge_rows(rows, cell.algo, task_id, cell.preset)
+    require_steps(values, rows, cell.algo, task_id, cell.preset)
+    top = {"algo": cell.algo, "env": cell.env, "preset": cell.preset, "seeds": cell.seeds}
+    settings = settings_from_dict(values | top, entry.config, str(HPARAMS))
+    if cell.flags:
+        settings = read_flags(Settings[entry.config], cell.flags, PROGRAM, settings)
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, dir=data_dir))
+
+
+@functools.cache
+def _rows(algo: str) -> list[dict[str, Any]]:
+    return rows_for(get_algorithm(algo))
+
+
+def progress(cell: Cell, plan: Plan) -> Progress:
+    """How far a cell is; starts nothing, and writes nothing."""
+    folder = plan.folder(cell)
+    said = failures(plan.out).get(cell.name, "")
+    if cell.algo not in algorithms():
+        return Progress("not available", reason="this version does not have the algorithm")
+    if not is_run(folder):
+        try:
+            steps = cell_settings(cell, plan.data_dir).steps
+        except UserError as error:
+            return Progress("not available", reason=str(error))
+        return Progress("failed" if said else "missing", 0, steps, said)
+    try:
+        settings = dataclasses.replace(read_settings(folder), resume=True)
+        _check_identity(cell, settings, folder)
+        with unlocked(folder) as free:
+            if not free:
+                return Progress("running", 0, settings.steps)
+        reached, finished = progress_of(settings, folder)
+    except UserError as error:
+        return Progress("failed", reason=str(error))
+    if finished:
+        return Progress("done", reached or 0, settings.steps)
+    return Progress("failed" if said else "cut", reached or 0, settings.steps, said)
+
+
+def _check_identity(cell: Cell, settings: Settings[Any], folder: Path) -> None:
+    wanted = (cell.algo, cell.env, cell.preset, cell.seeds)
+    if (found := (settings.algo, settings.env, settings.preset, settings.seeds)) != wanted:
+        which = ", ".join(map(str, found))
+        raise UserError(f"{folder} holds another run ({which}); move it away, or choose another --out")
+
+
+@contextlib.contextmanager
+def unlocked(folder: Path, patience: float = 0.0) -> Iterator[bool]:
+    """Yields whether no process writes in an existing folder, after waiting up to `patience` seconds."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # a system that does not open folders
+        yield True
+        return
+    try:
+        lock(descriptor, folder, patience)
+        free = True
+    except UserError:
+        free = False
+    finally:
+        os.close(descriptor)
+    yield free
+
+
+def failures(out: Path) -> dict[str, str]:
+    """The line of each cell that failed when it was last run, by the cell's name.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = out / FAILURES
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(line, str) for line in found.values()):
+        raise UserError(f"{path} holds no record of failures; delete it")
+    return found
+
+
+def record_failure(out: Path, cell: Cell, line: str | None) -> None:
+    """Keeps the line of a cell that failed; None of one that did not."""
+    before = failures(out)
+    after = {name: each for name, each in before.items() if name != cell.name}
+    after |= {} if line is None else {cell.name: line}
+    if after != before:
+        write_json(out / FAILURES, after)

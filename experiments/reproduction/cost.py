@@ -1,0 +1,111 @@
+"""Estimates of the time that cells take here: from cells that have run, else from counted operations."""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+from envs_mjx.registry import make, parse
+from experiments.launch import dataset
+from experiments.launch.cost_estimate import (
+    TRAIN_SHARE,
+    make_plan,
+    product_rate,
+    seconds_to_collect,
+    seconds_to_evaluate,
+)
+from experiments.launch.saved_run import build_algorithm
+from experiments.reproduction.cells import Cell, Plan, Progress, cell_settings
+from mac.errors import UserError
+from mac.run.cost.flops import sum_operations
+from mac.run.io.run_metadata import launches
+
+
+class Cost(NamedTuple):
+    """Seconds that a cell takes to its end, compiling left out.
+
+    Attributes:
+        measured: scaled from a finished or cut cell of the same algorithm, family of environments and preset.
+    """
+
+    seconds: float
+    measured: bool
+
+
+NOTE = (
+    "estimates: operations of an update, counted once for each algorithm, by the rate of matmuls measured on "
+    "this machine's processor; evaluations to the time limit; compiling left out. *: from the time of a cell "
+    "that has run"
+)
+
+
+class Estimator:
+    """Estimates cells of one command line. What it traces or measures it keeps."""
+
+    def __init__(self, plan: Plan):
+        """Measures nothing yet."""
+        self._plan = plan
+        self._matmuls: dict[tuple[str, str, tuple[str, ...]], float] = {}
+        self._measured: dict[tuple[str, str], float] = {}
+        self._rate = functools.cache(product_rate)
+
+    def learn(self, cell: Cell, progress: Progress) -> None:
+        """Takes the seconds per update of a finished cell, or of one that was cut; evaluations included."""
+        if progress.status not in ("done", "cut") or not progress.reached:
+            return
+        if spent := seconds_spent(self._plan.folder(cell)):
+            each = spent / progress.reached
+            if progress.status == "done":
+                self._measured[_kind(cell)] = each
+            else:
+                self._measured.setdefault(_kind(cell), each)
+
+    def cost(self, cell: Cell, progress: Progress) -> Cost:
+        """Estimates what is left of a cell that can be run."""
+        left = max(progress.steps - progress.reached, 0)
+        if (each := self._measured.get(_kind(cell))) is not None:
+            return Cost(left * each, True)
+        settings = cell_settings(cell, self._plan.data_dir)
+        spec = make(settings.task_id).spec
+        key = (cell.algo, settings.task_id.goals, cell.flags)
+        if key not in self._matmuls:
+            sizes = make_plan(build_algorithm(settings, spec), spec, settings.data.rows, cell.seeds)
+            self._matmuls[key] = sum_operations(sizes.parts).matmuls
+        train = left * cell.seeds * self._matmuls[key] / (TRAIN_SHARE * self._rate())
+        episodes = cell.seeds * settings.eval.episodes * len(spec.tasks)
+        evaluations = -(-left // settings.run.eval_every)
+        return Cost(train + seconds_to_evaluate(evaluations, episodes, spec), False)
+
+
+def _kind(cell: Cell) -> tuple[str, str]:
+    """What cells have in common that take about as long as each other."""
+    return f"{cell.algo} {cell.preset} {cell.seeds} {cell.flags}", parse(cell.env).family
+
+
+def seconds_spent(folder: Path) -> float:
+    """Seconds of training and evaluation of all launches of a run that ended in order."""
+    spent = 0.0
+    for launch in launches(folder):
+        parts = launch.get("seconds")
+        spent += sum(parts.values()) if isinstance(parts, dict) else 0.0
+    return spent
+
+
+def datasets_to_make(cells: list[Cell], plan: Plan) -> dict[str, str]:
+    """How each dataset will come to be that is not found here, in a few words."""
+    found: dict[str, str] = {}
+    for cell in cells:
+        settings = cell_settings(cell, plan.data_dir)
+        name = settings.task_id.dataset
+        if name in found:
+            continue
+        try:
+            choice = dataset.choose_source(settings.data, settings.task_id)
+        except UserError as error:
+            found[name] = str(error)
+            continue
+        if choice.how == "generate":
+            minutes = seconds_to_collect(round(1.1 * (choice.rows or 0))) / 60
+            found[name] = f"generated in about {minutes:.0f} min"
+        elif not choice.found:
+            found[name] = choice.describe().removeprefix("; ")
+    return found

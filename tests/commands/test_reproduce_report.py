@@ -1,0 +1,332 @@
+"""Reports of published tables: verdicts, deviations, provenance of each row, and files of equal content."""
+
+import csv
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.reproduce import main
+from experiments.reproduction import comparison
+from experiments.reproduction.across import across, across_columns
+from experiments.reproduction.cells import Cell
+from experiments.reproduction.comparison import Finished, Row, deviation, judge, row_of
+from experiments.reproduction.html_report import Section, page
+from experiments.reproduction.render import latex, latex_text, markdown, notes, terminal_table
+from experiments.reproduction.suites import Entry, Published, load_suite
+from mac.run.report.score import SCORE, SUCCESS, ScoreKind
+from mac.run.report.stats import Curve, Interval
+from tests.helpers.fake_runs import TASKS, Fake
+
+
+@pytest.fixture
+def fake(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    return Fake(tmp_path, finished, monkeypatch)
+
+
+def curve(scores: np.ndarray, tasks: list[int] | None = None, measure: ScoreKind = SUCCESS) -> Curve:
+    """A curve of scores [evaluations, seeds, tasks]."""
+    evaluations, seeds, count = scores.shape
+    nothing = np.full_like(scores, math.nan)
+    steps = [10 * (i + 1) for i in range(evaluations)]
+    tasks = tasks or list(range(1, count + 1))
+    return Curve(steps, list(range(seeds)), tasks, scores, 15, nothing, nothing, measure=measure)
+
+
+def part(
+    scores: np.ndarray, kind: str = "official", tasks: list[int] | None = None, **more: ScoreKind
+) -> Finished:
+    cell = Cell("some-env", "mac", "paper", len(scores[0]))
+    return Finished(
+        cell, Path("f"), curve(scores, tasks, **more), ("c",), ("abc",), ("a cpu",), (kind,), 60.0, ""
+    )
+
+
+def entry(mean: float, dev: float | None, over: comparison.Over = "seeds", **changes: object) -> Entry:
+    found = Entry("e", ("e",), None, "mean", "mac", "MAC", Published(mean, dev, over))
+    return found._replace(**changes)
+
+
+SUITE3 = "table3"
+
+
+# Verdicts.
+
+
+@pytest.mark.parametrize(
+    "ours, paper, verdict",
+    [
+        ((50.0, 40.0, 60.0), (55, 5), "inside"),
+        ((49.6, 49.0, 50.0), (55, 5), "inside"),  # 5.4 away: within 5 and half for rounding
+        ((49.4, 45.0, 49.45), (55, 5), "below"),
+        ((49.4, 45.0, 52.0), (55, 5), "below, intervals overlap"),
+        ((61.0, 60.9, 70.0), (55, 5), "above"),
+        ((100.0, 100.0, 100.0), (100, 0), "inside"),
+        ((99.0, 98.0, 99.4), (100, 0), "below"),
+        ((61.0, math.nan, math.nan), (55, 5), "above"),  # one seed has no interval
+    ],
+)
+def test_verdict_is_by_the_papers_deviation(
+    ours: tuple[float, float, float], paper: tuple[float, float], verdict: str
+):
+    assert judge(Interval(*ours), Published(*paper, "seeds")) == (verdict, comparison.WITHIN_DEVIATION)
+
+
+@pytest.mark.parametrize(
+    "ours, verdict, test",
+    [
+        ((700.0, 650.0, 760.0), "inside", comparison.WITHIN_INTERVAL),
+        ((700.0, 690.0, 710.0), "below", comparison.WITHIN_INTERVAL),
+        ((800.0, 790.0, 810.0), "above", comparison.WITHIN_INTERVAL),
+        ((747.0, math.nan, math.nan), "-", comparison.NO_TEST),
+    ],
+)
+def test_verdict_without_a_deviation_is_by_our_interval(
+    ours: tuple[float, float, float], verdict: str, test: str
+):
+    assert judge(Interval(*ours), Published(747, None, "seeds")) == (verdict, test)
+
+
+def test_deviation_is_over_what_the_paper_says():
+    # Means of the two seeds are 2 and 4: their deviation is sqrt(2). That of all four values is sqrt(8 / 3).
+    scores = np.array([[1.0, 3.0], [3.0, 5.0]])
+    assert deviation(scores, "seeds") == pytest.approx(math.sqrt(2))
+    assert deviation(scores, "tasks and seeds") == pytest.approx(math.sqrt(8 / 3))
+    assert math.isnan(deviation(scores[:1], "seeds"))
+
+
+def test_row_takes_the_task_and_the_evaluations_that_it_names():
+    scores = np.zeros((4, 2, 2))
+    scores[:, :, 1] = np.array([[0.9, 0.9], [0.2, 0.4], [0.4, 0.6], [0.6, 0.8]])
+    row = row_of(load_suite(SUITE3), entry(70, 1, task=4), [part(scores, tasks=[3, 4])])
+    assert row.value == pytest.approx(70) and row.task == "4"
+    assert row.late == pytest.approx(50)
+    assert row.best == pytest.approx(90)
+    assert row.deviation == pytest.approx(100 * math.sqrt(2) / 10)
+    assert (row.verdict, row.updates, row.seeds, row.episodes) == ("inside", "40", 2, 15)
+
+
+def test_row_of_several_runs_is_the_mean_of_their_tasks():
+    parts = [part(np.full((1, 2, 1), value), tasks=[task]) for task, value in enumerate((0.2, 0.6), 1)]
+    row = row_of(load_suite(SUITE3), entry(40, 1, runs=("a", "b")), parts)
+    assert row.value == pytest.approx(40) and row.task == "all"
+    assert row.deviation == pytest.approx(0)  # of the seeds' means
+    pooled = row_of(load_suite(SUITE3), entry(40, 1, "tasks and seeds", runs=("a", "b")), parts)
+    assert pooled.deviation == pytest.approx(100 * math.sqrt(4 * 0.2**2 / 3))
+    assert row.seconds == 120
+
+
+def test_total_sums_scores_that_are_no_percentage():
+    scores = np.array([[[30.0], [50.0]]])
+    row = row_of(
+        load_suite(SUITE3),
+        entry(120, None, aggregate="sum", runs=("a", "b", "c")),
+        [part(scores, measure=SCORE)] * 3,
+    )
+    assert row.value == pytest.approx(120)
+    assert row.deviation == pytest.approx(3 * math.sqrt(200))
+    assert (row.verdict, row.test) == ("inside", comparison.WITHIN_INTERVAL)
+    assert row.low < row.value < row.high
+
+
+def test_generated_and_official_data_are_never_judged_together():
+    parts = [part(np.full((1, 2, 1), 0.5), kind) for kind in ("official", "generated")]
+    row = row_of(load_suite(SUITE3), entry(50, 1, runs=("a", "b")), parts)
+    assert row.data == "official + generated"
+    assert (row.verdict, row.test) == ("-", comparison.MIXED)
+
+
+def test_laptop_rows_say_that_they_are_no_repetition():
+    row = row_of(load_suite(SUITE3), entry(50, 1), [part(np.full((1, 2, 1), 0.5))])
+    said = "do not repeat the paper's experiment"
+    assert not any(said in note for note in notes(load_suite(SUITE3), [row], 0))
+    for changed in ({"preset": "laptop"}, {"data": "generated"}):
+        other = Row(**{**vars(row), **changed})
+        assert any(said in note for note in notes(load_suite(SUITE3), [row, other], 0))
+
+
+# The command.
+
+
+def test_report_has_our_numbers_beside_the_papers(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    assert fake.run("--env", TASKS[0], TASKS[1]) == 0
+    capsys.readouterr()
+    assert fake.run("--report") == 0
+    said = capsys.readouterr().out
+    assert "mine: three tasks" in said and "100 ± 0" in said
+    assert "not in this table, because runs are not finished: 3" in said  # a task, the mean, and one method
+    assert len(fake.calls) == 2
+    folder = fake.out / "report"
+    lines = (folder / "mine_laptop_s2.csv").read_text().splitlines()
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    assert [row["env"] for row in rows] == TASKS[:2]
+    first = rows[0]
+    assert (first["paper"], first["paper_deviation"], first["preset"]) == ("50", "10", "laptop")
+    assert (first["seeds"], first["episodes"], first["updates"]) == ("2", "1", "10")
+    assert first["data"] == "local files" and first["engine"] == "c"
+    assert "hp.batch=8" in first["changes"] and "steps=10" in first["changes"]
+    assert first["commit"] and first["hardware"] and first["verdict"] in ("inside", "below", "above")
+    assert (folder / "mine_laptop_s2.md").read_text().count(TASKS[0]) == 1
+    assert r"\toprule" in (folder / "mine_laptop_s2.tex").read_text()
+
+
+def test_same_runs_give_the_same_numbers_in_every_file(fake: Fake):
+    assert fake.run() == 0
+
+    def files() -> dict[str, list[str]]:
+        assert fake.run("--report") == 0
+        found = sorted((fake.out / "report").iterdir())
+        return {p.name: [x for x in p.read_text().splitlines() if not x.startswith("# ")] for p in found}
+
+    assert files() == files() and len(files()) == 5
+
+
+def test_report_compares_algorithms_across_tasks(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    assert fake.run() == 0
+    capsys.readouterr()
+    assert fake.run("--report") == 0
+    said = capsys.readouterr().out
+    assert "mine, across 3 tasks (laptop)" in said and "tasks that all of these" in said
+    lines = (fake.out / "report" / "mine_laptop_s2_across.csv").read_text().splitlines()
+    (row,) = csv.DictReader(line for line in lines if not line.startswith("#"))
+    assert (row["algo"], row["reference"], row["tasks"], row["seeds"]) == ("mac", "mac", "3", "2")
+    assert float(row["mean"]) + float(row["gap"]) == pytest.approx(1)
+
+
+def test_algorithms_are_compared_on_common_tasks():
+    """Run `c` is not common to both, so that it does not count."""
+    values = {"mac": {"a": 0.8, "b": 0.6, "c": 0.0}, "fql": {"a": 0.2, "b": 0.6}}
+    finished = {}
+    for algo, runs in values.items():
+        for run, value in runs.items():
+            finished[Cell(run, algo, "paper", 4)] = part(np.full((1, 4, 1), value), tasks=[1])
+    ours, theirs = across(load_suite("table2"), finished)
+    assert (ours.tasks, ours.mean, ours.gap) == (2, pytest.approx(0.7), pytest.approx(0.3))
+    assert (theirs.mean, theirs.improvement) == (pytest.approx(0.4), 0.75)  # better on a, even on b
+    assert theirs.profile.startswith("0.0:1.000 0.1:1.000 0.2:0.500")
+    columns = across_columns(load_suite("table2"), [ours, theirs])
+    assert columns["P(MAC is better)"] == ["-", "0.75 (0.75 to 0.75)"]
+
+
+def test_report_without_a_finished_cell_is_one_line(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    assert fake.run("--report") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has not all cells of any number" in line and not fake.out.exists()
+
+
+def test_report_of_a_cut_cell_leaves_it_out(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    assert fake.run("--env", TASKS[0], TASKS[1]) == 0
+    config = fake.out / f"mac_{TASKS[0]}_laptop_s2" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"steps": 20}))
+    capsys.readouterr()
+    assert fake.run("--report") == 0
+    assert "because runs are not finished: 4" in capsys.readouterr().out
+
+
+def test_list_and_report_together_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["table2", "--list", "--report"]) == 2
+    assert "--list and --report" in capsys.readouterr().err
+
+
+def test_terminal_tells_shared_provenance_once():
+    suite = load_suite(SUITE3)
+    row = row_of(suite, entry(50, 1), [part(np.full((1, 2, 1), 0.5))])
+    same, other = (
+        terminal_table(suite, [row, Row(**{**vars(row), "data": data})], 0) for data in ("official", "x")
+    )
+    assert "all rows: seeds x episodes 2 x 15; updates 10; preset paper; data official; " in str(same.caption)
+    assert "data" not in [column.header for column in same.columns]
+    assert "data" in [column.header for column in other.columns]
+
+
+def test_markdown_and_latex_escape_what_they_must():
+    row = row_of(load_suite(SUITE3), entry(50, 1, env="a_b|c"), [part(np.full((1, 2, 1), 0.5))])
+    (line,) = [line for line in markdown(load_suite(SUITE3), [row], 0).splitlines() if "a_b" in line]
+    assert r"a_b\|c" in line
+    (line,) = [line for line in latex(load_suite(SUITE3), [row], 0).splitlines() if "50.0" in line]
+    assert line.startswith(r"a\_b|c & all & MAC & 50 $\pm$ 1 & 50.0 $\pm$ 0.0 & 50.0 to 50.0 & ")
+    assert latex_text("5% of ~x^2\\") == r"5\% of \textasciitilde{}x\textasciicircum{}2\textbackslash{}"
+
+
+# The page.
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes; every tag that is opened must be closed."""
+
+    VOID = ("meta", "br")
+    """Tags without an end; those of SVG end themselves."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def section(*values: float, title: str = "t") -> Section:
+    """A section with a run of two seeds and three evaluations for each value."""
+    suite = load_suite(SUITE3)._replace(title=title)
+    scores = [np.linspace(0, value, 3)[:, None, None] + np.zeros((3, 2, 1)) for value in values]
+    algos = list(suite.methods)[: len(values)]
+    runs = [
+        part(each)._replace(cell=Cell("e", algo, "paper", 2))
+        for algo, each in zip(algos, scores, strict=True)
+    ]
+    rows = [row_of(suite, entry(50, 5, algo=run.cell.algo), [run]) for run in runs]
+    return Section(suite, rows, 0, runs, "a,b\n1,2\n", [])
+
+
+def test_page_is_whole_and_needs_no_network():
+    text = page([section(0.5, 0.9)], "title")
+    tags = Tags(text)
+    assert not tags.open
+    links = [value for _, attrs in tags.found for name, value in attrs.items() if name in ("href", "src")]
+    assert links == ["data:text/csv;charset=utf-8,a,b%0A1,2%0A"]
+    assert "@import" not in text and "url(" not in text
+    assert "width=device-width" in (tags.of("meta")[1]["content"] or "")
+    assert len(text) < 50_000
+
+
+def test_page_draws_a_curve_of_each_run():
+    tags = Tags(page([section(0.5, 0.9)], "title"))
+    assert (len(tags.of("figure")), len(tags.of("polyline")), len(tags.of("polygon"))) == (1, 2, 2)
+    assert len(tags.of("path")) == 2  # a sample of each line in the legend
+    assert len(tags.of("circle")) == 6
+    # 0 and 100 percent are at the lower and the upper end: 90% is a tenth below the latter.
+    top, bottom = 8.0, 196.0
+    *_, last = (tags.of("polyline")[1]["points"] or "").split()
+    assert float(last.split(",")[1]) == pytest.approx(top + 0.1 * (bottom - top), abs=0.1)
+
+
+def test_page_sorts_by_numbers_and_escapes_text():
+    text = page([section(0.5, title="<b>&")], "<i>")
+    assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;&amp;" in text
+    cells = [attributes.get("data-key") for attributes in Tags(text).of("td")]
+    assert cells[3] == "50" and float(cells[4] or "") == pytest.approx(50)
+
+
+def test_page_draws_scores_that_are_no_percentage():
+    one = part(np.array([[[-5.0], [-5.0]], [[150.0], [150.0]]]), measure=SCORE)
+    suite = load_suite(SUITE3)
+    text = page([Section(suite, [row_of(suite, entry(1, None), [one])], 0, [one], "", [])], "t")
+    assert "normalised score by updates" in text and "nan" not in text
+    assert ">-5</text>" in text and ">150</text>" in text

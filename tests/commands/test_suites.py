@@ -1,0 +1,172 @@
+"""Suites: the published tables are complete and agree with themselves; a faulty file is one clear line."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from envs_mjx.registry import parse
+from experiments.reproduction.suites import SUITES, Entry, load_suite, read_suite, select, suite_names
+from mac.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+NUMBERS = {
+    "table1": 60,
+    "table2": 45,
+    "table2_default": 45,
+    "table3": 15,
+    "table12": 360,
+    "table13": 225,
+    "table14": 113,
+    "table15": 10,
+}
+"""Numbers of each table; table 13 repeats those of table 2, and table 14 has four dashes."""
+
+
+def numbers(name: str) -> dict[tuple[str, int | None, str], tuple[float, float | None]]:
+    entries = load_suite(name).entries
+    return {(e.env, e.task, e.algo): (e.published.mean, e.published.deviation) for e in entries}
+
+
+def test_suites_have_as_many_numbers_as_their_tables():
+    assert {name: len(load_suite(name).entries) for name in suite_names()} == NUMBERS
+
+
+def test_headline_numbers_are_those_of_the_paper():
+    mac = [value for (_, _, algo), value in numbers("table1").items() if algo == "mac"]
+    assert mac == [(36, 2), (0, 0), (100, 1), (30, 6), (100, 0), (99, 3)]
+    mac = [value for (_, _, algo), value in numbers("table2").items() if algo == "mac"]
+    assert mac == [(99, 2), (53, 4), (97, 4), (20, 0), (78, 13)]
+    assert numbers("table14")["total of 12", None, "mac"] == (771, None)
+
+
+def test_tasks_of_table_12_average_to_table_1():
+    """Within rounding, half a percent of each task and of the mean; deviations agree but for one."""
+    by_task, overall = numbers("table12"), numbers("table1")
+    differing = set()
+    for (env, _, algo), (mean, deviation) in overall.items():
+        tasks = [by_task[env, task, algo][0] for task in range(1, 6)]
+        assert abs(sum(tasks) / 5 - mean) <= 1, (env, algo)
+        assert by_task[env, None, algo][0] == mean
+        if by_task[env, None, algo][1] != deviation:
+            differing.add((algo, env))
+    assert differing == {("nsac_bc", "humanoidmaze-giant-navigate-oraclerep-v0")}
+    for name in ("table1", "table12"):
+        assert len(load_suite(name).disagreements) == 1
+
+
+def test_tasks_of_table_13_average_to_table_2():
+    by_run = {(entry.runs[0], entry.algo): entry.published.mean for entry in load_suite("table13").entries}
+    for entry in load_suite("table2").entries:
+        means = [by_run[run, entry.algo] for run in entry.runs]
+        assert abs(sum(means) / 5 - entry.published.mean) <= 1, entry
+
+
+def test_totals_of_table_14_that_disagree_are_named():
+    suite, table = load_suite("table14"), numbers("table14")
+    wrong = set()
+    for algo, method in suite.methods.items():
+        rows = [mean for (env, _, name), (mean, _) in table.items() if name == algo and env.endswith("-v2")]
+        total, _ = table.get(("total of 12", None, algo), (None, None))
+        if total is not None and total != sum(rows):
+            wrong.add(f"{method}: total {total}, rows sum to {sum(rows)}")
+        assert (total is None) == (len(rows) < 12)
+    assert set(suite.disagreements) == wrong
+
+
+def test_default_tasks_are_those_of_the_environments():
+    for entry in load_suite("table2_default").entries:
+        family = parse(entry.runs[0])
+        assert family.task == parse(f"{family.family}-play-singletask-v0").task == entry.task
+
+
+def test_overall_numbers_say_what_their_deviation_is_over():
+    over = {entry.algo: entry.published.over for entry in load_suite("table2").entries}
+    free = {"iql", "rebrac", "idql", "fql"}
+    assert {algo for algo, what in over.items() if what == "tasks and seeds"} == free
+
+
+def test_pooled_deviations_explain_the_model_free_columns():
+    """The variance pooled over tasks and seeds is that within tasks and that between their means."""
+    by_run = {(entry.runs[0], entry.algo): entry.published for entry in load_suite("table13").entries}
+    for entry in load_suite("table2").entries:
+        parts = [by_run[run, entry.algo] for run in entry.runs]
+        between = sum((part.mean - entry.published.mean) ** 2 for part in parts) / 5
+        within = sum((part.deviation or 0) ** 2 for part in parts) / 5
+        gap = abs((between + within) ** 0.5 - (entry.published.deviation or 0))
+        if entry.published.over == "tasks and seeds":
+            assert gap < 2.5, entry
+
+
+def test_entries_are_selected_by_family_name_and_algorithm():
+    def chosen(name: str, envs: list[str], algos: list[str]) -> list[Entry]:
+        return select([load_suite(name)], envs, algos)[0][1]
+
+    assert len(chosen("table2", ["cube-single"], ["mac", "fql"])) == 2
+    assert len(chosen("table13", ["cube-single"], [])) == 45
+    (only,) = chosen("table13", ["scene-play-singletask-task3-v0"], ["leq"])
+    assert only.task == 3
+    assert len(chosen("table14", ["hopper"], ["mac"])) == 4  # the total is of three families
+    with pytest.raises(UserError, match="algorithm of table2 'macc' is not known; did you mean 'mac'"):
+        chosen("table2", [], ["macc"])
+    with pytest.raises(UserError, match="environment of table2 'cube-singel' is not known"):
+        chosen("table2", ["cube-singel"], [])
+    with pytest.raises(UserError, match="no number is of both"):
+        select([load_suite("table3"), load_suite("table1")], ["scene"], ["gciql"])
+
+
+OWN = """
+title = "mine"
+source = "here"
+measure = "success"
+[methods]
+mac = "MAC"
+[deviation]
+mac = "seeds"
+[[row]]
+env = "cube-single-play-singletask-task2-v0"
+published = { mac = [50, 10] }
+"""
+
+
+def test_suite_of_ones_own_is_a_file(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN)
+    suite = load_suite(str(path))
+    assert suite.name == "mine"
+    assert suite.entries[0].published == (50, 10, "seeds")
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ('title = "mine"', 'titel = "mine"', "'titel' is not known; did you mean 'title'"),
+        ("measure = ", "measure = 3 #", "measure"),
+        ('measure = "success"', 'measure = "succes"', "did you mean 'success'"),
+        ("task2-v0", "task9-v0", "unknown environment"),
+        ("[50, 10]", "50", r"mac must be \[mean\] or \[mean, deviation\]"),
+        ("published = { mac", "published = { fql", "'fql' is not known"),
+        ('mac = "seeds"', 'mac = "tasks"', "'tasks' is not known"),
+        ('[deviation]\nmac = "seeds"', "", "must say over what"),
+        ("[[row]]", "[[rows]]", "'rows' is not known"),
+        ("published", 'task = "two"\npublished', "task must be 'all'"),
+        ("title", "title = = 3", "Invalid"),
+    ],
+)
+def test_faulty_suite_is_one_line(tmp_path: Path, old: str, new: str, said: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN.replace(old, new))
+    with pytest.raises(UserError, match=said) as failed:
+        read_suite(path)
+    assert "\n" not in str(failed.value) and str(path) in str(failed.value)
+
+
+def test_unknown_suite_names_the_closest():
+    with pytest.raises(UserError, match="suite 'tabel2' is not known; did you mean 'table2'"):
+        load_suite("tabel2")
+
+
+def test_suites_are_part_of_the_package():
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "suites/*.toml" in content["tool"]["setuptools"]["package-data"]["experiments"]
+    assert SUITES == ROOT / "experiments" / "suites"
