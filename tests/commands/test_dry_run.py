@@ -153,10 +153,11 @@ def test_imagined_replay_is_counted_once_in_its_own_line():
 
 
 def test_rollouts_are_spread_over_the_updates_between_them():
-    # A step of a rollout: the policy, three models, their reward and termination, each of 16 hidden units.
-    policy = 2 * 16 + 16 * 2 * 2
-    models = 3 * (4 * 16 + 16 * 4) + 2 * (4 * 16 + 16)
+    # A step of 10 rollouts: the policy, reward and termination, each of 16 hidden units, and a model of three
+    # for each rollout, 4 to a model.
+    policy, outcomes = 2 * 16 + 16 * 2 * 2, 2 * (4 * 16 + 16)
+    step = 10 * (policy + outcomes) + 3 * 4 * (4 * 16 + 16 * 4)
     for every in (5, 10):
         parts = cost_estimate.make_plan(imagining(rollout_every=every), SPEC, rows=1000, seeds=1).parts
-        assert parts["rollouts"].matmuls == 2 * 10 * 4 * (policy + models) // every
+        assert parts["rollouts"].matmuls == 2 * 4 * step // every
     assert "rollouts" not in cost_estimate.make_plan(imagining(real_fraction=1.0), SPEC, 1000, 1).parts

@@ -29,7 +29,7 @@ from tests.helpers.toy_env import window
 
 LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tap": tap, "tt": tt} | PLANNERS
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
-GOALS_ONLY = ("nsac_bc", "sharsa")
+GOALS_ONLY = ("nsac_bc", "sharsa", "diffuser", "hd_da")
 REWARD_ONLY = ("tap", "tt")
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
 """Tested with goals, though they can do without."""

@@ -20,6 +20,7 @@ from mac.types import EnvSpec, Window
 from tests.helpers.algorithm_cases import IMAGINED
 from tests.helpers.numpy_ablations import normal, wide
 from tests.helpers.numpy_baselines import gaussian, value
+from tests.helpers.numpy_leq import dealt
 from tests.helpers.numpy_mac import double, perturb, sigmoid
 from tests.helpers.numpy_model_based import densities
 from tests.helpers.toy_env import FALL_SPEC, GOAL_SPEC, SPEC, falling_window, window
@@ -86,7 +87,7 @@ def test_a_rollout_is_that_of_numpy(kind: str):
 
             k_member, k_noise = jr.split(k_model)
             guess = densities(nets.model.dynamics, s, a)
-            member = np.asarray(jr.randint(k_member, (1, STARTS, 1), 0, 3)).ravel()
+            member = dealt(k_member, STARTS, 3)
             noise = normal(k_noise, (STARTS, 2))
             for row, e in enumerate(member):
                 after = guess.mean[e, row] + np.exp(guess.log_std[e, row]) * noise[row]
