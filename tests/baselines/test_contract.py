@@ -19,7 +19,7 @@ from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed, wanderers
 
 K = 150
-UPDATES = {"cql": 400, "fql": 250, "idql": 300, "leq": 300, "mopo": 800, "mobile": 800}
+UPDATES = {"cql": 400, "fql": 250, "idql": 300, "leq": 700, "mopo": 800, "mobile": 800}
 """Updates per segment, where they are not `K`."""
 LONGEST = 400
 """Updates after which two programs still agree to rounding."""
