@@ -23,7 +23,6 @@ from mac.trajectory_diffusion import (
     Plan,
     PlannerConfig,
     TrajectoryDiffusion,
-    trajectories,
 )
 from mac.types import Batch, Metrics
 
@@ -73,7 +72,7 @@ class Diffuser(AbstractPlanner[DiffuserConfig, Nets]):
     ) -> tuple[Float[Array, ""], Metrics]:
         del target
         return sum_losses(
-            {"planner/diffusion_loss": self.diffusion.loss(nets.planner, *trajectories(batch), key)}
+            {"planner/diffusion_loss": self.diffusion.loss(nets.planner, batch.actions, batch.chunk_obs, key)}
         )
 
     def plan(

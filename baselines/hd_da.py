@@ -22,7 +22,6 @@ from mac.trajectory_diffusion import (
     Plan,
     PlannerConfig,
     TrajectoryDiffusion,
-    trajectories,
 )
 from mac.types import Batch, Metrics
 
@@ -104,7 +103,7 @@ class HDDA(AbstractPlanner[HDDAConfig, Nets]):
     ) -> tuple[Float[Array, ""], Metrics]:
         del target
         k_high, k_low = jr.split(key)
-        cfg, (actions, states) = self.cfg, trajectories(batch)
+        cfg, actions, states = self.cfg, batch.actions, batch.chunk_obs
         dense = actions.reshape(len(actions), cfg.tokens, -1)
         near = slice(cfg.jump + 1)
         return sum_losses({

@@ -199,10 +199,9 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
         """The windows of a batch as networks see them; a value excludes the reward of its own step."""
         if batch.rewards is None or batch.masks is None:
             raise TypeError("TAP needs a window with rewards (pass `relabel` to `make_window`)")
-        assert batch.states is not None and batch.return_to_go is not None and batch.valid is not None
-        obs = jnp.concatenate([batch.obs[:, None], batch.states[:, :-1]], axis=1)
+        assert batch.return_to_go is not None and batch.valid is not None
         reward, value = batch.rewards[..., None], batch.return_to_go[:, 1:, None]
-        x = scale.apply(jnp.concatenate([obs, batch.actions, reward, value], axis=-1))
+        x = scale.apply(jnp.concatenate([batch.chunk_obs, batch.actions, reward, value], axis=-1))
         x = x * jnp.broadcast_to(batch.valid[..., None], x.shape)
         return jnp.concatenate([x, 1 - batch.masks[..., None]], axis=-1)
 

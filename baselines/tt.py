@@ -183,10 +183,8 @@ class TT(AbstractLossAlgorithm[TTConfig, Nets]):
 
     def tokens(self, thresholds: Float[Array, "K bins_1"], batch: Batch) -> Int[Array, "B H K"]:
         """Tokens of a batch of sequences; padding is the token of an episode's end."""
-        assert batch.states is not None and batch.rewards is not None
-        assert batch.return_to_go is not None and batch.valid is not None
-        obs = jnp.concatenate([batch.obs[:, None], batch.states[:, :-1]], axis=1)
-        joined = self.joined(obs, batch.actions, batch.rewards, batch.return_to_go[:, 1:])
+        assert batch.rewards is not None and batch.return_to_go is not None and batch.valid is not None
+        joined = self.joined(batch.chunk_obs, batch.actions, batch.rewards, batch.return_to_go[:, 1:])
         tokens = encode(joined, thresholds)
         return jnp.where(jnp.broadcast_to(batch.valid[..., None] > 0, tokens.shape), tokens, self.cfg.bins)
 

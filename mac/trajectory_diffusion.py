@@ -221,9 +221,3 @@ class AbstractPlanner(AbstractLossAlgorithm[Cfg, Nets]):
         cfg = self.cfg
         rate = jnp.where(step < cfg.ema_start, 1.0, cfg.tau_ema)
         return polyak(target, online, jnp.where(step % cfg.ema_every == 0, rate, 0.0))
-
-
-def trajectories(batch: Batch) -> tuple[Float[Array, "B H A"], Float[Array, "B H D"]]:
-    """Returns the actions of windows, and the states in which they are taken."""
-    assert batch.states is not None
-    return batch.actions, jnp.concatenate([batch.obs[:, None], batch.states[:, :-1]], axis=1)

@@ -309,6 +309,12 @@ class Batch(eqx.Module):
     imagined: Any = None
     valid: Float[Array, "B H"] | None = None
 
+    @property
+    def chunk_obs(self) -> Float[Array, "B H D"]:
+        """States in which the chunk's actions are taken; needs `states`."""
+        assert self.states is not None
+        return jnp.concatenate([self.obs[:, None], self.states[:, :-1]], axis=1)
+
 
 class Past(eqx.Module):
     """The last C steps of E episodes, as acting sees them (`AbstractAlgorithm.history`), the newest last.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from mac.nn.mlp import MLP, Dense, Norm, Style, layer_norm
+from mac.nn.mlp import MLP, Dense, Norm, Style, dropout, layer_norm
 
 FREQUENCIES, TIME_WIDTH = 32, 128
 FREQUENCY_SCALE = 0.2
@@ -27,12 +27,10 @@ class Block(eqx.Module):
         self.up, self.down = Dense(width, 4 * width, key=k_up), Dense(4 * width, width, key=k_down)
 
     def __call__(
-        self, x: Float[Array, "*B W"], dropout: float, key: Key[Array, ""] | None
+        self, x: Float[Array, "*B W"], rate: float, key: Key[Array, ""] | None
     ) -> Float[Array, "*B W"]:
-        y = x
-        if key is not None and dropout > 0:
-            y = jnp.where(jr.bernoulli(key, 1 - dropout, x.shape), x / (1 - dropout), 0.0)
         assert self.norm is not None
+        y = dropout(x, rate, key)
         return x + self.down(jax.nn.mish(self.up(layer_norm(y, *self.norm))))
 
 

@@ -30,6 +30,13 @@ def broadcast_add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array
     return jnp.broadcast_to(x, shape) + jnp.broadcast_to(y, shape)
 
 
+def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
+    """Sets entries to 0 with probability `rate` and scales the others; the identity without a key."""
+    if key is None or rate == 0.0:
+        return x
+    return jnp.where(jr.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
+
+
 def layer_norm(
     x: Float[Array, "*B W"],
     scale: Float[Array, " W"],

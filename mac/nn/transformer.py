@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from mac.nn.mlp import Dense, broadcast_add, layer_norm
+from mac.nn.mlp import Dense, broadcast_add, dropout, layer_norm
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's default; the one that the sequence models were published with
 INIT_STD = 0.02
@@ -29,13 +29,6 @@ def matmul_weights(nets: PyTree) -> PyTree:
         return path[-1].name in ("weight", "heads")
 
     return jax.tree_util.tree_map_with_path(is_weight, nets)
-
-
-def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
-    """Sets entries to 0 with probability `rate` and scales the others; the identity without a key."""
-    if key is None or rate == 0.0:
-        return x
-    return jnp.where(jr.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
 
 
 class LayerNorm(eqx.Module):

@@ -14,7 +14,7 @@ from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.ops.diffusion import cosine_betas, inpaint, trajectory_loss
 from mac.run.evaluate import Policies, episode_keys, evaluate, evaluation_keys, select_actions
-from mac.trajectory_diffusion import TrajectoryDiffusion, trajectories
+from mac.trajectory_diffusion import TrajectoryDiffusion
 from mac.types import Past
 from tests.helpers.algorithm_cases import make
 from tests.helpers.numpy_mac import double, perturb
@@ -87,7 +87,7 @@ def test_known_entries_are_the_start_and_the_goals_columns():
 def test_window_pairs_each_action_with_the_state_before_it():
     """The point moves by 0.2 times the action."""
     batch = sample(window(6), make("diffuser", "goals", horizon=6).sample, jr.key(0))
-    actions, states = trajectories(batch)
+    actions, states = batch.actions, batch.chunk_obs
     inside = np.ones(actions.shape[:2], bool) if batch.valid is None else np.asarray(batch.valid) > 0
     moved = np.asarray(states[:, 1:] - states[:, :-1])[inside[:, :-1]]
     np.testing.assert_allclose(moved, 0.2 * np.asarray(actions[:, :-1])[inside[:, :-1]], atol=1e-5)
@@ -98,7 +98,7 @@ def test_padded_windows_rest_in_the_final_state(name: str):
     """Windows longer than every episode: 13 transitions of 14 rows."""
     algo: Any = make(name, "goals", horizon=40)
     batch = sample(window(algo.sample.chunk, length=14), algo.sample, jr.key(0))
-    actions, states = trajectories(batch)
+    actions, states = batch.actions, batch.chunk_obs
     beyond = np.asarray(batch.valid) == 0
     assert beyond[:, -1].all() and not np.asarray(actions)[beyond].any()
     final = np.broadcast_to(states[:, -1:], states.shape)

@@ -9,7 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.nn.transformer import Transformer, dropout
+from mac.nn.mlp import dropout
+from mac.nn.transformer import Transformer
 from tests.helpers import numpy_transformer
 
 WIDTH, LAYERS, HEADS, BATCH, LENGTH = 8, 2, 2, 3, 6
