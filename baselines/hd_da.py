@@ -17,7 +17,7 @@ from mac.algorithm import TrainState
 from mac.model_free import require_goals
 from mac.nn.temporal_unet import TemporalUNet
 from mac.ops.losses import sum_losses
-from mac.trajectory_diffusion import (
+from mac.planning.diffusion import (
     AbstractPlanner,
     Plan,
     PlannerConfig,

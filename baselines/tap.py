@@ -27,24 +27,23 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.algorithm import AbstractLossAlgorithm, TrainState, at_some_updates, by_network
-from mac.config import CommonConfig
+from mac.algorithm import TrainState, at_some_updates, by_network
 from mac.data.normalize import Normalizer
 from mac.data.sampler import sample
-from mac.data.transitions import transition_rows
-from mac.errors import UserError
+from mac.model_free import require_rewards
 from mac.nn.trajectory_autoencoder import BlockSizes, CodePrior, Decoder, Encoder
-from mac.nn.transformer import Cache, matmul_weights
+from mac.nn.transformer import Cache
 from mac.nn.vector_quantizer import Codebook, perplexity
 from mac.ops.code_search import Beam, likelihood_term, plan_return, search
 from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
-from mac.types import Batch, Metrics, SampleSpec, Window
+from mac.planning.sequence_model import AbstractSequencePlanner, SequenceConfig, join_batch
+from mac.types import Batch, Metrics, Window
 
 DIAGNOSED = 256
 """Windows on which a diagnosis looks at the autoencoder."""
 
 
-class TAPConfig(CommonConfig):
+class TAPConfig(SequenceConfig):
     """Hyperparameters of TAP; the defaults are the published ones for D4RL's gym tasks."""
 
     batch: int = 512
@@ -53,14 +52,6 @@ class TAPConfig(CommonConfig):
     """width of each transformer block of encoder, decoder and prior, all equal"""
     lr: float = 2e-4
     """learning rate of AdamW"""
-    heads: int = 4
-    """attention heads of a block"""
-    dropout: float = 0.1
-    """dropout rate of the transformers in training, in [0, 1)"""
-    weight_decay: float = 0.1
-    """decay of AdamW, of the weights of matmuls"""
-    clip: float = 1.0
-    """largest norm of the gradient of the autoencoder, and of the prior's"""
     window: int = 24
     """steps that the autoencoder reads"""
     stride: int = 3
@@ -71,14 +62,8 @@ class TAPConfig(CommonConfig):
     """decay of the averages that codes are, per update, in (0, 1)"""
     commitment: float = 1.0
     """weight of the distance of encodings from their codes"""
-    action_weight: float = 5.0
-    """weight of errors of actions; those of states, rewards and values have 1"""
-    terminal_reward: float = -100.0
-    """reward of actions that lead to termination (gym), in place of the data's; 0 keeps the data's"""
     prior_share: float = 0.5
     """share of the run, at its end, in which the prior alone is trained; 0 trains it along with the rest"""
-    horizon: int = 15
-    """steps that a plan has, a multiple of the stride"""
     beam: int = 64
     """plans that beam search keeps"""
     expand: int = 4
@@ -95,27 +80,15 @@ class TAPConfig(CommonConfig):
     ACTING: ClassVar[tuple[str, ...]] = (
         "horizon", "beam", "expand", "likelihood_weight", "probable", "execute",
     )  # fmt: skip
-    STATIC: ClassVar[tuple[str, ...]] = (
-        *CommonConfig.STATIC,
-        "discount",
-        "dropout",
-        "terminal_reward",
-        "prior_share",
-    )
-    NEED_STEPS: ClassVar[tuple[str, ...]] = (*CommonConfig.NEED_STEPS, "prior_share")
+    STATIC: ClassVar[tuple[str, ...]] = (*SequenceConfig.STATIC, "prior_share")
+    NEED_STEPS: ClassVar[tuple[str, ...]] = (*SequenceConfig.NEED_STEPS, "prior_share")
 
     def __check_init__(self):
-        self._require_positive("heads", "window", "stride", "codes", "horizon", "beam", "expand")
-        self._require("hidden", len(set(self.hidden)) == 1, "give equal widths")
-        width = self.hidden[0]
-        self._require("heads", width % self.heads == 0, f"must divide the width {width} of --hp.hidden")
-        self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
+        self._require_positive("stride", "codes", "beam", "expand")
         self._require("prior_share", 0 <= self.prior_share < 1, "must be in [0, 1)")
         self._require("code_decay", 0 < self.code_decay < 1, "must be in (0, 1)")
         self._require("probable", 0 < self.probable < 1, "must be in (0, 1)")
-        self._require("terminal_reward", abs(self.terminal_reward) < float("inf"), "must be finite")
-        self._require("clip", 0 < self.clip < float("inf"), "must be positive and finite")
-        self._require_at_least_0("weight_decay", "commitment", "action_weight", "likelihood_weight")
+        self._require_at_least_0("commitment", "likelihood_weight")
         for name in ("window", "horizon"):
             rule = f"must be a multiple of --hp.stride={self.stride}"
             self._require(name, getattr(self, name) % self.stride == 0, rule)
@@ -149,21 +122,11 @@ class TAPTarget(NamedTuple):
     prior_only: Bool[Array, ""] | None
 
 
-class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
+class TAP(AbstractSequencePlanner[TAPConfig, Nets]):
     """Planning with codes of trajectories; it predicts no return, as a plan's has rewards of its own."""
 
     def __check_init__(self):
-        if self.env.goal_dim is not None:
-            raise UserError(f"--algo=tap: {self.env.name} has goals; take a single task, or another --algo")
-
-    @property
-    def sample(self) -> SampleSpec:
-        cfg = self.cfg
-        terminal = cfg.terminal_reward if self.env.recorded and cfg.terminal_reward else None
-        return SampleSpec(
-            cfg.batch, cfg.window, reward_scale=cfg.reward_scale, states=True, return_to_go=True,
-            return_discount=cfg.discount, terminal_reward=terminal, padded=True,
-        )  # fmt: skip
+        require_rewards("tap", self.env)
 
     def nets(self, key: Key[Array, ""]) -> Nets:
         cfg, obs, sizes = self.cfg, self.env.obs_dim, self.cfg.sizes
@@ -186,22 +149,13 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
 
     def prepare(self, state: TrainState, window: Window) -> TrainState:
         """Means and standard deviations of all transitions of the data."""
-        if window.reward is None or window.return_to_go is None:
-            raise TypeError("TAP needs a window with rewards (pass `relabel` to `make_window`)")
-        rows, valid = transition_rows(window)
-        reward, value = window.reward[rows], window.return_to_go[rows + 1]  # without the row's own reward
-        returns = (self.cfg.reward_scale * x[:, None] for x in (reward, value))
-        joined = jnp.concatenate([window.obs[rows], window.action[rows], *returns], axis=-1)
-        target = state.target._replace(scale=fit_scale(joined, valid))
+        target = state.target._replace(scale=fit_scale(*self.all_transitions(window)))
         return dataclasses.replace(state, target=target)
 
     def steps_of(self, scale: Normalizer, batch: Batch) -> Float[Array, "B T C"]:
         """The windows of a batch as networks see them; a value excludes the reward of its own step."""
-        if batch.rewards is None or batch.masks is None:
-            raise TypeError("TAP needs a window with rewards (pass `relabel` to `make_window`)")
-        assert batch.return_to_go is not None and batch.valid is not None
-        reward, value = batch.rewards[..., None], batch.return_to_go[:, 1:, None]
-        x = scale.apply(jnp.concatenate([batch.chunk_obs, batch.actions, reward, value], axis=-1))
+        assert batch.masks is not None and batch.valid is not None
+        x = scale.apply(join_batch(batch))
         x = x * jnp.broadcast_to(batch.valid[..., None], x.shape)
         return jnp.concatenate([x, 1 - batch.masks[..., None]], axis=-1)
 
@@ -277,9 +231,8 @@ class TAP(AbstractLossAlgorithm[TAPConfig, Nets]):
 
     def optimiser(self) -> optax.GradientTransformation:
         cfg, first = self.cfg, self.first_of_prior
-        adamw = optax.adamw(self.rate, 0.9, 0.95, weight_decay=cfg.weight_decay, mask=matmul_weights)
         codebook = optax.sgd(1 - cfg.code_decay)
-        autoencoder = prior = optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)
+        autoencoder = prior = cfg.adamw(self.rate)
         if cfg.prior_share:
             codebook, autoencoder = (
                 at_some_updates(each, lambda step: step < first, coast=False)

@@ -182,3 +182,13 @@ def require_goals(name: str, env: EnvSpec) -> None:
     """Raises UserError where a method that is only about goals meets an environment without any."""
     if env.goal_dim is None:
         raise UserError(f"--algo={name}: {env.name} has no goals; take an oraclerep task, or another --algo")
+
+
+def require_rewards(name: str, env: EnvSpec) -> None:
+    """Refuses environments with goals.
+
+    Raises:
+        UserError: the environment has goals instead of rewards.
+    """
+    if env.goal_dim is not None:
+        raise UserError(f"--algo={name}: {env.name} has goals; take a single task, or another --algo")

@@ -13,8 +13,8 @@ from baselines.hd_da import HDDAConfig
 from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.ops.diffusion import cosine_betas, inpaint, trajectory_loss
+from mac.planning.diffusion import TrajectoryDiffusion
 from mac.run.evaluate import Policies, episode_keys, evaluate, evaluation_keys, select_actions
-from mac.trajectory_diffusion import TrajectoryDiffusion
 from mac.types import Past
 from tests.helpers.algorithm_cases import make
 from tests.helpers.numpy_mac import double, perturb

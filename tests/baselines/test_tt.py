@@ -11,11 +11,12 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from baselines.tt import TT, Planner, TTConfig, returns
+from baselines.tt import TT, TTConfig
 from mac.algorithm import TrainState
 from mac.data.sampler import sample
 from mac.data.transitions import transition_rows
 from mac.errors import UserError
+from mac.planning.token_planner import returns
 from mac.types import EnvSpec, Past
 from tests.helpers.algorithm_cases import SIZES
 from tests.helpers.numpy_mac import double, perturb
@@ -56,7 +57,7 @@ def test_planner_equals_exhaustive_search(context: int, seen: int) -> None:
     horizon, rng = 2, np.random.default_rng(0)
     algo = make(context=context, horizon=horizon, beams=1500, expand=1, action_cdf=0.0, action_top=0)
     state, past, obs = fresh(algo), past_of(algo, seen, rng), jnp.asarray(rng.normal(size=2), jnp.float32)
-    planner = Planner(algo.cfg, ENV, state.nets.model, state.target)
+    planner = algo.planner(state)
     search = eqx.filter_jit(lambda planner, past, obs, key: planner.search(past, obs, key))
     beams, scores = search(planner, past, obs, jr.key(0))
 
@@ -175,7 +176,7 @@ def test_only_weights_of_matmuls_decay() -> None:
 
 
 def test_an_environment_with_goals_is_refused() -> None:
-    with pytest.raises(UserError, match="it plans for rewards, and toy-point-goals has goals"):
+    with pytest.raises(UserError, match="--algo=tt: toy-point-goals has goals"):
         make(GOAL_SPEC)
 
 

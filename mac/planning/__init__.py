@@ -1,0 +1,1 @@
+"""Planning with generative models of trajectories: diffusions of them, and sequence models."""
