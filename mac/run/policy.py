@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from mac.errors import UserError
 from mac.run.evaluate import Policies, episode_keys, no_past, remember, select_actions
@@ -66,8 +65,8 @@ class Policy:
                 batch of one.
         """
         self._task = self.env.tasks[0] if task is None else task
-        self._numbers = None if episodes is None else np.asarray(episodes, np.int32)
-        self._actions: np.ndarray | None = None
+        self._asked = None if episodes is None else np.asarray(episodes, np.int32)
+        self._now: _Episodes | None = None
 
     def restart(self, ended: np.ndarray) -> None:
         """Begins new episodes in a part of the batch, whose numbers follow the largest one so far.
@@ -75,14 +74,14 @@ class Policy:
         Args:
             ended: [B], True where an episode has ended.
         """
-        if self._actions is None:
+        now, at = self._now, np.flatnonzero(ended)
+        if now is None:
             return
-        at = np.flatnonzero(ended)
-        self._numbers[at] = self._numbers.max() + 1 + np.arange(len(at), dtype=np.int32)  # pyright: ignore[reportOptionalSubscript, reportOptionalMemberAccess]
-        self._place(at)
-        self._used[at], self._decision[at] = self.chunk, 0
-        if self._past is not None:
-            self._past = dataclasses.replace(self._past, valid=self._past.valid.at[:, at].set(False))
+        now.numbers[at] = now.numbers.max() + 1 + np.arange(len(at), dtype=np.int32)
+        now.keys = now.keys.at[:, at].set(self._noise(now.numbers[at]))
+        now.used[at], now.decision[at] = self.chunk, 0
+        if now.past is not None:
+            now.past = dataclasses.replace(now.past, valid=now.past.valid.at[:, at].set(False))
 
     def __call__(
         self,
@@ -96,7 +95,7 @@ class Policy:
             obs: [D] or [B, D].
             goal: of goal-conditioned environments, [G] or [B, G]: the goal's entries (`env.goal_columns`),
                 or a whole observation that is the goal.
-            reward: of the step before, read by policies that act with a history (`tt`).
+            reward: of the step before, read by policies that act with a history.
         Raises:
             UserError: an argument is missing or has another shape.
         """
@@ -105,35 +104,29 @@ class Policy:
         if rows.ndim != 2 or rows.shape[1] != self.env.obs_dim:
             raise UserError(f"obs has shape {given.shape}, expected ({self.env.obs_dim},) or (B, ...)")
         goals = self._goals(goal, len(rows))
-        if self._actions is None:
-            self._begin(len(rows))
-        elif len(rows) != len(self._numbers):  # pyright: ignore[reportArgumentType]
-            raise UserError(
-                f"obs has {len(rows)} rows, and the episodes are {len(self._actions)}; call reset()"
-            )
+        if self._now is None:
+            self._now = self._begin(len(rows))
+        elif len(rows) != len(self._now.numbers):
+            running = len(self._now.numbers)
+            raise UserError(f"obs has {len(rows)} rows, and {running} episodes are running; call reset()")
         else:
-            self._remember(reward)
-        action = self._next(rows, goals)
-        self._last = rows, action
+            self._remember(self._now, reward)
+        action = self._next(self._now, rows, goals)
+        self._now.last = rows, action
         return action[0] if single else action
 
-    def _begin(self, count: int) -> None:
-        if self._numbers is None:
-            self._numbers = np.arange(count, dtype=np.int32)
-        if len(self._numbers) != count:
-            raise UserError(f"reset(episodes=...) has {len(self._numbers)} numbers, obs has {count} rows")
-        self._keys = jax.random.split(self._key, (1, count))
-        self._place(np.arange(count))
-        self._decision = np.zeros(count, np.int32)
-        self._used = np.zeros(count, np.int32)
-        self._past: Past | None = no_past(self._policies.algo, (1, count))
+    def _begin(self, count: int) -> "_Episodes":
+        numbers = np.arange(count, dtype=np.int32) if self._asked is None else self._asked.copy()
+        if len(numbers) != count:
+            raise UserError(f"reset(episodes=...) has {len(numbers)} numbers, obs has {count} rows")
+        self.chunk = 0
+        past = no_past(self._policies.algo, (1, count))
+        return _Episodes(numbers, self._noise(numbers), past, np.zeros(count, np.int32))
 
-    def _place(self, at: np.ndarray) -> None:
-        """Sets the keys of the policy's noise of some episodes."""
-        assert self._numbers is not None
-        task = jnp.full(len(at), self._task, jnp.int32)
-        _, noise = episode_keys(self._key[None], task, jnp.asarray(self._numbers[at]))
-        self._keys = self._keys.at[:, at].set(noise)
+    def _noise(self, numbers: np.ndarray) -> Key[Array, "1 B"]:
+        """Keys of the policy's noise in the episodes of these numbers."""
+        task = jnp.full(len(numbers), self._task, jnp.int32)
+        return episode_keys(self._key[None], task, jnp.asarray(numbers))[1]
 
     def _goals(self, goal: np.ndarray | None, count: int) -> np.ndarray | None:
         width, columns = self.env.goal_dim, list(self.env.goal_columns)
@@ -148,38 +141,58 @@ class Policy:
             raise UserError(f"goal has shape {np.shape(goal)}, expected ({width},) or ({count}, {width})")
         return np.broadcast_to(goals, (count, width))
 
-    def _remember(self, reward: np.ndarray | float | None) -> None:
-        if self._past is None:
+    def _remember(self, now: "_Episodes", reward: np.ndarray | float | None) -> None:
+        """Adds the last step to the history, except in episodes that have just begun."""
+        if now.past is None or now.last is None:
             return
         if reward is None:
             raise UserError(
-                "this policy acts with a history: call policy(obs, goal, reward_of_the_last_step)"
+                "acts with a history: call policy(obs, goal, reward of the last step)"
             )
-        obs, action = self._last
+        obs, action = now.last
         paid = np.broadcast_to(np.asarray(reward, np.float32), len(obs))
-        before = self._past.valid
-        self._past = remember(self._past, obs[None], action[None], jnp.asarray(paid[None]))
-        # An episode that has just begun has no last step.
-        fresh = (self._decision == 0) & (self._used == self.chunk)
-        valid = jnp.where(fresh[None, :, None], before, self._past.valid)
-        self._past = dataclasses.replace(self._past, valid=valid)
+        after = remember(now.past, jnp.asarray(obs)[None], jnp.asarray(action)[None], jnp.asarray(paid)[None])
+        valid = jnp.where((now.decision == 0)[None, :, None], now.past.valid, after.valid)
+        now.past = dataclasses.replace(after, valid=valid)
 
-    def _next(self, obs: np.ndarray, goal: np.ndarray | None) -> np.ndarray:
+    def _next(self, now: "_Episodes", obs: np.ndarray, goal: np.ndarray | None) -> np.ndarray:
         """The next action of each episode, after a decision where a chunk is used up."""
-        count = len(obs)
-        due = np.ones(count, bool) if self._actions is None else self._used >= self.chunk
+        due = now.used >= self.chunk
         if due.any():
             goals = None if goal is None else jnp.asarray(goal)[None]
-            decision = jnp.asarray(self._decision)[None]
-            found = _act(self._policies, jnp.asarray(obs)[None], goals, self._keys, decision, self._past)
+            decision = jnp.asarray(now.decision)[None]
+            found = _act(self._policies, jnp.asarray(obs)[None], goals, now.keys, decision, now.past)
             fresh = np.clip(np.asarray(found[0]), -1, 1)
-            self._actions = np.where(
-                due[:, None, None], fresh, fresh if self._actions is None else self._actions
-            )
             self.chunk = fresh.shape[1]
-            self._used = np.where(due, 0, self._used)
-            self._decision = self._decision + due
-        assert self._actions is not None
-        action = self._actions[np.arange(count), self._used]
-        self._used = self._used + 1
+            now.actions = fresh if due.all() else np.where(due[:, None, None], fresh, now.actions)
+            now.used = np.where(due, 0, now.used)
+            now.decision = now.decision + due
+        action = now.actions[np.arange(len(obs)), now.used]
+        now.used = now.used + 1
         return action
+
+
+@dataclasses.dataclass
+class _Episodes:
+    """Running episodes.
+
+    Attributes:
+        numbers: number of each episode.
+        keys: of the policy's noise, leading axis 1 (one seed).
+        past: history, if the policy acts with one.
+        decision: chunks chosen so far.
+        used: actions of the current chunk that were executed.
+        actions: current chunk of each episode.
+        last: observations and actions of the last step.
+    """
+
+    numbers: np.ndarray
+    keys: Key[Array, "1 B"]
+    past: Past | None
+    decision: np.ndarray
+    used: np.ndarray = dataclasses.field(init=False)
+    actions: np.ndarray = dataclasses.field(init=False)
+    last: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __post_init__(self):
+        self.used, self.actions = np.zeros_like(self.decision), np.zeros((len(self.decision), 0, 0))

@@ -2,7 +2,9 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,11 @@ import mac
 from envs_mjx import make
 from experiments.launch.saved_run import open_run
 from experiments.run import main
+from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.data.normalize import EPSILON, Normalizer
 from mac.errors import UserError
-from mac.run.evaluate import episode_keys, evaluation_keys, select_actions
+from mac.run.evaluate import Policies, episode_keys, evaluation_keys, select_actions
+from mac.types import EnvSpec, Past, SampleSpec
 from tests.helpers.command_line import SIZES
 
 ENV = "cube-single-play-singletask-task2-v0"
@@ -99,6 +104,51 @@ def test_goals_are_entries_or_whole_observations(goals: Path):
         policy(obs)
 
 
+class Remembering(AbstractAlgorithm):
+    """Acts with the sum of the last two steps' observations, actions and rewards."""
+
+    env: EnvSpec = eqx.field(static=True)
+
+    @property
+    def sample(self) -> SampleSpec:
+        return SampleSpec(1, 1)
+
+    @property
+    def history(self) -> int:
+        return 2
+
+    def init(self, key: Any) -> TrainState:
+        return TrainState((), (), ())
+
+    def update(self, state: Any, batch: Any, step: Any, key: Any) -> Any:
+        raise NotImplementedError
+
+    def act(self, *_: Any) -> Any:
+        raise AssertionError("act_after is called")
+
+    def act_after(self, state: Any, past: Past, obs: Any, goal: None, key: Any) -> jax.Array:
+        told = past.valid * (past.obs[..., 0] + past.actions[..., 0] + past.rewards)
+        return jnp.broadcast_to(0.01 * (1 + told.sum(-1))[:, None, None], (len(obs), 1, 1))
+
+
+def test_history_is_that_of_the_running_episode():
+    normalizer = Normalizer(jnp.zeros(1), jnp.ones(1) - EPSILON)
+    algo = Remembering(EnvSpec("toy", 1, 1, None, (1,), 9, 1.0))
+    state = jax.tree.map(lambda x: x[None], algo.init(None))
+    policy = mac.Policy(Policies(algo, normalizer, state), jax.random.key(0))
+    with jax.numpy_dtype_promotion("standard"):
+        first = policy(np.asarray([[1.0], [2.0]]))
+        np.testing.assert_allclose(first[:, 0], 0.01)
+        with pytest.raises(UserError, match="reward of the last step"):
+            policy(np.asarray([[1.0], [2.0]]))
+        second = policy(np.asarray([[3.0], [4.0]]), reward=np.asarray([5.0, 6.0]))
+        np.testing.assert_allclose(second[:, 0], [0.01 * (1 + 6.01), 0.01 * (1 + 8.01)], rtol=1e-6)
+        policy.restart(np.asarray([True, False]))
+        third = policy(np.asarray([[3.0], [4.0]]), reward=7.0)
+        told = (2 + 0.01 + 6) + (4 + 0.01 * (1 + 8.01) + 7)
+        np.testing.assert_allclose(third[:, 0], [0.01, 0.01 * (1 + told)], rtol=1e-6)
+
+
 def test_wrong_arguments_are_named(finished: Path, tmp_path: Path):
     policy = mac.load(finished)
     with pytest.raises(UserError, match=r"obs has shape \(3,\)"):
@@ -106,7 +156,7 @@ def test_wrong_arguments_are_named(finished: Path, tmp_path: Path):
     policy(np.zeros((2, 28)))
     with pytest.raises(UserError, match=r"call reset\(\)"):
         policy(np.zeros((3, 28)))
-    with pytest.raises(UserError, match="seed=7: .* has seeds 0 to 1"):
+    with pytest.raises(UserError, match=r"seed=7: .* has seeds 0 to 1"):
         mac.load(finished, seed=7)
     with pytest.raises(UserError, match="holds no run"):
         mac.load(tmp_path)
