@@ -1,4 +1,4 @@
-"""Exports a saved policy to one file that needs nothing of this project: `python experiments/export.py RUN`."""
+"""Exports a saved policy to one file that acts without this project: `python experiments/export.py RUN`."""
 
 import sys
 import time
@@ -89,7 +89,9 @@ def print_times(policy: Actor, out: Path, ask: Args) -> None:
     for rows in [ask.batch] if ask.batch or ask.format == "onnx" else [1, 64]:
         call, chunk = caller(policy, out, ask.format, rows or 1)
         milliseconds = fastest(call)
-        print(f"time         {rows or 1} rows: {milliseconds:.3f} ms per call, {milliseconds / chunk:.3f} per action")
+        print(
+            f"time         {rows or 1} rows: {milliseconds:.3f} ms per call, {milliseconds / chunk:.3f} per action"
+        )
 
 
 def caller(policy: Actor, out: Path, form: str, rows: int) -> tuple[Callable[[], Any], int]:

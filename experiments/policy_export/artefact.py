@@ -1,7 +1,7 @@
 """The artefact: a zip file of a StableHLO program, its header, and a loader.
 
-The program holds the networks' weights, the normaliser, and all of acting, such as flow and best-of-N. It maps
-observations (and goals) in the environment's units, and the task, number and decision of each episode, to
+The program holds the networks' weights, the normaliser, and all of acting, such as flow and best-of-N. It
+maps observations (and goals) in the environment's units, and the task, number and decision of each episode, to
 chunks of actions. It derives the noise from these numbers as the run's own evaluations do.
 """
 
@@ -55,8 +55,8 @@ def actor(run: SavedRun, seed: int) -> Actor:
     """
     if run.algo.history:
         raise UserError(
-            f"{run.settings.algo} acts with the last {run.algo.history} steps, which an artefact does not keep; "
-            "use mac.load"
+            f"{run.settings.algo} acts with the last {run.algo.history} steps, which an artefact does not "
+            "keep; use mac.load"
         )
     if seed not in run.numbers:
         raise UserError(f"--seed={seed}: {run.folder} has seeds {run.numbers[0]} to {run.numbers[-1]}")

@@ -33,7 +33,9 @@ class ExportedPolicy:
         if at == 0:
             whole = lambda number: np.full(len(rows), number, np.int32)  # noqa: E731
             place = whole(self._task), whole(self._episode) + np.arange(len(rows), dtype=np.int32)
-            goals = [] if goal is None else [np.broadcast_to(np.float32(goal), (len(rows), np.shape(goal)[-1]))]
+            goals = (
+                [] if goal is None else [np.broadcast_to(np.float32(goal), (len(rows), np.shape(goal)[-1]))]
+            )
             count = whole(self._step // self.header["chunk"])
             self._chunk = np.asarray(self._decide(rows, *goals, *place, count))
         self._step += 1

@@ -146,9 +146,7 @@ class Policy:
         if now.past is None or now.last is None:
             return
         if reward is None:
-            raise UserError(
-                "acts with a history: call policy(obs, goal, reward of the last step)"
-            )
+            raise UserError("acts with a history: call policy(obs, goal, reward of the last step)")
         obs, action = now.last
         paid = np.broadcast_to(np.asarray(reward, np.float32), len(obs))
         after = remember(now.past, jnp.asarray(obs)[None], jnp.asarray(action)[None], jnp.asarray(paid)[None])
