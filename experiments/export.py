@@ -89,9 +89,8 @@ def print_times(policy: Actor, out: Path, ask: Args) -> None:
     for rows in [ask.batch] if ask.batch or ask.format == "onnx" else [1, 64]:
         call, chunk = caller(policy, out, ask.format, rows or 1)
         milliseconds = fastest(call)
-        print(
-            f"time         {rows or 1} rows: {milliseconds:.3f} ms per call, {milliseconds / chunk:.3f} per action"
-        )
+        each = milliseconds / chunk
+        print(f"time         {rows or 1} rows: {milliseconds:.3f} ms per call, {each:.3f} ms per action")
 
 
 def caller(policy: Actor, out: Path, form: str, rows: int) -> tuple[Callable[[], Any], int]:

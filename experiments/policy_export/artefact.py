@@ -1,8 +1,8 @@
 """The artefact: a zip file of a StableHLO program, its header, and a loader.
 
 The program holds the networks' weights, the normaliser, and all of acting, such as flow and best-of-N. It
-maps observations (and goals) in the environment's units, and the task, number and decision of each episode, to
-chunks of actions. It derives the noise from these numbers as the run's own evaluations do.
+maps observations (and goals) in the environment's units, and the task, number and decision of each episode,
+to chunks of actions. It derives the noise from these numbers as the run's own evaluations do.
 """
 
 import io

@@ -93,10 +93,8 @@ def _evaluate(equation: Any, given: list[_Value]) -> list[_Value]:
     drawn, acting = any(each.drawn for each in given), any(each.acting for each in given)
     if any(each.value is None for each in given):
         return [_Value(None, drawn, acting)] * len(equation.outvars)
-    values = [
-        x.value for x, var in zip(given, equation.invars, strict=True) if not isinstance(var, jex.Literal)
-    ]
-    alone = dict(zip(places, values, strict=True))  # a value may be read twice
+    both = zip(equation.invars, given, strict=True)  # a value may be read twice
+    alone = {var: each.value for var, each in both if not isinstance(var, jex.Literal)}
     jaxpr = jex.Jaxpr((), list(alone), equation.outvars, [equation], equation.effects)
     found = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*alone.values())
     return [_Value(x, drawn, acting) for x in found]

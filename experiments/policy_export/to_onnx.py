@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import kstest
 
 from experiments.policy_export.artefact import Actor, header_of
 from experiments.policy_export.split_noise import Split, split_noise
@@ -53,6 +54,19 @@ def separated(policy: Actor, batch: int) -> tuple[Split, Any, list[Any]]:
     return found, state, shapes
 
 
+def distributions(draw: Callable[[Any], list[Any]], noise: list[Any]) -> list[str]:
+    """Names the distribution of each array of noise, as far as a test of some thousand draws can tell."""
+    repeats = max((-(-4000 // x.size) for x in noise), default=0)
+    draws = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), repeats)) if noise else []
+    laws = {"standard normal": "norm", "uniform in [0, 1)": "uniform"}
+    found = []
+    for values in draws:
+        sample = np.asarray(values).ravel()
+        fits = [name for name, law in laws.items() if kstest(sample, law).pvalue > 1e-4]  # pyright: ignore
+        found.append(fits[0] if fits else "other")
+    return found
+
+
 def write_onnx(policy: Actor, out: Path, batch: int) -> tuple[dict[str, Any], float]:
     """Writes the model; returns its header and the largest difference from the policy's actions.
 
@@ -82,9 +96,9 @@ def write_onnx(policy: Actor, out: Path, batch: int) -> tuple[dict[str, Any], fl
             f"{policy.run.settings.algo} cannot be converted to ONNX ({one_line(error)}); use --format jax"
         ) from error
     chunk = jax.eval_shape(model, *inputs).shape[1]
-    header = header_of(policy, batch, chunk) | {
-        "noise": {n: list(x.shape) for n, x in zip(names[len(shapes) :], noise, strict=True)}
-    }
+    drawn = zip(names[len(shapes) :], noise, distributions(found.draw, noise), strict=True)
+    described = {name: {"shape": list(x.shape), "distribution": law} for name, x, law in drawn}
+    header = header_of(policy, batch, chunk) | {"noise": described}
     for name, value in header.items():
         converted.metadata_props.add(key=name, value=str(value))
     replace_file(out, lambda file: file.write(converted.SerializeToString()))
