@@ -149,22 +149,22 @@ class TensorBoardLog(AbstractLog):
         self.where = f"tensorboard --logdir {self._folder}"
 
     def write(self, record: Record) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
 
         for curve, values in record.curves.items():
             points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
             self._event(curve, step=record.step, summary=Summary(value=points))
 
     def _event(self, curve: str, **content: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
 
         if curve not in self._writers:
             self._open(curve)
         self._writers[curve].write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def _open(self, curve: str) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportMissingImports]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # pyright: ignore[reportMissingImports]
 
         now = time.time()
         name = f"events.out.tfevents.{now:017.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -192,7 +192,7 @@ class WandbLog(AbstractLog):
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         mode = os.environ.get("WANDB_MODE", "offline")
         name = identity(folder)
@@ -233,8 +233,8 @@ class TrackioLog(AbstractLog):
     """A run of trackio's local database, with the names of `WandbLog`."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
-        import trackio
-        from trackio.context_vars import current_run
+        import trackio  # pyright: ignore[reportMissingImports]
+        from trackio.context_vars import current_run  # pyright: ignore[reportMissingImports]
 
         mark = {"tracker_id": identity(folder)}
         with contextlib.suppress(ValueError):  # the project has no run yet
@@ -255,7 +255,7 @@ class TrackioLog(AbstractLog):
         pass  # its own thread writes, twice a second
 
     def close(self) -> None:
-        from trackio.context_vars import current_run
+        from trackio.context_vars import current_run  # pyright: ignore[reportMissingImports]
 
         if current_run.get() is self._run:
             current_run.set(None)  # else it is ended once more when Python exits

@@ -113,7 +113,7 @@ def write_artefact(policy: Actor, out: Path, batch: int) -> dict[str, Any]:
         UserError: flatbuffers is missing, the program cannot be exported, or the file cannot be written.
     """
     try:
-        import flatbuffers  # noqa: F401  # pyright: ignore
+        import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
         import jax.export as export
     except ImportError as error:
         raise UserError(

@@ -41,7 +41,7 @@ def separated(policy: Actor, batch: int) -> tuple[Split, Any, list[Any]]:
     """The policy with its noise as an argument, its state, and the shapes of observations and goals.
 
     Raises:
-        UserError: it draws noise that is not standard normal, or in a loop.
+        UserError: it draws noise in a loop, so that its input would be a key.
     """
     act, state, shapes = acting(policy, batch)
     found = split_noise(act, jax.random.key(0), state, *shapes)
@@ -74,7 +74,7 @@ def write_onnx(policy: Actor, out: Path, batch: int) -> tuple[dict[str, Any], fl
         UserError: a package is missing, or an operation has no counterpart in ONNX.
     """
     try:
-        import jax2onnx
+        import jax2onnx  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"--format onnx needs jax2onnx ({one_line(error)}); pip install -e '.[onnx]', then "
@@ -107,7 +107,7 @@ def write_onnx(policy: Actor, out: Path, batch: int) -> tuple[dict[str, Any], fl
 
 def _difference(policy: Actor, out: Path, batch: int) -> float:
     """The largest difference of onnxruntime's actions from those of `act`, over 20 keys."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     act, state, shapes = acting(policy, batch)
@@ -127,7 +127,7 @@ def _difference(policy: Actor, out: Path, batch: int) -> float:
 
 def session_call(policy: Actor, out: Path, obs: Any, goal: Any) -> tuple[Callable[[], Any], int]:
     """One call of the model in onnxruntime, and the actions of a chunk."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     found, _, _ = separated(policy, len(obs))
