@@ -82,8 +82,10 @@ class _Lanes:
     def choose(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         """Decides the tasks: those of the option, or random ones of the environment's."""
         known = self.env.spec.tasks
-        if unknown := set(options) - {"task_id"}:
+        if unknown := set(options) - {"task_id", "render_goal"}:
             raise UserError(f"reset option {sorted(unknown)[0]!r} does not exist; the only one is 'task_id'")
+        if options.get("render_goal"):
+            raise UserError("reset option render_goal=True: these environments render nothing; leave it out")
         asked = options.get("task_id")
         tasks = rng.choice(known, self.count) if asked is None else np.broadcast_to(asked, self.count)
         if not np.isin(tasks, known).all():

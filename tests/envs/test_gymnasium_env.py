@@ -94,7 +94,10 @@ def test_tasks_are_chosen_by_the_option():
         env.reset(options={"task_id": 9})
     with pytest.raises(UserError, match="option 'task' does not exist"):
         env.reset(options={"task": 1})
-    assert {env.reset(seed=seed)[1]["goal"].tobytes() for seed in range(9)} != set()
+    env.reset(options={"task_id": 1, "render_goal": False})  # as OGBench's own evaluation does
+    with pytest.raises(UserError, match="render_goal=True"):
+        env.reset(options={"render_goal": True})
+    assert len({env.reset(seed=seed)[1]["goal"].tobytes() for seed in range(9)}) > 1
 
 
 def test_evaluation_of_stable_baselines_runs():
