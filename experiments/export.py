@@ -76,7 +76,7 @@ def export_policy(ask: Args) -> int:
     print(f"policy       {run.title}, seed {policy.seed}, after {run.step:,} updates")
     print(f"call         {header['batch']} rows of {header['obs_dim']} numbers, chunks of {header['chunk']}")
     print(f"checked      actions differ by at most {difference:.1e} from the run's own")
-    if difference > TOLERANCE:
+    if not difference <= TOLERANCE:  # so is NaN
         raise UserError(f"{out}: actions differ by {difference:.1e}, more than {TOLERANCE}; do not use it")
     if ask.time:
         print_times(policy, out, ask)

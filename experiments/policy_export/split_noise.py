@@ -93,8 +93,7 @@ def _evaluate(equation: Any, given: list[_Value]) -> list[_Value]:
     drawn, acting = any(each.drawn for each in given), any(each.acting for each in given)
     if any(each.value is None for each in given):
         return [_Value(None, drawn, acting)] * len(equation.outvars)
-    both = zip(equation.invars, given, strict=True)  # a value may be read twice
-    alone = {var: each.value for var, each in both if not isinstance(var, jex.Literal)}
-    jaxpr = jex.Jaxpr((), list(alone), equation.outvars, [equation], equation.effects)
-    found = jex.jaxpr_as_fun(jex.ClosedJaxpr(jaxpr, ()))(*alone.values())
-    return [_Value(x, drawn, acting) for x in found]
+    params = equation.primitive.get_bind_params(equation.params)
+    found = equation.primitive.bind(*(each.value for each in given), **params)
+    results = found if equation.primitive.multiple_results else [found]
+    return [_Value(x, drawn, acting) for x in results]
