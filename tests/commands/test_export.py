@@ -5,16 +5,25 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 
 import mac
 from experiments.export import main as export
+from experiments.launch.saved_run import SavedRun
+from experiments.policy_export.artefact import PLATFORMS, actor
 from experiments.policy_export.split_noise import split_noise
 from experiments.run import main as run
+from mac.errors import UserError
+from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.command_line import SIZES
+from tests.helpers.random_kills import write_data
+from tests.helpers.toy_env import identity
 
 ALONE = """
 import sys
@@ -46,8 +55,6 @@ def goals(tmp_path_factory: pytest.TempPathFactory, data: list[str]) -> Path:
     """A goal-conditioned run of 5 updates, which evaluates few episodes at a time."""
     folder = tmp_path_factory.mktemp("goals") / "run"
     env = ["--env", "pointmaze-medium-navigate-oraclerep-v0"]
-    from tests.helpers.random_kills import write_data
-
     write_data(folder.parent)
     named = ["--data.path", str(folder.parent / "data/small.npz"), "--data.dir", str(folder.parent / "data")]
     assert run([*SIZES, *named, *env, "--steps", "5", "--out", str(folder)]) == 0
@@ -119,3 +126,21 @@ def test_onnx_model_acts_like_the_run(which: str, request: pytest.FixtureRequest
 
     properties = {each.key: each.value for each in onnx.load(out).metadata_props}
     assert properties["algo"] == "mac" and "noise" in properties
+
+
+@pytest.mark.parametrize("name", registered(quick=("iql",)))
+def test_every_policy_without_history_can_be_exported(name: str):
+    """For any number of rows, on both platforms; lowered only, with weights of zero."""
+    algo = make(name, mode_of(name), steps=100)
+    shapes = jax.eval_shape(algo.init, jax.random.key(0))
+    state = jax.tree.map(lambda x: jax.numpy.zeros((1, *x.shape), x.dtype), shapes).without_memory()
+    settings: Any = SimpleNamespace(seed=0, seeds=1, algo=name, env="toy")
+    saved = SavedRun(Path(), settings, algo, identity(algo.env.obs_dim), 0, state)
+    if algo.history:
+        with pytest.raises(UserError, match="acts with the last"):
+            actor(saved, 0)
+        return
+    policy = actor(saved, 0)
+    (rows,) = jax.export.symbolic_shape("B")
+    program = jax.export.export(jax.jit(policy.call), platforms=PLATFORMS)(*policy.arguments(rows))
+    assert program.out_avals[0].shape[::2] == (rows, algo.env.action_dim)
