@@ -13,10 +13,13 @@ import tyro
 from experiments.benchmarks.harness import write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
+from experiments.launch.loggers import RunTrackers, Tracker, require_installed
 from experiments.launch.saved_run import EVALUATIONS, RANDOM
 from experiments.launch.settings import Settings, is_run, read_settings, runs_within
 from mac.atomic_files import misfit
 from mac.errors import UserError
+from mac.formatting import counted
+from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.report.plot import plot_comparison
 from mac.run.report.stats import Curve, learning_curve, summarise
@@ -35,6 +38,8 @@ class Args:
     """CSV file to write: a row per run, and a row per task if there are several"""
     picture: Path | None = None
     """PNG file to write, with the learning curves"""
+    log: tuple[Tracker, ...] = ()
+    """experiment trackers to send all rows of each run to, as `run.py --log` does while it trains"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ def report(args: Args, argv: Sequence[str]) -> int:
     """Compares the runs that the flags name; returns the exit status."""
     if not args.runs:
         raise UserError("RUN is missing; name folders of runs, or one that holds runs")
+    trackers = tuple(name for name in args.log if name != "none")
+    require_installed(trackers)
     by_path = {run.resolve(): run for folder in args.runs for run in runs_in(folder)}  # without repeats
     compared = compare_runs(list(by_path.values()), args.picture)
     if args.out:
@@ -81,7 +88,21 @@ def report(args: Args, argv: Sequence[str]) -> int:
         print(f"  {args.out}")
     if args.picture:
         print(f"  {args.picture}")
+    for run in by_path.values() if trackers else ():
+        send(run, trackers)
     return 0
+
+
+def send(folder: Path, trackers: Sequence[str]) -> None:
+    """Sends all rows of a run to experiment trackers, in place of what they have of it.
+
+    Raises:
+        UserError: it is being trained, its rows are damaged, or a tracker cannot be opened.
+    """
+    with lock_folder(folder), RunTrackers(folder, trackers) as run:
+        run.catch_up()
+        for tracker, place in run.places.items():
+            print(f"{tracker:12s} {counted(run.sent, 'record')} of {folder}; {place}")
 
 
 class ComparedRuns(NamedTuple):

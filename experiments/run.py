@@ -6,13 +6,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.cli.exit_status import exit_status
 from experiments.cli.standard_streams import ignore_write_errors
-from experiments.launch import dataset, saved_run, sweep
+from experiments.launch import dataset, loggers, saved_run, sweep
 from experiments.launch.announce import announce
 from experiments.launch.job import Launch, make_job, occupied, prepare_launch
 from experiments.launch.listing import algorithm_list
@@ -24,7 +24,7 @@ from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_metadata import record_end, record_launch
 from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.report.plot import plot_learning_curve
-from mac.run.report.progress import open_progress
+from mac.run.report.progress import Progress, open_progress
 from mac.run.report.stats import learning_curve
 from mac.run.report.table import print_tables, results_table
 from mac.run.report.timing import duration
@@ -51,6 +51,7 @@ def show_list() -> int:
 
 def run(settings: Settings[Any], reason: str) -> int:
     """Does what the settings say; returns the exit status."""
+    loggers.require_installed(settings.trackers)
     launch = prepare_launch(settings)
     if settings.dry_run or launch.finished:
         announce(launch, reason)
@@ -93,7 +94,10 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
     for note in notes:
         print(note)
     try:
-        with open_progress(launch.title, job.steps, "updates", seeds=job.lanes) as progress:
+        with (
+            open_progress(launch.title, job.steps, "updates", seeds=job.lanes) as progress,
+            tracked(settings, folder, progress),
+        ):
             outcome = train(job, folder, progress, resume=settings.resume)
     except UserError as error:
         with contextlib.suppress(UserError):  # a full disk may be what went wrong
@@ -105,6 +109,29 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
     for each, _ in sweep.run_folders(settings, folder):
         record_end(each, step=outcome.step, signal=outcome.interrupted or None, seconds=spent)
     return outcome
+
+
+@contextlib.contextmanager
+def tracked(settings: Settings[Any], folder: Path, progress: Progress) -> Iterator[None]:
+    """Feeds the trackers that `--log` names while entered, with each run of a sweep by itself."""
+    parts = [each for each, its in sweep.run_folders(settings, folder) if not its.sweep]
+    with contextlib.ExitStack() as stack:
+        runs = [
+            stack.enter_context(loggers.RunTrackers(each, settings.trackers, progress.note)) for each in parts
+        ]
+        for tracker, place in (runs[0].places if settings.trackers else {}).items():
+            progress.note(f"{tracker:12s} {place}")
+
+        def catch_up() -> None:
+            for run in runs:
+                run.catch_up()
+
+        progress.listener = catch_up
+        try:
+            yield
+        finally:
+            with contextlib.suppress(UserError):  # what ended the training says more
+                catch_up()
 
 
 def finish(launch: Launch, outcome: TrainResult) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mac.mac import MAC, AbstractChunkPolicy
     from mac.model_free import AbstractModelFree, ModelFreeConfig
     from mac.run.evaluate import evaluate
+    from mac.run.policy import Policy, load
     from mac.run.report.progress import open_progress
     from mac.run.segment import use_cpu_devices
     from mac.run.train import RunConfig, TrainJob, TrainResult, train
@@ -36,6 +37,7 @@ __all__ = [
     "Metrics",
     "ModelFreeConfig",
     "Normalizer",
+    "Policy",
     "RunConfig",
     "SampleSpec",
     "Store",
@@ -45,6 +47,7 @@ __all__ = [
     "UserError",
     "Window",
     "evaluate",
+    "load",
     "make_held_out",
     "make_window",
     "open_progress",
@@ -64,6 +67,7 @@ _NAMES = {
     "mac.mac": ("MAC", "AbstractChunkPolicy"),
     "mac.model_free": ("AbstractModelFree", "ModelFreeConfig"),
     "mac.run.evaluate": ("evaluate",),
+    "mac.run.policy": ("Policy", "load"),
     "mac.run.report.progress": ("open_progress",),
     "mac.run.segment": ("use_cpu_devices",),
     "mac.run.train": ("RunConfig", "TrainJob", "TrainResult", "train"),

@@ -25,10 +25,11 @@ from mac.data.normalize import Normalizer
 from mac.data.provenance import provenance_from_dict as from_record
 from mac.data.store import ContentChecksums, Store, read_meta
 from mac.errors import UserError, one_line
-from mac.run.evaluate import Policies
+from mac.run.evaluate import Policies, evaluation_keys
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
 from mac.run.io.run_metadata import launches
 from mac.run.io.run_outputs import CHECKPOINTS
+from mac.run.policy import Policy
 from mac.run.segment import seed_keys
 from mac.types import EnvSpec
 
@@ -60,6 +61,13 @@ class SavedRun(NamedTuple):
     def policies(self) -> Policies:
         """What acts in an evaluation."""
         return Policies(self.algo, self.normalizer, self.state)
+
+    def policy(self, number: int) -> Policy:
+        """The policy of the seed of that number, for a loop of one's own."""
+        at = self.numbers.index(number)
+        state = jax.tree.map(lambda x: x[at : at + 1], self.state)
+        (key,) = evaluation_keys(jnp.asarray([number]), self.step)
+        return Policy(Policies(self.algo, self.normalizer, state), key)
 
     @property
     def title(self) -> str:

@@ -29,6 +29,7 @@ from experiments.launch.hparams import (
     rows_for,
     to_field_type,
 )
+from experiments.launch.loggers import Tracker
 from mac.atomic_files import misfit, read_json, visible
 from mac.data.normalize import Normalize
 from mac.data.sources.catalogue import SHARDS
@@ -141,6 +142,9 @@ class Settings(Generic[HP]):
     sweep: tuple[str, ...] = ()
     """trains every combination of hp.NAME=V1,V2,... with all seeds in one program; each leaves a run of its
     own in the run folder"""
+    log: tuple[Tracker, ...] = ()
+    """experiment trackers that the results are also sent to, each an extra of the same name; W&B stays
+    offline unless WANDB_MODE says otherwise; none = no more, for a run that is continued"""
     out: Path | None = None
     """run folder; None = a new one, runs/ALGO_ENV_PRESET_DATE"""
     resume: bool = False
@@ -165,6 +169,11 @@ class Settings(Generic[HP]):
             raise UserError(f"--seed={self.seed}: seeds must be in [0, 2**31)")
         if self.device and not self.dry_run:
             raise UserError(f"--device={self.device} compiles without running, so it needs --dry-run")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Experiment trackers that are fed."""
+        return tuple(name for name in self.log if name != "none")
 
     @property
     def task_id(self) -> TaskId:

@@ -139,6 +139,27 @@ def test_python_of_the_readme_runs():
     chex.assert_tree_all_finite(names["metrics"])
 
 
+def test_loader_on_the_integrations_page_is_the_file():
+    shown = [text for _, text in blocks(ROOT / "docs" / "integrations.md", "python")]
+    assert (ROOT / "experiments" / "policy_export" / "loader.py").read_text() in shown
+
+
+def test_gymnasium_example_runs(capsys: pytest.CaptureFixture[str]):
+    shown = [text for _, text in blocks(ROOT / "docs" / "integrations.md", "python")]
+    (code,) = [text for text in shown if "make_vec" in text]
+    exec(compile(code, "integrations.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("(8, 2) (8, 2) ")
+
+
+def test_example_of_a_saved_policy_runs(finished: Path):
+    shown = [text for _, text in blocks(ROOT / "docs" / "integrations.md", "python")]
+    (code,) = [text for text in shown if "mac.load" in text]
+    sizes = {'"runs/NAME"': repr(str(finished)), "range(200)": "range(3)"}
+    names: dict[str, object] = {}
+    exec(compile(resized(code, sizes), "integrations.md", "exec"), names)
+    assert np.shape(names["obs"]) == (28,)
+
+
 @pytest.mark.slow
 def test_python_of_the_environments_page_runs(capsys: pytest.CaptureFixture[str]):
     ((_, code),) = blocks(ROOT / "docs" / "environments.md", "python")

@@ -115,9 +115,10 @@ def test_modules_import_only_lower_layers():
 
 def test_modules_import_no_reference_package():
     found = {name_of(path): {target.split(".")[0] for target in imports(path)} & FOREIGN for path in FILES}
-    # A process of its own, for those who ask for the original environment.
+    # A process of its own, for those who ask for the original environment; and an adapter, imported by name.
     assert {name: packages for name, packages in found.items() if packages} == {
-        "experiments.ogbench_eval.worker": {"ogbench", "gymnasium"}
+        "experiments.ogbench_eval.worker": {"ogbench", "gymnasium"},
+        "envs_mjx.gymnasium_env": {"gymnasium"},
     }
 
 
@@ -137,10 +138,11 @@ def test_baselines_compile_nothing():
 
 def test_only_the_loop_compiles():
     found = {name_of(path): len(jits(path)) for path in FILES if is_within(name_of(path), "mac")}
-    # init, prepare and segment, evaluate, the diagnosis, and the finite check of a state to be saved.
+    # init, prepare and segment, evaluate, a saved policy, the diagnosis, and the check of states to be saved.
     assert {name: count for name, count in found.items() if count} == {
         "mac.run.segment": 3,
         "mac.run.evaluate": 1,
+        "mac.run.policy": 1,
         "mac.run.seed_diagnostics": 1,
         "mac.run.train": 1,
     }

@@ -261,17 +261,31 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read, or a complete line is not a JSON object.
     """
+    yield from rows_after(path, 0)[0]
+
+
+def rows_after(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
+    """Returns the rows from a byte position on, as `read_rows` gives them, and the position after them.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
     try:
         require_regular(path)
-        text = path.read_bytes()
+        with open(path, "rb") as file:
+            file.seek(position)
+            lines = file.read().split(b"\n")[:-1]
     except OSError as error:
         then = remedy(error, "restore it")
         raise UserError(f"cannot read {path}: {refusal(error)}; {then}") from error
-    for number, line in enumerate(text.split(b"\n")[:-1], start=1):
+    rows = []
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object; delete the line and try again")
-        yield {name: math.nan if value is None else value for name, value in row.items()}
+            after = f" after byte {position}" if position else ""
+            raise UserError(f"{path}, line {number}{after}: not a JSON object; delete the line and try again")
+        rows.append({name: math.nan if value is None else value for name, value in row.items()})
+    return rows, position + sum(len(line) + 1 for line in lines)

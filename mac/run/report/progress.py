@@ -54,6 +54,8 @@ class Progress(abc.ABC):
         self.tasks: dict[int, float] = {}
         self.doing = ""
         self.measure = SUCCESS
+        self.listener: Callable[[], object] = lambda: None
+        """Called when rows of metrics or of an evaluation may have been written."""
 
     def update(self, done: int, metrics: Mapping[str, Any] | None = None) -> None:
         """`done` units of the total are complete; `metrics` are arrays of one value per seed.
@@ -65,6 +67,7 @@ class Progress(abc.ABC):
             losses = [name for name in metrics if name.endswith("loss")] or list(metrics)
             self.metrics = {name: np.atleast_1d(metrics[name]) for name in losses[:MAX_ROWS]}
         self._changed()
+        self.listener()
 
     def count(self, done: int, total: int) -> None:
         """Does what `update` does, for a job that learns its total on the way and has no metrics."""
@@ -82,6 +85,7 @@ class Progress(abc.ABC):
         self.measure, self.scores = measure, (step, np.asarray(scores))
         self.tasks = dict(tasks or {})
         self._changed(important=True)
+        self.listener()
 
     @contextlib.contextmanager
     def phase(self, doing: str) -> Iterator[None]:

@@ -1,0 +1,1 @@
+"""Exported policies: the artefact, its loader, and ONNX."""
