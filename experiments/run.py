@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ from typing import Any
 
 from experiments.cli.exit_status import exit_status
 from experiments.cli.standard_streams import ignore_write_errors
-from experiments.launch import dataset, saved_run, sweep
+from experiments.launch import dataset, saved_run, slurm, sweep
 from experiments.launch.announce import announce
 from experiments.launch.job import Launch, make_job, occupied, prepare_launch
 from experiments.launch.listing import algorithm_list
-from experiments.launch.settings import CONFIG, PROGRAM, Settings, parse_command_line
+from experiments.launch.settings import CONFIG, PROGRAM, Settings, is_run, parse_command_line
 from experiments.report import compare_runs
-from mac.atomic_files import remove_leftovers
+from mac.atomic_files import remove_leftovers, write_json
 from mac.errors import UserError
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_metadata import record_end, record_launch
@@ -31,6 +32,7 @@ from mac.run.report.timing import duration
 from mac.run.train import TrainResult, train
 
 PICTURE = "learning_curve.png"
+JOBS = "jobs"
 LEFT = (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS)
 
 
@@ -52,6 +54,8 @@ def show_list() -> int:
 def run(settings: Settings[Any], reason: str) -> int:
     """Does what the settings say; returns the exit status."""
     launch = prepare_launch(settings)
+    if settings.jobs and not settings.dry_run:
+        return submit(launch, settings, reason)
     if settings.dry_run or launch.finished:
         announce(launch, reason)
         if settings.dry_run:
@@ -63,6 +67,35 @@ def run(settings: Settings[Any], reason: str) -> int:
         launch = launch._replace(folder=folder)
         announce(launch, reason)
         return finish(launch, train_here(launch, settings))
+
+
+def submit(launch: Launch, asked: Settings[Any], reason: str) -> int:
+    """Submits the run to a cluster; returns the exit status.
+
+    Its settings are written into its folder, so that the job continues a run that has done nothing yet.
+    """
+    if launch.finished:
+        print(f"{launch.folder}: nothing is left to do")
+        return 0
+    with occupied(launch.folder, anew=asked.out is None) as folder:
+        before = is_run(folder)
+        if not before:
+            write_json(folder / CONFIG, asked.to_dict())
+        words, logs = ["--out", str(folder.absolute()), "--resume"], folder / JOBS
+        try:
+            task = slurm.RunTask(folder.absolute(), words, logs.absolute() / "run.log")
+            (number,) = slurm.submit([task], folder.name, asked.job, logs)
+        except UserError:
+            if not before:
+                (folder / CONFIG).unlink(missing_ok=True)
+                shutil.rmtree(logs, ignore_errors=True)
+            raise
+    print(f"run       {launch.title}, preset {asked.preset} ({reason})")
+    print(f"job       {number}, {duration(60 * asked.job.minutes)}; a longer run queues again, and continues")
+    print(f"results   {folder}")
+    print(f"logs      {logs}/")
+    print(f"state     squeue --job {number}\ncancel    scancel {number}")
+    return 0
 
 
 def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
