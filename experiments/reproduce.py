@@ -129,7 +129,7 @@ def submitted(submission: Submission, plan: Plan, job: JobConfig, argv: Sequence
             print(f"  {cell.title}: {state.reason}")
     if submission.jobs:
         arrays = " ".join(dict.fromkeys(number.split("_")[0] for number in submission.jobs.values()))
-        limit = duration(60 * job.minutes)
+        limit = duration(60.0 * job.minutes)
         print(f"jobs {arrays}, {limit} each; a cell that needs longer queues again, and continues")
         print(f"logs      {plan.out / LOGS}/, one for each cell; SLURM's own in {plan.out / JOBS}/")
         print(f"states    {again(_instead(argv, '--list'))}")

@@ -27,7 +27,7 @@ from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.report.plot import plot_learning_curve
 from mac.run.report.progress import open_progress
 from mac.run.report.stats import learning_curve
-from mac.run.report.table import print_tables, results_table
+from mac.run.report.table import diagnostics_table, print_tables, results_table
 from mac.run.report.timing import duration
 from mac.run.train import TrainResult, train
 
@@ -91,7 +91,9 @@ def submit(launch: Launch, asked: Settings[Any], reason: str) -> int:
                 shutil.rmtree(logs, ignore_errors=True)
             raise
     print(f"run       {launch.title}, preset {asked.preset} ({reason})")
-    print(f"job       {number}, {duration(60 * asked.job.minutes)}; a longer run queues again, and continues")
+    print(
+        f"job       {number}, {duration(60.0 * asked.job.minutes)}; a longer run queues again, and continues"
+    )
     print(f"results   {folder}")
     print(f"logs      {logs}/")
     print(f"state     squeue --job {number}\ncancel    scancel {number}")
@@ -148,6 +150,8 @@ def finish(launch: Launch, outcome: TrainResult) -> int:
         print(f"  {again(folder)}")
         return 128 + outcome.interrupted
     parts = [each for each, its in sweep.run_folders(launch.settings, folder) if not its.sweep]
+    if not launch.env.spec.tasks:
+        return finish_without_environment(launch, parts, outcome)
     rows = {each: list(read_rows(each / EVAL)) for each in parts}
     curves = {each: learning_curve(rows[each], str(each / EVAL)) for each in parts}
     if not launch.settings.sweep:  # shown first, since a full disk refuses the picture
@@ -162,6 +166,18 @@ def finish(launch: Launch, outcome: TrainResult) -> int:
         share = waited / (waited + outcome.seconds.get("train", 0.0) or 1.0)
         print(f"waited for data {duration(waited)}, {share:.1%} of the training time")
     for path in (*parts, folder / PICTURE) if launch.settings.sweep else (folder / name for name in LEFT):
+        print(f"  {path}")
+    return 0
+
+
+def finish_without_environment(launch: Launch, parts: Sequence[Path], outcome: TrainResult) -> int:
+    """Prints the diagnostics of a run on data alone; returns the exit status."""
+    named = {
+        each.name if launch.settings.sweep else "mean (seeds)": read_rows(each / METRICS) for each in parts
+    }
+    print_tables(diagnostics_table(named, title=launch.title))
+    print(f"finished at update {outcome.step:,}")
+    for path in (folder / name for folder in parts for name in (METRICS, CONFIG, CHECKPOINTS)):
         print(f"  {path}")
     return 0
 

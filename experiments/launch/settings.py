@@ -184,6 +184,11 @@ class Settings(Generic[HP]):
         """
         return parse_env(self.env)
 
+    @property
+    def has_environment(self) -> bool:
+        """False of data without an environment, where policies are not evaluated."""
+        return self.task_id.collection != "file"
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings of the run itself as JSON data; `settings_from_dict` is the inverse."""
         values = dataclasses.asdict(self)

@@ -6,6 +6,7 @@ continues the run's folder, so a job that is requeued in any other way goes on a
 """
 
 import contextlib
+import logging
 import os
 import shlex
 import shutil
@@ -106,6 +107,7 @@ def submit(tasks: Sequence[RunTask], name: str, config: JobConfig, folder: Path)
         import submitit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"--jobs slurm needs submitit: pip install 'mac-jax[slurm]' ({error})") from error
+    logging.getLogger("submitit").handlers[:] = [logging.NullHandler()]  # its words repeat what is said here
     if shutil.which("sbatch") is None:
         raise UserError(
             "--jobs slurm: this machine has no sbatch; call from one of the cluster's, or take --jobs local"
