@@ -103,11 +103,7 @@ def submit(tasks: Sequence[RunTask], name: str, config: JobConfig, folder: Path)
     Raises:
         UserError: submitit or SLURM is missing, or SLURM refuses.
     """
-    try:
-        import submitit  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(f"--jobs slurm needs submitit: pip install 'mac-jax[slurm]' ({error})") from error
-    logging.getLogger("submitit").handlers[:] = [logging.NullHandler()]  # its words repeat what is said here
+    submitit = _submitit()
     if shutil.which("sbatch") is None:
         raise UserError(
             "--jobs slurm: this machine has no sbatch; call from one of the cluster's, or take --jobs local"
@@ -136,6 +132,27 @@ def submit(tasks: Sequence[RunTask], name: str, config: JobConfig, folder: Path)
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise UserError(f"--jobs slurm: sbatch refuses: {_reason(error)}") from error
     return found
+
+
+def _submitit() -> Any:
+    """The package, which must not log here: it would set up logging anew for the whole process.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    before = os.environ.get("SUBMITIT_LOG_LEVEL")
+    os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
+    try:
+        import submitit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(f"--jobs slurm needs submitit: pip install 'mac-jax[slurm]' ({error})") from error
+    finally:
+        del os.environ["SUBMITIT_LOG_LEVEL"]
+        if before is not None:
+            os.environ["SUBMITIT_LOG_LEVEL"] = before
+    logger = logging.getLogger("submitit")
+    logger.handlers[:], logger.propagate = [logging.NullHandler()], False
+    return submitit
 
 
 def _make(folder: Path) -> None:

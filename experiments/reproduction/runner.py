@@ -26,7 +26,6 @@ from experiments.reproduction.cells import (
 )
 from mac.cgroup_limits import cores
 from mac.errors import UserError, one_line
-from mac.formatting import counted
 from mac.run.io.logger import METRICS, read_rows
 from mac.run.report.timing import duration
 
@@ -202,7 +201,7 @@ def run_cells(
     wanted.sort(key=lambda cell: states[cell].status == "failed")
     waiting, free, running = deque(enumerate(wanted, start=1)), deque(rooms), list[Running]()
     if len(rooms) > 1 and wanted:
-        say(f"{counted(len(rooms), 'process')} at a time")
+        say(f"{len(rooms)} processes at a time")
     try:
         while waiting or running:
             while waiting and free and budget.may_start:
