@@ -110,7 +110,9 @@ def submit(tasks: Sequence[RunTask], name: str, config: JobConfig, folder: Path)
         )
     _make(folder)
     try:
-        executor = submitit.SlurmExecutor(folder.absolute(), max_num_timeout=config.requeues)
+        executor = submitit.SlurmExecutor(
+            folder.absolute(), max_num_timeout=config.requeues, python=_patient(sys.executable)
+        )
         executor.update_parameters(
             job_name=name,
             time=config.minutes,
@@ -160,6 +162,14 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {folder} ({one_line(error)}); choose another --out") from error
+
+
+def _patient(python: str) -> str:
+    """The shell's words for Python, which ignores SLURM's warning until submitit handles it.
+
+    A process that is warned in its first seconds would end, and its job with it, before SLURM requeues it.
+    """
+    return f'sh -c \'trap "" USR2; exec "$@"\' sh {shlex.quote(python)}'
 
 
 def _python_path() -> str:

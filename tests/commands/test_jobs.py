@@ -84,7 +84,7 @@ def test_rooms_divide_cores_and_gpus(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
-def test_process_of_a_room_has_its_cores_and_this_one_keeps_its_own():
+def test_process_has_the_cores_of_its_room():
     mine = os.sched_getaffinity(0)
     core = min(mine)
     with Slot((core,)).entered():

@@ -77,7 +77,7 @@ def distributions() -> Mapping[str, list[str]]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_are_declared_dependencies(package: str):
     extras = PROJECT["optional-dependencies"]
-    optional = [requirement for name in ("warp", "video") for requirement in extras[name]]
+    optional = [requirement for name in ("warp", "video", "slurm") for requirement in extras[name]]
     declared = {distribution(requirement) for requirement in (*PROJECT["dependencies"], *optional)}
     owners = distributions()
     for path in (ROOT / package).rglob("*.py"):

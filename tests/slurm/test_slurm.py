@@ -152,9 +152,7 @@ class Grid:
         return {cell: progress(cell, self.plan).status for cell in self.cells}
 
 
-def test_twelve_cells_survive_preemption_failure_and_a_drained_node(
-    place: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_cells_survive_preemption_failure_and_a_drained_node(place: Path, capsys: pytest.CaptureFixture[str]):
     grid = Grid(place)
     assert len(grid.cells) == 12
     assert grid.call("--jobs", "slurm", "--job.time", "30m", "--job.partition", "main") == 0
@@ -202,9 +200,7 @@ def test_twelve_cells_survive_preemption_failure_and_a_drained_node(
     assert set(grid.states().values()) == {"done"}
 
 
-def test_run_that_reaches_its_time_limit_queues_again_and_continues(
-    place: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_run_at_its_time_limit_queues_again_and_continues(place: Path, capsys: pytest.CaptureFixture[str]):
     write(place / "data", "cube-single-play-v0")
     words = ["--algo", "flow_bc", "--env", TASK.format(1), "--seeds", "1", "--out", "long"]
     words += ["--data.dir", "data", *SIZES, "--steps", "10M", "--run.segment", "10"]
