@@ -23,7 +23,8 @@ stop() {
         if running "$name"; then
             pid=$(cat "$folder/$name.pid")
             kill "$pid"
-            for _ in $(seq 100); do kill -0 "$pid" 2> /dev/null || break; sleep 0.1; done
+            for _ in $(seq 150); do kill -0 "$pid" 2> /dev/null || continue 2; sleep 0.1; done
+            kill -9 "$pid"
         fi
     done
 }

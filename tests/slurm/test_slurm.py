@@ -29,8 +29,8 @@ PATIENCE = 2400.0
 TASK = "cube-single-play-singletask-task{}-v0"
 DAMAGED = "cube-single-noisy-singletask-task1-v0"
 SIZES = ["--hp.hidden", "8", "--hp.batch", "8", "--hp.cooldown", "0", "--eval.episodes", "1"]
-FLAGS = [*SIZES, "--steps", "3000", "--run.segment", "10", "--run.checkpoint-every", "500"]
-FLAGS += ["--run.eval-every", "3000"]
+FLAGS = [*SIZES, "--steps", "6000", "--run.segment", "10", "--run.checkpoint-every", "500"]
+FLAGS += ["--run.eval-every", "6000"]
 FEW = ["--hp.flow-steps-test", "1"]
 ROW = """
 [[row]]
@@ -171,7 +171,7 @@ def test_cells_survive_preemption_failure_and_a_drained_node(place: Path, capsys
     wait_until(lambda: bool(set(grid.halfway()) - {requeued}), "no other cell trains")
     (preempted, _), *_ = ((cell, job) for cell, job in grid.halfway().items() if cell != requeued)
     control("sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 1")
-    wait_until(lambda: len(launches(grid.plan.folder(preempted))) > 1, "the preempted cell does not go on")
+    wait_until(lambda: "signal" in launches(grid.plan.folder(preempted))[0], "it is not preempted")
     control("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
     wait_until(lambda: not any(job.state == "RUNNING" for job in slurm.queue().values()), "still running")
     assert "missing" in grid.states().values()
