@@ -72,23 +72,25 @@ def run(settings: Settings[Any], reason: str) -> int:
 def submit(launch: Launch, asked: Settings[Any], reason: str) -> int:
     """Submits the run to a cluster; returns the exit status.
 
-    Its settings are written into its folder, so that the job continues a run that has done nothing yet.
+    Its settings are written into its folder, and the job continues a run that may have done nothing yet.
     """
     if launch.finished:
         print(f"{launch.folder}: nothing is left to do")
         return 0
     with occupied(launch.folder, anew=asked.out is None) as folder:
-        before = is_run(folder)
-        if not before:
-            write_json(folder / CONFIG, asked.to_dict())
-        words, logs = ["--out", str(folder.absolute()), "--resume"], folder / JOBS
+        config, logs = folder / CONFIG, folder / JOBS
+        before = config.read_bytes() if is_run(folder) else None
+        write_json(config, dataclasses.replace(asked, env=launch.settings.env).to_dict())
+        words = ["--out", str(folder.absolute()), "--resume"]
         try:
             task = slurm.RunTask(folder.absolute(), words, logs.absolute() / "run.log")
             (number,) = slurm.submit([task], folder.name, asked.job, logs)
         except UserError:
-            if not before:
-                (folder / CONFIG).unlink(missing_ok=True)
+            if before is None:
+                config.unlink(missing_ok=True)
                 shutil.rmtree(logs, ignore_errors=True)
+            else:
+                config.write_bytes(before)
             raise
     print(f"run       {launch.title}, preset {asked.preset} ({reason})")
     print(

@@ -41,7 +41,7 @@ def announce(launch: Launch, reason: str) -> None:
         print(f"environment  {settings.env}, evaluated on engine {launch.engine}")
     else:
         widths = f"{spec.obs_dim} observation and {spec.action_dim} action columns"
-        print(f"environment  none, data alone ({widths}): diagnostics on held-out rows, no evaluation")
+        print(f"environment  none, data alone ({widths}): diagnostics, no evaluation")
     print(f"preset       {settings.preset} ({reason})")
     print(f"device       {missing_card(settings.device) if settings.device else where}")
     platform = "gpu" if settings.device else jax.default_backend()

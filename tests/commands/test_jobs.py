@@ -18,12 +18,14 @@ from envs_mjx.registry import parse
 from experiments import reproduce, run
 from experiments.launch import dataset, slurm
 from experiments.launch.job_options import JobConfig, Jobs, read_jobs
-from experiments.launch.settings import DataConfig
+from experiments.launch.settings import DataConfig, parse_command_line
 from experiments.reproduction import jobs, runner
 from experiments.reproduction.cells import Progress, progress
 from experiments.reproduction.runner import Slot, slots
 from mac.atomic_files import locked, write_json
 from mac.errors import UserError
+from mac.run.io.run_metadata import launches
+from tests.helpers.command_line import SIZES
 from tests.helpers.fake_runs import TASKS, Fake
 
 ROOT = Path(__file__).parents[2]
@@ -294,3 +296,41 @@ def test_unknown_words_of_the_queue_are_no_jobs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(slurm.subprocess, "run", refuse)
     with pytest.raises(UserError, match="squeue: slurm_load_jobs error: cannot connect; try again"):
         slurm.queue()
+
+
+def test_submitted_run_is_one_that_its_job_continues(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A stand-in takes the job; what it would call is called here, with settings that were resolved."""
+    taken: list[slurm.RunTask] = []
+
+    def take(tasks: list[slurm.RunTask], *_: Any) -> list[str]:
+        taken.extend(tasks)
+        return ["12"]
+
+    monkeypatch.setattr(slurm, "submit", take)
+    out = ["--out", str(tmp_path / "run")]
+    assert run.main([*SIZES, *data, "--steps", "5", *out, "--jobs", "slurm", "--job.gpus", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "job       12, " in said and "scancel 12" in said
+    assert run.main(taken[0].command()) == 0
+    assert len(launches(tmp_path / "run")) == 1
+    assert run.main([*out, "--resume", "--steps", "10", "--jobs", "slurm"]) == 0
+    assert run.main(taken[1].command()) == 0
+    assert "finished at update 10" in capsys.readouterr().out
+
+    def refuse(*_: Any) -> None:
+        raise UserError("--jobs slurm: sbatch refuses: no")
+
+    monkeypatch.setattr(slurm, "submit", refuse)
+    config = (tmp_path / "run" / "config.json").read_bytes()
+    assert run.main([*out, "--resume", "--steps", "15", "--jobs", "slurm"]) == 2
+    assert (tmp_path / "run" / "config.json").read_bytes() == config
+    assert run.main([*SIZES, *data, "--out", str(tmp_path / "new"), "--jobs", "slurm"]) == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_preset_of_a_job_follows_its_gpus():
+    for words, preset in ((["--job.gpus", "1"], "paper"), ([], "laptop"), (["--preset", "paper"], "paper")):
+        settings, _ = parse_command_line(["--jobs", "slurm", *words])
+        assert settings.preset == preset
