@@ -26,7 +26,7 @@ from mac.atomic_files import locked, write_json
 from mac.errors import UserError
 from mac.run.io.run_metadata import launches
 from tests.helpers.command_line import SIZES
-from tests.helpers.fake_runs import TASKS, Fake
+from tests.helpers.fake_runs import SUITE, TASKS, Fake
 
 ROOT = Path(__file__).parents[2]
 
@@ -258,24 +258,26 @@ def test_warned_job_lets_its_run_write_a_checkpoint(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_cells_of_one_dataset_prepare_it_once(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cells_of_one_dataset_prepare_it_once(tmp_path: Path):
     """The real run.py: one of two processes generates and converts, the other waits."""
-    monkeypatch.undo()
-    words = ["--algo", "mac", "--seeds", "1", "--jobs", "local:2", "--env", TASKS[0], TASKS[1]]
-    sizes = ["--hp.hidden", "8", "--hp.batch", "8", "--hp.rollout", "2", "--hp.cooldown", "0", "--steps", "5"]
-    sizes += [
-        "--data.rows",
-        "20020",
-        "--run.segment",
+    (tmp_path / "mine.toml").write_text(SUITE.replace("mac", "flow_bc"))
+    words = ["--algo", "flow_bc", "--seeds", "1", "--jobs", "local:2", "--env", TASKS[0], TASKS[1]]
+    words += ["--out", str(tmp_path / "out"), "--data-dir", str(tmp_path / "data")]
+    sizes = [
+        "--hp.hidden",
+        "8",
+        "--hp.batch",
+        "8",
+        "--hp.cooldown",
+        "0",
+        "--steps",
         "5",
         "--eval.episodes",
         "1",
-        "--hp.candidates-test",
-        "2",
     ]
-    first = [str(fake.suite), "--out", str(fake.out), "--data-dir", str(tmp_path / "data")]
-    assert reproduce.main([*first, *words, "--", *sizes]) == 0
-    logs = [path.read_text() for path in (fake.out / "logs").iterdir()]
+    sizes += ["--data.rows", "20020"]
+    assert reproduce.main([str(tmp_path / "mine.toml"), *words, "--", *sizes]) == 0
+    logs = [path.read_text() for path in (tmp_path / "out" / "logs").iterdir()]
     assert len(logs) == 2 and sum("expert hit" in log for log in logs) == 1
     assert sum("waiting for another process that generates" in log for log in logs) == 1
     assert len(list((tmp_path / "data" / "stores").glob("[!.]*"))) == 1
