@@ -205,7 +205,7 @@ def test_run_at_its_time_limit_queues_again_and_continues(place: Path, capsys: p
     words = ["--algo", "flow_bc", "--env", TASK.format(1), "--seeds", "1", "--out", "long"]
     words += ["--data.dir", "data", *SIZES, "--steps", "10M", "--run.segment", "10"]
     words += ["--run.checkpoint-every", "1M", "--run.eval-every", "10M"]
-    assert run.main([*words, "--jobs", "slurm", "--job.time", "1m", "--job.grace", "20s"]) == 0
+    assert run.main([*words, "--jobs", "slurm", "--job.time", "3m", "--job.grace", "30s"]) == 0
     said = capsys.readouterr().out
     assert "preset laptop (without --job.gpus" in said and "scancel" in said
     wait_until(lambda: len(launches(place / "long")) > 1, "the run does not go on")
