@@ -275,7 +275,7 @@ def test_cells_of_one_dataset_prepare_it_once(tmp_path: Path):
         "--eval.episodes",
         "1",
     ]
-    sizes += ["--data.rows", "20020"]
+    sizes += ["--data.rows", "2002"]
     assert reproduce.main([str(tmp_path / "mine.toml"), *words, "--", *sizes]) == 0
     logs = [path.read_text() for path in (tmp_path / "out" / "logs").iterdir()]
     assert len(logs) == 2 and sum("expert hit" in log for log in logs) == 1
