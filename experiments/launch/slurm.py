@@ -6,6 +6,7 @@ continues the run's folder, so a job that is requeued in any other way goes on a
 """
 
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -128,7 +129,8 @@ def submit(tasks: Sequence[RunTask], name: str, config: JobConfig, folder: Path)
         )
         found: list[str] = []
         for at in range(0, len(tasks), MOST):
-            with executor.batch():
+            # submitit prints what sbatch says, which the error repeats.
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(task) for task in tasks[at : at + MOST]]
             found += [job.job_id for job in jobs]
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
