@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from envs_mjx.base import AbstractEnv
+from envs_mjx.data_only import data_only_env, has_goals, is_data_only
 from envs_mjx.engines.base import AbstractTabletopEngine, AbstractWalkerEngine
 from envs_mjx.engines.warp_setup import available as warp_available
 from envs_mjx.locomotion.gym_env import GymEnv
@@ -31,7 +32,7 @@ _MINARI_LEVELS = ("simple", "medium", "expert")
 _ALL_TASKS = tuple(range(1, TASKS + 1))
 
 Goals = Literal["single", "goal", "oracle", "recorded"]
-Collection = Literal["OGBench", "D4RL", "Minari", "registered"]
+Collection = Literal["OGBench", "D4RL", "Minari", "registered", "file"]
 
 
 class TaskId(NamedTuple):
@@ -47,7 +48,8 @@ class TaskId(NamedTuple):
             records rewards).
         task: 1-based task id where `goals` is `single`, else None.
         tasks: ids of all tasks of the scene or walker, also if the name is one of them.
-        collection: publisher of the dataset; `registered` of an environment of one's own.
+        collection: publisher of the dataset; `registered` of an environment of one's own, `file` of data
+            without an environment (`data_only.py`).
         hparams_of: name of the environment whose rows in `hparams.toml` apply too; often the name itself.
     """
 
@@ -119,9 +121,15 @@ def parse(name: str) -> TaskId:
     """
     if (found := _table().get(name)) is not None:
         return found
+    if is_data_only(name):
+        # Sizes and times of D4RL's rows, or of those with goals, in `hparams.toml`.
+        goals, rows = ("goal", "-oraclerep-v0") if has_goals(name) else ("recorded", "-v2")
+        return TaskId(name, name, name, "", goals, None, (), "file", f"data-only{rows}")
     load_plugins()
     if name in _registered:
         return _registered[name][0]
+    if missing := _missing(name):
+        raise UserError(missing)
     known = names()
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [known[0]]
     raise UserError(f"unknown environment {name!r}; did you mean {' or '.join(close)}?")
@@ -138,6 +146,8 @@ def make(name: str | TaskId, engine: str = "c") -> AbstractEnv:
     parsed, engine = parse(name) if isinstance(name, str) else name, resolve_engine(engine)
     if parsed.collection == "registered":
         return _registered[parsed.name][1](engine)
+    if parsed.collection == "file":
+        return data_only_env(parsed.name)
     physics, oracle = engine_for(parsed.family, engine), parsed.goals == "oracle"
     if parsed.family in FAMILIES:
         return ManipEnv(
@@ -147,6 +157,21 @@ def make(name: str | TaskId, engine: str = "c") -> AbstractEnv:
     if parsed.family in MAZES:
         return MazeEnv(parsed.name, walker, physics, task=parsed.task, oracle_goal=oracle)
     return GymEnv(parsed.name, walker, physics, version=4 if parsed.collection == "D4RL" else 5)
+
+
+def _missing(name: str) -> str | None:
+    """What to say of a published environment that this project does not have; None of any other name."""
+    if name.startswith(("antsoccer-", "visual-", "powderworld-")):
+        return (
+            f"OGBench's {name.split('-')[0]} tasks are not in this project; unless they are images, "
+            "--env data-only-goals --data.path FILE trains on their data, without evaluation"
+        )
+    if "/" in name:
+        return (
+            f"Minari's {name!r} has no environment here; --env data-only --data.path "
+            f"~/.minari/datasets/{name}/data trains on it if its boxes are flat, without evaluation"
+        )
+    return None
 
 
 def maze_styles(family: str) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def run(ask: Args) -> int:
     if is_store(ask.source):
         return convert_folder(ask)
     files = shard_files(ask.source)
-    env = ask.env or guess_env(ask.source, files[0])
+    env = dataset.env_of_data(ask.env, ask.source) if ask.env else guess_env(ask.source, files[0])
     rows = dataset.count_rows(ask.source) or 0
     print(f"source       {ask.source}: {counted(len(files), 'file')}, {counted(rows, 'training row')}")
     print(f"environment  {env}")

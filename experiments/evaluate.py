@@ -24,6 +24,7 @@ from experiments.launch.saved_run import (
     data_label,
     evaluation_engine,
     open_run,
+    require_environment,
     with_acting_hparams,
 )
 from experiments.launch.settings import read_settings
@@ -95,6 +96,7 @@ def evaluate_again(ask: Args) -> int:
     ignore_write_errors()
     settings = with_acting_hparams(read_settings(ask.run), ask.hp)
     out, label = ask.out or ask.run / EVALUATIONS, data_label(ask.run)
+    require_environment(settings.task_id)
     games = by_environment(settings.task_id, ask.tasks, "--tasks")
     start_jax(1)
     engine = evaluation_engine(settings.task_id, ask.engine)

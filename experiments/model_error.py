@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from envs_mjx.data_only import is_data_only
 from envs_mjx.registry import make, parse
 from experiments.benchmarks.harness import write_csv
 from experiments.cli import arguments
@@ -72,7 +73,7 @@ class Args:
     trajectories; writes a table and a figure."""
 
     env: str = "puzzle-3x3-play-v0"
-    """OGBench dataset name or family; a task in the name is ignored"""
+    """OGBench dataset name or family, of which a task is ignored; or data-only, with --data.path"""
     chunks: tuple[int, ...] = (1, 5, 10, 25)
     """chunk lengths, actions per prediction"""
     steps: int = 20_000
@@ -134,7 +135,8 @@ def study(args: Args, argv: Sequence[str]) -> int:
     """Runs the study that the flags describe; returns the exit status."""
     ignore_write_errors()
     command = ["experiments/model_error.py", *argv]
-    name = dataset_name(args.env, None)
+    alone = is_data_only(args.env)
+    name = dataset.env_of_data(args.env, args.data.path) if alone else dataset_name(args.env, None)
     for folder in args.policy:  # before hours of training
         read_settings(folder)
     dataset.check_writable(args.out, "--out")

@@ -18,7 +18,13 @@ from experiments.cli.arguments import read_flags, start_jax
 from experiments.cli.exit_status import exit_status
 from experiments.cli.standard_streams import ignore_write_errors
 from experiments.evaluate import Engine
-from experiments.launch.saved_run import SavedRun, by_environment, evaluation_engine, open_run
+from experiments.launch.saved_run import (
+    SavedRun,
+    by_environment,
+    evaluation_engine,
+    open_run,
+    require_environment,
+)
 from experiments.launch.settings import read_settings
 from experiments.video import encode
 from experiments.video.mujoco_render import render, require_drawing, try_drawing
@@ -76,6 +82,7 @@ def view(args: Args) -> int:
     ignore_write_errors()
     settings = read_settings(args.run)
     trained_on, wanted = settings.task_id, () if args.task is None else (args.task,)
+    require_environment(trained_on)
     ((env, (task, *_)),) = by_environment(trained_on, wanted, "--task")
     if env.collection == "registered":
         raise UserError(f"{env.name} is an environment of a plug-in, which these programs cannot draw")

@@ -20,10 +20,10 @@ from mac.atomic_files import misfit
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.run.io.folder_lock import lock_folder
-from mac.run.io.logger import EVAL, read_rows
+from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.report.plot import plot_comparison
 from mac.run.report.stats import Curve, learning_curve, summarise
-from mac.run.report.table import comparison_table, print_tables
+from mac.run.report.table import comparison_table, diagnostics_table, print_tables
 
 PROGRAM = "python experiments/report.py"
 
@@ -76,6 +76,12 @@ def report(args: Args, argv: Sequence[str]) -> int:
         raise UserError("RUN is missing; name folders of runs, or one that holds runs")
     trackers = tuple(name for name in args.log if name != "none")
     require_installed(trackers)
+    if alone := [run for run in args.runs if is_run(run) and not read_settings(run).has_environment]:
+        metrics = {run.name: read_rows(run / METRICS) for run in alone if (run / METRICS).exists()}
+        print_tables(diagnostics_table(metrics, title="runs on data alone"))
+        if len(alone) == len(args.runs):
+            return 0
+        args = dataclasses.replace(args, runs=tuple(run for run in args.runs if run not in alone))
     by_path = {run.resolve(): run for folder in args.runs for run in runs_in(folder)}  # without repeats
     compared = compare_runs(list(by_path.values()), args.picture)
     if args.out:

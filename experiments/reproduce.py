@@ -13,14 +13,16 @@ import tyro
 from experiments.benchmarks.harness import write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
+from experiments.launch.job_options import NO_WISHES, JobConfig, read_jobs
 from experiments.launch.settings import RUNS
 from experiments.reproduction.across import across, across_table
-from experiments.reproduction.cells import LEFT, STATUSES, Cell, Plan, Progress, cells_of, progress
+from experiments.reproduction.cells import LEFT, LOGS, STATUSES, Cell, Plan, Progress, cells_of, progress
 from experiments.reproduction.comparison import compare
 from experiments.reproduction.cost import NOTE, Estimator, datasets_to_make
 from experiments.reproduction.html_report import Section, page
+from experiments.reproduction.jobs import JOBS, Submission, submit_cells, with_queue
 from experiments.reproduction.render import latex, markdown, terminal_table
-from experiments.reproduction.runner import Budget, Outcome, read_budget, run_cells
+from experiments.reproduction.runner import Budget, Outcome, Slot, read_budget, run_cells, slots
 from experiments.reproduction.suites import Entry, Suite, load_suite, select, suite_names
 from mac.atomic_files import replace_file
 from mac.errors import UserError
@@ -55,6 +57,11 @@ class Args:
     """seeds of each cell, trained together"""
     budget: str | None = None
     """time that this call may take, such as 90s, 9m or 1.5h; then the running cell stops with a checkpoint"""
+    jobs: str | None = None
+    """`local:N` runs N cells at a time on this machine (local = one for each GPU, or for two cores); `slurm`
+    submits the cells to a cluster and returns; None = one after the other, here"""
+    job: JobConfig = NO_WISHES
+    """with --jobs slurm: what each job asks for"""
     out: Path = RUNS / "reproduce"
     """folder of all runs; the same command continues there, on another machine too"""
     data_dir: Path = Path("data")
@@ -67,6 +74,8 @@ class Args:
             read_budget(self.budget)
         if self.list and self.report:
             raise UserError("--list and --report: give one of them")
+        if self.jobs is not None and read_jobs(self.jobs).where == "slurm" and self.budget is not None:
+            raise UserError("--budget is for runs on this machine; limit the time of jobs with --job.time")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,8 +109,51 @@ def reproduce(argv: Sequence[str]) -> int:
     if args.report:
         return report(chosen, plan, argv)
     cells = cells_of((entry for _, entries in chosen for entry in entries), plan)
+    jobs = None if args.jobs is None else read_jobs(args.jobs)
+    if jobs and jobs.where == "slurm":
+        names = "+".join(suite.name for suite, _ in chosen)
+        return submitted(submit_cells(cells, plan, args.job, names), plan, args.job, argv)
     budget = Budget(None if args.budget is None else read_budget(args.budget))
-    return finish(run_cells(cells, plan, budget), argv)
+    rooms = slots(jobs.processes) if jobs else (Slot(),)
+    states = with_queue({cell: progress(cell, plan) for cell in cells}, plan)
+    queued = {cell: state for cell, state in states.items() if state.status == "queued"}
+    return finish(run_cells(cells, plan, budget, rooms=rooms, queued=queued), argv)
+
+
+def submitted(submission: Submission, plan: Plan, job: JobConfig, argv: Sequence[str]) -> int:
+    """Says what was submitted and how to look after it; returns the exit status."""
+    states = [state for cell, state in submission.states.items() if cell not in submission.jobs]
+    print("cells: " + ", ".join(filter(None, [f"{len(submission.jobs)} submitted", tally(states)])))
+    for cell, state in submission.states.items():
+        if state.status == "not available":
+            print(f"  {cell.title}: {state.reason}")
+    if submission.jobs:
+        arrays = " ".join(dict.fromkeys(number.split("_")[0] for number in submission.jobs.values()))
+        limit = duration(60.0 * job.minutes)
+        print(f"jobs {arrays}, {limit} each; a cell that needs longer queues again, and continues")
+        print(f"logs      {plan.out / LOGS}/, one for each cell; SLURM's own in {plan.out / JOBS}/")
+        print(f"states    {again(_instead(argv, '--list'))}")
+        print(f"results   {again(_instead(argv, '--report'))}")
+        print(f"cancel    scancel {arrays}")
+    return 0
+
+
+def _instead(argv: Sequence[str], flag: str) -> list[str]:
+    """A command line with another flag in place of `--jobs` and what belongs to it."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    kept, skip = list[str](), 0
+    for word in argv[:at]:
+        if word.startswith("--"):
+            skip = 0
+            if word.startswith(("--jobs", "--job.")):
+                many = word in ("--job.extra", "--job.setup")
+                skip = 0 if "=" in word else len(argv) if many else 1
+                continue
+        if skip:
+            skip -= 1
+        else:
+            kept.append(word)
+    return [*kept, flag, *argv[at:]]
 
 
 def finish(outcome: Outcome, argv: Sequence[str]) -> int:
@@ -125,7 +177,8 @@ def list_suites(plan: Plan) -> int:
     print(f"{'suite':<16}{'cells':>6}  cells that are done, cut, missing ... of {plan.preset} in {plan.out}")
     for name in suite_names():
         suite = load_suite(name)
-        states = [progress(cell, plan) for cell in cells_of(suite.entries, plan)]
+        known = {cell: progress(cell, plan) for cell in cells_of(suite.entries, plan)}
+        states = list(with_queue(known, plan).values())
         print(f"{name:<16}{len(states):>6}  {suite.title}: {tally(states)}")
     print(f"what each cell would cost: {PROGRAM} SUITE --list")
     return 0
@@ -141,7 +194,7 @@ def list_cells(chosen: Sequence[tuple[Suite, list[Entry]]], plan: Plan) -> int:
     """Prints one line for each cell of some suites, and what is left to do."""
     estimator, left = Estimator(plan), dict[Cell, float]()
     for suite, entries in chosen:
-        states = {cell: progress(cell, plan) for cell in cells_of(entries, plan)}
+        states = with_queue({cell: progress(cell, plan) for cell in cells_of(entries, plan)}, plan)
         for cell, state in states.items():
             estimator.learn(cell, state)
         print(f"{suite.name}: {suite.title} ({suite.source})\n  protocol: {suite.protocol}")

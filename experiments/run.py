@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,13 @@ from typing import Any
 
 from experiments.cli.exit_status import exit_status
 from experiments.cli.standard_streams import ignore_write_errors
-from experiments.launch import dataset, loggers, saved_run, sweep
+from experiments.launch import dataset, loggers, saved_run, slurm, sweep
 from experiments.launch.announce import announce
 from experiments.launch.job import Launch, make_job, occupied, prepare_launch
 from experiments.launch.listing import algorithm_list
-from experiments.launch.settings import CONFIG, PROGRAM, Settings, parse_command_line
+from experiments.launch.settings import CONFIG, PROGRAM, Settings, is_run, parse_command_line
 from experiments.report import compare_runs
-from mac.atomic_files import remove_leftovers
+from mac.atomic_files import remove_leftovers, write_json
 from mac.errors import UserError
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_metadata import record_end, record_launch
@@ -26,11 +27,12 @@ from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.report.plot import plot_learning_curve
 from mac.run.report.progress import Progress, open_progress
 from mac.run.report.stats import learning_curve
-from mac.run.report.table import print_tables, results_table
+from mac.run.report.table import diagnostics_table, print_tables, results_table
 from mac.run.report.timing import duration
 from mac.run.train import TrainResult, train
 
 PICTURE = "learning_curve.png"
+JOBS = "jobs"
 LEFT = (PICTURE, EVAL, METRICS, CONFIG, CHECKPOINTS)
 
 
@@ -53,6 +55,8 @@ def run(settings: Settings[Any], reason: str) -> int:
     """Does what the settings say; returns the exit status."""
     loggers.require_installed(settings.trackers)
     launch = prepare_launch(settings)
+    if settings.jobs and not settings.dry_run:
+        return submit(launch, settings, reason)
     if settings.dry_run or launch.finished:
         announce(launch, reason)
         if settings.dry_run:
@@ -64,6 +68,39 @@ def run(settings: Settings[Any], reason: str) -> int:
         launch = launch._replace(folder=folder)
         announce(launch, reason)
         return finish(launch, train_here(launch, settings))
+
+
+def submit(launch: Launch, asked: Settings[Any], reason: str) -> int:
+    """Submits the run to a cluster; returns the exit status.
+
+    Its settings are written into its folder, and the job continues a run that may have done nothing yet.
+    """
+    if launch.finished:
+        print(f"{launch.folder}: nothing is left to do")
+        return 0
+    with occupied(launch.folder, anew=asked.out is None) as folder:
+        config, logs = folder / CONFIG, folder / JOBS
+        before = config.read_bytes() if is_run(folder) else None
+        write_json(config, dataclasses.replace(asked, env=launch.settings.env).to_dict())
+        words = ["--out", str(folder.absolute()), "--resume"]
+        try:
+            task = slurm.RunTask(folder.absolute(), words, logs.absolute() / "run.log")
+            (number,) = slurm.submit([task], folder.name, asked.job, logs)
+        except UserError:
+            if before is None:
+                config.unlink(missing_ok=True)
+                shutil.rmtree(logs, ignore_errors=True)
+            else:
+                config.write_bytes(before)
+            raise
+    print(f"run       {launch.title}, preset {asked.preset} ({reason})")
+    print(
+        f"job       {number}, {duration(60.0 * asked.job.minutes)}; a longer run queues again, and continues"
+    )
+    print(f"results   {folder}")
+    print(f"logs      {logs}/")
+    print(f"state     squeue --job {number}\ncancel    scancel {number}")
+    return 0
 
 
 def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
@@ -142,6 +179,8 @@ def finish(launch: Launch, outcome: TrainResult) -> int:
         print(f"  {again(folder)}")
         return 128 + outcome.interrupted
     parts = [each for each, its in sweep.run_folders(launch.settings, folder) if not its.sweep]
+    if not launch.env.spec.tasks:
+        return finish_without_environment(launch, parts, outcome)
     rows = {each: list(read_rows(each / EVAL)) for each in parts}
     curves = {each: learning_curve(rows[each], str(each / EVAL)) for each in parts}
     if not launch.settings.sweep:  # shown first, since a full disk refuses the picture
@@ -156,6 +195,18 @@ def finish(launch: Launch, outcome: TrainResult) -> int:
         share = waited / (waited + outcome.seconds.get("train", 0.0) or 1.0)
         print(f"waited for data {duration(waited)}, {share:.1%} of the training time")
     for path in (*parts, folder / PICTURE) if launch.settings.sweep else (folder / name for name in LEFT):
+        print(f"  {path}")
+    return 0
+
+
+def finish_without_environment(launch: Launch, parts: Sequence[Path], outcome: TrainResult) -> int:
+    """Prints the diagnostics of a run on data alone; returns the exit status."""
+    named = {
+        each.name if launch.settings.sweep else "mean (seeds)": read_rows(each / METRICS) for each in parts
+    }
+    print_tables(diagnostics_table(named, title=launch.title))
+    print(f"finished at update {outcome.step:,}")
+    for path in (folder / name for folder in parts for name in (METRICS, CONFIG, CHECKPOINTS)):
         print(f"  {path}")
     return 0
 

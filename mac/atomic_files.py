@@ -177,25 +177,42 @@ def _kind(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def locked(lock: Path, wait: Callable[[], Any] = lambda: None) -> Iterator[None]:
+def locked(lock: Path, wait: Callable[[], Any] = lambda: None, *, discard: bool = False) -> Iterator[None]:
     """Holds a lock file while entered, after another process that holds it; freed even by a killed process.
 
     Args:
         wait: called before waiting.
+        discard: the file is deleted afterwards.
     """
     try:
         import fcntl
     except ImportError:  # not a POSIX system: run without the guard
         yield
         return
-    with writing(lock):
-        handle = lock.open("w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            wait()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            pass  # some network file systems have no locks; work done twice is better than none
-        yield
+    while True:
+        with writing(lock):
+            handle = lock.open("w")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError:
+                pass  # some network file systems have no locks; work done twice is better than none
+            if discard and not _is_file(handle, lock):
+                continue  # whoever held it deleted it, and a later process may hold another
+            try:
+                yield
+            finally:
+                if discard:
+                    lock.unlink(missing_ok=True)
+            return
+
+
+def _is_file(handle: IO[Any], path: Path) -> bool:
+    """Returns whether an open file is the one that is found at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

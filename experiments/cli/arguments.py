@@ -56,6 +56,21 @@ def whole_number(text: str) -> int:
     return read_count(text)[0]
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def read_duration(text: str, flag: str) -> float:
+    """Seconds of a duration such as `90s`, `9m`, `1.5h` or `2d`; more than 0.
+
+    Raises:
+        UserError: it is no duration.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    if match is None or not float(match[1]):
+        raise UserError(f"{flag} {text}: write a duration such as 90s, 9m or 1.5h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def read_flags(cls: Any, argv: Sequence[str], program: str, default: Any = None) -> Any:
     """Reads a command line as an instance of dataclass `cls`, over the values of `default` if given.
 

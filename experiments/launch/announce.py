@@ -37,7 +37,11 @@ def announce(launch: Launch, reason: str) -> None:
     episodes = lanes * settings.eval.episodes * len(spec.tasks)
     done = "" if launch.reached is None else f", {launch.reached:,} of them done"
     print(f"algorithm    {get_algorithm(settings.algo).title}")
-    print(f"environment  {settings.env}, evaluated on engine {launch.engine}")
+    if spec.tasks:
+        print(f"environment  {settings.env}, evaluated on engine {launch.engine}")
+    else:
+        widths = f"{spec.obs_dim} observation and {spec.action_dim} action columns"
+        print(f"environment  none, data alone ({widths}): diagnostics, no evaluation")
     print(f"preset       {settings.preset} ({reason})")
     print(f"device       {missing_card(settings.device) if settings.device else where}")
     platform = "gpu" if settings.device else jax.default_backend()
@@ -55,6 +59,9 @@ def announce(launch: Launch, reason: str) -> None:
         announce_device(launch, settings.device, lanes, left)
         return
     sizes = cost_estimate.make_plan(launch.algo, spec, rows, lanes, known.dtype, held)
+    if not spec.tasks and settings.dry_run:
+        print("\n".join(cost_estimate.cost_lines(sizes, launch.algo, spec, rows)))
+        return
     parts = {
         "data": cost_estimate.seconds_to_collect(round(1.1 * known.rows))
         if choice.how == "generate"

@@ -17,16 +17,17 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from envs_mjx.data_only import is_data_only, with_widths
 from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_style
 from envs_mjx.datagen.generate import generate_file
 from envs_mjx.registry import TaskId, names, parse
 from experiments.launch.settings import DataConfig
-from mac.atomic_files import visible, writing
+from mac.atomic_files import locked, visible, writing
 from mac.data.checksums import KEPT, Checksums
 from mac.data.convert import Progress, Sources, convert
 from mac.data.normalize import Normalizer
 from mac.data.provenance import Provenance, generator_record, of_meta, provenance_of
-from mac.data.shards import shard_files, sizes_of, val_file
+from mac.data.shards import shard_files, sizes_of, stated_widths, val_file
 from mac.data.sources.catalogue import (
     SHARDS,
     PublicDataset,
@@ -170,14 +171,23 @@ def obtain(choice: DatasetChoice, data: DataConfig, env: TaskId) -> Path:
         return choice.path
     check_writable(data.dir, "--data.dir")
     if choice.public is None:
-        with open_progress(f"generating {dataset}", data.rows, "rows") as progress:
-            made = generate_file(dataset, data.rows, choice.path, seed=data.seed, progress=progress.count)
-        print(f"expert hit   {made.hits} of {made.targets} targets; wrote {choice.path}")
+        _generate(choice.path, data, dataset)
         return choice.path
     try:
         return fetch(choice.public, downloads(data), display=_display, say=print)
     except Unavailable as error:
         raise UserError(_unavailable(error, choice.public, data)) from error
+
+
+def _generate(path: Path, data: DataConfig, dataset: str) -> None:
+    """Generates a dataset, unless another process has made it meanwhile: several may call this at once."""
+    lock = data.dir / f".{path.parent.name}-{dataset}.lock"
+    with locked(lock, lambda: print(f"waiting for another process that generates {dataset}"), discard=True):
+        if path.exists():
+            return
+        with open_progress(f"generating {dataset}", data.rows, "rows") as progress:
+            made = generate_file(dataset, data.rows, path, seed=data.seed, progress=progress.count)
+    print(f"expert hit   {made.hits} of {made.targets} targets; wrote {path}")
 
 
 @functools.cache
@@ -219,6 +229,8 @@ def _nowhere(data: DataConfig, dataset: str) -> str:
     if data.source == "generate":
         other = "; --data.source download fetches it" if public else ""
         return f"--data.source=generate: {why_not} (what can be made: {', '.join(generatable())}){other}"
+    if is_data_only(dataset):
+        return f"--env {dataset} needs --data.path FILE, an .npz, .hdf5, folder of them, or store"
     if data.source == "local":
         places = ", ".join(str(p) for p in public_places(data, dataset))
         ways = [way for way, can in (("generate", not why_not), ("download", public)) if can]
@@ -258,6 +270,21 @@ def _unavailable(error: Unavailable, public: PublicDataset, data: DataConfig) ->
         f"{public.dataset}: {begun} ({error}); {make}put {names} into {target}, or name another host with "
         "--data.mirror"
     )
+
+
+def env_of_data(env: str, path: Path | None) -> str:
+    """Returns the environment's name; of data without an environment with the widths that the file has.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+
+    def read() -> tuple[int, int]:
+        if path is None:
+            raise UserError(f"--env {env} needs --data.path FILE, an .npz, .hdf5, folder of them, or store")
+        return Store.open(path).widths if is_store(path) else stated_widths(shard_files(path)[0])
+
+    return with_widths(env, read)
 
 
 # Its store.

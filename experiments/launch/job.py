@@ -69,6 +69,7 @@ def prepare_launch(settings: Settings[Any]) -> Launch:
     Raises:
         UserError: for a folder, dataset or environment that does not fit.
     """
+    settings = with_env_of_data(settings)
     folder = settings.out or default_run_folder(settings)
     reached, finished = progress_of(settings, folder)
     task_id, engine = settings.task_id, choose_engine(settings)
@@ -82,6 +83,11 @@ def prepare_launch(settings: Settings[Any]) -> Launch:
             settings, data=dataset.fit_device(settings.data, known, env.spec, free)
         )
     return Launch(settings, task_id, engine, env, algo, choice, known, folder, reached, finished)
+
+
+def with_env_of_data(settings: Settings[Any]) -> Settings[Any]:
+    """The settings with the widths of the file in the name of data without an environment."""
+    return dataclasses.replace(settings, env=dataset.env_of_data(settings.env, settings.data.path))
 
 
 def choose_engine(settings: Settings[Any]) -> str:

@@ -41,6 +41,10 @@ def algorithm_list() -> str:
         "\nWhat fits NAME-oraclerep-v0 also serves NAME-v0, whose goals are whole observations, and what fits"
         "\nD4RL's NAME-LEVEL-v2 serves Minari's mujoco/NAME/LEVEL-v0."
     )
+    parts.append(
+        "\nOn the file of --data.path, without an environment: --env data-only (rewards are in the file) or"
+        "\n--env data-only-goals (goals are states of the data); see docs/data.md."
+    )
     if registered := registered_names():
         parts.append(f"\nEnvironments of plug-ins: {', '.join(registered)}")
     return "\n".join(parts)

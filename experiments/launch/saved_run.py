@@ -352,6 +352,12 @@ def _launches(folder: Path) -> list[dict[str, Any]]:
     return []
 
 
+def require_environment(env: TaskId) -> None:
+    """Raises UserError if a run was trained on data without an environment, where nothing can be played."""
+    if env.collection == "file":
+        raise UserError(f"the run was trained on data alone ({env.name}), so there is nothing to play it in")
+
+
 def evaluation_engine(env: TaskId, asked: str) -> str:
     """The engine that an evaluation plays on: `c`, `mjx`, `warp`, or `ogbench`, the original environment.
 

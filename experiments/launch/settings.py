@@ -29,6 +29,7 @@ from experiments.launch.hparams import (
     rows_for,
     to_field_type,
 )
+from experiments.launch.job_options import NO_WISHES, JobConfig, read_jobs
 from experiments.launch.loggers import Tracker
 from mac.atomic_files import misfit, read_json, visible
 from mac.data.normalize import Normalize
@@ -158,6 +159,10 @@ class Settings(Generic[HP]):
     """with --device: what is compiled; evaluation takes minutes"""
     list: bool = False
     """print every algorithm with its paper and the settings that it has, and exit"""
+    jobs: str | None = None
+    """`slurm` submits the run to a cluster and returns; None = it runs here"""
+    job: JobConfig = NO_WISHES
+    """with --jobs slurm: what the job asks for"""
 
     def __post_init__(self):
         for name in ("seeds", "steps"):
@@ -169,6 +174,10 @@ class Settings(Generic[HP]):
             raise UserError(f"--seed={self.seed}: seeds must be in [0, 2**31)")
         if self.device and not self.dry_run:
             raise UserError(f"--device={self.device} compiles without running, so it needs --dry-run")
+        if self.jobs is not None and read_jobs(self.jobs).where != "slurm":
+            raise UserError(
+                f"--jobs {self.jobs}: a run is one process; reproduce.py runs several side by side"
+            )
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -184,6 +193,11 @@ class Settings(Generic[HP]):
         """
         return parse_env(self.env)
 
+    @property
+    def has_environment(self) -> bool:
+        """False of data without an environment, where policies are not evaluated."""
+        return self.task_id.collection != "file"
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings of the run itself as JSON data; `settings_from_dict` is the inverse."""
         values = dataclasses.asdict(self)
@@ -192,7 +206,7 @@ class Settings(Generic[HP]):
         return _jsonable(values)
 
 
-_OF_THE_LAUNCH = ("out", "resume", "dry_run", "device", "device_programs", "list")
+_OF_THE_LAUNCH = ("out", "resume", "dry_run", "device", "device_programs", "list", "jobs", "job")
 
 
 def settings_from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
@@ -241,6 +255,8 @@ class _First(NamedTuple):
     seeds: int | None
     out: Path | None
     device: str | None
+    jobs: str | None
+    gpus: str | None
     resume: bool
     help: bool
 
@@ -260,7 +276,7 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
     if chosen["preset"] not in PRESETS:
         raise unknown_name("--preset", chosen["preset"], PRESETS)
     backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
-    preset, reason = _choose_preset(chosen["preset"], backend, first.device)
+    preset, reason = _choose_preset(chosen["preset"], backend, first)
     rows, asked = [] if saved else rows_for(entry), (chosen["algo"], task_id, preset)
     if saved:
         values, where, reason = saved, str(first.out), "of the run that is continued"
@@ -278,6 +294,8 @@ def _first_stage(argv: Sequence[str]) -> _First:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in (*SELECTORS, "seeds", "out", "device"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--jobs")
+    parser.add_argument("--job.gpus", dest="gpus")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--help", "-h", action="store_true")
     try:
@@ -320,11 +338,15 @@ def _saved(first: _First) -> dict[str, Any]:
     return values
 
 
-def _choose_preset(preset: str, backend: str, device: str | None) -> tuple[str, str]:
+def _choose_preset(preset: str, backend: str, first: _First) -> tuple[str, str]:
     if preset != "auto":
         return preset, "as asked"
-    if device:
-        return "paper", f"that of accelerators, since --device is {device}"
+    if first.device:
+        return "paper", f"that of accelerators, since --device is {first.device}"
+    if first.jobs == "slurm" and first.gpus not in (None, "0"):
+        return "paper", "that of accelerators, since --job.gpus asks for some"
+    if first.jobs == "slurm":
+        return "laptop", "without --job.gpus; --preset paper for the paper's sizes"
     if backend == "cpu":
         return "laptop", "no accelerator found; --preset paper for the paper's sizes"
     return "paper", f"accelerator found ({backend}); --preset laptop for a quick look"

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,15 +17,15 @@ from experiments.launch.hparams import HPARAMS, merge_rows, require_steps, rows_
 from experiments.launch.job import progress_of
 from experiments.launch.settings import PROGRAM, Settings, is_run, read_settings, settings_from_dict
 from experiments.reproduction.suites import Entry
-from mac.atomic_files import read_json, write_json
-from mac.errors import UserError
+from mac.atomic_files import replace_file, writing
+from mac.errors import UserError, refusal
 from mac.run.io.folder_lock import lock
 
-Status = Literal["done", "cut", "missing", "running", "failed", "not available"]
-STATUSES: tuple[Status, ...] = ("done", "cut", "missing", "running", "failed", "not available")
+Status = Literal["done", "cut", "missing", "queued", "running", "failed", "not available"]
+STATUSES: tuple[Status, ...] = typing.get_args(Status)
 LEFT: tuple[Status, ...] = ("cut", "missing", "failed")
 """What there is to run."""
-FAILURES = "failures.json"
+FAILURES, LOGS = "failures", "logs"
 
 
 class Cell(NamedTuple):
@@ -77,6 +78,10 @@ class Plan(NamedTuple):
         """The folder of a cell's run."""
         return self.out / cell.name
 
+    def log(self, cell: Cell) -> Path:
+        """The log of a cell's run."""
+        return self.out / LOGS / f"{cell.name}.log"
+
 
 class Progress(NamedTuple):
     """How far a cell is.
@@ -126,7 +131,7 @@ def _rows(algo: str) -> list[dict[str, Any]]:
 def progress(cell: Cell, plan: Plan) -> Progress:
     """How far a cell is; starts nothing, and writes nothing."""
     folder = plan.folder(cell)
-    said = failures(plan.out).get(cell.name, "")
+    said = failure(plan.out, cell)
     if cell.algo not in algorithms():
         return Progress("not available", reason="this version does not have the algorithm")
     if not is_run(folder):
@@ -174,25 +179,29 @@ def unlocked(folder: Path, patience: float = 0.0) -> Iterator[bool]:
     yield free
 
 
-def failures(out: Path) -> dict[str, str]:
-    """The line of each cell that failed when it was last run, by the cell's name.
+def failure(out: Path, cell: Cell) -> str:
+    """The line of a cell that failed when it was last run; empty if it did not.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the record cannot be read.
     """
-    path = out / FAILURES
-    if not path.exists():
-        return {}
-    found = read_json(path)
-    if not isinstance(found, dict) or not all(isinstance(line, str) for line in found.values()):
-        raise UserError(f"{path} holds no record of failures; delete it")
-    return found
+    path = out / FAILURES / cell.name
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {refusal(error)}; delete it") from error
 
 
 def record_failure(out: Path, cell: Cell, line: str | None) -> None:
-    """Keeps the line of a cell that failed; None of one that did not."""
-    before = failures(out)
-    after = {name: each for name, each in before.items() if name != cell.name}
-    after |= {} if line is None else {cell.name: line}
-    if after != before:
-        write_json(out / FAILURES, after)
+    """Keeps the line of a cell that failed; None of one that did not.
+
+    A file for each cell, since processes on many machines write here, whose file system may have no locks.
+    """
+    path = out / FAILURES / cell.name
+    if line is None:
+        with writing(path):
+            path.unlink(missing_ok=True)
+    else:
+        replace_file(path, lambda file: file.write(f"{line}\n".encode()))

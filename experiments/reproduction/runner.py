@@ -1,29 +1,39 @@
-"""Runs cells one after the other, each as a process of `run.py`, within a budget of time."""
+"""Runs cells one after the other or side by side, each as a process of `run.py`, within a budget of time."""
 
 import contextlib
-import re
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.cli.arguments import read_duration
 from experiments.launch.settings import is_run
-from experiments.reproduction.cells import LEFT, Cell, Plan, progress, record_failure, unlocked
+from experiments.reproduction.cells import (
+    LEFT,
+    Cell,
+    Plan,
+    Progress,
+    progress,
+    record_failure,
+    unlocked,
+)
+from mac.cgroup_limits import cores
 from mac.errors import UserError, one_line
 from mac.run.io.logger import METRICS, read_rows
 from mac.run.report.timing import duration
 
 RUN = Path(__file__).parents[1] / "run.py"
-LOGS = "logs"
 PATIENCE = 20.0
 """Seconds to wait for a process that another call left in a cell's folder."""
 POLL = 0.1
 SAY_EVERY = 60.0
-_UNITS = {"s": 1, "m": 60, "h": 3600}
 _LOCKED = "is being written by another process"
 # Asks the child to stop when this process is killed, or it would keep its folder; exec keeps the setting.
 _WITH_PARENT = (
@@ -70,10 +80,74 @@ def read_budget(text: str) -> float:
     Raises:
         UserError: it is no duration.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip())
-    if match is None or not float(match[1]):
-        raise UserError(f"--budget {text}: write a duration such as 90s, 9m or 1.5h")
-    return float(match[1]) * _UNITS[match[2]]
+    return read_duration(text, "--budget")
+
+
+# Room for processes.
+
+
+class Slot(NamedTuple):
+    """Room for one process on this machine.
+
+    Attributes:
+        cores: processor cores that it may use; empty for all.
+        gpu: the only GPU that it sees, as `CUDA_VISIBLE_DEVICES` names it; None for all.
+    """
+
+    cores: tuple[int, ...] = ()
+    gpu: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of the process."""
+        return dict(os.environ) | ({} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu})
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Lets processes that are started meanwhile inherit the cores; XLA takes all that it may use."""
+        if not self.cores:
+            yield
+            return
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+
+def slots(count: int | None, gpus: Sequence[str] | None = None) -> list[Slot]:
+    """Divides this machine into rooms for processes that run side by side.
+
+    Args:
+        count: rooms; None is one for each GPU, or one for two cores on a machine without a GPU.
+        gpus: the GPUs; None asks nvidia-smi.
+    """
+    gpus = visible_gpus() if gpus is None else gpus
+    limit = cores()  # of a quota, which does not say which
+    mine = sorted(os.sched_getaffinity(0))[:limit] if hasattr(os, "sched_getaffinity") else []
+    count = count or len(gpus) or max(1, limit // 2)
+    if count == 1:
+        return [Slot()]
+    # With more rooms than cores, several share one.
+    shares = [tuple(mine[i::count]) or tuple(mine[i % len(mine) :][:1]) if mine else () for i in range(count)]
+    return [Slot(share, gpus[i % len(gpus)] if gpus else None) for i, share in enumerate(shares)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that processes may use, as `CUDA_VISIBLE_DEVICES` names them; none without NVIDIA's driver."""
+    program, chosen = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if program is None or os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return []
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        words = [program, "--query-gpu=index", "--format=csv,noheader"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    return []
+
+
+# Cells.
 
 
 class Outcome(NamedTuple):
@@ -96,62 +170,149 @@ class Outcome(NamedTuple):
 
 
 def run_cells(
-    cells: Sequence[Cell], plan: Plan, budget: Budget, say: Callable[[str], None] = print
+    cells: Sequence[Cell],
+    plan: Plan,
+    budget: Budget,
+    say: Callable[[str], None] = print,
+    rooms: Sequence[Slot] = (Slot(),),
+    queued: Mapping[Cell, Progress] | None = None,
 ) -> Outcome:
     """Runs what is missing, resumes what was cut, and skips what is done.
 
     Cells that failed before come last. A cell that fails does not stop the others.
 
+    Args:
+        rooms: one for each cell that runs at a time.
+        queued: cells that a cluster's queue holds, which are left to it.
     Raises:
         UserError: the folder of all runs cannot be written.
-        KeyboardInterrupt: after the running cell has stopped with a checkpoint.
+        KeyboardInterrupt: after the running cells have stopped with a checkpoint.
     """
     outcome = Outcome([], [], {}, [], {}, [])
-    states = {cell: progress(cell, plan) for cell in cells}
+    states = {cell: progress(cell, plan) for cell in cells} | dict(queued or {})
     for cell, state in states.items():
         if state.status == "done":
             outcome.done.append(cell)
         elif state.status == "not available":
             outcome.unavailable[cell] = state.reason
+        elif state.status == "queued":
+            outcome.elsewhere.append(cell)
     wanted = [cell for cell in cells if states[cell].status in (*LEFT, "running")]
     wanted.sort(key=lambda cell: states[cell].status == "failed")
-    for number, cell in enumerate(wanted, start=1):
-        if not budget.may_start:
-            outcome.left.append(cell)
-            continue
-        say(f"[{number}/{len(wanted)}] {cell.title}")
-        run_cell(cell, plan, budget, outcome, say)
+    waiting, free, running = deque(enumerate(wanted, start=1)), deque(rooms), list[Running]()
+    if len(rooms) > 1 and wanted:
+        say(f"{len(rooms)} processes at a time")
+    try:
+        while waiting or running:
+            while waiting and free and budget.may_start:
+                number, cell = waiting.popleft()
+                say(f"[{number}/{len(wanted)}] {cell.title}")
+                if cell_runs := begin(
+                    cell, plan, outcome, say, free[0], f"{cell.title}: " * (len(rooms) > 1)
+                ):
+                    free.popleft()
+                    running.append(cell_runs)
+            if waiting and not budget.may_start:
+                outcome.left.extend(cell for _, cell in waiting)
+                waiting.clear()
+            for each in running:
+                each.watch(budget)
+            for each in [each for each in running if each.process.poll() is not None]:
+                running.remove(each)
+                free.append(each.slot)
+                each.end(plan, budget, outcome)
+            if running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running[0].process.wait(POLL)
+    except BaseException:
+        stop([each.process for each in running])
+        raise
     return outcome
 
 
-def run_cell(
-    cell: Cell, plan: Plan, budget: Budget, outcome: Outcome, say: Callable[[str], None] = print
-) -> None:
-    """Runs one cell to its end or to the budget's, and adds it to the outcome."""
-    folder, began = plan.folder(cell), time.monotonic()
+class Running:
+    """The process of a cell."""
+
+    def __init__(self, cell: Cell, plan: Plan, slot: Slot, say: Callable[[str], None]):
+        """Starts it.
+
+        Raises:
+            UserError: its log cannot be written.
+        """
+        self.cell, self.slot, self.folder, self._say = cell, slot, plan.folder(cell), say
+        self._began = self._said = time.monotonic()
+        self._asked, self._update = False, 0
+        self._log, words = plan.log(cell), command(cell, plan)
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("ab") as file, slot.entered():
+                file.write(f"$ {shlex.join(['python', str(RUN), *words])}\n".encode())
+                self._at = file.tell()
+                file.flush()
+                # Its own session: Ctrl-C reaches this process alone, which passes it on once.
+                self.process = subprocess.Popen(
+                    [*program(), *words],
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                    env=slot.environment,
+                )
+        except OSError as error:
+            raise UserError(f"cannot write {self._log} ({one_line(error)}); choose another --out") from error
+
+    def watch(self, budget: Budget) -> None:
+        """Asks the process to stop when it is time, and says how far it is."""
+        if budget.is_over:
+            self.process.kill()
+        elif budget.must_stop and not self._asked:
+            self.process.terminate()
+            self._asked = True
+        if time.monotonic() - self._said > SAY_EVERY:
+            self._said, before, self._update = time.monotonic(), self._update, _last_update(self.folder)
+            if self._update > before:
+                self._say(f"update {self._update:,}")
+
+    def end(self, plan: Plan, budget: Budget, outcome: Outcome) -> None:
+        """Adds the cell, whose process has ended, to the outcome."""
+        with self._log.open("rb") as file:
+            file.seek(self._at)
+            lines = file.read().decode(errors="replace").splitlines()
+        status, cell = self.process.returncode, self.cell
+        state, took = progress(cell, plan), duration(time.monotonic() - self._began)
+        if state.status == "done":
+            record_failure(plan.out, cell, None)
+            outcome.done.append(cell)
+            self._say(f"done after {took}")
+        elif budget.must_stop and status in (-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM):
+            outcome.cut.append(cell)
+            self._say(f"stopped at update {state.reached:,} of {state.steps:,}: the budget is used up")
+        elif is_locked(lines):
+            outcome.elsewhere.append(cell)
+            self._say("another process trains it: left to that one")
+        else:
+            line = fault(status, lines)
+            record_failure(plan.out, cell, line)
+            outcome.failed[cell] = line
+            self._say(f"failed: {line}")
+
+
+def begin(
+    cell: Cell,
+    plan: Plan,
+    outcome: Outcome,
+    say: Callable[[str], None] = print,
+    slot: Slot = Slot(),  # noqa: B008 (immutable)
+    title: str = "",
+) -> Running | None:
+    """Starts the process of a cell; None if another process has it, which the outcome then says."""
+    folder = plan.folder(cell)
     if folder.is_dir():
         with unlocked(folder, PATIENCE) as free:
             if not free:
-                say("  another process trains it: left to that one")
+                say(f"  {title}another process trains it: left to that one")
                 outcome.elsewhere.append(cell)
-                return
-    status, lines = _launch(cell, plan, budget, say)
-    state, took = progress(cell, plan), duration(time.monotonic() - began)
-    if state.status == "done":
-        record_failure(plan.out, cell, None)
-        outcome.done.append(cell)
-        say(f"  done after {took}")
-    elif budget.must_stop and status in (-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM):
-        outcome.cut.append(cell)
-        say(f"  stopped at update {state.reached:,} of {state.steps:,}: the budget is used up")
-    elif any(_LOCKED in line for line in lines):
-        outcome.elsewhere.append(cell)
-        say("  another process trains it: left to that one")
-    else:
-        line = _fault(status, lines)
-        record_failure(plan.out, cell, line)
-        outcome.failed[cell] = line
-        say(f"  failed: {line}")
+                return None
+    return Running(cell, plan, slot, lambda text: say(f"  {title}{text}"))
 
 
 def command(cell: Cell, plan: Plan) -> list[str]:
@@ -169,55 +330,19 @@ def program() -> list[str]:
     return [*first, str(RUN)]
 
 
-def _launch(cell: Cell, plan: Plan, budget: Budget, say: Callable[[str], None]) -> tuple[int, list[str]]:
-    """Starts a cell's process and waits; returns its status and the last lines of its log."""
-    words, log = [*program(), *command(cell, plan)], plan.out / LOGS / f"{cell.name}.log"
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Asks processes to stop and waits until they have; a second Ctrl-C kills them."""
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        process.terminate()
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            file.write(f"$ {shlex.join(['python', str(RUN), *command(cell, plan)])}\n".encode())
-            at = file.tell()
-            file.flush()
-            # Its own session: Ctrl-C reaches this process alone, which passes it on once.
-            process = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
-    except OSError as error:
-        raise UserError(f"cannot write {log} ({one_line(error)}); choose another --out") from error
-    try:
-        _wait(process, plan.folder(cell), budget, say)
-    except BaseException:
-        stop(process)
-        raise
-    with log.open("rb") as file:
-        file.seek(at)
-        return process.returncode, file.read().decode(errors="replace").splitlines()
-
-
-def _wait(process: subprocess.Popen[bytes], folder: Path, budget: Budget, say: Callable[[str], None]) -> None:
-    asked, said, at = False, time.monotonic(), 0
-    while process.poll() is None:
-        if budget.is_over:
-            process.kill()
-        elif budget.must_stop and not asked:
-            process.terminate()
-            asked = True
-        if time.monotonic() - said > SAY_EVERY:
-            said, before, at = time.monotonic(), at, _last_update(folder)
-            if at > before:
-                say(f"  update {at:,}")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(POLL)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Asks a process to stop and waits until it has; a second Ctrl-C kills it."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait()
+        for process in left:
+            process.wait()
     except KeyboardInterrupt:
-        process.kill()
-        process.wait()
+        for process in left:
+            process.kill()
+        for process in left:
+            process.wait()
 
 
 def _last_update(folder: Path) -> int:
@@ -229,7 +354,12 @@ def _last_update(folder: Path) -> int:
     return last
 
 
-def _fault(status: int, lines: Sequence[str]) -> str:
+def is_locked(lines: Sequence[str]) -> bool:
+    """True if a process ended because another one has its folder."""
+    return any(_LOCKED in line for line in lines)
+
+
+def fault(status: int, lines: Sequence[str]) -> str:
     """The one line that tells why a process failed."""
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:

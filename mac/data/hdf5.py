@@ -76,7 +76,7 @@ def read_hdf5(path: str | Path, limit: int | None = None) -> RawDataset:
     with _opened(path) as file:
         names = _names(path, file)
         if "observations" in names:
-            data = _from_transitions(path, _arrays(path, file, NEEDED, WANTED), limit)
+            data = from_transitions(path, _arrays(path, file, NEEDED, WANTED), limit)
         elif episodes := _episodes(names):
             data = _from_episodes(path, file, episodes)
         else:
@@ -84,6 +84,21 @@ def read_hdf5(path: str | Path, limit: int | None = None) -> RawDataset:
                 f"{path}: neither D4RL's key 'observations' nor Minari's episodes (found: {listed(names)})"
             )
     return data
+
+
+def stated_widths(path: str | Path) -> tuple[int, int]:
+    """Reads the columns of observations and of actions from the headers of a file.
+
+    Raises:
+        UserError: it is damaged, or of another layout.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        names = _names(path, file)
+        episodes = [] if "observations" in names else _episodes(names)
+        group = _group(path, file, episodes[0]) if episodes else file
+        arrays = _arrays(path, group, NEEDED[:2], NEEDED[:2])
+        return arrays.columns("observations")[1], arrays.columns("actions")[1]
 
 
 def stated_sizes(path: str | Path) -> Sizes:
@@ -227,7 +242,8 @@ def _unmapped(path: Path, item: Any, depth: int) -> str | None:
 # D4RL.
 
 
-def _from_transitions(path: Path, arrays: FileArrays, limit: int | None) -> RawDataset:
+def from_transitions(path: Path, arrays: FileArrays, limit: int | None) -> RawDataset:
+    """Reads and checks arrays with D4RL's keys, whatever kind of file they are in."""
     arrays.check_equal_rows()
     obs, action = arrays.matrix("observations"), arrays.matrix("actions")
     check_range(path, action)
@@ -297,7 +313,7 @@ def _cut(
     if limit is None:
         raise UserError(
             f"{path}: neither 'timeouts' nor 'next_observations' tells where episodes end; "
-            "name the environment, whose time limit does"
+            "add 'timeouts', set on each episode's last row, or name the environment, whose time limit tells"
         )
     starts = np.concatenate([[0], np.flatnonzero(last) + 1])
     row = np.arange(len(last))

@@ -115,6 +115,31 @@ def read_npz(path: str | Path) -> RawDataset:
     return with_final_states(data, final_obs, np.ones(len(first), bool))
 
 
+@contextlib.contextmanager
+def opened_arrays(path: Path, needed: tuple[str, ...], wanted: tuple[str, ...]) -> Iterator[FileArrays]:
+    """Yields the arrays of an archive, of which none is read yet.
+
+    Raises:
+        UserError: it is damaged, or lacks one of those needed.
+    """
+    with _opened(path) as archive:
+        for key in needed:
+            if key not in archive.members:
+                raise UserError(f"{path}: key '{key}' is missing (found: {listed(archive.members)})")
+        yield archive.arrays(wanted)
+
+
+def stated_widths(path: str | Path) -> tuple[int, int]:
+    """Reads the columns of observations and of actions from the headers of a file.
+
+    Raises:
+        UserError: it is damaged, or lacks them.
+    """
+    with _opened(Path(path)) as archive:
+        arrays = archive.arrays()
+        return arrays.columns("observations")[1], arrays.columns("actions")[1]
+
+
 def stated_sizes(path: str | Path) -> Sizes:
     """Reads the headers of a file.
 
@@ -166,9 +191,9 @@ class _Archive:
             with contextlib.suppress(RuntimeError), self.archive.open(info):
                 pass
 
-    def arrays(self) -> FileArrays:
-        """The arrays that this module knows, none of which is read yet."""
-        shapes = {key: self.header(key).shape for key in WANTED if key in self.members}
+    def arrays(self, wanted: tuple[str, ...] = WANTED) -> FileArrays:
+        """The arrays of these names, none of which is read yet."""
+        shapes = {key: self.header(key).shape for key in wanted if key in self.members}
         return FileArrays(self.path, shapes, self.load)
 
     def header(self, key: str) -> _Header:

@@ -49,12 +49,29 @@ def read_file(file: Path, spec: EnvSpec) -> RawDataset:
     Raises:
         UserError: it is damaged, or lacks what the environment needs.
     """
-    data = hdf5.read_hdf5(file, spec.max_steps) if file.suffix in hdf5.SUFFIXES else npz.read_npz(file)
-    if spec.recorded and data.terminated is None:
-        raise UserError(
-            f"{file}: holds no rewards, which {spec.name} takes from its data; give D4RL's or Minari's hdf5"
-        )
+    limit = spec.max_steps or None
+    if file.suffix in hdf5.SUFFIXES:
+        data = hdf5.read_hdf5(file, limit)
+    elif spec.recorded:
+        with npz.opened_arrays(file, npz.NEEDED, hdf5.WANTED) as arrays:
+            if "rewards" not in arrays:
+                raise UserError(
+                    f"{file}: holds no rewards, which {spec.name} takes from its data; add 'rewards', or "
+                    "take --env data-only-goals, which needs none"
+                )
+            data = hdf5.from_transitions(file, arrays, limit)
+    else:
+        data = npz.read_npz(file)
     return data if spec.recorded else data._replace(reward=None, terminated=None)
+
+
+def stated_widths(file: Path) -> tuple[int, int]:
+    """Columns of observations and of actions, from the headers of a file.
+
+    Raises:
+        UserError: it is damaged, or of another layout.
+    """
+    return (hdf5 if file.suffix in hdf5.SUFFIXES else npz).stated_widths(file)
 
 
 class ConvertedShard(NamedTuple):

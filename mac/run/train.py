@@ -285,6 +285,11 @@ class _Loop:
         keys = evaluation_keys(jnp.asarray(self.numbers), step)
         with self._timed("evaluate"), self.progress.phase("evaluating"):
             found = self._diagnose(state, keys)
+            if not job.env.spec.tasks:  # data without an environment
+                if found:
+                    self.outputs.metrics(step, found)
+                self.evaluated = step
+                return
             state = jax.device_put(state, jax.local_devices()[0])
             policies = Policies(self.algo, job.normalizer, state)
             result = jax.device_get(evaluate(policies, job.env, job.episodes, keys, batch=job.batch))

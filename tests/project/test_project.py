@@ -77,7 +77,7 @@ def distributions() -> Mapping[str, list[str]]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_are_declared_dependencies(package: str):
     extras = PROJECT["optional-dependencies"]
-    used = ("warp", "video", "tensorboard", "wandb", "trackio", "export", "onnx")
+    used = ("warp", "video", "tensorboard", "wandb", "trackio", "export", "onnx", "slurm")
     optional = [*(requirement for name in used for requirement in extras[name]), "jax2onnx"]
     declared = {distribution(requirement) for requirement in (*PROJECT["dependencies"], *optional)}
     owners = distributions()

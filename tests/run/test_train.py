@@ -288,6 +288,21 @@ def test_ctrl_c_inside_a_checkpoints_write_leaves_it_whole(
     assert result(tmp_path) == result(straight[0])
 
 
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_warning_of_a_scheduler_asks_however_often_it_comes(name: str):
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert interrupt.asked and interrupt.signal == number
+        os.kill(os.getpid(), signal.SIGTERM)  # the first that insists after a second
+        assert interrupt.signal == signal.SIGTERM
+    with pytest.raises(Terminated), sigterm_raises():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
+
+
 def test_handlers_are_put_back():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Interrupt() as interrupt:

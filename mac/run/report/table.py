@@ -1,7 +1,8 @@
 """The table that ends a run: success, or a score, with its uncertainty over seeds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,6 +14,7 @@ from mac.run.report.score import SUCCESS
 from mac.run.report.stats import Curve, Interval, summarise
 
 LATE = 3  # evaluations that the second row averages: one evaluation alone is noisy
+DIAGNOSTICS = "diagnostics/"
 WIDEST = 10_000  # columns of a table
 
 
@@ -67,6 +69,32 @@ def comparison_table(curves: Mapping[str, Curve], *, title: str) -> Table:
         ends = (summarise(curve.last(count)).mean for count in (1, min(LATE, len(curve.steps))))
         cells = ["{} ({})".format(*_cells(end, curve.measure.form)) for end in ends]
         table.add_row(name, str(len(curve.seeds)), f"{curve.steps[-1]:,}", *cells)
+    return table
+
+
+def diagnostics_table(runs: Mapping[str, Iterable[Mapping[str, Any]]], *, title: str) -> Table:
+    """Diagnostics of runs that were never evaluated, by name: the last of each, mean and range over seeds.
+
+    Args:
+        runs: rows of `metrics.jsonl`.
+    """
+    table = Table(title=title, title_justify="left", caption="no environment, so no evaluation")
+    table.add_column("diagnostics")
+    for name in runs:
+        table.add_column(name, justify="right")
+    found: dict[str, dict[str, str]] = {}
+    for run, rows in runs.items():
+        last: dict[str, dict[int, float]] = {}
+        for row in rows:
+            for name, value in row.items():
+                if name.startswith(DIAGNOSTICS):
+                    last.setdefault(name.removeprefix(DIAGNOSTICS), {})[row["seed"]] = value
+        for name, by_seed in last.items():
+            values = list(by_seed.values())
+            spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
+            found.setdefault(name, {})[run] = f"{np.mean(values):.3g}{spread}"
+    for name, cells in found.items():
+        table.add_row(name, *(cells.get(run, "-") for run in runs))
     return table
 
 
