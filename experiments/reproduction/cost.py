@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from envs_mjx.registry import make, parse
+from experiments.cli.arguments import read_flags
 from experiments.launch import dataset
 from experiments.launch.cost_estimate import (
     TRAIN_SHARE,
@@ -14,10 +15,16 @@ from experiments.launch.cost_estimate import (
     seconds_to_evaluate,
 )
 from experiments.launch.saved_run import build_algorithm
+from experiments.model_error import Args as StudyArgs
 from experiments.reproduction.cells import Cell, Plan, Progress, cell_settings
 from mac.errors import UserError
 from mac.run.cost.flops import sum_operations
 from mac.run.io.run_metadata import launches
+
+COMPILING = 60.0
+"""Seconds to start a program and compile an update of the paper's size on a CPU."""
+MEASURING = 5.0
+"""Seconds for which `benchmark.py times` times updates, if they are short."""
 
 
 class Cost(NamedTuple):
@@ -66,14 +73,32 @@ class Estimator:
             return Cost(left * each, True)
         settings = cell_settings(cell, self._plan.data_dir)
         spec = make(settings.task_id).spec
-        key = (cell.algo, settings.task_id.goals, cell.flags)
-        if key not in self._matmuls:
-            sizes = make_plan(build_algorithm(settings, spec), spec, settings.data.rows, cell.seeds)
-            self._matmuls[key] = sum_operations(sizes.parts).matmuls
-        train = left * cell.seeds * self._matmuls[key] / (TRAIN_SHARE * self._rate())
+        train = left * cell.seeds * self.seconds_of_update(cell)
         episodes = cell.seeds * settings.eval.episodes * len(spec.tasks)
         evaluations = -(-left // settings.run.eval_every)
         return Cost(train + seconds_to_evaluate(evaluations, episodes, spec), False)
+
+    def seconds_of_update(self, cell: Cell) -> float:
+        """Estimates one update of one seed."""
+        settings = cell_settings(cell, self._plan.data_dir)
+        key = (f"{cell.algo} {cell.preset}", settings.task_id.goals, cell.flags)
+        if key not in self._matmuls:
+            spec = make(settings.task_id).spec
+            sizes = make_plan(build_algorithm(settings, spec), spec, settings.data.rows, 1)
+            self._matmuls[key] = sum_operations(sizes.parts).matmuls
+        return self._matmuls[key] / (TRAIN_SHARE * self._rate())
+
+    def seconds_to_measure(self, cell: Cell) -> float:
+        """Estimates a measurement of times: compiling, and a few calls of at least one update each."""
+        return COMPILING + 4 * max(MEASURING / 3, self.seconds_of_update(cell))
+
+    def seconds_of_study(self, cell: Cell) -> float:
+        """Estimates the training of dynamics models of one chunk length."""
+        args = read_flags(StudyArgs, ["--env", parse(cell.env).dataset, *cell.flags], "", StudyArgs())
+        spec = make(cell.env).spec
+        sizes = make_plan(args.algorithm(spec, args.chunks[0]), spec, args.data.rows, 1)
+        work = args.steps * cell.seeds * sum_operations(sizes.parts).matmuls
+        return COMPILING + work / (TRAIN_SHARE * self._rate())
 
 
 def _kind(cell: Cell) -> tuple[str, str]:

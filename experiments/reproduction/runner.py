@@ -148,7 +148,7 @@ def run_cell(
         outcome.elsewhere.append(cell)
         say("  another process trains it: left to that one")
     else:
-        line = _fault(status, lines)
+        line = fault(status, lines)
         record_failure(plan.out, cell, line)
         outcome.failed[cell] = line
         say(f"  failed: {line}")
@@ -229,7 +229,7 @@ def _last_update(folder: Path) -> int:
     return last
 
 
-def _fault(status: int, lines: Sequence[str]) -> str:
+def fault(status: int, lines: Sequence[str]) -> str:
     """The one line that tells why a process failed."""
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:

@@ -15,6 +15,8 @@ NUMBERS = {
     "table2": 45,
     "table2_default": 45,
     "table3": 15,
+    "table4": 10,
+    "table5": 10,
     "table12": 360,
     "table13": 225,
     "table14": 113,
