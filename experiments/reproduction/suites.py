@@ -301,6 +301,9 @@ def select(
     Raises:
         UserError: no suite has such an environment or algorithm, or none has both.
     """
+    for suite in suites:
+        if suite.kind == "unrecorded":
+            raise UserError(f"{suite.name}: {suite.title}")
     called = ", ".join(suite.name for suite in suites)
     methods = {algo for suite in suites for algo in suite.methods}
     known = {name for suite in suites for entry in suite.entries for name in names_of(entry)}
