@@ -1,5 +1,6 @@
 """Runs the paper's tables and figures and compares: `python experiments/reproduce.py table2`."""
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -173,18 +174,18 @@ def list_suites(plan: Plan) -> int:
     print(
         f"preset {plan.preset}, in {plan.out}: cells that are done, cut, missing ..., and what the rest takes"
     )
-    estimator = Estimator(plan)
+    estimator = Estimator(plan, counting=False)
     for name in suite_names():
         suite = load_suite(name)
         if suite.kind == "unrecorded":
             print(f"{name:<16}{'-':>5}  {suite.title}")
             continue
         found = describe_all(suite, suite.entries, plan, estimator)
-        left = sum(each.seconds for each in found)
+        known = [each.seconds for each in found if each.seconds and not math.isnan(each.seconds)]
         counts = ", ".join(f"{count} {status}" for status, count in tally(found).items())
-        cost = f", about {duration(left)} left" if left else ""
+        cost = f" ({len(known)} of them take about {duration(sum(known))})" if known else ""
         print(f"{name:<16}{len(found):>5}  {counts}{cost}: {suite.title}", flush=True)
-    print(f"{NOTE}\neach cell: {PROGRAM} SUITE --list")
+    print(f"times are those of cells like those that have run here; all others: {PROGRAM} SUITE --list")
     return 0
 
 
@@ -218,7 +219,12 @@ def describe_time(cell: Cell, plan: Plan, estimator: Estimator) -> Listed:
         seconds = estimator.seconds_to_measure(cell)
     except UserError as error:
         return Listed(cell, "not available", f"not available: {error}", 0.0)
-    return Listed(cell, "missing", f"missing, about {duration(seconds)}", seconds)
+    return Listed(cell, "missing", "missing" + about(seconds), seconds)
+
+
+def about(seconds: float) -> str:
+    """An estimate as text to append; empty where there is none."""
+    return "" if math.isnan(seconds) else f", about {duration(seconds)}"
 
 
 def describe_study(cell: Cell, plan: Plan, estimator: Estimator) -> Listed:
@@ -226,7 +232,7 @@ def describe_study(cell: Cell, plan: Plan, estimator: Estimator) -> Listed:
     if study_file(cell, plan).exists():
         return Listed(cell, "done", "done", 0.0)
     seconds = estimator.seconds_of_study(cell)
-    return Listed(cell, "missing", f"missing, about {duration(seconds)}", seconds)
+    return Listed(cell, "missing", "missing" + about(seconds), seconds)
 
 
 def tally(found: Sequence[Listed]) -> dict[str, int]:
@@ -262,7 +268,7 @@ def describe(cell: Cell, state: Progress, estimator: Estimator) -> Listed:
     if state.status in LEFT and state.steps:
         cost = estimator.cost(cell, state)
         seconds = cost.seconds
-        said += f", about {duration(seconds)}{'*' if cost.measured else ''}"
+        said += about(seconds) + ("*" if cost.measured else "")
     return Listed(cell, state.status, said + (f": {state.reason}" if state.reason else ""), seconds)
 
 

@@ -1,6 +1,7 @@
 """Estimates of the time that cells take here: from cells that have run, else from counted operations."""
 
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,11 +47,16 @@ NOTE = (
 
 
 class Estimator:
-    """Estimates cells of one command line. What it traces or measures it keeps."""
+    """Estimates cells of one command line. What it traces or measures it keeps.
 
-    def __init__(self, plan: Plan):
+    Args:
+        counting: False where counting an update's operations, seconds for each algorithm, takes too long:
+            then only cells like those that have run have estimates, and others NaN.
+    """
+
+    def __init__(self, plan: Plan, counting: bool = True):
         """Measures nothing yet."""
-        self._plan = plan
+        self._plan, self._counting = plan, counting
         self._matmuls: dict[tuple[str, str, tuple[str, ...]], float] = {}
         self._measured: dict[tuple[str, str], float] = {}
         self._rate = functools.cache(product_rate)
@@ -71,6 +77,8 @@ class Estimator:
         left = max(progress.steps - progress.reached, 0)
         if (each := self._measured.get(_kind(cell))) is not None:
             return Cost(left * each, True)
+        if not self._counting:
+            return Cost(math.nan, False)
         settings = cell_settings(cell, self._plan.data_dir)
         spec = make(settings.task_id).spec
         train = left * cell.seeds * self.seconds_of_update(cell)
@@ -90,10 +98,14 @@ class Estimator:
 
     def seconds_to_measure(self, cell: Cell) -> float:
         """Estimates a measurement of times: compiling, and a few calls of at least one update each."""
+        if not self._counting:
+            return math.nan
         return COMPILING + 4 * max(MEASURING / 3, self.seconds_of_update(cell))
 
     def seconds_of_study(self, cell: Cell) -> float:
         """Estimates the training of dynamics models of one chunk length."""
+        if not self._counting:
+            return math.nan
         args = read_flags(StudyArgs, ["--env", parse(cell.env).dataset, *cell.flags], "", StudyArgs())
         spec = make(cell.env).spec
         sizes = make_plan(args.algorithm(spec, args.chunks[0]), spec, args.data.rows, 1)
