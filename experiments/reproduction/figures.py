@@ -80,6 +80,8 @@ def draw_bars(suite: Suite, rows: Sequence[Row], path: Path) -> None:
             at, [row.paper for row in own], yerr=spread, fmt="D", ms=5, mfc="white", color=GREY, lw=1,
             label="paper, with its deviation" if method == methods[-1] else None,
         )  # fmt: skip
+    if suite.measure == "success":
+        axes.set_ylim(0, 103)
     labels = [f"{_family(env)}\ntask {task}" for env, task in groups]
     axes.set_xticks(range(len(groups)), labels)
     axes.set_ylabel(_unit(suite))
