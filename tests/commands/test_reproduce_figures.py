@@ -1,4 +1,4 @@
-"""Figures of the command that runs tables: cells by a setting, studies of models, films, and their reports."""
+"""Figures of the command that runs tables: cells by a setting, studies of models, films, reports."""
 
 import csv
 from pathlib import Path
