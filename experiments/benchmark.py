@@ -12,6 +12,7 @@ random data of cube-single's shapes. With `--envs`, evaluations are timed too (`
 `python experiments/benchmark.py envs` measures the physics of all environments (`benchmarks/envs.py`), and
 `python experiments/benchmark.py algos` all registered algorithms (`benchmarks/algorithms.py`).
 `python experiments/benchmark.py plans` measures planning at every step (`benchmarks/plans.py`).
+`python experiments/benchmark.py times` scales an update to a whole run's time (`benchmarks/run_time.py`).
 `python experiments/benchmark.py gpu` measures all of it that a borrowed GPU machine can tell within a budget
 of time (`benchmarks/gpu/command.py`).
 """
@@ -27,7 +28,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
-from experiments.benchmarks import algorithms, plans
+from experiments.benchmarks import algorithms, plans, run_time
 from experiments.benchmarks import envs as bench_envs
 from experiments.benchmarks.evaluation import EvalRow, measure_evaluation
 from experiments.benchmarks.gpu import command as gpu
@@ -89,7 +90,8 @@ class Args:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
-    for name, other in (("envs", bench_envs), ("algos", algorithms), ("plans", plans), ("gpu", gpu)):
+    others = {"envs": bench_envs, "algos": algorithms, "plans": plans, "times": run_time, "gpu": gpu}
+    for name, other in others.items():
         if argv[:1] == [name]:
             return other.main(argv[1:])
     return exit_status(

@@ -1,37 +1,39 @@
-"""Runs the paper's tables and compares: `python experiments/reproduce.py table2 --env cube-single`."""
+"""Runs the paper's tables and figures and compares: `python experiments/reproduce.py table2`."""
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import tyro
 
-from experiments.benchmarks.harness import write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from experiments.launch.job_options import NO_WISHES, JobConfig, read_jobs
 from experiments.launch.settings import RUNS
-from experiments.reproduction.across import across, across_table
 from experiments.reproduction.cells import LEFT, LOGS, STATUSES, Cell, Plan, Progress, cells_of, progress
-from experiments.reproduction.comparison import compare
+from experiments.reproduction.comparison import Finished, read_finished
 from experiments.reproduction.cost import NOTE, Estimator, datasets_to_make
-from experiments.reproduction.html_report import Section, page
-from experiments.reproduction.jobs import JOBS, Submission, submit_cells, with_queue
-from experiments.reproduction.render import latex, markdown, terminal_table
+from experiments.reproduction.films import film_jobs
+from experiments.reproduction.jobs import Job, JobOutcome, run_jobs
+from experiments.reproduction.model_errors import policy_jobs, study_cell, study_file, study_jobs
+from experiments.reproduction.reports import write_reports
 from experiments.reproduction.runner import Budget, Outcome, Slot, read_budget, run_cells, slots
+from experiments.reproduction.slurm_jobs import JOBS, Submission, submit_cells, with_queue
 from experiments.reproduction.suites import Entry, Suite, load_suite, select, suite_names
-from mac.atomic_files import replace_file
+from experiments.reproduction.times import measured, this_device, time_cells, time_jobs
 from mac.errors import UserError
 from mac.formatting import counted
-from mac.run.report.table import print_tables
 from mac.run.report.timing import duration
 
 PROGRAM = "python experiments/reproduce.py"
-REPORTS = "report"
+Chosen = Sequence[tuple[Suite, list[Entry]]]
+OF_RUNS = ("table", "curve")
+"""Kinds of suites whose numbers are those of `run.py`."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,16 @@ class Args:
     """
 
     suites: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SUITE")]
-    """tables such as table2, or TOML files of one's own; `--list` names them"""
+    """tables and figures such as table2 and figure3, or TOML files of one's own; `--list` names them"""
     list: bool = False
     """print what there is, how far it is, and what the rest would cost; run nothing"""
     report: bool = False
     """compare finished cells with the publication; write HTML, CSV, Markdown and LaTeX; run nothing"""
-    preset: Literal["laptop", "paper"] = "laptop"
-    """sizes of every run: those for two CPU cores, or the paper's"""
+    films: bool = False
+    """render a film of each environment that has none yet, before --report or after the runs"""
+    preset: Literal["laptop", "paper"] | None = None
+    """sizes of every run: those for two CPU cores, or the paper's; None = laptop, but tables 4 and 5 measure
+    the paper's"""
     env: tuple[str, ...] = ()
     """only these environments: names in the table, of runs, or families such as cube-single"""
     algo: tuple[str, ...] = ()
@@ -98,7 +103,8 @@ def reproduce(argv: Sequence[str]) -> int:
     at = words.index("--") if "--" in words else len(words)
     args = read_flags(Args, words[:at], PROGRAM)
     jax.config.update("jax_platforms", "cpu")  # the accelerator is for the runs
-    plan = Plan(args.out, args.preset, args.seeds, args.data_dir, tuple(words[at + 1 :]))
+    flags = tuple(words[at + 1 :])
+    plan = Plan(args.out, args.preset or "laptop", args.seeds, args.data_dir, flags, args.preset or "paper")
     if not args.suites and not args.list:
         raise UserError(f"SUITE is missing; name one or more of {', '.join(suite_names())}")
     if args.list and not args.suites:
@@ -106,18 +112,56 @@ def reproduce(argv: Sequence[str]) -> int:
     chosen = select([load_suite(name) for name in dict.fromkeys(args.suites)], args.env, args.algo)
     if args.list:
         return list_cells(chosen, plan)
-    if args.report:
-        return report(chosen, plan, argv)
-    cells = cells_of((entry for _, entries in chosen for entry in entries), plan)
     jobs = None if args.jobs is None else read_jobs(args.jobs)
-    if jobs and jobs.where == "slurm":
+    if jobs and jobs.where == "slurm" and not args.report:
         names = "+".join(suite.name for suite, _ in chosen)
+        cells = cells_of(entries_of_runs(chosen), plan)
+        if here := [suite.name for suite, _ in chosen if suite.kind in ("time", "model error")]:
+            print(f"not submitted: the measurements of {', '.join(here)}; leave out --jobs for those")
         return submitted(submit_cells(cells, plan, args.job, names), plan, args.job, argv)
     budget = Budget(None if args.budget is None else read_budget(args.budget))
+    if args.report:
+        return report(chosen, plan, budget if args.films else None, argv)
     rooms = slots(jobs.processes) if jobs else (Slot(),)
+    outcome, others = run(chosen, plan, budget, args.films, rooms)
+    return finish(outcome, others, argv)
+
+
+def run(
+    chosen: Chosen, plan: Plan, budget: Budget, films: bool, rooms: Sequence[Slot]
+) -> tuple[Outcome, list[JobOutcome]]:
+    """Runs what is missing: times and studies of models, then runs, then what needs finished runs.
+
+    Args:
+        rooms: one for each cell that runs at a time.
+    """
+    first = list[Job]()
+    if times := [
+        cell for suite, entries in chosen if suite.kind == "time" for cell in time_cells(entries, plan)
+    ]:
+        device = this_device()
+        print(f"times are measured on {device}")
+        first += time_jobs(list(dict.fromkeys(times)), plan, device)
+    for suite, entries in chosen:
+        if suite.kind == "model error":
+            first += study_jobs(suite, entries, plan)
+    jobs = [run_jobs(first, plan.out, budget)] if first else []
+    cells = cells_of(entries_of_runs(chosen), plan)
     states = with_queue({cell: progress(cell, plan) for cell in cells}, plan)
     queued = {cell: state for cell, state in states.items() if state.status == "queued"}
-    return finish(run_cells(cells, plan, budget, rooms=rooms, queued=queued), argv)
+    outcome = run_cells(cells, plan, budget, rooms=rooms, queued=queued)
+    done = [cell for cell in cells if cell in outcome.done]
+    later = list[Job]()
+    for suite, entries in chosen:
+        later += policy_jobs(suite, [cell for cell in cells_of(entries, plan) if cell in done], plan)
+    if films:
+        later += film_jobs(finished(chosen, plan), plan)
+    return outcome, jobs + ([run_jobs(later, plan.out, budget)] if later else [])
+
+
+def entries_of_runs(chosen: Chosen) -> list[Entry]:
+    """The entries whose numbers are those of `run.py`."""
+    return [entry for suite, entries in chosen if suite.kind in OF_RUNS for entry in entries]
 
 
 def submitted(submission: Submission, plan: Plan, job: JobConfig, argv: Sequence[str]) -> int:
@@ -156,17 +200,31 @@ def _instead(argv: Sequence[str], flag: str) -> list[str]:
     return [*kept, flag, *argv[at:]]
 
 
-def finish(outcome: Outcome, argv: Sequence[str]) -> int:
-    """Says what became of the cells; returns the exit status."""
+def finished(chosen: Chosen, plan: Plan) -> list[Finished]:
+    """The finished cells of suites."""
+    cells = cells_of(entries_of_runs(chosen), plan)
+    return [run for cell in cells if (run := read_finished(cell, plan)) is not None]
+
+
+def finish(outcome: Outcome, jobs: Sequence[JobOutcome], argv: Sequence[str]) -> int:
+    """Says what became of the cells and of other programs; returns the exit status."""
     counts = {"done": outcome.done, "stopped by the budget": outcome.cut, "not begun": outcome.left}
     counts |= {"failed": outcome.failed, "in another process": outcome.elsewhere}
     counts |= {"not available": outcome.unavailable}
-    print("cells: " + ", ".join(f"{len(found)} {name}" for name, found in counts.items() if found))
+    if any(counts.values()) or not jobs:
+        print("cells: " + ", ".join(f"{len(found)} {name}" for name, found in counts.items() if found))
     for cell, reason in (outcome.unavailable | outcome.failed).items():
         print(f"  {cell.title}: {reason}")
-    if outcome.cut or outcome.left or outcome.failed:
+    for each in jobs:
+        counts = {"done": each.done, "ended by the budget": each.cut, "not begun": each.left}
+        counts |= {"failed": each.failed}
+        print("other programs: " + ", ".join(f"{len(jobs)} {name}" for name, jobs in counts.items() if jobs))
+        for job, reason in each.failed.items():
+            print(f"  {job.title}: {reason}")
+    failed = bool(outcome.failed) or any(each.failed for each in jobs)
+    if failed or outcome.cut or outcome.left or any(each.cut or each.left for each in jobs):
         print(f"continue with: {again(argv)}")
-    return 1 if outcome.failed else 0
+    return 1 if failed else 0
 
 
 # Lists.
@@ -174,99 +232,127 @@ def finish(outcome: Outcome, argv: Sequence[str]) -> int:
 
 def list_suites(plan: Plan) -> int:
     """Prints one line for each suite."""
-    print(f"{'suite':<16}{'cells':>6}  cells that are done, cut, missing ... of {plan.preset} in {plan.out}")
+    print(
+        f"preset {plan.preset}, in {plan.out}: cells that are done, cut, missing ..., and what the rest takes"
+    )
+    estimator = Estimator(plan, counting=False)
     for name in suite_names():
         suite = load_suite(name)
-        known = {cell: progress(cell, plan) for cell in cells_of(suite.entries, plan)}
-        states = list(with_queue(known, plan).values())
-        print(f"{name:<16}{len(states):>6}  {suite.title}: {tally(states)}")
-    print(f"what each cell would cost: {PROGRAM} SUITE --list")
+        if suite.kind == "unrecorded":
+            print(f"{name:<16}{'-':>5}  {suite.title}")
+            continue
+        found = describe_all(suite, suite.entries, plan, estimator)
+        known = [each.seconds for each in found if each.seconds and not math.isnan(each.seconds)]
+        cost = f" ({len(known)} of them take about {duration(sum(known))})" if known else ""
+        print(f"{name:<16}{len(found):>5}  {tally(found)}{cost}: {suite.title}", flush=True)
+    print(f"times are those of cells like those that have run here; all others: {PROGRAM} SUITE --list")
     return 0
 
 
-def tally(states: Sequence[Progress]) -> str:
+class Listed(NamedTuple):
+    """A line of a list: a cell, its state in words, and the seconds that are left of it."""
+
+    cell: Cell
+    status: str
+    said: str
+    seconds: float
+
+
+def describe_all(suite: Suite, entries: Sequence[Entry], plan: Plan, estimator: Estimator) -> list[Listed]:
+    """What there is of a suite's cells, and what is left."""
+    if suite.kind == "time":
+        return [describe_time(cell, plan, estimator) for cell in time_cells(entries, plan)]
+    if suite.kind == "model error":
+        return [describe_study(study_cell(suite, entry, plan), plan, estimator) for entry in entries]
+    states = with_queue({cell: progress(cell, plan) for cell in cells_of(entries, plan)}, plan)
+    for cell, state in states.items():
+        estimator.learn(cell, state)
+    return [describe(cell, state, estimator) for cell, state in states.items()]
+
+
+def describe_time(cell: Cell, plan: Plan, estimator: Estimator) -> Listed:
+    """A measurement of times, on all devices."""
+    if found := measured(cell, plan):
+        devices = "; ".join(each.values["device"] for each in found)
+        return Listed(cell, "done", f"done on {devices}", 0.0)
+    try:
+        seconds = estimator.seconds_to_measure(cell)
+    except UserError as error:
+        return Listed(cell, "not available", f"not available: {error}", 0.0)
+    return Listed(cell, "missing", "missing" + about(seconds), seconds)
+
+
+def about(seconds: float) -> str:
+    """An estimate as text to append; empty where there is none."""
+    return "" if math.isnan(seconds) else f", about {duration(seconds)}"
+
+
+def describe_study(cell: Cell, plan: Plan, estimator: Estimator) -> Listed:
+    """Dynamics models of one chunk length."""
+    if study_file(cell, plan).exists():
+        return Listed(cell, "done", "done", 0.0)
+    seconds = estimator.seconds_of_study(cell)
+    return Listed(cell, "missing", "missing" + about(seconds), seconds)
+
+
+def tally(found: Sequence[Listed | Progress]) -> str:
     """How many cells are in which state, in words."""
-    counts = {name: sum(state.status == name for state in states) for name in STATUSES}
+    counts = {name: sum(each.status == name for each in found) for name in STATUSES}
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
-def list_cells(chosen: Sequence[tuple[Suite, list[Entry]]], plan: Plan) -> int:
+def list_cells(chosen: Chosen, plan: Plan) -> int:
     """Prints one line for each cell of some suites, and what is left to do."""
     estimator, left = Estimator(plan), dict[Cell, float]()
     for suite, entries in chosen:
-        states = with_queue({cell: progress(cell, plan) for cell in cells_of(entries, plan)}, plan)
-        for cell, state in states.items():
-            estimator.learn(cell, state)
+        found = describe_all(suite, entries, plan, estimator)
         print(f"{suite.name}: {suite.title} ({suite.source})\n  protocol: {suite.protocol}")
-        for cell, state in states.items():
-            print(f"  {cell.env:<44} {cell.algo:<14} {describe(cell, state, estimator, left)}")
-        print(f"  {counted(len(states), 'cell')}: {tally(list(states.values()))}")
+        for cell, _, said, _ in found:
+            print(f"  {cell.env:<44} {cell.algo:<14} {said}{cell.told and f'   {cell.told}'}")
+        print(f"  {counted(len(found), 'cell')}: {tally(found)}")
+        left |= {each.cell: each.seconds for each in found if each.seconds}
     if left:
-        for name, how in datasets_to_make(list(left), plan).items():
+        cells = [cell for cell in cells_of(entries_of_runs(chosen), plan) if cell in left]
+        for name, how in datasets_to_make(cells, plan).items():
             print(f"dataset {name}: {how}")
         print(f"left: {counted(len(left), 'cell')}, about {duration(sum(left.values()))}\n{NOTE}")
     return 0
 
 
-def describe(cell: Cell, state: Progress, estimator: Estimator, left: dict[Cell, float]) -> str:
-    """How far a cell is and what it would cost, which is added to `left`."""
-    said = state.status
+def describe(cell: Cell, state: Progress, estimator: Estimator) -> Listed:
+    """How far a cell is and what it would cost."""
+    said, seconds = state.status, 0.0
     if state.reached and state.status != "done":
         said += f" at update {state.reached:,} of {state.steps:,}"
     if state.status in LEFT and state.steps:
         cost = estimator.cost(cell, state)
-        left[cell] = cost.seconds
-        said += f", about {duration(cost.seconds)}{'*' if cost.measured else ''}"
-    return said + (f": {state.reason}" if state.reason else "")
+        seconds = cost.seconds
+        said += about(seconds) + ("*" if cost.measured else "")
+    return Listed(cell, state.status, said + (f": {state.reason}" if state.reason else ""), seconds)
 
 
 # Reports.
 
 
-def report(chosen: Sequence[tuple[Suite, list[Entry]]], plan: Plan, argv: Sequence[str]) -> int:
+def report(chosen: Chosen, plan: Plan, films: Budget | None, argv: Sequence[str]) -> int:
     """Compares finished cells with the publication, in the terminal and in files.
 
+    Args:
+        films: the time for films that are missing; None for none.
     Raises:
         UserError: no number is complete, or a file cannot be written.
     """
-    found = [(suite, compare(suite, entries, plan)) for suite, entries in chosen]
-    if not any(comparison.rows for _, comparison in found):
+    if films is not None and (jobs := film_jobs(finished(chosen, plan), plan)):
+        for job, reason in run_jobs(jobs, plan.out, films).failed.items():
+            print(f"no film: {job.title}: {reason}")
+    paths = write_reports(chosen, plan, ["experiments/reproduce.py", *argv])
+    if not paths:
         raise UserError(
             f"{plan.out} has not all cells of any number in these tables ({plan.preset}, "
             f"{counted(plan.seeds, 'seed')}); run them first, without --report"
         )
-    command, ending = ["experiments/reproduce.py", *argv], f"{plan.preset}_s{plan.seeds}"
-    sections, paths = list[Section](), list[Path]()
-    for suite, (rows, missing, finished) in found:
-        if not rows:
-            print(f"{suite.name}: no number is complete yet")
-            continue
-        print_tables(terminal_table(suite, rows, len(missing)))
-        files = [plan.out / REPORTS / f"{suite.name}_{ending}{suffix}" for suffix in (".csv", ".md", ".tex")]
-        write_csv(files[0], rows, command)
-        for path, text in zip(files[1:], (markdown, latex), strict=True):
-            write_text(path, text(suite, rows, len(missing)))
-        if statistics := across(suite, finished):
-            print_tables(across_table(suite, statistics))
-            files.append(plan.out / REPORTS / f"{suite.name}_{ending}_across.csv")
-            write_csv(files[-1], statistics, command)
-        paths += files
-        table = files[0].read_text(encoding="utf-8")
-        sections.append(Section(suite, rows, len(missing), list(finished.values()), table, statistics))
-    names = ", ".join(section.suite.name for section in sections)
-    paths.append(plan.out / REPORTS / f"{names.replace(', ', '_')}_{ending}.html")
-    write_text(paths[-1], page(sections, f"{names}: this project and the paper ({plan.preset})"))
     print("".join(f"  {path}\n" for path in paths), end="")
     return 0
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one go.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    replace_file(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

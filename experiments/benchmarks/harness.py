@@ -60,6 +60,18 @@ def compile_for_real() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
 
 
+def provenance(command: Sequence[str]) -> dict[str, str]:
+    """Where a measurement comes from: command, date, commit, hardware and version of JAX."""
+    git = git_state(Path(__file__).parent) or {"commit": "unknown", "changed": False}
+    return {
+        "command": shlex.join(["python", *command]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git["commit"] + (" with changes" if git["changed"] else ""),
+        "hardware": f"{cpu_model()}, {cores()} cores; {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+    }
+
+
 def write_csv(path: Path, rows: Sequence[Any], command: Sequence[str], *, data: str = "") -> None:
     """Writes rows, dataclass instances of one class, below comment lines with their provenance.
 
@@ -68,16 +80,8 @@ def write_csv(path: Path, rows: Sequence[Any], command: Sequence[str], *, data: 
     Raises:
         UserError: the file cannot be written.
     """
-    git = git_state(Path(__file__).parent) or {"commit": "unknown", "changed": False}
     text = io.StringIO()
-    for name, value in {
-        "command": shlex.join(["python", *command]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git["commit"] + (" with changes" if git["changed"] else ""),
-        "hardware": f"{cpu_model()}, {cores()} cores; {jax.devices()[0].device_kind}",
-        "jax": jax.__version__,
-        **({"data": data} if data else {}),
-    }.items():
+    for name, value in (provenance(command) | ({"data": data} if data else {})).items():
         text.write(f"# {name}: {value}\n")
     writer = csv.DictWriter(text, list(vars(rows[0])), lineterminator="\n")
     writer.writeheader()

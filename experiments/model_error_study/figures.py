@@ -30,7 +30,7 @@ def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str, data: str =
     Raises:
         UserError: `path` cannot be written.
     """
-    figure = _figure(wide=9.0)
+    figure = new_figure(wide=9.0)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
     groups: dict[int, list[ChunkRow]] = defaultdict(list)
     for row in rows:
@@ -56,8 +56,8 @@ def draw_chunks(rows: Sequence[ChunkRow], path: Path, *, title: str, data: str =
         f"actions per chunk; error after {x[-1]} steps\n(95%: thick over seeds, thin over episodes)"
     )
     right.tick_params(labelleft=False)
-    _dress(figure, (left, right), title, data)
-    replace_file(path, lambda file: figure.savefig(file, format="png"))
+    dress(figure, (left, right), title, data)
+    save(figure, path)
 
 
 def _curve(axes: "Axes", group: list[ChunkRow], colour: str) -> "Line2D":
@@ -91,7 +91,7 @@ def draw_policies(rows: Sequence[PolicyRow], path: Path, *, title: str, data: st
     """
     from matplotlib.ticker import PercentFormatter
 
-    figure = _figure(wide=6.4)
+    figure = new_figure(wide=6.4)
     axes = figure.subplots()
     for place, run in enumerate(dict.fromkeys(row.run for row in rows)):
         group = [row for row in rows if row.run == run]
@@ -111,8 +111,8 @@ def draw_policies(rows: Sequence[PolicyRow], path: Path, *, title: str, data: st
     axes.set_xlabel(f"mean squared error after {rows[0].horizon} steps, held-out data (normalised state)")
     axes.set_ylabel("success rate\n(dots: seeds; bars: 95% over seeds)")
     axes.legend(fontsize=8.5, frameon=False, loc="best")
-    _dress(figure, (axes,), title, data)
-    replace_file(path, lambda file: figure.savefig(file, format="png"))
+    dress(figure, (axes,), title, data)
+    save(figure, path)
 
 
 def _interval(values: np.ndarray) -> Interval:
@@ -125,7 +125,8 @@ def _arms(interval: Interval) -> np.ndarray:
     return np.nan_to_num(np.maximum(ends, 0))[:, None]
 
 
-def _figure(wide: float) -> "Figure":
+def new_figure(wide: float) -> "Figure":
+    """An empty figure, `wide` inches wide."""
     # Imported here because it takes 0.3 s, and a figure made without pyplot keeps no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -135,7 +136,17 @@ def _figure(wide: float) -> "Figure":
     return figure
 
 
-def _dress(figure: "Figure", every: Sequence["Axes"], title: str, data: str) -> None:
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as PNG, in one go.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    replace_file(path, lambda file: figure.savefig(file, format="png"))
+
+
+def dress(figure: "Figure", every: Sequence["Axes"], title: str, data: str) -> None:
+    """Gives a figure its title, the origin of the data below, and every pair of axes the same looks."""
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", color="#222222")
     if data:
         figure.supxlabel(f"data: {data}", fontsize=8, color=GREY)

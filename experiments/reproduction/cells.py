@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import shlex
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,7 +54,12 @@ class Cell(NamedTuple):
     @property
     def title(self) -> str:
         """Title for messages."""
-        return f"{self.algo} on {self.env}"
+        return f"{self.algo} on {self.env}{self.told}"
+
+    @property
+    def told(self) -> str:
+        """The flags, as text to append."""
+        return f" {shlex.join(self.flags)}" if self.flags else ""
 
 
 class Plan(NamedTuple):
@@ -62,6 +68,8 @@ class Plan(NamedTuple):
     Attributes:
         out: the folder of all runs.
         data_dir: `--data.dir` of every run.
+        flags: further flags of every run.
+        time_preset: the preset of times that are measured.
     """
 
     out: Path
@@ -69,10 +77,15 @@ class Plan(NamedTuple):
     seeds: int
     data_dir: Path
     flags: tuple[str, ...] = ()
+    time_preset: str = "paper"
 
-    def cell(self, env: str, algo: str) -> Cell:
-        """The cell of an environment and an algorithm."""
-        return Cell(env, algo, self.preset, self.seeds, self.flags)
+    def cell(self, env: str, algo: str, flags: tuple[str, ...] = ()) -> Cell:
+        """The cell of an environment and an algorithm, with flags before those of all runs."""
+        return Cell(env, algo, self.preset, self.seeds, flags + self.flags)
+
+    def cells(self, entry: Entry) -> list[Cell]:
+        """The cells that a number needs."""
+        return [self.cell(run, entry.algo, entry.flags) for run in entry.runs]
 
     def folder(self, cell: Cell) -> Path:
         """The folder of a cell's run."""
@@ -100,7 +113,7 @@ class Progress(NamedTuple):
 
 def cells_of(entries: Iterable[Entry], plan: Plan) -> list[Cell]:
     """The cells that entries need, without repeats; those of one dataset follow each other."""
-    found = dict.fromkeys(plan.cell(run, entry.algo) for entry in entries for run in entry.runs)
+    found = dict.fromkeys(cell for entry in entries for cell in plan.cells(entry))
     order: dict[str, int] = {}
     for cell in found:
         order.setdefault(parse(cell.env).dataset, len(order))

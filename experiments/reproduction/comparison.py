@@ -25,6 +25,7 @@ ROUNDING = 0.5
 WITHIN_DEVIATION = "our mean lies within the paper's mean ± deviation, widened by 0.5 for rounding"
 WITHIN_INTERVAL = "our 95% interval, widened by 0.5 for rounding, contains the paper's mean (no deviation)"
 NO_TEST = "none: one seed, and the paper gives no deviation"
+UNPUBLISHED = "none: the published number is not known to this project"
 MIXED = "none: runs on generated and on other data in one number"
 KINDS = {"generated": "generated", "downloaded": "official", "local": "local files"}
 SETTINGS = ("steps", "hp", "data.rows", "data.normalize", "data.source", "data.shards", "eval.episodes")
@@ -36,12 +37,14 @@ class Row:
     """One number of a table: ours, the paper's, and where ours comes from.
 
     Success is in percent. `value` is the mean of the last evaluation and `low` to `high` its 95% interval;
+    `setting` is the place in a figure; `paper` is NaN where the published number is not known.
     `late` is the mean of the last three evaluations, `best` that of the best one, which is biased upwards.
     """
 
     suite: str
     env: str
     task: str
+    setting: str
     algo: str
     method: str
     preset: str
@@ -175,12 +178,20 @@ def compare(suite: Suite, entries: Sequence[Entry], plan: Plan) -> Comparison:
     finished = {cell: each for cell, each in found.items() if each is not None}
     rows, missing = [], []
     for entry in entries:
-        cells = [plan.cell(run, entry.algo) for run in entry.runs]
+        cells = plan.cells(entry)
         if all(cell in finished for cell in cells):
             rows.append(row_of(suite, entry, [finished[cell] for cell in cells]))
         else:
             missing.append(entry)
     return Comparison(rows, missing, finished)
+
+
+def setting_of(suite: Suite, entry: Entry) -> str:
+    """The place of a number in a figure, as text; empty in a table."""
+    if entry.setting is None:
+        return ""
+    line = f"{entry.setting.line}, " if entry.setting.line else ""
+    return f"{line}{suite.axis}: {entry.setting.value:g}"
 
 
 def scores_of(entry: Entry, curve: Curve, count: int = 1) -> Float[np.ndarray, "S tasks"]:
@@ -213,6 +224,7 @@ def row_of(suite: Suite, entry: Entry, parts: Sequence[Finished]) -> Row:
         suite=suite.name,
         env=entry.env,
         task="all" if entry.task is None else str(entry.task),
+        setting=setting_of(suite, entry),
         algo=entry.algo,
         method=entry.method,
         preset=parts[0].cell.preset,
@@ -264,6 +276,8 @@ def judge(ours: Interval, paper: Published) -> tuple[str, str]:
     The verdict is `inside`, `below` or `above`; with `, intervals overlap` where our 95% interval reaches the
     paper's mean ± deviation.
     """
+    if math.isnan(paper.mean):
+        return "-", UNPUBLISHED
     side = "below" if ours.value < paper.mean else "above"
     if paper.deviation is not None:
         half = paper.deviation + ROUNDING

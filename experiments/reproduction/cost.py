@@ -1,10 +1,12 @@
 """Estimates of the time that cells take here: from cells that have run, else from counted operations."""
 
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 from envs_mjx.registry import make, parse
+from experiments.cli.arguments import read_flags
 from experiments.launch import dataset
 from experiments.launch.cost_estimate import (
     TRAIN_SHARE,
@@ -14,10 +16,16 @@ from experiments.launch.cost_estimate import (
     seconds_to_evaluate,
 )
 from experiments.launch.saved_run import build_algorithm
+from experiments.model_error import Args as StudyArgs
 from experiments.reproduction.cells import Cell, Plan, Progress, cell_settings
 from mac.errors import UserError
 from mac.run.cost.flops import sum_operations
 from mac.run.io.run_metadata import launches
+
+COMPILING = 60.0
+"""Seconds to start a program and compile an update of the paper's size on a CPU."""
+MEASURING = 5.0
+"""Seconds for which `benchmark.py times` times updates, if they are short."""
 
 
 class Cost(NamedTuple):
@@ -39,11 +47,16 @@ NOTE = (
 
 
 class Estimator:
-    """Estimates cells of one command line. What it traces or measures it keeps."""
+    """Estimates cells of one command line. What it traces or measures it keeps.
 
-    def __init__(self, plan: Plan):
+    Args:
+        counting: False where counting an update's operations, seconds for each algorithm, takes too long:
+            then only cells like those that have run have estimates, and others NaN.
+    """
+
+    def __init__(self, plan: Plan, counting: bool = True):
         """Measures nothing yet."""
-        self._plan = plan
+        self._plan, self._counting = plan, counting
         self._matmuls: dict[tuple[str, str, tuple[str, ...]], float] = {}
         self._measured: dict[tuple[str, str], float] = {}
         self._rate = functools.cache(product_rate)
@@ -64,16 +77,40 @@ class Estimator:
         left = max(progress.steps - progress.reached, 0)
         if (each := self._measured.get(_kind(cell))) is not None:
             return Cost(left * each, True)
+        if not self._counting:
+            return Cost(math.nan, False)
         settings = cell_settings(cell, self._plan.data_dir)
         spec = make(settings.task_id).spec
-        key = (cell.algo, settings.task_id.goals, cell.flags)
-        if key not in self._matmuls:
-            sizes = make_plan(build_algorithm(settings, spec), spec, settings.data.rows, cell.seeds)
-            self._matmuls[key] = sum_operations(sizes.parts).matmuls
-        train = left * cell.seeds * self._matmuls[key] / (TRAIN_SHARE * self._rate())
+        train = left * cell.seeds * self.seconds_of_update(cell)
         episodes = cell.seeds * settings.eval.episodes * len(spec.tasks)
         evaluations = -(-left // settings.run.eval_every)
         return Cost(train + seconds_to_evaluate(evaluations, episodes, spec), False)
+
+    def seconds_of_update(self, cell: Cell) -> float:
+        """Estimates one update of one seed."""
+        settings = cell_settings(cell, self._plan.data_dir)
+        key = (f"{cell.algo} {cell.preset}", settings.task_id.goals, cell.flags)
+        if key not in self._matmuls:
+            spec = make(settings.task_id).spec
+            sizes = make_plan(build_algorithm(settings, spec), spec, settings.data.rows, 1)
+            self._matmuls[key] = sum_operations(sizes.parts).matmuls
+        return self._matmuls[key] / (TRAIN_SHARE * self._rate())
+
+    def seconds_to_measure(self, cell: Cell) -> float:
+        """Estimates a measurement of times: compiling, and a few calls of at least one update each."""
+        if not self._counting:
+            return math.nan
+        return COMPILING + 4 * max(MEASURING / 3, self.seconds_of_update(cell))
+
+    def seconds_of_study(self, cell: Cell) -> float:
+        """Estimates the training of dynamics models of one chunk length."""
+        if not self._counting:
+            return math.nan
+        args = read_flags(StudyArgs, ["--env", parse(cell.env).dataset, *cell.flags], "", StudyArgs())
+        spec = make(cell.env).spec
+        sizes = make_plan(args.algorithm(spec, args.chunks[0]), spec, args.data.rows, 1)
+        work = args.steps * cell.seeds * sum_operations(sizes.parts).matmuls
+        return COMPILING + work / (TRAIN_SHARE * self._rate())
 
 
 def _kind(cell: Cell) -> tuple[str, str]:

@@ -1,15 +1,17 @@
 """A report as one HTML file: no network, sortable tables, learning curves as SVG, readable on a phone."""
 
+import base64
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.reproduction.across import CAPTION, AcrossRow, across_columns, across_title
+from experiments.reproduction.cells import Cell
 from experiments.reproduction.comparison import Finished, Row
-from experiments.reproduction.render import COLUMNS, notes, shown
+from experiments.reproduction.render import COLUMNS, Sheet, sheet
 from experiments.reproduction.suites import Suite
 from mac.run.report.plot import COLOURS
 from mac.run.report.score import SUCCESS
@@ -20,27 +22,62 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 8, 24
 _DASHES = ("", "6 3", "2 3")
 
 
-class Section(NamedTuple):
-    """One table of a report, with the runs behind it.
+class Picture(NamedTuple):
+    """A picture that the page holds.
 
     Attributes:
-        missing: entries whose runs are not finished.
-        runs: finished cells, drawn as one picture for each environment.
+        kind: `png` or `gif`.
+    """
+
+    content: bytes
+    kind: str
+    caption: str
+
+
+class Section(NamedTuple):
+    """One table or figure of a report, with the runs behind it.
+
+    Attributes:
+        keys: by which a column is sorted, where the cells' texts do not do; empty texts come last.
+        details: what the pointer shows over each row.
         csv: the rows as the text of a CSV file, offered as a download.
+        runs: finished cells with the names of their lines, drawn as one picture for each environment.
         across: statistics across tasks; may be empty.
+        pictures: figures, drawn elsewhere.
     """
 
     suite: Suite
-    rows: Sequence[Row]
-    missing: int
-    runs: Sequence[Finished]
+    sheet: Sheet
+    keys: Mapping[str, Sequence[str]]
+    details: Sequence[str]
     csv: str
-    across: Sequence[AcrossRow]
+    runs: Sequence[tuple[str, Finished]] = ()
+    across: Sequence[AcrossRow] = ()
+    pictures: Sequence[Picture] = ()
 
 
-def page(sections: Sequence[Section], title: str) -> str:
+def runs_section(
+    suite: Suite, rows: Sequence[Row], missing: int, runs: Sequence[Finished], csv: str, **more: Any
+) -> Section:
+    """The section of a suite whose numbers are those of runs; `more` are further fields."""
+    names: Mapping[Cell, str] = more.pop("names", {})
+    return Section(
+        suite=suite,
+        sheet=sheet(suite, rows, missing),
+        keys={name: [str(key(row)) for row in rows] for name, key in _KEYS.items()},
+        details=[f"{row.hardware}; {row.seconds:.0f} s; commit {row.commit}" for row in rows],
+        csv=csv,
+        runs=[(names.get(run.cell, suite.methods[run.cell.algo]), run) for run in runs],
+        **more,
+    )
+
+
+def page(sections: Sequence[Section], title: str, films: Sequence[Picture] = ()) -> str:
     """The whole file."""
     body = "\n".join(_section(each) for each in sections)
+    if films:
+        shown = "\n".join(_picture(film, "film") for film in films)
+        body += f'\n<section>\n<h2>Films</h2>\n<div class="pictures">\n{shown}\n</div>\n</section>'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -54,20 +91,28 @@ def _text(value: str) -> str:
 
 
 def _section(section: Section) -> str:
-    suite = section.suite
-    columns = shown(section.rows)
+    suite, columns = section.suite, section.sheet.columns
     head = "".join(f'<th><button type="button">{_text(name)}</button></th>' for name in columns)
-    lines = [_line(row, columns, i) for i, row in enumerate(section.rows)]
-    listed = "".join(f"<li>{_text(note)}</li>" for note in notes(suite, section.rows, section.missing))
+    lines = [_line(section, i) for i in range(len(section.details))]
+    listed = "".join(f"<li>{_text(note)}</li>" for note in section.sheet.notes)
     href = "data:text/csv;charset=utf-8," + _percent(section.csv)
+    drawn = "\n".join(_picture(each, "drawn") for each in section.pictures)
     pictures = "\n".join(_pictures(section))
     return (
         f"<section>\n<h2>{_text(suite.name)}: {_text(suite.title)}</h2>\n"
-        f'<p><a download="{_text(suite.name)}.csv" href="{href}">CSV, with hardware and time</a></p>\n'
+        f'<p><a download="{_text(suite.name)}.csv" href="{href}">CSV, with hardware and time</a></p>\n{drawn}'
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{"".join(lines)}</tbody>\n'
         f"</table></div>\n<ul>{listed}</ul>\n{_across(section)}"
         f'<div class="pictures">\n{pictures}\n</div>\n</section>'
     )
+
+
+def _picture(picture: Picture, kind: str) -> str:
+    """A picture with its caption; `kind` is its class."""
+    source = f"data:image/{picture.kind};base64,{base64.b64encode(picture.content).decode()}"
+    image = f'<img src="{source}" alt="{_text(picture.caption)}">'
+    caption = f"<figcaption>{_text(picture.caption)}</figcaption>"
+    return f'<figure class="{kind}"><div class="wide">{image}</div>{caption}</figure>\n'
 
 
 def _across(section: Section) -> str:
@@ -86,16 +131,17 @@ def _across(section: Section) -> str:
     )
 
 
-def _line(row: Row, columns: Mapping[str, Sequence[str]], index: int) -> str:
+def _line(section: Section, index: int) -> str:
     """A line of the table; its title tells the rest of the provenance."""
-    where = f"{row.hardware}; {row.seconds:.0f} s; commit {row.commit}"
-    kind = row.verdict.partition(",")[0] if row.verdict in ("inside", "below", "above") else "other"
     cells = []
-    for name, texts in columns.items():
-        value = _KEYS[name](row) if name in _KEYS else texts[index]
-        mark = f' class="{kind}"' if name == "ours is" else ""
-        cells.append(f'<td data-key="{_text(str(value))}"{mark}>{_text(texts[index])}</td>')
-    return f'<tr title="{_text(where)}">{"".join(cells)}</tr>\n'
+    for name, texts in section.sheet.columns.items():
+        text = texts[index]
+        key = section.keys[name][index] if name in section.keys else text.removeprefix("-")
+        mark = ""
+        if name == "ours is":
+            mark = f' class="{text if text in ("inside", "below", "above") else "other"}"'
+        cells.append(f'<td data-key="{_text(key)}"{mark}>{_text(text)}</td>')
+    return f'<tr title="{_text(section.details[index])}">{"".join(cells)}</tr>\n'
 
 
 _KEYS = {
@@ -140,29 +186,30 @@ class _Axes(NamedTuple):
 
 
 def _pictures(section: Section) -> Iterable[str]:
-    by_env: dict[str, list[Finished]] = {}
-    for run in section.runs:
-        by_env.setdefault(run.cell.env, []).append(run)
-    colours = {algo: i for i, algo in enumerate(dict.fromkeys(run.cell.algo for run in section.runs))}
-    for env, runs in by_env.items():
-        yield _figure(env, runs, section.suite, colours)
+    by_env: dict[str, list[tuple[str, Finished]]] = {}
+    for name, run in section.runs:
+        by_env.setdefault(run.cell.env, []).append((name, run))
+    places = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in section.runs))}
+    for env, named in by_env.items():
+        yield _figure(env, named, places)
 
 
-def _figure(env: str, runs: Sequence[Finished], suite: Suite, colours: Mapping[str, int]) -> str:
+def _figure(env: str, named: Sequence[tuple[str, Finished]], places: Mapping[str, int]) -> str:
     """Learning curves of one environment: means over seeds and tasks with 95% intervals."""
+    runs = [run for _, run in named]
     drawn, scale = [], 100.0 if runs[0].curve.measure is SUCCESS else 1.0
-    for run in runs:
+    for name, run in named:
         summaries = [summarise(scale * table, reps=1000).mean for table in run.curve.scores]
         ends = [(x.value, x.value) if math.isnan(x.low) else (x.low, x.high) for x in summaries]
-        drawn.append((run, [x.value for x in summaries], ends))
-    every = [end for _, _, ends in drawn for pair in ends for end in pair]
+        drawn.append((name, run, [x.value for x in summaries], ends))
+    every = [end for *_, ends in drawn for pair in ends for end in pair]
     span = (0.0, 100.0) if scale == 100.0 else (min(0.0, *every), max(*every, 1.0))
     axes = _Axes(float(max(run.curve.steps[-1] for run in runs)), *span)
     parts, legend = list(_frame(axes)), []
-    for run, means, ends in drawn:
-        at = colours[run.cell.algo]
+    for name, run, means, ends in drawn:
+        at = places[name]
         colour, dash = COLOURS[at % len(COLOURS)], _DASHES[at // len(COLOURS) % len(_DASHES)]
-        steps, name = run.curve.steps, suite.methods[run.cell.algo]
+        steps = run.curve.steps
         upper = [(step, high) for step, (_, high) in zip(steps, ends, strict=True)]
         lower = [(step, low) for step, (low, _) in zip(steps, ends, strict=True)]
         band = _points(axes, [*upper, *reversed(lower)])
@@ -225,6 +272,8 @@ ul { font-size: 13px; padding-left: 1.2rem; }
 figure { margin: 0; } figcaption { font-size: 12.5px; overflow-wrap: anywhere; }
 figcaption span { white-space: nowrap; margin-right: 8px; }
 figure > svg { width: 100%; height: auto; } svg text { font: 10px sans-serif; fill: currentColor; }
+.drawn img { max-width: 100%; height: auto; background: white; } .film img { width: 100%; height: auto; }
+@media (max-width: 600px) { .drawn img { max-width: none; width: 640px; } }
 .grid { stroke: currentColor; stroke-opacity: 0.18; }
 """
 

@@ -1,112 +1,118 @@
-"""Cells as jobs of a SLURM cluster: submission, and how far each is in the queue."""
+"""Jobs: programs other than `run.py` that a suite needs, each of which leaves one file when it is done."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.launch import slurm
-from experiments.launch.job_options import JobConfig
-from experiments.reproduction.cells import LEFT, Cell, Plan, Progress, progress, record_failure
-from experiments.reproduction.runner import command, fault, is_locked
-from mac.atomic_files import locked, misfit, read_json, write_json, writing
-from mac.errors import UserError
+from experiments.reproduction.cells import LOGS
+from experiments.reproduction.runner import POLL, Budget, fault, stop
+from mac.errors import UserError, one_line
+from mac.run.report.timing import duration
 
-JOBS = "jobs"
-"""Folder of what SLURM and submitit write, and of the job of each cell."""
+EXPERIMENTS = Path(__file__).parents[1]
 
 
-class CellTask(slurm.RunTask):
-    """What a cell's job does."""
-
-    def __init__(self, cell: Cell, plan: Plan):
-        """Describes the run of a cell."""
-        super().__init__(plan.folder(cell), (), plan.log(cell))
-        self.cell, self.plan = cell, plan
-
-    def command(self) -> list[str]:
-        """The words of `run.py` that begin or continue the cell."""
-        return command(self.cell, self.plan)
-
-    def ended(self, status: int, lines: Sequence[str]) -> None:
-        """Keeps the line of a cell that failed."""
-        if progress(self.cell, self.plan).status == "done":
-            record_failure(self.plan.out, self.cell, None)
-        elif status not in slurm.INTERRUPTED and not is_locked(lines):
-            record_failure(self.plan.out, self.cell, fault(status, lines))
-
-
-class Submission(NamedTuple):
-    """What was submitted.
+class Job(NamedTuple):
+    """A program to run.
 
     Attributes:
-        jobs: ids by cell.
-        states: of all cells that were asked for, before the submission.
+        name: of its log.
+        title: for messages.
+        words: the command line, first the script's name in `experiments/`.
+        done: the file that it leaves.
+        after: what must be there before it can run; else it is left out.
     """
 
-    jobs: dict[Cell, str]
-    states: dict[Cell, Progress]
+    name: str
+    title: str
+    words: tuple[str, ...]
+    done: Path
+    after: tuple[Path, ...] = ()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its file is there."""
+        return self.done.exists()
 
 
-def submit_cells(cells: Sequence[Cell], plan: Plan, config: JobConfig, name: str) -> Submission:
-    """Submits a job for each cell that is missing, was cut or failed, and that no job has yet.
+class JobOutcome(NamedTuple):
+    """What became of the jobs of one call.
 
-    Args:
-        name: of the jobs in the queue.
+    Attributes:
+        cut: ended by the budget; they begin anew.
+        failed: with their lines.
+        left: not begun for want of time, or because something before them is missing.
+    """
+
+    done: list[Job]
+    cut: list[Job]
+    failed: dict[Job, str]
+    left: list[Job]
+
+
+def program(job: Job) -> list[str]:
+    """The command of a job."""
+    script, *words = job.words
+    return [sys.executable, str(EXPERIMENTS / script), *words]
+
+
+def run_jobs(
+    jobs: Sequence[Job], out: Path, budget: Budget, say: Callable[[str], None] = print
+) -> JobOutcome:
+    """Runs jobs whose file is missing, one after the other; one that fails does not stop the others.
+
     Raises:
-        UserError: SLURM refuses or is missing, or the folder cannot be written.
+        UserError: a log cannot be written.
+        KeyboardInterrupt: after the running job has stopped.
     """
-    folder = plan.out / JOBS
-    with writing(folder):
-        (plan.out / "logs").mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-    absolute = plan._replace(out=plan.out.absolute(), data_dir=plan.data_dir.absolute())
-    with locked(folder / ".lock"):  # two calls at once must not submit a cell twice
-        states = with_queue({cell: progress(cell, plan) for cell in cells}, plan)
-        wanted = [cell for cell, state in states.items() if state.status in LEFT]
-        if not wanted:
-            return Submission({}, states)
-        numbers = slurm.submit([CellTask(cell, absolute) for cell in wanted], name, config, folder)
-        for cell, number in zip(wanted, numbers, strict=True):
-            write_json(_record(plan, cell), {"job": number})
-    return Submission(dict(zip(wanted, numbers, strict=True)), states)
+    outcome = JobOutcome([job for job in jobs if job.is_done], [], {}, [])
+    wanted = [job for job in jobs if not job.is_done]
+    for number, job in enumerate(wanted, start=1):
+        if not budget.may_start or not all(path.exists() for path in job.after):
+            outcome.left.append(job)
+            continue
+        say(f"[{number}/{len(wanted)}] {job.title}")
+        began, (status, lines) = time.monotonic(), _run(job, out, budget)
+        if job.is_done:
+            outcome.done.append(job)
+            say(f"  done after {duration(time.monotonic() - began)}")
+        elif budget.must_stop:
+            outcome.cut.append(job)
+            say("  ended: the budget is used up; it begins anew next time")
+        else:
+            outcome.failed[job] = fault(status, lines)
+            say(f"  failed: {outcome.failed[job]}")
+    return outcome
 
 
-def with_queue(states: Mapping[Cell, Progress], plan: Plan) -> dict[Cell, Progress]:
-    """The states of cells, with what the queue knows of those that have a job.
-
-    Raises:
-        UserError: there are jobs, and SLURM does not answer.
-    """
-    numbers = {cell: number for cell in states if (number := _job(plan, cell))}
-    unfinished = {cell for cell in numbers if states[cell].status in (*LEFT, "running")}
-    queue = slurm.queue() if unfinished else {}
-    found = dict(states)
-    for cell in unfinished:
-        state, number = states[cell], numbers[cell]
-        job = queue.get(number)
-        if job is not None:
-            where = (
-                f"job {number}, {job.state.lower()}: {job.reason}"
-                if job.waits
-                else f"job {number} on {job.reason}"
-            )
-            found[cell] = state._replace(status="queued" if job.waits else "running", reason=where)
-        elif state.status in ("cut", "missing"):
-            found[cell] = state._replace(
-                reason=f"job {number} is over before the cell is; see {plan.log(cell)}"
-            )
-    return found
-
-
-def _record(plan: Plan, cell: Cell) -> Path:
-    return plan.out / JOBS / f"{cell.name}.json"
-
-
-def _job(plan: Plan, cell: Cell) -> str | None:
-    """The newest job of a cell; None if it never had one, or if the record is damaged."""
-    with contextlib.suppress(UserError):
-        if _record(plan, cell).exists():
-            found = read_json(_record(plan, cell))
-            return None if misfit(found, job=str) else found["job"]
-    return None
+def _run(job: Job, out: Path, budget: Budget) -> tuple[int, list[str]]:
+    """Runs a job to its end or the budget's; returns its status and the lines of its log."""
+    log = out / LOGS / f"{job.name}.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        job.done.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            file.write(f"$ {shlex.join(['python', *job.words])}\n".encode())
+            file.flush()
+            process = subprocess.Popen(program(job), stdout=file, stderr=file, start_new_session=True)
+    except OSError as error:
+        raise UserError(f"cannot write {log} ({one_line(error)}); choose another --out") from error
+    asked = False
+    try:
+        while process.poll() is None:
+            if budget.is_over:
+                process.kill()
+            elif budget.must_stop and not asked:
+                process.terminate()
+                asked = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL)
+    except BaseException:
+        stop([process])
+        raise
+    return process.returncode, log.read_text(errors="replace").splitlines()[1:]

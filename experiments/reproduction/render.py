@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from rich.table import Table
 
@@ -9,6 +10,25 @@ from experiments.reproduction.comparison import Row
 from experiments.reproduction.suites import Suite
 
 Cell = Callable[[Row], str]
+
+
+class Sheet(NamedTuple):
+    """A table as text, for every format.
+
+    Attributes:
+        columns: the cells of each column, by its name.
+        notes: lines below it.
+        numeric: columns that are set to the right.
+        shared: columns that the terminal tells once below the table where all rows have the same.
+        latex: columns of the LaTeX table; the first two tell groups of rows apart.
+    """
+
+    title: str
+    columns: Mapping[str, Sequence[str]]
+    notes: Sequence[str]
+    numeric: Sequence[str]
+    shared: Sequence[str]
+    latex: Sequence[str]
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -29,6 +49,7 @@ def interval(low: float, high: float) -> str:
 COLUMNS: Mapping[str, Cell] = {
     "environment": lambda row: row.env,
     "task": lambda row: row.task,
+    "setting": lambda row: row.setting,
     "algorithm": lambda row: row.method,
     "paper": lambda row: with_deviation(row.paper, row.paper_deviation, 0),
     "ours": lambda row: with_deviation(row.value, row.deviation),
@@ -49,9 +70,20 @@ _NUMERIC = ("paper", "ours", "95% interval", "IQM", "last 3", "best", "seeds x e
 
 
 def shown(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """The cells of each column; `changes` only where there are any."""
+    """The cells of each column; `changes` and `setting` only where there are any, and the paper's numbers."""
     found = {name: [cell(row) for row in rows] for name, cell in COLUMNS.items()}
-    return found if any(found["changes"]) else {n: cells for n, cells in found.items() if n != "changes"}
+    bare = [name for name in ("changes", "setting") if not any(found[name])]
+    if all(math.isnan(row.paper) for row in rows):
+        bare += ["paper", "ours is"]
+    return {name: cells for name, cells in found.items() if name not in bare}
+
+
+def sheet(suite: Suite, rows: Sequence[Row], missing: int) -> Sheet:
+    """The table of a suite whose numbers are those of runs."""
+    columns = shown(rows)
+    latex_columns = [name for name in _LATEX_COLUMNS if name in columns]
+    lines = notes(suite, rows, missing)
+    return Sheet(f"{suite.name}: {suite.title}", columns, lines, _NUMERIC, _PROVENANCE, latex_columns)
 
 
 def notes(suite: Suite, rows: Sequence[Row], missing: int) -> list[str]:
@@ -65,7 +97,10 @@ def notes(suite: Suite, rows: Sequence[Row], missing: int) -> list[str]:
     ]
     pooled = dict.fromkeys(row.method for row in rows if row.deviation_over != "seeds")
     found += [f"deviations over tasks and seeds, as in the paper: {', '.join(pooled)}"] if pooled else []
-    found += [f"`ours is` by this test: {test}" for test in dict.fromkeys(row.test for row in rows)]
+    tests = dict.fromkeys(row.test for row in rows if not math.isnan(row.paper))
+    found += [f"`ours is` by this test: {test}" for test in tests]
+    if not tests:
+        found.append("the numbers of the paper's figure are not known to this project: these are ours alone")
     if any((row.preset, row.data) != ("paper", "official") for row in rows):
         found.append(
             "rows of another preset than `paper`, or on data that are not official, do not repeat the "
@@ -79,36 +114,37 @@ def notes(suite: Suite, rows: Sequence[Row], missing: int) -> list[str]:
 _PROVENANCE = ("seeds x episodes", "updates", "preset", "data", "engine", "changes", "commit")
 
 
-def terminal_table(suite: Suite, rows: Sequence[Row], missing: int) -> Table:
+def terminal_table(sheet: Sheet) -> Table:
     """A table for `print_tables`; provenance that all rows share is told once, below it."""
-    columns = shown(rows)
-    shared = {name: columns[name][0] for name in _PROVENANCE if len(set(columns.get(name, []))) == 1}
-    lines = notes(suite, rows, missing)
+    columns, lines = sheet.columns, list(sheet.notes)
+    shared = {name: columns[name][0] for name in sheet.shared if len(set(columns.get(name, []))) == 1}
     if shared:
         lines.insert(0, f"all rows: {'; '.join(f'{name} {value}' for name, value in shared.items())}")
-    title, caption = f"{suite.name}: {suite.title}", "\n".join(lines)
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    caption = "\n".join(lines)
+    table = Table(title=sheet.title, caption=caption, title_justify="left", caption_justify="left")
     columns = {name: cells for name, cells in columns.items() if name not in shared}
     for name in columns:
-        table.add_column(name, justify="right" if name in _NUMERIC else "left")
+        table.add_column(name, justify="right" if name in sheet.numeric else "left")
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     return table
 
 
-def markdown(suite: Suite, rows: Sequence[Row], missing: int) -> str:
+def markdown(sheet: Sheet) -> str:
     """The same as Markdown."""
-    columns = shown(rows)
-    rule = [" ---: " if name in _NUMERIC else " --- " for name in columns]
-    lines = [f"## {suite.name}: {suite.title}", "", "| " + " | ".join(columns) + " |", f"|{'|'.join(rule)}|"]
+    columns = sheet.columns
+    rule = [" ---: " if name in sheet.numeric else " --- " for name in columns]
+    lines = [f"## {sheet.title}", "", "| " + " | ".join(columns) + " |", f"|{'|'.join(rule)}|"]
     lines += [
         "| " + " | ".join(cell.replace("|", "\\|") or " " for cell in cells) + " |"
         for cells in zip(*columns.values(), strict=True)
     ]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(suite, rows, missing)), ""])
+    return "\n".join([*lines, "", *(f"- {note}" for note in sheet.notes), ""])
 
 
-_LATEX_COLUMNS = ("environment", "task", "algorithm", "paper", "ours", "95% interval", "preset", "data")
+_LATEX_COLUMNS = (
+    "environment", "task", "setting", "algorithm", "paper", "ours", "95% interval", "preset", "data",
+)  # fmt: skip
 _LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -123,16 +159,16 @@ def latex_text(text: str) -> str:
     return "".join(_LATEX_SPECIAL.get(c, c) for c in text)
 
 
-def latex(suite: Suite, rows: Sequence[Row], missing: int) -> str:
+def latex(sheet: Sheet) -> str:
     """A `tabular` for the package booktabs, below comments with the notes."""
-    comments = [f"% {note}" for note in notes(suite, rows, missing)]
-    kinds = "".join("r" if name in _NUMERIC else "l" for name in _LATEX_COLUMNS)
-    head = " & ".join(map(latex_text, _LATEX_COLUMNS)) + r" \\"
+    comments = [f"% {note}" for note in sheet.notes]
+    kinds = "".join("r" if name in sheet.numeric else "l" for name in sheet.latex)
+    head = " & ".join(map(latex_text, sheet.latex)) + r" \\"
     lines = [*comments, rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule"]
     before = None
-    for row in rows:
-        if before not in (None, (row.env, row.task)):
+    for cells in zip(*(sheet.columns[name] for name in sheet.latex), strict=True):
+        if before not in (None, cells[:2]):
             lines.append(r"\addlinespace")
-        before = row.env, row.task
-        lines.append(" & ".join(latex_text(COLUMNS[name](row)) for name in _LATEX_COLUMNS) + r" \\")
+        before = cells[:2]
+        lines.append(" & ".join(map(latex_text, cells)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -1,9 +1,11 @@
-"""Suites: published numbers of a table, and the runs that each of them needs, as data in `suites/*.toml`."""
+"""Suites: what a table or figure shows, and the runs that each number needs, as data in `suites/*.toml`."""
 
 import difflib
+import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from envs_mjx.registry import parse
@@ -15,9 +17,21 @@ SUITES = Path(__file__).parents[1] / "suites"
 Over = Literal["seeds", "tasks and seeds"]
 OVER: tuple[Over, ...] = ("seeds", "tasks and seeds")
 AGGREGATES = ("mean", "sum")
+PICTURES = ("", "bars")
 ALL = "all"
-_HEAD = ("title", "source", "measure", "protocol", "disagreements", "methods", "deviation", "row")
-_ROW = ("env", "runs", "task", "aggregate", "published")
+Kind = Literal["table", "curve", "time", "model error", "unrecorded"]
+KINDS: tuple[Kind, ...] = ("table", "curve", "time", "model error", "unrecorded")
+"""`table`: numbers of runs beside published ones. `curve`: numbers of runs by a setting. `time`: training
+hours or acting milliseconds, measured and scaled. `model error`: errors of dynamics models along
+trajectories. `unrecorded`: a figure of the publication whose content this project does not know."""
+TIMES = ("training hours", "acting milliseconds")
+"""Measures of suites of the kind `time`."""
+ERROR = "squared error"
+"""Measure of suites of the kind `model error`."""
+_TEXTS = ("title", "source", "measure", "protocol", "kind", "axis", "picture")
+_HEAD = (*_TEXTS, "disagreements", "methods", "deviation", "flags", "row", "setting", "errors_at", "sizes")
+_ROW = ("env", "runs", "task", "aggregate", "published", "algos")
+_SETTING = ("value", "line", "flags")
 
 
 class Published(NamedTuple):
@@ -33,8 +47,26 @@ class Published(NamedTuple):
     over: Over
 
 
+UNPUBLISHED = Published(math.nan, None, "seeds")
+"""Of a figure, whose numbers are not known to this project."""
+
+
+class Setting(NamedTuple):
+    """A place of a number in a figure, and the flags that lead to it.
+
+    Attributes:
+        value: place on the figure's horizontal axis.
+        line: name of the line; empty where a figure has one line for each algorithm.
+        flags: of `run.py` or, in a figure of model errors, of `model_error.py`.
+    """
+
+    value: float
+    line: str
+    flags: tuple[str, ...]
+
+
 class Entry(NamedTuple):
-    """One number of a table.
+    """One number of a table or figure.
 
     Attributes:
         env: the environment's name in the table.
@@ -42,6 +74,8 @@ class Entry(NamedTuple):
         task: the only task that counts; None for all tasks of all runs.
         aggregate: `mean` or `sum` over tasks.
         method: the algorithm's name in the table.
+        setting: the place in a figure; None in a table.
+        flags: of the runs, besides those of all runs of a command line.
     """
 
     env: str
@@ -51,17 +85,23 @@ class Entry(NamedTuple):
     algo: str
     method: str
     published: Published
+    setting: Setting | None = None
+    flags: tuple[str, ...] = ()
 
 
 class Suite(NamedTuple):
-    """One table.
+    """One table or figure.
 
     Attributes:
         name: what the command line calls it.
-        measure: `success`, `score` or `return`.
+        measure: `success`, `score` or `return`; of `TIMES`, or `ERROR`.
         protocol: seeds, episodes and updates behind the published numbers.
         disagreements: places where the publication disagrees with itself.
         methods: the table's name of each algorithm.
+        axis: title of a figure's horizontal axis.
+        picture: `bars` where a table is drawn too, else empty.
+        sizes: flags of `model_error.py` by preset, in a figure of model errors.
+        errors_at: steps after which model errors of the runs are drawn against their success; 0 for none.
     """
 
     name: str
@@ -72,17 +112,24 @@ class Suite(NamedTuple):
     disagreements: tuple[str, ...]
     methods: dict[str, str]
     entries: tuple[Entry, ...]
+    kind: Kind = "table"
+    axis: str = ""
+    picture: str = ""
+    errors_at: int = 0
+    sizes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 def suite_names() -> list[str]:
-    """Names of the suites of this project, `table2` before `table12`."""
-    found = [path.stem for path in visible(SUITES, "*.toml")]
-    return sorted(found, key=lambda name: (_number(name), name))
+    """Names of the suites of this project: tables, figures, others; `table2` before `table12`."""
+    return sorted((path.stem for path in visible(SUITES, "*.toml")), key=_place)
 
 
-def _number(name: str) -> int:
-    digits = "".join(each for each in name.partition("_")[0] if each.isdigit())
-    return int(digits or 0)
+def _place(name: str) -> tuple[int, int, str]:
+    """Sorts names of suites."""
+    first = name.partition("_")[0]
+    digits = "".join(each for each in first if each.isdigit())
+    kinds = ("table", "figure", first)
+    return kinds.index(first.removesuffix(digits) if digits else first), int(digits or 0), name
 
 
 def load_suite(name: str) -> Suite:
@@ -109,32 +156,80 @@ def read_suite(path: Path) -> Suite:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {one_line(error)}") from error
     _known_keys(content, _HEAD, str(path))
-    content = {"disagreements": [], "deviation": {}, "protocol": ""} | content
-    texts = dict.fromkeys(("title", "source", "measure", "protocol"), str)
-    kinds = texts | {"disagreements": list, "methods": dict, "deviation": dict, "row": list}
-    if fault := misfit(content, **kinds):
-        raise UserError(f"{path}: {fault}")
-    if content["measure"] not in MEASURES:
-        raise unknown_name(f"{path}: measure", content["measure"], MEASURES)
-    for algo, over in content["deviation"].items():
-        if over not in OVER:
-            raise unknown_name(f"{path}, deviation of {algo}:", str(over), OVER)
+    content = _complete(content, str(path))
     rows = enumerate(content["row"], start=1)
-    entries = [entry for i, row in rows for entry in _entries(row, content, f"{path}, row {i}")]
-    if not entries:
+    settings = _settings(content["setting"], str(path))
+    entries = [entry for i, row in rows for entry in _entries(row, content, settings, f"{path}, row {i}")]
+    if not entries and content["kind"] != "unrecorded":
         raise UserError(f"{path}: there is no [[row]] with published numbers")
     return Suite(
         name=path.stem,
         disagreements=tuple(map(str, content["disagreements"])),
         methods=content["methods"],
         entries=tuple(entries),
-        **{name: content[name] for name in texts},
+        errors_at=content["errors_at"],
+        sizes={preset: tuple(words) for preset, words in content["sizes"].items()},
+        **{name: content[name] for name in _TEXTS},
     )
 
 
-def _entries(row: Any, content: dict[str, Any], where: str) -> list[Entry]:
-    """The numbers of one row of a table."""
-    if fault := misfit(row, env=str, published=dict):
+def _complete(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """The content of a file with all that it leaves out.
+
+    Raises:
+        UserError: a value is missing, misspelt or mistyped.
+    """
+    optional = {"disagreements": [], "deviation": {}, "protocol": "", "setting": [], "errors_at": 0}
+    optional |= {"flags": {}, "sizes": {}}
+    content = optional | {"kind": "table", "axis": "", "picture": ""} | content
+    if content["kind"] == "unrecorded":
+        content = {"methods": {}, "row": [], "measure": "success"} | content
+    kinds = dict.fromkeys(_TEXTS, str) | dict.fromkeys(("disagreements", "row", "setting"), list)
+    kinds |= dict.fromkeys(("methods", "deviation", "flags", "sizes"), dict)
+    if fault := misfit(content, **kinds, errors_at=int):
+        raise UserError(f"{path}: {fault}")
+    if content["kind"] not in KINDS:
+        raise unknown_name(f"{path}: kind", content["kind"], KINDS)
+    known = {"time": TIMES, "model error": (ERROR,)}.get(content["kind"], tuple(MEASURES))
+    if content["measure"] not in known:
+        raise unknown_name(f"{path}: measure", content["measure"], known)
+    if content["picture"] not in PICTURES:
+        raise unknown_name(f"{path}: picture", content["picture"], PICTURES)
+    for algo, over in content["deviation"].items():
+        if over not in OVER:
+            raise unknown_name(f"{path}, deviation of {algo}:", str(over), OVER)
+    for preset, words in content["sizes"].items():
+        if not _are_words(words):
+            raise UserError(f"{path}, sizes of {preset}: must be a list of words")
+    for algo, words in content["flags"].items():
+        if algo not in content["methods"]:
+            raise unknown_name(f"{path}, flags: algorithm", algo, content["methods"])
+        if not _are_words(words):
+            raise UserError(f"{path}, flags of {algo}: must be a list of words")
+    figure = content["kind"] in ("curve", "model error")
+    if figure != bool(content["setting"]):
+        raise UserError(f"{path}: [[setting]] is of figures, of the kinds curve and model error")
+    return content
+
+
+def _settings(found: list[Any], path: str) -> tuple[Setting, ...]:
+    """The places of a figure."""
+    settings = []
+    for i, each in enumerate(found, start=1):
+        where = f"{path}, setting {i}"
+        if fault := misfit({"line": "", "flags": []} | each, line=str, flags=list):
+            raise UserError(f"{where}: {fault}")
+        _known_keys(each, _SETTING, where)
+        value, flags = each.get("value"), each.get("flags", [])
+        if type(value) not in (int, float) or not _are_words(flags):
+            raise UserError(f"{where}: value must be a number, and flags a list of words")
+        settings.append(Setting(float(value), each.get("line", ""), tuple(flags)))
+    return tuple(settings)
+
+
+def _entries(row: Any, content: dict[str, Any], settings: Sequence[Setting], where: str) -> list[Entry]:
+    """The numbers of one row of a table, or of one panel of a figure."""
+    if fault := misfit({"published": {}, "algos": []} | row, env=str, published=dict, algos=list):
         raise UserError(f"{where}: {fault}")
     _known_keys(row, _ROW, where)
     runs, task, aggregate = row.get("runs", [row["env"]]), row.get("task", ALL), row.get("aggregate", "mean")
@@ -146,21 +241,35 @@ def _entries(row: Any, content: dict[str, Any], where: str) -> list[Entry]:
         raise UserError(f"{where}: task must be {ALL!r}, or the number of a task of the only run")
     if aggregate not in AGGREGATES:
         raise unknown_name(f"{where}: aggregate", str(aggregate), AGGREGATES)
+    named = dict.fromkeys([*row.get("published", {}), *row.get("algos", [])])
     found = []
-    for algo, numbers in row["published"].items():
+    for algo in named:
         if algo not in content["methods"]:
-            raise unknown_name(f"{where}: algorithm", algo, content["methods"])
-        if not _is_pair(numbers):
-            raise UserError(f"{where}: {algo} must be [mean] or [mean, deviation]")
-        mean, deviation = numbers[0], numbers[1] if len(numbers) > 1 else None
-        over = content["deviation"].get(algo)
-        if deviation is not None and over is None:
-            raise UserError(f"{where}: [deviation] must say over what that of {algo} is taken")
-        published = Published(mean, deviation, over or OVER[0])
+            raise unknown_name(f"{where}: algorithm", str(algo), content["methods"])
+        published = _published(row, algo, content["deviation"], where)
         chosen = None if task == ALL else task
-        method = content["methods"][algo]
-        found.append(Entry(row["env"], tuple(runs), chosen, aggregate, algo, method, published))
+        method, flags = content["methods"][algo], tuple(content["flags"].get(algo, ()))
+        entry = Entry(row["env"], tuple(runs), chosen, aggregate, algo, method, published, None, flags)
+        places = [entry._replace(setting=each, flags=flags + each.flags) for each in settings]
+        found += places or [entry]
     return found
+
+
+def _published(row: dict[str, Any], algo: str, deviations: dict[str, Over], where: str) -> Published:
+    """The published number of an algorithm in a row."""
+    numbers = row.get("published", {}).get(algo)
+    if numbers is None:
+        return UNPUBLISHED
+    if not _is_pair(numbers):
+        raise UserError(f"{where}: {algo} must be [mean] or [mean, deviation]")
+    mean, deviation = numbers[0], numbers[1] if len(numbers) > 1 else None
+    if deviation is not None and algo not in deviations:
+        raise UserError(f"{where}: [deviation] must say over what that of {algo} is taken")
+    return Published(mean, deviation, deviations.get(algo, OVER[0]))
+
+
+def _are_words(words: Any) -> bool:
+    return isinstance(words, list) and all(isinstance(word, str) for word in words)
 
 
 def _is_pair(numbers: Any) -> bool:
@@ -192,6 +301,9 @@ def select(
     Raises:
         UserError: no suite has such an environment or algorithm, or none has both.
     """
+    for suite in suites:
+        if suite.kind == "unrecorded":
+            raise UserError(f"{suite.name}: {suite.title}")
     called = ", ".join(suite.name for suite in suites)
     methods = {algo for suite in suites for algo in suite.methods}
     known = {name for suite in suites for entry in suite.entries for name in names_of(entry)}

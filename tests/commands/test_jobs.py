@@ -19,7 +19,8 @@ from experiments import reproduce, run
 from experiments.launch import dataset, slurm
 from experiments.launch.job_options import JobConfig, Jobs, read_jobs
 from experiments.launch.settings import DataConfig, parse_command_line
-from experiments.reproduction import jobs, runner
+from experiments.reproduction import runner
+from experiments.reproduction import slurm_jobs as jobs
 from experiments.reproduction.cells import Progress, progress
 from experiments.reproduction.runner import Slot, slots
 from mac.atomic_files import locked, write_json

@@ -14,8 +14,8 @@ from experiments.reproduction import comparison
 from experiments.reproduction.across import across, across_columns
 from experiments.reproduction.cells import Cell
 from experiments.reproduction.comparison import Finished, Row, deviation, judge, row_of
-from experiments.reproduction.html_report import Section, page
-from experiments.reproduction.render import latex, latex_text, markdown, notes, terminal_table
+from experiments.reproduction.html_report import Section, page, runs_section
+from experiments.reproduction.render import latex, latex_text, markdown, notes, sheet, terminal_table
 from experiments.reproduction.suites import Entry, Published, load_suite
 from mac.run.report.score import SCORE, SUCCESS, ScoreKind
 from mac.run.report.stats import Curve, Interval
@@ -236,7 +236,8 @@ def test_terminal_tells_shared_provenance_once():
     suite = load_suite(SUITE3)
     row = row_of(suite, entry(50, 1), [part(np.full((1, 2, 1), 0.5))])
     same, other = (
-        terminal_table(suite, [row, Row(**{**vars(row), "data": data})], 0) for data in ("official", "x")
+        terminal_table(sheet(suite, [row, Row(**{**vars(row), "data": data})], 0))
+        for data in ("official", "x")
     )
     assert "all rows: seeds x episodes 2 x 15; updates 10; preset paper; data official; " in str(same.caption)
     assert "data" not in [column.header for column in same.columns]
@@ -245,9 +246,9 @@ def test_terminal_tells_shared_provenance_once():
 
 def test_markdown_and_latex_escape_what_they_must():
     row = row_of(load_suite(SUITE3), entry(50, 1, env="a_b|c"), [part(np.full((1, 2, 1), 0.5))])
-    (line,) = [line for line in markdown(load_suite(SUITE3), [row], 0).splitlines() if "a_b" in line]
+    (line,) = [line for line in markdown(sheet(load_suite(SUITE3), [row], 0)).splitlines() if "a_b" in line]
     assert r"a_b\|c" in line
-    (line,) = [line for line in latex(load_suite(SUITE3), [row], 0).splitlines() if "50.0" in line]
+    (line,) = [line for line in latex(sheet(load_suite(SUITE3), [row], 0)).splitlines() if "50.0" in line]
     assert line.startswith(r"a\_b|c & all & MAC & 50 $\pm$ 1 & 50.0 $\pm$ 0.0 & 50.0 to 50.0 & ")
     assert latex_text("5% of ~x^2\\") == r"5\% of \textasciitilde{}x\textasciicircum{}2\textbackslash{}"
 
@@ -292,7 +293,7 @@ def section(*values: float, title: str = "t") -> Section:
         for algo, each in zip(algos, scores, strict=True)
     ]
     rows = [row_of(suite, entry(50, 5, algo=run.cell.algo), [run]) for run in runs]
-    return Section(suite, rows, 0, runs, "a,b\n1,2\n", [])
+    return runs_section(suite, rows, 0, runs, "a,b\n1,2\n")
 
 
 def test_page_is_whole_and_needs_no_network():
@@ -327,6 +328,6 @@ def test_page_sorts_by_numbers_and_escapes_text():
 def test_page_draws_scores_that_are_no_percentage():
     one = part(np.array([[[-5.0], [-5.0]], [[150.0], [150.0]]]), measure=SCORE)
     suite = load_suite(SUITE3)
-    text = page([Section(suite, [row_of(suite, entry(1, None), [one])], 0, [one], "", [])], "t")
+    text = page([runs_section(suite, [row_of(suite, entry(1, None), [one])], 0, [one], "")], "t")
     assert "normalised score by updates" in text and "nan" not in text
     assert ">-5</text>" in text and ">150</text>" in text

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from envs_mjx.registry import parse
+from experiments.reproduce import main
+from experiments.reproduction.cells import Plan, cell_settings, cells_of
 from experiments.reproduction.suites import SUITES, Entry, load_suite, read_suite, select, suite_names
 from mac.errors import UserError
 
@@ -15,10 +17,18 @@ NUMBERS = {
     "table2": 45,
     "table2_default": 45,
     "table3": 15,
+    "table4": 10,
+    "table5": 10,
     "table12": 360,
     "table13": 225,
     "table14": 113,
     "table15": 10,
+    "figure2": 4,
+    "figure3": 16,
+    "figure5": 0,
+    "figure6": 0,
+    "figure7": 0,
+    "figure8": 16,
 }
 """Numbers of each table; table 13 repeats those of table 2, and table 14 has four dashes."""
 
@@ -151,6 +161,11 @@ def test_suite_of_ones_own_is_a_file(tmp_path: Path):
         ("[[row]]", "[[rows]]", "'rows' is not known"),
         ("published", 'task = "two"\npublished', "task must be 'all'"),
         ("title", "title = = 3", "Invalid"),
+        ("title", 'kind = "tabel"\ntitle', "did you mean 'table'"),
+        ("title", 'kind = "curve"\ntitle', r"\[\[setting\]\] is of figures"),
+        ("title", 'kind = "time"\ntitle', "measure 'success' is not known"),
+        ("title", 'picture = "bar"\ntitle', "did you mean 'bars'"),
+        ("[deviation]", "[flags]\nmac = 3\n[deviation]", "must be a list of words"),
     ],
 )
 def test_faulty_suite_is_one_line(tmp_path: Path, old: str, new: str, said: str):
@@ -170,3 +185,24 @@ def test_suites_are_part_of_the_package():
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "suites/*.toml" in content["tool"]["setuptools"]["package-data"]["experiments"]
     assert SUITES == ROOT / "experiments" / "suites"
+
+
+def test_settings_of_figures_are_flags_of_their_runs():
+    """Chunks of ten are every preset's own, so that figure 3 shares these runs with the tables."""
+    figure = load_suite("figure3").entries
+    plan = Plan(Path("out"), "paper", 4, Path("data"))
+    (shared,) = plan.cells(next(each for each in figure if each.setting and each.setting.value == 10))
+    assert shared in cells_of(load_suite("table1").entries, plan)
+    for preset in ("paper", "laptop"):
+        for name in ("figure3", "figure8"):
+            for entry in load_suite(name).entries:
+                (cell,) = plan._replace(preset=preset).cells(entry)
+                hp = cell_settings(cell, Path("data")).hp
+                assert entry.setting is not None
+                value = hp.chunk if name == "figure3" else hp.chunk * hp.rollout
+                assert value == entry.setting.value and hp.execute <= hp.chunk
+
+
+def test_figure_without_a_record_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert main(["figure5"]) == 2
+    assert "figure5: what figure 5 shows is not recorded" in capsys.readouterr().err
