@@ -112,6 +112,21 @@ class AbstractAlgorithm(_HasEnv, eqx.Module):
         del past
         return self.act(state, obs, goal, key)
 
+    def planned_states(
+        self,
+        state: TrainState,
+        past: Past | None,
+        obs: Float[Array, "E D"],
+        goal: Float[Array, "E G"] | None,
+        key: Key[Array, ""],
+    ) -> Float[Array, "E T D"] | None:
+        """Hook: states that `act`, called with the same arguments, plans to pass; None where it plans none.
+
+        For films. `past` is None where the algorithm has no `history`.
+        """
+        del state, past, obs, goal, key
+        return None
+
     def prepare(self, state: TrainState, window: Window) -> TrainState:
         """Hook: the state before the first update, given the data; by default as it is.
 

@@ -15,10 +15,11 @@ from envs_mjx.manipulation.scenes import CONTROL_DT, Scene
 from experiments.launch.saved_run import SavedRun
 from experiments.ogbench_eval.evaluation import EnvPool, PastSteps, decide, start_seed
 from experiments.ogbench_eval.worker import Start, StepResult
-from mac.run.evaluate import episode_keys, evaluation_keys, no_past, remember
+from mac.run.evaluate import episode_keys, evaluation_keys, no_past, planned_states, remember
 from mac.types import Past
 
 Look = Callable[[Any], tuple[Any, ...]]
+foresee = eqx.filter_jit(planned_states)
 
 
 class EpisodeRecording(NamedTuple):
@@ -63,35 +64,40 @@ def caption(scene: Scene, film: EpisodeRecording, k: int, s: int) -> str:
 
 def film_ours(run: SavedRun, env: ManipEnv, task: int, draw: int) -> EpisodeRecording:
     """Records the first episode of `task` in evaluation number `draw` (`evaluation_keys`), of each seed."""
-    parts, state = play_ours(run, env, task, draw, _look)
+    parts, state, _ = play_ours(run, env, task, draw, _look)
     return EpisodeRecording(*parts, Objects(*(np.asarray(x) for x in state.target)))  # pyright: ignore[reportCallIssue]
 
 
 def play_ours(
     run: SavedRun, env: AbstractEnv, task: int, draw: int, look: Look
-) -> tuple[list[np.ndarray], Any]:
+) -> tuple[list[np.ndarray], Any, np.ndarray | None]:
     """Plays that episode.
 
     Args:
         look: function of a batch of states whose results are recorded; the last one is `done`.
     Returns:
-        Its results for the start and after each control step, arrays [T, S, ...], and the last states.
+        Its results for the start and after each control step, arrays [T, S, ...], the last states, and the
+        states of the plan that is followed at each of these times, [T, S, H, D]; None without plans.
     """
     keys = evaluation_keys(jnp.asarray(run.numbers), run.step, draw)
     k_reset, k_act = episode_keys(keys, jnp.asarray([task]), jnp.asarray([0]))
     state = _reset(env, k_reset[:, 0], jnp.asarray(task))
     shots, decision = [jax.tree.map(lambda x: x[None], look(state))], 0
     past = no_past(run.algo, k_act.shape)
-    goal = None if state.goal is None else state.goal[:, None]
+    goal, plans = None if state.goal is None else state.goal[:, None], list[np.ndarray]()
     while not np.all(shots[-1][-1][-1]):
         decisions = jnp.full(k_act.shape, decision)
-        actions = decide(run.policies, state.obs[:, None], goal, k_act, decisions, past)
+        asked = (run.policies, state.obs[:, None], goal, k_act, decisions, past)
+        actions, plan = decide(*asked), foresee(*asked)
+        if plan is not None:
+            plans += [np.asarray(plan[:, 0])] * actions.shape[2]
         state, past, seen = _move(env, look, state, past, actions[:, 0])
         shots.append(jax.device_get(seen))
         decision += 1
     parts = [np.concatenate([np.asarray(part) for part in shot]) for shot in zip(*shots, strict=True)]
     last = int(np.argmax(np.all(parts[-1], axis=1)))  # a chunk may continue after the end
-    return [part[: last + 1] for part in parts], state
+    followed = np.stack([*plans, plans[-1]])[: last + 1] if plans else None
+    return [part[: last + 1] for part in parts], state, followed
 
 
 @eqx.filter_jit

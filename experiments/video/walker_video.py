@@ -19,7 +19,7 @@ from experiments.video.outlines import convex_hull
 from experiments.video.record import play_ours
 from experiments.video.vector_drawing import COLUMNS, STATUS_COLORS, fit_width
 
-BODY, PATH, GOAL, WALL, TELEPORT = "#3c78d8", "#f0a30a", "#2e8b57", "#5b6673", "#8e44ad"
+BODY, PATH, PLAN, GOAL, WALL, TELEPORT = "#3c78d8", "#f0a30a", "#d6006e", "#2e8b57", "#5b6673", "#8e44ad"
 WIDTH, HEAD, LABEL, GAP = 2.7, 0.4, 0.3, 0.12  # inches: panel, title, seed's label, gap between panels
 SPAN, SKY = (-2.0, 4.0), (-0.3, 2.3)  # range of the view from the side, m: along x from the torso, and up
 _ROUND = np.stack([f(np.linspace(0, 2 * np.pi, 12, endpoint=False)) for f in (np.cos, np.sin)], axis=1)
@@ -33,6 +33,7 @@ class WalkerRecording(NamedTuple):
         reward: [T, S] reward of the step, 0 for the start.
         t: [T, S] control steps taken; success, done: [T, S] values after the last of them.
         target: position to reach, [S, 2], m; None on a plane.
+        plans: positions of the plan that is followed, [T, S, H, 2], m; None without plans, or on a plane.
     """
 
     qpos: np.ndarray
@@ -41,13 +42,16 @@ class WalkerRecording(NamedTuple):
     success: np.ndarray
     done: np.ndarray
     target: np.ndarray | None
+    plans: np.ndarray | None = None
 
 
 def film_walker(run: SavedRun, env: MazeEnv | GymEnv, task: int, draw: int) -> WalkerRecording:
     """Records the first episode of each seed of a walker, as `record.film_ours` does of a scene."""
-    parts, state = play_ours(run, env, task, draw, _look)
-    target = np.asarray(state.target) if isinstance(env, MazeEnv) else None
-    return WalkerRecording(*parts, target)  # pyright: ignore[reportCallIssue]
+    parts, state, plans = play_ours(run, env, task, draw, _look)
+    if not isinstance(env, MazeEnv):
+        return WalkerRecording(*parts, None)  # pyright: ignore[reportCallIssue]
+    positions = None if plans is None else plans[..., :2]  # the observations of mazes begin with them
+    return WalkerRecording(*parts, np.asarray(state.target), positions)  # pyright: ignore[reportCallIssue]
 
 
 def _look(state: Any) -> tuple[Any, ...]:
@@ -130,6 +134,7 @@ class _Panel:
             axes.set_xticks([])
             self._draw_maze()
         self.path = axes.plot([], [], color=PATH, lw=1.2, zorder=2)[0]
+        self.plan = axes.plot([], [], color=PLAN, lw=0.8, ls=":", marker=".", ms=2.5, zorder=2)[0]
         geoms = int((walker.model.geom_bodyid > 0).sum())
         style: Any = {"facecolor": BODY, "edgecolor": "#1f2933", "lw": 0.4, "zorder": 3}
         self.pieces = [Polygon(np.zeros((3, 2)), **style) for _ in range(geoms)]
@@ -149,6 +154,8 @@ class _Panel:
             path = track.qpos[: k + 1, s, :2].copy()
             path[1:][np.linalg.norm(np.diff(path, axis=0), axis=1) > UNIT / 2] = np.nan  # a teleport
             self.path.set_data(*path.T)
+            if track.plans is not None:
+                self.plan.set_data(*([[], []] if track.done[k, s] else track.plans[k, s].T))
         text, color = walker_caption(self.walker, track, k, s)
         self.axes.set_title(text, loc="right", fontsize=9, color=color, pad=3)
 

@@ -204,6 +204,15 @@ class AbstractPlanner(AbstractLossAlgorithm[Cfg, Nets]):
         elapsed = jnp.sum(past.valid, axis=-1)
         return self.plan(state, obs, goal, key, elapsed).actions[:, : self.cfg.execute]
 
+    def planned_states(
+        self, state: TrainState, past: Past | None, obs: Array, goal: Goal, key: Key[Array, ""]
+    ) -> Float[Array, "E T D"]:
+        """The states of a plan; of a hierarchy those that its high level plans, which reach the goal."""
+        assert goal is not None
+        elapsed = None if past is None else jnp.sum(past.valid, axis=-1)
+        plan = self.plan(state, obs, goal, key, elapsed)
+        return plan.states if plan.distant is None else plan.distant
+
     def arrival(
         self, elapsed: Int[Array, " E"] | None, tokens: int, jump: int = 1
     ) -> Int[Array, " E"] | None:

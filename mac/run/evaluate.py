@@ -95,6 +95,32 @@ def select_actions(
     return _call_per_episode(act, policies, obs, goal, keys, decision, past)
 
 
+def planned_states(
+    policies: Policies,
+    obs: Float[Array, "S E D"],
+    goal: Float[Array, "S E G"] | None,
+    keys: Key[Array, "S E"],
+    decision: Int[Array, "S E"],
+    past: Past | None = None,
+) -> Float[Array, "S E T D"] | None:
+    """Returns the states that `select_actions`, given the same, plans to pass, in the environment's units.
+
+    None where the algorithm plans no states.
+    """
+    if type(policies.algo).planned_states is AbstractAlgorithm.planned_states:
+        return None
+
+    def ask(algo: AbstractAlgorithm) -> Callable[..., Any]:
+        if past is None:
+            return lambda state, *args: algo.planned_states(state, None, *args)
+        return algo.planned_states
+
+    if past is not None:
+        past = dataclasses.replace(past, obs=policies.normalizer.apply(past.obs))
+    states = _call_per_episode(ask, policies, obs, goal, keys, decision, past)
+    return policies.normalizer.invert(states)
+
+
 def no_past(algo: AbstractAlgorithm, shape: tuple[int, ...]) -> Past | None:
     """The history of episodes that have just begun, [*shape]; None if the algorithm acts without any."""
     env, lead = algo.env, (*shape, algo.history)

@@ -146,6 +146,7 @@ def test_plans_start_at_the_state_and_end_at_the_goal():
     states = algo.plan(state, obs, goal, jr.key(0)).states
     np.testing.assert_array_equal(states[0, 0], obs[0])
     np.testing.assert_array_equal(states[0, -1], goal[0, ::-1])  # the goal's columns are 1, 0
+    np.testing.assert_array_equal(algo.planned_states(state, None, obs, goal, jr.key(0)), states)
 
 
 def test_segments_of_a_plan_begin_where_the_high_level_says():
@@ -154,6 +155,7 @@ def test_segments_of_a_plan_begin_where_the_high_level_says():
     _, states, distant = algo.plan(state, obs, goal, jr.key(0))
     np.testing.assert_array_equal(distant[0, -1], goal[0, ::-1])
     np.testing.assert_array_equal(states[0, ::3], distant[0, :2])
+    np.testing.assert_array_equal(algo.planned_states(state, None, obs, goal, jr.key(0)), distant)
 
 
 def test_average_of_weights_is_a_copy_then_moves_at_some_updates():

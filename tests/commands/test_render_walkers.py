@@ -19,6 +19,7 @@ from experiments.launch.saved_run import SavedRun
 from experiments.video.vector_drawing import fit_width
 from experiments.video.walker_video import (
     GOAL,
+    PLAN,
     WalkerRecording,
     draw_walker,
     film_walker,
@@ -38,16 +39,23 @@ class East(ActsOnly):
         return jnp.zeros((len(obs), 2, self.env.action_dim)).at[:, :, 0].set(1.0)
 
 
-def played(name: str) -> tuple[MazeEnv | GymEnv, SavedRun]:
+class Plans(East):
+    """Does that, but plans to go straight to the goal, in four steps."""
+
+    def planned_states(self, state: TrainState, past: Any, obs: Any, goal: Any, key: Key[Array, ""]) -> Any:
+        return jnp.linspace(obs, goal, 5, axis=1)
+
+
+def played(name: str, policy: type[East] = East) -> tuple[MazeEnv | GymEnv, SavedRun]:
     """An environment, and a run of two seeds of that policy."""
     env = make(name)
     assert isinstance(env, MazeEnv | GymEnv)
     width = env.spec.obs_dim
-    normalizer = Normalizer(jnp.zeros(width), jnp.ones(width))
+    normalizer = Normalizer(jnp.full(width, 0.5), jnp.full(width, 3.0))
     values = {"seed": 0, "seeds": 2, "env": name, "task_id": parse(name), "algo": "east"}
     settings = cast(Any, type("Settings", (), values))
     state = TrainState({"w": jnp.zeros(2)}, None, None)
-    return env, SavedRun(Path(), settings, East(env=env.spec), normalizer, 0, state)
+    return env, SavedRun(Path(), settings, policy(env=env.spec), normalizer, 0, state)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +100,20 @@ def test_a_maze_is_drawn_with_its_goal_and_the_way_so_far():
     near = np.abs(picture - 255 * (0.8 * np.asarray(to_rgb(GOAL)) + 0.2)).max(axis=-1) < 3
     assert near.sum() > 50
     assert walker_caption(env.walker, track, 20, 0)[0].endswith("failed")
+
+
+def test_plan_that_is_followed_is_drawn_until_the_end():
+    """A new one every second step, which is when the policy decides."""
+    env, run = played("pointmaze-medium-navigate-oraclerep-v0", Plans)
+    object.__setattr__(env, "spec", env.spec._replace(max_steps=6))
+    track = film_walker(run, env, 2, draw=1)
+    assert track.plans is not None and track.plans.shape == (7, 2, 5, 2) and track.target is not None
+    for k in range(7):
+        np.testing.assert_allclose(track.plans[k, :, 0], track.qpos[min(k // 2 * 2, 4)], atol=1e-4)
+        np.testing.assert_allclose(track.plans[k, :, -1], track.target, atol=1e-4)
+    during, after = draw_walker(env.walker, track, [0, 1], "a title", [3, 6])
+    red = [int((np.abs(x - 255 * np.asarray(to_rgb(PLAN))).max(axis=-1) < 60).sum()) for x in (during, after)]
+    assert red[0] > 20 and red[1] == 0
 
 
 def test_films_of_walkers_are_drawn_and_of_our_engines(monkeypatch: pytest.MonkeyPatch):
