@@ -134,6 +134,8 @@ OWN_FOLDERS = {
     "mac/run/io/checkpoint.py",
     "envs_mjx/engines/warp_setup.py",
     "mac/data/store.py",  # descriptors of this process
+    "experiments/launch/loggers.py",  # files of the trackers
+    "experiments/reproduction/times.py",
     "experiments/doctor_checks/checks.py",  # runs where nothing is installed; only counts compiled programs
 }
 """Where `visible` is, and modules that look through folders of their own making only."""
