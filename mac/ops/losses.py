@@ -77,7 +77,9 @@ def sac_loss(
     return jnp.mean(sg(weight) * log_prob - q)
 
 
-def entropy_loss(weight: Float[Array, ""], log_prob: Float[Array, "..."], entropy: float) -> Float[Array, ""]:
+def entropy_loss(
+    weight: Float[Array, ""], log_prob: Float[Array, "..."], entropy: Number
+) -> Float[Array, ""]:
     """Loss of the entropy's weight, or of its logarithm, which holds the policy's entropy at `entropy`.
 
     Source: Haarnoja et al. 2018 (SAC), arXiv 1812.05905, eq. 18.
