@@ -116,8 +116,7 @@ def host_lines(kernels: list[Kernel]) -> list[str]:
     if loops:
         lines.append(
             f"host waits   {counted(loops, 'loop')} of unknown length, counted once above: each iteration "
-            f"waits for the host (assumed: {HOST_WAIT * 1e6:.0f} us), unless XLA_FLAGS has "
-            "--xla_gpu_enable_command_buffer=+WHILE"
+            f"waits for the host (assumed: {HOST_WAIT * 1e6:.0f} us)"
         )
     else:
         lines.append("host waits   none: every loop has a known length")

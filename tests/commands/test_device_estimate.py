@@ -207,7 +207,7 @@ def test_report_has_a_line_for_each_question():
     assert "launches     3 per update of all 2 seeds (1 of products); 3 different kernels" in text
     assert "traffic      5.0 MB read and written (products 4.0 MB, the rest 1.0 MB)" in text
     assert "callbacks    1 call of Python (envs_mjx/a.py:7)" in text
-    assert "1 loop of unknown length" in text and "+WHILE" in text
+    assert "1 loop of unknown length" in text and "waits for the host" in text
     assert "by line: mac/mac.py:1 (1)" in text and "modelled, not measured" in text
     assert "1,000,000 updates: about" in text
 
