@@ -87,7 +87,6 @@ def select_actions(
     """
     if past is None:
         return _call_per_episode(lambda algo: algo.act, policies, obs, goal, keys, decision)
-    past = dataclasses.replace(past, obs=policies.normalizer.apply(past.obs))
 
     def act(algo: AbstractAlgorithm) -> Callable[..., Any]:
         return lambda state, past, *args: algo.act_after(state, past, *args)
@@ -115,8 +114,6 @@ def planned_states(
             return lambda state, *args: algo.planned_states(state, None, *args)
         return algo.planned_states
 
-    if past is not None:
-        past = dataclasses.replace(past, obs=policies.normalizer.apply(past.obs))
     states = _call_per_episode(ask, policies, obs, goal, keys, decision, past)
     return policies.normalizer.invert(states)
 
@@ -183,6 +180,8 @@ def _call_per_episode(
             return call(state, *before, obs, goal, key)[0]
 
     normalizer = policies.normalizer
+    if past is not None:
+        past = dataclasses.replace(past, obs=normalizer.apply(past.obs))
     noise = jax.vmap(jax.vmap(jr.fold_in))(keys, decision)
     if goal is not None:
         goal = normalizer.part(policies.algo.env.goal_columns).apply(goal)
