@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
-from scipy.signal import lfilter
 
 from mac.data.normalize import Normalizer
 from mac.data.quantize import Affine, row_blocks
@@ -194,6 +193,8 @@ def _discounted_sums(reward: Float[np.ndarray, " T"], discount: float) -> Float[
     backwards = reward[::-1].astype(np.float64)
     if discount == 1:
         return np.cumsum(backwards)[::-1]
+    from scipy.signal import lfilter  # takes longer to import than all of JAX
+
     return np.asarray(lfilter([1.0], [1.0, -discount], backwards))[::-1]
 
 
