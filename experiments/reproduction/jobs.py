@@ -1,16 +1,12 @@
 """Jobs: programs other than `run.py` that a suite needs, each of which leaves one file when it is done."""
 
-import contextlib
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.reproduction.cells import LOGS
-from experiments.reproduction.runner import POLL, Budget, fault, stop
+from experiments.reproduction.processes import Budget, LoggedProcess, fault, guarded, stop
 from mac.errors import UserError, one_line
 from mac.run.report.timing import duration
 
@@ -58,7 +54,7 @@ class JobOutcome(NamedTuple):
 def program(job: Job) -> list[str]:
     """The command of a job."""
     script, *words = job.words
-    return [sys.executable, str(EXPERIMENTS / script), *words]
+    return [*guarded(EXPERIMENTS / script), *words]
 
 
 def run_jobs(
@@ -92,27 +88,17 @@ def run_jobs(
 
 def _run(job: Job, out: Path, budget: Budget) -> tuple[int, list[str]]:
     """Runs a job to its end or the budget's; returns its status and the lines of its log."""
-    log = out / LOGS / f"{job.name}.log"
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
         job.done.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
-            file.write(f"$ {shlex.join(['python', *job.words])}\n".encode())
-            file.flush()
-            process = subprocess.Popen(program(job), stdout=file, stderr=file, start_new_session=True)
     except OSError as error:
-        raise UserError(f"cannot write {log} ({one_line(error)}); choose another --out") from error
-    asked = False
+        raise UserError(f"cannot write {job.done} ({one_line(error)}); choose another --out") from error
+    shown = ["python", *job.words]
+    process = LoggedProcess(program(job), shown, out / LOGS / f"{job.name}.log")
     try:
-        while process.poll() is None:
-            if budget.is_over:
-                process.kill()
-            elif budget.must_stop and not asked:
-                process.terminate()
-                asked = True
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL)
+        while not process.has_ended:
+            process.keep_to(budget)
+            process.wait_a_little()
     except BaseException:
         stop([process])
         raise
-    return process.returncode, log.read_text(errors="replace").splitlines()[1:]
+    return process.status, process.lines()

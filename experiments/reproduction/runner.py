@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,63 +13,18 @@ from typing import NamedTuple
 
 from experiments.cli.arguments import read_duration
 from experiments.launch.settings import is_run
-from experiments.reproduction.cells import (
-    LEFT,
-    Cell,
-    Plan,
-    Progress,
-    progress,
-    record_failure,
-    unlocked,
-)
+from experiments.reproduction.cells import LEFT, Cell, Plan, Progress, progress, record_failure, unlocked
+from experiments.reproduction.processes import Budget, LoggedProcess, fault, guarded, stop
 from mac.cgroup_limits import cores
-from mac.errors import UserError, one_line
+from mac.errors import UserError
 from mac.run.io.logger import METRICS, read_rows
 from mac.run.report.timing import duration
 
 RUN = Path(__file__).parents[1] / "run.py"
 PATIENCE = 20.0
 """Seconds to wait for a process that another call left in a cell's folder."""
-POLL = 0.1
 SAY_EVERY = 60.0
 _LOCKED = "is being written by another process"
-# Asks the child to stop when this process is killed, or it would keep its folder; exec keeps the setting.
-_WITH_PARENT = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-)
-
-
-class Budget:
-    """The time that a call may take.
-
-    Args:
-        seconds: in all; None without a limit.
-        clock: seconds, monotonic.
-    """
-
-    def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic):
-        """The time begins now."""
-        self._clock = clock
-        self.end = None if seconds is None else clock() + seconds
-        # A segment and a checkpoint, or an evaluation, are finished in this time at the end.
-        self.reserve = 0.0 if seconds is None else min(60.0, 0.15 * seconds)
-        self.least = 0.0 if seconds is None else min(20.0, 0.1 * seconds)
-
-    @property
-    def may_start(self) -> bool:
-        """False if a process that is started now would have to stop before it trains."""
-        return self.end is None or self._clock() < self.end - self.reserve - self.least
-
-    @property
-    def must_stop(self) -> bool:
-        """True when it is time to ask a process to stop."""
-        return self.end is not None and self._clock() >= self.end - self.reserve
-
-    @property
-    def is_over(self) -> bool:
-        """True when a process that still runs is killed; what its last checkpoint holds is kept."""
-        return self.end is not None and self._clock() >= self.end
 
 
 def read_budget(text: str) -> float:
@@ -217,13 +170,12 @@ def run_cells(
                 waiting.clear()
             for each in running:
                 each.watch(budget)
-            for each in [each for each in running if each.process.poll() is not None]:
+            for each in [each for each in running if each.process.has_ended]:
                 running.remove(each)
                 free.append(each.slot)
                 each.end(plan, budget, outcome)
             if running:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    running[0].process.wait(POLL)
+                running[0].process.wait_a_little()
     except BaseException:
         stop([each.process for each in running])
         raise
@@ -241,32 +193,16 @@ class Running:
         """
         self.cell, self.slot, self.folder, self._say = cell, slot, plan.folder(cell), say
         self._began = self._said = time.monotonic()
-        self._asked, self._update = False, 0
-        self._log, words = plan.log(cell), command(cell, plan)
-        try:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            with self._log.open("ab") as file, slot.entered():
-                file.write(f"$ {shlex.join(['python', str(RUN), *words])}\n".encode())
-                self._at = file.tell()
-                file.flush()
-                # Its own session: Ctrl-C reaches this process alone, which passes it on once.
-                self.process = subprocess.Popen(
-                    [*program(), *words],
-                    stdout=file,
-                    stderr=file,
-                    start_new_session=True,
-                    env=slot.environment,
-                )
-        except OSError as error:
-            raise UserError(f"cannot write {self._log} ({one_line(error)}); choose another --out") from error
+        self._update = 0
+        words = command(cell, plan)
+        with slot.entered():
+            self.process = LoggedProcess(
+                [*program(), *words], ["python", str(RUN), *words], plan.log(cell), slot.environment
+            )
 
     def watch(self, budget: Budget) -> None:
         """Asks the process to stop when it is time, and says how far it is."""
-        if budget.is_over:
-            self.process.kill()
-        elif budget.must_stop and not self._asked:
-            self.process.terminate()
-            self._asked = True
+        self.process.keep_to(budget)
         if time.monotonic() - self._said > SAY_EVERY:
             self._said, before, self._update = time.monotonic(), self._update, _last_update(self.folder)
             if self._update > before:
@@ -274,10 +210,7 @@ class Running:
 
     def end(self, plan: Plan, budget: Budget, outcome: Outcome) -> None:
         """Adds the cell, whose process has ended, to the outcome."""
-        with self._log.open("rb") as file:
-            file.seek(self._at)
-            lines = file.read().decode(errors="replace").splitlines()
-        status, cell = self.process.returncode, self.cell
+        status, lines, cell = self.process.status, self.process.lines(), self.cell
         state, took = progress(cell, plan), duration(time.monotonic() - self._began)
         if state.status == "done":
             record_failure(plan.out, cell, None)
@@ -326,23 +259,7 @@ def command(cell: Cell, plan: Plan) -> list[str]:
 
 def program() -> list[str]:
     """The words before those of `command`."""
-    first = [sys.executable, "-c", _WITH_PARENT] if sys.platform == "linux" else [sys.executable]
-    return [*first, str(RUN)]
-
-
-def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Asks processes to stop and waits until they have; a second Ctrl-C kills them."""
-    left = [process for process in processes if process.poll() is None]
-    for process in left:
-        process.terminate()
-    try:
-        for process in left:
-            process.wait()
-    except KeyboardInterrupt:
-        for process in left:
-            process.kill()
-        for process in left:
-            process.wait()
+    return guarded(RUN)
 
 
 def _last_update(folder: Path) -> int:
@@ -357,14 +274,3 @@ def _last_update(folder: Path) -> int:
 def is_locked(lines: Sequence[str]) -> bool:
     """True if a process ended because another one has its folder."""
     return any(_LOCKED in line for line in lines)
-
-
-def fault(status: int, lines: Sequence[str]) -> str:
-    """The one line that tells why a process failed."""
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if errors:
-        return errors[-1]
-    if status < 0:
-        name = signal.Signals(-status).name
-        return f"ended by {name}" + ("; is memory short?" if name == "SIGKILL" else "")
-    return f"status {status}: {lines[-1].strip() if lines else 'nothing was said'}"

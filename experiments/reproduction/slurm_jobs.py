@@ -8,7 +8,8 @@ from typing import NamedTuple
 from experiments.launch import slurm
 from experiments.launch.job_options import JobConfig
 from experiments.reproduction.cells import LEFT, Cell, Plan, Progress, progress, record_failure
-from experiments.reproduction.runner import command, fault, is_locked
+from experiments.reproduction.processes import fault
+from experiments.reproduction.runner import command, is_locked
 from mac.atomic_files import locked, misfit, read_json, write_json, writing
 from mac.errors import UserError
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -337,3 +338,24 @@ def test_preset_of_a_job_follows_its_gpus():
     for words, preset in ((["--job.gpus", "1"], "paper"), ([], "laptop"), (["--preset", "paper"], "paper")):
         settings, _ = parse_command_line(["--jobs", "slurm", *words])
         assert settings.preset == preset
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep a child whose parent is killed")
+def test_child_ends_with_its_killed_parent(tmp_path: Path):
+    child, started = tmp_path / "child.py", tmp_path / "pid"
+    child.write_text(f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
+    program = (
+        "from pathlib import Path; from experiments.reproduction.processes import LoggedProcess, guarded; "
+        f"LoggedProcess(guarded(Path({str(child)!r})), ['child'], Path({str(tmp_path / 'log')!r})).wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT) as parent:
+        _until(lambda: started.exists() and started.read_text() != "")
+        parent.kill()
+    _until(lambda: not Path(f"/proc/{started.read_text()}/cmdline").exists())
+
+
+def _until(done: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
