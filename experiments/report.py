@@ -79,10 +79,20 @@ def report(args: Args, argv: Sequence[str]) -> int:
     if alone := [run for run in args.runs if is_run(run) and not read_settings(run).has_environment]:
         metrics = {run.name: read_rows(run / METRICS) for run in alone if (run / METRICS).exists()}
         print_tables(diagnostics_table(metrics, title="runs on data alone"))
-        if len(alone) == len(args.runs):
-            return 0
-        args = dataclasses.replace(args, runs=tuple(run for run in args.runs if run not in alone))
-    by_path = {run.resolve(): run for folder in args.runs for run in runs_in(folder)}  # without repeats
+    evaluated = [run for run in args.runs if run not in alone]
+    if evaluated:
+        alone += compare_evaluated(evaluated, args, argv)
+    elif args.out or args.picture:
+        name = "--out" if args.out else "--picture"
+        raise UserError(f"{name}: runs on data alone have no evaluations to write; leave it out")
+    for run in alone if trackers else ():
+        send(run, trackers)
+    return 0
+
+
+def compare_evaluated(folders: Sequence[Path], args: Args, argv: Sequence[str]) -> list[Path]:
+    """Compares runs with evaluations, and writes what the flags ask for; returns the runs' folders."""
+    by_path = {run.resolve(): run for folder in folders for run in runs_in(folder)}  # without repeats
     compared = compare_runs(list(by_path.values()), args.picture)
     if args.out:
         rows: list[Row] = []
@@ -94,9 +104,7 @@ def report(args: Args, argv: Sequence[str]) -> int:
         print(f"  {args.out}")
     if args.picture:
         print(f"  {args.picture}")
-    for run in by_path.values() if trackers else ():
-        send(run, trackers)
-    return 0
+    return list(by_path.values())
 
 
 def send(folder: Path, trackers: Sequence[str]) -> None:

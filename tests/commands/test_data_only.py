@@ -94,6 +94,21 @@ def test_report_shows_diagnostics_of_data_alone(trained: Path, capsys: pytest.Ca
     assert "drift_10" in capsys.readouterr().out
 
 
+def test_report_sends_diagnostics_to_trackers(trained: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("tensorboard.summary.writer.record_writer")
+    assert report.main([str(trained), "--log", "tensorboard"]) == 0
+    assert f"records of {trained}" in capsys.readouterr().out
+    assert list(trained.rglob("events.out.tfevents.*"))
+
+
+def test_report_of_data_alone_writes_no_evaluations(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert report.main([str(trained), "--out", str(tmp_path / "r.csv")]) == 2
+    assert "--out: runs on data alone have no evaluations" in capsys.readouterr().err
+    assert not (tmp_path / "r.csv").exists()
+
+
 @pytest.mark.parametrize("program", [evaluate.main, render_video.main])
 def test_nothing_is_played_without_an_environment(
     trained: Path, capsys: pytest.CaptureFixture[str], program: Callable[[list[str]], int]
