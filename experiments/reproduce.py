@@ -1,6 +1,5 @@
 """Runs the paper's tables and figures and compares: `python experiments/reproduce.py table2`."""
 
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -235,17 +234,25 @@ def list_suites(plan: Plan) -> int:
     print(
         f"preset {plan.preset}, in {plan.out}: cells that are done, cut, missing ..., and what the rest takes"
     )
-    estimator = Estimator(plan, counting=False)
+    estimator, left = Estimator(plan), dict[Cell, float]()
+    if not estimator.has_counts:
+        print(
+            "counting the operations of each algorithm's update, which takes a minute, this time only",
+            flush=True,
+        )
     for name in suite_names():
         suite = load_suite(name)
         if suite.kind == "unrecorded":
             print(f"{name:<16}{'-':>5}  {suite.title}")
             continue
         found = describe_all(suite, suite.entries, plan, estimator)
-        known = [each.seconds for each in found if each.seconds and not math.isnan(each.seconds)]
-        cost = f" ({len(known)} of them take about {duration(sum(known))})" if known else ""
+        costs = {each.cell: each.seconds for each in found if each.seconds}
+        cost = f", about {duration(sum(costs.values()))}" if costs else ""
         print(f"{name:<16}{len(found):>5}  {tally(found)}{cost}: {suite.title}", flush=True)
-    print(f"times are those of cells like those that have run here; all others: {PROGRAM} SUITE --list")
+        left |= costs
+    if left:
+        print(f"all, without what they share: about {duration(sum(left.values()))}; {PROGRAM} SUITE --list")
+        print(NOTE)
     return 0
 
 
@@ -283,8 +290,8 @@ def describe_time(cell: Cell, plan: Plan, estimator: Estimator) -> Listed:
 
 
 def about(seconds: float) -> str:
-    """An estimate as text to append; empty where there is none."""
-    return "" if math.isnan(seconds) else f", about {duration(seconds)}"
+    """An estimate as text to append."""
+    return f", about {duration(seconds)}"
 
 
 def describe_study(cell: Cell, plan: Plan, estimator: Estimator) -> Listed:

@@ -245,13 +245,17 @@ def _unknown_flag(name: str, known: list[str]) -> UserError:
     return UserError(f"unknown flag {name.replace('_', '-')}; {hint}")
 
 
+def cache_folder() -> Path:
+    """The folder of what is kept to save time, and can be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mac-jax"
+
+
 def start_jax(seeds: int, for_help: bool = False) -> str:
     """Sets up devices and the compile cache, and starts JAX; returns the backend's name."""
     with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices
         use_cpu_devices(seeds)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mac-jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:

@@ -273,7 +273,7 @@ def describe_time(parts: dict[str, float]) -> str:
 
 
 def _size(tree: Any) -> int:
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree) if hasattr(x, "shape"))  # sizes have none
 
 
 def _bytes(tree: Any) -> int:

@@ -1,12 +1,16 @@
 """Estimates of the time that cells take here: from cells that have run, else from counted operations."""
 
+import contextlib
 import functools
-import math
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from envs_mjx.registry import make, parse
-from experiments.cli.arguments import read_flags
+from experiments.cli.arguments import cache_folder, read_flags
 from experiments.launch import dataset
 from experiments.launch.cost_estimate import (
     TRAIN_SHARE,
@@ -18,9 +22,12 @@ from experiments.launch.cost_estimate import (
 from experiments.launch.saved_run import build_algorithm
 from experiments.model_error import Args as StudyArgs
 from experiments.reproduction.cells import Cell, Plan, Progress, cell_settings
+from mac.algorithm import AbstractAlgorithm
+from mac.atomic_files import load_json, write_json
 from mac.errors import UserError
 from mac.run.cost.flops import sum_operations
 from mac.run.io.run_metadata import launches
+from mac.types import EnvSpec
 
 COMPILING = 60.0
 """Seconds to start a program and compile an update of the paper's size on a CPU."""
@@ -50,16 +57,18 @@ class Estimator:
     """Estimates cells of one command line. What it traces or measures it keeps.
 
     Args:
-        counting: False where counting an update's operations, seconds for each algorithm, takes too long:
-            then only cells like those that have run have estimates, and others NaN.
     """
 
-    def __init__(self, plan: Plan, counting: bool = True):
+    def __init__(self, plan: Plan):
         """Measures nothing yet."""
-        self._plan, self._counting = plan, counting
-        self._matmuls: dict[tuple[str, str, tuple[str, ...]], float] = {}
+        self._plan, self._counts = plan, OperationCounts()
         self._measured: dict[tuple[str, str], float] = {}
         self._rate = functools.cache(product_rate)
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether operations were counted before."""
+        return self._counts.kept
 
     def learn(self, cell: Cell, progress: Progress) -> None:
         """Takes the seconds per update of a finished cell, or of one that was cut; evaluations included."""
@@ -77,8 +86,6 @@ class Estimator:
         left = max(progress.steps - progress.reached, 0)
         if (each := self._measured.get(_kind(cell))) is not None:
             return Cost(left * each, True)
-        if not self._counting:
-            return Cost(math.nan, False)
         settings = cell_settings(cell, self._plan.data_dir)
         spec = make(settings.task_id).spec
         train = left * cell.seeds * self.seconds_of_update(cell)
@@ -89,28 +96,73 @@ class Estimator:
     def seconds_of_update(self, cell: Cell) -> float:
         """Estimates one update of one seed."""
         settings = cell_settings(cell, self._plan.data_dir)
-        key = (f"{cell.algo} {cell.preset}", settings.task_id.goals, cell.flags)
-        if key not in self._matmuls:
+        name = f"{cell.algo} {cell.preset} {settings.task_id.goals} {' '.join(cell.flags)}"
+
+        def count() -> float:
             spec = make(settings.task_id).spec
-            sizes = make_plan(build_algorithm(settings, spec), spec, settings.data.rows, 1)
-            self._matmuls[key] = sum_operations(sizes.parts).matmuls
-        return self._matmuls[key] / (TRAIN_SHARE * self._rate())
+            return matmuls_of_update(build_algorithm(settings, spec), spec, settings.data.rows)
+
+        return self._counts.get(name, count) / (TRAIN_SHARE * self._rate())
 
     def seconds_to_measure(self, cell: Cell) -> float:
         """Estimates a measurement of times: compiling, and a few calls of at least one update each."""
-        if not self._counting:
-            return math.nan
         return COMPILING + 4 * max(MEASURING / 3, self.seconds_of_update(cell))
 
     def seconds_of_study(self, cell: Cell) -> float:
         """Estimates the training of dynamics models of one chunk length."""
-        if not self._counting:
-            return math.nan
         args = read_flags(StudyArgs, ["--env", parse(cell.env).dataset, *cell.flags], "", StudyArgs())
         spec = make(cell.env).spec
-        sizes = make_plan(args.algorithm(spec, args.chunks[0]), spec, args.data.rows, 1)
-        work = args.steps * cell.seeds * sum_operations(sizes.parts).matmuls
-        return COMPILING + work / (TRAIN_SHARE * self._rate())
+
+        def count() -> float:
+            return matmuls_of_update(args.algorithm(spec, args.chunks[0]), spec, args.data.rows)
+
+        each = self._counts.get(f"model_error {cell.env} {' '.join(cell.flags)}", count)
+        return COMPILING + args.steps * cell.seeds * each / (TRAIN_SHARE * self._rate())
+
+
+def matmuls_of_update(algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> float:
+    """Operations in the matmuls of an update of one seed."""
+    return sum_operations(make_plan(algo, spec, rows, 1).parts).matmuls
+
+
+class OperationCounts:
+    """Counts of operations, kept from one program to the next until the source changes.
+
+    Counting traces a whole update, which takes seconds. The file may be deleted at any time.
+    """
+
+    def __init__(self):
+        """Reads what earlier programs counted with the same source and version of JAX."""
+        self._file, self._found = cache_folder() / "operations.json", dict[str, float]()
+        self._version = f"{source_digest()} jax {jax.__version__}"
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            kept = load_json(self._file)
+            if kept["version"] == self._version:
+                self._found = {str(name): float(count) for name, count in kept["counts"].items()}
+
+    @property
+    def kept(self) -> bool:
+        """Whether there are any."""
+        return bool(self._found)
+
+    def get(self, name: str, count: Callable[[], float]) -> float:
+        """The count of that name, which `count` finds where it is not kept."""
+        if name not in self._found:
+            self._found[name] = count()
+            with contextlib.suppress(OSError, UserError):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self._file, {"version": self._version, "counts": self._found})
+        return self._found[name]
+
+
+@functools.cache
+def source_digest() -> str:
+    """A digest of the project's source and hyperparameters."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[2]
+    for folder in ("mac", "baselines", "envs_mjx", "experiments"):
+        for path in sorted([*(root / folder).rglob("*.py"), *(root / folder).glob("*.toml")]):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _kind(cell: Cell) -> tuple[str, str]:

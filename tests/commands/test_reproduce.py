@@ -16,6 +16,7 @@ from experiments.reproduce import main
 from experiments.reproduction import cells, cost, runner
 from experiments.reproduction.cells import Plan, cells_of, progress
 from experiments.reproduction.cost import Cost, Estimator
+from experiments.reproduction.model_errors import study_cell
 from experiments.reproduction.runner import Budget, read_budget
 from experiments.reproduction.suites import load_suite
 from mac.errors import UserError
@@ -171,11 +172,38 @@ def test_list_says_what_is_done_and_what_the_rest_costs(
     assert len(fake.calls) == 2
 
 
-def test_list_of_all_suites_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_list_of_all_suites_estimates_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    counted: list[int] = []
+    monkeypatch.setattr(cost, "matmuls_of_update", lambda *args: counted.append(1) or 1e9)
     assert main(["--list", "--out", str(tmp_path / "none")]) == 0
     said = capsys.readouterr().out
-    assert "table2 " in said and "225 missing" in said
-    assert not (tmp_path / "none").exists()
+    assert "table2 " in said and "225 missing, about " in said
+    assert "this time only" in said and counted
+    first = len(counted)
+    assert main(["--list", "--out", str(tmp_path / "none")]) == 0
+    assert "this time only" not in capsys.readouterr().out
+    assert len(counted) == first and not (tmp_path / "none").exists()
+
+
+def test_counts_are_kept_until_the_source_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cost.OperationCounts().get("mac", lambda: 2.0) == 2
+    assert cost.OperationCounts().get("mac", lambda: 3.0) == 2
+    monkeypatch.setattr(cost, "source_digest", lambda: "another")
+    assert not cost.OperationCounts().kept
+    (tmp_path / "mac-jax" / "operations.json").write_text("[")  # damaged: counted anew
+    assert cost.OperationCounts().get("mac", lambda: 3.0) == 3
+
+
+def test_study_of_dynamics_models_has_an_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cost, "product_rate", lambda: 1e11)
+    suite, plan = load_suite("figure2"), Plan(out=tmp_path, preset="laptop", seeds=2, data_dir=tmp_path)
+    study = study_cell(suite, suite.entries[0], plan)
+    assert cost.Estimator(plan).seconds_of_study(study) > cost.COMPILING
 
 
 def test_cut_cell_is_estimated_by_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
