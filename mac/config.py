@@ -162,9 +162,25 @@ class Config(CommonConfig):
     """a known bug of the authors' code: with value bce, Q's target takes the logit of V for its value"""
     execute: int = 1
     """actions of a chunk executed before planning anew, 1 to `chunk`"""
+    critic_chunk: int = 0
+    """first actions of a chunk that a second, short critic judges, h: it learns from Q, and chooses while
+    acting; at least `execute`; 0 = off, Q chooses"""
+    critic_expectile: float = 0.9
+    """expectile of Q, over the ways in which chunks go on, that the short critic is; in (0, 1)"""
+    long_critic_test: bool = False
+    """acts by Q although there is a short critic (with critic-chunk)"""
+    search_rounds: int = 1
+    """rounds that share the `candidates` of a choice, of which each samples around the best noises before
+    it; 1 = best-of-N"""
+    search_rounds_test: int = 1
+    """the same while acting, of `candidates-test`"""
+    search_elites: float = 0.5
+    """best noises that the next round samples around, as a share of a round; in (0, 1]"""
 
-    ACTING: ClassVar[tuple[str, ...]] = ("candidates_test", "flow_steps_test", "execute")
-    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "lam")
+    ACTING: ClassVar[tuple[str, ...]] = (
+        "candidates_test", "flow_steps_test", "execute", "long_critic_test", "search_rounds_test",
+    )  # fmt: skip
+    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "lam", "search_elites")
 
     def __check_init__(self):
         self._require_positive(
@@ -176,3 +192,22 @@ class Config(CommonConfig):
         )
         self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
         self._require("release_bce", not self.release_bce or self.value == "bce", "needs --hp.value bce")
+        self._check_long_chunks()
+
+    def _check_long_chunks(self) -> None:
+        """Checks what chooses among chunks: the short critic, and the search."""
+        h, execute = self.critic_chunk, self.execute
+        self._require("critic_chunk", 0 <= h <= self.chunk, f"must be 0 to --hp.chunk={self.chunk}")
+        judged = h == 0 or self.long_critic_test or execute <= h
+        self._require("critic_chunk", judged, f"must be at least --hp.execute={execute}; change either")
+        self._require("critic_expectile", 0 < self.critic_expectile < 1, "must be in (0, 1)")
+        self._require("long_critic_test", h > 0 or not self.long_critic_test, "needs --hp.critic-chunk")
+        self._require("search_elites", 0 < self.search_elites <= 1, "must be in (0, 1]")
+        for suffix in ("", "_test"):
+            rounds, n = getattr(self, f"search_rounds{suffix}"), getattr(self, f"candidates{suffix}")
+            rule = f"must be at least 1 and divide --hp.candidates{suffix.replace('_', '-')}={n}"
+            self._require(f"search_rounds{suffix}", rounds >= 1 and n % rounds == 0, rule)
+
+    def elites(self, rounds: int, candidates: int) -> int:
+        """Best noises that a round of the search samples around: at least 1."""
+        return max(1, round(self.search_elites * candidates / rounds))

@@ -42,7 +42,16 @@ from mac.nn.frozen import Numerics
 from mac.nn.mlp import MLP, Network, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
-from mac.ops.losses import Losses, cross_entropy, mse, output_to_value, sum_losses, value_loss
+from mac.ops.losses import (
+    Losses,
+    cross_entropy,
+    expectile_value_loss,
+    mse,
+    output_to_value,
+    sum_losses,
+    value_loss,
+)
+from mac.ops.noise_search import noise_search
 from mac.ops.returns import chunk_reward, lambda_return
 from mac.ops.rollout import Trajectory, imagine, residual_model
 from mac.types import Batch, Metrics, Number, SampleSpec, Window
@@ -66,6 +75,7 @@ class Nets(eqx.Module):
     v: MLP  # s, g -> value
     q: MLP  # s, g, a -> value
     termination: MLP | None = None  # s, a -> logit of termination within the chunk
+    q_short: MLP | None = None  # s, g, first h actions -> value of the best chunks that begin so
 
 
 class AbstractChunkPolicy(eqx.Module, Generic[Cfg]):
@@ -167,7 +177,15 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
             v=value_net((obs, goal), hidden, key=k[3]),
             q=value_net((obs, goal, chunk), hidden, key=k[4]),
             termination=value_net((obs, chunk), hidden, key=k[5]) if self.env.recorded else None,
+            q_short=self.short_critic(jr.fold_in(key, len(k))),
         )
+
+    def short_critic(self, key: Key[Array, ""]) -> MLP | None:
+        """A fresh critic of the first `critic_chunk` actions; None without them."""
+        cfg, env = self.cfg, self.env
+        if cfg.critic_chunk == 0:
+            return None
+        return value_net((env.obs_dim, env.goal_dim, cfg.critic_chunk * env.action_dim), cfg.hidden, key=key)
 
     def target_nets(self, nets: Nets) -> MLP:
         return nets.v
@@ -211,6 +229,16 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
             q, next_v = scalar(nets.q, s, g, tau.action[0]), scalar(frozen.v, tau.next_obs[0], g)
             next_v = next_v if cfg.release_bce else self.to_value(next_v)
             losses["critic/loss"] = self.value_loss(q, reward[0] + self.discount * mask[0] * next_v)
+
+        # 5. Distil Q to a critic of the first actions, optimistic about the others (off by default).
+        if nets.q_short is not None:
+            goal = batch.goals and batch.goals.value
+            with jax.named_scope("short_critic"):
+                taught = self.to_value(scalar(frozen.q, batch.obs, goal, a))
+                short = scalar(nets.q_short, batch.obs, goal, self.first_actions(a))
+                losses["critic/short_loss"] = expectile_value_loss(
+                    short, taught, cfg.value, cfg.critic_expectile
+                )
 
         with jax.named_scope("policy"):
             losses |= self.policy.policy_loss(cfg, nets, tau, g, k_improve)
@@ -260,9 +288,32 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
     def best_chunk(
         self, nets: Nets, s: States, g: Goal, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Float[Array, "B A"]:
-        """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1]."""
-        chunks = jnp.clip(self.sample_chunks(nets, s, g, key, n, acting=acting), -1, 1)
-        return best_of_n(chunks, scalar(nets.q, s, g, chunks))
+        """Best of `n` sampled chunks under Q (rejection sampling, eq. 4), clipped to [-1, 1].
+
+        With `search_rounds` later samples are near the best noises; with `critic_chunk` the short critic
+        judges while `acting`.
+        """
+        cfg = self.cfg
+        rounds = cfg.search_rounds_test if acting else cfg.search_rounds
+
+        def judge(noise: Float[Array, "n B A"]) -> tuple[Array, Array]:
+            chunks = jnp.clip(self.policy.chunks(cfg, nets, s, g, noise, acting=acting), -1, 1)
+            return chunks, self.judgement(nets, s, g, chunks, acting=acting)
+
+        size = (n, len(s), cfg.chunk * self.env.action_dim)
+        return best_of_n(*noise_search(judge, size, key, rounds=rounds, elites=cfg.elites(rounds, n)))
+
+    def judgement(
+        self, nets: Nets, s: States, g: Goal, chunks: Float[Array, "*n B A"], *, acting: bool
+    ) -> Float[Array, "*n B"]:
+        """Output of the critic that chooses among chunks: Q; while `acting` the short one, if there is."""
+        if nets.q_short is None or not acting or self.cfg.long_critic_test:
+            return scalar(nets.q, s, g, chunks)
+        return scalar(nets.q_short, s, g, self.first_actions(chunks))
+
+    def first_actions(self, chunks: Float[Array, "*n B A"]) -> Float[Array, "*n B a"]:
+        """The first `critic_chunk` actions of flat chunks."""
+        return chunks[..., : self.cfg.critic_chunk * self.env.action_dim]
 
     def act(
         self,
@@ -288,7 +339,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         key: Key[Array, ""],
     ) -> Float[Array, " E"]:
         chunk = self.best_chunk(state.nets, obs, goal, key, self.cfg.candidates_test, acting=True)
-        q = scalar(state.nets.q, obs, goal, chunk)
+        q = self.judgement(state.nets, obs, goal, chunk, acting=True)
         return mac_diagnostics.expected_return(self.cfg, q, goals=goal is not None)
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:

@@ -9,6 +9,10 @@
     policy_spread         how far candidates for one state differ (RMS of an action's entry)
     distil_gap            difference between one-step policy and its teacher, given one noise (same unit)
     distil_q_gap          by how much the student's chunks are worse than the teacher's, under Q
+    search_gain           by how much the searched chunk is better than the best of as many plain samples,
+                          under the critic that chooses while acting
+    short_critic_gap      short critic minus Q, over the policy's chunks: its optimism about how they go on
+    short_critic_regret   what Q loses where the short critic chooses among the N chunks
 
 Returns are in the environment's units (`expected_return`). A method without a teacher leaves its part out.
 """
@@ -54,6 +58,10 @@ class ChunkAlgorithm(Protocol):
         self, nets: Any, s: Array, g: Array | None, key: Key[Array, ""], n: int, *, acting: bool = False
     ) -> Array: ...
 
+    def judgement(self, nets: Any, s: Array, g: Array | None, chunks: Array, *, acting: bool) -> Array: ...
+
+    def first_actions(self, chunks: Array) -> Array: ...
+
 
 def compute_diagnostics(algo: ChunkAlgorithm, nets: Any, window: Window, key: Key[Array, ""]) -> Metrics:
     """All of the above, of networks `nets`, on states and sequences drawn from `window`.
@@ -74,6 +82,7 @@ def compute_diagnostics(algo: ChunkAlgorithm, nets: Any, window: Window, key: Ke
     found = {f"{name}_{cfg.chunk * k}": x[k - 1] for name, x in curves.items() for k in horizons(count)}
     found["real_outside"] = outside(batch.obs)
     found |= best_of_n_gain(algo, nets, batch, k_choice) | distillation(algo, nets, batch, k_distil)
+    found |= search_gain(algo, nets, batch, k_choice) | short_critic(algo, nets, batch, k_choice)
     return {f"diagnostics/{name}": value for name, value in found.items()}
 
 
@@ -138,6 +147,41 @@ def gain(q: Float[Array, "N B"]) -> Metrics:
     mean = jnp.mean(q, axis=0)
     better = jnp.mean(jnp.max(q, axis=0) - mean)
     return {"best_of_n_gain": better, "best_of_n_spreads": better / jnp.maximum(jnp.std(mean), 1e-6)}
+
+
+def search_gain(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
+    """Measures the search against best-of-N of equal cost; nothing where acting does not search."""
+    cfg, s, goal = algo.cfg, batch.obs, batch.goals and batch.goals.value
+    if cfg.search_rounds_test == 1:
+        return {}
+    plain = jnp.clip(algo.sample_chunks(nets, s, goal, key, cfg.candidates_test, acting=True), -1, 1)
+    found = algo.best_chunk(nets, s, goal, key, cfg.candidates_test, acting=True)
+    best, searched = (
+        expected_return(cfg, algo.judgement(nets, s, goal, chunks, acting=True), goals=goal is not None)
+        for chunks in (plain, found)
+    )
+    return {"search_gain": jnp.mean(searched - jnp.max(best, axis=0))}
+
+
+def short_critic(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
+    """Compares the short critic with Q on the policy's chunks; nothing without one."""
+    if nets.q_short is None:
+        return {}
+    s, goal = batch.obs, batch.goals and batch.goals.value
+    raw = algo.sample_chunks(nets, s, goal, key, algo.cfg.candidates_test, acting=True)
+    chunks = jnp.clip(raw, -1, 1)
+    q, short = (
+        expected_return(algo.cfg, output, goals=goal is not None)
+        for output in (
+            scalar(nets.q, s, goal, chunks),
+            scalar(nets.q_short, s, goal, algo.first_actions(chunks)),
+        )
+    )
+    chosen = jnp.take_along_axis(q, jnp.argmax(short, axis=0)[None], axis=0)[0]
+    return {
+        "short_critic_gap": jnp.mean(short - q),
+        "short_critic_regret": jnp.mean(jnp.max(q, axis=0) - chosen),
+    }
 
 
 def distillation(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:

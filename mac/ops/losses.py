@@ -49,6 +49,22 @@ def expectile_loss(error: Float[Array, "..."], expectile: Number) -> Float[Array
     return jnp.mean(weight * jnp.square(error))
 
 
+def expectile_value_loss(
+    output: Float[Array, "..."], target: Float[Array, "..."], kind: ValueKind, expectile: Number
+) -> Float[Array, ""]:
+    """Loss of outputs of V or Q whose value is to be that expectile of targets; no gradient passes to these.
+
+    Of the kind "squared" it is `expectile_loss`; of "bce" the same weights times cross-entropies, which have
+    the same minimum.
+    """
+    target = sg(target)
+    if kind == "squared":
+        return expectile_loss(target - output, expectile)
+    target = jnp.clip(target, 0, 1)
+    weight = jnp.where(target < output_to_value(output, kind), 1 - expectile, expectile)
+    return jnp.mean(weight * optax.sigmoid_binary_cross_entropy(output, target))
+
+
 def advantage_weight(advantage: Float[Array, "..."], alpha: Number) -> Float[Array, "..."]:
     """`exp(alpha * advantage)`, at most 100: how much to imitate each action of the data.
 

@@ -86,13 +86,17 @@ def start(algo: Any, seed: int, seeds: int) -> TrainState:
 
 
 QUICK = ("mac", "iql")
+WITH_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mac-long-chunks": ("mac", {"critic_chunk": 1, "search_rounds": 2, "search_rounds_test": 2}),
+}
+"""Algorithms with options that are off by default, each under a name of its own."""
 
 
-@pytest.fixture(scope="module", params=registered(QUICK))
+@pytest.fixture(scope="module", params=[*registered(QUICK), *WITH_OPTIONS])
 def trained(request: pytest.FixtureRequest) -> Trained:
-    name, mode = request.param, mode_of(request.param)
-    k = UPDATES.get(name, K)
-    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3, "tau_ema": 0.05} | OWN.get(name, {})
+    name, options = WITH_OPTIONS.get(request.param, (request.param, {}))
+    mode, k = mode_of(name), UPDATES.get(name, K)
+    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3, "tau_ema": 0.05} | OWN.get(name, {}) | options
     algo = make(name, mode, 3 * k, **sizes)
     states, logs = [start(algo, 0, 2)], []
     for number in range(3):

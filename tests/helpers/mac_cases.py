@@ -27,6 +27,7 @@ OWN_LOSS = {
     "policy": "policy/distil_loss",
     "v": "value/loss",
     "q": "critic/loss",
+    "q_short": "critic/short_loss",
 }
 """Loss that trains each network."""
 
@@ -38,6 +39,7 @@ def own_losses(algo: MAC) -> dict[str, str]:
     """`OWN_LOSS` of the networks that the algorithm has."""
     absent = {"success" if algo.env.goal_dim is None else "reward"}
     absent |= set() if algo.env.recorded else {"termination"}
+    absent |= set() if algo.cfg.critic_chunk else {"q_short"}
     return {net: metric for net, metric in OWN_LOSS.items() if net not in absent}
 
 

@@ -32,13 +32,23 @@ def draws(cfg: Config, size: tuple[int, int], key: jax.Array) -> dict[str, np.nd
     flow, distil = jr.split(policy)
     noise, time = jr.split(flow)
     rolled = (cfg.candidates, min(size[0], cfg.rollout_batch), size[1])
-    candidates = jax.vmap(lambda k: jr.normal(k, rolled))(jr.split(roll, cfg.rollout))
+    candidates = jax.vmap(lambda k: rounds_of_noise(k, rolled, cfg.search_rounds))(
+        jr.split(roll, cfg.rollout)
+    )
     return {
         "noise": np.asarray(jr.normal(noise, size)),
         "time": np.asarray(jr.uniform(time, (size[0], 1))),
         "z": np.asarray(jr.normal(distil, size)),
         "candidates": np.asarray(candidates),
     }
+
+
+def rounds_of_noise(key: jax.Array, size: tuple[int, int, int], rounds: int) -> jax.Array:
+    """Standard normal draws of a search: each round's from a key of its own, if there is more than one."""
+    if rounds == 1:
+        return jr.normal(key, size)
+    shape = (size[0] // rounds, *size[1:])
+    return jnp.concatenate([jr.normal(k, shape) for k in jr.split(key, rounds)])
 
 
 def follow(flow: MLP, given: tuple[np.ndarray, ...], x: np.ndarray, steps: int) -> np.ndarray:
@@ -48,13 +58,34 @@ def follow(flow: MLP, given: tuple[np.ndarray, ...], x: np.ndarray, steps: int) 
     return x
 
 
-def choose(nets: Nets, s: np.ndarray, noises: np.ndarray, g: np.ndarray | None = None) -> np.ndarray:
-    """Best candidate of each state, one state and one candidate at a time; `g` are goals, if there are."""
+def choose(
+    nets: Nets,
+    s: np.ndarray,
+    draws: np.ndarray,
+    g: np.ndarray | None = None,
+    rounds: int = 1,
+    elites: int = 1,
+    critic: tuple[MLP, int] | None = None,
+) -> np.ndarray:
+    """Best candidate of each state, one state and one candidate at a time; `g` are goals, if there are.
+
+    Args:
+        draws: standard normal, those of all rounds of the search in order.
+        critic: a network, and how many first entries of a chunk it reads, in the place of Q.
+    """
     best = []
+    q, entries = critic or (nets.q, draws.shape[-1])
     for b in range(len(s)):
         given = (s[b],) if g is None else (s[b], g[b])
-        chunks = [np.clip(run(nets.policy, *given, noise[b]), -1, 1) for noise in noises]
-        scores = [run(nets.q, *given, chunk)[0] for chunk in chunks]
+        noises, chunks, scores = [], [], []
+        for n, z in enumerate(draws[:, b]):
+            if n % (len(draws) // rounds) == 0:
+                elite = np.argsort(-np.asarray(scores), kind="stable")[:elites]
+                mean = np.mean([noises[i] for i in elite], axis=0) if n else np.zeros_like(z)
+                deviation = np.sqrt(max(1 - np.sum(mean**2) / len(mean), 0))
+            noises.append(mean + deviation * z)
+            chunks.append(np.clip(run(nets.policy, *given, noises[-1]), -1, 1))
+            scores.append(run(q, *given, chunks[-1][:entries])[0])
         best.append(chunks[int(np.argmax(scores))])
     return np.stack(best)
 
@@ -75,9 +106,8 @@ def algorithm_1(
         "policy": run(nets.policy, *cloned, z) - np.clip(teacher, -1, 1),
     }
     losses = {name: float(np.mean(error**2)) for name, error in errors.items()}
-    return (
-        losses | outcome_loss(nets, batch, s, a, cfg) | value_losses(nets, frozen, target, batch, cfg, draw)
-    )
+    losses |= outcome_loss(nets, batch, s, a, cfg) | short_critic_loss(nets, frozen, batch, s, a, cfg)
+    return losses | value_losses(nets, frozen, target, batch, cfg, draw)
 
 
 def outcome_loss(nets: Nets, batch: Batch, s: np.ndarray, a: np.ndarray, cfg: Config) -> dict[str, float]:
@@ -95,6 +125,23 @@ def outcome_loss(nets: Nets, batch: Batch, s: np.ndarray, a: np.ndarray, cfg: Co
     return losses
 
 
+def short_critic_loss(
+    nets: Nets, frozen: Nets, batch: Batch, s: np.ndarray, a: np.ndarray, cfg: Config
+) -> dict[str, float]:
+    """Expectile regression of Q on the data's chunks, from their first actions; only with that critic."""
+    if cfg.critic_chunk == 0:
+        return {}
+    given = (s,) if batch.goals is None else (s, np.asarray(batch.goals.value))
+    entries = cfg.critic_chunk * np.asarray(batch.actions).shape[-1]
+    q, short = run(frozen.q, *given, a)[:, 0], run(nets.q_short, *given, a[:, :entries])[:, 0]
+    total = 0.0
+    for x, y in zip(q, short, strict=True):
+        above = sigmoid(x) > sigmoid(y) if cfg.value == "bce" else x > y
+        weight = cfg.critic_expectile if above else 1 - cfg.critic_expectile
+        total += weight * (cross_entropy(y, sigmoid(x)) if cfg.value == "bce" else (x - y) ** 2)
+    return {"q_short": float(total / len(q))}
+
+
 def value_losses(
     nets: Nets, frozen: Nets, target: MLP, batch: Batch, cfg: Config, draw: dict[str, np.ndarray]
 ) -> dict[str, float]:
@@ -107,7 +154,8 @@ def value_losses(
         return run(net, rest[0], *(() if g is None else (g,)), *rest[1:])[:, 0]
 
     for k in range(cfg.rollout):
-        chunks.append(choose(frozen, states[k], draw["candidates"][k], g))
+        elites = max(1, round(cfg.search_elites * cfg.candidates / cfg.search_rounds))
+        chunks.append(choose(frozen, states[k], draw["candidates"][k], g, cfg.search_rounds, elites))
         if g is None:
             rewards.append(value(frozen.reward, states[k], chunks[k]))
             safe = (
