@@ -187,7 +187,7 @@ def test_deterministic_model_predicts_a_state_between_the_exits():
 
 
 def test_gaussian_model_has_the_mean_and_the_spread_of_the_exits():
-    got = after_training("gaussian", 400)
+    got = after_training("gaussian")
     np.testing.assert_allclose(got.mean(axis=0), [SHARE, 1 - SHARE], atol=0.06)
     np.testing.assert_allclose(got.std(axis=0), (SHARE * (1 - SHARE)) ** 0.5, rtol=0.1)
 
