@@ -30,8 +30,8 @@ def describe_noise(evaluated: float, made: Provenance | None) -> str:
     if evaluated == recorded:
         return f"{evaluated:g} on executed actions, in the data and in evaluations" if evaluated else ""
     return (
-        f"the data have {recorded:g} on executed actions and evaluations {evaluated:g}: success is that of a "
-        f"shifted environment, unless --eval.noise {recorded:g}"
+        f"the data record {recorded:g} on executed actions, evaluations have {evaluated:g}: success is that "
+        f"of a shifted environment, unless --eval.noise {recorded:g}"
     )
 
 

@@ -86,13 +86,20 @@ def start(algo: Any, seed: int, seeds: int) -> TrainState:
 
 
 QUICK = ("mac", "iql")
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mac, gaussian dynamics": ("mac", {"dynamics": "gaussian"}),
+    "mac, flow dynamics": ("mac", {"dynamics": "flow", "dynamics_steps": 3, "dynamics_samples": 2}),
+}
+"""Options under which an algorithm is another one."""
+CASES = [*registered(QUICK), *(pytest.param(option, marks=pytest.mark.slow) for option in OPTIONS)]
 
 
-@pytest.fixture(scope="module", params=registered(QUICK))
+@pytest.fixture(scope="module", params=CASES)
 def trained(request: pytest.FixtureRequest) -> Trained:
-    name, mode = request.param, mode_of(request.param)
+    name, own = OPTIONS.get(request.param, (request.param, {}))
+    mode = mode_of(name)
     k = UPDATES.get(name, K)
-    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3, "tau_ema": 0.05} | OWN.get(name, {})
+    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3, "tau_ema": 0.05} | OWN.get(name, {}) | own
     algo = make(name, mode, 3 * k, **sizes)
     states, logs = [start(algo, 0, 2)], []
     for number in range(3):
