@@ -53,10 +53,10 @@ class NoisyActions(AbstractEnv[NoisyState]):
 
     env: AbstractEnv[Any]
     sigma: float = eqx.field(static=True)
+    spec: EnvSpec = eqx.field(static=True)
 
-    @property
-    def spec(self) -> EnvSpec:
-        return self.env.spec
+    def __init__(self, env: AbstractEnv[Any], sigma: float):
+        self.env, self.sigma, self.spec = env, sigma, env.spec
 
     def reset(self, key: Key[Array, ""], task: Int[Array, ""]) -> NoisyState:
         k_env, k_noise = jr.split(key)

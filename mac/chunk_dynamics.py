@@ -38,12 +38,15 @@ class AbstractChunkDynamics(eqx.Module):
     It has no state: the hyperparameters `cfg` and the network are arguments.
 
     Attributes:
-        draws: whether successors are drawn at random, so that `loss` and `successor` need keys.
         numerics: that of the algorithm, for networks without gradient.
     """
 
-    draws: eqx.AbstractClassVar[bool]
     numerics: Numerics = eqx.field(static=True, kw_only=True, default=Numerics())
+
+    @property
+    @abc.abstractmethod
+    def draws(self) -> bool:
+        """Whether successors are drawn at random, so that `loss` and `successor` need keys."""
 
     @abc.abstractmethod
     def net(self, cfg: Config, obs: int, chunk: int, key: Key[Array, ""]) -> MLP:
@@ -80,7 +83,9 @@ class AbstractChunkDynamics(eqx.Module):
 class DeterministicDynamics(AbstractChunkDynamics):
     """The published model: the mean of the successors (eq. 5)."""
 
-    draws = False
+    @property
+    def draws(self) -> bool:
+        return False
 
     def net(self, cfg: Config, obs: int, chunk: int, key: Key[Array, ""]) -> MLP:
         return MLP((obs, chunk), cfg.hidden, obs, key=key)
@@ -104,7 +109,9 @@ class GaussianDynamics(AbstractChunkDynamics):
     One mode: for two exits of a teleporter it is as wide as they are apart.
     """
 
-    draws = True
+    @property
+    def draws(self) -> bool:
+        return True
 
     def net(self, cfg: Config, obs: int, chunk: int, key: Key[Array, ""]) -> MLP:
         return MLP((obs, chunk), cfg.hidden, 2 * obs, key=key)
@@ -139,7 +146,9 @@ class FlowDynamics(AbstractChunkDynamics):
     Changes are measured in units of `dynamics_scale`: noise much wider than they are leaves its mark on them.
     """
 
-    draws = True
+    @property
+    def draws(self) -> bool:
+        return True
 
     def net(self, cfg: Config, obs: int, chunk: int, key: Key[Array, ""]) -> MLP:
         return MLP((obs, chunk, obs, 1), cfg.hidden, obs, key=key)

@@ -7,6 +7,7 @@ a smaller one. Up to every number the counts follow the shares.
 import functools
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -83,10 +84,10 @@ class RandomDataPolicy(AbstractDataPolicy):
     """Uniform random actions in the environment of another data policy, whose expert is not listened to."""
 
     inner: AbstractDataPolicy
+    rows: int = eqx.field(static=True)
 
-    @property
-    def rows(self) -> int:
-        return self.inner.rows
+    def __init__(self, inner: AbstractDataPolicy):
+        self.inner, self.rows = inner, inner.rows
 
     @property
     def engine(self) -> str:

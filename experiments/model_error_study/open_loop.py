@@ -81,7 +81,8 @@ def open_loop_errors(
 
     def error(net: MLP, real: Any) -> Float[Array, "L B"]:
         model = residual_model(net) if dynamics is None else dynamics.sampler(algo.cfg, net)
-        return squared_error(model, *real, k_model)
+        obs, actions = real
+        return squared_error(model, obs, actions, k_model)
 
     real = jax.jit(sample_sequences, static_argnums=(1, 2, 3))(window, chunk, count, trajectories, key)
     _, last = sequence_starts(window.episodes, horizon, trajectories, key)

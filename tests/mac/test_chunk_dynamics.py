@@ -169,7 +169,7 @@ EXITS, SHARE = np.asarray([[1.0, 0.0], [0.0, 1.0]]), 1 / 3
 
 def after_training(kind: str, updates: int = 1200) -> np.ndarray:
     """Draws of a model that was trained on states of which nothing but the exits' shares can be known."""
-    options = OPTIONS[kind] | {"dynamics_samples": 1} if kind in OPTIONS else {}
+    options: dict[str, Any] = OPTIONS[kind] | {"dynamics_samples": 1} if kind in OPTIONS else {}
     options |= {"dynamics_steps": 10} if kind == "flow" else {}
     cfg = Config(chunk=1, hidden=(32, 32), **options)
     model, optimiser = make_dynamics(cfg, Numerics()), optax.adam(3e-3)
