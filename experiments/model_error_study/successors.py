@@ -51,6 +51,9 @@ class Chunks(NamedTuple):
     actions: Float[np.ndarray, "K n A"]
 
 
+Repetitions = dict[tuple[Any, ...], Float[np.ndarray, "K M D"]]
+"""Ends of chunks in the simulator, by maze, states and actions."""
+
 # The two sets.
 
 
@@ -160,15 +163,19 @@ def compare_successors(
     Raises:
         UserError: a run has no model of chunks, or does not play in a point's maze with teleporters.
     """
-    rows = [row for folder in folders for row in successor_rows(folder, count, draws, seed)]
+    known: Repetitions = {}
+    rows = [row for folder in folders for row in successor_rows(folder, count, draws, seed, known)]
     data = "; ".join(dict.fromkeys(row.data for row in rows))
     write_csv(out / "successors.csv", rows, command, data=data)
     print_tables(successor_table(rows, data))
     print(f"  {out / 'successors.csv'}")
 
 
-def successor_rows(folder: Path, count: int, draws: int, seed: int) -> list[SuccessorRow]:
-    """Returns the rows of one run: one per seed and place."""
+def successor_rows(folder: Path, count: int, draws: int, seed: int, known: Repetitions) -> list[SuccessorRow]:
+    """Returns the rows of one run: one per seed and place.
+
+    `known` are repetitions of earlier runs, to which those of this one are added.
+    """
     run = saved_run.open_run(folder)
     network, algo, chunk = network_of(run.state.nets, run.title), run.algo, run.algo.sample.chunk
     env, dynamics = make(run.settings.task_id, "c"), getattr(algo, "dynamics", None)
@@ -183,7 +190,10 @@ def successor_rows(folder: Path, count: int, draws: int, seed: int) -> list[Succ
     places = find_chunks(window, run.normalizer, env, chunk, count, seed)
     curve, cfg, rows = success_of(run), run.settings.hp, []
     for place, chunks in places.items():
-        real = simulate(env, chunks, draws, seed)
+        same = (env.maze.size, chunks.obs.tobytes(), chunks.actions.tobytes())
+        if same not in known:
+            known[same] = simulate(env, chunks, draws, seed)
+        real = known[same]
         drawn = draw(dynamics, cfg, network, run.normalizer, chunks, draws, seed)
         shares, wanted = exit_shares(drawn, env.maze.exits), exit_shares(real, env.maze.exits)
         for i, number in enumerate(run.numbers):

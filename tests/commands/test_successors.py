@@ -187,4 +187,4 @@ def test_flags_without_effect_are_refused(capsys: pytest.CaptureFixture[str], tm
 @pytest.mark.slow
 def test_run_of_another_environment_is_refused(finished: Path):
     with pytest.raises(UserError, match=r"cube-single.*; name runs of pointmaze-teleport"):
-        successors.successor_rows(finished, 4, 8, 0)
+        successors.successor_rows(finished, 4, 8, 0, {})
