@@ -52,7 +52,7 @@ def two_exits(first: int, count: int = 400) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("p", "q"), [(0.5, 0.5), (0.25, 0.5), (1.0, 0.0), (0.3, 0.9)])
-def test_energy_distance_of_two_exits_is_that_of_their_shares(p: float, q: float):
+def test_energy_distance_of_two_exits_follows_their_shares(p: float, q: float):
     """Exits d apart: 2 d (p + q - 2 p q) - 2 d p (1 - p) - 2 d q (1 - q) = 2 d (p - q)²."""
     count = 400
     got = energy_distance(two_exits(round(p * count)), two_exits(round(q * count)))
@@ -103,7 +103,7 @@ def test_repeated_chunk_leaves_by_every_exit_equally_often():
     assert not np.array_equal(ends, other)
 
 
-def test_chunk_that_enters_no_teleporter_always_ends_in_one_place():
+def test_chunk_that_enters_none_ends_in_one_place():
     chunks = at_entrance(1, TELEPORT_RADIUS + 1.5)
     ends = simulate(teleport(), chunks, 5, seed=0)
     np.testing.assert_allclose(ends, np.broadcast_to(ends[:, :1], ends.shape), atol=1e-5)
@@ -133,7 +133,7 @@ def test_chunks_are_sorted_by_whether_they_enter():
 
 
 @pytest.mark.parametrize("kind", ["deterministic", "gaussian", "flow"])
-def test_draws_have_an_axis_of_seeds_chunks_and_repetitions(kind: Any):
+def test_draws_have_axes_of_seeds_chunks_and_repetitions(kind: Any):
     cfg = Config(chunk=6, hidden=(8,), dynamics=kind)
     dynamics = make_dynamics(cfg, Numerics())
     nets = jax.vmap(lambda key: dynamics.net(cfg, 2, 12, key))(jr.split(jr.key(0), 3))

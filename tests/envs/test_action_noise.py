@@ -36,7 +36,7 @@ def starts(env: Any, count: int, seed: int = 0) -> Any:
 # In an environment.
 
 
-def test_displacement_has_the_mean_of_the_action_and_the_spread_of_the_noise():
+def test_displacement_is_the_action_with_noise_of_that_spread():
     env = NoisyActions(PointEnv(), SIGMA)
     before = starts(env, 4000)
     action = jnp.broadcast_to(jnp.asarray([0.1, -0.2]), (4000, 2))  # 3 sigma away from the limits
@@ -57,7 +57,7 @@ def test_executed_actions_stay_within_their_range():
     assert np.abs(moved).max() <= STRIDE * (1 + 1e-5) and np.min(moved) < -0.9 * STRIDE
 
 
-def test_same_key_gives_the_same_episode_and_starts_do_not_depend_on_sigma():
+def test_same_key_gives_the_same_episode():
     action = jnp.full((20, 2), 0.2)
     one, other = (NoisyActions(PointEnv(), sigma) for sigma in (SIGMA, 2 * SIGMA))
     first = jax.vmap(one.step)(starts(one, 20), action)
@@ -66,7 +66,7 @@ def test_same_key_gives_the_same_episode_and_starts_do_not_depend_on_sigma():
     assert not np.array_equal(first.obs, jax.vmap(other.step)(starts(other, 20), action).obs)
 
 
-def test_state_that_is_done_stays_as_it_is_and_bad_actions_are_seen():
+def test_state_that_is_done_stays_as_it_is():
     env = NoisyActions(PointEnv(), SIGMA)
     state = env.reset(jr.key(0), jnp.asarray(1))
     ended = jax.tree.map(lambda x: x, state)
@@ -78,7 +78,7 @@ def test_state_that_is_done_stays_as_it_is_and_bad_actions_are_seen():
     assert int(env.step(state, jnp.ones(2)).t) == 1
 
 
-def test_evaluation_plays_with_noise_and_with_keys_of_its_own(monkeypatch: pytest.MonkeyPatch):
+def test_evaluation_plays_with_noise_of_its_own_keys(monkeypatch: pytest.MonkeyPatch):
     algo = mac(batch=7)
     state = jax.tree.map(lambda x: x[None], fresh(algo))
     policies, keys = Policies(algo, identity(), state), evaluation_keys(jnp.asarray([3]), 10)
@@ -110,7 +110,7 @@ def simulated(noise: float) -> Any:
     return Simulator(policy, seed=0, lanes=2, noise=noise).run(jobs).rows
 
 
-def test_recorded_action_is_the_intended_one_and_the_state_follows_the_executed():
+def test_recorded_action_is_the_intended_one():
     plain, noisy, again = simulated(0.0), simulated(SIGMA), simulated(SIGMA)
     np.testing.assert_array_equal(plain.actions[:, 0], noisy.actions[:, 0])
     np.testing.assert_array_equal(plain.observations[:, 0], noisy.observations[:, 0])
@@ -124,7 +124,7 @@ def test_recorded_action_is_the_intended_one_and_the_state_follows_the_executed(
     assert np.median(np.abs(still)) < 1e-3
 
 
-def test_noise_is_recorded_and_other_data_in_the_folder_are_refused(tmp_path: Path):
+def test_noise_is_recorded_and_other_data_are_refused(tmp_path: Path):
     spec = DatasetSpec(NAME, episodes=1, per_shard=1, lanes=2)
     assert "action_noise" not in spec.settings
     generate(spec._replace(action_noise=SIGMA), tmp_path)

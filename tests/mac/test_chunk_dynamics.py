@@ -45,7 +45,7 @@ def test_losses_are_those_of_numpy(case: Case):
     assert got == pytest.approx(want, rel=2e-4)
 
 
-def test_gradients_are_the_slopes_of_each_networks_loss(case: Case):
+def test_gradients_are_slopes_of_each_networks_loss(case: Case):
     """No loss reaches another network: values do not teach the model to please them."""
     gradients = case.gradients()
     assert touched(gradients) == {net: {net} for net in own_losses(case.algo)}
@@ -55,7 +55,7 @@ def test_gradients_are_the_slopes_of_each_networks_loss(case: Case):
 
 
 @pytest.mark.slow
-def test_losses_with_goals_and_probabilities_are_those_of_numpy():
+def test_losses_with_goals_are_those_of_numpy():
     algo = goal_mac(value="bce", rollout_batch=5, **OPTIONS["flow"])
     case = make_case(algo)
     metrics, want = case.loss()[1], case.by_hand(double(case.nets))
@@ -195,12 +195,12 @@ def after_training(kind: str, updates: int = 1200) -> np.ndarray:
     return np.asarray(train(net))
 
 
-def test_deterministic_model_predicts_a_state_between_the_exits():
+def test_deterministic_model_predicts_between_the_exits():
     got = after_training("deterministic", 400)
     np.testing.assert_allclose(got, np.broadcast_to([SHARE, 1 - SHARE], got.shape), atol=0.05)
 
 
-def test_gaussian_model_has_the_mean_and_the_spread_of_the_exits():
+def test_gaussian_model_has_mean_and_spread_of_the_exits():
     """Adam remembers the steep slopes of the narrow start for about 1000 updates, and is slow until then."""
     got = after_training("gaussian", 4000)
     np.testing.assert_allclose(got.mean(axis=0), [SHARE, 1 - SHARE], atol=0.06)
