@@ -28,6 +28,9 @@ from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import mse
 from mac.ops.rollout import residual_model
 
+WIDE_START = 1.6094
+"""Added to what a network says of its spread, so that standard deviations begin at about 1 (log 5: 5/6 of the
+range of their logarithms). Narrow starts have slopes so steep that Adam is slow for 1000 updates."""
 Sampler = Callable[..., Float[Array, "*B D"]]
 """Successors: `sampler(s, a)` of a deterministic model, `sampler(s, a, key)` of one that draws."""
 
@@ -121,7 +124,7 @@ class GaussianDynamics(AbstractChunkDynamics):
     ) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
         """Means of the change of each entry, and logarithms of its standard deviation."""
         mean, spread = jnp.split(net(s, a), 2, axis=-1)
-        return mean, bounded_log_std(spread)
+        return mean, bounded_log_std(spread + WIDE_START)
 
     def loss(
         self, cfg: Config, net: Network, s: Array, a: Array, after: Array, key: Key[Array, ""] | None

@@ -57,8 +57,8 @@ def model_draws(cfg: Config, batch: int, obs: int, *keys: jax.Array) -> dict[str
 
 
 def log_std_of(raw: np.ndarray) -> np.ndarray:
-    """Logarithms of the standard deviations of Gaussian dynamics, between -5 and 1."""
-    return 6 * sigmoid(raw) - 5
+    """Logarithms of the standard deviations of Gaussian dynamics, between -5 and 1, from about 0 on."""
+    return 6 * sigmoid(raw + 1.6094) - 5
 
 
 def dynamics_loss(

@@ -201,8 +201,7 @@ def test_deterministic_model_predicts_between_the_exits():
 
 
 def test_gaussian_model_has_mean_and_spread_of_the_exits():
-    """Adam remembers the steep slopes of the narrow start for about 1000 updates, and is slow until then."""
-    got = after_training("gaussian", 4000)
+    got = after_training("gaussian")
     np.testing.assert_allclose(got.mean(axis=0), [SHARE, 1 - SHARE], atol=0.06)
     np.testing.assert_allclose(got.std(axis=0), (SHARE * (1 - SHARE)) ** 0.5, rtol=0.1)
 
