@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import tyro
 
 from baselines.random_policy import UniformPolicy
+from envs_mjx.action_noise import check_sigma, with_action_noise
 from envs_mjx.registry import TaskId, make
 from experiments.cli.arguments import read_flags, start_jax
 from experiments.cli.exit_status import exit_status
@@ -69,6 +70,8 @@ class Args:
     behaviour without best-of-N selection"""
     policy: Literal["trained", "random"] = "trained"
     """`random` plays uniform random actions in the same episodes instead: what any policy must beat"""
+    noise: float | None = None
+    """standard deviation of noise on every executed action; None = that of the run's own evaluations"""
     seed: int = 0
     """which episodes are played: 0 = those of the run's own evaluation after that update, else others"""
 
@@ -78,6 +81,8 @@ class Args:
             value = getattr(self, name)
             if value is not None and not least <= value < 2**31:
                 raise UserError(f"--{name}={value}: must be at least {least}, and below 2**31")
+        if self.noise is not None and (wrong := check_sigma("--noise", self.noise)):
+            raise UserError(wrong)
         if self.policy == RANDOM and self.hp:
             raise UserError("--hp says how the trained policies act; leave it out with --policy random")
 
@@ -100,6 +105,11 @@ def evaluate_again(ask: Args) -> int:
     games = by_environment(settings.task_id, ask.tasks, "--tasks")
     start_jax(1)
     engine = evaluation_engine(settings.task_id, ask.engine)
+    noise = settings.eval.noise if ask.noise is None else ask.noise
+    if noise and engine == "ogbench":
+        raise UserError(
+            f"--noise={noise:g}: ogbench plays without noise; take another --engine, or --noise 0"
+        )
     run = open_run(ask.run, ask.step, settings)
     check_appendable(out, "--out")
     if ask.policy == RANDOM:
@@ -110,6 +120,7 @@ def evaluate_again(ask: Args) -> int:
     print(f"policies     {title(run)}: {counted(len(run.numbers), 'seed')}{learnt}, from {ask.run}")
     print(
         f"environment  engine {engine}, {'tasks' if len(tasks) > 1 else 'task'} {', '.join(map(str, tasks))}"
+        + (f", noise {noise:g} on executed actions" if noise else "")
     )
     print(
         f"episodes     {episodes} per task and seed, {episodes * len(tasks) * len(run.numbers):,} in all",
@@ -119,12 +130,13 @@ def evaluate_again(ask: Args) -> int:
     step = 0 if ask.policy == RANDOM else run.step  # random actions have learnt nothing
     rows: list[dict[str, Any]] = []
     for env, each in games:
-        result = play_episodes(run, env, each, engine, episodes, ask)
+        result = play_episodes(run, env, each, engine, episodes, ask, noise)
         spec = run.algo.env
         rows += eval_rows(Evaluation(step, each, result, engine, label, spec), run.numbers)
     seconds = time.perf_counter() - began
     print_results(run, rows, engine, seconds)
     asked = {"engine": engine, "env": settings.env, "tasks": tasks, "step": run.step, "episodes": episodes}
+    asked |= {"noise": noise} if noise else {}
     asked |= {"policy": ask.policy, "seed": ask.seed, "hp": ask.hp, "batch": ask.batch}
     append_row(out, asked | {"seconds": round(seconds, 2)} | facts | {"rows": rows})
     print(f"  {out}")
@@ -143,15 +155,21 @@ def title(run: SavedRun) -> str:
 
 
 def play_episodes(
-    run: SavedRun, task_id: TaskId, tasks: tuple[int, ...], engine: str, episodes: int, ask: Args
+    run: SavedRun,
+    task_id: TaskId,
+    tasks: tuple[int, ...],
+    engine: str,
+    episodes: int,
+    ask: Args,
+    noise: float,
 ) -> Episodes:
-    """Evaluates the run's policies in an environment."""
+    """Evaluates the run's policies in an environment; `noise` disturbs their actions."""
     keys = evaluation_keys(jnp.asarray(run.numbers), run.step, ask.seed)
     if engine == "ogbench":
         name, total = task_id.name, len(run.numbers) * len(tasks) * episodes
         with open_progress(f"ogbench {name}", total, "episodes") as progress:
             return play_official(run, name, tasks, episodes, keys, batch=ask.batch, report=progress.update)
-    env = make(task_id, engine)
+    env = with_action_noise(make(task_id, engine), noise)
     result = evaluate(run.policies, env, episodes, keys, batch=ask.batch, tasks=tasks)
     return jax.device_get(result)
 

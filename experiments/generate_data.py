@@ -17,10 +17,12 @@ from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
+from envs_mjx.action_noise import check_sigma
 from envs_mjx.datagen.dataset_spec import LANES, DatasetSpec, episode_rows, family_and_style
 from envs_mjx.datagen.generate import DatasetSummary, generate, metadata_path, work_folder
 from envs_mjx.datagen.npz_shards import make_shards
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
+from envs_mjx.datagen.style_mix import read_mix
 from envs_mjx.experts import STYLES
 from envs_mjx.experts.maze_experts import DirectionActor
 from envs_mjx.locomotion.walkers import MAZES
@@ -59,6 +61,11 @@ class Args:
     `stitch` to one near goal, `explore` anywhere; None = that of --env, else play or navigate"""
     expert: Path | None = None
     """folder that experiments/train_expert.py made, for ants and humanoids"""
+    mix: str | None = None
+    """shares of episodes by style, such as play=0.5,noisy=0.3,random=0.2; `random` is uniform random actions;
+    the files keep the name of --env and --style"""
+    noise: float = 0.0
+    """standard deviation of noise on every executed action; the recorded actions are the intended ones"""
     seed: int = 0
     """same seed, same data"""
     out: Path | None = None
@@ -77,6 +84,8 @@ class Args:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name}={value}: must be at least 1")
+        if wrong := check_sigma("--noise", self.noise):
+            raise UserError(wrong)
 
 
 class Command(NamedTuple):
@@ -156,7 +165,12 @@ def read_command(argv: Sequence[str]) -> Command:
     per_shard = episodes_of(ask.shard_rows, "--shard-rows", rows)
     arguments.start_jax(1)
     engine = resolve_engine(ask.engine)
-    request = DatasetSpec(name, episodes, per_shard, ask.seed, engine, ask.lanes or LANES[engine])
+    lanes = ask.lanes or LANES[engine]
+    if ask.mix is not None:
+        read_mix(ask.mix, name)
+    request = DatasetSpec(
+        name, episodes, per_shard, ask.seed, engine, lanes, action_noise=ask.noise, mix=ask.mix or ""
+    )
     actor = None
     if ask.expert is not None:
         actor, checksum = load_actor(ask.expert, name.partition("maze")[0])
@@ -169,6 +183,10 @@ def default_dataset_folder(request: DatasetSpec) -> Path:
     """Returns the default folder of a dataset: where `run.py` looks, for a single pair of files."""
     folder = DATA / f"generated-{request.episodes * episode_rows(request.dataset)}-seed{request.seed}"
     folder = folder if request.engine == "c" else folder.with_name(f"{folder.name}-{request.engine}")
+    if request.action_noise:
+        folder = folder.with_name(f"{folder.name}-noise{request.action_noise:g}")
+    if request.mix:
+        folder = folder.with_name(f"{folder.name}-{request.mix.replace('=', '').replace(',', '-')}")
     return folder if request.episodes <= request.per_shard else folder / request.dataset
 
 
@@ -179,6 +197,10 @@ def announce_dataset(command: Command) -> None:
     val = sum(shard.val.episodes for shard in shards)
     threads = command.threads or cores()
     print(f"dataset      {request.dataset}, seed {request.seed}")
+    if request.action_noise:
+        print(f"noise        {request.action_noise:g} on executed actions; the recorded ones have none")
+    if request.mix:
+        print(f"styles       {request.mix}, as shares of episodes")
     print(
         f"episodes     {request.episodes:,} for training, {val:,} for validation, "
         f"{command.episode_rows} rows each"

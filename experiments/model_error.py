@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -37,6 +38,7 @@ from experiments.model_error_study.open_loop import (
 )
 from experiments.model_error_study.rows import ChunkRow
 from experiments.model_error_study.success_by_error import compare_policies
+from experiments.model_error_study.successors import compare_successors
 from mac.ablations.dynamics_only import Dynamics
 from mac.config import Config
 from mac.data.normalize import Normalizer, fit_normalizer
@@ -94,14 +96,22 @@ class Args:
     """environment steps that models run open loop; a multiple of every chunk length"""
     trajectories: int = 512
     """held-out trajectories, the same for all models"""
+    dynamics: Literal["deterministic", "gaussian", "flow"] = "deterministic"
+    """what the models predict, as --hp.dynamics; one draw of a model that draws its states is measured"""
     policy: tuple[Path, ...] = ()
     """folders of runs whose success is plotted against their models' errors"""
+    successors: int = 0
+    """with --policy: compares so many draws of each chunk's end with as many repetitions in the simulator,
+    at teleporters and elsewhere; 0 = no"""
+    contexts: int = 32
+    """chunks at each of these places"""
     out: Path = Path("model_error")
-    """folder of model_error.csv and .png, and of success.csv and .png"""
+    """folder of model_error.csv and .png, of success.csv and .png, and of successors.csv"""
     data: DatasetLocation = field(default_factory=DatasetLocation)
 
     def __post_init__(self):
-        low = {"seeds": 1, "seed": 0, "batch": 1, "trajectories": 1, "horizon": 1}
+        low = {"seeds": 1, "seed": 0, "batch": 1, "trajectories": 1, "horizon": 1, "contexts": 1}
+        low["successors"] = 2 if self.successors else 0
         low["steps"] = 0 if self.policy else 1
         for name, least in low.items():
             if not least <= getattr(self, name) < 2**31:
@@ -111,6 +121,8 @@ class Args:
         for name in ("chunks", "hidden"):
             if min(getattr(self, name), default=0) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: give at least one number, each at least 1")
+        if self.successors and not self.policy:
+            raise UserError(f"--successors={self.successors}: name runs of pointmaze-teleport with --policy")
         if not 0 < self.lr < math.inf:
             raise UserError(f"--lr={self.lr}: must be positive and finite")
         if not 0 <= self.cooldown <= 1:
@@ -119,7 +131,8 @@ class Args:
     def algorithm(self, env: EnvSpec, chunk: int) -> Dynamics:
         """Returns the algorithm that trains the models of one chunk length."""
         sizes = {"chunk": chunk, "batch": self.batch, "hidden": self.hidden}
-        return Dynamics(Config(**sizes, lr=self.lr, cooldown=self.cooldown), env, self.steps)
+        cfg = Config(**sizes, lr=self.lr, cooldown=self.cooldown, dynamics=self.dynamics)
+        return Dynamics(cfg, env, self.steps)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -145,6 +158,8 @@ def study(args: Args, argv: Sequence[str]) -> int:
         compare_chunks(args, name, command)
     if args.policy:
         compare_policies(args.policy, args.horizon, args.trajectories, args.seed, args.out, command)
+    if args.successors:
+        compare_successors(args.policy, args.contexts, args.successors, args.seed, args.out, command)
     return 0
 
 
@@ -176,11 +191,10 @@ def compare_chunks(args: Args, name: str, command: Sequence[str]) -> None:
     numbers = range(args.seed, args.seed + args.seeds)
     with open_progress("model error", total, "updates", seeds=numbers) as progress:
         for place, chunk in enumerate(args.chunks):
-            nets, loss = train_models(
-                args, args.algorithm(spec, chunk), store, normalizer, progress, place * args.steps
-            )
+            algo = args.algorithm(spec, chunk)
+            nets, loss = train_models(args, algo, store, normalizer, progress, place * args.steps)
             with progress.phase("measuring"):
-                errors = open_loop_errors(nets, real, chunk, args.horizon, args.trajectories, args.seed)
+                errors = open_loop_errors(nets, real, chunk, args.horizon, args.trajectories, args.seed, algo)
                 rows += chunk_rows(args, chunk, loss, errors)
                 write_csv(args.out / "model_error.csv", rows, command, data=label)
                 draw_chunks(rows, args.out / "model_error.png", title=title, data=label)

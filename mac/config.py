@@ -162,6 +162,14 @@ class Config(CommonConfig):
     """a known bug of the authors' code: with value bce, Q's target takes the logit of V for its value"""
     execute: int = 1
     """actions of a chunk executed before planning anew, 1 to `chunk`"""
+    dynamics: Literal["deterministic", "gaussian", "flow"] = "deterministic"
+    """model of the state after a chunk: one state, a normal distribution, or a flow of any distribution"""
+    dynamics_steps: int = 10
+    """Euler steps of the flow that draws states (dynamics flow)"""
+    dynamics_scale: float = 1.0
+    """unit of the changes of state that the flow draws, about their size (dynamics flow)"""
+    dynamics_samples: int = 1
+    """states drawn after the first chunk, over whose values Q's target averages (dynamics gaussian, flow)"""
     critic_chunk: int = 0
     """first actions of a chunk that a second, short critic judges, h: it learns from Q, and chooses while
     acting; at least `execute`; 0 = off, Q chooses"""
@@ -193,6 +201,13 @@ class Config(CommonConfig):
         self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
         self._require("release_bce", not self.release_bce or self.value == "bce", "needs --hp.value bce")
         self._check_long_chunks()
+        self._require_positive("dynamics_steps", "dynamics_samples")
+        self._require("dynamics_scale", 0 < self.dynamics_scale < float("inf"), "must be positive and finite")
+        if self.dynamics == "deterministic":
+            self._require_default("dynamics_samples", reason="a deterministic model has one successor")
+        if self.dynamics != "flow":
+            reason = f"--hp.dynamics={self.dynamics} has no flow"
+            self._require_default("dynamics_steps", "dynamics_scale", reason=reason)
 
     def _check_long_chunks(self) -> None:
         """Checks what chooses among chunks: the short critic, and the search."""

@@ -36,6 +36,7 @@ from jaxtyping import Array, Float, Key
 
 from mac import mac_diagnostics
 from mac.algorithm import AbstractLossAlgorithm, TrainState, replace_numerics
+from mac.chunk_dynamics import AbstractChunkDynamics, make_dynamics
 from mac.config import Config
 from mac.errors import UserError
 from mac.nn.frozen import Numerics
@@ -53,7 +54,7 @@ from mac.ops.losses import (
 )
 from mac.ops.noise_search import noise_search
 from mac.ops.returns import chunk_reward, lambda_return
-from mac.ops.rollout import Trajectory, imagine, residual_model
+from mac.ops.rollout import Trajectory, imagine
 from mac.types import Batch, Metrics, Number, SampleSpec, Window
 
 States = Float[Array, "B D"]
@@ -67,7 +68,7 @@ class Nets(eqx.Module):
     A network that a setting does not have is None.
     """
 
-    model: MLP  # s, a -> change of s over the chunk
+    model: MLP  # s, a -> change of s over the chunk, or what `mac.chunk_dynamics` draws it with
     reward: MLP | None  # s, a -> reward of the chunk
     success: MLP | None  # s, g, a -> logit of reaching g within the chunk
     flow: Any  # s, g, x, time -> velocity of x
@@ -162,6 +163,11 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         """Factor per chunk."""
         return self.cfg.discount**self.cfg.chunk
 
+    @property
+    def dynamics(self) -> AbstractChunkDynamics:
+        """What `nets.model` predicts, and how."""
+        return make_dynamics(self.cfg, self.numerics)
+
     def nets(self, key: Key[Array, ""]) -> Nets:
         obs, goal, hidden = self.env.obs_dim, self.env.goal_dim, self.cfg.hidden
         chunk = self.cfg.chunk * self.env.action_dim
@@ -169,7 +175,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         outcome = value_net((obs, goal, chunk), hidden, key=k[1])
         flow, policy = self.policy.nets(self.cfg, (obs, goal, chunk), k[2])
         return Nets(
-            model=MLP((obs, chunk), hidden, obs, key=k[0]),
+            model=self.dynamics.net(self.cfg, obs, chunk, k[0]),
             reward=outcome if goal is None else None,
             success=None if goal is None else outcome,
             flow=flow,
@@ -193,14 +199,15 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
     def loss(
         self, nets: Nets, target: Network, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
-        k_policy, k_roll, k_improve = jr.split(key, 3)
-        cfg, frozen = self.cfg, self.numerics.freeze(nets)
+        dynamics, cfg, frozen = self.dynamics, self.cfg, self.numerics.freeze(nets)
+        k_policy, k_roll, k_improve, *k_model = jr.split(key, 6 if dynamics.draws else 3)
+        k_fit, k_dream, k_next = k_model or (None, None, None)
         s, a = batch.obs, batch.actions.reshape(len(batch.actions), -1)
         g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
 
         # 1. Fit the models to the data (eq. 5, 6).
         with jax.named_scope("model"):
-            losses = {"model/dynamics_loss": mse(residual_model(nets.model)(s, a), batch.next_obs)}
+            losses = {"model/dynamics_loss": dynamics.loss(cfg, nets.model, s, a, batch.next_obs, k_fit)}
             losses |= self.outcome_loss(nets, batch, s, g, a)
 
         # 2. Clone the behaviour, and distil it to one step (eq. 7, 8).
@@ -212,7 +219,8 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         with jax.named_scope("imagination"):
             tau = imagine(
                 lambda s, key: self.best_chunk(frozen, s, g, key, cfg.candidates),
-                residual_model(frozen.model), s, cfg.rollout, k_roll, unroll=self.numerics.unrolls(),
+                dynamics.sampler(cfg, frozen.model), s, cfg.rollout, k_roll, k_dream,
+                unroll=self.numerics.unrolls(),
             )  # fmt: skip
             reward, mask = self.predict_outcome(frozen, tau.obs, g, tau.action)
         with jax.named_scope("value"):
@@ -226,8 +234,10 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
 
         # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
         with jax.named_scope("critic"):
-            q, next_v = scalar(nets.q, s, g, tau.action[0]), scalar(frozen.v, tau.next_obs[0], g)
+            q = scalar(nets.q, s, g, tau.action[0])
+            next_v = scalar(frozen.v, self.first_successors(frozen, tau, k_next), g)
             next_v = next_v if cfg.release_bce else self.to_value(next_v)
+            next_v = next_v if cfg.dynamics_samples == 1 else jnp.mean(next_v, axis=0)
             losses["critic/loss"] = self.value_loss(q, reward[0] + self.discount * mask[0] * next_v)
 
         # 5. Distil Q to a critic of the first actions, optimistic about the others (off by default).
@@ -269,6 +279,17 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
             return reward, jax.nn.sigmoid(-scalar(nets.termination, s, a))
         reached = (scalar(nets.success, s, g, a) > 0).astype(s.dtype)
         return reached - float(self.cfg.value == "squared"), 1 - reached
+
+    def first_successors(
+        self, nets: Nets, tau: Trajectory, key: Key[Array, ""] | None
+    ) -> Float[Array, "*m B D"]:
+        """States after the first chunk, the imagined one first: m where several are drawn, else that one."""
+        count = self.cfg.dynamics_samples
+        if count == 1:
+            return tau.next_obs[0]
+        s, a = (jnp.broadcast_to(x[0], (count - 1, *x[0].shape)) for x in (tau.obs, tau.action))
+        others = self.dynamics.successor(self.cfg, nets.model, s, a, key)
+        return jnp.concatenate([tau.next_obs[:1], others])
 
     def to_value(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
         """Maps an output of V or Q to a value."""

@@ -1,6 +1,7 @@
 """Diagnostics of MAC while it trains: errors of its model, its critic and its one-step policy.
 
-    drift_n               error of the model after n steps along real actions (RMS, normalised units)
+    drift_n               error of the model after n steps along real actions (RMS, normalised units); of a
+                          model that draws its states, of one draw
     motion_n              how far real states move in n steps: the error of predicting "no change"
     imagined_outside_n    share of imagined states outside the data's range, n steps into a rollout
     real_outside          that share among states of the data; 0 in the rows that the range was taken from
@@ -23,13 +24,14 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.chunk_dynamics import AbstractChunkDynamics
 from mac.config import Config
 from mac.data.chunk_sequences import Sequences, sample_sequences
 from mac.data.sampler import sample
 from mac.nn.mlp import scalar
 from mac.ops.flow import euler
 from mac.ops.returns import return_of_probability
-from mac.ops.rollout import Model, imagine, residual_model, squared_error
+from mac.ops.rollout import Model, imagine, squared_error
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 STATES = 256
@@ -49,6 +51,8 @@ class ChunkAlgorithm(Protocol):
     def env(self) -> EnvSpec: ...
     @property
     def sample(self) -> SampleSpec: ...
+    @property
+    def dynamics(self) -> AbstractChunkDynamics: ...
 
     def sample_chunks(
         self, nets: Any, s: Array, g: Array | None, key: Key[Array, ""], n: int, *, acting: bool = False
@@ -68,16 +72,17 @@ def compute_diagnostics(algo: ChunkAlgorithm, nets: Any, window: Window, key: Ke
 
     Drifts are NaN if no episode of the window is as long as a rollout.
     """
-    k_batch, k_rows, k_roll, k_choice, k_distil = jr.split(key, 5)
-    cfg, count = algo.cfg, algo.cfg.rollout
+    k_batch, k_rows, k_roll, k_choice, k_distil, *k_model = jr.split(key, 7 if algo.dynamics.draws else 5)
+    k_drift, k_dream = k_model or (None, None)
+    cfg, count, model = algo.cfg, algo.cfg.rollout, algo.dynamics.sampler(algo.cfg, nets.model)
     batch = sample(window, algo.sample._replace(batch=STATES), k_batch)
     real = sample_sequences(window, cfg.chunk, count, STATES, k_rows)
     long_enough = jnp.any(window.episodes.steps >= cfg.chunk * count)
 
     curves = {
-        "drift": jnp.where(long_enough, drift(residual_model(nets.model), real), jnp.nan),
+        "drift": jnp.where(long_enough, drift(model, real, k_drift), jnp.nan),
         "motion": jnp.where(long_enough, no_change_error(real), jnp.nan),
-        "imagined_outside": outside(imagined(algo, nets, batch, k_roll)),
+        "imagined_outside": outside(imagined(algo, nets, batch, k_roll, k_dream)),
     }
     found = {f"{name}_{cfg.chunk * k}": x[k - 1] for name, x in curves.items() for k in horizons(count)}
     found["real_outside"] = outside(batch.obs)
@@ -105,9 +110,12 @@ def horizons(count: int) -> list[int]:
     return sorted({k for k in round_numbers if k < count} | {count})
 
 
-def drift(model: Model, real: Sequences) -> Float[Array, " L"]:
-    """Error of `model`, run open loop with the real actions, after each of L chunks; RMS over entries."""
-    return jnp.sqrt(jnp.mean(squared_error(model, *real), axis=-1))
+def drift(model: Model, real: Sequences, k_model: Key[Array, ""] | None = None) -> Float[Array, " L"]:
+    """Error of `model`, run open loop with the real actions, after each of L chunks; RMS over entries.
+
+    `k_model` is the key of a model that draws its states.
+    """
+    return jnp.sqrt(jnp.mean(squared_error(model, *real, k_model), axis=-1))
 
 
 def no_change_error(real: Sequences) -> Float[Array, " L"]:
@@ -115,14 +123,21 @@ def no_change_error(real: Sequences) -> Float[Array, " L"]:
     return drift(lambda obs, _: obs, real)
 
 
-def imagined(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, "T B D"]:
+def imagined(
+    algo: ChunkAlgorithm,
+    nets: Any,
+    batch: Batch,
+    key: Key[Array, ""],
+    k_model: Key[Array, ""] | None = None,
+) -> Float[Array, "T B D"]:
     """States after each chunk of rollouts such as V is trained on."""
     goal, n = batch.goals and batch.goals.value, algo.cfg.candidates
 
     def policy(s: Array, key: Key[Array, ""]) -> Array:
         return algo.best_chunk(nets, s, goal, key, n)
 
-    return imagine(policy, residual_model(nets.model), batch.obs, algo.cfg.rollout, key).next_obs
+    model = algo.dynamics.sampler(algo.cfg, nets.model)
+    return imagine(policy, model, batch.obs, algo.cfg.rollout, key, k_model).next_obs
 
 
 def outside(obs: Float[Array, "*T B D"]) -> Float[Array, "*T"]:

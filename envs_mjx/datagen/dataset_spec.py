@@ -1,9 +1,10 @@
 """The specification of a generated dataset: everything that its content depends on."""
 
 import importlib.metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from envs_mjx import experts
+from envs_mjx.action_noise import check_sigma
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.locomotion.maze_paths import STYLES as MAZE_STYLES
 from envs_mjx.locomotion.walkers import MAZES
@@ -17,6 +18,10 @@ _ROWS = {"navigate": 1001, "stitch": 201, "explore": 501}
 _MAX_SHARDS = 10_000  # ten times what the largest dataset of OGBench has
 
 
+OPTIONAL = ("action_noise", "mix")
+"""Options that a record leaves out where they are off."""
+
+
 class DatasetSpec(NamedTuple):
     """The specification of a dataset.
 
@@ -28,6 +33,9 @@ class DatasetSpec(NamedTuple):
         engine: `c`, or another engine of `registry.ENGINES`.
         lanes: episodes simulated together; part of the data's identity, as XLA's rounding depends on it.
         expert_checksum: checksum of the trained expert, for walkers without a scripted one; else None.
+        action_noise: standard deviation of noise on executed actions; recorded ones have none.
+        mix: shares of episodes by style, such as `play=0.8,random=0.2` (`style_mix`); empty if all are of the
+            dataset's own style.
     """
 
     dataset: str
@@ -37,11 +45,14 @@ class DatasetSpec(NamedTuple):
     engine: str = "c"
     lanes: int = LANES["c"]
     expert_checksum: str | None = None
+    action_noise: float = 0.0
+    mix: str = ""
 
     @property
-    def settings(self) -> dict[str, str | int]:
-        """Returns the values that identify the data, by name."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
+    def settings(self) -> dict[str, Any]:
+        """Returns the values that identify the data, by name; without those of options that are off."""
+        found = {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: value for name, value in found.items() if value or name not in OPTIONAL}
 
 
 def episode_rows(dataset: str) -> int:
@@ -84,6 +95,8 @@ def family_and_style(spec: DatasetSpec) -> tuple[str, str]:
             f"{spec.episodes:,} episodes, {spec.per_shard:,} in each file, are too many files; "
             "ask for fewer rows or larger shards"
         )
+    if wrong := check_sigma("action_noise", spec.action_noise):
+        raise UserError(wrong)
     if not 0 <= spec.seed < 2**31:
         raise UserError(f"seed={spec.seed}: must be in [0, 2**31)")
     return family, style

@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_
 from envs_mjx.datagen.npz_shards import TRAIN, VAL, file_arrays, make_shards
 from envs_mjx.datagen.resumable_writer import DatasetWriter, EpisodeRecord, check_settings
 from envs_mjx.datagen.simulate_episodes import EpisodeBatch, EpisodeJob, Simulator
+from envs_mjx.datagen.style_mix import RANDOM, RandomDataPolicy, StyleMix, read_mix
 from envs_mjx.engines.tabletop_c import CEngine
 from envs_mjx.engines.walker_c import CWalkerEngine
 from envs_mjx.experts.maze_experts import DirectionActor, MazeDataPolicy
@@ -138,7 +139,9 @@ def generate(
         UserError: for a bad request, a folder that holds other data or cannot be written, or a disk
             without room.
     """
-    policy = _data_policy(spec, threads, actor)
+    mix = read_mix(spec.mix, spec.dataset, "mix") if spec.mix else None
+    policies = _data_policies(spec, mix, threads, actor)
+    policy = policies[0]
     stem = stem or spec.dataset
     settings = spec.settings | {"versions": generation_versions()}
     done = metadata_path(folder, stem)
@@ -156,9 +159,10 @@ def generate(
         writer.check_names()
     writer.open(settings)
     writer.check_disk_space()
-    simulator = Simulator(policy, seed=spec.seed, lanes=spec.lanes)
+    simulators = [Simulator(p, seed=spec.seed, lanes=spec.lanes, noise=spec.action_noise) for p in policies]
     at_once = max(1, (threads or cores()) // _CORES_PER_BATCH) if spec.engine == "c" else 1
-    _simulate_missing(simulator, writer, at_once, progress or (lambda rows, total: None))
+    place_of = mix.place_of if mix else lambda index: 0
+    _simulate_missing(simulators, place_of, writer, at_once, progress or (lambda rows, total: None))
     made = earlier or _summarize(writer, policy.rows)
     write_json(done, _metadata(spec, settings, made), part=writer.draft(done.name))
     writer.close()
@@ -172,15 +176,35 @@ def episode_records(batch: EpisodeBatch) -> list[EpisodeRecord]:
     return [EpisodeRecord(*job, *rest) for job, *rest in entries]
 
 
-def _simulate_missing(simulator: Simulator, writer: DatasetWriter, at_once: int, progress: Progress) -> None:
-    """Simulates the missing episodes, `at_once` batches at a time, and writes them to disk."""
+def _take_batch(
+    todo: deque[EpisodeJob], place_of: Callable[[int], int], simulators: Sequence[Simulator]
+) -> tuple[Simulator, list[EpisodeJob]]:
+    """Takes the first of the episodes to do, and the next ones that the same simulator plays."""
+    simulator = simulators[place_of(todo[0].index)]
+    near = [todo.popleft() for _ in range(min(len(todo), simulator.lanes * len(simulators)))]
+    mine = [job for job in near if simulators[place_of(job.index)] is simulator][: simulator.lanes]
+    todo.extendleft(reversed([job for job in near if job not in mine]))
+    return simulator, mine
+
+
+def _simulate_missing(
+    simulators: Sequence[Simulator],
+    place_of: Callable[[int], int],
+    writer: DatasetWriter,
+    at_once: int,
+    progress: Progress,
+) -> None:
+    """Simulates the missing episodes, `at_once` batches at a time, and writes them to disk.
+
+    `place_of` gives the simulator of an episode, by its number within the split.
+    """
     todo, stop = deque(writer.missing()), threading.Event()
     running: dict[concurrent.futures.Future[EpisodeBatch], list[int]] = {}  # rows of each so far
     with concurrent.futures.ThreadPoolExecutor(at_once, "wave") as pool:
         try:
             while todo or running:
                 while todo and len(running) < at_once:
-                    jobs = [todo.popleft() for _ in range(min(simulator.lanes, len(todo)))]
+                    simulator, jobs = _take_batch(todo, place_of, simulators)
                     rows: list[int] = []
                     running[pool.submit(simulator.run, jobs, rows.append, stop)] = rows
                 # Polling, because an unbounded wait would not notice Ctrl-C everywhere.
@@ -197,9 +221,24 @@ def _simulate_missing(simulator: Simulator, writer: DatasetWriter, at_once: int,
             stop.set()  # batches that still run end within a segment
 
 
-def _data_policy(spec: DatasetSpec, threads: int | None, actor: DirectionActor | None) -> AbstractDataPolicy:
-    """Returns the environment and expert to simulate."""
-    family, style = family_and_style(spec)
+def _data_policies(
+    spec: DatasetSpec, mix: StyleMix | None, threads: int | None, actor: DirectionActor | None
+) -> list[AbstractDataPolicy]:
+    """Returns the environments and experts to simulate, one for each style of a mix."""
+    family, own = family_and_style(spec)
+
+    def policy(style: str) -> AbstractDataPolicy:
+        if style == RANDOM:
+            return RandomDataPolicy(_data_policy(spec, family, own, threads, actor))
+        return _data_policy(spec, family, style, threads, actor)
+
+    return [policy(style) for style in (mix.styles if mix else (own,))]
+
+
+def _data_policy(
+    spec: DatasetSpec, family: str, style: str, threads: int | None, actor: DirectionActor | None
+) -> AbstractDataPolicy:
+    """Returns the environment and expert of one style."""
     own_threads = threads is not None and spec.engine == "c"
     rows = episode_rows(spec.dataset)
     if family in MAZES:

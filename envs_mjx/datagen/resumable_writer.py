@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs_mjx.datagen.data_policy import StepRecords
+from envs_mjx.datagen.dataset_spec import OPTIONAL
 from envs_mjx.datagen.npz_shards import ArraySpec, NpzShardWriter, Shard, ShardFile, file_row_bytes
 from envs_mjx.datagen.simulate_episodes import EpisodeJob
 from mac.atomic_files import fsync, visible, write_json, writing
@@ -239,12 +240,13 @@ def check_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None
     """
     try:
         old = json.loads(path.read_bytes())
-        differing = [name for name, value in settings.items() if old[name] != value]
+        differing = [name for name, value in settings.items() if name not in OPTIONAL and old[name] != value]
+        differing += [name for name in OPTIONAL if old.get(name) != settings.get(name)]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}); {remedy} to start over") from error
     if differing:
         name = differing[0]
         raise UserError(
-            f"{path.parent} holds data with {name}={old[name]}, asked is {name}={settings[name]}; choose "
-            f"another folder, or {remedy} to start over"
+            f"{path.parent} holds data with {name}={old.get(name)}, asked is {name}={settings.get(name)}; "
+            f"choose another folder, or {remedy} to start over"
         )

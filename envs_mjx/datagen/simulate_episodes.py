@@ -16,6 +16,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from envs_mjx.action_noise import disturb
 from envs_mjx.datagen.data_policy import AbstractDataPolicy, StepRecords, TargetEvents
 
 EPISODE_ROWS = 1001
@@ -77,9 +78,12 @@ class SimulationStopped(Exception):
 class Simulator:
     """Simulator of one script's episodes; `run` may be called from several threads."""
 
-    def __init__(self, policy: AbstractDataPolicy, *, seed: int, lanes: int):
-        """Creates a simulator of `lanes` episodes at a time, all drawn from `seed`."""
-        self.policy, self.seed, self.lanes = policy, seed, lanes
+    def __init__(self, policy: AbstractDataPolicy, *, seed: int, lanes: int, noise: float = 0.0):
+        """Creates a simulator of `lanes` episodes at a time, all drawn from `seed`.
+
+        `noise` is the standard deviation of noise on executed actions; those that are recorded have none.
+        """
+        self.policy, self.seed, self.lanes, self.noise = policy, seed, lanes, noise
         # With engine `c` on the CPU even if an accelerator exists: the physics runs there, with the same
         # bits.
         self.device = jax.local_devices(backend="cpu" if policy.engine == "c" else None)[0]
@@ -107,7 +111,7 @@ class Simulator:
             for t in range(0, last, SEGMENT_STEPS):
                 if stop is not None and stop.is_set():
                     raise SimulationStopped
-                lanes, (rows, events) = _simulate_segment(policy, lanes, jnp.asarray(t))
+                lanes, (rows, events) = _simulate_segment(policy, lanes, jnp.asarray(t), self.noise)
                 record.add(rows, events, t)
                 tick(SEGMENT_STEPS * int(np.asarray(lanes.active).sum()))
             rows, healthy = _last_row(policy, lanes)
@@ -161,14 +165,14 @@ def _begin(
 
 @eqx.filter_jit
 def _simulate_segment(
-    policy: AbstractDataPolicy, lanes: RunningEpisode, begin: Int[Array, ""]
+    policy: AbstractDataPolicy, lanes: RunningEpisode, begin: Int[Array, ""], noise: float
 ) -> tuple[RunningEpisode, tuple[StepRecords, TargetEvents]]:
     """Simulates `SEGMENT_STEPS` control steps of every lane, the first of them number `begin`."""
 
     def body(
         lanes: RunningEpisode, t: Int[Array, ""]
     ) -> tuple[RunningEpisode, tuple[StepRecords, TargetEvents]]:
-        return jax.vmap(lambda lane: _advance(policy, lane, t))(lanes)
+        return jax.vmap(lambda lane: _advance(policy, lane, t, noise))(lanes)
 
     return jax.lax.scan(body, lanes, begin + jnp.arange(SEGMENT_STEPS))
 
@@ -186,11 +190,12 @@ def _last_row(policy: AbstractDataPolicy, lanes: RunningEpisode) -> tuple[StepRe
 
 
 def _advance(
-    policy: AbstractDataPolicy, lane: RunningEpisode, t: Int[Array, ""]
+    policy: AbstractDataPolicy, lane: RunningEpisode, t: Int[Array, ""], noise: float
 ) -> tuple[RunningEpisode, tuple[StepRecords, TargetEvents]]:
-    """Takes control step `t` of a lane, and records it."""
-    act, retarget = jr.split(jr.fold_in(lane.key, t))
+    """Takes control step `t` of a lane, and records it, with the action that the expert intended."""
+    act, retarget, *disturbance = jr.split(jr.fold_in(lane.key, t), 3 if noise else 2)
     row, state, done, healthy = policy.decide(lane.state, act)
     active = lane.active & healthy
-    state, (done, hit) = policy.advance(state, jnp.asarray(row.actions), done, active, retarget)
+    executed = disturb(jnp.asarray(row.actions), noise, *(disturbance or (None,)))
+    state, (done, hit) = policy.advance(state, executed, done, active, retarget)
     return RunningEpisode(state, lane.key, active), (row, TargetEvents(done & active, hit & active))

@@ -7,6 +7,7 @@ from experiments.deviceless.cards import CardName, all_cards
 from experiments.launch import cost_estimate, dataset, device_estimate, sweep
 from experiments.launch.job import Launch
 from mac.cgroup_limits import cores
+from mac.data.provenance import Provenance
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.nn.frozen import Numerics
@@ -21,6 +22,17 @@ def describe_precision(numerics: Numerics, platform: str) -> str:
         return precision + why
     others = "float32" if on_cpu else "tf32"
     return f"{precision}{', emulated,' if on_cpu else ''} in networks without gradient, {others} elsewhere"
+
+
+def describe_noise(evaluated: float, made: Provenance | None) -> str:
+    """Noise on the actions of evaluations and, where it is known, of the data; empty without any."""
+    recorded = float(made.facts.get("action_noise", 0.0)) if made and made.kind == "generated" else 0.0
+    if evaluated == recorded:
+        return f"{evaluated:g} on executed actions, in the data and in evaluations" if evaluated else ""
+    return (
+        f"the data record {recorded:g} on executed actions, evaluations have {evaluated:g}: success is that "
+        f"of a shifted environment, unless --eval.noise {recorded:g}"
+    )
 
 
 def announce(launch: Launch, reason: str) -> None:
@@ -52,8 +64,11 @@ def announce(launch: Launch, reason: str) -> None:
     print(f"data         {choice.path} ({dataset.describe_rows(settings.data, known)}{choice.describe()})")
     if note := cost_estimate.data_note(settings.preset, spec, known.rows, dataset.larger(launch.task_id)):
         print(f"note         {note}")
-    if choice.found:
-        print(f"source       {dataset.dataset_provenance(choice.path).label}")
+    made = dataset.dataset_provenance(choice.path) if choice.found else None
+    if made:
+        print(f"source       {made.label}")
+    if spec.tasks and (line := describe_noise(settings.eval.noise, made)):
+        print(f"noise        {line}")
     print(f"results      {launch.folder}")
     if settings.device:
         announce_device(launch, settings.device, lanes, left)

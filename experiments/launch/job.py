@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from envs_mjx.action_noise import with_action_noise
 from envs_mjx.base import AbstractEnv
 from envs_mjx.registry import TaskId, make, resolve_engine
 from experiments.launch import dataset, saved_run, sweep
@@ -73,7 +74,7 @@ def prepare_launch(settings: Settings[Any]) -> Launch:
     folder = settings.out or default_run_folder(settings)
     reached, finished = progress_of(settings, folder)
     task_id, engine = settings.task_id, choose_engine(settings)
-    env = make(task_id, engine)
+    env = with_action_noise(make(task_id, engine), settings.eval.noise)
     settings, choice = choose_dataset(settings, task_id, folder, env.spec, finished)
     algo = saved_run.build_algorithm(settings, env.spec)
     known = dataset.dataset_facts(settings.data, choice.path, choice.rows)

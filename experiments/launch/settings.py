@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from baselines import get_algorithm
+from envs_mjx.action_noise import check_sigma
 from envs_mjx.registry import TaskId
 from envs_mjx.registry import parse as parse_env
 from experiments.cli.arguments import read_flags, start_jax, whole_number
@@ -62,12 +63,16 @@ class EvalConfig:
     """physics: `c` MuJoCo C on host threads, `mjx` in JAX, `warp` MuJoCo Warp; auto = the best one here"""
     batch: int = 0
     """most environments simulated at a time, where memory is short; 0 = all; results do not depend on it"""
+    noise: float = 0.0
+    """standard deviation of noise on every executed action; as in the data, if they were made with --noise"""
 
     def __post_init__(self):
         if self.episodes < 1:
             raise UserError(f"--eval.episodes={self.episodes}: must be at least 1")
         if self.batch < 0:
             raise UserError(f"--eval.batch={self.batch}: must be at least 0")
+        if wrong := check_sigma("--eval.noise", self.noise):
+            raise UserError(wrong)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.random as jr
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from mac.data.chunk_sequences import check_sequences, sample_sequences, sequence_starts
 from mac.data.normalize import Normalizer
@@ -16,6 +16,7 @@ from mac.errors import UserError
 from mac.nn.mlp import MLP
 from mac.ops.rollout import residual_model, squared_error
 from mac.run.report.stats import Interval, summarise
+from mac.run.rng_streams import Stream, stream
 from mac.run.segment import map_seeds
 from mac.types import SampleSpec, Window
 
@@ -62,7 +63,7 @@ def check_horizon(flag: str, horizon: int, chunk: int, store: Store) -> None:
 
 
 def open_loop_errors(
-    nets: MLP, window: Window, chunk: int, horizon: int, trajectories: int, seed: int
+    nets: MLP, window: Window, chunk: int, horizon: int, trajectories: int, seed: int, algo: Any = None
 ) -> Errors:
     """Measures errors of dynamics networks at every multiple of `chunk` up to `horizon`.
 
@@ -71,11 +72,21 @@ def open_loop_errors(
 
     Args:
         nets: networks of `mac.ablations.dynamics_only.Dynamics`, leading axis S.
+        algo: the algorithm, whose `dynamics` says what the networks predict; None: deterministic changes.
+            Of a model that draws its states, one draw is measured, whose spread counts as error.
     """
     count, key = horizon // chunk, jr.key(seed)
+    dynamics = getattr(algo, "dynamics", None)
+    k_model = stream(key, Stream.SUCCESSORS) if dynamics and dynamics.draws else None
+
+    def error(net: MLP, real: Any) -> Float[Array, "L B"]:
+        model = residual_model(net) if dynamics is None else dynamics.sampler(algo.cfg, net)
+        obs, actions = real
+        return squared_error(model, obs, actions, k_model)
+
     real = jax.jit(sample_sequences, static_argnums=(1, 2, 3))(window, chunk, count, trajectories, key)
     _, last = sequence_starts(window.episodes, horizon, trajectories, key)
-    every = jax.jit(lambda nets, real: map_seeds(lambda net: squared_error(residual_model(net), *real), nets))
+    every = jax.jit(lambda nets, real: map_seeds(lambda net: error(net, real), nets))
     return Errors(
         horizons=[chunk * k for k in range(1, count + 1)],
         model=np.asarray(every(nets, real)),
@@ -111,7 +122,7 @@ def network_of(nets: Any, title: str) -> MLP:
     """Returns the dynamics network among an algorithm's networks.
 
     Raises:
-        UserError: the algorithm has no deterministic dynamics model.
+        UserError: the algorithm has no dynamics model that is one network.
     """
     model = getattr(nets, "model", None)
     if not isinstance(model, MLP):

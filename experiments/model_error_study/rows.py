@@ -48,3 +48,36 @@ class PolicyRow:
     error: float
     still: float
     data: str  # origin of its training data
+
+
+@dataclass(frozen=True)
+class SuccessorRow:
+    """One seed of a run: its model's successors of chunks at one place; the names are the CSV's columns.
+
+    `energy` is the energy distance (m) of `draws` successors from as many repetitions in the simulator.
+    `variation` is the total variation distance of their shares near each exit. Both are means over `contexts`
+    chunks.
+    `shares` are those of the model, near each exit and near none; `real_shares` those of the simulator.
+    `success` and the discounted returns are of the run's evaluation, means over tasks.
+    """
+
+    run: str
+    algo: str
+    env: str
+    dynamics: str
+    samples: int  # over whose values Q's target averages
+    chunk: int
+    step: int
+    seed: int
+    place: str  # teleporter: the chunk enters one; elsewhere
+    contexts: int
+    draws: int
+    energy: float
+    variation: float
+    shares: str
+    real_shares: str
+    success: float
+    episodes: int  # per task
+    predicted: float
+    realised: float
+    data: str  # origin of its training data

@@ -43,7 +43,7 @@ def policy_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> lis
     store = saved_run.open_dataset(folder, run.settings, run.algo.env)
     real = held_out(store, run.normalizer)
     check_horizon(f"{folder}: --horizon", horizon, chunk, store)
-    errors = open_loop_errors(network, real, chunk, horizon, trajectories, seed)
+    errors = open_loop_errors(network, real, chunk, horizon, trajectories, seed, run.algo)
     scores = success_of(run)
     return [
         PolicyRow(

@@ -2,30 +2,33 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractLossAlgorithm, TrainState
+from mac.chunk_dynamics import AbstractChunkDynamics, make_dynamics
 from mac.config import Config
 from mac.nn.mlp import MLP
-from mac.ops.rollout import residual_model
 from mac.types import Batch, Metrics, SampleSpec
 
 
 class Dynamics(AbstractLossAlgorithm[Config, MLP]):
-    """The network s, a[n] -> s' - s, trained as MAC trains it (eq. 5) and nothing else.
+    """The network `model` of MAC, trained as MAC trains it (eq. 5) and nothing else.
 
     Its data, its batches and its updates are those of every algorithm, so the same loop trains it. Of MAC's
-    hyperparameters it reads `batch`, `chunk`, `hidden`, `lr` and `cooldown`.
+    hyperparameters it reads `batch`, `chunk`, `hidden`, `lr`, `cooldown` and those of `dynamics`.
     """
+
+    @property
+    def dynamics(self) -> AbstractChunkDynamics:
+        """What the network predicts, and how."""
+        return make_dynamics(self.cfg, self.numerics)
 
     @property
     def sample(self) -> SampleSpec:
         return SampleSpec(self.cfg.batch, self.cfg.chunk)
 
     def nets(self, key: Key[Array, ""]) -> MLP:
-        obs = self.env.obs_dim
-        return MLP((obs, self.cfg.chunk * self.env.action_dim), self.cfg.hidden, obs, key=key)
+        return self.dynamics.net(self.cfg, self.env.obs_dim, self.cfg.chunk * self.env.action_dim, key)
 
     def target_nets(self, nets: MLP) -> tuple[()]:
         del nets
@@ -34,10 +37,9 @@ class Dynamics(AbstractLossAlgorithm[Config, MLP]):
     def loss(
         self, nets: MLP, target: Any, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
-        del target, key
+        del target
         actions = batch.actions.reshape(len(batch.actions), -1)
-        error = residual_model(nets)(batch.obs, actions) - batch.next_obs
-        loss = jnp.mean(jnp.square(error))
+        loss = self.dynamics.loss(self.cfg, nets, batch.obs, actions, batch.next_obs, key)
         return loss, {"model/dynamics_loss": loss}
 
     def act(

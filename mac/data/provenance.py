@@ -111,9 +111,11 @@ def generated(made_by: Any, rows: int) -> Provenance | None:
         return None
     details = [f"seed {made_by['seed']}"] if "seed" in made_by else []
     details += [counted(rows, "row")] if rows else []
+    details += [f"action noise {made_by['action_noise']:g}"] if "action_noise" in made_by else []
+    details += [f"styles {made_by['mix']}"] if "mix" in made_by else []
     ours = [OURS] if made_by.get("expert") == "ours" else []
     label = f"generated ({', '.join(['mac-jax', *ours, *details])})"
-    keys = ("dataset", "seed", "engine", "expert", "versions")
+    keys = ("dataset", "seed", "engine", "expert", "versions", "action_noise", "mix")
     facts = {key: made_by[key] for key in keys if key in made_by}
     return Provenance("generated", label, {"rows": rows} | facts | {"metadata": dict(made_by)})
 

@@ -19,6 +19,12 @@ LOG_VAR = (-10.0, 0.5)
 """Range of logarithms of variances that learned bounds begin with."""
 
 
+def bounded_log_std(spread: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Logarithms of standard deviations, within `LOG_STD`, of unbounded numbers."""
+    low, high = LOG_STD
+    return jax.nn.sigmoid(spread) * (high - low) + low
+
+
 class Gaussians(NamedTuple):
     """Independent normal entries, as each of E members predicts them."""
 
@@ -124,8 +130,7 @@ class DynamicsEnsemble(eqx.Module):
 
     def _log_std(self, spread: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         if self.bounds is None:
-            low, high = LOG_STD
-            return jax.nn.sigmoid(spread) * (high - low) + low
+            return bounded_log_std(spread)
         low, high = (jnp.broadcast_to(bound, spread.shape) for bound in self.bounds)
         log_var = high - jax.nn.softplus(high - spread)
         return (low + jax.nn.softplus(log_var - low)) / 2

@@ -45,9 +45,12 @@ class TanhGaussian(NamedTuple):
 
 
 def normal_log_prob(
-    x: Float[Array, "*B A"], mean: Float[Array, "*B A"], log_std: Float[Array, " A"] | None = None
+    x: Float[Array, "*B A"], mean: Float[Array, "*B A"], log_std: Float[Array, "..."] | None = None
 ) -> Float[Array, " *B"]:
-    """Logarithm of a normal density, summed over entries; standard deviations are 1 where none are given."""
+    """Logarithm of a normal density, summed over entries; standard deviations are 1 where none are given.
+
+    `log_std` broadcasts to `x`.
+    """
     log_std = jnp.zeros(x.shape[-1]) if log_std is None else log_std
     wide = jnp.broadcast_to(log_std, x.shape)
     entry = -0.5 * jnp.square((x - mean) * jnp.exp(-wide)) - wide - 0.5 * jnp.log(2 * jnp.pi)

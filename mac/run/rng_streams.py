@@ -29,6 +29,8 @@ class Stream(enum.IntEnum):
     EXPERT_PLAY = enum.auto()  # episodes that only show how good the policy is
     # Of a seed's key.
     REPLAY = enum.auto()  # imagined transitions, which fold in the number of the update
+    # Of the key of a study of models (`experiments.model_error`).
+    SUCCESSORS = enum.auto()  # states that models draw, and repetitions in the simulator
 
 
 def stream(key: Key[Array, ""], which: Stream) -> Key[Array, ""]:

@@ -86,17 +86,21 @@ def start(algo: Any, seed: int, seeds: int) -> TrainState:
 
 
 QUICK = ("mac", "iql")
-WITH_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mac-long-chunks": ("mac", {"critic_chunk": 1, "search_rounds": 2, "search_rounds_test": 2}),
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mac, long chunks": ("mac", {"critic_chunk": 1, "search_rounds": 2, "search_rounds_test": 2}),
+    "mac, gaussian dynamics": ("mac", {"dynamics": "gaussian"}),
+    "mac, flow dynamics": ("mac", {"dynamics": "flow", "dynamics_steps": 3, "dynamics_samples": 2}),
 }
-"""Algorithms with options that are off by default, each under a name of its own."""
+"""Options under which an algorithm is another one."""
+CASES = [*registered(QUICK), *(pytest.param(option, marks=pytest.mark.slow) for option in OPTIONS)]
 
 
-@pytest.fixture(scope="module", params=[*registered(QUICK), *WITH_OPTIONS])
+@pytest.fixture(scope="module", params=CASES)
 def trained(request: pytest.FixtureRequest) -> Trained:
-    name, options = WITH_OPTIONS.get(request.param, (request.param, {}))
-    mode, k = mode_of(name), UPDATES.get(name, K)
-    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3, "tau_ema": 0.05} | OWN.get(name, {}) | options
+    name, own = OPTIONS.get(request.param, (request.param, {}))
+    mode = mode_of(name)
+    k = UPDATES.get(name, K)
+    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3, "tau_ema": 0.05} | OWN.get(name, {}) | own
     algo = make(name, mode, 3 * k, **sizes)
     states, logs = [start(algo, 0, 2)], []
     for number in range(3):

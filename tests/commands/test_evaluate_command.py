@@ -184,6 +184,8 @@ BAD = {
     ("--step", "7"): ("--step=7", "checkpoints of updates 10"),
     ("--episodes", "0"): ("--episodes=0", "at least 1"),
     ("--batch", "-1"): ("--batch=-1", "at least 0"),
+    ("--noise", "-1"): ("--noise=-1", "at least 0"),
+    ("--engine", "ogbench", "--noise", "0.1"): ("--noise=0.1", "--noise 0"),
     ("--sed", "1"): ("--sed", "--seed"),
 }
 

@@ -26,16 +26,16 @@ def run(mlp: MLP, *inputs: np.ndarray) -> np.ndarray:
     return x @ mlp.dense[-1].weight + mlp.dense[-1].bias
 
 
-def draws(cfg: Config, size: tuple[int, int], key: jax.Array) -> dict[str, np.ndarray]:
-    """Random numbers of one loss, each from a key of its own."""
-    policy, roll, _ = jr.split(key, 3)
+def draws(cfg: Config, size: tuple[int, int], key: jax.Array, obs: int = 2) -> dict[str, np.ndarray]:
+    """Random numbers of one loss, each from a key of its own; `size` is that of a batch of chunks."""
+    policy, roll, _, *model = jr.split(key, 3 if cfg.dynamics == "deterministic" else 6)
     flow, distil = jr.split(policy)
     noise, time = jr.split(flow)
     rolled = (cfg.candidates, min(size[0], cfg.rollout_batch), size[1])
     candidates = jax.vmap(lambda k: rounds_of_noise(k, rolled, cfg.search_rounds))(
         jr.split(roll, cfg.rollout)
     )
-    return {
+    return model_draws(cfg, size[0], obs, *model) | {
         "noise": np.asarray(jr.normal(noise, size)),
         "time": np.asarray(jr.uniform(time, (size[0], 1))),
         "z": np.asarray(jr.normal(distil, size)),
@@ -49,6 +49,54 @@ def rounds_of_noise(key: jax.Array, size: tuple[int, int, int], rounds: int) -> 
         return jr.normal(key, size)
     shape = (size[0] // rounds, *size[1:])
     return jnp.concatenate([jr.normal(k, shape) for k in jr.split(key, rounds)])
+
+
+def model_draws(cfg: Config, batch: int, obs: int, *keys: jax.Array) -> dict[str, np.ndarray]:
+    """Random numbers of a model that draws its states; none of one that does not."""
+    if not keys:
+        return {}
+    fit, dream, after = keys
+    noise, time = jr.split(fit)
+    rolled = (min(batch, cfg.rollout_batch), obs)
+    return {
+        "model_noise": np.asarray(jr.normal(noise, (batch, obs))),
+        "model_time": np.asarray(jr.uniform(time, (batch, 1))),
+        "dream": np.stack([np.asarray(jr.normal(k, rolled)) for k in jr.split(dream, cfg.rollout)]),
+        "after": np.asarray(jr.normal(after, (cfg.dynamics_samples - 1, *rolled))),
+    }
+
+
+def log_std_of(raw: np.ndarray) -> np.ndarray:
+    """Logarithms of the standard deviations of Gaussian dynamics, between -5 and 1, from about 0 on."""
+    return 6 * sigmoid(raw + 1.6094) - 5
+
+
+def dynamics_loss(
+    model: MLP, s: np.ndarray, a: np.ndarray, after: np.ndarray, cfg: Config, draw: dict[str, np.ndarray]
+) -> float:
+    """Loss of the model of the change of state, row by row where it is a density."""
+    if cfg.dynamics == "deterministic":
+        return float(np.mean((s + run(model, s, a) - after) ** 2))
+    if cfg.dynamics == "gaussian":
+        nll = []
+        for row, chunk, end in zip(s, a, after, strict=True):
+            mean, raw = np.split(run(model, row, chunk), 2)
+            std = np.exp(log_std_of(raw))
+            nll.append(np.sum(0.5 * ((end - row - mean) / std) ** 2 + np.log(std * np.sqrt(2 * np.pi))))
+        return float(np.mean(nll))
+    change, time = (after - s) / cfg.dynamics_scale, draw["model_time"]
+    x = (1 - time) * draw["model_noise"] + time * change
+    return float(np.mean((run(model, s, a, x, time) - (change - draw["model_noise"])) ** 2))
+
+
+def successor(model: MLP, s: np.ndarray, a: np.ndarray, cfg: Config, noise: np.ndarray | None) -> np.ndarray:
+    """The state after each chunk, made of standard normal `noise` where the model draws it."""
+    if cfg.dynamics == "deterministic" or noise is None:
+        return s + run(model, s, a)
+    if cfg.dynamics == "gaussian":
+        mean, raw = np.split(run(model, s, a), 2, axis=-1)
+        return s + mean + np.exp(log_std_of(raw)) * noise
+    return s + cfg.dynamics_scale * follow(model, (s, a), noise, cfg.dynamics_steps)
 
 
 def follow(flow: MLP, given: tuple[np.ndarray, ...], x: np.ndarray, steps: int) -> np.ndarray:
@@ -101,11 +149,11 @@ def algorithm_1(
     x = (1 - time) * draw["noise"] + time * a
     teacher = follow(frozen.flow, cloned, z, cfg.flow_steps)
     errors = {
-        "model": s + run(nets.model, s, a) - np.asarray(batch.next_obs),
         "flow": run(nets.flow, *cloned, x, time) - (a - draw["noise"]),
         "policy": run(nets.policy, *cloned, z) - np.clip(teacher, -1, 1),
     }
     losses = {name: float(np.mean(error**2)) for name, error in errors.items()}
+    losses["model"] = dynamics_loss(nets.model, s, a, np.asarray(batch.next_obs), cfg, draw)
     losses |= outcome_loss(nets, batch, s, a, cfg) | short_critic_loss(nets, frozen, batch, s, a, cfg)
     return losses | value_losses(nets, frozen, target, batch, cfg, draw)
 
@@ -168,7 +216,8 @@ def value_losses(
             reached = np.asarray(value(frozen.success, states[k], chunks[k]) > 0, float)
             rewards.append(reached if bce else reached - 1)
             masks.append(1 - reached)
-        states.append(states[k] + run(frozen.model, states[k], chunks[k]))
+        noise = draw["dream"][k] if "dream" in draw else None
+        states.append(successor(frozen.model, states[k], chunks[k], cfg, noise))
     slow = [sigmoid(value(target, s)) if bce else value(target, s) for s in states]
     ret, fits = slow[-1], []
     for k in reversed(range(cfg.rollout)):
@@ -176,8 +225,9 @@ def value_losses(
         delta = rewards[k] + masks[k] * gamma_n * slow[k + 1] - slow[k]
         ret = slow[k] + delta + masks[k] * gamma_n * cfg.lam * (ret - slow[k + 1])
         fits.append(fit(value(nets.v, states[k]), ret, bce))
-    after = value(frozen.v, states[1])
-    after = sigmoid(after) if bce and not cfg.release_bce else after
+    others = [successor(frozen.model, states[0], chunks[0], cfg, z) for z in draw.get("after", ())]
+    nexts = [value(frozen.v, s) for s in (states[1], *others)]
+    after = np.mean([sigmoid(v) if bce and not cfg.release_bce else v for v in nexts], axis=0)
     backup = rewards[0] + masks[0] * gamma_n * after
     return {"v": float(np.mean(fits)), "q": fit(value(nets.q, states[0], chunks[0]), backup, bce)}
 
