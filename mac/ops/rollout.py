@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.batch_axis import share_rows
+
 Policy = Callable[[Float[Array, "B D"], Key[Array, ""]], Float[Array, "B A"]]
 Model = Callable[[Float[Array, "B D"], Float[Array, "B A"]], Float[Array, "B D"]]
 
@@ -44,6 +46,7 @@ def imagine(
         next_obs = model(obs, action)
         return next_obs, (action, next_obs)
 
+    obs = share_rows(obs)  # they may be some of a batch's, which few devices hold
     action, next_obs = jax.lax.scan(step, obs, jr.split(key, steps), unroll=unroll)[1]
     return Trajectory(jnp.concatenate([obs[None], next_obs[:-1]]), action, next_obs)
 

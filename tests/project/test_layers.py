@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("mac", "envs_mjx", "baselines", "experiments")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BASICS = ("mac.types", "mac.errors", "mac.target_platform")
+BASICS = ("mac.types", "mac.errors", "mac.target_platform", "mac.batch_axis")
 ON_DISK = (*BASICS, "mac.atomic_files", "mac.cgroup_limits", "mac.formatting")
 NETWORKS = (*BASICS, "mac.nn", "mac.ops")
 LOSSES = (*NETWORKS, "mac.algorithm", "mac.config")
@@ -22,6 +22,7 @@ ALLOWED = {
     "mac.formatting": (),
     "mac.types": (),
     "mac.target_platform": (),
+    "mac.batch_axis": (),
     "mac.atomic_files": ("mac.errors",),
     "mac.free_memory": ("mac.cgroup_limits", "mac.card_memory"),
     "mac.card_memory": (),
