@@ -33,7 +33,9 @@ def held(launch: Launch, asked: Settings[Any]) -> Iterator[Launch]:
         hidden = not folder.is_dir()
         _quiet()
         if hidden:
-            raise UserError(f"{folder}: not seen from here; all processes write their part of checkpoints there")
+            raise UserError(
+                f"{folder}: not seen from here; all processes write their part of checkpoints there"
+            )
         yield prepare_launch(dataclasses.replace(asked, out=folder))._replace(reached=said["reached"])
         return
     with occupied(launch.folder, anew=asked.out is None) as folder:

@@ -147,7 +147,9 @@ def _copy_to_all(tree: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, ALL))
 
 
-def over_seeds(f: Callable[..., Any], mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any, **how: Any) -> Any:
+def over_seeds(
+    f: Callable[..., Any], mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any, **how: Any
+) -> Any:
     """`f`, called on each group of devices with its seeds; where devices share batches, XLA splits the rest."""
     if BATCH not in mesh.axis_names:
         return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **how)

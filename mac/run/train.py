@@ -349,9 +349,7 @@ class _Loop:
         def play(lanes: slice, columns: tuple[int, int] | None) -> Episodes:
             mine = jax.tree.map(lambda x: x[lanes], state) if columns else state
             policies = Policies(self.algo, job.normalizer, jax.device_put(mine, here))
-            found = evaluate(
-                policies, job.env, job.episodes, keys[lanes], batch=job.batch, columns=columns
-            )
+            found = evaluate(policies, job.env, job.episodes, keys[lanes], batch=job.batch, columns=columns)
             return jax.device_get(found)
 
         if hosts.count() == 1:

@@ -471,7 +471,4 @@ def _checksum(array: np.ndarray) -> int:
 
 def _describe(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
     """Dtype, shape and checksum of each array, as JSON gives them back."""
-    return {
-        name: [array.dtype.name, list(array.shape), _checksum(array)]
-        for name, array in arrays.items()
-    }
+    return {name: [array.dtype.name, list(array.shape), _checksum(array)] for name, array in arrays.items()}
