@@ -13,7 +13,7 @@ random data of cube-single's shapes. With `--envs`, evaluations are timed too (`
 `python experiments/benchmark.py algos` all registered algorithms (`benchmarks/algorithms.py`).
 `python experiments/benchmark.py plans` measures planning at every step (`benchmarks/plans.py`).
 `python experiments/benchmark.py times` scales an update to a whole run's time (`benchmarks/run_time.py`).
-`python experiments/benchmark.py hosts` tells what devices exchange that share a batch (`benchmarks/hosts.py`).
+`python experiments/benchmark.py hosts` tells what devices exchange (`benchmarks/hosts.py`).
 `python experiments/benchmark.py gpu` measures all of it that a borrowed GPU machine can tell within a budget
 of time (`benchmarks/gpu/command.py`).
 """

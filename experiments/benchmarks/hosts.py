@@ -1,9 +1,9 @@
 """Scaling of one run over devices and hosts: `python experiments/benchmark.py hosts`.
 
-Without `--measure`: the run's segment is compiled for 1 to 64 virtual devices that share the batch of each seed,
-and what passes between them in an update is read from the compiled program. With `--measure`: one and two
-processes of this machine train the same work (strong scaling) and twice the work (weak scaling). Two processes
-on one machine share its cores, so processor time per example tells more than the rate.
+Without `--measure`: the run's segment is compiled for 1 to 64 virtual devices that share the batch of each
+seed. What passes between them in an update is read from the compiled program. With `--measure`: one and two
+processes of this machine train the same work (strong scaling) and twice the work (weak scaling). They share
+the machine's cores, so processor time per example tells more than the rate.
 """
 
 import json
@@ -240,7 +240,7 @@ def worker(place: hosts.Place, args: Args) -> dict[str, Any]:
     for _ in range(4):  # the first connects the processes
         hosts.gather(b"")
         wall, spent = time.perf_counter(), time.process_time()
-        state, metrics = jax.block_until_ready(program(window, keys, steps, state))
+        state, _ = jax.block_until_ready(program(window, keys, steps, state))
         taken.append((time.perf_counter() - wall, time.process_time() - spent))
     wall, spent = sorted(taken[1:])[1]
     return {"wall": wall, "cpu": spent, "batch_axis": dict(mesh.shape).get(BATCH, 1)}

@@ -79,6 +79,6 @@ def check_agreement(launch: Launch, store: Store) -> None:
     if differing:
         name = differing[0]
         raise UserError(
-            f"{name} differs from process 0's ({mine.get(name)} here, {first[name]} there); start all with the "
-            "same command and the same data"
+            f"{name} differs from process 0's ({mine.get(name)} here, {first[name]} there); start all "
+            "with the same command and the same data"
         )

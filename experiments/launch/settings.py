@@ -162,8 +162,8 @@ class Settings(Generic[HP]):
     list: bool = False
     """print every algorithm with its paper and the settings that it has, and exit"""
     hosts: str | None = None
-    """this process's place among those of one run on several hosts, ADDRESS:PORT,NUMBER,COUNT with the address
-    of process 0; None = as the variables of torchrun or of a step of SLURM say, else it is alone"""
+    """place of this process among those of one run on several hosts, ADDRESS:PORT,NUMBER,COUNT, the address
+    being process 0's; None = as variables of torchrun or of a step of SLURM say, else it is alone"""
     jobs: str | None = None
     """`slurm` submits the run to a cluster and returns; None = it runs here"""
     job: JobConfig = NO_WISHES

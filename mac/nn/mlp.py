@@ -132,7 +132,7 @@ def _concatenate(first: Dense, inputs: Sequence[Float[Array, "..."]]) -> Float[A
 
 
 def _one_leading_axis(x: Float[Array, "*B W"]) -> Float[Array, "..."]:
-    """`x` as a matrix; as it is where devices share the batch, an inner axis that would be gathered for it."""
+    """`x` as a matrix; as it is where devices share the batch, which would be gathered for that."""
     return x if batch_devices() > 1 else x.reshape(-1, x.shape[-1])
 
 

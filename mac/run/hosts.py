@@ -1,8 +1,8 @@
 """The processes of one run on several hosts: who they are, small values that they exchange, how they end.
 
-Arrays pass between processes inside compiled programs. What is exchanged here are decisions that all must make
-alike, and results of evaluations. Every process calls the same functions in the same order. If one dies, the
-others end within seconds, with one line (`mac.run.referee`); else they would wait for it forever.
+Arrays pass between processes inside compiled programs. What is exchanged here are decisions that all must
+make alike, and results of evaluations. Every process calls the same functions in the same order. If one dies,
+the others end within seconds, with one line (`mac.run.referee`); else they would wait for it forever.
 """
 
 import contextlib
@@ -94,8 +94,8 @@ def first_host(nodes: str) -> str:
 def _checked(place: Place, where: str) -> Place:
     if not (place.number < place.count and 0 < place.port < 65536):
         raise UserError(
-            f"{where}: process {place.number} of {place.count} at port {place.port}: numbers count from 0, and "
-            "ports are below 65536"
+            f"{where}: process {place.number} of {place.count} at port {place.port}: numbers count from 0, "
+            "and ports are below 65536"
         )
     return place
 
@@ -178,8 +178,8 @@ class _Group:
         # One line is enough: that of the first process that is left.
         if self.place.number == (1 if self.lost == 0 else 0):
             line = (
-                f"error: process {self.lost} of {self.place.count} ended before the run did, so all stop; see "
-                "what it printed; continue with --resume\n"
+                f"error: process {self.lost} of {self.place.count} ended before the run did, so all stop; "
+                "see what it printed; continue with --resume\n"
             )
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
@@ -187,6 +187,7 @@ class _Group:
 
 
 _group: _Group | None = None
+_referee: subprocess.Popen[str] | None = None
 
 
 def start(place: Place) -> None:
@@ -223,13 +224,16 @@ def start(place: Place) -> None:
 
 def _start_referee(place: Place) -> None:
     words = [sys.executable, str(Path(referee.__file__)), str(place.port), str(place.count), str(PATIENCE)]
-    process = subprocess.Popen(
+    global _referee
+    _referee = process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout
-    said = process.stdout.readline().strip()
+    with process.stdout as stream:
+        said = stream.readline().strip()
     if said != "ready":
+        process.wait()
         raise UserError(f"process 0 cannot listen at port {place.port} ({said}); choose another port")
 
 

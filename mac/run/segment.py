@@ -86,8 +86,8 @@ def mesh_shape(
     if not found:
         wanted = f"--run.batch-devices={share}" if share else f"{processes} processes"
         raise UserError(
-            f"{wanted}: {devices} devices in {processes} processes cannot share {seeds} seeds with batches of "
-            f"{batch} evenly; take numbers of seeds, processes and devices that divide each other"
+            f"{wanted}: {devices} devices in {processes} processes cannot share {seeds} seeds with batches "
+            f"of {batch} evenly; take numbers of seeds, processes and devices that divide each other"
         )
     return max(found)
 
@@ -150,7 +150,7 @@ def _copy_to_all(tree: Any, mesh: Mesh) -> Any:
 def over_seeds(
     f: Callable[..., Any], mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any, **how: Any
 ) -> Any:
-    """`f`, called on each group of devices with its seeds; where devices share batches, XLA splits the rest."""
+    """`f`, called on each group of devices with its seeds; within a group that shares batches XLA splits it."""
     if BATCH not in mesh.axis_names:
         return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **how)
     mapped = jax.shard_map(

@@ -1,4 +1,4 @@
-"""`run.py` as two processes of two virtual devices each: numbers, kills, signals, other devices afterwards."""
+"""`run.py` as two processes of two virtual devices each: numbers, kills, signals, other devices later."""
 
 import contextlib
 import json

@@ -133,7 +133,7 @@ def test_parts_of_an_evaluation_make_the_whole(monkeypatch: pytest.MonkeyPatch):
     """Of 3 seeds and 2 x 5 episodes by 2 processes, and of 2 seeds by 4: seeds first, then episodes."""
     algo = MAC(SMALL, SPEC, 10)
     states = jax.jit(jax.vmap(algo.init))(jr.split(jr.key(0), 3))
-    normalizer = Normalizer(np.zeros(2, np.float32), np.ones(2, np.float32))
+    normalizer = Normalizer(jnp.zeros(2), jnp.ones(2))
     for seeds, processes in ((3, 2), (2, 4)):
         state = jax.tree.map(lambda x, seeds=seeds: x[:seeds], states)
         keys = evaluation_keys(jnp.arange(seeds), 7)
