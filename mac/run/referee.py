@@ -2,8 +2,8 @@
 
     python mac/run/referee.py PORT COUNT SECONDS
 
-It holds the coordination service of JAX, which aborts every process when that is gone, and a connection to each
-process. The system closes the connection of a process that dies, however it dies; then the others are told.
+It holds the coordination service of JAX, which aborts every process when that is gone, and a connection to
+each process. The system closes the connection of a process that dies, however it dies; the others are told.
 Over the connections processes also exchange small values (`mac.run.hosts`). It ends with the last of them.
 Started as a file, so that it imports nothing of ours.
 """

@@ -150,7 +150,7 @@ def _copy_to_all(tree: Any, mesh: Mesh) -> Any:
 def over_seeds(
     f: Callable[..., Any], mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any, **how: Any
 ) -> Any:
-    """`f`, called on each group of devices with its seeds; within a group that shares batches XLA splits it."""
+    """`f`, called on each group of devices with its seeds; a group that shares batches is split by XLA."""
     if BATCH not in mesh.axis_names:
         return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **how)
     mapped = jax.shard_map(
