@@ -163,7 +163,7 @@ def exchanged(width: int, batch: int, seeds: int, devices: int) -> Exchanged:
     mesh = Mesh(grid, ("seed", BATCH), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     window = timed_loops.random_window(GOALS, 2 * EPISODE_ROWS, algo.cfg.chunk)
     args = arguments(algo, mesh, window, seeds, 1)
-    text = loop.segment.lower(algo, mesh, *args).compile().as_text()
+    text = loop.segment.lower(algo, mesh, *args).compile().as_text() or ""
     # An update is in the loops over updates and over a device's seeds; metrics are collected outside.
     found = [each for each in collectives(text) if each.loops]
     size = sum(each.bytes for each in found)

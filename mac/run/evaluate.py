@@ -309,7 +309,8 @@ def evaluate_on_all(
     for number, each in enumerate(parts):
         for name, x in each.items():
             tables[name][part(number)] = x
-    return Episodes(**{name: table.reshape(seeds, tasks, episodes) for name, table in tables.items()})
+    whole_tables: dict[str, Any] = {name: x.reshape(seeds, tasks, episodes) for name, x in tables.items()}
+    return Episodes(**whole_tables)
 
 
 def _play(

@@ -46,7 +46,7 @@ class Place(NamedTuple):
     address: str
     port: int
     number: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     local: int | None = None
 
 
@@ -207,12 +207,12 @@ def start(place: Place) -> None:
         jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    own = place.local is not None and (not visible or "," in visible)
+    own = [] if place.local is None or (visible and "," not in visible) else [place.local]
     jax.distributed.initialize(
         f"{place.address}:{group.service_port}",
         place.count,
         place.number,
-        local_device_ids=[place.local] if own else None,
+        local_device_ids=own or None,
         cluster_detection_method="deactivate",
         # Process 0 would hold the service, and all would be aborted with it; this one nobody uses.
         coordinator_bind_address=f"127.0.0.1:{referee.free_port()}",

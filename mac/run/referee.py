@@ -145,7 +145,7 @@ def main(port: int, count: int, patience: float) -> None:
             referee._tell(REFUSED, f"no connection from process {names} of {count}".encode())
             return
     server.close()
-    from jax._src.lib import _jax
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
     at = free_port()
     service = _jax.get_distributed_runtime_service(

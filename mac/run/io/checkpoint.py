@@ -435,7 +435,7 @@ def _part_checksums(array: jax.Array) -> list[list[int]]:
 
 def _whole_checksum(parts: Sequence[Sequence[Sequence[int]]]) -> int:
     """Checksum of an array from those of its parts, of each process."""
-    ordered = sorted(part for process in parts for part in process)
+    ordered = sorted(tuple(part) for process in parts for part in process)
     total = 0
     for _, size, checksum in ordered:
         total = crc32_combine(total, checksum, size)
