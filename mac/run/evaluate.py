@@ -309,8 +309,8 @@ def evaluate_on_all(
     for number, each in enumerate(parts):
         for name, x in each.items():
             tables[name][part(number)] = x
-    whole_tables: dict[str, Any] = {name: x.reshape(seeds, tasks, episodes) for name, x in tables.items()}
-    return Episodes(**whole_tables)
+    shaped = {name: jnp.asarray(x.reshape(seeds, tasks, episodes)) for name, x in tables.items()}
+    return jax.device_get(Episodes(**shaped))
 
 
 def _play(

@@ -97,15 +97,15 @@ def run_mesh(seeds: int, batch: int, share: int = 0) -> Mesh:
 
     Its axes are `seed` and, where devices share batches, `batch`.
     """
-    count, platform = jax.process_count(), jax.default_backend()
-    shape = mesh_shape(
-        seeds, batch, jax.local_device_count() * count, count, share=share, on_cpu=platform == "cpu"
-    )
-    if count == 1 and shape == (_even_share(seeds, jax.local_device_count()), 1):
+    count, on_cpu = jax.process_count(), jax.default_backend() == "cpu"
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    own = [[each for each in devices if each.process_index == number] for number in range(count)]
+    least = min(map(len, own))  # of any process: hosts may differ
+    shape = mesh_shape(seeds, batch, count * least, count, share=share, on_cpu=on_cpu)
+    if count == 1 and shape == (_even_share(seeds, least), 1):
         return seed_mesh(seeds)
-    each = shape[0] * shape[1] // count
-    chosen = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-    chosen = [d for i, d in enumerate(chosen) if i % jax.local_device_count() < each]
+    taking_part = shape[0] * shape[1] // count
+    chosen = [device for each in own for device in each[:taking_part]]
     grid = np.asarray(chosen, object).reshape(shape)
     auto = jax.sharding.AxisType.Auto
     if shape[1] == 1:

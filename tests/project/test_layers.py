@@ -139,9 +139,10 @@ def test_baselines_compile_nothing():
 
 def test_only_the_loop_compiles():
     found = {name_of(path): len(jits(path)) for path in FILES if is_within(name_of(path), "mac")}
-    # init, prepare and segment, evaluate, a saved policy, the diagnosis, and the check of states to be saved.
+    # init, prepare, segment and copies to all hosts; evaluate, a saved policy, the diagnosis, and the check
+    # of states to be saved.
     assert {name: count for name, count in found.items() if count} == {
-        "mac.run.segment": 3,
+        "mac.run.segment": 4,
         "mac.run.evaluate": 1,
         "mac.run.policy": 1,
         "mac.run.seed_diagnostics": 1,

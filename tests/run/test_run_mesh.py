@@ -89,6 +89,9 @@ def test_rows_are_shared_only_within_such_a_mesh():
     shared = jax.jit(loop.over_seeds(look, mesh, (loop.ALL,), loop.ALL))(x)
     assert seen == [2]
     chex.assert_trees_all_equal(shared, x)
+    # As on a GPU, where the seeds of a device are mapped over at once.
+    mapped = jax.jit(loop.over_seeds(jax.vmap(look), mesh, (loop.SEED,), loop.SEED))({"x": jnp.ones((3, 4))})
+    chex.assert_trees_all_equal(mapped, {"x": jnp.ones((3, 4))})
 
 
 def trained(algo: MAC, mesh: jax.sharding.Mesh) -> tuple[Any, str]:
