@@ -126,7 +126,7 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
     process_group.check_agreement(launch, store)
     seconds = {"data": time.perf_counter() - began}
     notes: dict[str, None] = {}  # the runs of a sweep have most of them in common
-    records = sweep.run_folders(settings, folder) if hosts.is_first() else []
+    records = list(sweep.run_folders(settings, folder)) if hosts.is_first() else []
     for each, its in records:
         data = saved_run.record_of(store)
         numerics = launch.algo.numerics.resolved()._asdict()

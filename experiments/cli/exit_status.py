@@ -78,7 +78,7 @@ def _status(work: Callable[[], int], short_of_memory: str, interrupted: str) -> 
         with sigterm_raises():
             return work()
     except UserError as error:
-        if hosts.is_first() or not isinstance(error, Diverged):  # all notice that
+        if hosts.is_first() or not isinstance(error, Diverged | hosts.SharedError):  # which all notice
             print(f"error: {hosts.name()}{error}", file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2
     except (MemoryError, RuntimeError) as error:

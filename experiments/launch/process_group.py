@@ -67,18 +67,27 @@ def check_agreement(launch: Launch, store: Store) -> None:
     """Checks that all processes were started with the same settings, and found the same data.
 
     Raises:
-        UserError: in the processes that have others than the first, naming what differs.
+        SharedError: naming the first process that has others than process 0, and what differs.
     """
     mine = launch.settings.to_dict() | {"reached": launch.reached, "engine": launch.engine}
     mine["data"] = {name: value for name, value in mine["data"].items() if name not in _OWN_PLACES}
     mine["content"] = saved_run.record_of(store)["content"]
     mine["rows"] = [int(split.length.sum()) for split in store.train]
     mine = json.loads(json.dumps(mine, default=str))
-    first = hosts.from_first(mine)
-    differing = [name for name in first if mine.get(name) != first[name]]
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{name} differs from process 0's ({mine.get(name)} here, {first[name]} there); start all "
-            "with the same command and the same data"
-        )
+    first, *others = hosts.gather_json(mine)
+    for number, its in enumerate(others, start=1):
+        for name, here, there in _differences(first, its):
+            raise hosts.SharedError(
+                f"process {number} has other settings or data than process 0: {name} is {there} there and {here} "
+                "here; start all with the same command and the same data"
+            )
+
+
+def _differences(first: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[tuple[Any, ...]]:
+    """Yields the dotted name and both values of each entry in which two tables differ."""
+    for name, here in first.items():
+        there = other.get(name)
+        if isinstance(here, dict) and isinstance(there, dict):
+            yield from _differences(here, there, f"{prefix}{name}.")
+        elif here != there:
+            yield f"{prefix}{name}", here, there

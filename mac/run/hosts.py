@@ -34,6 +34,10 @@ STATUS = 3
 """Exit status of a process that ends because another one died."""
 
 
+class SharedError(UserError):
+    """Bad input that all processes notice at the same moment; the first prints it."""
+
+
 class Place(NamedTuple):
     """One process among those of a run.
 

@@ -126,7 +126,7 @@ class CheckpointStore:
         except (OSError, ValueError, RuntimeError) as error:
             fault = str(error) if isinstance(error, UserError) else str(self._unwritten(error))
         if found := next(filter(None, hosts.gather_json(fault)), None):
-            raise UserError(found)
+            raise hosts.SharedError(found)
 
     def _write_together(self, step: int, arrays: dict[str, Any], meta: str) -> None:
         import orbax.checkpoint as ocp
