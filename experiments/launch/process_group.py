@@ -78,8 +78,8 @@ def check_agreement(launch: Launch, store: Store) -> None:
     for number, its in enumerate(others, start=1):
         for name, here, there in _differences(first, its):
             raise hosts.SharedError(
-                f"process {number} has other settings or data than process 0: {name} is {there} there and {here} "
-                "here; start all with the same command and the same data"
+                f"process {number} has other settings or data than process 0: {name} is {there} there and "
+                f"{here} here; start all with the same command and the same data"
             )
 
 
