@@ -93,7 +93,7 @@ def test_killed_run_continues_on_other_devices(data: list[str], tmp_path: Path):
     both = launch_pair([*flags, "--steps", "1000000", "--out", str(tmp_path / "cut")])
     wait_for_checkpoint(tmp_path / "cut", 20, both)
     both[1].kill()
-    _, err = finish(both[0], hosts.STATUS)
+    (_, err), _ = finish(both[0], hosts.STATUS), finish(both[1], -signal.SIGKILL)
     (line,) = err.splitlines()
     assert line.startswith("error: process 1 of 2 ended before the run did")
     with CheckpointStore(tmp_path / "cut" / CHECKPOINTS) as store:
