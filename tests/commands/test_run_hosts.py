@@ -64,7 +64,7 @@ def rows(folder: Path, name: str) -> list[dict[str, float]]:
 
 
 def test_two_processes_train_as_one_with_all_devices(data: list[str], tmp_path: Path):
-    """Bit for bit: the same program on the same mesh. One device alone differs by rounding."""
+    """Parameters bit for bit: the same program on the same mesh. One device alone differs by rounding."""
     flags = [*SIZES, *data, "--steps", "20", "--run.checkpoint-every", "10"]
     both = launch_pair([*flags, *SHARED, "--out", str(tmp_path / "two")])
     (out, _), (silent, silent_err) = map(finish, both)
@@ -74,7 +74,9 @@ def test_two_processes_train_as_one_with_all_devices(data: list[str], tmp_path: 
     assert params(tmp_path / "two") == params(tmp_path / "four")
     for name, value in arrays(tmp_path / "one").items():
         np.testing.assert_allclose(arrays(tmp_path / "two")[name], value, rtol=1e-4, atol=1e-5)
-    assert rows(tmp_path / "two", METRICS) == rows(tmp_path / "four", METRICS)
+    for ours, theirs in zip(rows(tmp_path / "two", METRICS), rows(tmp_path / "four", METRICS), strict=True):
+        # A process evaluates one seed, which is compiled otherwise than a loop over both.
+        assert ours == (theirs if "critic/loss" in ours else pytest.approx(theirs, rel=1e-5, abs=1e-5))
     ours, theirs = rows(tmp_path / "two", EVAL), rows(tmp_path / "four", EVAL)
     assert [row["success"] for row in ours] == [row["success"] for row in theirs] and len(ours) == 2
 
