@@ -13,6 +13,7 @@ random data of cube-single's shapes. With `--envs`, evaluations are timed too (`
 `python experiments/benchmark.py algos` all registered algorithms (`benchmarks/algorithms.py`).
 `python experiments/benchmark.py plans` measures planning at every step (`benchmarks/plans.py`).
 `python experiments/benchmark.py times` scales an update to a whole run's time (`benchmarks/run_time.py`).
+`python experiments/benchmark.py hosts` tells what devices exchange (`benchmarks/hosts.py`).
 `python experiments/benchmark.py gpu` measures all of it that a borrowed GPU machine can tell within a budget
 of time (`benchmarks/gpu/command.py`).
 """
@@ -28,7 +29,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
-from experiments.benchmarks import algorithms, plans, run_time
+from experiments.benchmarks import algorithms, hosts, plans, run_time
 from experiments.benchmarks import envs as bench_envs
 from experiments.benchmarks.evaluation import EvalRow, measure_evaluation
 from experiments.benchmarks.gpu import command as gpu
@@ -91,6 +92,7 @@ class Args:
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
     others = {"envs": bench_envs, "algos": algorithms, "plans": plans, "times": run_time, "gpu": gpu}
+    others |= {"hosts": hosts}
     for name, other in others.items():
         if argv[:1] == [name]:
             return other.main(argv[1:])

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.cli.exit_status import exit_status
 from experiments.cli.standard_streams import ignore_write_errors
-from experiments.launch import dataset, loggers, saved_run, slurm, sweep
+from experiments.launch import dataset, loggers, process_group, saved_run, slurm, sweep
 from experiments.launch.announce import announce
 from experiments.launch.job import Launch, make_job, occupied, prepare_launch
 from experiments.launch.listing import algorithm_list
@@ -21,6 +21,7 @@ from experiments.launch.settings import CONFIG, PROGRAM, Settings, is_run, parse
 from experiments.report import compare_runs
 from mac.atomic_files import remove_leftovers, write_json
 from mac.errors import UserError
+from mac.run import hosts
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_metadata import record_end, record_launch
 from mac.run.io.run_outputs import CHECKPOINTS
@@ -58,16 +59,19 @@ def run(settings: Settings[Any], reason: str) -> int:
     if settings.jobs and not settings.dry_run:
         return submit(launch, settings, reason)
     if settings.dry_run or launch.finished:
+        if not hosts.is_first():
+            return 0
         announce(launch, reason)
         if settings.dry_run:
             return 0
         remove_leftovers(launch.folder)  # of a process that was killed while it drew the picture
         return finish(launch, TrainResult(launch.reached or 0))
     ignore_write_errors()
-    with occupied(launch.folder, anew=settings.out is None) as folder:
-        launch = launch._replace(folder=folder)
-        announce(launch, reason)
-        return finish(launch, train_here(launch, settings))
+    with process_group.held(launch, settings) as launch:
+        if hosts.is_first():
+            announce(launch, reason)
+        outcome = train_here(launch, settings)
+        return finish(launch, outcome) if hosts.is_first() else outcome.status
 
 
 def submit(launch: Launch, asked: Settings[Any], reason: str) -> int:
@@ -114,13 +118,16 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
         dataset.obtain(launch.choice, asked.data, launch.task_id)
         # Now its rows can be counted, which decides how they are fed.
         launch = prepare_launch(dataclasses.replace(asked, out=launch.folder))
+    launch = process_group.with_data_of_first(launch)
     settings, folder, source = launch.settings, launch.folder, launch.choice.path
     with dataset.shown(f"converting {source.name}") as progress:
         store = dataset.open_store(settings.data, source, launch.env.spec, progress)
     job = make_job(launch, store)
+    process_group.check_agreement(launch, store)
     seconds = {"data": time.perf_counter() - began}
     notes: dict[str, None] = {}  # the runs of a sweep have most of them in common
-    for each, its in sweep.run_folders(settings, folder):
+    records = list(sweep.run_folders(settings, folder)) if hosts.is_first() else []
+    for each, its in records:
         data = saved_run.record_of(store)
         numerics = launch.algo.numerics.resolved()._asdict()
         recorded = record_launch(
@@ -138,12 +145,12 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
             outcome = train(job, folder, progress, resume=settings.resume)
     except UserError as error:
         with contextlib.suppress(UserError):  # a full disk may be what went wrong
-            for each, _ in sweep.run_folders(settings, folder):
+            for each, _ in records:
                 record_end(each, error=str(error))
         raise
     outcome.seconds = seconds | outcome.seconds
     spent = {name: round(value, 2) for name, value in outcome.seconds.items()}
-    for each, _ in sweep.run_folders(settings, folder):
+    for each, _ in records:
         record_end(each, step=outcome.step, signal=outcome.interrupted or None, seconds=spent)
     return outcome
 
@@ -151,6 +158,9 @@ def train_here(launch: Launch, asked: Settings[Any]) -> TrainResult:
 @contextlib.contextmanager
 def tracked(settings: Settings[Any], folder: Path, progress: Progress) -> Iterator[None]:
     """Feeds the trackers that `--log` names while entered, with each run of a sweep by itself."""
+    if not hosts.is_first():
+        yield
+        return
     parts = [each for each, its in sweep.run_folders(settings, folder) if not its.sweep]
     with contextlib.ExitStack() as stack:
         runs = [
@@ -177,7 +187,7 @@ def finish(launch: Launch, outcome: TrainResult) -> int:
     if outcome.interrupted:
         print(f"stopped at update {outcome.step:,}; a checkpoint is written. Continue with:")
         print(f"  {again(folder)}")
-        return 128 + outcome.interrupted
+        return outcome.status
     parts = [each for each, its in sweep.run_folders(launch.settings, folder) if not its.sweep]
     if not launch.env.spec.tasks:
         return finish_without_environment(launch, parts, outcome)

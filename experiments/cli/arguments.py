@@ -22,6 +22,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from experiments.cli.cuda_plugin import quiet_where_no_gpu
 from experiments.cli.exit_status import is_out_of_memory
 from mac.errors import UserError, one_line
+from mac.run import hosts
 from mac.run.segment import use_cpu_devices
 
 SYNTAX = "200000, 200_000, 200k, 1.5M or 1e6"
@@ -250,10 +251,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mac-jax"
 
 
-def start_jax(seeds: int, for_help: bool = False) -> str:
-    """Sets up devices and the compile cache, and starts JAX; returns the backend's name."""
-    with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices
-        use_cpu_devices(seeds)
+def start_jax(seeds: int, for_help: bool = False, place: hosts.Place | None = None) -> str:
+    """Sets up devices and the compile cache, and starts JAX; returns the backend's name.
+
+    Args:
+        place: of this process among those of one run; None if it is alone.
+    """
+    # Whoever names a number of virtual devices gets it.
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX runs already: keep its devices
+            use_cpu_devices(seeds)
+    if place is not None:
+        hosts.start(place)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):

@@ -2,12 +2,14 @@
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Callable
 
 from experiments.cli import jax_env_vars
 from experiments.cli.standard_streams import standard_streams
 from mac.errors import UserError, one_line
 from mac.free_memory import held_by_others
+from mac.run import hosts
 from mac.run.io.signals import Terminated, sigterm_raises
 from mac.run.train import Diverged
 
@@ -36,6 +38,12 @@ def exit_status(work: Callable[[], int], *, short_of_memory: str, interrupted: s
             if stop.code:
                 raise
             raise SystemExit(streams.verdict(0)) from None
+        except BaseException:
+            if hosts.count() > 1:  # the others would wait for this process
+                traceback.print_exc()
+                hosts.leave(1, agreed=False)
+            raise
+        hosts.leave(status, agreed=status not in (1, 2))
         return streams.verdict(status)
 
 
@@ -70,14 +78,18 @@ def _status(work: Callable[[], int], short_of_memory: str, interrupted: str) -> 
         with sigterm_raises():
             return work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if hosts.is_first() or not isinstance(error, Diverged | hosts.SharedError):  # which all notice
+            print(f"error: {hosts.name()}{error}", file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
+            hosts.wait_for_loss()
             raise
         remedies = short_of_memory + ("" if isinstance(error, MemoryError) else _others_on_the_card())
         print(f"error: out of memory ({one_line(error)}); {remedies}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as signal:
         print(f"interrupted; {interrupted}", file=sys.stderr)
-        return 143 if isinstance(signal, Terminated) else 130
+        status = 143 if isinstance(signal, Terminated) else 130
+        hosts.leave(status, agreed=False)
+        return status

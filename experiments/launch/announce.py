@@ -11,6 +11,7 @@ from mac.data.provenance import Provenance
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.nn.frozen import Numerics
+from mac.run import hosts
 from mac.run.io.run_metadata import cpu_model
 
 
@@ -56,6 +57,9 @@ def announce(launch: Launch, reason: str) -> None:
         print(f"environment  none, data alone ({widths}): diagnostics, no evaluation")
     print(f"preset       {settings.preset} ({reason})")
     print(f"device       {missing_card(settings.device) if settings.device else where}")
+    if hosts.count() > 1:
+        each_has = counted(jax.local_device_count(), "device")
+        print(f"processes    {hosts.count()} with {each_has} each")
     platform = "gpu" if settings.device else jax.default_backend()
     print(f"precision    {describe_precision(launch.algo.numerics, platform)}")
     each = f" of each of {count} configurations" if settings.sweep else ""

@@ -30,7 +30,7 @@ from mac.run.train import TrainJob
 from mac.types import EnvSpec
 
 MAY_DIFFER = ("log", "run.segment", "run.eval_every", "run.checkpoint_every", "run.keep")
-MAY_DIFFER += ("run.precision", "run.kernels")
+MAY_DIFFER += ("run.precision", "run.kernels", "run.batch_devices")
 MAY_DIFFER += ("eval.episodes", "eval.engine", "eval.batch")
 MAY_DIFFER += ("data.path", "data.dir", "data.source", "data.mirror", "data.shards")
 

@@ -8,6 +8,7 @@ defaults from its own `config.json` instead. The fields' docstrings are the help
 import argparse
 import contextlib
 import dataclasses
+import os
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from mac.atomic_files import misfit, read_json, visible
 from mac.data.normalize import Normalize
 from mac.data.sources.catalogue import SHARDS
 from mac.errors import UserError, refusal, remedy, unknown_name
+from mac.run.hosts import Place, parse_place, place_from_environment
 from mac.run.train import RunConfig
 
 PROGRAM = "python experiments/run.py"
@@ -164,6 +166,9 @@ class Settings(Generic[HP]):
     """with --device: what is compiled; evaluation takes minutes"""
     list: bool = False
     """print every algorithm with its paper and the settings that it has, and exit"""
+    hosts: str | None = None
+    """place of this process among those of one run on several hosts, ADDRESS:PORT,NUMBER,COUNT, the address
+    being process 0's; None = as variables of torchrun or of a step of SLURM say, else it is alone"""
     jobs: str | None = None
     """`slurm` submits the run to a cluster and returns; None = it runs here"""
     job: JobConfig = NO_WISHES
@@ -211,7 +216,7 @@ class Settings(Generic[HP]):
         return _jsonable(values)
 
 
-_OF_THE_LAUNCH = ("out", "resume", "dry_run", "device", "device_programs", "list", "jobs", "job")
+_OF_THE_LAUNCH = ("out", "resume", "dry_run", "device", "device_programs", "list", "hosts", "jobs", "job")
 
 
 def settings_from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
@@ -262,8 +267,16 @@ class _First(NamedTuple):
     device: str | None
     jobs: str | None
     gpus: str | None
+    hosts: str | None
+    batch_devices: int
     resume: bool
+    dry_run: bool
     help: bool
+
+    @property
+    def alone(self) -> bool:
+        """True of a call that trains nothing, whatever variables say of other processes."""
+        return self.help or self.dry_run or self.jobs is not None
 
 
 def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
@@ -280,7 +293,10 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
     entry, task_id = get_algorithm(chosen["algo"], "--algo"), parse_env(chosen["env"])
     if chosen["preset"] not in PRESETS:
         raise unknown_name("--preset", chosen["preset"], PRESETS)
-    backend = start_jax(first.seeds or saved.get("seeds") or Settings.seeds, first.help)
+    place = None if first.alone else find_place(first.hosts)
+    seeds = first.seeds or saved.get("seeds") or Settings.seeds
+    count = 1 if place is None else place.count
+    backend = start_jax(max(seeds * first.batch_devices // count, 1), first.help, place)
     preset, reason = _choose_preset(chosen["preset"], backend, first)
     rows, asked = [] if saved else rows_for(entry), (chosen["algo"], task_id, preset)
     if saved:
@@ -297,8 +313,10 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
 def _first_stage(argv: Sequence[str]) -> _First:
     """Reads its flags only; what is wrong with others is left to the second stage."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in (*SELECTORS, "seeds", "out", "device"):
+    for name in (*SELECTORS, "seeds", "out", "device", "hosts"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--run.batch-devices", "--run.batch_devices", dest="batch_devices", default="1")
+    parser.add_argument("--dry-run", "--dry_run", dest="dry_run", action="store_true")
     parser.add_argument("--jobs")
     parser.add_argument("--job.gpus", dest="gpus")
     parser.add_argument("--resume", action="store_true")
@@ -317,8 +335,20 @@ def _first_stage(argv: Sequence[str]) -> _First:
             raise UserError(f"--seeds={seeds}: must be a whole number of at least 1")
     if out is None and known["resume"] and not known["help"]:
         out = _newest_run()
+    with contextlib.suppress(ValueError):  # which the second stage tells
+        known["batch_devices"] = max(whole_number(known["batch_devices"]), 1)
     known["out"] = None if out is None else Path(out)
     return _First(**known)
+
+
+def find_place(asked: str | None) -> Place | None:
+    """This process's place among those of one run, as `--hosts` or variables say it; None if it is alone.
+
+    Raises:
+        UserError: what they say makes no sense.
+    """
+    place = place_from_environment(os.environ) if asked is None else parse_place(asked)
+    return None if place is None or place.count == 1 else place
 
 
 def _newest_run() -> Path:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.batch_axis import batch_devices
 from mac.target_platform import target_platform
 
 LAYER_NORM_EPS = 1e-6  # Flax's default; the one the paper's networks were trained with
@@ -127,7 +128,12 @@ def _concatenate(first: Dense, inputs: Sequence[Float[Array, "..."]]) -> Float[A
     """
     leading = jnp.broadcast_shapes(*(x.shape[:-1] for x in inputs))
     x = jnp.concatenate([jnp.broadcast_to(x, (*leading, x.shape[-1])) for x in inputs], axis=-1)
-    return first(x.reshape(-1, x.shape[-1])).reshape(*leading, -1)
+    return first(_one_leading_axis(x)).reshape(*leading, -1)
+
+
+def _one_leading_axis(x: Float[Array, "*B W"]) -> Float[Array, "..."]:
+    """`x` as a matrix; as it is where devices share the batch, which would be gathered for that."""
+    return x if batch_devices() > 1 else x.reshape(-1, x.shape[-1])
 
 
 def check_widths(inputs: Sequence[Float[Array, "..."] | None], in_sizes: tuple[int | None, ...]) -> None:
@@ -189,7 +195,7 @@ class MLP(eqx.Module):
         given = [x for x in inputs if x is not None]
         x = (_add_shares if target_platform() == "cpu" else _concatenate)(first, given)
         # XLA's CPU matmuls, and above all their gradients, are faster with a single leading axis.
-        leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        leading, x = x.shape[:-1], _one_leading_axis(x)
         for norm, dense in zip(self.norm, rest, strict=True):
             x = dense(self.style(x, norm))
         return x.reshape(*leading, x.shape[-1])

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.batch_axis import share_rows
+
 Policy = Callable[[Float[Array, "B D"], Key[Array, ""]], Float[Array, "B A"]]
 Model = Callable[..., Float[Array, "B D"]]
 """From states [B, D] and flat chunks [B, A] to the states after them; one that draws them takes a key too."""
@@ -49,6 +51,7 @@ def imagine(
         next_obs = model(obs, action, *k_draw)
         return next_obs, (action, next_obs)
 
+    obs = share_rows(obs)  # they may be some of a batch's, which few devices hold
     keys = (jr.split(key, steps), *_step_keys(k_model, steps))
     action, next_obs = jax.lax.scan(step, obs, keys, unroll=unroll)[1]
     return Trajectory(jnp.concatenate([obs[None], next_obs[:-1]]), action, next_obs)

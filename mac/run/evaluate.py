@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from math import gcd
 from typing import Any, Generic
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
+from mac.run import hosts
 from mac.run.report.realized_return import ended_itself, realised_return, steady_reward, step_reward
 from mac.run.rng_streams import Stream, stream
 from mac.run.segment import map_seeds
@@ -215,6 +218,7 @@ def evaluate(
     *,
     batch: int = 0,
     tasks: tuple[int, ...] = (),
+    columns: tuple[int, int] | None = None,
 ) -> Episodes:
     """Runs `episodes` episodes of each of the environment's tasks for every seed.
 
@@ -228,9 +232,14 @@ def evaluate(
             the rounding of actions where XLA orders the matmuls of a few rows differently (1e-6, seen on
             CPU below 32 rows).
         tasks: ids of the tasks to play; empty for all of the environment's.
+        columns: plays only these of the episodes, counted over all tasks, from the first number to before the
+            second; results then have axes seeds, 1, episodes.
     """
     tasks = tasks or env.spec.tasks
     task, episode = jnp.repeat(jnp.asarray(tasks), episodes), jnp.tile(jnp.arange(episodes), len(tasks))
+    shape = (len(tasks), episodes)
+    if columns is not None:
+        task, episode, shape = task[slice(*columns)], episode[slice(*columns)], (1, columns[1] - columns[0])
 
     def play(rows: Int[Array, " s"], columns: Int[Array, " e"]) -> dict[str, Array]:
         """Plays seeds `rows` times episodes `columns`; numbers beyond the last are padding."""
@@ -266,9 +275,42 @@ def evaluate(
     def arrange(x: Array) -> Array:
         """Reorders [row chunks, column chunks, rows, columns] to [S, tasks, E]."""
         table = jnp.moveaxis(x, 2, 1).reshape(row_chunks.size, column_chunks.size)
-        return table[: len(keys), : len(task)].reshape(len(keys), len(tasks), episodes)
+        return table[: len(keys), : len(task)].reshape(len(keys), *shape)
 
     return Episodes(**jax.tree.map(arrange, results))
+
+
+def evaluate_on_all(
+    play: Callable[[slice, tuple[int, int]], Episodes], seeds: int, tasks: int, episodes: int
+) -> Episodes:
+    """Results of all seeds, tasks and episodes, of which every process of the run plays its part.
+
+    As far as they divide, processes take seeds; those that have the same seeds share out the episodes.
+
+    Args:
+        play: calls `evaluate` for some seeds and some of its `columns`; results on the host.
+    """
+    groups = gcd(hosts.count(), seeds)
+    within = hosts.count() // groups
+    whole = tasks * episodes
+
+    def part(number: int) -> tuple[slice, slice]:
+        return hosts.share(seeds, groups, number // within), hosts.share(whole, within, number % within)
+
+    rows, columns = part(hosts.number())
+    mine: dict[str, np.ndarray] = {}
+    if columns.stop > columns.start:
+        found = play(rows, (columns.start, columns.stop))
+        named = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+        mine = {name: np.asarray(x)[:, 0] for name, x in named.items() if x is not None}
+    parts = hosts.gather_arrays(mine)
+    filled = next(each for each in parts if each)
+    tables = {name: np.zeros((seeds, whole), x.dtype) for name, x in filled.items()}
+    for number, each in enumerate(parts):
+        for name, x in each.items():
+            tables[name][part(number)] = x
+    shaped = {name: jnp.asarray(x.reshape(seeds, tasks, episodes)) for name, x in tables.items()}
+    return jax.device_get(Episodes(**shaped))
 
 
 def _play(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.run.rng_streams import Stream, stream
-from mac.run.segment import ALL, SEED, map_seeds
+from mac.run.segment import ALL, SEED, map_seeds, over_seeds
 from mac.types import Episodes, Window
 
 
@@ -32,9 +32,7 @@ def diagnose(
 
         return map_seeds(one_seed, state, keys)
 
-    return jax.shard_map(one_device, mesh=mesh, in_specs=(ALL, SEED, SEED), out_specs=SEED)(
-        window, keys, state
-    )
+    return over_seeds(one_device, mesh, (ALL, SEED, SEED), SEED)(window, keys, state)
 
 
 def overestimation(result: Episodes) -> dict[str, Float[np.ndarray, " S"]]:

@@ -20,15 +20,16 @@ from mac.data.normalize import Normalizer
 from mac.data.window_feed import Source, open_feed
 from mac.errors import UserError
 from mac.nn.frozen import Kernels, Numerics, Precision
+from mac.run import hosts
 from mac.run import segment as loop
-from mac.run.evaluate import Policies, evaluate, evaluation_keys
+from mac.run.evaluate import Policies, evaluate, evaluate_on_all, evaluation_keys
 from mac.run.io.eval_rows import Evaluation, bad_actions, warnings_of
 from mac.run.io.run_outputs import Outputs, Variant
 from mac.run.io.signals import Interrupt
 from mac.run.report.progress import Progress
 from mac.run.report.score import measure_of, values
 from mac.run.seed_diagnostics import diagnose, overestimation
-from mac.types import Env, Window
+from mac.types import Env, Episodes, Window
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,22 @@ class RunConfig:
     kernels: Kernels = "auto"
     """of MLPs without gradient: `plain` is layer by layer, `fused` one GPU kernel per network (slow on a CPU,
     which interprets it); auto = plain"""
+    batch_devices: int = 0
+    """devices that share the batch of each seed, each with a part of it; 0 = as many accelerators as the
+    seeds leave idle; on CPUs 1 unless processes are more than seeds"""
 
     def __post_init__(self):
         for name, choices in (("precision", Precision), ("kernels", Kernels)):
             if getattr(self, name) not in typing.get_args(choices):
                 known = ", ".join(typing.get_args(choices))
                 raise UserError(f"--run.{name}={getattr(self, name)}: must be one of {known}")
-        for name in ("segment", "eval_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--run.{name.replace('_', '-')}={getattr(self, name)}: must be at least 1")
+        least = {"segment": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 1, "batch_devices": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                flag = f"--run.{name.replace('_', '-')}={getattr(self, name)}"
+                raise UserError(f"{flag}: must be at least {low}")
+        if self.batch_devices > 1 and self.kernels == "fused":
+            raise UserError("--run.batch-devices: fused kernels cannot be split; take --run.kernels plain")
 
     @property
     def numerics(self) -> Numerics:
@@ -140,6 +148,11 @@ class TrainResult:
     interrupted: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def status(self) -> int:
+        """Exit status of a program that ends with this: 0, or 128 + the signal's number."""
+        return 128 + self.interrupted if self.interrupted else 0
+
 
 class Diverged(UserError):
     """A loss or a weight is not finite any more."""
@@ -178,7 +191,9 @@ class _Loop:
         self.evaluated = 0  # step of the last evaluation
         self.saved: tuple[int, int] | None = None  # of the newest checkpoint: its step, and `evaluated`
         self.pending: tuple[int, dict[str, Any]] | None = None  # not yet logged: first update, [K, S] arrays
-        self.mesh = loop.seed_mesh(len(self.numbers))
+        share = 1 if job.run.kernels == "fused" else job.run.batch_devices
+        self.mesh = loop.run_mesh(len(self.numbers), self.algo.sample.batch, share)
+        self.agreed = 0  # number of a signal that some process was sent, when all last asked
         self.feed = open_feed(job.window, lambda tree: loop.place(self.mesh, tree, loop.ALL), job.steps)
         # A segment ends wherever something is due; marks that the run does not reach do not count.
         due = (job.run.eval_every, job.run.checkpoint_every, self.feed.updates or job.steps)
@@ -190,14 +205,27 @@ class _Loop:
         self.swept = loop.place(self.mesh, job.swept, loop.SEED)
         self.held_out = None if job.held_out is None else loop.place(self.mesh, job.held_out, loop.ALL)
 
+    @property
+    def signal(self) -> int:
+        """Number of the signal that asks to stop, 0 if there is none; the same in all processes."""
+        return self.interrupt.signal if hosts.count() == 1 else self.agreed
+
+    def _listen(self) -> None:
+        """Lets every process know of the signals that any of them was sent."""
+        if hosts.count() > 1:
+            self.agreed = max(hosts.gather_json(self.interrupt.signal))
+
     def go(self, resume: bool) -> TrainResult:
+        self._tell_of_idle_devices()
         state = self._start(resume)
         while True:
             step = self.outcome.step
+            self._listen()
             self._save_if_due(state)
-            if self._due(self.job.run.eval_every) and self.evaluated != step and not self.interrupt.asked:
+            if self._due(self.job.run.eval_every) and self.evaluated != step and not self.signal:
                 self._evaluate(state)
-            stop = step >= self.job.steps or self.interrupt.asked
+                self._listen()
+            stop = step >= self.job.steps or bool(self.signal)
             self._save_if_due(state)
             if stop:
                 with self._timed("checkpoint"):
@@ -205,15 +233,23 @@ class _Loop:
                 self._tell()
                 # A signal received when all was done has nothing to stop.
                 done = step >= self.job.steps and self.evaluated == step
-                self.outcome.interrupted = 0 if done else self.interrupt.signal
+                self.outcome.interrupted = 0 if done else self.signal
                 self.outcome.seconds |= self.feed.seconds
                 return self.outcome
             state = self._segment(state)
 
+    def _tell_of_idle_devices(self) -> None:
+        used, there = self.mesh.size, jax.device_count()
+        if used < there:
+            self.progress.note(
+                f"note: {there - used} of {there} devices stay idle: {used} divide {len(self.numbers)} seeds "
+                f"and batches of {self.algo.sample.batch} (--run.batch-devices)"
+            )
+
     def _start(self, resume: bool) -> TrainState:
         """The state to begin with."""
         fresh = loop.init(self.algo, self.mesh, self.keys, self.swept)
-        if not resume or self.outputs.latest() is None:
+        if not resume or hosts.from_first(self.outputs.latest()) is None:
             if resume:
                 self.progress.note("the run left no checkpoint, so it begins again")
             self.outputs.begin(again=resume)
@@ -240,7 +276,8 @@ class _Loop:
                 self.programs[count] = loop.segment.lower(
                     self.algo, self.mesh, window, self.keys, steps, state
                 ).compile()
-            if self.interrupt.asked:
+            self._listen()
+            if self.signal:
                 return state
         with self._timed("train"):
             state, metrics = self.programs[count](window, self.keys, steps, state)
@@ -255,7 +292,7 @@ class _Loop:
             return
         (first, metrics), self.pending = self.pending, None
         with self._timed("train"):
-            values = {name: np.asarray(value) for name, value in metrics.items()}
+            values = {name: np.asarray(value) for name, value in loop.fetch(metrics).items()}
         self._check_finite(first, values)
         means = {name: value.mean(axis=0) for name, value in values.items()}
         step = first + len(next(iter(values.values())))
@@ -290,9 +327,7 @@ class _Loop:
                     self.outputs.metrics(step, found)
                 self.evaluated = step
                 return
-            state = jax.device_put(state, jax.local_devices()[0])
-            policies = Policies(self.algo, job.normalizer, state)
-            result = jax.device_get(evaluate(policies, job.env, job.episodes, keys, batch=job.batch))
+            result = self._play(state, keys)
         if fault := bad_actions(job.env.spec.tasks, result):
             lane, what = fault
             raise self._diverged(f"after update {step:,} the policy of {job.lanes[lane]} {what}")
@@ -307,17 +342,32 @@ class _Loop:
         tasks = dict(zip(spec.tasks, scores.mean(axis=(0, 2)), strict=True))
         self.progress.success(step, scores.mean(axis=(1, 2)), tasks, measure_of(spec))
 
+    def _play(self, state: TrainState, keys: jax.Array) -> Episodes:
+        """Evaluates all policies, on the first device of each process."""
+        job, here = self.job, jax.local_devices()[0]
+
+        def play(lanes: slice, columns: tuple[int, int] | None) -> Episodes:
+            mine = jax.tree.map(lambda x: x[lanes], state) if columns else state
+            policies = Policies(self.algo, job.normalizer, jax.device_put(mine, here))
+            found = evaluate(policies, job.env, job.episodes, keys[lanes], batch=job.batch, columns=columns)
+            return jax.device_get(found)
+
+        if hosts.count() == 1:
+            return play(slice(None), None)
+        state = loop.fetch(state)
+        return evaluate_on_all(play, len(keys), len(job.env.spec.tasks), job.episodes)
+
     def _diagnose(self, state: TrainState, keys: jax.Array) -> dict[str, Any]:
         """The algorithm's own metrics of each seed, from data that it is not trained on if there is any."""
         # The window of the last update, so that a resumed run sees the same.
         window = self.feed.at(max(self.outcome.step - 1, 0)) if self.held_out is None else self.held_out
         keys = loop.place(self.mesh, keys, loop.SEED)
-        return jax.device_get(diagnose(self.algo, self.mesh, window, keys, state))
+        return loop.fetch(diagnose(self.algo, self.mesh, window, keys, state))
 
     def _save_if_due(self, state: TrainState) -> None:
         """Begins to write a checkpoint, or tells the one of this update of the evaluation since."""
         step = self.outcome.step
-        due = step >= self.job.steps or self.interrupt.asked or self._due(self.job.run.checkpoint_every)
+        due = step >= self.job.steps or bool(self.signal) or self._due(self.job.run.checkpoint_every)
         if due and self.saved != (step, self.evaluated):
             self._save(state)
             self.saved = step, self.evaluated
@@ -328,7 +378,7 @@ class _Loop:
 
     def _save(self, state: TrainState) -> None:
         self._flush()
-        finite = np.asarray(_finite(state.without_memory()))
+        finite = loop.fetch(_finite(state.without_memory()))
         if not finite.all():
             lane = self.job.lanes[int(np.argmin(finite))]
             raise self._diverged(f"a weight is not finite after update {self.outcome.step:,}, {lane}")

@@ -135,6 +135,7 @@ OWN_FOLDERS = {
     "envs_mjx/engines/warp_setup.py",
     "mac/data/store.py",  # descriptors of this process
     "experiments/launch/loggers.py",  # files of the trackers
+    "experiments/reproduction/cost.py",  # the project's source
     "experiments/reproduction/times.py",
     "experiments/doctor_checks/checks.py",  # runs where nothing is installed; only counts compiled programs
 }

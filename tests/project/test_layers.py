@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("mac", "envs_mjx", "baselines", "experiments")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BASICS = ("mac.types", "mac.errors", "mac.target_platform")
+BASICS = ("mac.types", "mac.errors", "mac.target_platform", "mac.batch_axis")
 ON_DISK = (*BASICS, "mac.atomic_files", "mac.cgroup_limits", "mac.formatting")
 NETWORKS = (*BASICS, "mac.nn", "mac.ops")
 LOSSES = (*NETWORKS, "mac.algorithm", "mac.config")
@@ -22,6 +22,7 @@ ALLOWED = {
     "mac.formatting": (),
     "mac.types": (),
     "mac.target_platform": (),
+    "mac.batch_axis": (),
     "mac.atomic_files": ("mac.errors",),
     "mac.free_memory": ("mac.cgroup_limits", "mac.card_memory"),
     "mac.card_memory": (),
@@ -139,9 +140,10 @@ def test_baselines_compile_nothing():
 
 def test_only_the_loop_compiles():
     found = {name_of(path): len(jits(path)) for path in FILES if is_within(name_of(path), "mac")}
-    # init, prepare and segment, evaluate, a saved policy, the diagnosis, and the check of states to be saved.
+    # init, prepare, segment and copies to all hosts; evaluate, a saved policy, the diagnosis, and the check
+    # of states to be saved.
     assert {name: count for name, count in found.items() if count} == {
-        "mac.run.segment": 3,
+        "mac.run.segment": 4,
         "mac.run.evaluate": 1,
         "mac.run.policy": 1,
         "mac.run.seed_diagnostics": 1,

@@ -5,8 +5,11 @@
 
 A checkpoint is written under a temporary name and renamed when it is complete, so a process that is
 killed at any moment leaves the last complete one as it was. What it was writing is deleted by the
-next process that opens the folder to write. Only one process may write to a folder. Whatever else has a
+next process that opens the folder to write. Only one run may write to a folder. Whatever else has a
 checkpoint's name is moved aside, never deleted.
+
+Several processes of one run (`mac.run.hosts`) write a checkpoint together, each the arrays' parts that its
+devices hold, and training waits meanwhile. What is on the disk does not tell how many they were.
 """
 
 import contextlib
@@ -16,7 +19,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,7 @@ import numpy as np
 
 from mac.atomic_files import load_json, misfit, write_json
 from mac.errors import UserError, one_line, refusal, remedy
+from mac.run import hosts
 from mac.run.io.checkpoint_compat import check_config, check_shapes
 
 FORMAT = 1
@@ -66,6 +70,7 @@ class CheckpointStore:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._cleaned = False
+        self._reached: int | None = None  # step of the last checkpoint that was written or read here
         self.notes: list[str] = []
 
     def __enter__(self) -> "CheckpointStore":
@@ -97,12 +102,55 @@ class CheckpointStore:
             UserError: if the previous checkpoint could not be written.
         """
         self.wait()
+        if hosts.count() > 1:
+            return self._save_together(step, state, meta)
         if step in self.steps():
             header = self._header(step) | {"meta": json.loads(json.dumps(dict(meta), default=str))}
             return write_json(self._path(step) / "meta.json", header, indent=None)
         arrays = _on_host(state)
         text = json.dumps(dict(meta), default=str)  # now, since the caller may change it while we write
         self._pending = self._writer.submit(self._write, step, arrays, text)
+
+    def _save_together(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Does what `save` does, in all processes at once; `meta` is that of the first."""
+        fault = None
+        try:
+            # All decide alike, whatever a network's file system shows each of them.
+            if self._reached == step:
+                if hosts.is_first():
+                    header = self._header(step) | {"meta": json.loads(json.dumps(dict(meta), default=str))}
+                    write_json(self._path(step) / "meta.json", header, indent=None)
+            else:
+                self._write_together(step, _named(state), json.dumps(dict(meta), default=str))
+                self._reached = step
+        except (OSError, ValueError, RuntimeError) as error:
+            fault = str(error) if isinstance(error, UserError) else str(self._unwritten(error))
+        if found := next(filter(None, hosts.gather_json(fault)), None):
+            raise hosts.SharedError(found)
+
+    def _write_together(self, step: int, arrays: dict[str, Any], meta: str) -> None:
+        import orbax.checkpoint as ocp
+
+        said = ["", ""]  # the folder, or why there is none
+        if hosts.is_first():
+            try:
+                said[0] = str(self._new_folder(step))
+            except OSError as error:
+                said[1] = str(self._unwritten(error))
+        name, fault = hosts.from_first(said)
+        if fault:
+            raise UserError(fault)
+        new = Path(name)
+        filled = {name: array for name, array in arrays.items() if array.size}
+        sums = hosts.gather_json({name: _part_checksums(array) for name, array in arrays.items()})
+        with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            writer.save(new / "state", args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
+        if hosts.is_first():
+            described = {
+                name: [array.dtype.name, list(array.shape), _whole_checksum([each[name] for each in sums])]
+                for name, array in arrays.items()
+            }
+            self._complete(new, step, json.loads(meta), described)
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk.
@@ -117,12 +165,15 @@ class CheckpointStore:
             pending.result()
         # Orbax reports a refusal of the system in any of these ways.
         except (OSError, ValueError, RuntimeError) as error:
-            last = self.latest()
-            kept = "there is none before it" if last is None else f"the one of step {last} is intact"
-            then = remedy(error, "check the disk and the rights to the folder")
-            raise UserError(
-                f"{self.folder}: cannot write a checkpoint ({refusal(error)}); {kept}; {then}; then --resume"
-            ) from error
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: BaseException) -> UserError:
+        last = self.latest()
+        kept = "there is none before it" if last is None else f"the one of step {last} is intact"
+        then = remedy(error, "check the disk and the rights to the folder")
+        return UserError(
+            f"{self.folder}: cannot write a checkpoint ({refusal(error)}); {kept}; {then}; then --resume"
+        )
 
     def close(self) -> None:
         """Waits for the last save and ends the writing thread."""
@@ -168,6 +219,7 @@ class CheckpointStore:
         arrays = self._read_arrays(path, header)
         leaves = [jnp.array(arrays[name]) for name in expected]
         state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+        self._reached = header["step"]
         return Checkpoint(header["step"], state, header["meta"])
 
     def damaged(self, step: int, reason: str) -> UserError:
@@ -192,6 +244,18 @@ class CheckpointStore:
         """Runs on the writing thread."""
         import orbax.checkpoint as ocp  # takes seconds, so not at the top, and here beside the training
 
+        new = self._new_folder(step)
+        try:
+            filled = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty ones
+            with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+                writer.save(new / "state", args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
+            self._complete(new, step, json.loads(meta), _describe(arrays))
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)  # on a full disk it is in the way
+            raise
+
+    def _new_folder(self, step: int) -> Path:
+        """Makes the folder that a checkpoint is written in."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._cleaned:
             for stale in self.folder.glob(TEMPORARY + "*"):
@@ -199,17 +263,14 @@ class CheckpointStore:
             self._cleaned = True
         new = _unused(self.folder / f"{TEMPORARY}{step:09d}")
         new.mkdir()
-        try:
-            filled = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty ones
-            with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-                writer.save(new / "state", args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
-            header = {"format": FORMAT, "step": step, "meta": json.loads(meta), "arrays": _describe(arrays)}
-            (new / "meta.json").write_text(json.dumps(header))
-            self._clear(self._path(step))
-            os.rename(new, self._path(step))
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)  # on a full disk it is in the way
-            raise
+        return new
+
+    def _complete(self, new: Path, step: int, meta: Any, arrays: dict[str, list[Any]]) -> None:
+        """Gives a checkpoint whose arrays are written its description and its name."""
+        header = {"format": FORMAT, "step": step, "meta": meta, "arrays": arrays}
+        (new / "meta.json").write_text(json.dumps(header))
+        self._clear(self._path(step))
+        os.rename(new, self._path(step))
         self._delete_oldest()
 
     def _clear(self, path: Path) -> None:
@@ -357,9 +418,57 @@ def _on_host(state: Any) -> dict[str, np.ndarray]:
     return {name: np.array(leaf) for name, leaf in named.items()}
 
 
+def _part_checksums(array: jax.Array) -> list[list[int]]:
+    """Place, bytes and checksum of the parts of an array that this process is to write.
+
+    Parts are ranges of the first axis, as seeds are spread; a copy on another device is not one.
+    """
+    found = []
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            data = np.asarray(shard.data)
+            first = shard.index[0].start or 0 if shard.index else 0
+            assert data.shape[1:] == array.shape[1:]
+            found.append([first, data.nbytes, _checksum(data)])
+    return found
+
+
+def _whole_checksum(parts: Sequence[Sequence[Sequence[int]]]) -> int:
+    """Checksum of an array from those of its parts, of each process."""
+    ordered = sorted(tuple(part) for process in parts for part in process)
+    total = 0
+    for _, size, checksum in ordered:
+        total = crc32_combine(total, checksum, size)
+    return total
+
+
+def crc32_combine(first: int, second: int, size: int) -> int:
+    """CRC-32 of two pieces of data, end to end, from that of each; `size` is the second one's, in bytes.
+
+    A CRC is linear in the data: what follows multiplies the first one's by x to the power of 8 `size`, modulo
+    the polynomial. The power is taken by squaring, of polynomials whose bits are reversed as in zlib.
+    """
+
+    def times(a: int, b: int) -> int:
+        product = 0
+        for bit in range(31, -1, -1):
+            if a >> bit & 1:
+                product ^= b
+            b = (b >> 1) ^ (0xEDB88320 if b & 1 else 0)
+        return product
+
+    power, factor, left = 0x80000000, 0x40000000, 8 * size  # the polynomials 1 and x
+    while left:
+        if left & 1:
+            power = times(power, factor)
+        factor, left = times(factor, factor), left >> 1
+    return times(power, first) ^ second
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
 def _describe(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
     """Dtype, shape and checksum of each array, as JSON gives them back."""
-    return {
-        name: [array.dtype.name, list(array.shape), zlib.crc32(array.reshape(-1).view(np.uint8).data)]
-        for name, array in arrays.items()
-    }
+    return {name: [array.dtype.name, list(array.shape), _checksum(array)] for name, array in arrays.items()}

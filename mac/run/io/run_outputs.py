@@ -1,5 +1,7 @@
 """Files of a run: rows and checkpoints, in its folder or in one for each variant of a sweep.
 
+Of several processes the first writes the rows, and each its part of the checkpoints.
+
 A sweep trains several configurations in one program, as further seeds. Each leaves what a run of its own
 would have left, so that whatever reads a run reads a variant of a sweep.
 """
@@ -15,6 +17,7 @@ import numpy as np
 
 from mac.algorithm import TrainState
 from mac.atomic_files import misfit
+from mac.run import hosts
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
 from mac.run.io.eval_rows import Evaluation
 from mac.run.io.logger import RunLog
@@ -82,7 +85,7 @@ class Outputs:
         Raises:
             UserError: as `CheckpointStore.restore`.
         """
-        step, parts = self.latest(), []
+        step, parts = hosts.from_first(self.latest()), []
         assert step is not None
         for i, (variant, store) in enumerate(zip(self.variants, self._stores, strict=True)):
             parts.append(store.restore(self._part(template, i), step, variant.config, may_differ).state)
@@ -120,6 +123,10 @@ class Outputs:
 
         Checkpoints of this step that were written before that evaluation only learn of it.
         """
+        if not hosts.is_first():  # whose rows and marks are those that count
+            for i, store in enumerate(self._stores):
+                store.save(step, self._part(state, i), {})
+            return
         for i, (variant, store, log) in enumerate(zip(self.variants, self._stores, self._logs, strict=True)):
             store.wait()
             before = {}
@@ -161,7 +168,8 @@ class Outputs:
 
     def _open(self, marks: Sequence[tuple[Mapping[str, int] | None, Mapping[str, int]]]) -> None:
         for folder, mark in zip(self.folders, marks, strict=True):
-            self._logs.append(RunLog(folder, *mark))
+            if hosts.is_first():
+                self._logs.append(RunLog(folder, *mark))
 
     def _range(self, variant: int) -> slice:
         return slice(variant * len(self.seeds), (variant + 1) * len(self.seeds))
