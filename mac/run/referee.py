@@ -10,6 +10,7 @@ Started as a file, so that it imports nothing of ours.
 
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -128,6 +129,9 @@ def free_port() -> int:
 
 def main(port: int, count: int, patience: float) -> None:
     """Serves one run; prints `ready`, or the reason why it cannot."""
+    # Schedulers send these to every process of a job; it must stay until those of the run have ended.
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(each, signal.SIG_IGN)
     try:
         server = socket.create_server(("", port), backlog=count)
     except OSError as error:

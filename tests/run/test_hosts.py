@@ -97,6 +97,9 @@ import os, signal, sys
 from mac.run import hosts
 place = hosts.parse_place(sys.argv[1])
 hosts.start(place)
+if hosts._referee:  # schedulers signal every process of a job
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        hosts._referee.send_signal(each)
 said = hosts.gather_json({"number": place.number, "text": "x" * 100_000 * place.number})
 assert [each["number"] for each in said] == [0, 1], said
 assert len(said[1]["text"]) == 100_000
