@@ -5,8 +5,10 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -222,3 +224,21 @@ def test_what_the_cluster_refuses_is_one_line(place: Path, capsys: pytest.Captur
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --jobs slurm: sbatch refuses: ") and "partition" in line
     assert not list((place / "out" / "jobs").glob("*.json"))
+
+
+def test_step_of_two_tasks_is_one_run(place: Path):
+    """A signal that SLURM sends to all of its processes stops both with a checkpoint, and both continue."""
+    write(place / "data", "cube-single-play-v0")
+    out, log = place / "both", place / "step.log"
+    srun = ["srun", "-n", "2", sys.executable, str(Path(run.__file__)), "--out", str(out)]
+    words = [*FLAGS, "--algo", "flow_bc", "--env", TASK.format(1), "--preset", "laptop", "--seeds", "2"]
+    words += ["--data.dir", str(place / "data"), "--steps", "1000000", "--run.eval-every", "1000000"]
+    with log.open("wb") as file:
+        step = subprocess.Popen([*srun, *words], stdout=file, stderr=file)
+    wait_until(lambda: step.poll() is not None or updates(out) >= 600, "no checkpoint")
+    assert step.poll() is None, log.read_text()
+    control("scancel", "--signal=TERM", control("squeue", "--steps", "--noheader", "--format=%i").split()[0])
+    assert step.wait(PATIENCE) == 143, log.read_text()
+    (update,) = re.findall(r"stopped at update ([\d,]+); a checkpoint is written", log.read_text())
+    said = control(*srun, "--resume", "--steps", str(int(update.replace(",", "")) + 10))
+    assert f"resumed from the checkpoint of update {update}" in said and "processes    2 with" in said
