@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from envs_mjx.base import AbstractEnv, EnvState
+from mac.errors import UserError
 from mac.types import EnvSpec
 
 
@@ -27,9 +28,14 @@ def disturb(action: Float[Array, "*B A"], sigma: float, key: Key[Array, ""] | No
     return jnp.clip(jnp.clip(action, -1, 1) + sigma * jr.normal(key, action.shape), -1, 1)
 
 
-def check_sigma(flag: str, sigma: float) -> str:
-    """Returns what is wrong with a standard deviation given as `flag`; empty if nothing is."""
-    return "" if 0 <= sigma < float("inf") else f"{flag}={sigma}: must be at least 0 and finite"
+def check_sigma(flag: str, sigma: float) -> None:
+    """Checks a standard deviation given as `flag`.
+
+    Raises:
+        UserError: it is negative or not finite.
+    """
+    if not 0 <= sigma < float("inf"):
+        raise UserError(f"{flag}={sigma}: must be at least 0 and finite")
 
 
 class NoisyState(EnvState):

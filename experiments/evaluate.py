@@ -81,8 +81,8 @@ class Args:
             value = getattr(self, name)
             if value is not None and not least <= value < 2**31:
                 raise UserError(f"--{name}={value}: must be at least {least}, and below 2**31")
-        if self.noise is not None and (wrong := check_sigma("--noise", self.noise)):
-            raise UserError(wrong)
+        if self.noise is not None:
+            check_sigma("--noise", self.noise)
         if self.policy == RANDOM and self.hp:
             raise UserError("--hp says how the trained policies act; leave it out with --policy random")
 

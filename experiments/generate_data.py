@@ -84,8 +84,7 @@ class Args:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name}={value}: must be at least 1")
-        if wrong := check_sigma("--noise", self.noise):
-            raise UserError(wrong)
+        check_sigma("--noise", self.noise)
 
 
 class Command(NamedTuple):

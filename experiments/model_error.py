@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -40,7 +39,7 @@ from experiments.model_error_study.rows import ChunkRow
 from experiments.model_error_study.success_by_error import compare_policies
 from experiments.model_error_study.successors import compare_successors
 from mac.ablations.dynamics_only import Dynamics
-from mac.config import Config
+from mac.config import Config, DynamicsKind
 from mac.data.normalize import Normalizer, fit_normalizer
 from mac.data.store import Store
 from mac.data.window import check_chunk, make_window
@@ -96,7 +95,7 @@ class Args:
     """environment steps that models run open loop; a multiple of every chunk length"""
     trajectories: int = 512
     """held-out trajectories, the same for all models"""
-    dynamics: Literal["deterministic", "gaussian", "flow"] = "deterministic"
+    dynamics: DynamicsKind = "deterministic"
     """what the models predict, as --hp.dynamics; one draw of a model that draws its states is measured"""
     policy: tuple[Path, ...] = ()
     """folders of runs whose success is plotted against their models' errors"""

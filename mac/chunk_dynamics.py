@@ -12,27 +12,24 @@ All three are one `MLP`, so that it is frozen, rounded and fused as any other (`
 """
 
 import abc
-from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
-from mac.config import Config
+from mac.config import Config, DynamicsKind
 from mac.nn.dynamics_ensemble import bounded_log_std
 from mac.nn.frozen import Numerics
 from mac.nn.gaussian_policy import normal_log_prob
 from mac.nn.mlp import MLP, Network, broadcast_add
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import mse
-from mac.ops.rollout import residual_model
+from mac.ops.rollout import Model, residual_model
 
 WIDE_START = 1.6094
 """Added to what a network says of its spread, so that standard deviations begin at about 1 (log 5: 5/6 of the
 range of their logarithms). Narrow starts have slopes so steep that Adam is slow for 1000 updates."""
-Sampler = Callable[..., Float[Array, "*B D"]]
-"""Successors: `sampler(s, a)` of a deterministic model, `sampler(s, a, key)` of one that draws."""
 
 
 class AbstractChunkDynamics(eqx.Module):
@@ -78,7 +75,7 @@ class AbstractChunkDynamics(eqx.Module):
     ) -> Float[Array, "*B D"]:
         """A state after each chunk; the predicted one, or one drawn at random."""
 
-    def sampler(self, cfg: Config, net: Network) -> Sampler:
+    def sampler(self, cfg: Config, net: Network) -> Model:
         """The model with its network, for `imagine` and `open_loop`."""
         return lambda s, a, *key: self.successor(cfg, net, s, a, *key)
 
@@ -172,7 +169,7 @@ class FlowDynamics(AbstractChunkDynamics):
         return broadcast_add(s, cfg.dynamics_scale * change)
 
 
-KINDS: dict[str, type[AbstractChunkDynamics]] = {
+KINDS: dict[DynamicsKind, type[AbstractChunkDynamics]] = {
     "deterministic": DeterministicDynamics,
     "gaussian": GaussianDynamics,
     "flow": FlowDynamics,

@@ -17,6 +17,7 @@ from mac.errors import UserError
 from mac.types import EnvSpec, GoalDistribution, GoalSpec
 
 Later = Literal["uniform", "geometric"]
+DynamicsKind = Literal["deterministic", "gaussian", "flow"]
 
 
 class CommonConfig(eqx.Module):
@@ -162,7 +163,7 @@ class Config(CommonConfig):
     """a known bug of the authors' code: with value bce, Q's target takes the logit of V for its value"""
     execute: int = 1
     """actions of a chunk executed before planning anew, 1 to `chunk`"""
-    dynamics: Literal["deterministic", "gaussian", "flow"] = "deterministic"
+    dynamics: DynamicsKind = "deterministic"
     """model of the state after a chunk: one state, a normal distribution, or a flow of any distribution"""
     dynamics_steps: int = 10
     """Euler steps of the flow that draws states (dynamics flow)"""

@@ -95,8 +95,7 @@ def family_and_style(spec: DatasetSpec) -> tuple[str, str]:
             f"{spec.episodes:,} episodes, {spec.per_shard:,} in each file, are too many files; "
             "ask for fewer rows or larger shards"
         )
-    if wrong := check_sigma("action_noise", spec.action_noise):
-        raise UserError(wrong)
+    check_sigma("action_noise", spec.action_noise)
     if not 0 <= spec.seed < 2**31:
         raise UserError(f"seed={spec.seed}: must be in [0, 2**31)")
     return family, style

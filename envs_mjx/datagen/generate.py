@@ -183,7 +183,8 @@ def _take_batch(
     simulator = simulators[place_of(todo[0].index)]
     near = [todo.popleft() for _ in range(min(len(todo), simulator.lanes * len(simulators)))]
     mine = [job for job in near if simulators[place_of(job.index)] is simulator][: simulator.lanes]
-    todo.extendleft(reversed([job for job in near if job not in mine]))
+    taken = set(mine)
+    todo.extendleft(reversed([job for job in near if job not in taken]))
     return simulator, mine
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from experiments.benchmarks import timed_loops
-from experiments.benchmarks.harness import as_flags, write_csv
+from experiments.benchmarks.harness import BENCH, as_flags, write_csv
 from experiments.benchmarks.training import SPEC
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
@@ -206,7 +206,7 @@ def in_processes(work: str, count: int, args: Args) -> Scaling:
         UserError: one of them failed.
     """
     port = referee.free_port()
-    words = [sys.executable, "experiments/benchmark.py", "hosts", WORKER]
+    words = [sys.executable, str(BENCH), "hosts", WORKER]
     given = as_flags(replace(args, widths=args.widths[:1], measure=False))
     running = [
         subprocess.Popen(

@@ -73,8 +73,7 @@ class EvalConfig:
             raise UserError(f"--eval.episodes={self.episodes}: must be at least 1")
         if self.batch < 0:
             raise UserError(f"--eval.batch={self.batch}: must be at least 0")
-        if wrong := check_sigma("--eval.noise", self.noise):
-            raise UserError(wrong)
+        check_sigma("--eval.noise", self.noise)
 
 
 @dataclass(frozen=True)

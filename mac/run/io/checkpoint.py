@@ -105,8 +105,7 @@ class CheckpointStore:
         if hosts.count() > 1:
             return self._save_together(step, state, meta)
         if step in self.steps():
-            header = self._header(step) | {"meta": json.loads(json.dumps(dict(meta), default=str))}
-            return write_json(self._path(step) / "meta.json", header, indent=None)
+            return self._replace_meta(step, meta)
         arrays = _on_host(state)
         text = json.dumps(dict(meta), default=str)  # now, since the caller may change it while we write
         self._pending = self._writer.submit(self._write, step, arrays, text)
@@ -118,8 +117,7 @@ class CheckpointStore:
             # All decide alike, whatever a network's file system shows each of them.
             if self._reached == step:
                 if hosts.is_first():
-                    header = self._header(step) | {"meta": json.loads(json.dumps(dict(meta), default=str))}
-                    write_json(self._path(step) / "meta.json", header, indent=None)
+                    self._replace_meta(step, meta)
             else:
                 self._write_together(step, _named(state), json.dumps(dict(meta), default=str))
                 self._reached = step
@@ -129,8 +127,6 @@ class CheckpointStore:
             raise hosts.SharedError(found)
 
     def _write_together(self, step: int, arrays: dict[str, Any], meta: str) -> None:
-        import orbax.checkpoint as ocp
-
         said = ["", ""]  # the folder, or why there is none
         if hosts.is_first():
             try:
@@ -141,10 +137,8 @@ class CheckpointStore:
         if fault:
             raise UserError(fault)
         new = Path(name)
-        filled = {name: array for name, array in arrays.items() if array.size}
         sums = hosts.gather_json({name: _part_checksums(array) for name, array in arrays.items()})
-        with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-            writer.save(new / "state", args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
+        _write_arrays(new / "state", arrays)
         if hosts.is_first():
             described = {
                 name: [array.dtype.name, list(array.shape), _whole_checksum([each[name] for each in sums])]
@@ -242,17 +236,17 @@ class CheckpointStore:
 
     def _write(self, step: int, arrays: dict[str, np.ndarray], meta: str) -> None:
         """Runs on the writing thread."""
-        import orbax.checkpoint as ocp  # takes seconds, so not at the top, and here beside the training
-
         new = self._new_folder(step)
         try:
-            filled = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty ones
-            with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-                writer.save(new / "state", args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
+            _write_arrays(new / "state", arrays)
             self._complete(new, step, json.loads(meta), _describe(arrays))
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)  # on a full disk it is in the way
             raise
+
+    def _replace_meta(self, step: int, meta: Mapping[str, Any]) -> None:
+        header = self._header(step) | {"meta": json.loads(json.dumps(dict(meta), default=str))}
+        write_json(self._path(step) / "meta.json", header, indent=None)
 
     def _new_folder(self, step: int) -> Path:
         """Makes the folder that a checkpoint is written in."""
@@ -416,6 +410,15 @@ def _on_host(state: Any) -> dict[str, np.ndarray]:
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()  # all at once, where there is a bus between device and host
     return {name: np.array(leaf) for name, leaf in named.items()}
+
+
+def _write_arrays(folder: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays with Orbax, of several processes together."""
+    import orbax.checkpoint as ocp  # takes seconds, so not at the top, and here beside the training
+
+    filled = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty ones
+    with _unlogged(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+        writer.save(folder, args=ocp.args.StandardSave(filled))  # pyright: ignore[reportCallIssue]
 
 
 def _part_checksums(array: jax.Array) -> list[list[int]]:
