@@ -452,7 +452,7 @@ def check_writable(folder: Path, flag: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"
         probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another thread, or the same number on another host, may have done it
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({refusal(error)}); choose another {flag}") from error
 

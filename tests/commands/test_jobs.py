@@ -120,6 +120,12 @@ def test_one_process_generates_and_the_others_wait(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_many_may_ask_at_once_whether_a_folder_is_writable(tmp_path: Path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: dataset.check_writable(tmp_path, "--data.dir"), range(2000)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_discarded_lock_excludes_all_others(tmp_path: Path):
     """Deleting the file of a lock must not let two hold it."""
     inside, most, guard = 0, 0, threading.Lock()
