@@ -73,7 +73,10 @@ class Tabletop(eqx.Module):
         if not self.scene.buttons:
             return after
         old, new = (w.physics.qpos[self.scene.button_qpos] for w in (before, after))
-        flips = jnp.asarray(_influence(self.scene)) & ((old > PRESSED) & (new <= PRESSED))[:, None]
+        flips = (
+            jnp.asarray(influence(self.scene.buttons, self.scene.grid))
+            & ((old > PRESSED) & (new <= PRESSED))[:, None]
+        )
         buttons = before.buttons ^ (jnp.sum(flips, axis=0) % 2 == 1)
         locked = ~buttons[: self.scene.slides]
         return SceneState(dataclasses.replace(after.physics, locked=locked), buttons)
@@ -111,11 +114,11 @@ class Tabletop(eqx.Module):
         return qpos.at[self.scene.cube_qpos[:, None] + np.arange(7)].set(pose)
 
 
-def _influence(scene: Scene) -> np.ndarray:
+def influence(buttons: int, grid: tuple[int, int]) -> np.ndarray:
     """Returns bool[buttons, buttons]: whether pressing the first toggles the second. In a puzzle a press
-    toggles the button and its neighbours in the grid.
+    toggles the button and its neighbours in the grid of (rows, columns); (0, 0) is no puzzle.
     """
-    if not any(scene.grid):
-        return np.eye(scene.buttons, dtype=bool)
-    place = np.stack(np.divmod(np.arange(scene.buttons), scene.grid[1]), axis=1)
+    if not any(grid):
+        return np.eye(buttons, dtype=bool)
+    place = np.stack(np.divmod(np.arange(buttons), grid[1]), axis=1)
     return np.abs(place[:, None] - place).sum(axis=-1) <= 1

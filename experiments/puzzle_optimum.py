@@ -1,0 +1,256 @@
+"""Solves OGBench's button puzzles exactly, and tells which of their tasks a discount makes worth solving.
+
+    python experiments/puzzle_optimum.py --env puzzle-3x3 --discounts 0.99 0.995 0.999
+
+A press toggles a button and its neighbours, so the way to the goal may lead over boards with more wrong
+buttons. The single-task reward is minus the number of wrong buttons in every control step. A small discount
+then prefers to stay at a nearly solved board. No data, network or physics is involved.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from envs_mjx.manipulation.scene_simulation import influence
+from envs_mjx.manipulation.scenes import FAMILIES
+from envs_mjx.manipulation.tasks import MAX_STEPS, task_table
+from experiments.benchmarks.harness import write_csv
+from experiments.cli.arguments import read_flags
+from experiments.cli.exit_status import exit_status
+from mac.errors import UserError
+from mac.run.report.table import print_tables
+
+PROGRAM = "python experiments/puzzle_optimum.py"
+LARGEST = 16
+"""Buttons of the largest puzzle whose boards are all held in memory."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Solves a puzzle of OGBench exactly; prints a table, and writes a CSV file if asked."""
+
+    env: str = "puzzle-3x3"
+    """puzzle-3x3 or puzzle-4x4"""
+    discounts: tuple[float, ...] = (0.99, 0.995, 0.999)
+    """discounts of one control step"""
+    press_steps: int = 32
+    """control steps from one press to the next: 32 in play data of puzzle-3x3"""
+    candidates: int = 8
+    """presses drawn uniformly for each decision, of which the best by Q is taken, while values are learned"""
+    candidates_test: int = 32
+    """the same while acting"""
+    out: Path | None = None
+    """CSV file to write"""
+
+    def check(self) -> None:
+        """Raises UserError for values out of range."""
+        known = [name for name, scene in FAMILIES.items() if 0 < np.prod(scene.grid) <= LARGEST]
+        if self.env not in known:
+            raise UserError(f"--env {self.env}: has no exact solution here; take {' or '.join(known)}")
+        if not self.discounts or not all(0 < discount < 1 for discount in self.discounts):
+            raise UserError(f"--discounts {self.discounts}: give at least one, each between 0 and 1")
+        for name in ("press_steps", "candidates", "candidates_test"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class OptimumRow:
+    """Exact figures of one task at one discount.
+
+    Attributes:
+        wrong: wrong buttons at the start.
+        presses: fewest presses that solve the task.
+        discount: of a control step.
+        still: return of never pressing.
+        best: optimal return, where every press and waiting can be chosen.
+        left: wrong buttons where the optimal policy stays; 0 where it solves the task.
+        success_press: probability that best of N solves the task within the episode, if it must press.
+        success_wait: the same if waiting is one more choice that may be drawn.
+    """
+
+    task: int
+    wrong: int
+    presses: int
+    discount: float
+    still: float
+    best: float
+    left: int
+    success_press: float
+    success_wait: float
+
+
+class Puzzle(NamedTuple):
+    """All boards of a puzzle as bits: which buttons are wrong. Board 0 is solved.
+
+    Attributes:
+        after: int[boards, choices], the board after each press, and after waiting in the last column.
+        wrong: float[boards], number of wrong buttons.
+    """
+
+    after: np.ndarray
+    wrong: np.ndarray
+
+    @classmethod
+    def of(cls, grid: tuple[int, int]) -> "Puzzle":
+        """Returns the puzzle of a grid of (rows, columns) buttons."""
+        buttons = grid[0] * grid[1]
+        boards = np.arange(2**buttons)
+        presses = influence(buttons, grid) @ (1 << np.arange(buttons))
+        after = boards[:, None] ^ np.append(presses, 0)
+        return cls(after, ((boards[:, None] >> np.arange(buttons)) & 1).sum(axis=1).astype(float))
+
+    def without_waiting(self) -> "Puzzle":
+        """Returns the puzzle in which every decision is a press."""
+        return self._replace(after=self.after[:, :-1])
+
+    def presses(self) -> np.ndarray:
+        """Returns int[boards], the fewest presses that solve each board; -1 where none do."""
+        found = np.where(self.wrong == 0, 0, -1)
+        for count in range(len(self.wrong)):
+            new = (found < 0) & (found[self.after] == count).any(axis=1)
+            if not new.any():
+                break
+            found[new] = count + 1
+        return found
+
+    def values(self, discount: float, steps: int, candidates: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns V and Q of the policy that takes the best of N uniform draws, by value iteration.
+
+        Args:
+            discount: of one control step.
+            steps: control steps of a decision, each of which costs the wrong buttons before it.
+            candidates: N; None takes the best of all choices.
+        Returns:
+            float[boards] and float[boards, choices]. The solved board ends the episode.
+        """
+        factor = discount**steps
+        cost = -self.wrong * (1 - factor) / (1 - discount)
+        share = rank_probabilities(self.after.shape[1], candidates)
+        value = np.zeros(len(self.wrong))
+        while True:
+            q = cost[:, None] + factor * value[self.after]
+            new = -np.sort(-q, axis=1) @ share
+            new[0] = 0
+            if np.abs(new - value).max() <= 1e-9 * max(1.0, np.abs(new).max()):
+                return new, q
+            value = new
+
+    def success(self, q: np.ndarray, board: int, decisions: int, candidates: int) -> float:
+        """Returns the probability that the best of N uniform draws by `q` solves a board in time."""
+        share = rank_probabilities(self.after.shape[1], candidates)
+        ranked = np.take_along_axis(self.after, np.argsort(-q, axis=1, kind="stable"), axis=1)
+        at = np.zeros(len(self.wrong))
+        at[board] = 1
+        for _ in range(decisions):
+            solved, at[0] = at[0], 0
+            at = np.bincount(ranked.ravel(), (at[:, None] * share).ravel(), len(at))
+            at[0] += solved
+        return float(at[0])
+
+    def left(self, q: np.ndarray, board: int) -> int:
+        """Returns the wrong buttons where the greedy policy of `q` stays, or goes in circles."""
+        for _ in range(len(self.wrong)):
+            after = int(self.after[board, q[board].argmax()])
+            if after in (board, 0):
+                return int(self.wrong[after])
+            board = after
+        return int(self.wrong[board])
+
+
+def rank_probabilities(choices: int, candidates: int | None) -> np.ndarray:
+    """Returns the probability that the best of N uniform draws is the best choice, the second best, ...
+
+    Args:
+        candidates: N; None always finds the best.
+    """
+    better = np.arange(choices + 1) / choices
+    if candidates is None:
+        return (np.arange(choices) == 0).astype(float)
+    return -np.diff((1 - better) ** candidates)
+
+
+def measure(args: Args) -> list[OptimumRow]:
+    """Returns a row for each task and discount."""
+    puzzle = Puzzle.of(FAMILIES[args.env].grid)
+    pressing = puzzle.without_waiting()
+    start, goal = task_table(args.env)
+    boards = (start.buttons ^ goal.buttons) @ (1 << np.arange(start.buttons.shape[1]))
+    decisions = MAX_STEPS[args.env] // args.press_steps
+    presses = puzzle.presses()
+    rows = []
+    for discount in args.discounts:
+        value, best_q = puzzle.values(discount, args.press_steps, None)
+        _, press_q = pressing.values(discount, args.press_steps, args.candidates)
+        _, wait_q = puzzle.values(discount, args.press_steps, args.candidates)
+        rows += [
+            OptimumRow(
+                task,
+                wrong=int(puzzle.wrong[board]),
+                presses=int(presses[board]),
+                discount=discount,
+                still=float(-puzzle.wrong[board] / (1 - discount)),
+                best=float(value[board]),
+                left=puzzle.left(best_q, board),
+                success_press=pressing.success(press_q, board, decisions, args.candidates_test),
+                success_wait=puzzle.success(wait_q, board, decisions, args.candidates_test),
+            )
+            for task, board in enumerate(boards, 1)
+        ]
+    return rows
+
+
+def table(rows: Sequence[OptimumRow], title: str) -> Table:
+    """Returns the printed table."""
+    out = Table(title=title, caption="return: discounted sum of minus the wrong buttons, over control steps")
+    for head in (
+        "task",
+        "wrong",
+        "presses",
+        "discount",
+        "never pressing",
+        "optimum",
+        "it",
+        "best of N",
+        "or waits",
+    ):
+        out.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        ends = f"stays at {row.left} wrong" if row.left else "solves"
+        out.add_row(
+            *(str(x) for x in (row.task, row.wrong, row.presses, row.discount)),
+            *(f"{x:.0f}" for x in (row.still, row.best)),
+            ends,
+            *(f"{100 * x:.0f}%" for x in (row.success_press, row.success_wait)),
+        )
+    return out
+
+
+def run(argv: Sequence[str]) -> int:
+    """Solves, prints the table, writes the file; returns the exit status."""
+    args = read_flags(Args, argv, PROGRAM)
+    args.check()
+    rows = measure(args)
+    print_tables(table(rows, f"{args.env}, a press every {args.press_steps} control steps"))
+    if args.out is not None:
+        write_csv(args.out, rows, ["experiments/puzzle_optimum.py", *argv])
+        print(args.out)
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status: 0, 2 bad input, 128 + a signal's number."""
+    return exit_status(
+        lambda: run(argv),
+        short_of_memory="take puzzle-3x3",
+        interrupted="nothing was written",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
