@@ -1,27 +1,32 @@
 """Solves OGBench's button puzzles exactly, and tells which of their tasks a discount makes worth solving.
 
     python experiments/puzzle_optimum.py --env puzzle-3x3 --discounts 0.99 0.995 0.999
+    python experiments/puzzle_optimum.py --run runs/NAME
 
 A press toggles a button and its neighbours, so the way to the goal may lead over boards with more wrong
 buttons. The single-task reward is minus the number of wrong buttons in every control step. A small discount
-then prefers to stay at a nearly solved board. No data, network or physics is involved.
+then prefers to stay at a nearly solved board. No data, network or physics is involved. With `--run` the
+buttons that a trained policy presses are compared with this solution.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated
 
 import numpy as np
+import tyro
 from rich.table import Table
 
-from envs_mjx.manipulation.scene_simulation import influence
 from envs_mjx.manipulation.scenes import FAMILIES
 from envs_mjx.manipulation.tasks import MAX_STEPS, task_table
 from experiments.benchmarks.harness import write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
+from experiments.puzzle_study.boards import Puzzle
+from experiments.puzzle_study.presses import PressRow, follow
 from mac.errors import UserError
 from mac.run.report.table import print_tables
 
@@ -44,6 +49,10 @@ class Args:
     """presses drawn uniformly for each decision, of which the best by Q is taken, while values are learned"""
     candidates_test: int = 32
     """the same while acting"""
+    run: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """play these runs instead, and compare what they press with the exact solution at their own discount"""
+    episodes: int = 10
+    """episodes of each seed and task of a run"""
     out: Path | None = None
     """CSV file to write"""
 
@@ -54,7 +63,7 @@ class Args:
             raise UserError(f"--env {self.env}: has no exact solution here; take {' or '.join(known)}")
         if not self.discounts or not all(0 < discount < 1 for discount in self.discounts):
             raise UserError(f"--discounts {self.discounts}: give at least one, each between 0 and 1")
-        for name in ("press_steps", "candidates", "candidates_test"):
+        for name in ("press_steps", "candidates", "candidates_test", "episodes"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
 
@@ -83,96 +92,6 @@ class OptimumRow:
     left: int
     success_press: float
     success_wait: float
-
-
-class Puzzle(NamedTuple):
-    """All boards of a puzzle as bits: which buttons are wrong. Board 0 is solved.
-
-    Attributes:
-        after: int[boards, choices], the board after each press, and after waiting in the last column.
-        wrong: float[boards], number of wrong buttons.
-    """
-
-    after: np.ndarray
-    wrong: np.ndarray
-
-    @classmethod
-    def of(cls, grid: tuple[int, int]) -> "Puzzle":
-        """Returns the puzzle of a grid of (rows, columns) buttons."""
-        buttons = grid[0] * grid[1]
-        boards = np.arange(2**buttons)
-        presses = influence(buttons, grid) @ (1 << np.arange(buttons))
-        after = boards[:, None] ^ np.append(presses, 0)
-        return cls(after, ((boards[:, None] >> np.arange(buttons)) & 1).sum(axis=1).astype(float))
-
-    def without_waiting(self) -> "Puzzle":
-        """Returns the puzzle in which every decision is a press."""
-        return self._replace(after=self.after[:, :-1])
-
-    def presses(self) -> np.ndarray:
-        """Returns int[boards], the fewest presses that solve each board; -1 where none do."""
-        found = np.where(self.wrong == 0, 0, -1)
-        for count in range(len(self.wrong)):
-            new = (found < 0) & (found[self.after] == count).any(axis=1)
-            if not new.any():
-                break
-            found[new] = count + 1
-        return found
-
-    def values(self, discount: float, steps: int, candidates: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns V and Q of the policy that takes the best of N uniform draws, by value iteration.
-
-        Args:
-            discount: of one control step.
-            steps: control steps of a decision, each of which costs the wrong buttons before it.
-            candidates: N; None takes the best of all choices.
-        Returns:
-            float[boards] and float[boards, choices]. The solved board ends the episode.
-        """
-        factor = discount**steps
-        cost = -self.wrong * (1 - factor) / (1 - discount)
-        share = rank_probabilities(self.after.shape[1], candidates)
-        value = np.zeros(len(self.wrong))
-        while True:
-            q = cost[:, None] + factor * value[self.after]
-            new = -np.sort(-q, axis=1) @ share
-            new[0] = 0
-            if np.abs(new - value).max() <= 1e-9 * max(1.0, np.abs(new).max()):
-                return new, q
-            value = new
-
-    def success(self, q: np.ndarray, board: int, decisions: int, candidates: int) -> float:
-        """Returns the probability that the best of N uniform draws by `q` solves a board in time."""
-        share = rank_probabilities(self.after.shape[1], candidates)
-        ranked = np.take_along_axis(self.after, np.argsort(-q, axis=1, kind="stable"), axis=1)
-        at = np.zeros(len(self.wrong))
-        at[board] = 1
-        for _ in range(decisions):
-            solved, at[0] = at[0], 0
-            at = np.bincount(ranked.ravel(), (at[:, None] * share).ravel(), len(at))
-            at[0] += solved
-        return float(at[0])
-
-    def left(self, q: np.ndarray, board: int) -> int:
-        """Returns the wrong buttons where the greedy policy of `q` stays, or goes in circles."""
-        for _ in range(len(self.wrong)):
-            after = int(self.after[board, q[board].argmax()])
-            if after in (board, 0):
-                return int(self.wrong[after])
-            board = after
-        return int(self.wrong[board])
-
-
-def rank_probabilities(choices: int, candidates: int | None) -> np.ndarray:
-    """Returns the probability that the best of N uniform draws is the best choice, the second best, ...
-
-    Args:
-        candidates: N; None always finds the best.
-    """
-    better = np.arange(choices + 1) / choices
-    if candidates is None:
-        return (np.arange(choices) == 0).astype(float)
-    return -np.diff((1 - better) ** candidates)
 
 
 def measure(args: Args) -> list[OptimumRow]:
@@ -231,12 +150,36 @@ def table(rows: Sequence[OptimumRow], title: str) -> Table:
     return out
 
 
+def press_table(rows: Sequence[PressRow]) -> Table:
+    """Returns the printed table of trained runs."""
+    out = Table(title="what trained policies press", caption="best: by the exact Q at the run's discount")
+    out.add_column("run")
+    for head in ("seed", "task", "discount", "success", "presses", "nearer", "best", "wrong at the end"):
+        out.add_column(head, justify="right")
+    for row in rows:
+        shares = (row.nearer, row.best)
+        out.add_row(
+            row.run,
+            *(str(x) for x in (row.seed, row.task, row.discount)),
+            f"{row.success:.0%}",
+            f"{row.presses:.1f}",
+            *("-" if math.isnan(x) else f"{x:.0%}" for x in shares),
+            f"{row.left:.1f}",
+        )
+    return out
+
+
 def run(argv: Sequence[str]) -> int:
     """Solves, prints the table, writes the file; returns the exit status."""
     args = read_flags(Args, argv, PROGRAM)
     args.check()
-    rows = measure(args)
-    print_tables(table(rows, f"{args.env}, a press every {args.press_steps} control steps"))
+    rows: list[PressRow] | list[OptimumRow]
+    if args.run:
+        rows = [row for run in args.run for row in follow(run, args.episodes, args.press_steps, LARGEST)]
+        print_tables(press_table(rows))
+    else:
+        rows = measure(args)
+        print_tables(table(rows, f"{args.env}, a press every {args.press_steps} control steps"))
     if args.out is not None:
         write_csv(args.out, rows, ["experiments/puzzle_optimum.py", *argv])
         print(args.out)

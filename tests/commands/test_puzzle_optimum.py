@@ -6,9 +6,13 @@ import itertools
 import numpy as np
 import pytest
 
+from envs_mjx.manipulation.observation import goal_columns
 from envs_mjx.manipulation.tasks import task_table
+from envs_mjx.registry import make
 from experiments import puzzle_optimum
-from experiments.puzzle_optimum import Args, Puzzle, measure, rank_probabilities
+from experiments.puzzle_optimum import Args, measure
+from experiments.puzzle_study.boards import Puzzle, rank_probabilities
+from experiments.puzzle_study.presses import compare, play, presses_of
 
 GRID = (3, 3)
 
@@ -121,4 +125,47 @@ def test_bad_input_is_one_line(flags, said, capsys):
     assert puzzle_optimum.main(flags) == 2
     error = capsys.readouterr().err
     assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_presses_of_a_known_sequence():
+    puzzle, board = Puzzle.of(GRID).without_waiting(), wrong_at_start(1)
+    _, q = puzzle.values(0.99, 32, None)
+    history = [board, board]
+    for button in (0, 4, 4, 8):  # 0 and 8 solve the task, 4 twice is a detour
+        history += [toggled(history[-1], button)] * 2
+    boards = np.array([[as_bits(b), as_bits(board)] for b in history])  # the second lane never presses
+    presses = presses_of(puzzle, boards)
+    assert [button for _, button in presses] == [0, 4, 4, 8]
+    assert [before for before, _ in presses] == [as_bits(history[i]) for i in (0, 2, 4, 6)]
+    nearer, best = compare(puzzle, q, presses)
+    assert nearer == 0.75  # back from the detour counts
+    assert best == 0.75
+    assert all(np.isnan(compare(puzzle, q, [])))
+
+
+class Lifting:
+    """A policy that raises the arm; with actions of 0 it sinks onto the buttons, in OGBench too."""
+
+    def reset(self, *, task):
+        del task
+
+    def __call__(self, obs, goal):
+        assert goal is None
+        return np.tile([0.0, 0.0, 1.0, 0.0, 0.0], (len(obs), 1))
+
+
+def test_a_raised_arm_leaves_the_buttons():
+    env = make("puzzle-3x3-play-singletask-task4-v0")
+    solved, seen = play(env, Lifting(), 4, 2, list(goal_columns(env.scene)))
+    start = task_table("puzzle-3x3")[0].buttons[3]
+    assert seen.shape == (501, 2, 9)
+    assert (seen == start).all()
+    assert not solved.any()
+
+
+def test_run_of_another_scene_is_one_line(tmp_path, capsys):
+    assert puzzle_optimum.main(["--run", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error
     assert len(error.strip().splitlines()) == 1

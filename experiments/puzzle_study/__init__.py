@@ -1,0 +1,1 @@
+"""Parts of `experiments/puzzle_optimum.py`."""
