@@ -12,6 +12,7 @@ import chex
 import numpy as np
 import pytest
 
+from baselines import REGISTRY
 from experiments.launch.dataset import generated_file
 from experiments.launch.settings import DataConfig
 from mac.run import segment
@@ -130,6 +131,11 @@ def test_every_page_is_in_the_navigation():
 def test_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.split()) <= MOST_WORDS and len(text.splitlines()) <= 140
+
+
+def test_readme_counts_the_algorithms():
+    said = re.search(r"\*\*(\d+) algorithms", (ROOT / "README.md").read_text())
+    assert said and int(said[1]) == len(REGISTRY)
 
 
 def test_python_of_the_readme_runs():
