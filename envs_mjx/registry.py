@@ -31,6 +31,13 @@ _D4RL_LEVELS = ("random", "medium", "expert", "medium-replay", "medium-expert", 
 _MINARI_LEVELS = ("simple", "medium", "expert")
 _ALL_TASKS = tuple(range(1, TASKS + 1))
 
+SAMPLES = (
+    "cube-single-play-singletask-task2-v0",
+    "pointmaze-medium-navigate-oraclerep-v0",
+    "hopper-medium-v2",
+)
+"""A name of each kind, for messages."""
+
 Goals = Literal["single", "goal", "oracle", "recorded"]
 Collection = Literal["OGBench", "D4RL", "Minari", "registered", "file"]
 
@@ -131,8 +138,9 @@ def parse(name: str) -> TaskId:
     if missing := _missing(name):
         raise UserError(missing)
     known = names()
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or [known[0]]
-    raise UserError(f"unknown environment {name!r}; did you mean {' or '.join(close)}?")
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"a name is such as {', '.join(SAMPLES)}"
+    raise UserError(f"unknown environment {name!r}; {hint}")
 
 
 def make(name: str | TaskId, engine: str = "c") -> AbstractEnv:

@@ -105,7 +105,8 @@ def reproduce(argv: Sequence[str]) -> int:
     flags = tuple(words[at + 1 :])
     plan = Plan(args.out, args.preset or "laptop", args.seeds, args.data_dir, flags, args.preset or "paper")
     if not args.suites and not args.list:
-        raise UserError(f"SUITE is missing; name one or more of {', '.join(suite_names())}")
+        known = [name for name in suite_names() if load_suite(name).kind != "unrecorded"]
+        raise UserError(f"SUITE is missing; name one or more of {', '.join(known)}")
     if args.list and not args.suites:
         return list_suites(plan)
     chosen = select([load_suite(name) for name in dict.fromkeys(args.suites)], args.env, args.algo)

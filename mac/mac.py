@@ -235,21 +235,10 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         # 4. Fit Q at the first chosen chunk, against the current V (eq. 11).
         with jax.named_scope("critic"):
             q = scalar(nets.q, s, g, tau.action[0])
-            next_v = scalar(frozen.v, self.first_successors(frozen, tau, k_next), g)
-            next_v = next_v if cfg.release_bce else self.to_value(next_v)
-            next_v = next_v if cfg.dynamics_samples == 1 else jnp.mean(next_v, axis=0)
+            next_v = self.value_after_first_chunk(frozen, tau, g, k_next)
             losses["critic/loss"] = self.value_loss(q, reward[0] + self.discount * mask[0] * next_v)
 
-        # 5. Distil Q to a critic of the first actions, optimistic about the others (off by default).
-        if nets.q_short is not None:
-            goal = batch.goals and batch.goals.value
-            with jax.named_scope("short_critic"):
-                taught = self.to_value(scalar(frozen.q, batch.obs, goal, a))
-                short = scalar(nets.q_short, batch.obs, goal, self.first_actions(a))
-                losses["critic/short_loss"] = expectile_value_loss(
-                    short, taught, cfg.value, cfg.critic_expectile
-                )
-
+        losses |= self.short_critic_loss(nets, frozen, batch)
         with jax.named_scope("policy"):
             losses |= self.policy.policy_loss(cfg, nets, tau, g, k_improve)
         return sum_losses(losses, value__v_mean=v, critic__q_mean=q, imagined__reward=reward)
@@ -279,6 +268,25 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
             return reward, jax.nn.sigmoid(-scalar(nets.termination, s, a))
         reached = (scalar(nets.success, s, g, a) > 0).astype(s.dtype)
         return reached - float(self.cfg.value == "squared"), 1 - reached
+
+    def short_critic_loss(self, nets: Nets, frozen: Nets, batch: Batch) -> Losses:
+        """Distils Q to the critic of the first actions, optimistic about the others; nothing without it."""
+        if nets.q_short is None:
+            return {}
+        cfg, s, a = self.cfg, batch.obs, batch.actions.reshape(len(batch.actions), -1)
+        g = batch.goals and batch.goals.value
+        with jax.named_scope("short_critic"):
+            taught = self.to_value(scalar(frozen.q, s, g, a))
+            short = scalar(nets.q_short, s, g, self.first_actions(a))
+            return {"critic/short_loss": expectile_value_loss(short, taught, cfg.value, cfg.critic_expectile)}
+
+    def value_after_first_chunk(
+        self, nets: Nets, tau: Trajectory, g: Goal, key: Key[Array, ""] | None
+    ) -> Float[Array, " B"]:
+        """V of the state after the first chunk, a mean where several successors are drawn."""
+        v = scalar(nets.v, self.first_successors(nets, tau, key), g)
+        v = v if self.cfg.release_bce else self.to_value(v)
+        return v if self.cfg.dynamics_samples == 1 else jnp.mean(v, axis=0)
 
     def first_successors(
         self, nets: Nets, tau: Trajectory, key: Key[Array, ""] | None

@@ -239,9 +239,10 @@ def _fault(hint: Any, word: str) -> str | None:
 
 
 def _unknown_flag(name: str, known: list[str]) -> UserError:
-    # A flag's last part is compared too, so that `--lr` finds `--hp.lr`.
-    names = {f"--{flag.split('.')[-1]}": flag for flag in known} | {flag: flag for flag in known}
-    close = [names[each] for each in difflib.get_close_matches(name, names, n=2, cutoff=0.7)]
+    # Last parts are compared: `--lr` finds `--hp.lr`, and `--hp.` alone makes no two flags alike.
+    names = {flag.lstrip("-").split(".")[-1]: flag for flag in known}
+    own = name.replace("_", "-").lstrip("-").split(".")[-1]
+    close = [names[each] for each in difflib.get_close_matches(own, names, n=2, cutoff=0.7)]
     hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else "see --help"
     return UserError(f"unknown flag {name.replace('_', '-')}; {hint}")
 
