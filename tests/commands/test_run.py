@@ -5,13 +5,17 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from envs_mjx.action_noise import NoisyActions
+from experiments import run as program
 from experiments.run import main
 from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_outputs import CHECKPOINTS
+from mac.run.train import TrainJob, TrainResult
 from tests.helpers.command_line import SIZES, content, error_of, params
 
 # A run.
@@ -187,6 +191,33 @@ def test_options_that_are_unknown_here_end_a_resume(copied: Path, capsys: pytest
     config["hp"]["warp_factor"] = 9
     (copied / "config.json").write_text(json.dumps(config))
     assert "warp_factor" in error_of(capsys, ["--out", str(copied), "--resume", "--steps", "20"])
+
+
+def test_evaluations_have_noise_also_after_a_resume(
+    copied: Path,
+    data: list[str],
+    tmp_path: Path,
+    quiet: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    jobs: list[TrainJob] = []
+
+    def train(job: TrainJob, *_: Any, **__: Any) -> TrainResult:
+        jobs.append(job)
+        return TrainResult(0, interrupted=2)
+
+    monkeypatch.setattr(program, "train", train)
+    config = json.loads((copied / "config.json").read_text())
+    config["eval"]["noise"] = 0.1
+    (copied / "config.json").write_text(json.dumps(config))
+    resume = ["--out", str(copied), "--resume", "--steps", "20"]
+    assert main([*SIZES, *data, "--eval.noise", "0.1", "--out", str(tmp_path / "new")]) == 130
+    assert main(resume) == 130
+    for job in jobs:
+        assert isinstance(job.env, NoisyActions) and job.env.sigma == job.config["eval"]["noise"] == 0.1
+    said = error_of(capsys, [*resume, "--eval.noise", "0"])
+    assert "eval.noise (0.1 there, 0.0 here)" in said and len(jobs) == 2
 
 
 def test_run_is_not_overwritten_without_resume(

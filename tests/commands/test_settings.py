@@ -348,7 +348,7 @@ def test_convert_refuses_other_types(hint: Any):
 
 
 @pytest.mark.parametrize("algo", REGISTRY)
-def test_a_run_that_knows_few_options_is_read_and_fits_their_defaults(algo: str):
+def test_a_run_without_later_options_fits_their_defaults(algo: str):
     """Whatever option came later: a run's configuration is read without it, and agrees with its default."""
     config = REGISTRY[algo].config
     new = settings_from_dict({"algo": algo, "env": "cube-single-play-singletask-task2-v0"}, config, "here")
