@@ -168,7 +168,7 @@ def tracked(settings: Settings[Any], folder: Path, progress: Progress) -> Iterat
         runs = [
             stack.enter_context(loggers.RunTrackers(each, settings.trackers, progress.note)) for each in parts
         ]
-        for tracker, place in (runs[0].places if settings.trackers else {}).items():
+        for tracker, place in loggers.places(runs, folder):
             progress.note(f"{tracker:12s} {place}")
 
         def catch_up() -> None:
