@@ -230,7 +230,7 @@ def test_each_run_of_a_sweep_is_sent_once(
     write_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     out = ["--out", "a sweep"]
-    assert main([*KINDS["sweep"], "--steps", "40", "--log", *trackers, *out]) == 0
+    assert main([*KINDS["sweep"], "--hp.cooldown", "0", "--steps", "40", "--log", *trackers, *out]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split() for line in said if "tensorboard " in line] == [
         ["tensorboard", "tensorboard", "--logdir", "'a", "sweep'"]
