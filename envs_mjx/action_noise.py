@@ -84,6 +84,11 @@ def with_action_noise(env: AbstractEnv[Any], sigma: float) -> AbstractEnv[Any]:
     return NoisyActions(env, sigma) if sigma else env
 
 
+def undisturbed(state: EnvState) -> EnvState:
+    """The environment's own state, within that of an environment with noise."""
+    return state.inner if isinstance(state, NoisyState) else state
+
+
 def _outer(inner: EnvState, key: Key[Array, ""]) -> NoisyState:
     shared = {field.name: getattr(inner, field.name) for field in dataclasses.fields(EnvState)}
     return NoisyState(**shared, inner=inner, key=key)

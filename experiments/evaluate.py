@@ -24,6 +24,7 @@ from experiments.launch.saved_run import (
     by_environment,
     data_label,
     evaluation_engine,
+    evaluation_noise,
     open_run,
     require_environment,
     with_acting_hparams,
@@ -105,11 +106,7 @@ def evaluate_again(ask: Args) -> int:
     games = by_environment(settings.task_id, ask.tasks, "--tasks")
     start_jax(1)
     engine = evaluation_engine(settings.task_id, ask.engine)
-    noise = settings.eval.noise if ask.noise is None else ask.noise
-    if noise and engine == "ogbench":
-        raise UserError(
-            f"--noise={noise:g}: ogbench plays without noise; take another --engine, or --noise 0"
-        )
+    noise = evaluation_noise(settings, ask.noise, engine)
     run = open_run(ask.run, ask.step, settings)
     check_appendable(out, "--out")
     if ask.policy == RANDOM:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from envs_mjx.action_noise import check_sigma
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.locomotion.walkers import build_walker
@@ -22,6 +23,7 @@ from experiments.launch.saved_run import (
     SavedRun,
     by_environment,
     evaluation_engine,
+    evaluation_noise,
     open_run,
     require_environment,
 )
@@ -51,11 +53,14 @@ class Args:
     """physics: `c`, `mjx` or `warp` as in training (auto = the best one for this machine), or the original
     `ogbench`"""
     out: Path | None = None
-    """file of the film, .gif or .mp4; None = view-taskT-ENGINE.gif in the run's folder"""
+    """file of the film, .gif or .mp4; None = view-taskT-ENGINE.gif in the run's folder, with -noiseSIGMA
+    after the engine if that is not the run's own"""
     renderer: Literal["auto", "mujoco", "drawing"] = "auto"
     """`mujoco` needs EGL or OSMesa; `drawing` works everywhere; mazes and gym walkers have only `drawing`"""
     step: int | None = None
     """update whose checkpoint is played; None = the newest"""
+    noise: float | None = None
+    """standard deviation of noise on every executed action; None = that of the run's own evaluations"""
     seed: int = 0
     """episode: 0 = the first of the run's own evaluation after that update, other numbers = others"""
     every: int | None = None
@@ -66,6 +71,8 @@ class Args:
             value = getattr(self, name)
             if value is not None and not least <= value < 2**31:
                 raise UserError(f"--{name}={value}: must be at least {least}, and below 2**31")
+        if self.noise is not None:
+            check_sigma("--noise", self.noise)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,24 +95,28 @@ def view(args: Args) -> int:
         raise UserError(f"{env.name} is an environment of a plug-in, which these programs cannot draw")
     start_jax(1)
     engine = evaluation_engine(env, args.engine)
-    out = args.out or args.run / f"view-task{task}-{engine}.gif"
-    encode.check_film_file(out)
     is_walker = env.family not in FAMILIES
     if is_walker and (engine == "ogbench" or args.renderer == "mujoco"):
         raise UserError("mazes and gym walkers are filmed on engine c, mjx or warp, by --renderer drawing")
+    noise = evaluation_noise(settings, args.noise, engine)
+    other = "" if noise == settings.eval.noise else f"-noise{noise:g}"
+    out = args.out or args.run / f"view-task{task}-{engine}{other}.gif"
+    encode.check_film_file(out)
     run = open_run(args.run, args.step)
     renderer = "drawing" if is_walker else choose_renderer(args.renderer)
     if trained_on.task not in (None, task):
         print(f"note: the run was trained on task {trained_on.task}, not on task {task}")
     seeds = counted(len(run.numbers), "seed")
+    disturbed = f", noise {noise:g} on executed actions" if noise else ""
     print(
-        f"playing      task {task} on engine {engine}: {seeds}, after {run.step:,} updates",
+        f"playing      task {task} on engine {engine}: {seeds}, after {run.step:,} updates{disturbed}",
         flush=True,
     )
-    film = record_film(run, env, task, engine, args.seed)
+    film = record_film(run, env, task, engine, args.seed, noise)
     frames = pick_frames(len(film.t), args.every)
     print(f"{outcome(film)}; {len(frames)} pictures by {renderer}", flush=True)
     title = f"{run.title}   task {task}, engine {engine}, {run.step:,} updates"
+    title += f", noise {noise:g}" if noise else ""
     family = env.family
     if isinstance(film, WalkerRecording):
         pictures = draw_walker(build_walker(family), film, run.numbers, title, frames)
@@ -131,16 +142,16 @@ def choose_renderer(renderer: str) -> str:
 
 
 def record_film(
-    run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int
+    run: SavedRun, task_id: TaskId, task: int, engine: str, draw_number: int, noise: float
 ) -> EpisodeRecording | WalkerRecording:
-    """Plays `task` in an environment, one episode of each seed."""
+    """Plays `task` in an environment, one episode of each seed; `noise` disturbs their actions."""
     if engine == "ogbench":
         return record_in_ogbench(run, task_id.name, task, draw_number)
     env = make(task_id, engine)
     if isinstance(env, MazeEnv | GymEnv):
-        return film_walker(run, env, task, draw_number)
+        return film_walker(run, env, task, draw_number, noise)
     assert isinstance(env, ManipEnv)
-    return film_ours(run, env, task, draw_number)
+    return film_ours(run, env, task, draw_number, noise)
 
 
 def outcome(film: EpisodeRecording | WalkerRecording) -> str:

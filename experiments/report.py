@@ -178,10 +178,11 @@ def curves_of(folders: Sequence[Path]) -> list[Curve]:
 
 
 def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:
-    """Returns distinct names of runs: algorithm, and the environment and hyperparameters that differ."""
+    """Returns distinct names: algorithm, noise, and the environment and hyperparameters that differ."""
     every = list(settings.values())
     several = len({run.env for run in every}) > 1
     kinds = [f"{run.algo} on {run.env}" if several else run.algo for run in every]
+    kinds = [" ".join([kind, *noise_of(run)]) for kind, run in zip(kinds, every, strict=True)]
     names = []
     for kind, run in zip(kinds, every, strict=True):
         alike = [other.hp for other, name in zip(every, kinds, strict=True) if name == kind]
@@ -194,13 +195,17 @@ def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:
     ]
 
 
+def noise_of(settings: Settings[Any]) -> list[str]:
+    """Returns the noise on the actions of a run's evaluations as text; nothing without."""
+    return [f"eval.noise={settings.eval.noise:g}"] if settings.eval.noise else []
+
+
 def hyperparameters(settings: Settings[Any]) -> str:
-    """Returns the hyperparameters that are not the defaults of their class, as text."""
+    """Returns the hyperparameters that are not the defaults of their class, and the noise, as text."""
     defaults = type(settings.hp)()
     pairs = ((f.name, getattr(settings.hp, f.name)) for f in dataclasses.fields(defaults))
-    return " ".join(
-        f"{name}={json.dumps(value)}" for name, value in pairs if value != getattr(defaults, name)
-    )
+    changed = [f"{name}={json.dumps(value)}" for name, value in pairs if value != getattr(defaults, name)]
+    return " ".join([*changed, *noise_of(settings)])
 
 
 def random_curves(settings: Mapping[Path, Settings[Any]]) -> dict[str, Curve]:

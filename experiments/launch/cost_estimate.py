@@ -129,7 +129,7 @@ def make_plan(
 
     update = update_of(algo)
     return CostEstimate(
-        params={name: _size(net) for name, net in vars(state.nets).items() if net is not None},
+        params=parameter_counts(state.nets),
         parts=operations(update, data, state, key) | _rollouts(algo, data, state, key),
         state_bytes=seeds * _bytes(state.without_memory()),
         replay_bytes=seeds * _bytes(state.memory),
@@ -139,6 +139,15 @@ def make_plan(
         args=(data, state, key),
         seeds=seeds,
     )
+
+
+def parameter_counts(nets: Any) -> dict[str, int]:
+    """Numbers in each network of `nets`, by its field; absent networks and static fields have none."""
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nets):
+        name = jax.tree_util.keystr(path[:1], simple=True)
+        counts[name] = counts.get(name, 0) + int(np.prod(leaf.shape))
+    return counts
 
 
 def update_of(algo: AbstractAlgorithm) -> Callable[[Window, TrainState, Array], Any]:
@@ -270,10 +279,6 @@ def describe_time(parts: dict[str, float]) -> str:
     """One line: the total, and the parts that are not negligible; compiling is left out."""
     shown = ", ".join(f"{name} {duration(s)}" for name, s in parts.items() if s >= 1)
     return f"about {duration(sum(parts.values()))} ({shown}), and compiling" if shown else "compiling, mostly"
-
-
-def _size(tree: Any) -> int:
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree) if hasattr(x, "shape"))  # sizes have none
 
 
 def _bytes(tree: Any) -> int:

@@ -23,7 +23,7 @@ from mac.data.normalize import fit_normalizer
 from mac.data.store import Store
 from mac.data.window import make_held_out
 from mac.errors import UserError, refusal
-from mac.run.io.checkpoint_compat import check_config
+from mac.run.io.checkpoint_compat import assumed_defaults, check_config
 from mac.run.io.folder_lock import lock_folder
 from mac.run.io.run_outputs import Outputs
 from mac.run.train import TrainJob
@@ -139,10 +139,22 @@ def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool
             f"--steps={settings.steps}: the learning rate of {folder} cools down towards its end at "
             f"update {before.get('steps')}; keep --steps, or choose another --out"
         )
-    check_config(folder, before, settings.to_dict(), may_differ(settings))
+    check_config(folder, before, settings.to_dict(), may_differ(settings), settings.defaults)
     with Outputs(folder, sweep.variants(settings), (), settings.run.keep) as outputs:
         reached = outputs.latest()
         return reached, reached is not None and settings.steps <= reached and outputs.evaluated(reached)
+
+
+def defaults_taken(settings: Settings[Any], folder: Path) -> str:
+    """A line on settings that a resumed run was begun before, so that they have their defaults; or ""."""
+    if not settings.resume:
+        return ""
+    taken = assumed_defaults(read_config(folder), settings.to_dict(), settings.defaults)
+    if not taken:
+        return ""
+    values = ", ".join(f"{key}={value}" for key, value in taken.items())
+    them = "its default" if len(taken) == 1 else "their defaults"
+    return f"note: {folder} was begun before {', '.join(taken)} existed: takes {them}, {values}"
 
 
 def may_differ(settings: Settings[Any]) -> tuple[str, ...]:
@@ -179,6 +191,7 @@ def make_job(launch: Launch, store: Store) -> TrainJob:
         engine=launch.engine,
         config=settings.to_dict(),
         may_differ=may_differ(settings),
+        defaults=settings.defaults,
         batch=settings.eval.batch,
         held_out=make_held_out(store, normalizer, algo.sample),
         data=store.provenance.label,

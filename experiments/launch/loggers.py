@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import socket
 import time
@@ -124,6 +125,12 @@ class AbstractLog(abc.ABC):
     where: str
     """Tells the user how to look at it."""
 
+    @classmethod
+    def where_all(cls, folder: Path) -> str | None:
+        """Tells how to look at the logs of all runs in `folder` at once; None if each is opened alone."""
+        del folder
+        return None
+
     @abc.abstractmethod
     def write(self, record: Record) -> None:
         """Adds the points of a record."""
@@ -146,7 +153,11 @@ class TensorBoardLog(AbstractLog):
         for old in self._folder.glob("*/events.out.tfevents.*"):
             old.unlink()
         self._writers: dict[str, Any] = {}
-        self.where = f"tensorboard --logdir {self._folder}"
+        self.where = f"tensorboard --logdir {shlex.quote(str(self._folder))}"
+
+    @classmethod
+    def where_all(cls, folder: Path) -> str | None:
+        return f"tensorboard --logdir {shlex.quote(str(folder))}"
 
     def write(self, record: Record) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
@@ -213,7 +224,7 @@ class WandbLog(AbstractLog):
         self._run.define_metric("updates", hidden=True)
         self._run.define_metric("*", step_metric="updates")
         self._known = self._run.step  # records that the server has
-        folder_of_run = Path(self._run.dir).parent
+        folder_of_run = shlex.quote(str(Path(self._run.dir).parent))
         self.where = f"wandb sync {folder_of_run}" if mode == "offline" else self._run.url or mode
 
     def write(self, record: Record) -> None:
@@ -361,7 +372,8 @@ class RunTrackers:
             yield
         except Exception as error:  # a tracker's errors are of any class, and none may end the training
             self._logs.pop(tracker, None)
-            again = f"python experiments/report.py {self._folder} --log {tracker}"
+            folder = shlex.quote(str(self._folder))
+            again = f"python experiments/report.py {folder} --log {tracker}"
             self.note(f"note: --log {tracker} stopped ({one_line(error)}); send all rows later: {again}")
 
     def __enter__(self) -> "RunTrackers":
@@ -369,3 +381,13 @@ class RunTrackers:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def places(runs: Sequence[RunTrackers], folder: Path) -> list[tuple[str, str]]:
+    """Each tracker, and how to look at the logs of `runs`: a sweep in `folder`, or the run there."""
+    found: dict[tuple[str, str], None] = {}
+    for run in runs:
+        for tracker, place in run.places.items():
+            together = _LOGS[tracker].where_all(folder) if len(runs) > 1 else None
+            found[tracker, together or place] = None
+    return list(found)

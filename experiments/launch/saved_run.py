@@ -371,6 +371,20 @@ def evaluation_engine(env: TaskId, asked: str) -> str:
     return asked
 
 
+def evaluation_noise(settings: Settings[Any], asked: float | None, engine: str) -> float:
+    """Standard deviation of the noise on executed actions: `asked`, or that of the run's own evaluations.
+
+    Raises:
+        UserError: `engine` is the original `ogbench`, which has none.
+    """
+    noise = settings.eval.noise if asked is None else asked
+    if noise and engine == "ogbench":
+        raise UserError(
+            f"--noise={noise:g}: ogbench plays without noise; take another --engine, or --noise 0"
+        )
+    return noise
+
+
 def by_environment(env: TaskId, tasks: tuple[int, ...], flag: str) -> list[tuple[TaskId, tuple[int, ...]]]:
     """Environments that hold `tasks` of the scene of `env`, each with those that it holds.
 

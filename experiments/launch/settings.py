@@ -214,6 +214,18 @@ class Settings(Generic[HP]):
             del values[name]
         return _jsonable(values)
 
+    @property
+    def defaults(self) -> dict[str, dict[str, Any]]:
+        """Defaults of the tables' values, as JSON data: what an option means to a run begun before it."""
+        return {
+            name: {
+                field.name: _jsonable(field.default)
+                for field in dataclasses.fields(getattr(self, name))
+                if field.default is not dataclasses.MISSING
+            }
+            for name in GROUPS
+        }
+
 
 _OF_THE_LAUNCH = ("out", "resume", "dry_run", "device", "device_programs", "list", "hosts", "jobs", "job")
 

@@ -29,6 +29,7 @@ UNPUBLISHED = "none: the published number is not known to this project"
 MIXED = "none: runs on generated and on other data in one number"
 KINDS = {"generated": "generated", "downloaded": "official", "local": "local files"}
 SETTINGS = ("steps", "hp", "data.rows", "data.normalize", "data.source", "data.shards", "eval.episodes")
+SETTINGS += ("eval.noise",)
 """Settings whose difference from the preset a row tells."""
 
 

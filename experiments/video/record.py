@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs_mjx.action_noise import undisturbed, with_action_noise
 from envs_mjx.base import AbstractEnv, EnvState
 from envs_mjx.manipulation.env import ManipEnv
 from envs_mjx.manipulation.observation import SUCCESS_RADIUS, Objects
@@ -62,27 +63,34 @@ def caption(scene: Scene, film: EpisodeRecording, k: int, s: int) -> str:
     )
 
 
-def film_ours(run: SavedRun, env: ManipEnv, task: int, draw: int) -> EpisodeRecording:
-    """Records the first episode of `task` in evaluation number `draw` (`evaluation_keys`), of each seed."""
-    parts, state, _ = play_ours(run, env, task, draw, _look)
+def film_ours(run: SavedRun, env: ManipEnv, task: int, draw: int, noise: float = 0.0) -> EpisodeRecording:
+    """Records the first episode of `task` in evaluation number `draw` (`evaluation_keys`), of each seed.
+
+    Args:
+        noise: standard deviation of that on executed actions, which also decides where episodes start.
+    """
+    parts, state, _ = play_ours(run, env, task, draw, noise, _look)
     return EpisodeRecording(*parts, Objects(*(np.asarray(x) for x in state.target)))  # pyright: ignore[reportCallIssue]
 
 
 def play_ours(
-    run: SavedRun, env: AbstractEnv, task: int, draw: int, look: Look
+    run: SavedRun, env: AbstractEnv, task: int, draw: int, noise: float, look: Look
 ) -> tuple[list[np.ndarray], Any, np.ndarray | None]:
     """Plays that episode.
 
     Args:
-        look: function of a batch of states whose results are recorded; the last one is `done`.
+        noise: standard deviation of that on executed actions.
+        look: function of a batch of the environment's own states, whose results are recorded; the last one is
+            `done`.
     Returns:
         Its results for the start and after each control step, arrays [T, S, ...], the last states, and the
         states of the plan that is followed at each of these times, [T, S, H, D]; None without plans.
     """
     keys = evaluation_keys(jnp.asarray(run.numbers), run.step, draw)
     k_reset, k_act = episode_keys(keys, jnp.asarray([task]), jnp.asarray([0]))
+    env = with_action_noise(env, noise)
     state = _reset(env, k_reset[:, 0], jnp.asarray(task))
-    shots, decision = [jax.tree.map(lambda x: x[None], look(state))], 0
+    shots, decision = [jax.tree.map(lambda x: x[None], look(undisturbed(state)))], 0
     past = no_past(run.algo, k_act.shape)
     goal, plans = None if state.goal is None else state.goal[:, None], list[np.ndarray]()
     while not np.all(shots[-1][-1][-1]):
@@ -97,7 +105,7 @@ def play_ours(
     parts = [np.concatenate([np.asarray(part) for part in shot]) for shot in zip(*shots, strict=True)]
     last = int(np.argmax(np.all(parts[-1], axis=1)))  # a chunk may continue after the end
     followed = np.stack([*plans, plans[-1]])[: last + 1] if plans else None
-    return [part[: last + 1] for part in parts], state, followed
+    return [part[: last + 1] for part in parts], undisturbed(state), followed
 
 
 @eqx.filter_jit
@@ -116,7 +124,7 @@ def _move(
         new = jax.vmap(env.step)(state, action)
         if past is not None:
             past = remember(past, state.obs[:, None], jnp.clip(action, -1, 1)[:, None], new.reward[:, None])
-        return (new, past), look(new)
+        return (new, past), look(undisturbed(new))
 
     (state, past), seen = jax.lax.scan(step, (state, past), jnp.moveaxis(actions, 1, 0))
     return state, past, seen

@@ -45,9 +45,11 @@ class WalkerRecording(NamedTuple):
     plans: np.ndarray | None = None
 
 
-def film_walker(run: SavedRun, env: MazeEnv | GymEnv, task: int, draw: int) -> WalkerRecording:
+def film_walker(
+    run: SavedRun, env: MazeEnv | GymEnv, task: int, draw: int, noise: float = 0.0
+) -> WalkerRecording:
     """Records the first episode of each seed of a walker, as `record.film_ours` does of a scene."""
-    parts, state, plans = play_ours(run, env, task, draw, _look)
+    parts, state, plans = play_ours(run, env, task, draw, noise, _look)
     if not isinstance(env, MazeEnv):
         return WalkerRecording(*parts, None)  # pyright: ignore[reportCallIssue]
     positions = None if plans is None else plans[..., :2]  # the observations of mazes begin with them

@@ -90,6 +90,7 @@ class TrainJob(NamedTuple):
         window: data that stay on the devices, or a plan of windows that take turns.
         config: what a checkpoint must agree with to be resumed, as plain data.
         may_differ: keys of `config` that may change at a resume.
+        defaults: values that keys absent from an older checkpoint's `config` stand for, nested as it is.
         episodes: per task and seed in each evaluation.
         batch: most environments that an evaluation simulates at a time; 0 is all of them.
         held_out: data that is not trained on, for diagnoses; None: they look at `window`.
@@ -111,6 +112,7 @@ class TrainJob(NamedTuple):
     engine: str
     config: dict[str, Any]
     may_differ: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = MappingProxyType({})
     batch: int = 0
     held_out: Window | None = None
     data: str = ""
@@ -254,7 +256,7 @@ class _Loop:
                 self.progress.note("the run left no checkpoint, so it begins again")
             self.outputs.begin(again=resume)
             return loop.prepare(self.algo, self.mesh, self.feed.at(0), fresh)
-        found = self.outputs.restore(fresh, self.job.may_differ)
+        found = self.outputs.restore(fresh, self.job.may_differ, self.job.defaults)
         self.outcome.step, self.evaluated = found.step, found.meta["evaluated"]
         self.saved = found.step, self.evaluated
         self.progress.note(f"resumed from the checkpoint of update {found.step:,}")

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
+from jaxtyping import Array
 
 from baselines import REGISTRY
 from envs_mjx.registry import parse
@@ -54,6 +57,21 @@ def test_paper_sizes_cost_what_xla_counts(
     parts = cost_estimate.make_plan(*paper(name, obs, goal), rows=1000, seeds=1).parts
     assert parts["imagination"].matmuls == imagined_products(obs, goal or 0, width, batch, candidates)
     assert sum_operations(parts).flops / 1e9 == pytest.approx(gflop, rel=0.01)
+
+
+def test_parameters_are_those_of_networks():
+    """A size that is a static field is no network, nor is one that a setting does not have."""
+
+    class Nets(eqx.Module):
+        q: tuple[eqx.nn.Linear, ...]
+        chunk: int = eqx.field(static=True)
+        success: eqx.nn.Linear | None = None
+        weight: Array | None = None
+
+    def make() -> Nets:
+        return Nets((eqx.nn.Linear(3, 2, key=jax.random.key(0)),) * 2, chunk=5, weight=jnp.ones(()))
+
+    assert cost_estimate.parameter_counts(jax.eval_shape(make)) == {"q": 2 * (3 * 2 + 2), "weight": 1}
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Films of a run: what is recorded, what the pictures show, and the command."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from envs_mjx.action_noise import with_action_noise
 from envs_mjx.manipulation.observation import Objects
 from envs_mjx.manipulation.scenes import Scene, build_scene
 from envs_mjx.registry import make
+from experiments import render_video
 from experiments.launch.saved_run import SavedRun, open_run
 from experiments.ogbench_eval.worker import Snapshot, Start, StepResult
 from experiments.render_video import main, pick_frames
@@ -56,11 +59,13 @@ def saved(finished: Path) -> SavedRun:
 
 
 @pytest.mark.slow
-def test_film_shows_the_first_episode_of_the_evaluation(saved: SavedRun):
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_film_shows_the_first_episode_of_the_evaluation(saved: SavedRun, noise: float):
     env: Any = make(ENV, "c")
-    got = film_ours(saved, env, 2, draw=3)
+    got = film_ours(saved, env, 2, draw=3, noise=noise)
     keys = evaluation_keys(jnp.asarray(saved.numbers), saved.step, 3)
-    want = evaluate(saved.policies, env, 1, keys, batch=0, tasks=(2,))  # as the command line calls it
+    noisy = with_action_noise(env, noise)
+    want = evaluate(saved.policies, noisy, 1, keys, batch=0, tasks=(2,))  # as the command line calls it
     np.testing.assert_array_equal(got.t[-1], want.length[:, 0, 0])
     np.testing.assert_array_equal(got.success[-1], want.success[:, 0, 0])
     steps = len(got.t)
@@ -215,6 +220,40 @@ def test_command_writes_a_film_and_nothing_else(copied: Path, capsys: pytest.Cap
     assert after.pop(out.name) and after == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "noise", "name"),
+    [
+        ((), 0.1, "view-task2-c.gif"),
+        (("--noise", "0"), 0.0, "view-task2-c-noise0.gif"),
+        (("--noise", "0.2"), 0.2, "view-task2-c-noise0.2.gif"),
+    ],
+)
+def test_film_has_the_noise_of_the_runs_evaluations(
+    copied: Path,
+    flags: tuple[str, ...],
+    noise: float,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    config = json.loads((copied / "config.json").read_text())
+    config["eval"]["noise"] = 0.1
+    (copied / "config.json").write_text(json.dumps(config))
+    played = []
+
+    def film(*args: Any) -> EpisodeRecording:
+        played.append(args[-1])
+        return still("cube-single", seeds=2)[1]
+
+    monkeypatch.setattr(render_video, "film_ours", film)
+    assert main([str(copied), "--engine", "c", "--renderer", "drawing", *flags]) == 0
+    said = capsys.readouterr().out
+    assert played == [noise] and (copied / name).exists()
+    assert (f"10 updates, noise {noise:g} on executed actions\n" in said) == (noise > 0)
+    assert main([str(copied), "--engine", "ogbench"]) == 2
+    assert "--noise=0.1: ogbench plays without noise" in capsys.readouterr().err
+
+
 def test_a_renderer_that_cannot_draw_is_found_out_before_playing(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -239,6 +278,7 @@ BAD = {
     ("--out", "film.avi"): ("film.avi", ".gif or .mp4"),
     ("--out", "film.mp4"): ("film.mp4", "video"),
     ("--every", "0"): ("--every=0", "at least 1"),
+    ("--noise", "-1"): ("--noise=-1", "at least 0"),
     ("--engine", "bullet"): ("'bullet'", "'ogbench'"),
     ("--step", "7"): ("--step=7", "updates 10"),
     ("--renderer", "paint"): ("'paint'", "'drawing'"),

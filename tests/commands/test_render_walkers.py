@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from envs_mjx.action_noise import with_action_noise
 from envs_mjx.locomotion.gym_env import GymEnv
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.registry import make, parse
@@ -29,6 +30,7 @@ from experiments.video.walker_video import (
 from mac.algorithm import TrainState
 from mac.data.normalize import Normalizer
 from mac.errors import UserError
+from mac.run.evaluate import evaluate, evaluation_keys
 from tests.helpers.fixed_policy import ActsOnly
 
 
@@ -76,6 +78,17 @@ def test_an_ended_walker_stands_and_its_reward_counts_once(hopping: tuple[GymEnv
             track.qpos[last:, s], track.qpos[last:, s][:1].repeat(len(track.t) - last, 0)
         )
         assert returns(track)[-1, s] == pytest.approx(track.reward[1 : last + 1, s].sum(), rel=1e-5)
+
+
+def test_a_film_with_noise_shows_the_evaluation_with_it(hopping: tuple[GymEnv, WalkerRecording]):
+    env, run = played("hopper-medium-v2")
+    assert isinstance(env, GymEnv)
+    track = film_walker(run, env, 1, draw=0, noise=0.3)
+    keys = evaluation_keys(jnp.asarray(run.numbers), run.step, 0)
+    want = evaluate(run.policies, with_action_noise(env, 0.3), 1, keys, batch=0, tasks=(1,))
+    np.testing.assert_array_equal(track.t[-1], want.length[:, 0, 0])
+    np.testing.assert_allclose(returns(track)[-1], want.episode_return[:, 0, 0], rtol=1e-5)
+    assert not np.allclose(returns(track)[-1], returns(hopping[1])[-1], rtol=1e-3)
 
 
 def test_pictures_show_every_walker_where_it_is(hopping: tuple[GymEnv, WalkerRecording]):

@@ -3,14 +3,19 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from envs_mjx.action_noise import NoisyActions
+from experiments import run as program
 from experiments.run import main
 from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_outputs import CHECKPOINTS
+from mac.run.train import TrainJob, TrainResult
 from tests.helpers.command_line import SIZES, content, error_of, params
 
 # A run.
@@ -145,6 +150,74 @@ def test_resume_goes_on_to_more_steps_as_if_never_stopped(
     launches = json.loads((copied / "run.json").read_text())["launches"]
     assert [launch["resumed_from"] for launch in launches] == [None, 10]
     assert json.loads((copied / "config.json").read_text())["steps"] == 20
+
+
+def forget(run: Path, *names: str) -> None:
+    """Makes a run one that was begun before these hyperparameters existed."""
+    for path in (run / "config.json", *run.glob("checkpoints/*/meta.json")):
+        values = json.loads(path.read_text())
+        for name in names:
+            del (values["meta"]["config"] if "meta" in values else values)["hp"][name]
+        path.write_text(json.dumps(values))
+
+
+@pytest.mark.slow
+def test_resume_of_a_run_begun_before_an_option_existed(
+    finished: Path, tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str]
+):
+    old, new = [shutil.copytree(finished, tmp_path / name) for name in ("old", "new")]
+    forget(old, "search_rounds", "search_elites")
+    before, resume = content(old), ["--resume", "--steps", "20", "--out"]
+    for name, value in (("search-rounds", "2"), ("search-elites", "0.25")):
+        said = error_of(capsys, [*resume, str(old), f"--hp.{name}", value])
+        assert f"hp.{name.replace('-', '_')} (absent there, {value} here);" in said
+    assert content(old) == before
+    assert main([*resume, str(old)]) == 0
+    line = (
+        f"note: {old} was begun before hp.search_rounds, hp.search_elites existed: takes their defaults, "
+        "hp.search_rounds=1, hp.search_elites=0.5"
+    )
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    assert main([*resume, str(new)]) == 0
+    assert "was begun before" not in capsys.readouterr().out
+    assert params(old) == params(new)
+    for name in (METRICS, EVAL):
+        assert (old / name).read_bytes() == (new / name).read_bytes()
+    assert json.loads((old / "config.json").read_text())["hp"]["search_rounds"] == 1
+
+
+def test_options_that_are_unknown_here_end_a_resume(copied: Path, capsys: pytest.CaptureFixture[str]):
+    config = json.loads((copied / "config.json").read_text())
+    config["hp"]["warp_factor"] = 9
+    (copied / "config.json").write_text(json.dumps(config))
+    assert "warp_factor" in error_of(capsys, ["--out", str(copied), "--resume", "--steps", "20"])
+
+
+def test_evaluations_have_noise_also_after_a_resume(
+    copied: Path,
+    data: list[str],
+    tmp_path: Path,
+    quiet: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    jobs: list[TrainJob] = []
+
+    def train(job: TrainJob, *_: Any, **__: Any) -> TrainResult:
+        jobs.append(job)
+        return TrainResult(0, interrupted=2)
+
+    monkeypatch.setattr(program, "train", train)
+    config = json.loads((copied / "config.json").read_text())
+    config["eval"]["noise"] = 0.1
+    (copied / "config.json").write_text(json.dumps(config))
+    resume = ["--out", str(copied), "--resume", "--steps", "20"]
+    assert main([*SIZES, *data, "--eval.noise", "0.1", "--out", str(tmp_path / "new")]) == 130
+    assert main(resume) == 130
+    for job in jobs:
+        assert isinstance(job.env, NoisyActions) and job.env.sigma == job.config["eval"]["noise"] == 0.1
+    said = error_of(capsys, [*resume, "--eval.noise", "0"])
+    assert "eval.noise (0.1 there, 0.0 here)" in said and len(jobs) == 2
 
 
 def test_run_is_not_overwritten_without_resume(

@@ -17,7 +17,7 @@ from experiments.cli.arguments import flags, whole_number
 from experiments.launch import hparams, settings
 from experiments.launch.hparams import build, load_rows, merge_rows, patterns, row_applies, to_field_type
 from experiments.launch.job import MAY_DIFFER
-from experiments.launch.settings import PRESETS, Settings, parse_command_line, settings_from_dict
+from experiments.launch.settings import PRESETS, EvalConfig, Settings, parse_command_line, settings_from_dict
 from mac.config import Config
 from mac.errors import UserError
 from mac.run.io.checkpoint_compat import check_config
@@ -345,6 +345,19 @@ def test_keys_that_may_change_exist():
 def test_convert_refuses_other_types(hint: Any):
     with pytest.raises(UserError, match="must be"):
         to_field_type({"a": 1}, hint, "here")
+
+
+@pytest.mark.parametrize("algo", REGISTRY)
+def test_a_run_without_later_options_fits_their_defaults(algo: str):
+    """Whatever option came later: a run's configuration is read without it, and agrees with its default."""
+    config = REGISTRY[algo].config
+    new = settings_from_dict({"algo": algo, "env": "cube-single-play-singletask-task2-v0"}, config, "here")
+    old = {name: {} if isinstance(value, dict) else value for name, value in new.to_dict().items()}
+    assert settings_from_dict(old, config, "here") == new
+    check_config(Path("run"), old, new.to_dict(), (), new.defaults)
+    with pytest.raises(UserError, match=r"eval\.noise \(absent there, 0\.1 here\);"):
+        noisy = dataclasses.replace(new, eval=EvalConfig(noise=0.1))
+        check_config(Path("run"), old, noisy.to_dict(), (), noisy.defaults)
 
 
 def test_changed_hyperparameter_does_not_fit_the_saved_run(run_folder: Path):

@@ -17,6 +17,7 @@ import pytest
 
 from experiments.launch.loggers import PROJECT, RowReader, RunTrackers, require_installed
 from experiments.report import main as report
+from experiments.run import main
 from mac.errors import UserError
 from mac.run.io.eval_rows import Evaluation
 from mac.run.io.logger import EVAL, METRICS, RunLog
@@ -214,6 +215,33 @@ def test_finished_run_is_sent_by_the_report(tracker: str, copied: Path, capsys: 
     assert "records of" in capsys.readouterr().out
     same(READERS[tracker](copied), wanted(copied))
     assert before.items() <= content(copied).items()
+
+
+@pytest.mark.slow
+def test_each_run_of_a_sweep_is_sent_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    trackers = [name for name in READERS if importlib.util.find_spec(name)]
+    if not trackers:
+        pytest.skip("needs one of the extras tensorboard, wandb, trackio")
+    use_folder(monkeypatch, tmp_path / "trackio")
+    for name in ("WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    out = ["--out", "a sweep"]
+    assert main([*KINDS["sweep"], "--hp.cooldown", "0", "--steps", "40", "--log", *trackers, *out]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in said if "tensorboard " in line] == [
+        ["tensorboard", "tensorboard", "--logdir", "'a", "sweep'"]
+    ] * ("tensorboard" in trackers)
+    assert sum(line.startswith("wandb ") for line in said) == 2 * ("wandb" in trackers)
+    assert main([*out, "--resume", "--steps", "80"]) == 0
+    for run in (Path("a sweep/expectile=0.7"), Path("a sweep/expectile=0.9")):
+        rows = wanted(run)
+        assert [step for step, _ in rows["seed1", "eval/success"]] == [40, 80]
+        for name in trackers:
+            same(READERS[name](run), rows)
 
 
 def test_missing_package_is_one_line_before_training(

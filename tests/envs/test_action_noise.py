@@ -18,6 +18,9 @@ from envs_mjx.experts.maze_experts import MazeDataPolicy
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.registry import make
 from experiments.launch.announce import describe_noise
+from experiments.launch.settings import settings_from_dict
+from experiments.report import hyperparameters, names_of
+from mac.config import Config
 from mac.data.provenance import generated
 from mac.errors import UserError
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
@@ -146,3 +149,11 @@ def test_mismatch_of_data_and_evaluation_is_one_line():
     for evaluated, made, remedy in ((0.0, noisy, "--eval.noise 0.2"), (0.2, plain, "--eval.noise 0")):
         line = describe_noise(evaluated, made)
         assert "\n" not in line and "shifted environment" in line and line.endswith(remedy)
+
+
+def test_reports_tell_the_noise_of_evaluations():
+    values = {"algo": "mac", "env": "cube-single-play-singletask-task2-v0"}
+    runs = {Path(name): settings_from_dict(values | {"eval": {"noise": sigma}}, Config, "here")
+            for name, sigma in {"a": 0.0, "b": 0.1, "c": 0.2}.items()}  # fmt: skip
+    assert names_of(runs) == ["mac", "mac eval.noise=0.1", "mac eval.noise=0.2"]
+    assert [hyperparameters(run) for run in runs.values()] == ["", "eval.noise=0.1", "eval.noise=0.2"]

@@ -67,6 +67,19 @@ def test_configurations_are_compared_up_to_json(saved: Path):
     )
 
 
+def test_absent_keys_stand_for_their_defaults(saved: Path):
+    defaults = {"hp": {"width": 7, "rounds": 1, "elites": (0.5,)}}
+    new = {"hp": {"width": 5, "sizes": (3, 4), "rounds": 1, "elites": (0.5,)}, "steps": 100}
+    assert CheckpointStore(saved).restore(make_state(), config=new, defaults=defaults).step == 9
+    expect(saved, r"configuration: hp.elites \(absent there, .*\), hp.rounds \(absent there, 1", config=new)
+    other = new | {"hp": new["hp"] | {"rounds": 2}}
+    expect(saved, r"configuration: hp.rounds \(absent there, 2 here\);", config=other, defaults=defaults)
+    fewer = {"hp": {"width": 5}, "steps": 100}
+    expect(saved, r"hp.sizes \(\[3, 4\] there, absent here\)", config=fewer, defaults=defaults)
+    undone = new | {"hp": new["hp"] | {"width": 7}}  # the saved value counts, not the default
+    expect(saved, r"hp.width \(5 there, 7 here\)", config=undone, defaults=defaults)
+
+
 def test_absent_checkpoints_are_named(tmp_path: Path, saved: Path):
     expect(tmp_path / "none", "no checkpoint here")
     expect(saved, "no checkpoint of step 3 here", step=3)

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -190,6 +191,7 @@ class CheckpointStore:
         step: int | None = None,
         config: Mapping[str, Any] | None = None,
         may_differ: Collection[str] = (),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> Checkpoint:
         """Reads a checkpoint (the newest) onto the default device.
 
@@ -197,6 +199,7 @@ class CheckpointStore:
             template: pytree with the shapes and dtypes to expect, e.g. of `eqx.filter_eval_shape`.
             config: if given, must equal `config` of the saved `meta`, up to JSON's types.
             may_differ: keys of `config`, dotted if nested, in which the two may differ.
+            defaults: values that keys absent from the saved `config` stand for, nested as it is.
         Raises:
             UserError: if there is none, it is damaged, or it belongs to another configuration; the
                 line names the path and what differs.
@@ -207,7 +210,7 @@ class CheckpointStore:
             saved = header["meta"].get("config")
             if fault := misfit(saved):
                 raise self.damaged(header["step"], f"config: {fault}")
-            check_config(path, saved, config, may_differ)
+            check_config(path, saved, config, may_differ, defaults)
         expected = _named(template)
         check_shapes(path, header["arrays"], expected)
         arrays = self._read_arrays(path, header)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,11 @@ def _show(array: tuple[tuple[int, ...], str] | None) -> str:
 
 
 def check_config(
-    path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], may_differ: Collection[str]
+    path: Path,
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    may_differ: Collection[str],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Compares two configurations, up to what JSON does to their types.
 
@@ -44,11 +49,12 @@ def check_config(
         saved: nested dictionaries as read from JSON.
         current: the same, before JSON.
         may_differ: dotted keys that are not compared.
+        defaults: as of `assumed_defaults`.
     Raises:
         UserError: naming the keys that differ, with both values.
     """
-    there = _flat(saved)
-    here = _flat(json.loads(json.dumps(dict(current), default=str)))
+    there = _flat(saved) | assumed_defaults(saved, current, defaults)
+    here = _flat(_plain(current))
     differing = [
         f"{key} ({there.get(key, 'absent')} there, {here.get(key, 'absent')} here)"
         for key in sorted(there | here)
@@ -60,6 +66,26 @@ def check_config(
             f"{path}: checkpoint of another configuration: {shown}; "
             "use the run's own settings, or another --out"
         )
+
+
+def assumed_defaults(
+    saved: Mapping[str, Any], current: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Values, by dotted key, of options that a run begun before them lacks and `current` leaves off.
+
+    Args:
+        saved: nested dictionaries as read from JSON.
+        current: the same, before JSON.
+        defaults: the values that mean "off", nested as `current`; no other key may be absent.
+    """
+    there, here = _flat(saved), _flat(_plain(current))
+    off = _flat(_plain(defaults)).items()
+    return {key: value for key, value in off if key not in there and here.get(key, _flat) == value}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON gives them back."""
+    return json.loads(json.dumps(dict(values), default=str))
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

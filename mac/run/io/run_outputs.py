@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,12 @@ class Outputs:
         """Returns whether the checkpoints of `step` were written after the evaluation of that step."""
         return all(self._mark(store, step)["evaluated"] == step for store in self._stores)
 
-    def restore(self, template: TrainState, may_differ: tuple[str, ...]) -> Checkpoint:
+    def restore(
+        self,
+        template: TrainState,
+        may_differ: tuple[str, ...],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Checkpoint:
         """The newest checkpoint of all variants, as one state, and the `meta` of the first.
 
         Raises:
@@ -88,7 +94,8 @@ class Outputs:
         step, parts = hosts.from_first(self.latest()), []
         assert step is not None
         for i, (variant, store) in enumerate(zip(self.variants, self._stores, strict=True)):
-            parts.append(store.restore(self._part(template, i), step, variant.config, may_differ).state)
+            part = self._part(template, i)
+            parts.append(store.restore(part, step, variant.config, may_differ, defaults).state)
         marks = [self._mark(store, step) for store in self._stores]
         if any(mark["evaluated"] != step for mark in marks):
             # Killed while they learnt of an evaluation: as if none of them had.
