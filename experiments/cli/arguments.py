@@ -240,11 +240,11 @@ def _fault(hint: Any, word: str) -> str | None:
 
 def _unknown_flag(name: str, known: list[str]) -> UserError:
     # Last parts are compared: `--lr` finds `--hp.lr`, and `--hp.` alone makes no two flags alike.
-    names = {flag.lstrip("-").split(".")[-1]: flag for flag in known}
-    own = name.replace("_", "-").lstrip("-").split(".")[-1]
-    close = [names[each] for each in difflib.get_close_matches(own, names, n=2, cutoff=0.7)]
-    hint = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else "see --help"
-    return UserError(f"unknown flag {name.replace('_', '-')}; {hint}")
+    name, last = name.replace("_", "-"), {flag: flag.lstrip("-").split(".")[-1] for flag in known}
+    parts = difflib.get_close_matches(name.lstrip("-").split(".")[-1], set(last.values()), n=2, cutoff=0.7)
+    near = difflib.get_close_matches(name, [flag for flag in known if last[flag] in parts], n=2, cutoff=0)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+    return UserError(f"unknown flag {name}; {hint}")
 
 
 def cache_folder() -> Path:

@@ -215,6 +215,8 @@ def occupied(folder: Path, *, anew: bool) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written, or another process holds it.
     """
+    if folder.is_file():
+        raise UserError(f"--out {folder}: is a file, not a folder; choose another --out")
     made = [each for each in folder.parents if not each.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which buttons a trained policy presses, compared with the exact solution of its puzzle."""
+"""Presses of trained policies, compared with the exact solution of their puzzle."""
 
 import itertools
 from collections.abc import Iterator
