@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 from rich.table import Table
 
@@ -25,14 +24,12 @@ from envs_mjx.manipulation.tasks import MAX_STEPS, task_table
 from experiments.benchmarks.harness import write_csv
 from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
-from experiments.puzzle_study.boards import Puzzle
+from experiments.puzzle_study.boards import Puzzle, as_bits, is_solvable
 from experiments.puzzle_study.presses import PressRow, follow
 from mac.errors import UserError
 from mac.run.report.table import print_tables
 
 PROGRAM = "python experiments/puzzle_optimum.py"
-LARGEST = 16
-"""Buttons of the largest puzzle whose boards are all held in memory."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Args:
 
     def check(self) -> None:
         """Raises UserError for values out of range."""
-        known = [name for name, scene in FAMILIES.items() if 0 < np.prod(scene.grid) <= LARGEST]
+        known = [name for name, scene in FAMILIES.items() if is_solvable(scene.grid)]
         if self.env not in known:
             raise UserError(f"--env {self.env}: has no exact solution here; take {' or '.join(known)}")
         if not self.discounts or not all(0 < discount < 1 for discount in self.discounts):
@@ -99,7 +96,7 @@ def measure(args: Args) -> list[OptimumRow]:
     puzzle = Puzzle.of(FAMILIES[args.env].grid)
     pressing = puzzle.without_waiting()
     start, goal = task_table(args.env)
-    boards = (start.buttons ^ goal.buttons) @ (1 << np.arange(start.buttons.shape[1]))
+    boards = as_bits(start.buttons ^ goal.buttons)
     decisions = MAX_STEPS[args.env] // args.press_steps
     presses = puzzle.presses()
     rows = []
@@ -175,7 +172,7 @@ def run(argv: Sequence[str]) -> int:
     args.check()
     rows: list[PressRow] | list[OptimumRow]
     if args.run:
-        rows = [row for run in args.run for row in follow(run, args.episodes, args.press_steps, LARGEST)]
+        rows = [row for run in args.run for row in follow(run, args.episodes, args.press_steps)]
         print_tables(press_table(rows))
     else:
         rows = measure(args)

@@ -6,6 +6,19 @@ import numpy as np
 
 from envs_mjx.manipulation.scene_simulation import influence
 
+LARGEST = 16
+"""Buttons of the largest puzzle whose boards are all held in memory."""
+
+
+def is_solvable(grid: tuple[int, int]) -> bool:
+    """Returns whether a scene's grid of buttons is a puzzle that is solved exactly; (0, 0) is none."""
+    return 0 < grid[0] * grid[1] <= LARGEST
+
+
+def as_bits(wrong: np.ndarray) -> np.ndarray:
+    """Returns int[...], the boards of bool[..., buttons], which buttons are wrong."""
+    return wrong @ (1 << np.arange(wrong.shape[-1]))
+
 
 class Puzzle(NamedTuple):
     """All boards of a puzzle as bits: which buttons are wrong. Board 0 is solved.
@@ -23,7 +36,7 @@ class Puzzle(NamedTuple):
         """Returns the puzzle of a grid of (rows, columns) buttons."""
         buttons = grid[0] * grid[1]
         boards = np.arange(2**buttons)
-        presses = influence(buttons, grid) @ (1 << np.arange(buttons))
+        presses = as_bits(influence(buttons, grid))
         after = boards[:, None] ^ np.append(presses, 0)
         return cls(after, ((boards[:, None] >> np.arange(buttons)) & 1).sum(axis=1).astype(float))
 

@@ -13,7 +13,7 @@ from envs_mjx.manipulation.observation import goal_columns
 from envs_mjx.manipulation.tasks import task_table
 from envs_mjx.registry import make
 from experiments.launch.saved_run import open_run
-from experiments.puzzle_study.boards import Puzzle
+from experiments.puzzle_study.boards import Puzzle, as_bits, is_solvable
 from mac.errors import UserError
 from mac.run.policy import Policy
 
@@ -44,18 +44,17 @@ class PressRow:
     left: float
 
 
-def follow(folder: Path, episodes: int, press_steps: int, largest: int) -> Iterator[PressRow]:
+def follow(folder: Path, episodes: int, press_steps: int) -> Iterator[PressRow]:
     """Plays a saved run, each seed and task, and yields how its presses compare with the exact solution.
 
     Args:
         press_steps: control steps of a decision of the exact solution.
-        largest: buttons of the largest puzzle that is solved exactly.
     Raises:
         UserError: no run, or a run on another scene.
     """
     run = open_run(folder)
     env = make(run.settings.task_id, "c")
-    if not isinstance(env, ManipEnv) or not 0 < np.prod(env.scene.grid) <= largest:
+    if not isinstance(env, ManipEnv) or not is_solvable(env.scene.grid):
         raise UserError(
             f"--run {folder}: a run on {run.settings.env}, which is no puzzle with an exact solution"
         )
@@ -67,7 +66,7 @@ def follow(folder: Path, episodes: int, press_steps: int, largest: int) -> Itera
         policy = run.policy(seed)
         for task in env.spec.tasks:
             success, seen = play(env, policy, task, episodes, columns)
-            bits = (seen ^ goal.buttons[task - 1]) @ (1 << np.arange(len(columns)))
+            bits = as_bits(seen ^ goal.buttons[task - 1])
             presses = presses_of(puzzle, bits)
             nearer, best = compare(puzzle, q, presses)
             yield PressRow(

@@ -164,8 +164,9 @@ def test_a_raised_arm_leaves_the_buttons():
     assert not solved.any()
 
 
-def test_run_of_another_scene_is_one_line(tmp_path, capsys):
-    assert puzzle_optimum.main(["--run", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert str(tmp_path) in error
-    assert len(error.strip().splitlines()) == 1
+def test_folder_that_is_no_run_on_a_puzzle_is_one_line(finished, tmp_path, capsys):
+    for folder, said in ((tmp_path, "no run"), (finished, "no puzzle with an exact solution")):
+        assert puzzle_optimum.main(["--run", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert str(folder) in error and said in error
+        assert len(error.strip().splitlines()) == 1

@@ -264,6 +264,7 @@ def test_budget_is_a_duration(text: str, seconds: float):
 @pytest.mark.parametrize(
     "words, said",
     [
+        ([], "SUITE is missing"),
         ([], "table15, figure2, figure3, figure8"),
         (["tabel2"], "did you mean 'table2'"),
         (["table2", "--budget", "9"], "--budget 9: write a duration"),

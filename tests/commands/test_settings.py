@@ -122,7 +122,6 @@ BAD_FLAGS = {
     ("--step", "5"): ("--step;", "--steps"),
     ("--hp.btch", "3"): ("--hp.btch", "did you mean --hp.batch"),
     ("--algo", "fql", "--hp.chunk", "5"): ("--hp.chunk", "see --help"),
-    ("--lr", "3"): ("--lr", "did you mean --hp.lr?"),
     ("--lr", "1"): ("--lr", "did you mean --hp.lr?"),
     ("--zzz",): ("--zzz", "--help"),
     ("word",): ("word", "--help"),

@@ -99,7 +99,9 @@ def test_environments_of_one_name_share_compiled_programs():
 def test_an_unknown_name_suggests_the_closest():
     with pytest.raises(UserError, match="did you mean cube-single-play-singletask-task2-v0"):
         make("cube-single-play-singletask-task22-v0")
-    with pytest.raises(UserError, match=r"a name is such as cube-single.*hopper-medium-v2"):
+    with pytest.raises(
+        UserError, match=r"unknown environment.*a name is such as cube-single.*hopper-medium-v2"
+    ):
         make("zzz")
 
 
