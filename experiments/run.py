@@ -15,7 +15,7 @@ from experiments.cli.exit_status import exit_status
 from experiments.cli.standard_streams import ignore_write_errors
 from experiments.launch import dataset, loggers, process_group, saved_run, slurm, sweep
 from experiments.launch.announce import announce
-from experiments.launch.job import Launch, defaults_taken, make_job, occupied, prepare_launch
+from experiments.launch.job import Launch, folder_notes, make_job, occupied, prepare_launch
 from experiments.launch.listing import algorithm_list
 from experiments.launch.settings import CONFIG, PROGRAM, Settings, is_run, parse_command_line
 from experiments.report import compare_runs
@@ -56,8 +56,9 @@ def run(settings: Settings[Any], reason: str) -> int:
     """Does what the settings say; returns the exit status."""
     loggers.require_installed(settings.trackers)
     launch = prepare_launch(settings)
-    if hosts.is_first() and (note := defaults_taken(settings, launch.folder)):
-        print(note)
+    if hosts.is_first():
+        for note in folder_notes(settings, launch.folder):
+            print(note)
     if settings.jobs and not settings.dry_run:
         return submit(launch, settings, reason)
     if settings.dry_run or launch.finished:

@@ -19,6 +19,7 @@ from experiments.launch import dataset, saved_run, sweep
 from experiments.launch.device_estimate import card_memory
 from experiments.launch.settings import RUNS, Settings, is_run, read_config
 from mac.algorithm import AbstractAlgorithm
+from mac.atomic_files import visible
 from mac.data.normalize import fit_normalizer
 from mac.data.store import Store
 from mac.data.window import make_held_out
@@ -145,16 +146,16 @@ def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool
         return reached, reached is not None and settings.steps <= reached and outputs.evaluated(reached)
 
 
-def defaults_taken(settings: Settings[Any], folder: Path) -> str:
-    """A line on settings that a resumed run was begun before, so that they have their defaults; or ""."""
+def folder_notes(settings: Settings[Any], folder: Path) -> Iterator[str]:
+    """Lines on what a folder holds: a run begun before some settings existed, or files of no run."""
     if not settings.resume:
-        return ""
-    taken = assumed_defaults(read_config(folder), settings.to_dict(), settings.defaults)
-    if not taken:
-        return ""
-    values = ", ".join(f"{key}={value}" for key, value in taken.items())
-    them = "its default" if len(taken) == 1 else "their defaults"
-    return f"note: {folder} was begun before {', '.join(taken)} existed: takes {them}, {values}"
+        if strangers := [path.name for path in visible(folder, "*")]:
+            shown = ", ".join(strangers[:3]) + (f" and {len(strangers) - 3} more" if strangers[3:] else "")
+            yield f"note: {folder} is not empty ({shown}); the run is added to what is there"
+    elif taken := assumed_defaults(read_config(folder), settings.to_dict(), settings.defaults):
+        values = ", ".join(f"{key}={value}" for key, value in taken.items())
+        them = "its default" if len(taken) == 1 else "their defaults"
+        yield f"note: {folder} was begun before {', '.join(taken)} existed: takes {them}, {values}"
 
 
 def may_differ(settings: Settings[Any]) -> tuple[str, ...]:

@@ -229,6 +229,21 @@ def test_run_is_not_overwritten_without_resume(
     assert content(copied) == before
 
 
+def test_folder_with_other_files_is_announced(
+    tmp_path: Path, data: list[str], capsys: pytest.CaptureFixture[str]
+):
+    folder, words = tmp_path / "mine", [*SIZES, *data, "--steps", "10", "--dry-run", "--out"]
+    folder.mkdir()
+    (folder / ".hidden").touch()
+    assert main([*words, str(folder)]) == 0
+    assert "is not empty" not in capsys.readouterr().out
+    for name in "dbca":
+        (folder / name).touch()
+    assert main([*words, str(folder)]) == 0
+    line = f"note: {folder} is not empty (a, b, c and 1 more); the run is added to what is there"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
