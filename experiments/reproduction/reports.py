@@ -72,19 +72,27 @@ def write_reports(
     shown = films(runs, plan)
     for path in shown.left_out:
         print(f"note: the page has no room for {path}")
-    names = [report.section.suite.name for report in found]
-    path = plan.out / FOLDER / f"{'_'.join(names)}_{_ending(plan)}.html"
-    title = f"{', '.join(names)}: this project and the paper ({plan.preset})"
+    suites = [report.section.suite for report in found]
+    names = [suite.name for suite in suites]
+    path = plan.out / FOLDER / f"{'_'.join(names)}_{_ending(plan, *suites)}.html"
+    presets = ", ".join(dict.fromkeys(_preset(plan, suite) for suite in suites))
+    title = f"{', '.join(names)}: this project and the paper ({presets})"
     write_text(path, page([report.section for report in found], title, shown.pictures))
     return [*(each for report in found for each in report.paths), path]
 
 
-def _ending(plan: Plan) -> str:
-    return f"{plan.preset}_s{plan.seeds}"
+def _preset(plan: Plan, suite: Suite) -> str:
+    return plan.time_preset if suite.kind == "time" else plan.preset
+
+
+def _ending(plan: Plan, *suites: Suite) -> str:
+    """Sizes in the names of files; times are those of one seed, however many are asked for."""
+    sizes = (_preset(plan, each) + ("" if each.kind == "time" else f"_s{plan.seeds}") for each in suites)
+    return "_".join(dict.fromkeys(sizes))
 
 
 def _path(suite: Suite, plan: Plan, suffix: str) -> Path:
-    return plan.out / FOLDER / f"{suite.name}_{_ending(plan)}{suffix}"
+    return plan.out / FOLDER / f"{suite.name}_{_ending(plan, suite)}{suffix}"
 
 
 def _files(

@@ -64,7 +64,7 @@ class Times:
         return main([*words, "--out", str(self.out)])
 
     def rows(self, name: str) -> list[dict[str, str]]:
-        lines = (self.out / "report" / f"{name}_laptop_s4.csv").read_text().splitlines()
+        lines = (self.out / "report" / f"{name}_paper.csv").read_text().splitlines()
         return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
