@@ -76,8 +76,13 @@ class AbstractChunkDynamics(eqx.Module):
         """A state after each chunk; the predicted one, or one drawn at random."""
 
     def sampler(self, cfg: Config, net: Network) -> Model:
-        """The model with its network, for `imagine` and `open_loop`."""
-        return lambda s, a, *key: self.successor(cfg, net, s, a, *key)
+        """The model with its network, for `imagine` and `open_loop`: states within `Config.state_bound`."""
+
+        def sample(s: Float[Array, "*B D"], a: Float[Array, "*B A"], *key: Key[Array, ""]) -> Array:
+            after, bound = self.successor(cfg, net, s, a, *key), cfg.state_bound
+            return jnp.clip(after, -bound, bound) if bound else after
+
+        return sample
 
 
 class DeterministicDynamics(AbstractChunkDynamics):

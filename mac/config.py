@@ -171,6 +171,9 @@ class Config(CommonConfig):
     """unit of the changes of state that the flow draws, about their size (dynamics flow)"""
     dynamics_samples: int = 1
     """states drawn after the first chunk, over whose values Q's target averages (dynamics gaussian, flow)"""
+    state_bound: float = 0.0
+    """imagined states are clipped to this on both sides of 0, in normalised units: with minmax the data lie
+    in [-1, 1]; 0 = off"""
     critic_chunk: int = 0
     """first actions of a chunk that a second, short critic judges, h: it learns from Q, and chooses while
     acting; at least `execute`; 0 = off, Q chooses"""
@@ -189,7 +192,7 @@ class Config(CommonConfig):
     ACTING: ClassVar[tuple[str, ...]] = (
         "candidates_test", "flow_steps_test", "execute", "long_critic_test", "search_rounds_test",
     )  # fmt: skip
-    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "lam", "search_elites")
+    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "lam", "search_elites", "state_bound")
 
     def __check_init__(self):
         self._require_positive(
@@ -203,6 +206,7 @@ class Config(CommonConfig):
         self._require("release_bce", not self.release_bce or self.value == "bce", "needs --hp.value bce")
         self._check_long_chunks()
         self._require_positive("dynamics_steps", "dynamics_samples")
+        self._require_at_least_0("state_bound")
         self._require("dynamics_scale", 0 < self.dynamics_scale < float("inf"), "must be positive and finite")
         if self.dynamics == "deterministic":
             self._require_default("dynamics_samples", reason="a deterministic model has one successor")

@@ -296,7 +296,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
         if count == 1:
             return tau.next_obs[0]
         s, a = (jnp.broadcast_to(x[0], (count - 1, *x[0].shape)) for x in (tau.obs, tau.action))
-        others = self.dynamics.successor(self.cfg, nets.model, s, a, key)
+        others = self.dynamics.sampler(self.cfg, nets.model)(s, a, key)
         return jnp.concatenate([tau.next_obs[:1], others])
 
     def to_value(self, v: Float[Array, "..."]) -> Float[Array, "..."]:

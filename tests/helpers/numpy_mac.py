@@ -90,7 +90,17 @@ def dynamics_loss(
 
 
 def successor(model: MLP, s: np.ndarray, a: np.ndarray, cfg: Config, noise: np.ndarray | None) -> np.ndarray:
-    """The state after each chunk, made of standard normal `noise` where the model draws it."""
+    """The imagined state after each chunk, made of standard normal `noise` where the model draws it."""
+    after = unbounded_successor(model, s, a, cfg, noise)
+    if cfg.state_bound == 0:
+        return after
+    return np.minimum(np.maximum(after, -cfg.state_bound), cfg.state_bound)
+
+
+def unbounded_successor(
+    model: MLP, s: np.ndarray, a: np.ndarray, cfg: Config, noise: np.ndarray | None
+) -> np.ndarray:
+    """The state after each chunk, wherever it is."""
     if cfg.dynamics == "deterministic" or noise is None:
         return s + run(model, s, a)
     if cfg.dynamics == "gaussian":

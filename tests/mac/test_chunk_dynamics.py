@@ -29,14 +29,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gaussian": {"dynamics": "gaussian", "dynamics_samples": 3},
     "flow": {"dynamics": "flow", "dynamics_steps": 3, "dynamics_scale": 0.5, "dynamics_samples": 2},
 }
+BOUNDED: dict[str, dict[str, Any]] = {
+    "bounded": {"state_bound": 0.8},
+    "bounded gaussian": {"state_bound": 0.8, **OPTIONS["gaussian"]},
+}
 
 
 # Against NumPy.
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+@pytest.fixture(scope="module", params=OPTIONS | BOUNDED)
 def case(request: pytest.FixtureRequest) -> Case:
-    return make_case(mac(lam=0.9, **OPTIONS[request.param]))
+    return make_case(mac(lam=0.9, **(OPTIONS | BOUNDED)[request.param]))
 
 
 def test_losses_are_those_of_numpy(case: Case):
@@ -132,6 +136,21 @@ def test_first_successors_begin_with_the_imagined_one():
     assert one.first_successors(nets, tau, None).shape == (5, 2)
 
 
+def test_imagined_states_stay_within_their_bound():
+    s, a = jr.normal(jr.key(1), (50, 2)), jnp.zeros((50, 4))
+    found = {}
+    for bound in (0.0, 0.5):
+        algo = mac(dynamics="gaussian", state_bound=bound)
+        found[bound] = algo.dynamics.sampler(algo.cfg, fresh(algo).nets.model)(s, a, jr.key(2))
+    free = np.asarray(found[0.0])
+    assert 0.2 < np.mean(np.abs(free) > 0.5) < 0.95
+    np.testing.assert_array_equal(found[0.5], np.clip(free, -0.5, 0.5))
+    tau = Trajectory(s[None], a[None], found[0.5][None])
+    cfg = dataclasses.replace(algo.cfg, dynamics_samples=4)
+    several = dataclasses.replace(algo, cfg=cfg).first_successors(fresh(algo).nets, tau, jr.key(3))
+    assert several.shape == (4, 50, 2) and float(jnp.abs(several).max()) == 0.5
+
+
 def test_unit_of_changes_can_be_swept():
     cfg, key = Config(chunk=1, hidden=(4,), dynamics="flow", dynamics_scale=0.5), jr.key(0)
     model = make_dynamics(cfg, Numerics())
@@ -153,6 +172,7 @@ def test_unit_of_changes_can_be_swept():
         ({"dynamics": "gaussian", "dynamics_scale": 0.5}, "--hp.dynamics=gaussian has no flow"),
         ({"dynamics_samples": 2}, "--hp.dynamics-samples=2: a deterministic model has one successor"),
         ({"dynamics": "flow", "dynamics_samples": 0}, "--hp.dynamics-samples=0: must be at least 1"),
+        ({"state_bound": -1.0}, "--hp.state-bound=-1.0: must be at least 0"),
         ({"dynamics": "flow", "dynamics_scale": 0.0}, "--hp.dynamics-scale=0.0: must be positive"),
     ],
 )
