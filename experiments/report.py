@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import tyro
 
 from experiments.benchmarks.harness import write_csv
@@ -22,8 +23,15 @@ from mac.formatting import counted
 from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.report.plot import plot_comparison
-from mac.run.report.stats import Curve, learning_curve, summarise
-from mac.run.report.table import comparison_table, diagnostics_table, print_tables
+from mac.run.report.stats import Curve, check_rows, learning_curve, summarise
+from mac.run.report.table import (
+    DIAGNOSTICS,
+    NOT_EVALUATED,
+    comparison_table,
+    diagnostics_table,
+    last_diagnostics,
+    print_tables,
+)
 
 PROGRAM = "python experiments/report.py"
 
@@ -38,13 +46,20 @@ class Args:
     """CSV file to write: a row per run, and a row per task if there are several"""
     picture: Path | None = None
     """PNG file to write, with the learning curves"""
+    pool: bool = False
+    """runs that differ in their seeds alone are one run with all their seeds"""
+    diagnostics: bool = False
+    """also the last diagnostics of each run: as a table, and as rows of --out"""
     log: tuple[Tracker, ...] = ()
     """experiment trackers to send all rows of each run to, as `run.py --log` does while it trains"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Row of the CSV file; `task` is `all` for the mean over tasks, `low` to `high` the 95% interval."""
+    """Row of the CSV file; `task` is `all` for the mean over tasks, `low` to `high` the 95% interval.
+
+    `measure` is that of the evaluations, or the name of a metric, `diagnostics/...`.
+    """
 
     algo: str
     env: str
@@ -77,8 +92,9 @@ def report(args: Args, argv: Sequence[str]) -> int:
     trackers = tuple(name for name in args.log if name != "none")
     require_installed(trackers)
     if alone := [run for run in args.runs if is_run(run) and not read_settings(run).has_environment]:
-        metrics = {run.name: read_rows(run / METRICS) for run in alone if (run / METRICS).exists()}
-        print_tables(diagnostics_table(metrics, title="runs on data alone"))
+        files = {run.name: run / METRICS for run in alone if (run / METRICS).exists()}
+        metrics = {name: last_diagnostics(read_rows(path)) for name, path in files.items()}
+        print_tables(diagnostics_table(metrics, title="runs on data alone", caption=NOT_EVALUATED))
     evaluated = [run for run in args.runs if run not in alone]
     if evaluated:
         alone += compare_evaluated(evaluated, args, argv)
@@ -93,11 +109,16 @@ def report(args: Args, argv: Sequence[str]) -> int:
 def compare_evaluated(folders: Sequence[Path], args: Args, argv: Sequence[str]) -> list[Path]:
     """Compares runs with evaluations, and writes what the flags ask for; returns the runs' folders."""
     by_path = {run.resolve(): run for folder in folders for run in runs_in(folder)}  # without repeats
-    compared = compare_runs(list(by_path.values()), args.picture)
+    compared = compare_runs(list(by_path.values()), args.picture, pool=args.pool)
+    found = compared.diagnostics() if args.diagnostics else {}
+    if found:
+        print_tables(diagnostics_table(found, title="diagnostics at the end, mean and range over seeds"))
     if args.out:
         rows: list[Row] = []
-        for run, curve in zip(compared.settings.values(), compared.curves, strict=True):
-            rows += table_rows(curve, run.algo, run.env, run.preset, hyperparameters(run))
+        for name, run, curve in zip(compared.names, compared.settings, compared.curves, strict=True):
+            described = run.algo, run.env, run.preset, hyperparameters(run)
+            rows += table_rows(curve, *described)
+            rows += diagnostics_rows(found.get(name, {}), curve, *described)
         for env, curve in compared.random.items():
             rows += table_rows(curve, RANDOM, env)
         write_csv(args.out, rows, ["experiments/report.py", *argv])
@@ -120,24 +141,44 @@ def send(folder: Path, trackers: Sequence[str]) -> None:
 
 
 class ComparedRuns(NamedTuple):
-    """Runs by folder, the learning curve of each, and random actions by environment (`random_curves`)."""
+    """Runs that are compared.
 
-    settings: dict[Path, Settings[Any]]
+    Attributes:
+        names: distinct, one for each run, as are the next three.
+        folders: of each run, or of all the runs that it is pooled from.
+        settings: of each run; of a pooled one those of its first part.
+        curves: learning curves.
+        random: random actions by environment (`random_curves`).
+    """
+
+    names: list[str]
+    folders: list[list[Path]]
+    settings: list[Settings[Any]]
     curves: list[Curve]
     random: dict[str, Curve]
 
+    def diagnostics(self) -> dict[str, dict[str, np.ndarray]]:
+        """The last diagnostics of each run, by its name; of each seed, [S]."""
+        files = [[run / METRICS for run in group if (run / METRICS).exists()] for group in self.folders]
+        rows = [(row for path in group for row in read_rows(path)) for group in files]
+        return {name: last_diagnostics(each) for name, each in zip(self.names, rows, strict=True)}
 
-def compare_runs(folders: Sequence[Path], picture: Path | None) -> ComparedRuns:
+
+def compare_runs(folders: Sequence[Path], picture: Path | None, *, pool: bool = False) -> ComparedRuns:
     """Prints the table of some runs, plots their learning curves, and returns the data.
 
     Random actions are included if `evaluate.py --policy random` was called on one of the runs.
 
+    Args:
+        pool: runs that differ in their seeds alone are one.
     Raises:
-        UserError: a folder holds no run, or one that was never evaluated.
+        UserError: a folder holds no run, or one that was never evaluated, or pooled runs share a seed.
     """
     settings = {folder: read_settings(folder) for folder in folders}
-    curves = curves_of(folders)
-    named = dict(zip(names_of(settings), curves, strict=True))
+    groups = pooled(settings) if pool else [[folder] for folder in folders]
+    curves = [curve_of(group) for group in groups]
+    names = names_of({group[0]: settings[group[0]] for group in groups})
+    named = dict(zip(names, curves, strict=True))
     random, envs = random_curves(settings), dict.fromkeys(run.env for run in settings.values())
     for env, curve in random.items():
         named[f"random actions on {env}" if len(envs) > 1 else "random actions"] = curve
@@ -145,7 +186,25 @@ def compare_runs(folders: Sequence[Path], picture: Path | None) -> ComparedRuns:
     print_tables(comparison_table(named, title=title))
     if picture:
         plot_comparison(named, picture, title=title)
-    return ComparedRuns(settings, curves, random)
+    return ComparedRuns(names, groups, [settings[group[0]] for group in groups], curves, random)
+
+
+def pooled(settings: Mapping[Path, Settings[Any]]) -> list[list[Path]]:
+    """Groups runs that differ in their seeds alone, each group in the place of its first run.
+
+    Raises:
+        UserError: two runs of a group have a seed in common.
+    """
+    groups: dict[str, dict[int, Path]] = {}
+    for folder, run in settings.items():
+        own = ("seed", "seeds", "log")
+        shared = {name: value for name, value in run.to_dict().items() if name not in own}
+        by_seed = groups.setdefault(json.dumps(shared, sort_keys=True), {})
+        for seed in range(run.seed, run.seed + run.seeds):
+            if seed in by_seed:
+                raise UserError(f"--pool: {by_seed[seed]} and {folder} both have seed {seed}; leave one out")
+            by_seed[seed] = folder
+    return [list(dict.fromkeys(by_seed.values())) for by_seed in groups.values()]
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
@@ -163,18 +222,20 @@ def runs_in(folder: Path) -> Iterator[Path]:
     yield from inside
 
 
-def curves_of(folders: Sequence[Path]) -> list[Curve]:
-    """Returns the learning curves of runs.
+def curve_of(folders: Sequence[Path]) -> Curve:
+    """Returns the learning curve of a run, or of the seeds of several together.
 
     Raises:
-        UserError: a run was never evaluated.
+        UserError: a run was never evaluated, or they were never evaluated after the same update.
     """
-    curves = []
+    rows = list[Mapping[str, Any]]()
     for folder in folders:
         if not (folder / EVAL).exists():
             raise UserError(f"{folder} has no {EVAL}; train it until the first evaluation")
-        curves.append(learning_curve(read_rows(folder / EVAL), str(folder / EVAL)))
-    return curves
+        found = list(read_rows(folder / EVAL))
+        check_rows(found, str(folder / EVAL))
+        rows += found
+    return learning_curve(rows, " and ".join(str(folder / EVAL) for folder in folders))
 
 
 def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:
@@ -248,6 +309,29 @@ def table_rows(curve: Curve, algo: str, env: str, preset: str = "", hp: str = ""
             low=mean.low,
             high=mean.high,
             seeds=len(curve.seeds),
+            episodes=curve.episodes,
+            updates=curve.steps[-1],
+            hp=hp,
+            data=curve.data,
+        )
+
+
+def diagnostics_rows(
+    found: Mapping[str, np.ndarray], curve: Curve, algo: str, env: str, preset: str, hp: str
+) -> Iterator[Row]:
+    """Yields a row for each diagnostic of a run, whose values of each seed are given."""
+    for name, values in found.items():
+        mean = summarise(values[:, None]).mean
+        yield Row(
+            algo=algo,
+            env=env,
+            preset=preset,
+            task="all",
+            measure=DIAGNOSTICS + name,
+            value=mean.value,
+            low=mean.low,
+            high=mean.high,
+            seeds=len(values),
             episodes=curve.episodes,
             updates=curve.steps[-1],
             hp=hp,

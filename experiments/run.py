@@ -28,7 +28,13 @@ from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.report.plot import plot_learning_curve
 from mac.run.report.progress import Progress, open_progress
 from mac.run.report.stats import learning_curve
-from mac.run.report.table import diagnostics_table, print_tables, results_table
+from mac.run.report.table import (
+    NOT_EVALUATED,
+    diagnostics_table,
+    last_diagnostics,
+    print_tables,
+    results_table,
+)
 from mac.run.report.timing import duration
 from mac.run.train import TrainResult, train
 
@@ -214,10 +220,10 @@ def finish(launch: Launch, outcome: TrainResult) -> int:
 
 def finish_without_environment(launch: Launch, parts: Sequence[Path], outcome: TrainResult) -> int:
     """Prints the diagnostics of a run on data alone; returns the exit status."""
-    named = {
-        each.name if launch.settings.sweep else "mean (seeds)": read_rows(each / METRICS) for each in parts
-    }
-    print_tables(diagnostics_table(named, title=launch.title))
+    names = [each.name if launch.settings.sweep else "mean (seeds)" for each in parts]
+    found = [last_diagnostics(read_rows(each / METRICS)) for each in parts]
+    named = dict(zip(names, found, strict=True))
+    print_tables(diagnostics_table(named, title=launch.title, caption=NOT_EVALUATED))
     print(f"finished at update {outcome.step:,}")
     for path in (folder / name for folder in parts for name in (METRICS, CONFIG, CHECKPOINTS)):
         print(f"  {path}")

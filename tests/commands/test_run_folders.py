@@ -1,5 +1,6 @@
 """Run folders: their names, who makes and who deletes them, and damage to the files that describe a run."""
 
+import csv
 import json
 import os
 import shlex
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments import evaluate, report
@@ -18,7 +20,7 @@ from experiments import run as program
 from experiments.run import main, occupied
 from mac.errors import UserError
 from mac.run.io.folder_lock import lock_folder
-from mac.run.io.logger import EVAL
+from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_metadata import launches
 from mac.run.io.run_outputs import CHECKPOINTS
 from mac.run.train import TrainResult
@@ -249,6 +251,51 @@ def test_a_run_that_is_named_twice_is_one_line_of_the_report(
     assert report.main(["run", str(tmp_path), f"{copied}/", "link", "--out", str(out)]) == 0
     assert capsys.readouterr().out.count("mac ") == 1
     assert len([line for line in out.read_text().splitlines() if not line.startswith("#")]) == 2
+
+
+@pytest.fixture
+def other_seeds(copied: Path, tmp_path: Path) -> Path:
+    """A run like `copied`, whose seeds 0 and 1 are called 2 and 3 and have all diagnostics tenfold."""
+    other = shutil.copytree(copied, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"seed": 2}))
+    for name in (EVAL, METRICS):
+        rows = [json.loads(line) for line in (other / name).read_text().splitlines()]
+        for row in rows:
+            row["seed"] += 2
+            row |= {key: 10 * value for key, value in row.items() if key.startswith("diagnostics/")}
+        (other / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return other
+
+
+def test_report_pools_runs_that_differ_in_their_seeds(
+    copied: Path, other_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "table.csv"
+    words = [str(copied), str(other_seeds), "--out", str(out)]
+    assert report.main(words) == 0
+    assert [row["seeds"] for row in csv_rows(out)] == ["2", "2"]
+    assert report.main([*words, "--pool", "--diagnostics"]) == 0
+    success, *found = csv_rows(out)
+    assert (success["measure"], success["seeds"]) == ("success", "4")
+    last = [row for row in read_rows(copied / METRICS) if "diagnostics/drift_10" in row][-2:]
+    values = np.asarray([row["diagnostics/drift_10"] for row in last])
+    (drift,) = [row for row in found if row["measure"] == "diagnostics/drift_10"]
+    assert float(drift["value"]) == pytest.approx(5.5 * values.mean(), rel=1e-3)
+    assert drift["seeds"] == "4" and float(drift["low"]) < float(drift["value"]) < float(drift["high"])
+    shown = f"{5.5 * values.mean():.3g} ({values.min():.3g} to {10 * values.max():.3g})"
+    assert shown in capsys.readouterr().out
+
+
+def test_report_pools_no_seed_twice(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = shutil.copytree(copied, tmp_path / "other")
+    assert report.main([str(copied), str(other), "--pool"]) == 2
+    assert capsys.readouterr().err == f"error: --pool: {copied} and {other} both have seed 0; leave one out\n"
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, without its head."""
+    return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
 
 
 def test_a_report_of_nothing_is_one_line(capsys: pytest.CaptureFixture[str]):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -15,6 +16,8 @@ from mac.run.report.stats import Curve, Interval, summarise
 
 LATE = 3  # evaluations that the second row averages: one evaluation alone is noisy
 DIAGNOSTICS = "diagnostics/"
+NOT_EVALUATED = "no environment, so no evaluation"
+"""Caption of the diagnostics of runs on data alone."""
 WIDEST = 10_000  # columns of a table
 
 
@@ -72,30 +75,38 @@ def comparison_table(curves: Mapping[str, Curve], *, title: str) -> Table:
     return table
 
 
-def diagnostics_table(runs: Mapping[str, Iterable[Mapping[str, Any]]], *, title: str) -> Table:
-    """Diagnostics of runs that were never evaluated, by name: the last of each, mean and range over seeds.
+def last_diagnostics(rows: Iterable[Mapping[str, Any]]) -> dict[str, Float[np.ndarray, " S"]]:
+    """The last value of each diagnostic, by name, for each seed in order.
 
     Args:
-        runs: rows of `metrics.jsonl`.
+        rows: of `metrics.jsonl`.
     """
-    table = Table(title=title, title_justify="left", caption="no environment, so no evaluation")
+    last: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(DIAGNOSTICS):
+                last.setdefault(name.removeprefix(DIAGNOSTICS), {})[row["seed"]] = value
+    return {name: np.asarray([value for _, value in sorted(its.items())]) for name, its in last.items()}
+
+
+def diagnostics_table(
+    runs: Mapping[str, Mapping[str, Float[np.ndarray, " S"]]], *, title: str, caption: str = ""
+) -> Table:
+    """Diagnostics of runs (`last_diagnostics`), a column for each run: mean and range over seeds."""
+    table = Table(title=title, title_justify="left", caption=caption)
     table.add_column("diagnostics")
     for name in runs:
         table.add_column(name, justify="right")
-    found: dict[str, dict[str, str]] = {}
-    for run, rows in runs.items():
-        last: dict[str, dict[int, float]] = {}
-        for row in rows:
-            for name, value in row.items():
-                if name.startswith(DIAGNOSTICS):
-                    last.setdefault(name.removeprefix(DIAGNOSTICS), {})[row["seed"]] = value
-        for name, by_seed in last.items():
-            values = list(by_seed.values())
-            spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
-            found.setdefault(name, {})[run] = f"{np.mean(values):.3g}{spread}"
-    for name, cells in found.items():
-        table.add_row(name, *(cells.get(run, "-") for run in runs))
+    for name in dict.fromkeys(name for found in runs.values() for name in found):
+        table.add_row(name, *(_mean_and_range(found.get(name)) for found in runs.values()))
     return table
+
+
+def _mean_and_range(values: Float[np.ndarray, " S"] | None) -> str:
+    if values is None:
+        return "-"
+    spread = f" ({values.min():.3g} to {values.max():.3g})" if len(values) > 1 else ""
+    return f"{values.mean():.3g}{spread}"
 
 
 def _add(table: Table, name: str, scores: np.ndarray, form: str) -> None:
