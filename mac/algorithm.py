@@ -43,8 +43,12 @@ class TrainState(eqx.Module):
     memory: Any = ()
 
     def without_memory(self) -> "TrainState":
-        """This state as acting and updates need it."""
+        """This state as updates and metrics need it."""
         return dataclasses.replace(self, memory=())
+
+    def for_acting(self) -> "TrainState":
+        """This state as `AbstractAlgorithm.act` needs it: a third of the arrays."""
+        return dataclasses.replace(self, opt_state=(), memory=())
 
 
 class _HasEnv:

@@ -55,7 +55,7 @@ def measure_evaluation(cfg: Config, envs: int, engine: str) -> EvalRow:
     keys = loop.seed_keys(0, 1)
     state = loop.init(algo, mesh, keys)
     width = env.spec.obs_dim
-    policies = Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state)
+    policies = Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state.for_acting())
 
     def whole() -> Episodes:
         return evaluate(policies, env, envs, keys)

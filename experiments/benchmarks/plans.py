@@ -216,7 +216,7 @@ def plan_loop(algo: AbstractAlgorithm, batch: int) -> tuple[TimedLoop, int, floa
     seconds to compile it."""
     state = loop.init(algo, loop.seed_mesh(1), loop.seed_keys(0, 1))
     width = algo.env.obs_dim
-    policies = Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state)
+    policies = Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state.for_acting())
     shape = 1, batch
     numbers = jnp.arange(batch)
     _, keys = episode_keys(loop.seed_keys(0, 1), jnp.ones_like(numbers), numbers)

@@ -92,7 +92,7 @@ def lower(name: ProgramName, run: RunShapes, mesh: Mesh) -> jax.stages.Lowered:
         state = abstract(mesh, jax.eval_shape(first, keys, swept), SEED)
         lowerings: dict[str, Callable[[], jax.stages.Lowered]] = {
             "segment": partial(_lower_segment, run, mesh, data, keys, state),
-            "evaluate": partial(_lower_evaluate, run, mesh, keys, state.without_memory()),
+            "evaluate": partial(_lower_evaluate, run, mesh, keys, state.for_acting()),
             "diagnose": partial(diagnose.lower, run.algo, mesh, data, keys, state.without_memory()),
             "init": partial(first.lower, keys, swept),
         }
@@ -120,7 +120,7 @@ def _lower_evaluate(run: RunShapes, mesh: Mesh, keys: Any, state: Any) -> jax.st
 def trace_evaluate(run: RunShapes) -> jax.stages.Traced:
     """Traces the evaluation for the platform of the mesh that is set; needs no plug-in."""
     keys = jax.eval_shape(lambda: seed_keys(0, run.lanes))
-    state = jax.eval_shape(jax.vmap(run.algo.init), keys).without_memory()
+    state = jax.eval_shape(jax.vmap(run.algo.init), keys).for_acting()
     return _evaluation(run).trace(_normalizer(run), state, keys)
 
 

@@ -90,7 +90,7 @@ def open_run(folder: Path, step: int | None = None, settings: Settings[Any] | No
     template = jax.eval_shape(jax.vmap(algo.init), keys)
     found = _restore(folder, template, step)
     normalizer = load_normalizer(folder, found.meta, spec)
-    return SavedRun(folder, settings, algo, normalizer, found.step, found.state.without_memory())
+    return SavedRun(folder, settings, algo, normalizer, found.step, found.state.for_acting())
 
 
 def build_algorithm(settings: Settings[Any], spec: EnvSpec) -> AbstractAlgorithm:

@@ -329,7 +329,7 @@ class _Loop:
                     self.outputs.metrics(step, found)
                 self.evaluated = step
                 return
-            result = self._play(state, keys)
+            result = self._play(state.for_acting(), keys)
         if fault := bad_actions(job.env.spec.tasks, result):
             lane, what = fault
             raise self._diverged(f"after update {step:,} the policy of {job.lanes[lane]} {what}")

@@ -40,7 +40,7 @@ def _policies(env: AbstractEnv, seeds: int, tiny: bool) -> tuple[Policies, int]:
     algo = get_algorithm(settings.algo).algorithm(settings.hp, env.spec, settings.steps)
     state = loop.init(algo, loop.seed_mesh(1), loop.seed_keys(0, seeds))
     width = env.spec.obs_dim
-    state = jax.device_put(state, jax.local_devices()[0])
+    state = jax.device_put(state.for_acting(), jax.local_devices()[0])
     return Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state), settings.hp.execute
 
 
