@@ -29,6 +29,7 @@ NUMBERS = {
     "figure6": 0,
     "figure7": 0,
     "figure8": 16,
+    "grades": 20,
 }
 """Numbers of each table; table 13 repeats those of table 2, and table 14 has four dashes."""
 
