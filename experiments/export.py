@@ -15,6 +15,7 @@ from experiments.cli.exit_status import exit_status
 from experiments.launch.saved_run import open_run
 from experiments.policy_export.artefact import Actor, actor, largest_difference, write_artefact
 from mac.errors import UserError
+from mac.formatting import counted
 
 PROGRAM = "python experiments/export.py"
 TOLERANCE = 1e-5
@@ -74,7 +75,8 @@ def export_policy(ask: Args) -> int:
         header = write_artefact(policy, out, ask.batch)
         difference = largest_difference(policy, out, ask.batch)
     print(f"policy       {run.title}, seed {policy.seed}, after {run.step:,} updates")
-    print(f"call         {header['batch']} rows of {header['obs_dim']} numbers, chunks of {header['chunk']}")
+    actions = counted(header["chunk"], "action")
+    print(f"call         {header['batch']} rows of {header['obs_dim']} numbers; {actions} for each")
     print(f"checked      actions differ by at most {difference:.1e} from the run's own")
     if not difference <= TOLERANCE:  # so is NaN
         raise UserError(f"{out}: actions differ by {difference:.1e}, more than {TOLERANCE}; do not use it")
