@@ -160,21 +160,21 @@ class TensorBoardLog(AbstractLog):
         return f"tensorboard --logdir {shlex.quote(str(folder))}"
 
     def write(self, record: Record) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         for curve, values in record.curves.items():
             points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
             self._event(curve, step=record.step, summary=Summary(value=points))
 
     def _event(self, curve: str, **content: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         if curve not in self._writers:
             self._open(curve)
         self._writers[curve].write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def _open(self, curve: str) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportMissingImports]
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
         from tensorboard.summary.writer.record_writer import RecordWriter  # pyright: ignore[reportMissingImports]
 
         now = time.time()

@@ -134,4 +134,4 @@ def session_call(policy: Actor, out: Path, obs: Any, goal: Any) -> tuple[Callabl
     given = [np.asarray(obs, np.float32), *([] if goal is None else [np.asarray(goal, np.float32)])]
     arrays = [*given, *map(np.asarray, found.draw(jax.random.key(0)))]
     feed = dict(zip((x.name for x in session.get_inputs()), arrays, strict=True))
-    return lambda: session.run(None, feed), session.run(None, feed)[0].shape[1]
+    return lambda: session.run(None, feed), np.asarray(session.run(None, feed)[0]).shape[1]
