@@ -8,6 +8,7 @@ Run the same command again after an interruption, and it continues.
 """
 
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 
 from envs_mjx.action_noise import check_sigma
+from envs_mjx.datagen.dataset_parts import WHOLE, Part, PartRecords, read_part
 from envs_mjx.datagen.dataset_spec import LANES, DatasetSpec, episode_rows, family_and_style
-from envs_mjx.datagen.generate import DatasetSummary, generate, metadata_path, work_folder
+from envs_mjx.datagen.generate import DatasetSummary, generate, held_folder, metadata_path, work_folder
 from envs_mjx.datagen.npz_shards import make_shards
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.datagen.style_mix import read_mix
@@ -36,7 +38,8 @@ from experiments.expert_training.trainer import load_actor
 from experiments.launch import dataset
 from mac.cgroup_limits import cores
 from mac.errors import UserError
-from mac.formatting import counted
+from mac.formatting import counted, plural
+from mac.run.hosts import place_from_environment
 from mac.run.io.folder_lock import lock_folder
 from mac.run.report.progress import open_progress
 
@@ -78,6 +81,9 @@ class Args:
     """host threads of engine c; None = every core; no matter for the data"""
     lanes: int | None = None
     """episodes simulated together; None = 64 on c, else 1024; changes the data"""
+    part: str | None = None
+    """K/N: this process makes part K of N, some of the pairs of files, while others make the rest in the same
+    --out; None = as variables of torchrun or of a step of SLURM say, else everything"""
 
     def __post_init__(self):
         for name in ("threads", "lanes"):
@@ -94,11 +100,17 @@ class Command(NamedTuple):
     out: Path
     threads: int | None
     actor: DirectionActor | None
+    part: Part = WHOLE
 
     @property
     def episode_rows(self) -> int:
         """Rows of an episode."""
         return episode_rows(self.request.dataset)
+
+    @property
+    def held(self) -> Path:
+        """Folder that this process must have for itself."""
+        return held_folder(self.out, self.request.dataset, self.part)
 
 
 def episodes_of(text: str, flag: str, rows: int = EPISODE_ROWS) -> int:
@@ -175,7 +187,20 @@ def read_command(argv: Sequence[str]) -> Command:
         actor, checksum = load_actor(ask.expert, name.partition("maze")[0])
         request = request._replace(expert_checksum=checksum)
     family_and_style(request)
-    return Command(request, ask.out or default_dataset_folder(request), ask.threads, actor)
+    out = ask.out or default_dataset_folder(request)
+    return Command(request, out, ask.threads, actor, part_of_process(ask.part))
+
+
+def part_of_process(asked: str | None) -> Part:
+    """Returns the part that is asked for, or that the environment's variables give; else everything.
+
+    Raises:
+        UserError: for text that names no part, and for variables that contradict each other.
+    """
+    if asked is not None:
+        return read_part(asked)
+    place = place_from_environment(os.environ)
+    return WHOLE if place is None else Part(place.number, place.count)
 
 
 def default_dataset_folder(request: DatasetSpec) -> Path:
@@ -209,7 +234,10 @@ def announce_dataset(command: Command) -> None:
         + (f" and {len(shards) - 1} more" if shards[1:] else "")
     )
     print(f"engine       {request.engine}" + (f" on {threads} threads" if request.engine == "c" else ""))
-    if work_folder(out, request.dataset).exists():
+    if command.part != WHOLE:
+        mine = len(command.part.of(shards))
+        print(f"part         {command.part}: {mine} of the {counted(len(shards), 'pair')} of files")
+    if (command.held if command.part != WHOLE else work_folder(out, request.dataset)).exists():
         print("continuing   what was begun here earlier")
     sys.stdout.flush()
 
@@ -225,7 +253,12 @@ def report_dataset(command: Command, made: DatasetSummary) -> None:
     if made.dropped:
         print(f"warning: the engine left out {made.dropped:,} contacts; compare with --engine c")
     print(f"wrote        {made.train_rows:,} + {made.val_rows:,} rows to {command.out}")
-    print(f"  {metadata_path(command.out, command.request.dataset)} says how they were made")
+    described = metadata_path(command.out, command.request.dataset)
+    if not described.exists():
+        missing = PartRecords(command.out, command.request.dataset, command.part).missing()
+        print(f"missing      {plural('part', len(missing))} {', '.join(map(str, missing))} of the dataset")
+        return
+    print(f"  {described} says how they were made")
 
 
 def run(command: Command) -> int:
@@ -235,8 +268,12 @@ def run(command: Command) -> int:
     request, out = command.request, command.out
     dataset.check_writable(out, "--out")
     total = request.episodes * command.episode_rows
-    with lock_folder(out), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
-        made = generate(request, out, threads=command.threads, progress=progress.count, actor=command.actor)
+    dataset.check_writable(command.held, "--out")
+    with lock_folder(command.held), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
+        made = generate(
+            request, out, threads=command.threads, progress=progress.count, actor=command.actor,
+            part=command.part,
+        )  # fmt: skip
     report_dataset(command, made)
     return 0
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs_mjx.datagen.data_policy import AbstractDataPolicy, TabletopDataPolicy
+from envs_mjx.datagen.dataset_parts import WHOLE, Part, PartRecords
 from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_style, generation_versions
 from envs_mjx.datagen.npz_shards import TRAIN, VAL, file_arrays, make_shards
 from envs_mjx.datagen.resumable_writer import DatasetWriter, EpisodeRecord, check_settings
@@ -122,11 +123,15 @@ def generate(
     threads: int | None = None,
     progress: Progress | None = None,
     actor: DirectionActor | None = None,
+    part: Part = WHOLE,
 ) -> DatasetSummary:
-    """Generates a dataset, or the missing part of it: an earlier attempt, however it ended, is continued.
+    """Generates a dataset, or what is missing of it: an earlier attempt, however it ended, is continued.
 
-    Only one process may work on a folder at a time; the caller sees to that. Memory: the rows of the running
-    batches (64 episodes each on engine `c`, 20 to 70 MB), however large the dataset.
+    Returns the summary of the dataset, or that of a part alone while others are missing.
+
+    Only one process may work on a folder, or on a part, at a time; the caller sees to that (`held_folder`).
+    Memory: the rows of the running batches (64 episodes each on engine `c`, 20 to 70 MB), however large the
+    dataset.
 
     Args:
         folder: where the files go; created as needed.
@@ -135,6 +140,7 @@ def generate(
         threads: host threads for the physics, every available core if None; it does not change the data.
         progress: called with rows simulated so far and rows in total, both splits together.
         actor: the trained expert whose checksum is `spec.expert_checksum`.
+        part: what this process makes, of several that work in the folder at once.
     Raises:
         UserError: for a bad request, a folder that holds other data or cannot be written, or a disk
             without room.
@@ -145,18 +151,23 @@ def generate(
     stem = stem or spec.dataset
     settings = spec.settings | {"versions": generation_versions()}
     done = metadata_path(folder, stem)
-    shards = make_shards(stem, spec.episodes, spec.per_shard)
-    work = work or work_folder(folder, stem)
+    shards = part.of(make_shards(stem, spec.episodes, spec.per_shard))
+    records = PartRecords(folder, stem, part)
+    work = records.work(work or work_folder(folder, stem))
     writer = DatasetWriter(folder, work, shards, file_arrays(policy.widths), policy.rows)
     earlier = None
     if done.exists():  # finished once: the summary is known, though some files may have been removed
         check_settings(done, spec.settings, f"delete the dataset {stem} in it")
         earlier = DatasetSummary(**json.loads(done.read_bytes())["collected"])
         if all(writer.finished(shard) for shard in shards):
+            records.close(work)
             return earlier
         check_settings(done, settings, f"delete the dataset {stem} in it")
     else:
-        writer.check_names()
+        records.begin(settings)
+        earlier = DatasetSummary(**found) if (found := records.mine()) else None
+        if earlier is None:
+            writer.check_names()
     writer.open(settings)
     writer.check_disk_space()
     simulators = [Simulator(p, seed=spec.seed, lanes=spec.lanes, noise=spec.action_noise) for p in policies]
@@ -164,9 +175,26 @@ def generate(
     place_of = mix.place_of if mix else lambda index: 0
     _simulate_missing(simulators, place_of, writer, at_once, progress or (lambda rows, total: None))
     made = earlier or _summarize(writer, policy.rows)
+    if part != WHOLE and not done.exists():
+        records.finish(made._asdict())
+        if (every := records.all()) is None:
+            writer.close()
+            return made
+        made = add_up([DatasetSummary(**each) for each in every])
     write_json(done, _metadata(spec, settings, made), part=writer.draft(done.name))
     writer.close()
+    records.close(work)
     return made
+
+
+def held_folder(folder: Path, stem: str, part: Part) -> Path:
+    """Returns the folder that a process must have for itself: the dataset's, or the working one of a part."""
+    return folder if part == WHOLE else PartRecords(folder, stem, part).work(folder)
+
+
+def add_up(parts: Sequence[DatasetSummary]) -> DatasetSummary:
+    """Returns the summary of a dataset that consists of parts."""
+    return DatasetSummary(*map(sum, zip(*parts, strict=True)))
 
 
 def episode_records(batch: EpisodeBatch) -> list[EpisodeRecord]:

@@ -10,6 +10,7 @@ A finished file appears under its name in one move; then its working files are r
 function of its number, so the time, process and order of its simulation do not matter.
 """
 
+import bisect
 import json
 import os
 import shutil
@@ -19,7 +20,15 @@ from typing import Any, NamedTuple
 
 from envs_mjx.datagen.data_policy import StepRecords
 from envs_mjx.datagen.dataset_spec import OPTIONAL
-from envs_mjx.datagen.npz_shards import ArraySpec, NpzShardWriter, Shard, ShardFile, file_row_bytes
+from envs_mjx.datagen.npz_shards import (
+    TRAIN,
+    VAL,
+    ArraySpec,
+    NpzShardWriter,
+    Shard,
+    ShardFile,
+    file_row_bytes,
+)
 from envs_mjx.datagen.simulate_episodes import EpisodeJob
 from mac.atomic_files import fsync, visible, write_json, writing
 from mac.errors import UserError, one_line
@@ -62,6 +71,7 @@ class DatasetWriter:
         Args:
             folder: where finished files go.
             work: the working folder, on the same file system.
+            shards: the pairs of files to write, all or some of a dataset's, in order.
             layout: arrays of each file.
             episode_rows: rows of an episode.
         """
@@ -72,6 +82,7 @@ class DatasetWriter:
         self._shard_writer = NpzShardWriter(work, layout, episode_rows)
         self._row_bytes = file_row_bytes(layout)
         self._left = [0] * len(self.shards)  # episodes missing in each shard
+        self._firsts = [[shard[split].first for shard in self.shards] for split in (TRAIN, VAL)]
 
     @property
     def rows(self) -> int:
@@ -228,8 +239,8 @@ class DatasetWriter:
             self.thrown[record.split, record.index, record.attempt] = record
 
     def _shard(self, record: EpisodeRecord) -> int:
-        """Returns the number of the shard that an episode belongs to: all but the last are equally large."""
-        return record.index // self.shards[0][record.split].episodes
+        """Returns the place among the shards of the one that an episode belongs to."""
+        return bisect.bisect_right(self._firsts[record.split], record.index) - 1
 
 
 def check_settings(path: Path, settings: Mapping[str, Any], remedy: str) -> None:

@@ -77,6 +77,32 @@ def test_a_pair_of_files_is_found_by_run_py(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("instant")
+def test_processes_share_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first part by a flag, the second as a step of SLURM; in the end it is that of one process."""
+    words = ["--env", "cube-single", "--rows", "4004", "--shard-rows", "1001", "--out"]
+    assert main([*words, str(tmp_path / "parts"), "--part", "1/2"]) == 0
+    said = capsys.readouterr().out
+    assert "part         1/2: 2 of the 4 pairs of files\n" in said and "missing      part 2/2 of" in said
+    assert "2,002 + 2,002 rows" in said and not list((tmp_path / "parts").glob("*.json"))
+    step = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_PROCID": 1, "SLURM_JOB_ID": 7, "SLURM_STEP_ID": 0}
+    for name, value in step.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
+    assert main([*words, str(tmp_path / "parts")]) == 0
+    said = capsys.readouterr().out
+    assert "part         2/2: 2 of the 4 pairs of files\n" in said and "missing" not in said
+    assert "4,004 + 4,004 rows" in said
+    assert main([*words, str(tmp_path / "whole"), "--part", "1/1"]) == 0
+    made, whole = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        for name in ("parts", "whole")
+    )
+    assert made == whole and len(whole) == 9
+
+
+@pytest.mark.usefixtures("instant")
 def test_shards_are_found_by_run_py_when_all_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

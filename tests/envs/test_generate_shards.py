@@ -15,10 +15,12 @@ import pytest
 
 from envs_mjx.datagen import generate as generation
 from envs_mjx.datagen import npz_shards as files
+from envs_mjx.datagen.dataset_parts import WHOLE, Part, read_part
 from envs_mjx.datagen.generate import DatasetSummary, generate, metadata_path
 from envs_mjx.datagen.npz_shards import TRAIN, VAL, make_shards
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS as ROWS
 from envs_mjx.datagen.simulate_episodes import EpisodeJob, Simulator
+from mac.errors import UserError
 from tests.helpers import fake_expert
 from tests.helpers.fake_expert import NAME, REQUEST, Killed, calls_until, content, instant, straight_fixture  # noqa: F401
 
@@ -116,6 +118,73 @@ def test_work_is_continued_wherever_it_was_killed(
         assert content(folder) == content(straight)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_parts_make_the_dataset_that_one_process_makes(count: int, straight: Path, tmp_path: Path) -> None:
+    """In any order; 3 pairs of files have at most 3 parts that have anything to do."""
+    folder = tmp_path / "parts"
+    whole = DatasetSummary(**json.loads(metadata_path(straight, NAME).read_bytes())["collected"])
+    order = [Part(number, count) for number in reversed(range(count))]
+    for done, part in enumerate(order, start=1):
+        made = generate(REQUEST, folder, part=part)
+        assert metadata_path(folder, NAME).exists() == (done == count)
+        assert (made == whole) == (done == count)
+        assert generate(REQUEST, folder, part=part) == made  # once more: nothing is left to do
+    assert content(folder) == content(straight)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in straight.iterdir())
+
+
+@pytest.mark.parametrize("call", ["simulate", "write"])
+def test_part_is_continued_where_it_was_killed(
+    call: str, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name = {"simulate": (Simulator, "run"), "write": (files.NpzShardWriter, "put")}[call]
+    folder = tmp_path / "parts"
+    generate(REQUEST, folder, part=Part(1, 2))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        calls_until(patch, owner, name, 1)
+        generate(REQUEST, folder, part=Part(0, 2))
+    generate(REQUEST, folder, part=Part(0, 2))
+    assert content(folder) == content(straight)
+
+
+def test_files_that_a_finished_part_lost_are_made_again(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    made = generate(REQUEST, folder, part=Part(0, 2))
+    (folder / f"{NAME}-002.npz").unlink()
+    assert generate(REQUEST, folder, part=Part(0, 2)) == made
+    generate(REQUEST, folder, part=Part(1, 2))
+    assert content(folder) == content(straight)
+
+
+def test_parts_of_different_datasets_do_not_mix(tmp_path: Path) -> None:
+    generate(REQUEST, tmp_path, part=Part(0, 2))
+    for request, part, said in (
+        (REQUEST, Part(2, 3), "holds data with parts=2, asked is parts=3"),
+        (REQUEST._replace(seed=1), Part(1, 2), "holds data with seed=0, asked is seed=1"),
+        (REQUEST, WHOLE, "holds parts of this dataset: go on with --part"),
+    ):
+        before = content(tmp_path)
+        with pytest.raises(UserError, match=said):
+            generate(request, tmp_path, part=part)
+        assert content(tmp_path) == before
+    alone = tmp_path / "alone"
+    (alone / f".{NAME}.collect").mkdir(parents=True)
+    with pytest.raises(UserError, match="begun without --part"):
+        generate(REQUEST, alone, part=Part(0, 2))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / f"{NAME}-001.npz").touch()
+    with pytest.raises(UserError, match="does not come from this program"):
+        generate(REQUEST, foreign, part=Part(1, 2))
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "a/2", "1/2/3", "-1/2", "١/2"])
+def test_what_is_no_part_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="write K/N"):
+        read_part(text)
+    assert str(read_part("2/3")) == "2/3" and read_part("2/3") == Part(1, 3)
+
+
 def test_waves_may_run_at_once(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "_CORES_PER_BATCH", 1)
     generate(REQUEST, tmp_path / "at once", threads=3)
@@ -162,6 +231,7 @@ from pathlib import Path
 from envs_mjx.datagen.generate import generate
 from envs_mjx.datagen.dataset_spec import DatasetSpec
 from envs_mjx.datagen.simulate_episodes import Simulator
+from mac.errors import UserError
 from tests.helpers import fake_expert
 
 def slow(*args):

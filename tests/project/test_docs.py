@@ -6,6 +6,7 @@ import importlib
 import io
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import chex
@@ -95,12 +96,19 @@ def test_documented_commands_exist_with_their_flags(path: Path):
         _, script, *words = shlex.split(command)
         assert (ROOT / script).is_file(), f"{script} does not exist"
         stem = Path(script).stem
+        at = words.index("--") if "--" in words else len(words)
+        words, for_runs = words[:at], words[at + 1 :]  # what follows `--` are flags of run.py
+        assert flags_in(for_runs) <= known_flags("run", ()), f"{command}: unknown flags"
         first = tuple(words[:1]) if stem == "benchmark" and words and not words[0].startswith("-") else ()
         for at, word in enumerate(words):
             if stem == "run" and word in ("--algo", "--env") and words[at + 1] not in PLACEHOLDERS:
                 first += (word, words[at + 1])
-        used = {word.split("=", 1)[0] for word in words if word.startswith("--")}
-        assert used <= known_flags(stem, first), f"{command}: unknown flags"
+        assert flags_in(words) <= known_flags(stem, first), f"{command}: unknown flags"
+
+
+def flags_in(words: Sequence[str]) -> set[str]:
+    """The flags among words of a command line, without values."""
+    return {word.split("=", 1)[0] for word in words if word.startswith("--")}
 
 
 def test_commands_are_found_in_every_place():

@@ -1,0 +1,126 @@
+"""Parts of a dataset that several processes make at once, each some of its pairs of files, in one folder.
+
+Part k of N has every N-th pair, beginning with the k-th. The processes do not wait for each other and need no
+connection: a part that is done leaves a record in the folder `.<stem>.parts`, and the part that finds the
+records of all others completes the dataset.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from envs_mjx.datagen.npz_shards import Shard
+from envs_mjx.datagen.resumable_writer import SETTINGS, check_settings
+from mac.atomic_files import read_json, write_json, writing
+from mac.errors import UserError
+
+
+class Part(NamedTuple):
+    """One of `count` parts; `number` counts from 0."""
+
+    number: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __str__(self) -> str:
+        return f"{self.number + 1}/{self.count}"
+
+    def of(self, shards: Sequence[Shard]) -> Sequence[Shard]:
+        """Returns the pairs of files of this part; none if there are more parts than pairs."""
+        return shards[self.number :: self.count]
+
+
+WHOLE = Part(0, 1)
+
+
+def read_part(text: str) -> Part:
+    """Reads `K/N`, K from 1 to N.
+
+    Raises:
+        UserError: it is nothing of that form.
+    """
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"--part={text}: write K/N, part K of N, such as 1/4 to 4/4")
+    return Part(number - 1, count)
+
+
+class PartRecords:
+    """Records of the parts that are done, in a folder of the dataset's own; nothing for a whole dataset.
+
+    Disk errors are `UserError`s.
+    """
+
+    def __init__(self, folder: Path, stem: str, part: Part):
+        """Names the records of the files `<stem>*.npz` of `folder`; nothing is read or written yet."""
+        self.part, self._dataset = part, folder
+        self._folder, self._whole = folder / f".{stem}.parts", folder / f".{stem}.collect"
+
+    def work(self, work: Path) -> Path:
+        """Returns the working folder of this part, of the one that a process alone would have."""
+        return work if self.part == WHOLE else self._folder / f"{self.part.number + 1}of{self.part.count}"
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Makes sure that all parts are of one dataset, and as many.
+
+        Raises:
+            UserError: the folder holds other parts, or a dataset that a process alone has begun.
+        """
+        if self.part == WHOLE:
+            if self._folder.exists():
+                raise UserError(
+                    f"{self._dataset} holds parts of this dataset: go on with --part, or delete "
+                    f"{self._folder}"
+                )
+            return
+        if self._whole.exists():
+            raise UserError(
+                f"{self._dataset} holds this dataset, begun without --part: go on without it, or delete "
+                f"{self._whole}"
+            )
+        shared = {**settings, "parts": self.part.count}
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not (self._folder / SETTINGS).exists():
+                write_json(self._folder / SETTINGS, shared)
+        check_settings(self._folder / SETTINGS, shared, f"delete {self._folder}")
+
+    def mine(self) -> dict[str, int] | None:
+        """Returns what this part has recorded; None before it was done."""
+        return self._read(self.part.number)
+
+    def finish(self, summary: Mapping[str, int]) -> None:
+        """Records that this part is done."""
+        if self.part != WHOLE:
+            with writing(self._folder):
+                write_json(self._path(self.part.number), dict(summary))
+
+    def all(self) -> list[dict[str, int]] | None:
+        """Returns what all parts have recorded, once all are done."""
+        found = [self._read(number) for number in range(self.part.count)]
+        done = [each for each in found if each is not None]
+        return done if len(done) == len(found) else None
+
+    def missing(self) -> list[Part]:
+        """Returns the parts that are not done."""
+        every = (Part(number, self.part.count) for number in range(self.part.count))
+        return [part for part in every if self._read(part.number) is None]
+
+    def close(self, work: Path) -> None:
+        """Removes this part's working folder, and the records, unless another part is at work."""
+        if self.part == WHOLE:
+            return
+        shutil.rmtree(work, ignore_errors=True)
+        if not any(path.is_dir() for path in self._folder.glob("*")):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number + 1}of{self.part.count}.json"
+
+    def _read(self, number: int) -> dict[str, int] | None:
+        path = self._path(number)
+        if self.part == WHOLE or not path.exists():
+            return None
+        return read_json(path)
