@@ -76,7 +76,8 @@ def export_policy(ask: Args) -> int:
         difference = largest_difference(policy, out, ask.batch)
     print(f"policy       {run.title}, seed {policy.seed}, after {run.step:,} updates")
     actions = counted(header["chunk"], "action")
-    print(f"call         {header['batch']} rows of {header['obs_dim']} numbers; {actions} for each")
+    goals = f" and goals of {header['goal_dim']}" if header["goal_dim"] else ""
+    print(f"call         {header['batch']} rows of {header['obs_dim']} numbers{goals}; {actions} for each")
     print(f"checked      actions differ by at most {difference:.1e} from the run's own")
     if not difference <= TOLERANCE:  # so is NaN
         raise UserError(f"{out}: actions differ by {difference:.1e}, more than {TOLERANCE}; do not use it")

@@ -7,11 +7,12 @@
 Run the same command again after an interruption, and it continues.
 """
 
+import contextlib
 import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -22,7 +23,7 @@ from envs_mjx.action_noise import check_sigma
 from envs_mjx.datagen.dataset_parts import WHOLE, Part, PartRecords, read_part
 from envs_mjx.datagen.dataset_spec import LANES, DatasetSpec, episode_rows, family_and_style
 from envs_mjx.datagen.generate import DatasetSummary, generate, held_folder, metadata_path, work_folder
-from envs_mjx.datagen.npz_shards import make_shards
+from envs_mjx.datagen.npz_shards import Shard, make_shards
 from envs_mjx.datagen.simulate_episodes import EPISODE_ROWS
 from envs_mjx.datagen.style_mix import read_mix
 from envs_mjx.experts import STYLES
@@ -83,7 +84,7 @@ class Args:
     """episodes simulated together; None = 64 on c, else 1024; changes the data"""
     part: str | None = None
     """K/N: this process makes part K of N, some of the pairs of files, while others make the rest in the same
-    --out; None = as variables of torchrun or of a step of SLURM say, else everything"""
+    --out; N is at most their number; None = as variables of torchrun or of a step of SLURM say, else all"""
 
     def __post_init__(self):
         for name in ("threads", "lanes"):
@@ -106,6 +107,11 @@ class Command(NamedTuple):
     def episode_rows(self) -> int:
         """Rows of an episode."""
         return episode_rows(self.request.dataset)
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """All pairs of files of the dataset."""
+        return make_shards(self.request.dataset, self.request.episodes, self.request.per_shard)
 
     @property
     def held(self) -> Path:
@@ -217,7 +223,7 @@ def default_dataset_folder(request: DatasetSpec) -> Path:
 def announce_dataset(command: Command) -> None:
     """Says in a few lines what will be made."""
     request, out = command.request, command.out
-    shards = make_shards(request.dataset, request.episodes, request.per_shard)
+    shards = command.shards
     val = sum(shard.val.episodes for shard in shards)
     threads = command.threads or cores()
     print(f"dataset      {request.dataset}, seed {request.seed}")
@@ -252,13 +258,14 @@ def report_dataset(command: Command, made: DatasetSummary) -> None:
         print(f"redone       {counted(made.thrown, 'episode')} that failed the health check")
     if made.dropped:
         print(f"warning: the engine left out {made.dropped:,} contacts; compare with --engine c")
-    print(f"wrote        {made.train_rows:,} + {made.val_rows:,} rows to {command.out}")
     described = metadata_path(command.out, command.request.dataset)
-    if not described.exists():
-        missing = PartRecords(command.out, command.request.dataset, command.part).missing()
-        print(f"missing      {plural('part', len(missing))} {', '.join(map(str, missing))} of the dataset")
-        return
-    print(f"  {described} says how they were made")
+    part = f"part {command.part}, " if not described.exists() else ""
+    print(f"wrote        {part}{made.train_rows:,} + {made.val_rows:,} rows to {command.out}")
+    if part:
+        missing = PartRecords(command.out, command.request.dataset, command.part, command.shards).missing()
+        print(f"waits for    {plural('part', len(missing))} {', '.join(map(str, missing))} of the dataset")
+    else:
+        print(f"  {described} says how they were made")
 
 
 def run(command: Command) -> int:
@@ -266,16 +273,31 @@ def run(command: Command) -> int:
     ignore_write_errors()
     announce_dataset(command)
     request, out = command.request, command.out
-    dataset.check_writable(out, "--out")
+    if not command.part.of(command.shards):
+        print("nothing to do: there are fewer pairs of files than parts")
+        return 0
     total = request.episodes * command.episode_rows
-    dataset.check_writable(command.held, "--out")
-    with lock_folder(command.held), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
+    with occupied(command), open_progress(f"collecting {request.dataset}", total, "rows") as progress:
         made = generate(
             request, out, threads=command.threads, progress=progress.count, actor=command.actor,
             part=command.part,
         )  # fmt: skip
     report_dataset(command, made)
     return 0
+
+
+@contextlib.contextmanager
+def occupied(command: Command) -> Iterator[None]:
+    """Holds the folder of the dataset, or of a part, for this process; leaves no empty folder of a part."""
+    dataset.check_writable(command.held, "--out")
+    try:
+        with lock_folder(command.held):
+            yield
+    finally:
+        if command.part != WHOLE:
+            with contextlib.suppress(OSError):
+                command.held.rmdir()
+                command.held.parent.rmdir()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from mac.errors import UserError
 from mac.formatting import counted
 from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, METRICS, read_rows
+from mac.run.io.run_metadata import launches
 from mac.run.report.plot import plot_comparison
 from mac.run.report.stats import Curve, check_rows, learning_curve, summarise
 from mac.run.report.table import (
@@ -47,7 +48,7 @@ class Args:
     picture: Path | None = None
     """PNG file to write, with the learning curves"""
     pool: bool = False
-    """runs that differ in their seeds alone are one run with all their seeds"""
+    """runs of the same data and settings, with other seeds, are one run with all their seeds"""
     diagnostics: bool = False
     """also the last diagnostics of each run: as a table, and as rows of --out"""
     log: tuple[Tracker, ...] = ()
@@ -113,6 +114,8 @@ def compare_evaluated(folders: Sequence[Path], args: Args, argv: Sequence[str]) 
     found = compared.diagnostics() if args.diagnostics else {}
     if found:
         print_tables(diagnostics_table(found, title="diagnostics at the end, mean and range over seeds"))
+    for note in compared.notes(found):
+        print(note)
     if args.out:
         rows: list[Row] = []
         for name, run, curve in zip(compared.names, compared.settings, compared.curves, strict=True):
@@ -158,10 +161,26 @@ class ComparedRuns(NamedTuple):
     random: dict[str, Curve]
 
     def diagnostics(self) -> dict[str, dict[str, np.ndarray]]:
-        """The last diagnostics of each run, by its name; of each seed, [S]."""
-        files = [[run / METRICS for run in group if (run / METRICS).exists()] for group in self.folders]
-        rows = [(row for path in group for row in read_rows(path)) for group in files]
-        return {name: last_diagnostics(each) for name, each in zip(self.names, rows, strict=True)}
+        """The diagnostics of each run's last evaluation, by its name; of each seed, [S]."""
+        found = {}
+        for name, group, curve in zip(self.names, self.folders, self.curves, strict=True):
+            files = (run / METRICS for run in group if (run / METRICS).exists())
+            rows = (row for path in files for row in read_rows(path))
+            found[name] = last_diagnostics(rows, curve.steps[-1])
+        return found
+
+    def notes(self, diagnostics: Mapping[str, Mapping[str, np.ndarray]]) -> Iterator[str]:
+        """Lines on what is left out, since not all parts of a pooled run, or not all seeds, have it."""
+        for name, group, curve in zip(self.names, self.folders, self.curves, strict=True):
+            for run in group if len(group) > 1 else ():
+                if (last := curve_of([run]).steps[-1]) > curve.steps[-1]:
+                    yield (
+                        f"note: {name}: compared after {curve.steps[-1]:,} updates, where all its runs were "
+                        f"evaluated; {run} was after {last:,}"
+                    )
+            found, seeds = diagnostics.get(name, {}), len(curve.seeds)
+            if few := [each for each, values in found.items() if len(values) < seeds]:
+                yield f"note: {name}: not all of its {seeds} seeds have {', '.join(few)}"
 
 
 def compare_runs(folders: Sequence[Path], picture: Path | None, *, pool: bool = False) -> ComparedRuns:
@@ -189,17 +208,40 @@ def compare_runs(folders: Sequence[Path], picture: Path | None, *, pool: bool = 
     return ComparedRuns(names, groups, [settings[group[0]] for group in groups], curves, random)
 
 
+_OF_EACH_RUN = {
+    "": ("seed", "seeds", "log"),
+    "run": ("segment", "checkpoint_every", "keep", "batch_devices"),
+    "eval": ("batch",),
+    "data": ("path", "dir", "source", "mirror", "shards"),  # the data themselves are compared
+}
+"""Settings, by table, in which runs that are pooled may differ, since no result depends on them."""
+
+
+def shared_settings(run: Settings[Any]) -> dict[str, Any]:
+    """Returns the settings that runs which are pooled have in common."""
+    every = run.to_dict()
+    for table, names in _OF_EACH_RUN.items():
+        for name in names:
+            (every[table] if table else every).pop(name)
+    return every
+
+
+def data_of(folder: Path) -> Any:
+    """Returns the checksums of the data of a run, as its record has them; None where there is none."""
+    every = launches(folder)
+    return every[-1].get("data", {}).get("content") if every else None
+
+
 def pooled(settings: Mapping[Path, Settings[Any]]) -> list[list[Path]]:
-    """Groups runs that differ in their seeds alone, each group in the place of its first run.
+    """Groups runs of the same data that differ in their seeds alone, each group in the place of its first.
 
     Raises:
         UserError: two runs of a group have a seed in common.
     """
     groups: dict[str, dict[int, Path]] = {}
     for folder, run in settings.items():
-        own = ("seed", "seeds", "log")
-        shared = {name: value for name, value in run.to_dict().items() if name not in own}
-        by_seed = groups.setdefault(json.dumps(shared, sort_keys=True), {})
+        key = json.dumps([shared_settings(run), data_of(folder)], sort_keys=True)
+        by_seed = groups.setdefault(key, {})
         for seed in range(run.seed, run.seed + run.seeds):
             if seed in by_seed:
                 raise UserError(f"--pool: {by_seed[seed]} and {folder} both have seed {seed}; leave one out")
@@ -213,7 +255,7 @@ def runs_in(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: there is no run.
     """
-    inside = [run for run in runs_within(folder) if (run / EVAL).exists()]
+    inside = [run for run in runs_within(folder) if (run / EVAL).exists() and (run / EVAL).stat().st_size]
     if is_run(folder) and not inside:
         yield folder
         return
@@ -235,7 +277,7 @@ def curve_of(folders: Sequence[Path]) -> Curve:
         found = list(read_rows(folder / EVAL))
         check_rows(found, str(folder / EVAL))
         rows += found
-    return learning_curve(rows, " and ".join(str(folder / EVAL) for folder in folders))
+    return learning_curve(rows, " with ".join(str(folder / EVAL) for folder in folders))
 
 
 def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:

@@ -1,8 +1,8 @@
 """Parts of a dataset that several processes make at once, each some of its pairs of files, in one folder.
 
 Part k of N has every N-th pair, beginning with the k-th. The processes do not wait for each other and need no
-connection: a part that is done leaves a record in the folder `.<stem>.parts`, and the part that finds the
-records of all others completes the dataset.
+connection: a part that is done leaves a record in the folder `.<stem>.parts`, and the part that finds all
+others done completes the dataset.
 """
 
 import re
@@ -13,8 +13,28 @@ from typing import Any, NamedTuple
 
 from envs_mjx.datagen.npz_shards import Shard
 from envs_mjx.datagen.resumable_writer import SETTINGS, check_settings
-from mac.atomic_files import read_json, write_json, writing
+from mac.atomic_files import misfit, read_json, write_json, writing
 from mac.errors import UserError
+
+
+class DatasetSummary(NamedTuple):
+    """Summary of a generated dataset, or of a part of it.
+
+    Attributes:
+        train_rows, val_rows: rows of all files.
+        targets, hits: targets that the expert finished with, and those of them that it reached; in mazes,
+            goals that it reached.
+        thrown: episodes that failed the health check and were rejected and redone.
+        dropped: contacts that the engine dropped because its contact buffer was full (results are then
+            doubtful).
+    """
+
+    train_rows: int
+    val_rows: int
+    targets: int
+    hits: int
+    thrown: int
+    dropped: int
 
 
 class Part(NamedTuple):
@@ -53,9 +73,13 @@ class PartRecords:
     Disk errors are `UserError`s.
     """
 
-    def __init__(self, folder: Path, stem: str, part: Part):
-        """Names the records of the files `<stem>*.npz` of `folder`; nothing is read or written yet."""
-        self.part, self._dataset = part, folder
+    def __init__(self, folder: Path, stem: str, part: Part, shards: Sequence[Shard]):
+        """Names the records of the files `<stem>*.npz` of `folder`; nothing is read or written yet.
+
+        Args:
+            shards: all pairs of files of the dataset.
+        """
+        self.part, self.shards, self._dataset = part, shards, folder
         self._folder, self._whole = folder / f".{stem}.parts", folder / f".{stem}.collect"
 
     def work(self, work: Path) -> Path:
@@ -87,26 +111,24 @@ class PartRecords:
                 write_json(self._folder / SETTINGS, shared)
         check_settings(self._folder / SETTINGS, shared, f"delete {self._folder}")
 
-    def mine(self) -> dict[str, int] | None:
+    def mine(self) -> DatasetSummary | None:
         """Returns what this part has recorded; None before it was done."""
-        return self._read(self.part.number)
+        return self._read(self.part)
 
-    def finish(self, summary: Mapping[str, int]) -> None:
+    def finish(self, summary: DatasetSummary) -> None:
         """Records that this part is done."""
-        if self.part != WHOLE:
-            with writing(self._folder):
-                write_json(self._path(self.part.number), dict(summary))
-
-    def all(self) -> list[dict[str, int]] | None:
-        """Returns what all parts have recorded, once all are done."""
-        found = [self._read(number) for number in range(self.part.count)]
-        done = [each for each in found if each is not None]
-        return done if len(done) == len(found) else None
+        with writing(self._folder):
+            write_json(self._path(self.part), summary._asdict())
 
     def missing(self) -> list[Part]:
-        """Returns the parts that are not done."""
+        """Returns the parts that are not done, or whose files are not all there."""
         every = (Part(number, self.part.count) for number in range(self.part.count))
-        return [part for part in every if self._read(part.number) is None]
+        return [part for part in every if part.of(self.shards) and not self._done(part)]
+
+    def total(self) -> DatasetSummary:
+        """Adds up what all parts have recorded."""
+        every = (self._read(Part(number, self.part.count)) for number in range(self.part.count))
+        return DatasetSummary(*map(sum, zip(*(each for each in every if each), strict=True)))
 
     def close(self, work: Path) -> None:
         """Removes this part's working folder, and the records, unless another part is at work."""
@@ -116,11 +138,18 @@ class PartRecords:
         if not any(path.is_dir() for path in self._folder.glob("*")):
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _path(self, number: int) -> Path:
-        return self._folder / f"{number + 1}of{self.part.count}.json"
+    def _done(self, part: Part) -> bool:
+        files = (self._dataset / f"{each.stem}.npz" for shard in part.of(self.shards) for each in shard)
+        return self._read(part) is not None and all(path.exists() for path in files)
 
-    def _read(self, number: int) -> dict[str, int] | None:
-        path = self._path(number)
-        if self.part == WHOLE or not path.exists():
+    def _path(self, part: Part) -> Path:
+        return self._folder / f"{part.number + 1}of{part.count}.json"
+
+    def _read(self, part: Part) -> DatasetSummary | None:
+        path = self._path(part)
+        if part == WHOLE or not path.exists():
             return None
-        return read_json(path)
+        found = read_json(path)
+        if fault := misfit(found, **dict.fromkeys(DatasetSummary._fields, int)):
+            raise UserError(f"{path} is damaged ({fault}); delete it, and make part {part} again")
+        return DatasetSummary(*(found[name] for name in DatasetSummary._fields))

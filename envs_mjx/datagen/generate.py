@@ -16,12 +16,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from envs_mjx.datagen.data_policy import AbstractDataPolicy, TabletopDataPolicy
-from envs_mjx.datagen.dataset_parts import WHOLE, Part, PartRecords
+from envs_mjx.datagen.dataset_parts import WHOLE, DatasetSummary, Part, PartRecords
 from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_style, generation_versions
 from envs_mjx.datagen.npz_shards import TRAIN, VAL, file_arrays, make_shards
 from envs_mjx.datagen.resumable_writer import DatasetWriter, EpisodeRecord, check_settings
@@ -43,26 +43,6 @@ _POLL = 0.2  # s between two checks of the running batches
 
 Progress = Callable[[int, int], None]
 """Called with rows simulated so far and rows in total, all files together."""
-
-
-class DatasetSummary(NamedTuple):
-    """Summary of a generated dataset.
-
-    Attributes:
-        train_rows, val_rows: rows of all files.
-        targets, hits: targets that the expert finished with, and those of them that it reached; in mazes,
-            goals that it reached.
-        thrown: episodes that failed the health check and were rejected and redone.
-        dropped: contacts that the engine dropped because its contact buffer was full (results are then
-            doubtful).
-    """
-
-    train_rows: int
-    val_rows: int
-    targets: int
-    hits: int
-    thrown: int
-    dropped: int
 
 
 def generate_file(
@@ -151,9 +131,8 @@ def generate(
     stem = stem or spec.dataset
     settings = spec.settings | {"versions": generation_versions()}
     done = metadata_path(folder, stem)
-    shards = part.of(make_shards(stem, spec.episodes, spec.per_shard))
-    records = PartRecords(folder, stem, part)
-    work = records.work(work or work_folder(folder, stem))
+    records = PartRecords(folder, stem, part, make_shards(stem, spec.episodes, spec.per_shard))
+    shards, work = part.of(records.shards), records.work(work or work_folder(folder, stem))
     writer = DatasetWriter(folder, work, shards, file_arrays(policy.widths), policy.rows)
     earlier = None
     if done.exists():  # finished once: the summary is known, though some files may have been removed
@@ -165,7 +144,7 @@ def generate(
         check_settings(done, settings, f"delete the dataset {stem} in it")
     else:
         records.begin(settings)
-        earlier = DatasetSummary(**found) if (found := records.mine()) else None
+        earlier = records.mine()
         if earlier is None:
             writer.check_names()
     writer.open(settings)
@@ -176,11 +155,11 @@ def generate(
     _simulate_missing(simulators, place_of, writer, at_once, progress or (lambda rows, total: None))
     made = earlier or _summarize(writer, policy.rows)
     if part != WHOLE and not done.exists():
-        records.finish(made._asdict())
-        if (every := records.all()) is None:
+        records.finish(made)
+        if records.missing():
             writer.close()
             return made
-        made = add_up([DatasetSummary(**each) for each in every])
+        made = records.total()
     write_json(done, _metadata(spec, settings, made), part=writer.draft(done.name))
     writer.close()
     records.close(work)
@@ -189,12 +168,7 @@ def generate(
 
 def held_folder(folder: Path, stem: str, part: Part) -> Path:
     """Returns the folder that a process must have for itself: the dataset's, or the working one of a part."""
-    return folder if part == WHOLE else PartRecords(folder, stem, part).work(folder)
-
-
-def add_up(parts: Sequence[DatasetSummary]) -> DatasetSummary:
-    """Returns the summary of a dataset that consists of parts."""
-    return DatasetSummary(*map(sum, zip(*parts, strict=True)))
+    return PartRecords(folder, stem, part, ()).work(folder)
 
 
 def episode_records(batch: EpisodeBatch) -> list[EpisodeRecord]:

@@ -84,22 +84,40 @@ def test_processes_share_a_dataset(
     words = ["--env", "cube-single", "--rows", "4004", "--shard-rows", "1001", "--out"]
     assert main([*words, str(tmp_path / "parts"), "--part", "1/2"]) == 0
     said = capsys.readouterr().out
-    assert "part         1/2: 2 of the 4 pairs of files\n" in said and "missing      part 2/2 of" in said
-    assert "2,002 + 2,002 rows" in said and not list((tmp_path / "parts").glob("*.json"))
+    assert "part         1/2: 2 of the 4 pairs of files\n" in said and "waits for    part 2/2 of" in said
+    assert "wrote        part 1/2, 2,002 + 2,002 rows" in said and not list(
+        (tmp_path / "parts").glob("*.json")
+    )
     step = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_PROCID": 1, "SLURM_JOB_ID": 7, "SLURM_STEP_ID": 0}
     for name, value in step.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     assert main([*words, str(tmp_path / "parts")]) == 0
     said = capsys.readouterr().out
-    assert "part         2/2: 2 of the 4 pairs of files\n" in said and "missing" not in said
-    assert "4,004 + 4,004 rows" in said
+    assert "part         2/2: 2 of the 4 pairs of files\n" in said and "waits" not in said
+    assert "wrote        4,004 + 4,004 rows" in said
     assert main([*words, str(tmp_path / "whole"), "--part", "1/1"]) == 0
     made, whole = (
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
         for name in ("parts", "whole")
     )
     assert made == whole and len(whole) == 9
+
+
+@pytest.mark.usefixtures("instant")
+def test_refused_parts_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--env", "cube-single", "--rows", "2002", "--shard-rows", "1001", "--out", str(tmp_path)]
+    assert main([*words, "--part", "3/3"]) == 0
+    assert "fewer pairs of files than parts" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert main([*words, "--part", "1/2"]) == 0
+    before = sorted(tmp_path.rglob("*"))
+    for other in (["--part", "1/3"], ["--part", "2/2", "--seed", "1"]):
+        assert main([*words, *other]) == 2
+        assert sorted(tmp_path.rglob("*")) == before
+    assert main([*words, "--part", "2/2"]) == 0
+    assert main([*words, "--part", "2/2", "--seed", "1"]) == 2
+    assert len(list(tmp_path.iterdir())) == 5  # two pairs of files and the record
+    assert capsys.readouterr().err.count("\n") == 3
 
 
 @pytest.mark.usefixtures("instant")

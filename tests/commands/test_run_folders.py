@@ -59,7 +59,7 @@ def test_a_name_with_slashes_is_one_folder_that_resume_finds(
     assert folder.parent == Path("runs") and folder.name.startswith("iql_mujoco-hopper-medium-v0_laptop_")
     assert main(["--resume", "--data.source", "download"]) == 130
     assert untrained[1] == folder
-    (folder / EVAL).touch()
+    (folder / EVAL).write_text("{}\n")
     assert list(report.runs_in(Path("runs"))) == [folder]
 
 
@@ -285,6 +285,49 @@ def test_report_pools_runs_that_differ_in_their_seeds(
     assert drift["seeds"] == "4" and float(drift["low"]) < float(drift["value"]) < float(drift["high"])
     shown = f"{5.5 * values.mean():.3g} ({values.min():.3g} to {10 * values.max():.3g})"
     assert shown in capsys.readouterr().out
+
+
+def test_pooled_runs_are_compared_after_the_same_updates(
+    copied: Path, other_seeds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """One went on to update 20; the other's diagnostics are of one seed."""
+    for name, factor in ((EVAL, 1.0), (METRICS, 100.0)):
+        rows = [json.loads(line) for line in (copied / name).read_text().splitlines()]
+        later = [row | {"step": row["step"] + 10} for row in rows]
+        later = [
+            {k: v * factor if k.startswith("diagnostics/") else v for k, v in row.items()} for row in later
+        ]
+        (copied / name).write_text("".join(json.dumps(row) + "\n" for row in rows + later))
+    lines = (other_seeds / METRICS).read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["seed"] == 2]
+    (other_seeds / METRICS).write_text("\n".join(kept) + "\n")
+    out = tmp_path / "table.csv"
+    assert report.main([str(copied), str(other_seeds), "--pool", "--diagnostics", "--out", str(out)]) == 0
+    (drift,) = [row for row in csv_rows(out) if row["measure"] == "diagnostics/drift_10"]
+    first = [
+        row for row in read_rows(copied / METRICS) if row["step"] == 10 and "diagnostics/drift_10" in row
+    ]
+    a, b = (row["diagnostics/drift_10"] for row in first)
+    assert float(drift["value"]) == pytest.approx((a + b + 10 * a) / 3, rel=1e-3)
+    assert (drift["seeds"], drift["updates"]) == ("3", "10")
+    said = capsys.readouterr().out
+    assert f"compared after 10 updates, where all its runs were evaluated; {copied} was after 20" in said
+    assert "not all of its 4 seeds have" in said and "drift_10" in said
+
+
+@pytest.mark.parametrize("change", ["segment", "data"])
+def test_runs_are_pooled_by_their_data_and_not_by_their_speed(
+    change: str, copied: Path, other_seeds: Path, capsys: pytest.CaptureFixture[str]
+):
+    name, old, new = {
+        "segment": ("config.json", '"segment": ', '"segment": 1'),
+        "data": ("run.json", '"content": [', '"content": ["other",'),
+    }[change]
+    text = (other_seeds / name).read_text()
+    assert old in text
+    (other_seeds / name).write_text(text.replace(old, new))
+    assert report.main([str(copied), str(other_seeds), "--pool"]) == 0
+    assert capsys.readouterr().out.count("mac ") == (1 if change == "segment" else 2)
 
 
 def test_report_pools_no_seed_twice(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

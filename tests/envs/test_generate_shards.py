@@ -156,6 +156,23 @@ def test_files_that_a_finished_part_lost_are_made_again(straight: Path, tmp_path
     assert content(folder) == content(straight)
 
 
+def test_dataset_is_not_complete_without_all_files_of_other_parts(straight: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    generate(REQUEST, folder, part=Part(0, 2))
+    (folder / f"{NAME}-002-val.npz").unlink()
+    generate(REQUEST, folder, part=Part(1, 2))
+    assert not metadata_path(folder, NAME).exists()
+    generate(REQUEST, folder, part=Part(0, 2))
+    assert content(folder) == content(straight)
+
+
+def test_damaged_record_of_a_part_is_named(tmp_path: Path) -> None:
+    generate(REQUEST, tmp_path, part=Part(0, 2))
+    (tmp_path / f".{NAME}.parts" / "1of2.json").write_text('{"train_rows": 3}')
+    with pytest.raises(UserError, match=r"1of2.json is damaged \(val_rows is missing\); delete it, and make"):
+        generate(REQUEST, tmp_path, part=Part(1, 2))
+
+
 def test_parts_of_different_datasets_do_not_mix(tmp_path: Path) -> None:
     generate(REQUEST, tmp_path, part=Part(0, 2))
     for request, part, said in (

@@ -75,14 +75,19 @@ def comparison_table(curves: Mapping[str, Curve], *, title: str) -> Table:
     return table
 
 
-def last_diagnostics(rows: Iterable[Mapping[str, Any]]) -> dict[str, Float[np.ndarray, " S"]]:
+def last_diagnostics(
+    rows: Iterable[Mapping[str, Any]], step: int | None = None
+) -> dict[str, Float[np.ndarray, " S"]]:
     """The last value of each diagnostic, by name, for each seed in order.
 
     Args:
         rows: of `metrics.jsonl`.
+        step: update whose diagnostics are meant; None is each seed's last.
     """
     last: dict[str, dict[int, float]] = {}
     for row in rows:
+        if step is not None and row["step"] != step:
+            continue
         for name, value in row.items():
             if name.startswith(DIAGNOSTICS):
                 last.setdefault(name.removeprefix(DIAGNOSTICS), {})[row["seed"]] = value
