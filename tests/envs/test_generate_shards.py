@@ -156,7 +156,7 @@ def test_files_that_a_finished_part_lost_are_made_again(straight: Path, tmp_path
     assert content(folder) == content(straight)
 
 
-def test_dataset_is_not_complete_without_all_files_of_other_parts(straight: Path, tmp_path: Path) -> None:
+def test_dataset_waits_for_all_files_of_other_parts(straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     generate(REQUEST, folder, part=Part(0, 2))
     (folder / f"{NAME}-002-val.npz").unlink()
