@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from envs_mjx.datagen.npz_shards import Shard
 from envs_mjx.datagen.resumable_writer import SETTINGS, check_settings
-from mac.atomic_files import misfit, read_json, write_json, writing
+from mac.atomic_files import misfit, read_json, visible, write_json, writing
 from mac.errors import UserError
 
 
@@ -135,7 +135,7 @@ class PartRecords:
         if self.part == WHOLE:
             return
         shutil.rmtree(work, ignore_errors=True)
-        if not any(path.is_dir() for path in self._folder.glob("*")):
+        if not any(path.is_dir() for path in visible(self._folder, "*")):
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _done(self, part: Part) -> bool:
