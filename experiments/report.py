@@ -340,22 +340,7 @@ def table_rows(curve: Curve, algo: str, env: str, preset: str = "", hp: str = ""
     if len(curve.tasks) > 1:
         columns |= {str(task): slice(i, i + 1) for i, task in enumerate(curve.tasks)}
     for task, which in columns.items():
-        mean = summarise(curve.last()[:, which]).mean
-        yield Row(
-            algo=algo,
-            env=env,
-            preset=preset,
-            task=task,
-            measure=curve.measure.name,
-            value=mean.value,
-            low=mean.low,
-            high=mean.high,
-            seeds=len(curve.seeds),
-            episodes=curve.episodes,
-            updates=curve.steps[-1],
-            hp=hp,
-            data=curve.data,
-        )
+        yield _row(curve, curve.last()[:, which], task, curve.measure.name, algo, env, preset, hp)
 
 
 def diagnostics_rows(
@@ -363,22 +348,29 @@ def diagnostics_rows(
 ) -> Iterator[Row]:
     """Yields a row for each diagnostic of a run, whose values of each seed are given."""
     for name, values in found.items():
-        mean = summarise(values[:, None]).mean
-        yield Row(
-            algo=algo,
-            env=env,
-            preset=preset,
-            task="all",
-            measure=DIAGNOSTICS + name,
-            value=mean.value,
-            low=mean.low,
-            high=mean.high,
-            seeds=len(values),
-            episodes=curve.episodes,
-            updates=curve.steps[-1],
-            hp=hp,
-            data=curve.data,
-        )
+        yield _row(curve, values[:, None], "all", DIAGNOSTICS + name, algo, env, preset, hp)
+
+
+def _row(
+    curve: Curve, scores: np.ndarray, task: str, measure: str, algo: str, env: str, preset: str, hp: str
+) -> Row:
+    """The row of scores [S, tasks] of the last evaluation, or of one of its diagnostics."""
+    mean = summarise(scores).mean
+    return Row(
+        algo=algo,
+        env=env,
+        preset=preset,
+        task=task,
+        measure=measure,
+        value=mean.value,
+        low=mean.low,
+        high=mean.high,
+        seeds=len(scores),
+        episodes=curve.episodes,
+        updates=curve.steps[-1],
+        hp=hp,
+        data=curve.data,
+    )
 
 
 if __name__ == "__main__":

@@ -67,6 +67,11 @@ def read_part(text: str) -> Part:
     return Part(number - 1, count)
 
 
+def work_folder(folder: Path, stem: str) -> Path:
+    """Returns the folder that holds the unfinished files `<stem>*.npz` of `folder`."""
+    return folder / f".{stem}.collect"
+
+
 class PartRecords:
     """Records of the parts that are done, in a folder of the dataset's own; nothing for a whole dataset.
 
@@ -80,7 +85,7 @@ class PartRecords:
             shards: all pairs of files of the dataset.
         """
         self.part, self.shards, self._dataset = part, shards, folder
-        self._folder, self._whole = folder / f".{stem}.parts", folder / f".{stem}.collect"
+        self._folder, self._whole = folder / f".{stem}.parts", work_folder(folder, stem)
 
     def work(self, work: Path) -> Path:
         """Returns the working folder of this part, of the one that a process alone would have."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from envs_mjx.datagen.data_policy import AbstractDataPolicy, TabletopDataPolicy
-from envs_mjx.datagen.dataset_parts import WHOLE, DatasetSummary, Part, PartRecords
+from envs_mjx.datagen.dataset_parts import WHOLE, DatasetSummary, Part, PartRecords, work_folder
 from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_style, generation_versions
 from envs_mjx.datagen.npz_shards import TRAIN, VAL, file_arrays, make_shards
 from envs_mjx.datagen.resumable_writer import DatasetWriter, EpisodeRecord, check_settings
@@ -82,11 +82,6 @@ def generate_file(
 def val_path(path: Path) -> Path:
     """Returns the path at which OGBench looks for the validation file of the training file `path`."""
     return path.with_name(path.name.removesuffix(".npz") + "-val.npz")
-
-
-def work_folder(folder: Path, stem: str) -> Path:
-    """Returns the folder that holds the unfinished files `<stem>*.npz` of `folder`."""
-    return folder / f".{stem}.collect"
 
 
 def metadata_path(folder: Path, stem: str) -> Path:
