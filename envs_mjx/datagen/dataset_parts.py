@@ -72,6 +72,11 @@ def work_folder(folder: Path, stem: str) -> Path:
     return folder / f".{stem}.collect"
 
 
+def is_unfinished(folder: Path) -> bool:
+    """True if `folder` holds a dataset that was begun, and whose last file or description is missing."""
+    return any(next(folder.glob(f".*.{kind}"), None) for kind in ("collect", "parts"))
+
+
 class PartRecords:
     """Records of the parts that are done, in a folder of the dataset's own; nothing for a whole dataset.
 

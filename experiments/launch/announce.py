@@ -3,6 +3,7 @@
 import jax
 
 from baselines import get_algorithm
+from envs_mjx.datagen.dataset_parts import is_unfinished
 from experiments.deviceless.cards import CardName, all_cards
 from experiments.launch import cost_estimate, dataset, device_estimate, sweep
 from experiments.launch.job import Launch
@@ -68,6 +69,8 @@ def announce(launch: Launch, reason: str) -> None:
     print(f"data         {choice.path} ({dataset.describe_rows(settings.data, known)}{choice.describe()})")
     if note := cost_estimate.data_note(settings.preset, spec, known.rows, dataset.larger(launch.task_id)):
         print(f"note         {note}")
+    if is_unfinished(choice.path):
+        print("note         this dataset is unfinished: generate_data.py has begun more files of it")
     made = dataset.dataset_provenance(choice.path) if choice.found else None
     if made:
         print(f"source       {made.label}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from baselines import get_algorithm
+from baselines import algorithms, get_algorithm
 from envs_mjx.action_noise import check_sigma
 from envs_mjx.registry import TaskId
 from envs_mjx.registry import parse as parse_env
@@ -317,8 +317,28 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
     default = settings_from_dict(values | chosen, entry.config, where)
     if not saved:
         require_steps(values, rows, *asked)
+    check_owner(argv, chosen["algo"])
     settings = read_flags(Settings[entry.config], argv, PROGRAM, default)
     return dataclasses.replace(settings, preset=preset, out=first.out or settings.out), reason
+
+
+def check_owner(argv: Sequence[str], algo: str) -> None:
+    """Refuses hyperparameters that other algorithms have, and this one has not.
+
+    Raises:
+        UserError: there is such a flag, `--hp.penalty` for MAC, say.
+    """
+    for word in argv:
+        flag = word.partition("=")[0].replace("_", "-")
+        if not flag.startswith("--hp."):
+            continue
+        field = flag.removeprefix("--hp.").replace("-", "_")
+        owners = [name for name, entry in algorithms().items() if field in entry.config.__dataclass_fields__]
+        if owners and algo not in owners:
+            some = ", ".join(owners[:4]) + (", ..." if owners[4:] else "")
+            raise UserError(
+                f"{flag}: {algo} has no such hyperparameter ({some} have); see --algo {algo} --help"
+            )
 
 
 def _first_stage(argv: Sequence[str]) -> _First:

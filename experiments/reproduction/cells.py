@@ -16,7 +16,14 @@ from envs_mjx.registry import parse
 from experiments.cli.arguments import read_flags
 from experiments.launch.hparams import HPARAMS, merge_rows, require_steps, rows_for
 from experiments.launch.job import progress_of
-from experiments.launch.settings import PROGRAM, Settings, is_run, read_settings, settings_from_dict
+from experiments.launch.settings import (
+    PROGRAM,
+    Settings,
+    check_owner,
+    is_run,
+    read_settings,
+    settings_from_dict,
+)
 from experiments.reproduction.suites import Entry
 from mac.atomic_files import replace_file, writing
 from mac.errors import UserError, refusal
@@ -132,6 +139,7 @@ def cell_settings(cell: Cell, data_dir: Path) -> Settings[Any]:
     top = {"algo": cell.algo, "env": cell.env, "preset": cell.preset, "seeds": cell.seeds}
     settings = settings_from_dict(values | top, entry.config, str(HPARAMS))
     if cell.flags:
+        check_owner(cell.flags, cell.algo)
         settings = read_flags(Settings[entry.config], cell.flags, PROGRAM, settings)
     return dataclasses.replace(settings, data=dataclasses.replace(settings.data, dir=data_dir))
 

@@ -17,7 +17,7 @@ from envs_mjx.datagen.simulate_episodes import Simulator
 from envs_mjx.experts import STYLES
 from envs_mjx.manipulation import scenes
 from envs_mjx.registry import parse
-from experiments import generate_data
+from experiments import generate_data, run
 from experiments.generate_data import dataset_name, default_dataset_folder, episodes_of, main
 from experiments.launch import dataset
 from experiments.launch.settings import DataConfig
@@ -118,6 +118,19 @@ def test_refused_parts_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*words, "--part", "2/2", "--seed", "1"]) == 2
     assert len(list(tmp_path.iterdir())) == 5  # two pairs of files and the record
     assert capsys.readouterr().err.count("\n") == 3
+
+
+@pytest.mark.usefixtures("instant")
+def test_training_on_an_unfinished_dataset_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--env", "cube-single", "--rows", "2002", "--shard-rows", "1001", "--out", str(tmp_path)]
+    noted = []
+    for part in ("1/2", "2/2"):
+        assert main([*words, "--part", part]) == 0
+        assert run.main(["--data.path", str(tmp_path), "--dry-run"]) == 0
+        noted.append("this dataset is unfinished" in capsys.readouterr().out)
+    assert noted == [True, False]
 
 
 @pytest.mark.usefixtures("instant")
