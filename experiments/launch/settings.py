@@ -156,6 +156,9 @@ class Settings(Generic[HP]):
     """run folder; None = a new one, runs/ALGO_ENV_PRESET_DATE"""
     resume: bool = False
     """continue the run in --out (None = the newest in runs/) with the settings it was started with"""
+    auto_resume: bool = False
+    """continue the run in --out if there is one, else start it: one command for the first start and every
+    restart"""
     dry_run: bool = False
     """print sizes, memory and time estimates, and exit"""
     device: CardName | None = None
@@ -227,7 +230,9 @@ class Settings(Generic[HP]):
         }
 
 
-_OF_THE_LAUNCH = ("out", "resume", "dry_run", "device", "device_programs", "list", "hosts", "jobs", "job")
+_OF_THE_LAUNCH = (
+    "out", "resume", "auto_resume", "dry_run", "device", "device_programs", "list", "hosts", "jobs", "job",
+)  # fmt: skip
 
 
 def settings_from_dict(values: dict[str, Any], hp: type[Any], where: str) -> Settings[Any]:
@@ -319,7 +324,8 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
         require_steps(values, rows, *asked)
     check_owner(argv, chosen["algo"])
     settings = read_flags(Settings[entry.config], argv, PROGRAM, default)
-    return dataclasses.replace(settings, preset=preset, out=first.out or settings.out), reason
+    chosen_out = first.out or settings.out
+    return dataclasses.replace(settings, preset=preset, out=chosen_out, resume=first.resume), reason
 
 
 def check_owner(argv: Sequence[str], algo: str) -> None:
@@ -351,12 +357,13 @@ def _first_stage(argv: Sequence[str]) -> _First:
     parser.add_argument("--jobs")
     parser.add_argument("--job.gpus", dest="gpus")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--auto-resume", "--auto_resume", dest="auto_resume", action="store_true")
     parser.add_argument("--help", "-h", action="store_true")
     try:
         known = vars(parser.parse_known_args(list(argv))[0])
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}; see --help") from error
-    seeds, out = known["seeds"], known["out"]
+    seeds, out, auto = known["seeds"], known["out"], known.pop("auto_resume")
     if seeds is not None:
         try:
             known["seeds"] = whole_number(seeds)
@@ -364,6 +371,10 @@ def _first_stage(argv: Sequence[str]) -> _First:
             raise UserError(f"--seeds={seeds}: {error}") from error
         if known["seeds"] < 1:
             raise UserError(f"--seeds={seeds}: must be a whole number of at least 1")
+    if auto and not known["help"]:
+        if out is None:
+            raise UserError("--auto-resume needs --out DIR, the folder that every start names")
+        known["resume"] = is_run(Path(out))
     if out is None and known["resume"] and not known["help"]:
         out = _newest_run()
     with contextlib.suppress(ValueError):  # which the second stage tells

@@ -297,6 +297,16 @@ def test_resume_without_other_flags_takes_the_saved_settings(run_folder: Path):
     assert settings_of("--resume", "--out", str(run_folder), "--steps", "77").steps == 77
 
 
+def test_auto_resume_continues_a_run_or_starts_one(run_folder: Path, tmp_path: Path):
+    words = ("--auto-resume", "--seeds", "3", "--out")
+    assert settings_of(*words, str(tmp_path / "new")).resume is False
+    (tmp_path / "empty").mkdir()
+    assert settings_of(*words, str(tmp_path / "empty")).resume is False
+    settings = settings_of("--auto_resume", "--out", str(run_folder))
+    assert settings.resume and settings.hp == settings_of("--resume", "--out", str(run_folder)).hp
+    assert "--auto-resume needs --out DIR" in message_of("--auto-resume")
+
+
 def test_resume_alone_takes_the_newest_run(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     (run_folder / "runs").mkdir()
     monkeypatch.chdir(run_folder)

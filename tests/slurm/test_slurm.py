@@ -230,7 +230,7 @@ def test_step_of_two_tasks_is_one_run(place: Path):
     """A signal that SLURM sends to all of its processes stops both with a checkpoint, and both continue."""
     write(place / "data", "cube-single-play-v0")
     out, log = place / "both", place / "step.log"
-    srun = ["srun", "-n", "2", sys.executable, str(Path(run.__file__)), "--out", str(out)]
+    srun = ["srun", "-n", "2", sys.executable, str(Path(run.__file__)), "--auto-resume", "--out", str(out)]
     words = [*FLAGS, "--algo", "flow_bc", "--env", TASK.format(1), "--preset", "laptop", "--seeds", "2"]
     words += ["--data.dir", str(place / "data"), "--steps", "1000000", "--run.eval-every", "1000000"]
     with log.open("wb") as file:
@@ -240,5 +240,5 @@ def test_step_of_two_tasks_is_one_run(place: Path):
     control("scancel", "--signal=TERM", control("squeue", "--steps", "--noheader", "--format=%i").split()[0])
     assert step.wait(PATIENCE) == 143, log.read_text()
     (update,) = re.findall(r"stopped at update ([\d,]+); a checkpoint is written", log.read_text())
-    said = control(*srun, "--resume", "--steps", str(int(update.replace(",", "")) + 10))
+    said = control(*srun, "--steps", str(int(update.replace(",", "")) + 10))
     assert f"resumed from the checkpoint of update {update}" in said and "processes    2 with" in said
