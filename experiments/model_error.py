@@ -38,6 +38,7 @@ from experiments.model_error_study.open_loop import (
 from experiments.model_error_study.rows import ChunkRow
 from experiments.model_error_study.success_by_error import compare_policies
 from experiments.model_error_study.successors import compare_successors
+from experiments.model_error_study.wall_contacts import compare_walls
 from mac.ablations.dynamics_only import Dynamics
 from mac.config import Config, DynamicsKind
 from mac.data.normalize import Normalizer, fit_normalizer
@@ -104,8 +105,10 @@ class Args:
     at teleporters and elsewhere; 0 = no"""
     contexts: int = 32
     """chunks at each of these places"""
+    walls: bool = False
+    """with --policy: compares trajectories that touch a wall of the maze with those that touch none"""
     out: Path = Path("model_error")
-    """folder of model_error.csv and .png, of success.csv and .png, and of successors.csv"""
+    """folder of model_error.csv and .png, of success.csv and .png, of successors.csv and of walls.csv"""
     data: DatasetLocation = field(default_factory=DatasetLocation)
 
     def __post_init__(self):
@@ -122,6 +125,8 @@ class Args:
                 raise UserError(f"--{name}={getattr(self, name)}: give at least one number, each at least 1")
         if self.successors and not self.policy:
             raise UserError(f"--successors={self.successors}: name runs of pointmaze-teleport with --policy")
+        if self.walls and not self.policy:
+            raise UserError("--walls: name runs of pointmaze or antmaze with --policy")
         if not 0 < self.lr < math.inf:
             raise UserError(f"--lr={self.lr}: must be positive and finite")
         if not 0 <= self.cooldown <= 1:
@@ -159,6 +164,8 @@ def study(args: Args, argv: Sequence[str]) -> int:
         compare_policies(args.policy, args.horizon, args.trajectories, args.seed, args.out, command)
     if args.successors:
         compare_successors(args.policy, args.contexts, args.successors, args.seed, args.out, command)
+    if args.walls:
+        compare_walls(args.policy, args.horizon, args.trajectories, args.seed, args.out, command)
     return 0
 
 

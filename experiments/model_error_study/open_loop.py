@@ -1,6 +1,7 @@
 """Error of dynamics models that run open loop along real trajectories, with bootstrap intervals."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,6 +102,12 @@ def over_seeds(error: Float[np.ndarray, "S B"]) -> Interval:
     if not math.isfinite(value):  # a model whose state overflows float32
         return Interval(value, math.nan, math.nan)
     return summarise(error.mean(axis=1, dtype=np.float64)[:, None], reps=REPS).mean
+
+
+def interval_text(values: Sequence[float] | Float[np.ndarray, " S"]) -> str:
+    """Writes the mean of the seeds' values, with its 95% interval where there are several."""
+    found = over_seeds(np.asarray(values)[:, None])
+    return f"{found.value:.3g}" + (f" ({found.low:.3g} to {found.high:.3g})" if len(values) > 1 else "")
 
 
 def over_episodes(error: Float[np.ndarray, "S B"], episode: Int[np.ndarray, " B"]) -> Interval:

@@ -81,3 +81,27 @@ class SuccessorRow:
     predicted: float
     realised: float
     data: str  # origin of its training data
+
+
+@dataclass(frozen=True)
+class WallRow:
+    """One seed of a run at one horizon: its model's error by whether a wall is touched; the names are the
+    CSV's columns.
+
+    `place` says whether the walker touches a wall in any of the real states up to the horizon. `error` is
+    the squared difference of normalised states, mean over these trajectories and entries; `still` is that of
+    predicting a constant state.
+    """
+
+    run: str
+    algo: str
+    env: str
+    chunk: int
+    step: int
+    seed: int
+    place: str
+    horizon: int
+    error: float
+    still: float
+    trajectories: int
+    data: str  # origin of its training data

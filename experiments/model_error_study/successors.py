@@ -22,7 +22,7 @@ from envs_mjx.locomotion.mazes import TELEPORT_RADIUS
 from envs_mjx.registry import make
 from experiments.benchmarks.harness import write_csv
 from experiments.launch import saved_run
-from experiments.model_error_study.open_loop import held_out, network_of, over_seeds
+from experiments.model_error_study.open_loop import held_out, interval_text, network_of
 from experiments.model_error_study.rows import SuccessorRow
 from experiments.model_error_study.success_by_error import success_of
 from mac.chunk_dynamics import AbstractChunkDynamics
@@ -233,11 +233,6 @@ def successor_table(rows: Sequence[SuccessorRow], data: str) -> Table:
         here, away = ([r for r in rows if (r.run, r.place) == (run, place)] for place in PLACES)
         values = [[r.energy for r in here], [r.energy for r in away], [r.variation for r in here]]
         values += [[r.success for r in here], [r.predicted - r.realised for r in here]]
-        cells = (_interval(np.asarray(each)) for each in values)
+        cells = (interval_text(np.asarray(each)) for each in values)
         shown.add_row(Path(run).name, here[0].dynamics, *cells)
     return shown
-
-
-def _interval(values: Float[np.ndarray, " S"]) -> str:
-    found = over_seeds(values[:, None])
-    return f"{found.value:.3g}" + (f" ({found.low:.3g} to {found.high:.3g})" if len(values) > 1 else "")
