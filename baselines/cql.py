@@ -106,7 +106,8 @@ class CQL(AbstractModelFree[CQLConfig, Nets]):
         return jax.nn.logsumexp(q - jnp.broadcast_to(log_prob, q.shape), axis=1)
 
     def optimiser(self) -> optax.GradientTransformation:
-        return adam_by_network({name: self.cfg.actor_lr for name in ("actor", "log_weight")}, self.rate)
+        actor = self.rate_of(self.cfg.actor_lr)
+        return adam_by_network({name: actor for name in ("actor", "log_weight")}, self.rate)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key

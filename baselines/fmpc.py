@@ -1,8 +1,8 @@
 """F-MPC: planning with flows of actions and of states, and values of the data's own returns.
 
 The flow variant of diffusion model predictive control (Zhou et al. 2024, D-MPC, arXiv 2410.05364) that Park
-et al. 2025 (MAC, arXiv 2512.08108) compare with. Nothing is bootstrapped over policies but Q's last step, and
-no policy is improved: all four networks are fitted to the data, and planning chooses.
+et al. 2025 (MAC, arXiv 2512.08108) compare with. V is a Monte Carlo return, and Q bootstraps from it alone.
+No policy is improved: all four networks are fitted to the data, and planning chooses.
 
 1. a flow of action chunks a, given the state (and goal);
 2. a flow of the block of n states that follow, given the state and the chunk;
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Key
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.config import CommonConfig
 from mac.data.sampler import sample
-from mac.errors import UserError
+from mac.errors import UserError, no_rewards
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.flow import euler, flow_matching_loss
@@ -56,7 +56,8 @@ class FMPCConfig(CommonConfig):
     execute: int = 1
     """actions of a chunk executed before planning anew"""
     chunk_reward: Literal["mean", "sum"] = "mean"
-    """a chunk's reward: discounted mean of its rewards (the published runs) or sum"""
+    """a chunk's reward: discounted mean of its rewards (the published runs), which counts 1/n of what V
+    counts, or sum"""
     value: Literal["squared", "bce"] = "squared"
     """loss of V and Q: squared error, or cross-entropy of values in [0, 1] (only with goals)"""
     release_bce: bool = False
@@ -159,7 +160,7 @@ class FMPC(AbstractLossAlgorithm[FMPCConfig, Nets]):
         if batch.goals is not None:
             return batch.goals.reached, 1 - batch.goals.reached
         if batch.rewards is None or batch.masks is None:
-            raise TypeError("F-MPC needs a window with rewards (pass `relabel` to `make_window`) or goals")
+            raise no_rewards("F-MPC", or_goals=True)
         reward = chunk_reward(batch.rewards, discount=self.cfg.discount, reduce=self.cfg.chunk_reward)
         return reward, jnp.min(batch.masks, axis=-1) if self.env.recorded else jnp.ones_like(reward)
 

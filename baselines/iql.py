@@ -33,8 +33,8 @@ class IQLConfig(ImplicitConfig):
     """how strongly the advantage of an action weighs; 0 is behaviour cloning"""
     policy: Literal["unit", "tanh"] = "unit"
     """Gaussian: of standard deviation 1; or of learned ones, the same in all states, around a tanh"""
-    advantage: Literal["online", "slow"] = "online"
-    """critics whose values make the advantage"""
+    advantage: Literal["online", "target"] = "online"
+    """critics whose values make the advantage: those that learn, or their target networks"""
 
     def __check_init__(self):
         self._require_at_least_0("alpha")

@@ -2,14 +2,16 @@
 
 A deterministic policy and one critic learn from rollouts of H imagined steps that start at the batch's
 states. The target of each step is a mixture of returns: Q itself, and what 1, 2, ... imagined steps bring
-before a later Q. A low expectile of these targets, over what the models may do, is a cautious value.
+before a later Q. A low expectile of these targets, over what the models may do, is a cautious value; the
+default, 0.5, is their mean.
 
 The policy's gradient at step i is that of the step's own mixture with respect to its action, through the
 model and through the policy's later actions. States count as given.
 
-The defaults are of the runs of Park et al. 2025 (MAC): models are trained along with the policy, λ is 1, the
-imagined loss has the weight 0.95 (LEQ's own code: 0.95 and 0.25), and no memory of imagined states is kept.
-Their code has two known bugs, off here: `release_critic` and `release_members`.
+The defaults are those of the code of Park et al. 2025 (MAC): models are trained along with the policy, λ is 1
+(LEQ's own code: 0.95), the imagined loss has the weight 0.95 (0.25), τ is 0.5 (tuned, below 0.5), and no
+memory of imagined states is kept. That code has two known bugs, off here: `release_critic` and
+`release_members`.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import TrainState
-from mac.model_based import ModelBasedConfig, WorldModel, data_steps, model_drift, require_rewards
+from mac.model_based import ModelBasedConfig, WorldModel, check_joint_reward, data_steps, model_drift
 from mac.model_free import AbstractModelFree, Goal, one_step
 from mac.nn.critics import Critics, q_values
 from mac.nn.gaussian_policy import HEAD_VARIANCE
@@ -82,7 +84,7 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
     """Lower expectile Q-learning."""
 
     def __check_init__(self):
-        require_rewards(self.cfg, self.env)
+        check_joint_reward(self.cfg, self.env)
 
     def sample_spec(self, steps: SampleSpec) -> SampleSpec:
         return data_steps(steps, self.env)

@@ -4,8 +4,6 @@ Soft actor-critic on imagined steps, whose rewards are lowered by how much the m
 about the value of what follows: the standard deviation over models of the mean value of S next states each.
 """
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
@@ -24,8 +22,6 @@ class MOBILEConfig(MBPOConfig):
     """how a penalty aggregates the two target critics (mean: the runs of MAC's authors; min: MOBILE's)"""
     unbiased_std: bool = False
     """whether standard deviations over E models divide by E - 1 (MOBILE's own code) instead of E"""
-
-    STATIC: ClassVar[tuple[str, ...]] = MBPOConfig.STATIC
 
     def __check_init__(self):
         self._require_positive("samples")

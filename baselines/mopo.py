@@ -1,7 +1,8 @@
 """MOPO: model-based offline policy optimisation (Yu et al. 2020, arXiv 2005.13239).
 
 Soft actor-critic on imagined steps, whose rewards are lowered by the largest spread that a model of the
-ensemble predicts for the next state: `r - β max_e ||σ_e(s, a)||`.
+ensemble predicts: `r - β max_e ||σ_e(s, a)||`. σ has an entry for each of the normalised next state, and one
+for the reward where the same ensemble predicts it (`joint_reward`).
 """
 
 from jaxtyping import Array, Float, Key
@@ -16,7 +17,7 @@ class MOPOConfig(MBPOConfig):
 
 
 class MOPO(AbstractMBPO[MOPOConfig]):
-    """Penalty: the spread of the most uncertain model, in normalised units of the state."""
+    """Penalty: the norm of the standard deviations that the most uncertain model predicts."""
 
     def uncertainty(
         self, nets: MBPONets, target: Critics, step: Step, key: Key[Array, ""]

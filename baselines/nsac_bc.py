@@ -27,14 +27,14 @@ class NStepSACBCConfig(NStepConfig):
     alpha: float = 0.1
     """weight of the policy's squared distance from the data, relative to the mean size of the logits"""
     entropy: float = 0.5
-    """entropy that the policy is held at, times minus the number of an action's entries"""
+    """the policy's target entropy is minus this times the number of an action's entries (SAC's own: 1)"""
 
     def __check_init__(self):
         self._require_at_least_0("alpha")
 
 
 class Nets(eqx.Module):
-    """Critics, the policy, and the logarithm of the entropy's weight."""
+    """Critics, the policy, and the logarithm of SAC's temperature α, the entropy's weight."""
 
     q: Critics  # s, g, a -> logit of the discounted probability to reach g
     actor: GaussianPolicy  # s, g -> distribution of a

@@ -232,7 +232,7 @@ class TAP(AbstractSequencePlanner[TAPConfig, Nets]):
     def optimiser(self) -> optax.GradientTransformation:
         cfg, first = self.cfg, self.first_of_prior
         codebook = optax.sgd(1 - cfg.code_decay)
-        autoencoder = prior = cfg.adamw(self.rate)
+        autoencoder, prior = cfg.adamw(self.rate), cfg.adamw(self.rate_of(cfg.lr, first))
         if cfg.prior_share:
             codebook, autoencoder = (
                 at_some_updates(each, lambda step: step < first, coast=False)

@@ -308,7 +308,10 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
 
     @abc.abstractmethod
     def target_nets(self, nets: Nets) -> Any:
-        """Returns the part of `nets` that has target networks."""
+        """Returns what `TrainState.target` starts with: the networks of `nets` that have target networks.
+
+        Other arrays that no gradient trains may stand there; they need an `update_target` of their own.
+        """
 
     @abc.abstractmethod
     def loss(
@@ -351,8 +354,18 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
     @property
     def rate(self) -> Rate:
         """Learning rate of every network, by the number of updates if it is not constant."""
-        cfg = self.cfg
-        return linear_cooldown(cfg.lr, self.steps, cfg.cooldown) if cfg.cooldown else cfg.lr
+        return self.rate_of(self.cfg.lr)
+
+    def rate_of(self, lr: Number, first: int = 0) -> Rate:
+        """Returns the learning rate `lr`, which cools down at the run's end.
+
+        Args:
+            first: updates of the run in which its optimiser rests, and which it does not count.
+        """
+        if not self.cfg.cooldown:
+            return lr
+        falling = linear_cooldown(lr, self.steps, self.cfg.cooldown)
+        return (lambda count: falling(count + first)) if first else falling
 
     def with_hparams(self, values: Mapping[str, Float[Array, ""]]) -> AbstractAlgorithm:
         if not values:

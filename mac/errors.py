@@ -89,3 +89,9 @@ def unknown_name(what: str, name: str, known: Collection[str]) -> UserError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}"
     return UserError(f"{what} {name!r} is not known; {hint}")
+
+
+def no_rewards(method: str = "this method", *, or_goals: bool) -> TypeError:
+    """An error of code that gives a method data without rewards, and maybe without goals."""
+    other = " or goals" if or_goals else ""
+    return TypeError(f"{method} needs a window with rewards (pass `relabel` to `make_window`){other}")

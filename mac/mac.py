@@ -38,7 +38,7 @@ from mac import mac_diagnostics
 from mac.algorithm import AbstractLossAlgorithm, TrainState, replace_numerics
 from mac.chunk_dynamics import AbstractChunkDynamics, make_dynamics
 from mac.config import Config
-from mac.errors import UserError
+from mac.errors import UserError, no_rewards
 from mac.nn.frozen import Numerics
 from mac.nn.mlp import MLP, Network, scalar, value_net
 from mac.ops.best_of_n import best_of_n
@@ -249,7 +249,7 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
             logit = scalar(nets.success, s, g, a)
             return {"model/success_loss": cross_entropy(logit, batch.goals.reached)}
         if nets.reward is None or batch.rewards is None:
-            raise TypeError("MAC needs a window with rewards (pass `relabel` to `make_window`) or goals")
+            raise no_rewards("MAC", or_goals=True)
         r = chunk_reward(batch.rewards, discount=self.cfg.discount, reduce=self.cfg.chunk_reward)
         losses = {"model/reward_loss": mse(scalar(nets.reward, s, g, a), r)}
         if nets.termination is not None and batch.masks is not None:

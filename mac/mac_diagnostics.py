@@ -145,13 +145,19 @@ def outside(obs: Float[Array, "*T B D"]) -> Float[Array, "*T"]:
     return jnp.mean(jnp.any(jnp.abs(obs) > EDGE, axis=-1).astype(obs.dtype), axis=-1)
 
 
+def candidates(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Float[Array, "N B A"]:
+    """Chunks among which acting would choose in the batch's states; the same for the same key."""
+    goal = batch.goals and batch.goals.value
+    raw = algo.sample_chunks(nets, batch.obs, goal, key, algo.cfg.candidates_test, acting=True)
+    return jnp.clip(raw, -1, 1)
+
+
 def best_of_n_gain(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, ""]) -> Metrics:
     """Measures the gain of best-of-N over the mean candidate; nothing if N is 1."""
     if algo.cfg.candidates_test == 1:
         return {}
     goal = batch.goals and batch.goals.value
-    raw = algo.sample_chunks(nets, batch.obs, goal, key, algo.cfg.candidates_test, acting=True)
-    chunks = jnp.clip(raw, -1, 1)
+    chunks = candidates(algo, nets, batch, key)
     q = scalar(nets.q, batch.obs, goal, chunks)
     found = gain(expected_return(algo.cfg, q, goals=goal is not None))
     return found | {"policy_spread": jnp.sqrt(jnp.mean(jnp.var(chunks, axis=0)))}
@@ -169,7 +175,7 @@ def search_gain(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, "
     cfg, s, goal = algo.cfg, batch.obs, batch.goals and batch.goals.value
     if cfg.search_rounds_test == 1:
         return {}
-    plain = jnp.clip(algo.sample_chunks(nets, s, goal, key, cfg.candidates_test, acting=True), -1, 1)
+    plain = candidates(algo, nets, batch, key)
     found = algo.best_chunk(nets, s, goal, key, cfg.candidates_test, acting=True)
     best, searched = (
         expected_return(cfg, algo.judgement(nets, s, goal, chunks, acting=True), goals=goal is not None)
@@ -183,8 +189,7 @@ def short_critic(algo: ChunkAlgorithm, nets: Any, batch: Batch, key: Key[Array, 
     if nets.q_short is None:
         return {}
     s, goal = batch.obs, batch.goals and batch.goals.value
-    raw = algo.sample_chunks(nets, s, goal, key, algo.cfg.candidates_test, acting=True)
-    chunks = jnp.clip(raw, -1, 1)
+    chunks = candidates(algo, nets, batch, key)
     q, short = (
         expected_return(algo.cfg, output, goals=goal is not None)
         for output in (

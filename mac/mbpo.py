@@ -24,7 +24,14 @@ from jaxtyping import Array, Float, Int, Key
 from mac.algorithm import TrainState, at_some_updates, by_network, polyak
 from mac.data.sampler import sample
 from mac.errors import UserError
-from mac.model_based import ModelBasedConfig, WorldModel, data_steps, model_drift, predicted, require_rewards
+from mac.model_based import (
+    ModelBasedConfig,
+    WorldModel,
+    check_joint_reward,
+    data_steps,
+    model_drift,
+    predicted,
+)
 from mac.model_free import AbstractModelFree, Goal, Step, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
@@ -39,6 +46,8 @@ Cfg = TypeVar("Cfg", bound="MBPOConfig")
 class MBPOConfig(ModelBasedConfig):
     """Hyperparameters of soft actor-critic on imagined steps."""
 
+    batch: int = 256
+    """steps that critics and policy learn from per update, real and imagined together"""
     penalty: float = 1.0
     """weight of the uncertainty that imagined rewards are lowered by, β"""
     real_fraction: float = 0.5
@@ -46,17 +55,17 @@ class MBPOConfig(ModelBasedConfig):
     model_batch: int = 0
     """steps of the data that the models are trained on per update; 0 = the real part of the batch"""
     rollout_starts: int = 50_000
-    """states of the data at which a rollout starts"""
+    """rollouts of H steps that are made at a time, each from a state of the data"""
     rollout_every: int = 1000
-    """updates between rollouts, K"""
+    """updates between these times, K"""
     rollouts_kept: int = 5
-    """newest rollouts that imagined steps are drawn from"""
+    """times, the newest, whose imagined steps are kept and drawn from"""
     combine: Combine = "min"
     """how targets aggregate the two target critics"""
     actor_combine: Combine = "mean"
     """how the policy's loss aggregates the two critics"""
     entropy: float = 0.5
-    """entropy that the policy is held at, times minus the number of an action's entries"""
+    """the policy's target entropy is minus this times the number of an action's entries (SAC's own: 1)"""
     entropy_in_target: bool = False
     """whether targets of the critics have the policy's entropy in them"""
     penalty_at: Literal["update", "rollout"] = "update"
@@ -66,7 +75,7 @@ class MBPOConfig(ModelBasedConfig):
     model_lr: float = 0.0
     """learning rate of the models; 0 = as --hp.lr"""
     actor_lr: float = 0.0
-    """learning rate of the policy and of the entropy's weight; 0 = as --hp.lr"""
+    """learning rate of the policy and of its temperature; 0 = as --hp.lr"""
     pretrain: int = 0
     """updates at the start in which only the models are trained; then they rest. 0: along with the policy"""
     holdout: float = 0.02
@@ -105,7 +114,7 @@ class MBPOConfig(ModelBasedConfig):
 
 
 class MBPONets(eqx.Module):
-    """Models, critics, the policy, and the logarithm of the entropy's weight."""
+    """Models, critics, the policy, and the logarithm of SAC's temperature α, the entropy's weight."""
 
     model: WorldModel
     q: Critics  # s, g, a -> value
@@ -124,7 +133,7 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
     """Soft actor-critic on real and imagined steps, less a penalty."""
 
     def __check_init__(self):
-        require_rewards(self.cfg, self.env)
+        check_joint_reward(self.cfg, self.env)
         if self.cfg.termination == "rule" and self.env.terminal is None:
             name = self.env.name
             raise UserError(f"--hp.termination=rule: {name} has no rule that observations tell; take learned")
@@ -133,7 +142,7 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
     def uncertainty(
         self, nets: MBPONets, target: Critics, step: Step, key: Key[Array, ""]
     ) -> Float[Array, " B"]:
-        """Uncertainty about imagined steps, in units of the reward."""
+        """Uncertainty about imagined steps; `penalty` gives it the units of the reward."""
 
     def sample_spec(self, steps: SampleSpec) -> SampleSpec:
         rows = max(self.cfg.real_rows, self.cfg.model_batch)
@@ -169,13 +178,12 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
         return MBPOTarget(q, jax.lax.cond(step < cfg.pretrain, judged, lambda: target.record))
 
     def optimiser(self) -> optax.GradientTransformation:
-        cfg = self.cfg
-        if not (cfg.pretrain or cfg.model_lr or cfg.actor_lr):
+        cfg, first = self.cfg, self.cfg.pretrain
+        if not (first or cfg.model_lr or cfg.actor_lr):
             return optax.adam(self.rate)
-        first = cfg.pretrain
-        model: Any = optax.adam(cfg.model_lr or cfg.lr)
-        actor: Any = optax.adam(cfg.actor_lr or self.rate)
-        other: Any = optax.adam(self.rate)
+        model: Any = optax.adam(self.rate_of(cfg.model_lr or cfg.lr))
+        actor: Any = optax.adam(self.rate_of(cfg.actor_lr or cfg.lr, first))
+        other: Any = optax.adam(self.rate_of(cfg.lr, first))
         if first:
             model = at_some_updates(model, lambda step: step < first, coast=False)
             actor, other = (
@@ -300,21 +308,27 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
             losses["policy/sac_loss"] = sac_loss(weight, log_prob, actor_q)
             losses["policy/entropy_loss"] = entropy_loss(weight, log_prob, -cfg.entropy * shape[-1])
         logged = {"critic__q_mean": q, "policy__weight": weight, "policy__entropy": -log_prob}
+        if self.replay is not None:
+            logged["imagined__reward"] = step.reward[cfg.real_rows :]
         if penalty is not None:
-            logged |= {"imagined__penalty": penalty, "imagined__reward": step.reward[cfg.real_rows :]}
+            logged["imagined__penalty"] = penalty
         return sum_losses(losses, **logged)
 
     def mixed(
         self, nets: MBPONets, target: Critics, data: Step, imagined: Step | None, key: Key[Array, ""]
     ) -> tuple[Step, Float[Array, " B"] | None]:
-        """The real part of a batch and the imagined one, less the penalty, which is returned too."""
+        """The real part of a batch and the imagined one, less the penalty, which is returned too.
+
+        The penalty is None where there are no imagined steps, or where their rewards contain it already.
+        """
         cfg, real = self.cfg, _first(data, self.cfg.real_rows)
         if self.replay is None:
             return real, None
         if imagined is None:
             raise TypeError("this method needs a batch with imagined steps (`AbstractAlgorithm.replay`)")
-        penalty = self.cfg.penalty * self.uncertainty(nets, target, imagined, key)
+        penalty = None
         if cfg.penalty_at == "update":
+            penalty = cfg.penalty * self.uncertainty(nets, target, imagined, key)
             imagined = imagined._replace(reward=imagined.reward - penalty)
         return jax.tree.map(lambda *x: jnp.concatenate(x), real, imagined), penalty
 

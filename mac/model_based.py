@@ -55,7 +55,7 @@ class ModelBasedConfig(ModelFreeConfig):
         return Style(self.model_activation, self.model_norm)
 
 
-def require_rewards(cfg: ModelBasedConfig, env: EnvSpec) -> None:
+def check_joint_reward(cfg: ModelBasedConfig, env: EnvSpec) -> None:
     """Raises UserError where dynamics are to predict rewards that there are not."""
     if cfg.joint_reward and env.goal_dim is not None:
         raise UserError(f"--hp.joint-reward: {env.name} has goals instead of rewards; leave it out")

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractLossAlgorithm, Nets, TrainState
 from mac.config import CommonConfig
-from mac.errors import UserError
+from mac.errors import UserError, no_rewards
 from mac.nn.critics import Combine, aggregate, q_values
 from mac.nn.mlp import Activation, Style
 from mac.types import Batch, EnvSpec, Number, SampleSpec, Subgoals, SubgoalSpec
@@ -100,7 +100,7 @@ def one_step(batch: Batch) -> Step:
         reached, goal, actor_goal = batch.goals.reached, batch.goals.value, batch.goals.actor
         reward, mask = reached - 1, 1 - reached
     elif batch.rewards is None or batch.masks is None:
-        raise TypeError("this method needs a window with rewards (pass `relabel` to `make_window`) or goals")
+        raise no_rewards(or_goals=True)
     else:
         reward, mask, goal, actor_goal = batch.rewards[:, 0], batch.masks[:, 0], None, None
     return Step(batch.obs, batch.actions[:, 0], reward, mask, batch.next_obs, goal, actor_goal)

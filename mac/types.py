@@ -1,7 +1,7 @@
 """Data that algorithms, samplers and environments exchange.
 
-Axis letters used everywhere: S seeds, K steps per segment, B batch, H actions per chunk,
-T imagined chunks, D observation, A action, G goal, N rows, E episodes.
+Axis letters of this module: S seeds, K steps per segment, B batch, H actions per chunk, T imagined chunks,
+D observation, A action, G goal, N rows, E episodes. Other modules say theirs where they differ.
 """
 
 from collections.abc import Callable

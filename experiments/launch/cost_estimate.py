@@ -252,10 +252,11 @@ def describe_evaluation(env: AbstractEnv, episodes: int, batch: int) -> str:
 def cost_lines(plan: CostEstimate, algo: AbstractAlgorithm, spec: EnvSpec, rows: int) -> list[str]:
     """Lines for `--dry-run`; compiles an update."""
     batch, compiled = algo.sample, compile_update(plan)
+    imagined = f" and {algo.replay.batch} imagined" if algo.replay else ""
     params = ", ".join(f"{name} {count:,}" for name, count in plan.params.items())
     return [
         f"shapes       observation {spec.obs_dim}, action {spec.action_dim}, "
-        f"chunk {batch.chunk} x {spec.action_dim}, batch {batch.batch}, seeds {plan.seeds}, "
+        f"chunk {batch.chunk} x {spec.action_dim}, batch {batch.batch}{imagined}, seeds {plan.seeds}, "
         f"data {rows:,} x {spec.obs_dim + spec.action_dim}",
         f"parameters   {sum(plan.params.values()):,} per seed ({params})",
         *work_lines(plan.parts, compiled.traffic),

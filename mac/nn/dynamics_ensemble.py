@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.nn.gaussian_policy import normal_log_prob
 from mac.nn.mlp import MLP, STANDARD, Style, broadcast_add
 from mac.target_platform import target_platform
 
@@ -33,9 +34,7 @@ class Gaussians(NamedTuple):
 
     def log_prob(self, x: Float[Array, "*B D"]) -> Float[Array, " E *B"]:
         """Logarithm of each member's density, summed over entries."""
-        wide = jnp.broadcast_to(x, self.mean.shape)
-        entry = -0.5 * jnp.square((wide - self.mean) * jnp.exp(-self.log_std)) - self.log_std
-        return jnp.sum(entry - 0.5 * jnp.log(2 * jnp.pi), axis=-1)
+        return normal_log_prob(jnp.broadcast_to(x, self.mean.shape), self.mean, self.log_std)
 
     def spread(self) -> Float[Array, "*B"]:
         """Largest norm of a member's standard deviations. Source: Yu et al. 2020 (MOPO)."""

@@ -90,8 +90,8 @@ def chunk_reward(rewards: Float[Array, "*B H"], *, discount: Number, reduce: str
 
     Args:
         discount: factor per environment step, γ.
-        reduce: "sum" as the paper's eq. 6, or "mean" as the runs behind its tables. Both have the
-            same optimal policy: values differ by the factor H.
+        reduce: "sum" as the paper's eq. 6, or "mean" as the runs behind its tables. Where all values are
+            made of such rewards (MAC), both have the same optimal policy: values differ by the factor H.
     Raises:
         ValueError: if `reduce` is neither.
     """

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from mac.algorithm import AbstractLossAlgorithm, Nets, Rate
 from mac.config import CommonConfig
 from mac.data.transitions import transition_rows
+from mac.errors import no_rewards
 from mac.nn.transformer import matmul_weights
 from mac.types import Batch, SampleSpec, Window
 
@@ -74,7 +75,7 @@ class AbstractSequencePlanner(AbstractLossAlgorithm[Cfg, Nets]):
     def all_transitions(self, window: Window) -> tuple[Float[Array, "N K"], Bool[Array, " N"]]:
         """Every transition of the data, for statistics, and which of the rows count."""
         if window.reward is None or window.return_to_go is None:
-            raise TypeError("this method needs a window with rewards (pass `relabel` to `make_window`)")
+            raise no_rewards(or_goals=False)
         rows, valid = transition_rows(window)
         scale = self.cfg.reward_scale
         reward, value = scale * window.reward[rows], scale * window.return_to_go[rows + 1]
@@ -94,5 +95,5 @@ def join(
 def join_batch(batch: Batch) -> Float[Array, "B H K"]:
     """The sequences of a batch; a value excludes the reward of its own step."""
     if batch.rewards is None or batch.return_to_go is None:
-        raise TypeError("this method needs a window with rewards (pass `relabel` to `make_window`)")
+        raise no_rewards(or_goals=False)
     return join(batch.chunk_obs, batch.actions, batch.rewards, batch.return_to_go[:, 1:])

@@ -102,3 +102,39 @@ def test_learning_rates_of_policy_and_critics_cool_together(coast: bool, first: 
     turns = range(12) if coast else range(0 if first else 1, 12, 2)
     assert rates == pytest.approx([float(jnp.asarray(linear_cooldown(LR, 12, 0.5)(t))) for t in turns])
     assert rates[-1] < 0.5 * LR
+
+
+PARTS = {
+    "cql": ({"actor_lr": 0.002}, {"actor": (0.002, 0, 12), "log_weight": (0.002, 0, 12), "q": (LR, 0, 12)}),
+    "mopo": (
+        {"actor_lr": 0.002, "model_lr": 0.003, "pretrain": 5},
+        {"model": (0.003, 0, 5), "actor": (0.002, 5, 12), "q": (LR, 5, 12)},
+    ),
+    "mobile": ({"actor_lr": 0.002}, {"model": (LR, 0, 12), "actor": (0.002, 0, 12), "q": (LR, 0, 12)}),
+    "tap": (
+        {"prior_share": 0.5, "weight_decay": 0.0},
+        {"encoder": (LR, 0, 6), "decoder": (LR, 0, 6), "prior": (LR, 6, 12)},
+    ),
+}
+"""Settings of methods whose networks have rates of their own or rest: each network's rate, and the first
+update in which it learns and the one after the last."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_learning_rate_cools_at_the_end_of_the_run(name: str):
+    """Adam moves a weight of constant gradient by the learning rate; over 12 updates the last 9 cool."""
+    changes, wanted = PARTS[name]
+    algo: Any = make(name, "reward", 12, lr=LR, cooldown=0.75, **changes)
+    nets = jax.eval_shape(algo.init, jr.key(0)).nets
+    weights = jax.tree.map(lambda x: jnp.ones(x.shape), nets)
+    rule = optax.with_extra_args_support(algo.optimiser())
+
+    def step(state: Any, t: jax.Array) -> tuple[Any, Any]:
+        moves, state = rule.update(weights, state, weights, step=t)
+        return state, {part: jax.tree.leaves(getattr(moves, part))[0].ravel()[0] for part in wanted}
+
+    with jax.numpy_dtype_promotion("standard"):
+        moves = jax.jit(lambda: jax.lax.scan(step, rule.init(weights), jnp.arange(12))[1])()
+    for part, (lr, first, end) in wanted.items():
+        rates = [lr * min(1, (12 - t) / 9) if first <= t < end else 0 for t in range(12)]
+        np.testing.assert_allclose(-np.asarray(moves[part]), rates, rtol=1e-3, atol=1e-9, err_msg=part)

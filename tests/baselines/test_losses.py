@@ -37,7 +37,7 @@ OPTIONS |= {
     "iql with goals, as on D4RL": (
         "iql",
         "goals",
-        {"policy": "tanh", "advantage": "slow", "activation": "relu", "critic_norm": False},
+        {"policy": "tanh", "advantage": "target", "activation": "relu", "critic_norm": False},
     ),
     "fql with goals": ("fql", "goals", {"combine": "min"}),
     "rebrac with goals": ("rebrac", "goals", {}),
