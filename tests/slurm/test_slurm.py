@@ -99,12 +99,20 @@ def control(*words: str) -> str:
 
 
 def wait_until(done: Callable[[], bool], what: str) -> None:
-    """Waits; requeued jobs, which SLURM holds back for two minutes, begin at once."""
-    end = time.monotonic() + PATIENCE
+    """Waits; requeued jobs, which SLURM holds back for two minutes, begin after some seconds.
+
+    Not at once: a job that starts in the second in which it ended is killed, its credential revoked.
+    """
+    now = time.monotonic()
+    end, seen, busy = now + PATIENCE, dict[str, float](), now
     while not done():
-        assert time.monotonic() < end, f"{what}: {control('squeue')}"
-        for number, job in slurm.queue().items():
-            if job.reason == "BeginTime":
+        now, jobs = time.monotonic(), slurm.queue()
+        busy = now if jobs else busy
+        assert now < end and now < busy + 60, f"{what}: {control('squeue')}"
+        for number, job in jobs.items():
+            if job.reason != "BeginTime":
+                seen.pop(number, None)
+            elif now > seen.setdefault(number, now) + 5:
                 control("scontrol", "update", f"JobId={number}", "StartTime=now")
         time.sleep(0.2)
 
