@@ -38,7 +38,7 @@ from experiments.model_error_study.open_loop import (
 from experiments.model_error_study.rows import ChunkRow
 from experiments.model_error_study.success_by_error import compare_policies
 from experiments.model_error_study.successors import compare_successors
-from experiments.model_error_study.wall_contacts import compare_walls
+from experiments.model_error_study.wall_contacts import compare_walls, maze_of
 from mac.ablations.dynamics_only import Dynamics
 from mac.config import Config, DynamicsKind
 from mac.data.normalize import Normalizer, fit_normalizer
@@ -112,6 +112,11 @@ class Args:
     data: DatasetLocation = field(default_factory=DatasetLocation)
 
     def __post_init__(self):
+        for flag, wanted in (("--walls", self.walls), (f"--successors={self.successors}", self.successors)):
+            if wanted and not self.policy:
+                raise UserError(f"{flag}: name runs in mazes with --policy")
+        if len({folder.resolve() for folder in self.policy}) < len(self.policy):
+            raise UserError("--policy: name each run once")
         low = {"seeds": 1, "seed": 0, "batch": 1, "trajectories": 1, "horizon": 1, "contexts": 1}
         low["successors"] = 2 if self.successors else 0
         low["steps"] = 0 if self.policy else 1
@@ -123,10 +128,6 @@ class Args:
         for name in ("chunks", "hidden"):
             if min(getattr(self, name), default=0) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: give at least one number, each at least 1")
-        if self.successors and not self.policy:
-            raise UserError(f"--successors={self.successors}: name runs of pointmaze-teleport with --policy")
-        if self.walls and not self.policy:
-            raise UserError("--walls: name runs of pointmaze or antmaze with --policy")
         if not 0 < self.lr < math.inf:
             raise UserError(f"--lr={self.lr}: must be positive and finite")
         if not 0 <= self.cooldown <= 1:
@@ -155,7 +156,9 @@ def study(args: Args, argv: Sequence[str]) -> int:
     alone = is_data_only(args.env)
     name = dataset.env_of_data(args.env, args.data.path) if alone else dataset_name(args.env, None)
     for folder in args.policy:  # before hours of training
-        read_settings(folder)
+        env = read_settings(folder).task_id
+        if args.walls:
+            maze_of(env, folder)
     dataset.check_writable(args.out, "--out")
     arguments.start_jax(args.seeds)
     if args.steps:

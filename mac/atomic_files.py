@@ -11,6 +11,9 @@ from typing import IO, Any
 
 from mac.errors import UserError, one_line, refusal, remedy
 
+_UNFINISHED = ".mac-unfinished"
+"""End of the names of files that a process of this project is writing; nobody else's names end so."""
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -55,6 +58,11 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def unfinished_file(path: Path) -> Path:
+    """Returns the hidden file of this process that is to become `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
+
+
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | None = None) -> None:
     """Lets `write` fill a file that takes the place of `path` once it is whole and on the disk.
 
@@ -66,7 +74,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | 
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
-    part = part or path.with_name(f".{path.name}.{os.getpid()}")
+    part = part or unfinished_file(path)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,13 +88,13 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any], *, part: Path | 
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what killed processes left of `replace_file` in a folder, and in the folders within it.
+    """Deletes what killed processes left of `unfinished_file` in a folder, and in the folders within it.
 
     What belongs to a process that runs stays, and so does what the system does not let us delete.
     """
-    for path in folder.rglob(".*"):
-        name, _, number = path.name.rpartition(".")
-        if len(name) > 1 and number.isascii() and number.isdecimal() and not _runs(int(number)):
+    for path in folder.rglob(f".*{_UNFINISHED}"):
+        number = path.name.removesuffix(_UNFINISHED).rpartition(".")[2]
+        if number.isascii() and number.isdecimal() and not _runs(int(number)):
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -5,7 +5,7 @@ is reached, and the reward is 0 there, else -1. For single tasks it is the rewar
 terminates. All are trained on the data's steps, along with the policy unless the method says otherwise.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.config import CommonConfig
 from mac.data.chunk_sequences import sample_sequences
 from mac.errors import UserError
 from mac.mac_diagnostics import STATES, drift, horizons, no_change_error
@@ -42,11 +43,17 @@ class ModelBasedConfig(ModelFreeConfig):
     """LayerNorm after the activations of the models"""
     model_std: LogStd = "bounded"
     """logarithms of the models' standard deviations: bounded to [-5, 1], or by learned bounds"""
+    model_beta: float = 0.0
+    """weight of each entry's likelihood in the models' loss: its variance to this power, in [0, 1]; 0 is
+    maximum likelihood, 1 squared errors (Seitzer et al. 2022, β-NLL)"""
     joint_reward: bool = False
     """the dynamics ensemble also predicts the reward (single tasks)"""
 
+    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "model_beta")
+
     def __check_init__(self):
         self._require_positive("rollout", "members")
+        self._require("model_beta", 0 <= self.model_beta <= 1, "must be in [0, 1]")
         self._require("model_hidden", min(self.model_hidden, default=1) >= 1, "each width must be at least 1")
 
     @property
@@ -90,6 +97,7 @@ class WorldModel(eqx.Module):
     success: MLP | None  # s, g, a -> logit of being at the goal
     termination: MLP | None  # s, a -> logit of termination
     soft: bool = eqx.field(static=True)
+    beta: float = eqx.field(static=True)
 
     def __init__(self, cfg: ModelBasedConfig, env: EnvSpec, key: Key[Array, ""]):
         k_dynamics, k_outcome, k_end = jr.split(key, 3)
@@ -99,7 +107,7 @@ class WorldModel(eqx.Module):
             obs, action, hidden, cfg.members,
             key=k_dynamics, reward=cfg.joint_reward, log_std=cfg.model_std, style=style,
         )  # fmt: skip
-        self.soft = env.recorded
+        self.soft, self.beta = env.recorded, cfg.model_beta
         self.reward = self.success = self.termination = None
         if goal is not None:
             self.success = value_net((obs, goal, action), hidden, key=k_outcome, style=style)
@@ -115,7 +123,7 @@ class WorldModel(eqx.Module):
             counts: 0 for steps that the dynamics do not learn from, else 1; None: they learn from all.
         """
         joint = self.success is None and self.reward is None
-        loss = self.dynamics.loss(step.obs, step.action, predicted(step, joint), counts)
+        loss = self.dynamics.loss(step.obs, step.action, predicted(step, joint), counts, beta=self.beta)
         losses = {"model/dynamics_loss": loss}
         if self.success is not None:
             logit = scalar(self.success, step.obs, step.goal, step.action)

@@ -72,9 +72,12 @@ def work_folder(folder: Path, stem: str) -> Path:
     return folder / f".{stem}.collect"
 
 
-def is_unfinished(folder: Path) -> bool:
-    """True if `folder` holds a dataset that was begun, and whose last file or description is missing."""
-    return any(next(folder.glob(f".*.{kind}"), None) for kind in ("collect", "parts"))
+def is_unfinished(path: Path) -> bool:
+    """True if a file of a dataset, or a folder of its files, is of one whose other files are not made yet."""
+    files = visible(path, "*.npz") if path.is_dir() else [path]
+    folder = path if path.is_dir() else path.parent
+    begun = [hidden.stem[1:] for kind in ("collect", "parts") for hidden in folder.glob(f".*.{kind}")]
+    return any(file.name.startswith(stem) for file in files for stem in begun)
 
 
 class PartRecords:

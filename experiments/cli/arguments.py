@@ -228,6 +228,8 @@ def _fault(hint: Any, word: str) -> str | None:
         return None if word in choices else f"{word!r} is none of {', '.join(map(repr, choices))}"
     if hint is bool:
         return f"unexpected value {word!r}"
+    if hint is Path and not word:
+        return "'' names no file or folder"
     try:
         if hint is int:
             whole_number(word)

@@ -70,7 +70,7 @@ def announce(launch: Launch, reason: str) -> None:
     if note := cost_estimate.data_note(settings.preset, spec, known.rows, dataset.larger(launch.task_id)):
         print(f"note         {note}")
     if is_unfinished(choice.path):
-        print("note         this dataset is unfinished: generate_data.py has begun more files of it")
+        print("note         this dataset is unfinished: its other files are to be made by generate_data.py")
     made = dataset.dataset_provenance(choice.path) if choice.found else None
     if made:
         print(f"source       {made.label}")

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from envs_mjx.datagen.dataset_spec import DatasetSpec, episode_rows, family_and_
 from envs_mjx.datagen.generate import generate_file
 from envs_mjx.registry import TaskId, names, parse
 from experiments.launch.settings import DataConfig
-from mac.atomic_files import locked, visible, writing
+from mac.atomic_files import locked, unfinished_file, visible, writing
 from mac.data.checksums import KEPT, Checksums
 from mac.data.convert import Progress, Sources, convert
 from mac.data.normalize import Normalizer
@@ -450,7 +449,7 @@ def check_writable(folder: Path, flag: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
+        probe = unfinished_file(folder / "probe")
         probe.write_bytes(b"x" * 4096)
         probe.unlink(missing_ok=True)  # another thread, or the same number on another host, may have done it
     except OSError as error:

@@ -17,7 +17,7 @@ from envs_mjx.base import AbstractEnv
 from envs_mjx.registry import TaskId, make, resolve_engine
 from experiments.launch import dataset, saved_run, sweep
 from experiments.launch.device_estimate import card_memory
-from experiments.launch.settings import RUNS, Settings, is_run, read_config
+from experiments.launch.settings import CONFIG, RUNS, Settings, is_run, read_config
 from mac.algorithm import AbstractAlgorithm
 from mac.atomic_files import visible
 from mac.data.normalize import fit_normalizer
@@ -26,7 +26,8 @@ from mac.data.window import make_held_out
 from mac.errors import UserError, refusal
 from mac.run.io.checkpoint_compat import assumed_defaults, check_config
 from mac.run.io.folder_lock import lock_folder
-from mac.run.io.run_outputs import Outputs
+from mac.run.io.logger import EVAL, METRICS
+from mac.run.io.run_outputs import CHECKPOINTS, Outputs
 from mac.run.train import TrainJob
 from mac.types import EnvSpec
 
@@ -132,6 +133,11 @@ def progress_of(settings: Settings[Any], folder: Path) -> tuple[int | None, bool
         if is_run(folder):
             raise UserError(
                 f"{folder} holds a run already; continue it with --resume, or choose another --out"
+            )
+        if left := [name for name in (METRICS, EVAL, CHECKPOINTS) if (folder / name).exists()]:
+            raise UserError(
+                f"{folder} holds {left[0]} of a run without its {CONFIG}: restore that file, or choose "
+                "another --out"
             )
         return None, False
     before = read_config(folder)

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.launch import saved_run
 from experiments.launch.job import Launch, occupied, prepare_launch
-from experiments.launch.settings import Settings
+from experiments.launch.settings import Settings, is_run
 from mac.data.store import Store
 from mac.errors import UserError
 from mac.run import hosts
@@ -39,6 +39,11 @@ def held(launch: Launch, asked: Settings[Any]) -> Iterator[Launch]:
         yield prepare_launch(dataclasses.replace(asked, out=folder))._replace(reached=said["reached"])
         return
     with occupied(launch.folder, anew=asked.out is None) as folder:
+        if not asked.resume and is_run(folder):
+            raise UserError(
+                f"{folder}: another process began a run there just now; continue it with --resume, or choose "
+                "another --out"
+            )
         # From here on nothing of the run is written before all have looked (`check_agreement`).
         hosts.from_first({"folder": str(folder.absolute()), "reached": launch.reached})
         yield launch._replace(folder=folder)

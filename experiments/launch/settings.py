@@ -329,22 +329,23 @@ def parse_command_line(argv: Sequence[str]) -> tuple[Settings[Any], str]:
 
 
 def check_owner(argv: Sequence[str], algo: str) -> None:
-    """Refuses hyperparameters that other algorithms have, and this one has not.
+    """Refuses hyperparameters that other algorithms have, and this one has not, unless help is asked for.
 
     Raises:
-        UserError: there is such a flag, `--hp.penalty` for MAC, say.
+        UserError: there is such a flag, `--hp.penalty` or `--sweep hp.penalty=1,2` for MAC, say.
     """
+    if {"--help", "-h"} & set(argv):
+        return
     for word in argv:
         flag = word.partition("=")[0].replace("_", "-")
-        if not flag.startswith("--hp."):
+        if not flag.startswith(("--hp.", "hp.")):
             continue
-        field = flag.removeprefix("--hp.").replace("-", "_")
+        field = flag.partition("hp.")[2].replace("-", "_")
         owners = [name for name, entry in algorithms().items() if field in entry.config.__dataclass_fields__]
         if owners and algo not in owners:
             some = ", ".join(owners[:4]) + (", ..." if owners[4:] else "")
-            raise UserError(
-                f"{flag}: {algo} has no such hyperparameter ({some} have); see --algo {algo} --help"
-            )
+            some += " has it" if len(owners) == 1 else " have it"
+            raise UserError(f"{flag}: {algo} has no such hyperparameter ({some}); see --algo {algo} --help")
 
 
 def _first_stage(argv: Sequence[str]) -> _First:
@@ -433,8 +434,15 @@ def _choose_preset(preset: str, backend: str, first: _First) -> tuple[str, str]:
 
 
 def is_run(folder: Path) -> bool:
-    """True if a run was started in `folder`."""
-    return (folder / CONFIG).exists()
+    """True if a run was started in `folder`.
+
+    Raises:
+        UserError: the folder cannot be examined.
+    """
+    try:
+        return (folder / CONFIG).exists()
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {refusal(error)}; {remedy(error, 'check it')}") from error
 
 
 def runs_within(folder: Path) -> list[Path]:

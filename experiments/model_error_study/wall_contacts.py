@@ -12,7 +12,7 @@ from rich.table import Table
 
 from envs_mjx.locomotion.maze_env import MazeEnv
 from envs_mjx.locomotion.walkers import TORSO, Walker
-from envs_mjx.registry import make
+from envs_mjx.registry import TaskId, make
 from experiments.benchmarks.harness import write_csv
 from experiments.launch import saved_run
 from experiments.model_error_study.open_loop import (
@@ -63,16 +63,26 @@ def compare_walls(
     print(f"  {out / 'walls.csv'}")
 
 
+def maze_of(task: TaskId, folder: Path) -> MazeEnv:
+    """Returns the maze that the run in `folder` plays in.
+
+    Raises:
+        UserError: it plays elsewhere, or observations do not hold the positions of all joints.
+    """
+    env = make(task, "c")
+    if isinstance(env, MazeEnv) and env.walker.body in ("point", "ant"):
+        return env
+    raise UserError(
+        f"--walls: {folder} plays in {env.spec.name}; name runs of pointmaze or antmaze, whose observations "
+        "hold the positions of all joints"
+    )
+
+
 def wall_rows(folder: Path, horizon: int, trajectories: int, seed: int) -> list[WallRow]:
     """Returns the rows of one run: one per seed, horizon and place."""
     run = saved_run.open_run(folder)
     network, chunk = network_of(run.state.nets, run.title), run.algo.sample.chunk
-    env = make(run.settings.task_id, "c")
-    if not (isinstance(env, MazeEnv) and env.walker.body in ("point", "ant")):
-        raise UserError(
-            f"--walls: {folder} plays in {env.spec.name}; name runs of pointmaze or antmaze, whose "
-            "observations hold the positions of all joints"
-        )
+    env = maze_of(run.settings.task_id, folder)
     store = saved_run.open_dataset(folder, run.settings, run.algo.env)
     real = held_out(store, run.normalizer)
     check_horizon(f"{folder}: --horizon", horizon, chunk, store)

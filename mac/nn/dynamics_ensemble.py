@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
 from mac.nn.gaussian_policy import normal_log_prob
@@ -32,9 +33,13 @@ class Gaussians(NamedTuple):
     mean: Float[Array, "E *B D"]
     log_std: Float[Array, "E *B D"]
 
-    def log_prob(self, x: Float[Array, "*B D"]) -> Float[Array, " E *B"]:
-        """Logarithm of each member's density, summed over entries."""
-        return normal_log_prob(jnp.broadcast_to(x, self.mean.shape), self.mean, self.log_std)
+    def log_prob(self, x: Float[Array, "*B D"], beta: float = 0.0) -> Float[Array, " E *B"]:
+        """Logarithm of each member's density, summed over entries, weighted by their variances to `beta`."""
+        wide = jnp.broadcast_to(x, self.mean.shape)
+        if not beta:
+            return normal_log_prob(wide, self.mean, self.log_std)
+        entry = normal_log_prob(wide[..., None], self.mean[..., None], self.log_std[..., None])
+        return jnp.sum(sg(jnp.exp(2 * beta * self.log_std)) * entry, axis=-1)
 
     def spread(self) -> Float[Array, "*B"]:
         """Largest norm of a member's standard deviations. Source: Yu et al. 2020 (MOPO)."""
@@ -140,13 +145,19 @@ class DynamicsEnsemble(eqx.Module):
         a: Float[Array, "B A"],
         after: Float[Array, "B P"],
         counts: Float[Array, " B"] | None = None,
+        *,
+        beta: float = 0.0,
     ) -> Float[Array, ""]:
         """Mean over members and batch of minus the logarithm of the density, summed over entries.
 
         `after` is the next state, with the reward behind it where that is predicted too. `counts` is 0 for
         steps that are left out, else 1. Learned bounds are drawn together by a hundredth of their distance.
+
+        Args:
+            beta: each entry's term has its variance to this power as a weight, through which no gradient
+                passes. Source: Seitzer et al. 2022 (arXiv 2203.09168), eq. 5.
         """
-        log_prob = self(s, a).log_prob(after)
+        log_prob = self(s, a).log_prob(after, beta)
         if counts is None:
             loss = -jnp.mean(log_prob)
         else:

@@ -129,8 +129,8 @@ def test_a_folder_that_another_process_holds_is_left_to_it(tmp_path: Path):
 @pytest.mark.slow
 def test_leftovers_of_a_killed_process_are_deleted_at_resume(copied: Path, quiet: None):
     left = [
-        copied / ".learning_curve.png.99999999",
-        copied / CHECKPOINTS / "000000010" / ".meta.json.99999999",
+        copied / ".learning_curve.png.99999999.mac-unfinished",
+        copied / CHECKPOINTS / "000000010" / ".meta.json.99999999.mac-unfinished",
     ]
     for path in left:
         path.touch()
@@ -223,6 +223,20 @@ def test_a_damaged_mark_in_a_checkpoint_is_one_line(
     line = error_of(capsys, ["--out", str(copied), "--resume", "--steps", "20"])
     assert f"{path.parent}: damaged checkpoint (" in line and said in line
     assert line.endswith("delete this folder to start again")
+
+
+@pytest.mark.parametrize("kept", [METRICS, EVAL, CHECKPOINTS])
+def test_results_without_their_settings_are_left_as_they_are(
+    kept: str, copied: Path, capsys: pytest.CaptureFixture[str]
+):
+    for path in copied.iterdir():
+        if path.name != kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (copied / ".screenrc.1999").touch()  # someone else's
+    before = content(copied)
+    line = error_of(capsys, [*SIZES, "--steps", "20", "--auto-resume", "--out", str(copied)])
+    assert f"{copied} holds {kept} of a run without its config.json: restore that file" in line
+    assert content(copied) == before
 
 
 @pytest.mark.slow
@@ -406,7 +420,7 @@ def test_a_row_that_cannot_be_written_is_found_before_playing(
 
 
 def test_a_finished_run_loses_what_a_killed_process_left(copied: Path, quiet: None):
-    left = copied / ".learning_curve.png.99999999"
+    left = copied / ".learning_curve.png.99999999.mac-unfinished"
     left.touch()
     assert main(["--out", str(copied), "--resume"]) == 0
     assert not left.exists()

@@ -82,4 +82,7 @@ def test_runs_elsewhere_are_refused(finished: Path, tmp_path: Path, capsys: pyte
     assert main([*argv, "--policy", str(finished)]) == 2
     assert "plays in cube-single-play-singletask" in capsys.readouterr().err
     assert main(["--walls", "--out", str(tmp_path)]) == 2
-    assert "--walls: name runs of pointmaze or antmaze with --policy" in capsys.readouterr().err
+    assert "--walls: name runs in mazes with --policy" in capsys.readouterr().err
+    assert main([*argv, "--policy", str(finished), str(finished / ".." / finished.name)]) == 2
+    assert "--policy: name each run once" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

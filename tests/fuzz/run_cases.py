@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments import evaluate, report
 from experiments import run as program
+from mac.atomic_files import unfinished_file
 from mac.errors import UserError
 from mac.run import train
 from mac.run.io import run_metadata
@@ -268,7 +269,7 @@ SHAPES: dict[str, tuple[Damage, bool]] = {
     "leftover link of a checkpoint": (lambda rng, run: (run / f"checkpoints/.incomplete-{END:09d}").symlink_to("/nowhere"), True),
     "leftover of a deletion": (lambda rng, run: shutil.copytree(run / OLD, run / "checkpoints/.incomplete-000000005-old"), True),
     "leftover of a file": (_file(".config.json.4194000", b"{"), True),
-    "leftover folder of a file": (lambda rng, run: (run / f".run.json.{os.getpid()}").mkdir(), True),
+    "leftover folder of a file": (lambda rng, run: unfinished_file(run / "run.json").mkdir(), True),
     "leftover of a picture": (_file(".learning_curve.png.4194000"), True),
     "picture is a folder": (lambda rng, run: ((run / "learning_curve.png").unlink(missing_ok=True), (run / "learning_curve.png").mkdir()), True),
     "AppleDouble files": (lambda rng, run: [(p.parent / f"._{p.name}").write_bytes(b"\0\5\26\7") for p in list(run.rglob("*")) if p.is_file()], True),

@@ -16,6 +16,7 @@ from mac.atomic_files import (
     read_table,
     remove_leftovers,
     replace_file,
+    unfinished_file,
     visible,
     write_json,
     writing,
@@ -131,6 +132,7 @@ LISTS = re.compile(r"\.(r?glob|iterdir)\(|listdir\(|scandir\(|os\.walk\(")
 OWN_FOLDERS = {
     "mac/atomic_files.py",
     "mac/data/convert.py",
+    "envs_mjx/datagen/dataset_parts.py",  # hidden folders of generate_data.py
     "mac/run/io/checkpoint.py",
     "envs_mjx/engines/warp_setup.py",
     "mac/data/store.py",  # descriptors of this process
@@ -158,12 +160,14 @@ def test_only_leftovers_of_dead_processes_are_removed(tmp_path: Path):
     inner = tmp_path / "checkpoints" / "000000010"
     inner.mkdir(parents=True)
     gone = [
-        tmp_path / f".learning_curve.png.{number}",
-        inner / f".meta.json.{number}",
-        tmp_path / ".probe.99999999",
+        tmp_path / f".learning_curve.png.{number}.mac-unfinished",
+        inner / f".meta.json.{number}.mac-unfinished",
+        tmp_path / ".probe.99999999.mac-unfinished",
     ]
     kept = [
-        tmp_path / f".run.json.{os.getpid()}",
+        unfinished_file(tmp_path / "run.json"),
+        tmp_path / f".screenrc.{number}",  # someone else's
+        tmp_path / ".backup.20240101",
         tmp_path / ".notes",
         tmp_path / ".5",
         tmp_path / f"a.{number}",

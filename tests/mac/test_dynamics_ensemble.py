@@ -59,6 +59,25 @@ def test_loss_of_three_entries_is_the_one_worked_out_by_hand(error: float, want:
     assert float(flat(ensemble(3)).loss(s, a, s + error)) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_weighted_loss_and_gradient_are_those_of_numpy(beta: float):
+    """Of the mean: (mean - x) σ^(2 beta - 2), so that with 1 it is that of a squared error."""
+    rng = np.random.default_rng(0)
+    mean, log_std = rng.normal(size=(2, E, 5, OBS)).astype(np.float32)
+    x = rng.normal(size=(5, OBS)).astype(np.float32)
+
+    def loss(mean: jax.Array, log_std: jax.Array) -> jax.Array:
+        return -jnp.sum(Gaussians(mean, log_std).log_prob(jnp.asarray(x), beta))
+
+    got, (by_mean, by_std) = jax.value_and_grad(loss, argnums=(0, 1))(jnp.asarray(mean), jnp.asarray(log_std))
+    m, w = mean.astype(np.float64), log_std.astype(np.float64)
+    variance = np.exp(2 * w)
+    entry = 0.5 * (x - m) ** 2 / variance + w + 0.5 * np.log(2 * np.pi)
+    assert float(got) == pytest.approx((variance**beta * entry).sum(), rel=1e-5)
+    np.testing.assert_allclose(by_mean, variance ** (beta - 1) * (m - x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_std, variance**beta * (1 - (x - m) ** 2 / variance), rtol=1e-4, atol=1e-5)
+
+
 def test_spread_is_that_of_the_most_uncertain_member():
     log_std = jnp.log(jnp.asarray([[[3.0, 4.0]], [[5.0, 12.0]], [[1.0, 1.0]]]))
     np.testing.assert_allclose(Gaussians(jnp.zeros((3, 1, 2)), log_std).spread(), [13.0], rtol=1e-5)

@@ -27,7 +27,7 @@ def check_shapes(path: Path, saved: Mapping[str, list[Any]], expected: Mapping[s
         name = differing[0]
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UserError(
-            f"{path}: checkpoint of another configuration: {name} is {_show(there.get(name))} there, "
+            f"{path} was begun with another configuration: {name} is {_show(there.get(name))} there, "
             f"{_show(here.get(name))} here{more}; use the run's own settings, or another --out"
         )
 
@@ -63,7 +63,7 @@ def check_config(
     if differing:
         shown = ", ".join(differing[:4]) + (f" and {len(differing) - 4} more" if len(differing) > 4 else "")
         raise UserError(
-            f"{path}: checkpoint of another configuration: {shown}; "
+            f"{path} was begun with another configuration: {shown}; "
             "use the run's own settings, or another --out"
         )
 
