@@ -27,7 +27,7 @@ def check_shapes(path: Path, saved: Mapping[str, list[Any]], expected: Mapping[s
         name = differing[0]
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UserError(
-            f"{path} was begun with another configuration: {name} is {_show(there.get(name))} there, "
+            f"{path}: checkpoint of another configuration: {name} is {_show(there.get(name))} there, "
             f"{_show(here.get(name))} here{more}; use the run's own settings, or another --out"
         )
 
