@@ -29,7 +29,7 @@ from mac.run.report.table import (
     DIAGNOSTICS,
     NOT_EVALUATED,
     comparison_table,
-    diagnostics_table,
+    diagnostics_tables,
     last_diagnostics,
     print_tables,
 )
@@ -95,7 +95,7 @@ def report(args: Args, argv: Sequence[str]) -> int:
     if alone := [run for run in args.runs if is_run(run) and not read_settings(run).has_environment]:
         files = {run.name: run / METRICS for run in alone if (run / METRICS).exists()}
         metrics = {name: last_diagnostics(read_rows(path)) for name, path in files.items()}
-        print_tables(diagnostics_table(metrics, title="runs on data alone", caption=NOT_EVALUATED))
+        print_tables(*diagnostics_tables(metrics, title="runs on data alone", caption=NOT_EVALUATED))
     evaluated = [run for run in args.runs if run not in alone]
     if evaluated:
         alone += compare_evaluated(evaluated, args, argv)
@@ -113,7 +113,7 @@ def compare_evaluated(folders: Sequence[Path], args: Args, argv: Sequence[str]) 
     compared = compare_runs(list(by_path.values()), args.picture, pool=args.pool)
     found = compared.diagnostics() if args.diagnostics else {}
     if found:
-        print_tables(diagnostics_table(found, title="diagnostics at the end, mean and range over seeds"))
+        print_tables(*diagnostics_tables(found, title="diagnostics at the end, mean and range over seeds"))
     for note in compared.notes(found):
         print(note)
     if args.out:

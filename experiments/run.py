@@ -30,7 +30,7 @@ from mac.run.report.progress import Progress, open_progress
 from mac.run.report.stats import learning_curve
 from mac.run.report.table import (
     NOT_EVALUATED,
-    diagnostics_table,
+    diagnostics_tables,
     last_diagnostics,
     print_tables,
     results_table,
@@ -223,7 +223,7 @@ def finish_without_environment(launch: Launch, parts: Sequence[Path], outcome: T
     names = [each.name if launch.settings.sweep else "mean (seeds)" for each in parts]
     found = [last_diagnostics(read_rows(each / METRICS)) for each in parts]
     named = dict(zip(names, found, strict=True))
-    print_tables(diagnostics_table(named, title=launch.title, caption=NOT_EVALUATED))
+    print_tables(*diagnostics_tables(named, title=launch.title, caption=NOT_EVALUATED))
     print(f"finished at update {outcome.step:,}")
     for path in (folder / name for folder in parts for name in (METRICS, CONFIG, CHECKPOINTS)):
         print(f"  {path}")

@@ -14,7 +14,7 @@ from rich.console import Console
 from mac.errors import UserError
 from mac.run.report import plot
 from mac.run.report.stats import learning_curve, summarise
-from mac.run.report.table import comparison_table, print_tables, results_table
+from mac.run.report.table import comparison_table, diagnostics_tables, print_tables, results_table
 
 
 def make_rows(seeds: int, tasks: int = 1, steps: int = 4) -> list[dict]:
@@ -101,6 +101,19 @@ def test_tables_cut_no_number_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPat
     print_tables(comparison_table({"mac": curve}, title="MAC"))
     text = capsys.readouterr().out
     assert text.count(f"{end.low:.1%} to {end.high:.1%}") >= 2 and "…" not in text and "–" not in text
+
+
+@pytest.mark.parametrize(("width", "together"), [(20, 1), (70, 2), (500, 5)])
+def test_diagnostics_of_many_runs_fit_the_terminal(width: int, together: int, capsys):
+    runs = {f"run number {i}": {"drift_5": np.asarray([0.125, 0.5]) + i} for i in range(5)}
+    print_tables(*diagnostics_tables(runs, title="at the end", width=width))
+    text = capsys.readouterr().out
+    rows = [line for line in text.splitlines() if "drift_5" in line]
+    assert rows[0].count(" to ") == together
+    assert len(rows) == -(-5 // together) and " ".join(rows).count(" to ") == 5
+    assert all(f"({0.125 + i:.3g} to {0.5 + i:.3g})" in text and f"run number {i}" in text for i in range(5))
+    if together > 1:
+        assert max(map(len, text.splitlines())) <= width
 
 
 def test_table_of_one_seed_says_why_it_has_no_interval():

@@ -94,10 +94,33 @@ def last_diagnostics(
     return {name: np.asarray([value for _, value in sorted(its.items())]) for name, its in last.items()}
 
 
-def diagnostics_table(
-    runs: Mapping[str, Mapping[str, Float[np.ndarray, " S"]]], *, title: str, caption: str = ""
-) -> Table:
-    """Diagnostics of runs (`last_diagnostics`), a column for each run: mean and range over seeds."""
+Diagnosed = Mapping[str, Mapping[str, Float[np.ndarray, " S"]]]
+"""Diagnostics of each seed (`last_diagnostics`) of runs, by the run's name."""
+
+
+def diagnostics_tables(
+    runs: Diagnosed, *, title: str, caption: str = "", width: int | None = None
+) -> list[Table]:
+    """Diagnostics, a column for each run: mean and range over seeds. Tables one below the other, each with as
+    many runs as `width` columns of text hold, but with one at least.
+
+    Args:
+        width: None is the terminal's.
+    """
+    console = Console(width=width)
+    unbounded = console.options.update(max_width=WIDEST)
+    groups: list[Diagnosed] = []
+    for name, found in runs.items():
+        wider = {**groups[-1], name: found} if groups else {name: found}
+        table = _diagnostics_table(wider, title, caption)
+        if groups and Measurement.get(console, unbounded, table).maximum > console.width:
+            groups.append({name: found})
+        else:
+            groups[-1:] = [wider]
+    return [_diagnostics_table(group, title, caption) for group in groups]
+
+
+def _diagnostics_table(runs: Diagnosed, title: str, caption: str) -> Table:
     table = Table(title=title, title_justify="left", caption=caption)
     table.add_column("diagnostics")
     for name in runs:
