@@ -9,28 +9,41 @@ The policy's gradient at step i is that of the step's own mixture with respect t
 model and through the policy's later actions. States count as given.
 
 The defaults are those of the code of Park et al. 2025 (MAC): models are trained along with the policy, λ is 1
-(LEQ's own code: 0.95), the imagined loss has the weight 0.95 (0.25), τ is 0.5 (tuned, below 0.5), and no
-memory of imagined states is kept. That code has two known bugs, off here: `release_critic` and
-`release_members`.
+(LEQ's own code: 0.95), the imagined loss has the weight 0.95 (0.25), and τ is 0.5 (tuned, below 0.5).
+LEQ's own code continues states of the data by a few imagined steps under the policy with noise, and keeps
+what it visits; rollouts then start there (`expansion`). The code of MAC's authors has two known bugs, off
+here: `release_critic` and `release_members`.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState
-from mac.model_based import ModelBasedConfig, WorldModel, check_joint_reward, data_steps, model_drift
-from mac.model_free import AbstractModelFree, Goal, one_step
+from mac.data.sampler import sample
+from mac.model_based import (
+    AbstractModelBased,
+    Affine,
+    ModelBasedConfig,
+    ModelBasedNets,
+    WorldModel,
+    affine,
+    data_steps,
+    model_drift,
+)
+from mac.model_free import Goal, Step, one_step
 from mac.nn.critics import Critics, q_values
 from mac.nn.gaussian_policy import HEAD_VARIANCE
 from mac.nn.mlp import MLP, value_net
 from mac.ops.losses import expectile_loss, mse, sum_losses
+from mac.ops.replay import ReplaySpec
 from mac.ops.returns import lambda_mixture, mixture_shares
+from mac.pretraining import ModelRecord
 from mac.types import Batch, Metrics, SampleSpec, Window
 
 
@@ -45,6 +58,12 @@ class LEQConfig(ModelBasedConfig):
     """weight of each longer return in the mixture, against the one before it, λ in [0, 1]"""
     imagined_weight: float = 0.95
     """weight of imagined steps in the critic's losses, in [0, 1]; the data's steps have the rest"""
+    expansion: int = 0
+    """steps by which states of the data are continued, before rollouts start; 0 = they start in the data"""
+    norm_first: bool = False
+    """whether the critic's LayerNorm stands before its activations (LEQ's own code) instead of after"""
+    symlog: bool = False
+    """whether critic and policy read the symmetric logarithm of their inputs (LEQ's own code)"""
     release_critic: bool = False
     """a known bug of the authors' code: no gradient passes from imagined steps to the critic"""
     release_members: bool = False
@@ -54,14 +73,32 @@ class LEQConfig(ModelBasedConfig):
         self._require("expectile", 0 < self.expectile < 1, "must be in (0, 1)")
         self._require("lam", 0 <= self.lam <= 1, "must be in [0, 1]")
         self._require("imagined_weight", 0 <= self.imagined_weight <= 1, "must be in [0, 1]")
+        self._require_at_least_0("expansion")
 
 
-class Nets(eqx.Module):
+class Nets(ModelBasedNets):
     """LEQ's networks."""
 
     model: WorldModel
     q: Critics  # s, g, a -> value; there is one
     actor: MLP  # s, g -> a before the tanh
+
+
+class Start(NamedTuple):
+    """`B` states that rollouts start in, and goals for the critic and the policy (`Step`)."""
+
+    obs: Float[Array, "B D"]
+    goal: Goal
+    actor_goal: Goal
+
+
+class LEQTarget(NamedTuple):
+    """Target critic; what models that are trained beforehand have shown, and how states are normalised, where
+    that matters, else None."""
+
+    q: Critics
+    record: ModelRecord | None
+    scale: Affine | None
 
 
 class Rollout(NamedTuple):
@@ -80,11 +117,8 @@ class Rollout(NamedTuple):
     ret: Float[Array, "H1 B"]
 
 
-class LEQ(AbstractModelFree[LEQConfig, Nets]):
+class LEQ(AbstractModelBased[LEQConfig, Nets]):
     """Lower expectile Q-learning."""
-
-    def __check_init__(self):
-        check_joint_reward(self.cfg, self.env)
 
     def sample_spec(self, steps: SampleSpec) -> SampleSpec:
         return data_steps(steps, self.env)
@@ -92,50 +126,110 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_model, k_q, k_actor = jr.split(key, 3)
         cfg, (*given, action) = self.cfg, self.inputs
-        style, share = cfg.actor_style, HEAD_VARIANCE
+        critic = cfg.critic_style._replace(norm_first=cfg.norm_first, symlog=cfg.symlog)
+        actor, share = cfg.actor_style._replace(symlog=cfg.symlog), HEAD_VARIANCE
         return Nets(
             model=WorldModel(cfg, self.env, k_model),
-            q=(value_net(self.inputs, cfg.hidden, key=k_q, style=cfg.critic_style),),
-            actor=MLP(given, cfg.hidden, action, key=k_actor, style=style, variance=share),
+            q=(value_net(self.inputs, cfg.hidden, key=k_q, style=critic),),
+            actor=MLP(given, cfg.hidden, action, key=k_actor, style=actor, variance=share),
         )
 
-    def target_nets(self, nets: Nets) -> Critics:
+    def critics(self, nets: Nets) -> Critics:
         return nets.q
 
+    def target_nets(self, nets: Nets) -> LEQTarget:
+        unknown = Affine(jnp.zeros(self.env.obs_dim), jnp.ones(self.env.obs_dim))
+        scale = unknown if self.cfg.termination == "rule" else None
+        return LEQTarget(self.critics(nets), self.fresh_record(nets), scale)
+
+    def prepare(self, state: TrainState, window: Window) -> TrainState:
+        """Notes how the data's states are normalised, if a rule of termination needs to know."""
+        if state.target.scale is None:
+            return state
+        return dataclasses.replace(state, target=state.target._replace(scale=affine(window)))
+
+    # 1. Expand the data.
+
+    @property
+    def replay(self) -> ReplaySpec | None:
+        cfg = self.cfg
+        if not cfg.expansion:
+            return None
+        rows = cfg.rollout_starts * cfg.expansion
+        return ReplaySpec(rows, cfg.rollouts_kept, cfg.rollout_every, cfg.batch, first=cfg.pretrain)
+
+    def imagined_row(self) -> Start:
+        goal = None if self.env.goal_dim is None else jnp.zeros(self.env.goal_dim)
+        return Start(jnp.zeros(self.env.obs_dim), goal, goal)
+
+    def rollout(
+        self, state: TrainState, window: Window, step: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[Start, Int[Array, ""]]:
+        """States that the policy, with noise of deviation 1 before the tanh, visits from states of the data.
+
+        The first are the data's. Rollouts do not stop at terminations, as in LEQ's own code.
+        """
+        del step
+        k_start, k_steps = jr.split(key)
+        batch = sample(window, self.sample._replace(batch=self.cfg.rollout_starts), k_start)
+        nets = self.trusted(state.nets, state.target.record)
+        g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
+
+        def one(s: Array, key: Key[Array, ""]) -> tuple[Array, Start]:
+            k_action, k_model = jr.split(key)
+            logits = nets.actor(s, g)
+            a = jnp.tanh(logits + jr.normal(k_action, logits.shape))
+            return nets.model.imagine(s, g, a, k_model).next_obs, Start(s, g, g_actor)
+
+        _, visited = jax.lax.scan(one, batch.obs, jr.split(k_steps, self.cfg.expansion))
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), visited)
+        return rows, jnp.asarray(len(rows.obs), jnp.int32)
+
+    def starts(self, step: Step, imagined: Start | None) -> Start:
+        """The states that rollouts of an update start in."""
+        if self.replay is None:
+            return Start(step.obs, step.goal, step.actor_goal)
+        if imagined is None:
+            raise TypeError("this method needs a batch with imagined states (`AbstractAlgorithm.replay`)")
+        return imagined
+
+    # 2. Imagine and learn.
+
     def loss(
-        self, nets: Nets, target: Critics, batch: Batch, key: Key[Array, ""]
+        self, nets: Nets, target: LEQTarget, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_actor, k_critic = jr.split(key)
-        step, cfg, fixed = one_step(batch), self.cfg, sg(nets)
+        step, cfg, fixed = one_step(batch), self.cfg, self.trusted(sg(nets), target.record)
+        start = self.starts(step, batch.imagined)
         with jax.named_scope("model"):
-            losses = nets.model.losses(step)
+            losses = self.model_losses(nets, target.record, step)
 
         with jax.named_scope("policy"):
-            s, g = step.obs, step.actor_goal
-            slope, tau = self.action_gradients(fixed, s, g, k_actor)
+            s, g = start.obs, start.actor_goal
+            slope, tau = self.action_gradients(fixed, s, g, k_actor, scale=target.scale)
             weight = jnp.where(tau.ret > tau.q, cfg.expectile, 1 - cfg.expectile).at[-1].set(0.5)
             action = jnp.tanh(nets.actor(tau.obs, g))
             gain = weight * jnp.sum(slope * action, axis=-1)
             losses["policy/q_loss"] = -jnp.sum(jnp.mean(gain, axis=-1))
 
         with jax.named_scope("critic"):
-            s, g, real, imagined = step.obs, step.goal, 1 - cfg.imagined_weight, cfg.imagined_weight
-            next_action = jnp.tanh(fixed.actor(step.next_obs, g))
-            next_q = q_values(fixed.q, step.next_obs, g, next_action)[0]
-            q, slow_q = (q_values(nets, s, g, step.action)[0] for nets in (nets.q, target))
+            real, imagined = 1 - cfg.imagined_weight, cfg.imagined_weight
+            next_action = jnp.tanh(fixed.actor(step.next_obs, step.goal))
+            next_q = q_values(fixed.q, step.next_obs, step.goal, next_action)[0]
+            q, slow_q = (q_values(each, step.obs, step.goal, step.action)[0] for each in (nets.q, target.q))
             error = step.reward + cfg.discount * step.mask * next_q - q
             losses["critic/loss"] = real * expectile_loss(error, 0.5)
 
-            if g is not None:  # without goals the rollout is the policy's
-                tau = self.imagine(fixed, s, g, k_critic)
+            if start.goal is not None:  # without goals the rollout is the policy's
+                tau = self.imagine(fixed, start.obs, start.goal, k_critic, scale=target.scale)
             critic = fixed.q if cfg.release_critic else nets.q
-            states, actions = tau.obs[:-1], tau.action[:-1]
-            q_rollout, slow_rollout = (q_values(nets, states, g, actions)[0] for nets in (critic, target))
+            states, actions, g = tau.obs[:-1], tau.action[:-1], start.goal
+            q_rollout, slow_rollout = (q_values(each, states, g, actions)[0] for each in (critic, target.q))
             powers = cfg.discount ** jnp.arange(cfg.rollout, dtype=float)
             loss_weight = jnp.broadcast_to(powers[:, None], tau.alive.shape) * tau.alive
-            error = jnp.sqrt(loss_weight) * (tau.ret[:-1] - q_rollout)
+            error, lag = (jnp.sqrt(loss_weight) * (x - q_rollout) for x in (tau.ret[:-1], slow_rollout))
             losses["critic/imagined_loss"] = imagined * expectile_loss(error, cfg.expectile)
-            losses["critic/target_loss"] = real * mse(q, slow_q) + imagined * mse(q_rollout, slow_rollout)
+            losses["critic/target_loss"] = real * mse(q, slow_q) + imagined * jnp.mean(jnp.square(lag))
         logged = {"imagined__reward": tau.reward, "imagined__alive": tau.alive, "imagined__return": tau.ret}
         return sum_losses(losses, critic__q_mean=q, **logged)
 
@@ -146,8 +240,15 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
         g: Goal,
         key: Key[Array, ""],
         nudge: Float[Array, "H1 B A"] | None = None,
+        *,
+        scale: Affine | None = None,
     ) -> Rollout:
-        """H steps under the policy, to whose actions `nudge` is added (`action_gradients`)."""
+        """H steps under the policy.
+
+        Args:
+            nudge: is added to the actions (`action_gradients`).
+            scale: how states are normalised, where the environment's rule terminates; None: a network does.
+        """
         cfg, shares = self.cfg, mixture_shares(self.cfg.lam, self.cfg.rollout)
         if nudge is None:
             nudge = jnp.zeros((cfg.rollout + 1, len(s), self.env.action_dim))
@@ -156,6 +257,8 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
             (s, alive), (nudge, share, key) = carry, given
             a = jnp.tanh(nets.actor(s, g)) + nudge
             after = nets.model.imagine(s, g, a, key, by_entry=cfg.release_members)
+            if scale is not None:
+                after = after._replace(mask=self.goes_on(after.next_obs, scale))
             goes_on = (alive > 0).astype(s.dtype)
             reward, mask = goes_on * after.reward, goes_on * after.mask
             next_s = scale_gradient(after.next_obs, share * cfg.discount * mask)
@@ -170,7 +273,13 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
         return Rollout(obs, action, q, reward, mask, alive, ret)
 
     def action_gradients(
-        self, nets: Nets, s: Float[Array, "B D"], g: Goal, key: Key[Array, ""]
+        self,
+        nets: Nets,
+        s: Float[Array, "B D"],
+        g: Goal,
+        key: Key[Array, ""],
+        *,
+        scale: Affine | None = None,
     ) -> tuple[Float[Array, "H1 B A"], Rollout]:
         """Gradient of each step's mixture with respect to the step's own action, and the rollout.
 
@@ -181,19 +290,22 @@ class LEQ(AbstractModelFree[LEQConfig, Nets]):
         """
 
         def total(nudge: Float[Array, "H1 B A"]) -> tuple[Float[Array, ""], Rollout]:
-            tau = self.imagine(nets, s, g, key, nudge)
+            tau = self.imagine(nets, s, g, key, nudge, scale=scale)
             return jnp.sum(tau.ret), tau
 
         # Made from the policy's output, zeros differ by seed; of others a gradient is summed over devices.
         still = jnp.zeros_like(nets.actor(s, g))
         return jax.grad(total, has_aux=True)(jnp.stack([still] * (self.cfg.rollout + 1)))
 
+    # 3. Act.
+
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key
         return jnp.tanh(state.nets.actor(obs, goal))
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
-        return model_drift(state.nets.model, window, self.cfg.rollout, key)
+        model = self.trusted(state.nets, state.target.record).model
+        return model_drift(model, window, self.cfg.rollout, key)
 
 
 def scale_gradient(x: Float[Array, "B D"], factor: Float[Array, " B"]) -> Float[Array, "B D"]:

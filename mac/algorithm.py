@@ -367,6 +367,14 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
         falling = linear_cooldown(lr, self.steps, self.cfg.cooldown)
         return (lambda count: falling(count + first)) if first else falling
 
+    def cosine_of(self, lr: Number, first: int = 0) -> Rate:
+        """Returns the learning rate `lr` that falls to 0 over the run as half a cosine wave.
+
+        Args:
+            first: as of `rate_of`.
+        """
+        return optax.cosine_decay_schedule(lr, max(self.steps - first, 1))
+
     def with_hparams(self, values: Mapping[str, Float[Array, ""]]) -> AbstractAlgorithm:
         if not values:
             return self

@@ -10,34 +10,32 @@ real part of each batch, and the penalty is that of the current models.
 """
 
 import abc
-import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, Key
 
-from mac.algorithm import TrainState, at_some_updates, by_network, polyak
+from mac.algorithm import TrainState
 from mac.data.sampler import sample
-from mac.errors import UserError
 from mac.model_based import (
+    AbstractModelBased,
     ModelBasedConfig,
+    ModelBasedNets,
+    ModelBasedTarget,
     WorldModel,
-    check_joint_reward,
+    affine,
     data_steps,
+    first_steps,
     model_drift,
-    predicted,
 )
-from mac.model_free import AbstractModelFree, Goal, Step, one_step
+from mac.model_free import Goal, Step, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
-from mac.ops.losses import Losses, entropy_loss, sac_loss, sum_losses
+from mac.ops.losses import entropy_loss, sac_loss, sum_losses
 from mac.ops.replay import ReplaySpec
-from mac.pretraining import ModelRecord, fresh_record, held_out, judge
 from mac.types import Batch, Metrics, SampleSpec, Window
 
 Cfg = TypeVar("Cfg", bound="MBPOConfig")
@@ -54,12 +52,6 @@ class MBPOConfig(ModelBasedConfig):
     """share of each batch that is real, in [0, 1]; the rest is imagined"""
     model_batch: int = 0
     """steps of the data that the models are trained on per update; 0 = the real part of the batch"""
-    rollout_starts: int = 50_000
-    """rollouts of H steps that are made at a time, each from a state of the data"""
-    rollout_every: int = 1000
-    """updates between these times, K"""
-    rollouts_kept: int = 5
-    """times, the newest, whose imagined steps are kept and drawn from"""
     combine: Combine = "min"
     """how targets aggregate the two target critics"""
     actor_combine: Combine = "mean"
@@ -68,22 +60,14 @@ class MBPOConfig(ModelBasedConfig):
     """the policy's target entropy is minus this times the number of an action's entries (SAC's own: 1)"""
     entropy_in_target: bool = False
     """whether targets of the critics have the policy's entropy in them"""
+    target_range: tuple[float, ...] = ()
+    """least and greatest target of the critics without goals, such as 0 inf; empty = any"""
+    temperature: float = 0.0
+    """SAC's temperature α, the entropy's weight; 0 = learned"""
+    temperature_limit: float = 0.0
+    """most that a learned temperature counts; 0 = no limit"""
     penalty_at: Literal["update", "rollout"] = "update"
     """whether the penalty is that of the current models, or of those at the rollout"""
-    termination: Literal["learned", "rule"] = "learned"
-    """whether a network says if an imagined step terminates, or the environment's rule (gym)"""
-    model_lr: float = 0.0
-    """learning rate of the models; 0 = as --hp.lr"""
-    actor_lr: float = 0.0
-    """learning rate of the policy and of its temperature; 0 = as --hp.lr"""
-    pretrain: int = 0
-    """updates at the start in which only the models are trained; then they rest. 0: along with the policy"""
-    holdout: float = 0.02
-    """share of the data's steps on which models are judged while they are trained alone, in (0, 1)"""
-    patience: int = 5
-    """times 1,000 updates without a better model after which they stop learning"""
-    elites: int = 0
-    """models with the least error on held-out steps that the policy learns from; 0 = all"""
     release_initial_buffer: bool = False
     """a known bug of the authors' code: update 0 fills the whole ring with rollouts of untrained models,
     whose states it normalises twice"""
@@ -91,19 +75,18 @@ class MBPOConfig(ModelBasedConfig):
     STATIC: ClassVar[tuple[str, ...]] = (
         *ModelBasedConfig.STATIC,
         "real_fraction",
-        "model_lr",
-        "actor_lr",
-        "holdout",
+        "temperature",
+        "temperature_limit",
     )
 
     def __check_init__(self):
-        self._require_at_least_0("penalty", "model_batch")
+        self._require_at_least_0("penalty", "model_batch", "temperature", "temperature_limit")
         self._require("real_fraction", 0 <= self.real_fraction <= 1, "must be in [0, 1]")
-        self._require_at_least_0("model_lr", "actor_lr", "pretrain")
-        self._require("holdout", 0 < self.holdout < 1, "must be in (0, 1)")
-        self._require("elites", 0 <= self.elites <= self.members, f"must be at most {self.members}")
-        self._require("elites", not self.elites or self.pretrain > 0, "needs --hp.pretrain")
-        self._require_positive("patience", "rollout_starts", "rollout_every", "rollouts_kept")
+        low, high = self.target_range if len(self.target_range) == 2 else (0.0, 1.0)
+        ordered = low < high and len(self.target_range) in (0, 2)
+        self._require("target_range", ordered, "give two numbers, the lesser one first")
+        limited = self.temperature and self.temperature_limit
+        self._require("temperature_limit", not limited, "is of a learned temperature; leave one of them out")
         empty = self.real_rows == 0 and self.model_batch == 0
         self._require("real_fraction", not empty, "leaves no real step for the models; give --hp.model-batch")
 
@@ -113,7 +96,7 @@ class MBPOConfig(ModelBasedConfig):
         return int(self.batch * self.real_fraction)
 
 
-class MBPONets(eqx.Module):
+class MBPONets(ModelBasedNets):
     """Models, critics, the policy, and the logarithm of SAC's temperature α, the entropy's weight."""
 
     model: WorldModel
@@ -122,21 +105,10 @@ class MBPONets(eqx.Module):
     log_weight: Float[Array, ""]
 
 
-class MBPOTarget(NamedTuple):
-    """Target critics, and the best weights of models that are trained beforehand, else None."""
-
-    q: Critics
-    record: ModelRecord | None
-
-
-class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
+class AbstractMBPO(AbstractModelBased[Cfg, MBPONets]):
     """Soft actor-critic on real and imagined steps, less a penalty."""
 
-    def __check_init__(self):
-        check_joint_reward(self.cfg, self.env)
-        if self.cfg.termination == "rule" and self.env.terminal is None:
-            name = self.env.name
-            raise UserError(f"--hp.termination=rule: {name} has no rule that observations tell; take learned")
+    ACTOR = ("actor", "log_weight")
 
     @abc.abstractmethod
     def uncertainty(
@@ -158,61 +130,19 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
             log_weight=jnp.zeros(()),
         )
 
-    def target_nets(self, nets: MBPONets) -> MBPOTarget:
-        return MBPOTarget(nets.q, fresh_record(nets.model.dynamics) if self.cfg.pretrain else None)
+    def critics(self, nets: MBPONets) -> Critics:
+        return nets.q
 
-    def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> MBPOTarget:
-        q, cfg = polyak(target.q, online.q, self.cfg.tau_ema), self.cfg
-        if target.record is None:
-            return MBPOTarget(q, None)
-        data = self.model_steps(one_step(batch))
+    @property
+    def model_rows(self) -> int:
+        return self.cfg.model_batch or self.cfg.real_rows
 
-        def judged() -> ModelRecord:
-            record = judge(
-                target.record, online.record.best, data.obs, data.action,
-                predicted(data, cfg.joint_reward), step, share=cfg.holdout, patience=cfg.patience,
-            )  # fmt: skip
-            return dataclasses.replace(record, learning=record.learning & (step + 1 < cfg.pretrain))
-
-        # Once the models rest, looking at them would cost every update a pass through all of them.
-        return MBPOTarget(q, jax.lax.cond(step < cfg.pretrain, judged, lambda: target.record))
-
-    def optimiser(self) -> optax.GradientTransformation:
-        cfg, first = self.cfg, self.cfg.pretrain
-        if not (first or cfg.model_lr or cfg.actor_lr):
-            return optax.adam(self.rate)
-        model: Any = optax.adam(self.rate_of(cfg.model_lr or cfg.lr))
-        actor: Any = optax.adam(self.rate_of(cfg.actor_lr or cfg.lr, first))
-        other: Any = optax.adam(self.rate_of(cfg.lr, first))
-        if first:
-            model = at_some_updates(model, lambda step: step < first, coast=False)
-            actor, other = (
-                at_some_updates(each, lambda step: step >= first, coast=False) for each in (actor, other)
-            )
-        return by_network({"model": model, "actor": actor, "log_weight": actor}, other)
-
-    def model_steps(self, data: Step) -> Step:
-        """Returns the steps of a batch of data that the models are trained on."""
-        return _first(data, self.cfg.model_batch or self.cfg.real_rows)
-
-    def trusted(self, nets: MBPONets, target: MBPOTarget) -> MBPONets:
-        """Returns networks with the models to imagine with: the elites, if they are trained beforehand."""
-        if target.record is None:
-            return nets
-        dynamics = target.record.elites(self.cfg.elites)
-        return eqx.tree_at(lambda nets: nets.model.dynamics, nets, dynamics)
-
-    def model_losses(self, nets: MBPONets, record: ModelRecord | None, data: Step) -> Losses:
-        """Returns the losses of the models, 0 for those that rest."""
-        if record is None:
-            return nets.model.losses(data)
-        counts = 1 - held_out(data.obs, self.cfg.holdout).astype(data.obs.dtype)
-
-        def resting() -> Losses:
-            zero = 0 * sg(nets.log_weight)  # of a seed's own, as the other branch's results are
-            return dict.fromkeys(jax.eval_shape(nets.model.losses, data, counts), zero)
-
-        return jax.lax.cond(record.learning, lambda: nets.model.losses(data, counts), resting)
+    def temperature(self, nets: MBPONets) -> Float[Array, ""]:
+        """SAC's temperature α, the weight of the policy's entropy."""
+        if self.cfg.temperature:
+            return jnp.full_like(nets.log_weight, self.cfg.temperature)
+        weight = jnp.exp(nets.log_weight)
+        return jnp.minimum(weight, self.cfg.temperature_limit) if self.cfg.temperature_limit else weight
 
     # 1. Imagine.
 
@@ -238,7 +168,7 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
         """Steps of rollouts under the policy, which stop, where data record it, after a termination."""
         k_start, k_steps = jr.split(key)
         spec = self.sample._replace(batch=self.cfg.rollout_starts)
-        batch, nets = sample(window, spec, k_start), self.trusted(state.nets, state.target)
+        batch, nets = sample(window, spec, k_start), self.trusted(state.nets, state.target.record)
         g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
 
         def one(s: Array, key: Key[Array, ""]) -> tuple[Array, Step]:
@@ -246,7 +176,7 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
             a = nets.actor(s, g).at(jr.normal(k_action, (len(s), self.env.action_dim)))
             after = nets.model.imagine(s, g, a, k_model)
             if self.cfg.termination == "rule":
-                after = after._replace(mask=1 - self._terminal(after.next_obs, window))
+                after = after._replace(mask=self.goes_on(after.next_obs, affine(window)))
             made = Step(s, a, after.reward, after.mask, after.next_obs, g, g_actor)
             if self.cfg.penalty_at == "rollout":
                 penalty = self.cfg.penalty * self.uncertainty(nets, state.target.q, made, k_penalty)
@@ -264,33 +194,29 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
         order = jnp.argsort(ended.reshape(-1), stable=True)
         return jax.tree.map(lambda x: x[order], rows), jnp.sum(~ended, dtype=jnp.int32)
 
-    def _terminal(self, obs: Float[Array, "B D"], window: Window) -> Float[Array, " B"]:
-        """1 in states that the environment's rule calls terminal, else 0."""
-        assert self.env.terminal is not None
-        center, width = _affine(window, obs, "termination=rule")
-        return self.env.terminal(obs * width + center).astype(obs.dtype)
-
     def _normalised_again(self, rows: Step, window: Window, step: Int[Array, ""]) -> dict[str, Array]:
         """States that are normalised a second time at update 0."""
 
+        center, width = affine(window)
+
         def again(x: Array) -> Array:
-            center, width = _affine(window, x, "release_initial_buffer")
-            return jnp.where(step == 0, (x - center) / width, x)
+            twice = (x - jnp.broadcast_to(center, x.shape)) / jnp.broadcast_to(width, x.shape)
+            return jnp.where(step == 0, twice, x)
 
         return {"obs": again(rows.obs), "next_obs": again(rows.next_obs)}
 
     # 2. Learn.
 
     def loss(
-        self, nets: MBPONets, target: MBPOTarget, batch: Batch, key: Key[Array, ""]
+        self, nets: MBPONets, target: ModelBasedTarget, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_penalty, k_next, k_now = jr.split(key, 3)
         cfg, data = self.cfg, one_step(batch)
         with jax.named_scope("model"):
-            losses = self.model_losses(nets, target.record, self.model_steps(data))
-        trusted = self.trusted(sg(nets), target)
+            losses = self.model_losses(nets, target.record, data)
+        trusted = self.trusted(sg(nets), target.record)
         step, penalty = self.mixed(trusted, target.q, data, batch.imagined, k_penalty)
-        shape, weight = step.action.shape, jnp.exp(nets.log_weight)
+        shape, weight = step.action.shape, self.temperature(nets)
         with jax.named_scope("critic"):
             policy = nets.actor(step.next_obs, step.goal)
             next_action, next_log_prob = policy.sample(jr.normal(k_next, shape))
@@ -300,13 +226,17 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
             backup = step.reward + cfg.discount * step.mask * next_q
             if step.goal is not None:  # -1 per step until the goal
                 backup = jnp.clip(backup, -1 / (1 - cfg.discount), 0)
+            elif cfg.target_range:
+                backup = jnp.clip(backup, *cfg.target_range)
             q = q_values(nets.q, step.obs, step.goal, step.action)
             losses["critic/loss"] = critic_loss(q, backup)
         with jax.named_scope("policy"):
             action, log_prob = nets.actor(step.obs, step.actor_goal).sample(jr.normal(k_now, shape))
             actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), cfg.actor_combine)
             losses["policy/sac_loss"] = sac_loss(weight, log_prob, actor_q)
-            losses["policy/entropy_loss"] = entropy_loss(weight, log_prob, -cfg.entropy * shape[-1])
+            if not cfg.temperature:  # learned, also where it counts less than it is
+                learned, wanted = jnp.exp(nets.log_weight), -cfg.entropy * shape[-1]
+                losses["policy/entropy_loss"] = entropy_loss(learned, log_prob, wanted)
         logged = {"critic__q_mean": q, "policy__weight": weight, "policy__entropy": -log_prob}
         if self.replay is not None:
             logged["imagined__reward"] = step.reward[cfg.real_rows :]
@@ -321,7 +251,7 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
 
         The penalty is None where there are no imagined steps, or where their rewards contain it already.
         """
-        cfg, real = self.cfg, _first(data, self.cfg.real_rows)
+        cfg, real = self.cfg, first_steps(data, self.cfg.real_rows)
         if self.replay is None:
             return real, None
         if imagined is None:
@@ -340,19 +270,6 @@ class AbstractMBPO(AbstractModelFree[Cfg, MBPONets]):
 
     def diagnose(self, state: TrainState, window: Window, key: Key[Array, ""]) -> Metrics:
         share = jnp.asarray(1 - self.cfg.real_rows / self.cfg.batch)
-        model = self.trusted(state.nets, state.target).model
+        model = self.trusted(state.nets, state.target.record).model
         found = model_drift(model, window, self.cfg.rollout, key)
         return found | {"diagnostics/imagined_share": share}
-
-
-def _affine(window: Window, like: Array, needed_by: str) -> tuple[Array, Array]:
-    """Center and width by which states of the data are normalised, as wide as `like`."""
-    column = window.obs
-    if column.stored.dtype != jnp.float32:
-        raise TypeError(f"{needed_by} needs data that are stored as float32")
-    return jnp.broadcast_to(column.center, like.shape), jnp.broadcast_to(column.width, like.shape)
-
-
-def _first(step: Step, count: int) -> Step:
-    """The first steps of several."""
-    return jax.tree.map(lambda x: x[:count], step)

@@ -1,27 +1,37 @@
-"""Shared parts of methods that imagine single steps: a stochastic model of the world, and its settings.
+"""Shared parts of methods that imagine single steps: a stochastic model of the world, and how it is trained.
 
 The model has an ensemble of dynamics, and networks of what a step brings. With goals that is whether the goal
 is reached, and the reward is 0 there, else -1. For single tasks it is the reward, and whether the step
-terminates. All are trained on the data's steps, along with the policy unless the method says otherwise.
+terminates. All are trained on the data's steps: along with the policy, or before it (`mac.pretraining`).
 """
 
-from typing import ClassVar, NamedTuple
+import abc
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Key
+import optax
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float, Int, Key
 
+from mac.algorithm import at_some_updates, by_network, polyak
 from mac.config import CommonConfig
 from mac.data.chunk_sequences import sample_sequences
 from mac.errors import UserError
 from mac.mac_diagnostics import STATES, drift, horizons, no_change_error
-from mac.model_free import Goal, ModelFreeConfig, Step
+from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
+from mac.nn.critics import Critics
 from mac.nn.dynamics_ensemble import DynamicsEnsemble, LogStd
 from mac.nn.mlp import MLP, Activation, Style, scalar, value_net
 from mac.ops.losses import Losses, cross_entropy, mse
-from mac.types import EnvSpec, Metrics, SampleSpec, Window
+from mac.pretraining import ModelRecord, fresh_record, held_out, judge
+from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
+
+Cfg = TypeVar("Cfg", bound="ModelBasedConfig")
+Nets = TypeVar("Nets", bound="ModelBasedNets")
 
 
 class ModelBasedConfig(ModelFreeConfig):
@@ -48,11 +58,54 @@ class ModelBasedConfig(ModelFreeConfig):
     maximum likelihood, 1 squared errors (Seitzer et al. 2022, β-NLL)"""
     joint_reward: bool = False
     """the dynamics ensemble also predicts the reward (single tasks)"""
+    model_decay: tuple[float, ...] = ()
+    """decay of the weights of each layer of the dynamics, as a share of squared errors; empty = none"""
+    termination: Literal["learned", "rule"] = "learned"
+    """whether a network says if an imagined step terminates, or the environment's rule (gym)"""
+    model_lr: float = 0.0
+    """learning rate of the models; 0 = as --hp.lr"""
+    actor_lr: float = 0.0
+    """learning rate of the policy, and of its temperature if it has one; 0 = as --hp.lr"""
+    actor_cosine: bool = False
+    """whether the policy's learning rate falls to 0 over the run, as half a cosine wave"""
+    pretrain: int = 0
+    """updates at the start in which only the models are trained; then they rest. 0: along with the policy"""
+    holdout: float = 0.02
+    """share of the data's steps on which models are judged while they are trained alone, in (0, 1)"""
+    patience: int = 5
+    """times 1,000 updates without a better model after which they stop learning"""
+    elites: int = 0
+    """models with the least error on held-out steps that the policy learns from; 0 = all"""
+    rollout_starts: int = 50_000
+    """rollouts that are made at a time and kept, each from a state of the data"""
+    rollout_every: int = 1000
+    """updates between these times, K"""
+    rollouts_kept: int = 5
+    """times, the newest, whose imagined steps are kept and drawn from"""
 
-    STATIC: ClassVar[tuple[str, ...]] = (*CommonConfig.STATIC, "model_beta")
+    STATIC: ClassVar[tuple[str, ...]] = (
+        *CommonConfig.STATIC,
+        "model_beta",
+        "model_lr",
+        "actor_lr",
+        "holdout",
+    )
+    NEED_STEPS: ClassVar[tuple[str, ...]] = (*CommonConfig.NEED_STEPS, "actor_cosine")
 
     def __check_init__(self):
-        self._require_positive("rollout", "members")
+        self._require_positive("rollout", "members", "patience")
+        self._require_positive("rollout_starts", "rollout_every", "rollouts_kept")
+        self._require_at_least_0("model_lr", "actor_lr", "pretrain")
+        self._require("holdout", 0 < self.holdout < 1, "must be in (0, 1)")
+        self._require("elites", 0 <= self.elites <= self.members, f"must be at most {self.members}")
+        self._require("elites", not self.elites or self.pretrain > 0, "needs --hp.pretrain")
+        twice = self.actor_cosine and self.cooldown
+        self._require("actor_cosine", not twice, "learning rates fall already; leave out --hp.cooldown")
+        layers = len(self.model_hidden or self.hidden) + 1
+        decays = not self.model_decay or len(self.model_decay) == layers
+        self._require("model_decay", decays, f"give {layers} numbers, one for each layer of the models")
+        each = all(0 <= decay < float("inf") for decay in self.model_decay)
+        self._require("model_decay", each, "each must be at least 0 and finite")
         self._require("model_beta", 0 <= self.model_beta <= 1, "must be in [0, 1]")
         self._require("model_hidden", min(self.model_hidden, default=1) >= 1, "each width must be at least 1")
 
@@ -60,12 +113,6 @@ class ModelBasedConfig(ModelFreeConfig):
     def model_style(self) -> Style:
         """Of the hidden layers of the models."""
         return Style(self.model_activation, self.model_norm)
-
-
-def check_joint_reward(cfg: ModelBasedConfig, env: EnvSpec) -> None:
-    """Raises UserError where dynamics are to predict rewards that there are not."""
-    if cfg.joint_reward and env.goal_dim is not None:
-        raise UserError(f"--hp.joint-reward: {env.name} has goals instead of rewards; leave it out")
 
 
 def data_steps(steps: SampleSpec, env: EnvSpec) -> SampleSpec:
@@ -98,6 +145,7 @@ class WorldModel(eqx.Module):
     termination: MLP | None  # s, a -> logit of termination
     soft: bool = eqx.field(static=True)
     beta: float = eqx.field(static=True)
+    decay: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, cfg: ModelBasedConfig, env: EnvSpec, key: Key[Array, ""]):
         k_dynamics, k_outcome, k_end = jr.split(key, 3)
@@ -107,7 +155,7 @@ class WorldModel(eqx.Module):
             obs, action, hidden, cfg.members,
             key=k_dynamics, reward=cfg.joint_reward, log_std=cfg.model_std, style=style,
         )  # fmt: skip
-        self.soft, self.beta = env.recorded, cfg.model_beta
+        self.soft, self.beta, self.decay = env.recorded, cfg.model_beta, cfg.model_decay
         self.reward = self.success = self.termination = None
         if goal is not None:
             self.success = value_net((obs, goal, action), hidden, key=k_outcome, style=style)
@@ -125,6 +173,8 @@ class WorldModel(eqx.Module):
         joint = self.success is None and self.reward is None
         loss = self.dynamics.loss(step.obs, step.action, predicted(step, joint), counts, beta=self.beta)
         losses = {"model/dynamics_loss": loss}
+        if self.decay:
+            losses["model/decay_loss"] = self.dynamics.decay_loss(self.decay)
         if self.success is not None:
             logit = scalar(self.success, step.obs, step.goal, step.action)
             losses["model/success_loss"] = cross_entropy(logit, 1 - step.mask)
@@ -184,3 +234,136 @@ def model_drift(model: WorldModel, window: Window, steps: int, key: Key[Array, "
     curves = {"drift": jnp.where(long_enough, drift(mean, real), jnp.nan)}
     curves["motion"] = jnp.where(long_enough, no_change_error(real), jnp.nan)
     return {f"diagnostics/{name}_{k}": x[k - 1] for name, x in curves.items() for k in horizons(steps)}
+
+
+class Affine(NamedTuple):
+    """Numbers by which states of the data are normalised: `(obs - center) / width`."""
+
+    center: Float[Array, " D"]
+    width: Float[Array, " D"]
+
+
+def affine(window: Window) -> Affine:
+    """The numbers by which a window's states are normalised.
+
+    Raises:
+        TypeError: they are stored otherwise than as float32.
+    """
+    column = window.obs
+    if column.stored.dtype != jnp.float32:
+        raise TypeError("states in the environment's units need data that are stored as float32")
+    shape = column.stored.shape[-1:]
+    return Affine(jnp.broadcast_to(column.center, shape), jnp.broadcast_to(column.width, shape))
+
+
+class ModelBasedNets(eqx.Module):
+    """Networks of a method that imagines: the model, and those of its own."""
+
+    model: eqx.AbstractVar[WorldModel]
+
+
+class ModelBasedTarget(NamedTuple):
+    """Target critics; what models that are trained beforehand have shown so far, else None."""
+
+    q: Critics
+    record: ModelRecord | None
+
+
+class AbstractModelBased(AbstractModelFree[Cfg, Nets]):
+    """A method whose policy learns from steps that a model imagines.
+
+    The models learn along with the policy, or alone in the first updates and then rest (`cfg.pretrain`).
+    """
+
+    ACTOR: ClassVar[tuple[str, ...]] = ("actor",)
+    """Networks that have the policy's learning rate."""
+
+    def __check_init__(self):
+        if self.cfg.joint_reward and self.env.goal_dim is not None:
+            raise UserError(f"--hp.joint-reward: {self.env.name} has goals instead of rewards; leave it out")
+        if self.cfg.termination == "rule" and self.env.terminal is None:
+            name = self.env.name
+            raise UserError(f"--hp.termination=rule: {name} has no rule that observations tell; take learned")
+
+    @abc.abstractmethod
+    def critics(self, nets: Nets) -> Critics:
+        """Returns the critics among the networks, which have target networks."""
+
+    @property
+    def model_rows(self) -> int:
+        """Hook: steps of a batch that the models are trained on; by default all."""
+        return self.cfg.batch
+
+    # The models.
+
+    def model_losses(self, nets: Nets, record: ModelRecord | None, data: Step) -> Losses:
+        """Returns the losses of the models on a batch of data, 0 for those that rest."""
+        data = first_steps(data, self.model_rows)
+        if record is None:
+            return nets.model.losses(data)
+        counts = 1 - held_out(data.obs, self.cfg.holdout).astype(data.obs.dtype)
+
+        def resting() -> Losses:
+            zero = 0 * sg(jax.tree.leaves(nets)[0].ravel()[0])  # of a seed's own, as the other branch's
+            return {name: zero for name in jax.eval_shape(nets.model.losses, data, counts)}
+
+        return jax.lax.cond(record.learning, lambda: nets.model.losses(data, counts), resting)
+
+    def trusted(self, nets: Nets, record: ModelRecord | None) -> Nets:
+        """Returns networks with the models to imagine with: the elites, if they are trained beforehand."""
+        if record is None:
+            return nets
+        dynamics = record.elites(self.cfg.elites)
+        return eqx.tree_at(lambda nets: nets.model.dynamics, nets, dynamics)
+
+    def goes_on(self, next_obs: Float[Array, "B D"], scale: Affine) -> Float[Array, " B"]:
+        """0 in states that the environment's rule calls terminal, else 1."""
+        assert self.env.terminal is not None
+        center, width = (jnp.broadcast_to(x, next_obs.shape) for x in scale)
+        return 1 - self.env.terminal(next_obs * width + center).astype(next_obs.dtype)
+
+    # Training.
+
+    def target_nets(self, nets: Nets) -> Any:
+        """Hook: a `ModelBasedTarget`, or a named tuple with its fields and more."""
+        return ModelBasedTarget(self.critics(nets), self.fresh_record(nets))
+
+    def fresh_record(self, nets: Nets) -> ModelRecord | None:
+        """Returns the record of models that have learned nothing yet, if they are trained beforehand."""
+        return fresh_record(nets.model.dynamics) if self.cfg.pretrain else None
+
+    def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> Any:
+        cfg, target = self.cfg, target._replace(q=polyak(target.q, online.q, self.cfg.tau_ema))
+        if target.record is None:
+            return target
+        data = first_steps(one_step(batch), self.model_rows)
+
+        def judged() -> ModelRecord:
+            record = judge(
+                target.record, online.record.best, data.obs, data.action,
+                predicted(data, cfg.joint_reward), step, share=cfg.holdout, patience=cfg.patience,
+            )  # fmt: skip
+            return dataclasses.replace(record, learning=record.learning & (step + 1 < cfg.pretrain))
+
+        # Once the models rest, looking at them would cost every update a pass through all of them.
+        return target._replace(record=jax.lax.cond(step < cfg.pretrain, judged, lambda: target.record))
+
+    def optimiser(self) -> optax.GradientTransformation:
+        cfg, first = self.cfg, self.cfg.pretrain
+        if not (first or cfg.model_lr or cfg.actor_lr or cfg.actor_cosine):
+            return optax.adam(self.rate)
+        model: Any = optax.adam(self.rate_of(cfg.model_lr or cfg.lr))
+        actor_rate = self.cosine_of if cfg.actor_cosine else self.rate_of
+        actor: Any = optax.adam(actor_rate(cfg.actor_lr or cfg.lr, first))
+        other: Any = optax.adam(self.rate_of(cfg.lr, first))
+        if first:
+            model = at_some_updates(model, lambda step: step < first, coast=False)
+            actor, other = (
+                at_some_updates(each, lambda step: step >= first, coast=False) for each in (actor, other)
+            )
+        return by_network({"model": model} | {name: actor for name in self.ACTOR}, other)
+
+
+def first_steps(step: Step, count: int) -> Step:
+    """The first steps of several."""
+    return jax.tree.map(lambda x: x[:count], step)

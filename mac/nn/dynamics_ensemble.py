@@ -166,3 +166,14 @@ class DynamicsEnsemble(eqx.Module):
         if self.bounds is not None:
             loss = loss + 0.01 * jnp.sum(self.bounds[1] - self.bounds[0])
         return loss
+
+    def decay_loss(self, decay: Sequence[float]) -> Float[Array, ""]:
+        """Half the squared weights of each layer times its `decay`, a mean over members to add to `loss`.
+
+        It is multiplied by half the number of entries, since published decays go with twice the likelihood's
+        mean over entries. Source: Chua et al. 2018 (PETS); Sun (2023, OfflineRL-Kit).
+        """
+        layers = zip(decay, self.members.dense, strict=True)
+        squares = [0.5 * rate * jnp.sum(jnp.square(dense.weight)) for rate, dense in layers]
+        members, _, outputs = self.members.dense[-1].weight.shape
+        return 0.5 * (outputs // 2) / members * sum(squares, jnp.zeros(()))

@@ -72,9 +72,10 @@ class FusedMLP(eqx.Module):
 
 
 def can_fuse(mlp: MLP) -> bool:
-    """True if the kernel takes a network of these widths; members of an ensemble are not one network."""
+    """True if the kernel takes a network of this style and widths; an ensemble is not one network."""
     widths = [dense.bias.shape[-1] for dense in mlp.dense]
-    return mlp.dense[0].weight.ndim == 2 and len(widths) > 1 and max(map(_padded, widths)) <= FUSED_WIDTH
+    plain = mlp.dense[0].weight.ndim == 2 and not (mlp.style.norm_first or mlp.style.symlog)
+    return plain and len(widths) > 1 and max(map(_padded, widths)) <= FUSED_WIDTH
 
 
 def fuse(

@@ -91,21 +91,38 @@ ACTIVATIONS = {
 
 
 class Style(NamedTuple):
-    """Activation, and maybe LayerNorm, after the Dense of a hidden layer."""
+    """What a network does beside its matmuls.
+
+    Attributes:
+        activation: follows the Dense of each hidden layer.
+        layer_norm: whether each hidden layer has a LayerNorm.
+        norm_first: whether it stands before the activation instead of after.
+        symlog: whether the network reads `symlog` of its inputs.
+    """
 
     activation: Activation = "gelu"
     layer_norm: bool = True
+    norm_first: bool = False
+    symlog: bool = False
 
     def norm(self, width: int) -> Norm:
         """A fresh LayerNorm, if the style has one."""
         return (jnp.ones(width), jnp.zeros(width)) if self.layer_norm else None
 
     def __call__(self, x: Float[Array, "*B W"], norm: Norm) -> Float[Array, "*B W"]:
-        x = ACTIVATIONS[self.activation](x)
+        activation = ACTIVATIONS[self.activation]
+        if norm is not None and self.norm_first:
+            return activation(layer_norm(x, *norm))
+        x = activation(x)
         return x if norm is None else layer_norm(x, *norm)
 
 
 STANDARD = Style()
+
+
+def symlog(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`sign(x) log(1 + |x|)`, which squeezes large numbers. Source: Webber 2012; Hafner et al. 2023."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
 def _add_shares(first: Dense, inputs: Sequence[Float[Array, "..."]]) -> Float[Array, "*B W"]:
@@ -144,7 +161,7 @@ def check_widths(inputs: Sequence[Float[Array, "..."] | None], in_sizes: tuple[i
 
 
 class MLP(eqx.Module):
-    """Hidden layers of Dense, tanh-GELU and LayerNorm (in this order), and a plain Dense output.
+    """Hidden layers of Dense, tanh-GELU and LayerNorm (in this order, `Style`), and a plain Dense output.
 
     The network reads the concatenation of its inputs, whose leading axes broadcast:
     `mlp(obs[B, D], action[N, B, A])`. An input that a setting does not have, such as a goal, is None: in
@@ -192,7 +209,7 @@ class MLP(eqx.Module):
         """
         check_widths(inputs, self.in_sizes)
         first, *rest = self.dense
-        given = [x for x in inputs if x is not None]
+        given = [symlog(x) if self.style.symlog else x for x in inputs if x is not None]
         x = (_add_shares if target_platform() == "cpu" else _concatenate)(first, given)
         # XLA's CPU matmuls, and above all their gradients, are faster with a single leading axis.
         leading, x = x.shape[:-1], _one_leading_axis(x)

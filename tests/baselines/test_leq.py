@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from itertools import pairwise
 from typing import Any
 
 import equinox as eqx
@@ -13,14 +14,16 @@ import pytest
 
 from baselines.leq import LEQ, LEQConfig
 from mac.errors import UserError
+from mac.model_free import one_step
 from mac.ops.returns import lambda_mixture, mixture_shares
 from mac.types import Batch
 from tests.helpers.algorithm_cases import SIZES, make, make_case
-from tests.helpers.numpy_ablations import MODES
-from tests.helpers.numpy_leq import act, draws, mixture, rollout, slopes
+from tests.helpers.numpy_ablations import MODES, normal
+from tests.helpers.numpy_baselines import net
+from tests.helpers.numpy_leq import act, dealt, densities, draws, mixture, rollout, slopes
 from tests.helpers.numpy_mac import double, perturb
 from tests.helpers.pytest_params import slow_except
-from tests.helpers.toy_env import FALL_SPEC
+from tests.helpers.toy_env import FALL_SPEC, falling_window, window
 
 MODES_TOO = {**MODES, "terminations": FALL_SPEC}
 
@@ -176,7 +179,7 @@ def test_nothing_is_earned_after_an_imagined_goal():
 def test_critic_learns_on_goals_of_values_and_policy_on_its_own():
     """The other kind of goal changes neither loss."""
     algo: Any = make("leq", "goals")
-    nets, target = perturb(algo.nets(jr.key(0)), 1), perturb(algo.nets(jr.key(4)).q, 2)
+    nets, target = perturb(algo.nets(jr.key(0)), 1), perturb(algo.target_nets(algo.nets(jr.key(4))), 2)
     batch: Batch = make_case("leq", "goals").batch
     assert batch.goals is not None
     loss = jax.jit(
@@ -189,6 +192,84 @@ def test_critic_learns_on_goals_of_values_and_policy_on_its_own():
         policy = name.startswith("policy/")
         assert (value == other_actor[name]) == (not policy), name
         assert (value == other_value[name]) == (policy or name == "model/dynamics_loss"), name
+
+
+def expanding(mode: str, **changes: Any) -> Any:
+    return make("leq", mode, expansion=3, rollout_starts=5, rollout_every=2, rollouts_kept=2, **changes)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_expansion_visits_what_numpy_does(mode: str):
+    """The policy with noise, one model step after the other from states of the data; goals stay."""
+    algo, data, key = expanding(mode), window(1), jr.key(3)
+    state = jax.jit(algo.init)(jr.key(0)).without_memory()
+    state = dataclasses.replace(state, nets=perturb(state.nets, 1))
+    rows, count = jax.jit(algo.rollout)(state, data, jnp.asarray(1), key)
+    assert int(count) == 15 == algo.replay.rows and algo.replay.batch == 8
+    nets, x = double(state.nets), [np.asarray(s, np.float64) for s in np.split(np.asarray(rows.obs), 3)]
+    goals = [None if g is None else np.split(np.asarray(g, np.float64), 3) for g in rows[1:]]
+    assert all((goal is None) == (mode == "reward") for goal in goals)
+    real = np.asarray(data.obs[np.arange(len(data.obs))])
+    assert all((real == start).all(axis=1).any() for start in x[0].astype(np.float32))
+    with jax.numpy_rank_promotion("allow"):
+        for i, k in enumerate(jr.split(jr.split(key)[1], 3)[:2]):
+            k_action, k_model = jr.split(k)
+            g = None if goals[0] is None else goals[0][i]
+            a = np.tanh(net(nets.actor, x[i], g) + normal(k_action, (5, 2)))
+            mean, log_std = densities(nets.model.dynamics, x[i], a)
+            k_member, k_noise = jr.split(k_model)
+            member, noise = dealt(k_member, 5, algo.cfg.members), normal(k_noise, (5, 2))
+            after = [mean[e, row] + np.exp(log_std[e, row]) * noise[row] for row, e in enumerate(member)]
+            np.testing.assert_allclose(x[i + 1], after, rtol=1e-3, atol=1e-3)
+            assert all(goal is None or np.array_equal(goal[0], goal[i + 1]) for goal in goals)
+
+
+def test_without_expansion_there_is_no_memory():
+    assert make("leq", "reward").replay is None
+    with pytest.raises(TypeError, match="needs a batch with imagined states"):
+        expanding("reward").starts(one_step(make_case("leq", "reward").batch), None)
+
+
+def test_imagined_steps_terminate_by_the_rule_in_the_datas_units():
+    def beyond(obs: jax.Array) -> jax.Array:
+        return obs[..., 0] > 0.5
+
+    cfg = dataclasses.replace(make("leq", "reward").cfg, termination="rule")  # pyright: ignore
+    algo = LEQ(cfg, FALL_SPEC._replace(terminal=beyond))
+    data = falling_window(1)
+    data = eqx.tree_at(lambda w: (w.obs.center, w.obs.width), data, (jnp.full(2, 0.25), jnp.full(2, 2.0)))
+    state = jax.jit(lambda key: algo.prepare(algo.init(key), data))(jr.key(0))
+    nets, s = perturb(state.nets, 1), jr.normal(jr.key(2), (64, 2))
+    imagine = jax.jit(lambda scale: algo.imagine(nets, s, None, jr.key(1), scale=scale))
+    tau = imagine(state.target.scale)
+    lives = np.cumprod(1.0 - beyond(np.asarray(tau.obs[1:]) * 2.0 + 0.25), axis=0)
+    assert 0 < lives[0].mean() < 1
+    np.testing.assert_array_equal(tau.alive[1:], lives[:-1])
+    np.testing.assert_array_equal(tau.mask, lives)
+    with pytest.raises(UserError, match="has no rule that observations tell"):
+        make("leq", "reward", termination="rule")
+
+
+def test_models_are_trained_beforehand_and_rest_then():
+    """Their best weights imagine; the policy's rate then falls to 0 at the run's end."""
+    sizes = {"pretrain": 2, "elites": 2, "actor_cosine": True, "actor_lr": 1e-2, "model_lr": 1e-2}
+    algo: Any = make("leq", "reward", 4, **sizes)
+    batch = make_case("leq", "reward").batch
+    states = [jax.jit(algo.init)(jr.key(0))]
+    for step in range(4):
+        states.append(jax.jit(algo.update)(states[-1], batch, jnp.asarray(step), jr.key(step))[0])
+
+    def moved(name: str) -> list[float]:
+        nets = [jax.tree.leaves(getattr(state.nets, name)) for state in states]
+        return [
+            max(float(jnp.abs(x - y).max()) for x, y in zip(*pair, strict=True)) for pair in pairwise(nets)
+        ]
+
+    model, q, actor = (moved(name) for name in ("model", "q", "actor"))
+    assert min(model[:2]) > 0 and not any(model[2:])
+    assert not any(q[:2]) and min(q[2:]) > 0
+    assert not any(actor[:2]) and actor[2] == pytest.approx(1e-2, rel=1e-3)
+    assert 0 < actor[3] < 0.6 * actor[2]  # half a cosine wave of two updates: 1, 1/2
 
 
 def test_rewards_of_the_dynamics_ensemble_train_too():

@@ -50,12 +50,25 @@ OPTIONS |= {
     "fmpc as released": ("fmpc", "reward", {"policy_chunk": 1, "release_return_to_go": True}),
     "leq with goals": ("leq", "goals", {"expectile": 0.1, "lam": 1.0}),
     "leq as released": ("leq", "reward", {"release_critic": True, "release_members": True}),
+    "leq as in its own code": (
+        "leq",
+        "reward",
+        {"expansion": 2, "rollout_starts": 6, "symlog": True, "norm_first": True, "activation": "relu"},
+    ),
+    "leq that expands the data, with goals": ("leq", "goals", {"expansion": 2, "rollout_starts": 6}),
     "sharsa with mean": ("sharsa", "goals", {"combine": "mean", "ends_count": False}),
     "mopo with few real steps": ("mopo", "goals", {"penalty": 0.1, "real_fraction": 0.25, "model_batch": 5}),
     "mopo as published on D4RL": (
         "mopo",
         "reward",
-        {"joint_reward": True, "model_std": "learned", "entropy_in_target": True, "actor_combine": "min"},
+        {
+            "joint_reward": True,
+            "model_std": "learned",
+            "entropy_in_target": True,
+            "actor_combine": "min",
+            "temperature_limit": 0.2,
+            "model_decay": (0.5, 2.0),
+        },
     ),
     "mopo penalised at the rollout": ("mopo", "reward", {"penalty_at": "rollout", "combine": "mean"}),
     "tap as released": ("tap", "reward", {"window": 9, "horizon": 9, "release_hidden_steps": True}),
@@ -63,13 +76,21 @@ OPTIONS |= {
     "mobile as published": (
         "mobile",
         "reward",
-        {"penalty_combine": "min", "unbiased_std": True, "joint_reward": True, "model_std": "learned"},
+        {
+            "penalty_combine": "min",
+            "unbiased_std": True,
+            "joint_reward": True,
+            "model_std": "learned",
+            "target_range": (0.0, np.inf),
+            "temperature": 0.2,
+        },
     ),
     "diffuser that predicts noise": ("diffuser", "goals", {"predict": "noise"}),
     "hd_da that predicts noise": ("hd_da", "goals", {"predict": "noise", "execute": 1}),
 }
 QUICK = {"iql", "fql", "rebrac", "sharsa", "cql", "flow_bc", "fmpc", "fmpc with goals", "leq with goals"} | (
-    {"mopo with few real steps", "mobile as published", "hd_da", "diffuser that predicts noise", "tap"}
+    {"leq as in its own code"}
+    | {"mopo with few real steps", "mobile as published", "hd_da", "diffuser that predicts noise", "tap"}
     | (algorithms().keys() - REGISTRY.keys())
 )
 ORACLES = {*LOSSES, "mac", *(f"mac_{kind}" for kind in KINDS)}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from baselines import REGISTRY
+from baselines import REGISTRY, get_algorithm
 from envs_mjx.registry import names, parse
 from experiments.launch.hparams import HPARAMS, load_rows, merge_rows, row_applies
-from experiments.launch.settings import PRESETS
+from experiments.launch.settings import PRESETS, settings_from_dict
 
 MANIPULATION = ("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4")
 LOCOMOTION = ("antmaze-large", "antmaze-giant", "humanoidmaze-medium", "humanoidmaze-large")
@@ -48,6 +48,32 @@ def claimed(row: dict[str, Any]) -> list[str]:
     if OURS.search(row["source"]):
         return []
     return next(known for words, known in REPORTED.items() if words in row["source"])
+
+
+GYM: dict[tuple[str, str], dict[str, Any]] = {
+    ("mac_fql", "hopper-medium-v2"): {"candidates": 1, "candidates_test": 1},
+    ("mopo", "hopper-random-v2"): {"patience": 20, "entropy_in_target": True, "temperature_limit": 1.0},
+    ("mopo", "halfcheetah-medium-replay-v2"): {"patience": 4, "rollout": 5, "penalty": 0.5},
+    ("mobile", "hopper-medium-v2"): {"temperature": 0.2, "temperature_limit": 0.0, "penalty": 1.5},
+    ("mobile", "walker2d-medium-expert-v2"): {
+        "entropy_in_target": False,
+        "target_range": [0.0, float("inf")],
+        "patience": 39,
+        "temperature_limit": 1.0,
+    },
+    ("leq", "hopper-medium-replay-v2"): {"patience": 8, "pretrain": 200_000, "expansion": 5, "elites": 5},
+    ("tt", "walker2d-medium-replay-v2"): {"warmup": 0.0038},
+    ("tt", "halfcheetah-medium-expert-v2"): {"warmup": 0.04},
+}
+
+
+@pytest.mark.parametrize(("algo", "env"), GYM)
+def test_gym_rows_have_the_published_arrangement(algo: str, env: str):
+    """Values of the methods' own code that are not those of the MAC paper's runs."""
+    merged = merge_rows(ROWS, algo, parse(env), "paper")
+    assert {name: merged["hp"][name] for name in GYM[algo, env]} == GYM[algo, env]
+    values = {"algo": algo, "env": env, "preset": "paper", **merged}
+    settings_from_dict(values, get_algorithm(algo).config, "row")  # which checks types and ranges
 
 
 @pytest.mark.parametrize("number", range(len(ROWS)))

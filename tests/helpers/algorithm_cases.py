@@ -84,7 +84,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 POLICY = ("policy/awr_loss", "policy/q_loss", "policy/bc_loss", "policy/sac_loss", "policy/diffusion_loss")
-WORLD = ("dynamics", "reward", "success", "termination")
+WORLD = ("dynamics", "reward", "success", "termination", "decay")
 METRICS = {
     "v": ("value/loss",),
     "q": ("critic/loss", "critic/gap_loss", "critic/imagined_loss", "critic/target_loss"),
@@ -175,11 +175,13 @@ class Case:
 
 
 def imagined_steps(algo: Any) -> Any:
-    """Transitions of the form of an algorithm's memory, as many as a batch holds; masks are 0 or 1."""
+    """Rows of the form of an algorithm's memory, as many as a batch holds; masks are 0 or 1."""
     rng, count = np.random.default_rng(6), algo.replay.batch
     rows = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=(count, *x.shape)), jnp.float32), algo.imagined_row()
     )
+    if not hasattr(rows, "mask"):  # states alone
+        return rows
     action, mask = jnp.tanh(rows.action), (rows.mask > -0.5).astype(jnp.float32)
     return rows._replace(action=action, mask=mask)
 

@@ -24,10 +24,15 @@ def gelu(x: np.ndarray) -> np.ndarray:
 ACTIVATIONS = {"mish": mish, "gelu": gelu, "relu": lambda x: np.maximum(x, 0)}
 
 
-def hidden(x: np.ndarray, activation: str, norm: Any) -> np.ndarray:
+def hidden(x: np.ndarray, style: Any, norm: Any) -> np.ndarray:
     """Applies the operations after the matmul of a hidden layer."""
-    x = ACTIVATIONS[activation](x)
-    return x if norm is None else layer_norm(x) * norm[0] + norm[1]
+    activation = ACTIVATIONS[style.activation]
+    if norm is None:
+        return activation(x)
+    scale, shift = norm
+    if style.norm_first:
+        return activation(layer_norm(x) * scale + shift)
+    return layer_norm(activation(x)) * scale + shift
 
 
 def layer_norm(x: np.ndarray) -> np.ndarray:
@@ -44,8 +49,9 @@ def joined(*inputs: Any) -> np.ndarray:
 def net(mlp: Any, *inputs: Any) -> np.ndarray:
     """An MLP of float64 arrays."""
     x = joined(*inputs)
+    x = np.sign(x) * np.log(1 + np.abs(x)) if mlp.style.symlog else x
     for dense, norm in zip(mlp.dense[:-1], mlp.norm, strict=True):
-        x = hidden(x @ dense.weight + dense.bias, mlp.style.activation, norm)
+        x = hidden(x @ dense.weight + dense.bias, mlp.style, norm)
     return x @ mlp.dense[-1].weight + mlp.dense[-1].bias
 
 
@@ -55,7 +61,7 @@ def value(mlp: Any, *inputs: Any) -> np.ndarray:
 
 def gaussian(policy: Any, s: Any, g: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns means and standard deviations before the tanh."""
-    x = hidden(net(policy.trunk, s, g), policy.trunk.style.activation, policy.norm)
+    x = hidden(net(policy.trunk, s, g), policy.trunk.style, policy.norm)
     log_std = np.clip(x @ policy.log_std.weight + policy.log_std.bias, -5, 2)
     return x @ policy.mean.weight + policy.mean.bias, np.exp(log_std)
 

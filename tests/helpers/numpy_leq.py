@@ -133,24 +133,26 @@ def slopes(nets: Any, path: Path, g: Any, drawn: list[Any], cfg: Any) -> list[np
 def leq(nets: Any, frozen: Any, target: Any, d: Data, cfg: Any, key: Any, batch: Batch) -> dict:
     k_actor, k_critic = jr.split(key)
     drawn = draws(k_actor, cfg, d.s.shape)
-    path = rollout(frozen, d.s, act(frozen, d.s, d.ga), d.ga, drawn, cfg)
+    given = batch.imagined if cfg.expansion else (d.s, d.g, d.ga)
+    s, g, ga = (None if x is None else np.asarray(x, np.float64) for x in given)
+    path = rollout(frozen, s, act(frozen, s, ga), ga, drawn, cfg)
     actor, low = 0.0, 1 - cfg.expectile
-    for i, slope in enumerate(slopes(frozen, path, d.ga, drawn, cfg)):
+    for i, slope in enumerate(slopes(frozen, path, ga, drawn, cfg)):
         weight = np.where(path.ret[i] > path.q[i], cfg.expectile, low)
         weight = np.full(len(weight), 0.5) if i == cfg.rollout else weight
-        actor -= np.mean(np.sum(weight[:, None] * slope * act(nets, path.s[i], d.ga), axis=-1))
+        actor -= np.mean(np.sum(weight[:, None] * slope * act(nets, path.s[i], ga), axis=-1))
 
-    if d.g is not None:
-        drawn = draws(k_critic, cfg, d.s.shape)
-        path = rollout(frozen, d.s, act(frozen, d.s, d.g), d.g, drawn, cfg)
-    q, slow = (value(c, d.s, d.g, d.a) for c in (nets.q[0], target[0]))
+    if g is not None:
+        drawn = draws(k_critic, cfg, s.shape)
+        path = rollout(frozen, s, act(frozen, s, g), g, drawn, cfg)
+    q, slow = (value(c, d.s, d.g, d.a) for c in (nets.q[0], target.q[0]))
     after = value(frozen.q[0], d.after, d.g, act(frozen, d.after, d.g))
     error, c = d.r + cfg.discount * d.m * after - q, cfg.imagined_weight
     critic = (1 - c) * np.mean(0.5 * error**2 + (q - slow) ** 2)
     fitted = (frozen if cfg.release_critic else nets).q[0]
     for i in range(cfg.rollout):
-        q, slow = (value(net, path.s[i], d.g, path.a[i]) for net in (fitted, target[0]))
+        q, slow = (value(net, path.s[i], g, path.a[i]) for net in (fitted, target.q[0]))
         error = path.ret[i] - q
-        loss = np.where(error > 0, cfg.expectile, low) * error**2 * cfg.discount**i * path.alive[i]
-        critic += c * np.mean(loss + (q - slow) ** 2) / cfg.rollout
+        loss = np.where(error > 0, cfg.expectile, low) * error**2 + (q - slow) ** 2
+        critic += c * np.mean(cfg.discount**i * path.alive[i] * loss) / cfg.rollout
     return {"model": model_loss(nets.model, d), "q": float(critic), "actor": float(actor)}

@@ -61,6 +61,16 @@ def model_loss(model: Any, d: Data) -> float:
     return float(loss)
 
 
+def decay_loss(dynamics: Any, decays: tuple[float, ...]) -> float:
+    """Squared weights, layer by layer and member by member, scaled to a likelihood summed over entries."""
+    total, members = 0.0, len(dynamics.members.dense[0].weight)
+    for decay, dense in zip(decays, dynamics.members.dense, strict=False):
+        for e in range(members):
+            total += decay / 2 * np.sum(dense.weight[e] ** 2)
+    entries = dynamics.members.dense[-1].bias.shape[-1] / 2
+    return float(entries / 2 * total / members)
+
+
 def largest_spread(nets: Any, target: Any, d: Data, cfg: Any, key: jax.Array) -> np.ndarray:
     """MOPO's penalty."""
     std = np.exp(densities(nets.model.dynamics, d.s, d.a).log_std)
@@ -106,7 +116,8 @@ def soft_actor_critic(uncertainty: Any) -> Any:
         k_penalty, k_next, k_now = jr.split(key, 3)
         x = Data(*(None if each is None else wide(each) for each in batch.imagined))
         step = mixed(d, batch, uncertainty(frozen, target.q, x, cfg, k_penalty), cfg)
-        weight, dims = np.exp(frozen.log_weight), d.a.shape[1]
+        weight, dims = cfg.temperature or np.exp(frozen.log_weight), d.a.shape[1]
+        weight = min(weight, cfg.temperature_limit or np.inf)
 
         chosen, log_prob = tanh_sample(frozen.actor, step.after, step.g, normal(k_next, step.a.shape))
         values = [value(q, step.after, step.g, chosen) for q in target.q]
@@ -116,6 +127,8 @@ def soft_actor_critic(uncertainty: Any) -> Any:
         y = step.r + cfg.discount * step.m * after
         if step.g is not None:  # no return lies outside
             y = np.minimum(np.maximum(y, -1 / (1 - cfg.discount)), 0)
+        elif cfg.target_range:
+            y = np.minimum(np.maximum(y, cfg.target_range[0]), cfg.target_range[1])
         critic = np.mean([np.mean((value(q, step.s, step.g, step.a) - y) ** 2) for q in nets.q])
 
         noise = normal(k_now, step.a.shape)
@@ -123,11 +136,13 @@ def soft_actor_critic(uncertainty: Any) -> Any:
         scores = [value(q, step.s, step.ga, mine) for q in frozen.q]
         worth = np.min(scores, axis=0) if cfg.actor_combine == "min" else np.mean(scores, axis=0)
         _, still = tanh_sample(frozen.actor, step.s, step.ga, noise)
+        slack = 0 if cfg.temperature else -np.mean(still) + cfg.entropy * dims
         return {
-            "model": model_loss(nets.model, first(d, cfg.model_batch or int(cfg.batch * cfg.real_fraction))),
+            "model": model_loss(nets.model, first(d, cfg.model_batch or int(cfg.batch * cfg.real_fraction)))
+            + decay_loss(nets.model.dynamics, cfg.model_decay),
             "q": float(critic),
             "actor": float(np.mean(weight * mine_log_prob - worth)),
-            "log_weight": float(np.exp(nets.log_weight) * (-np.mean(still) + cfg.entropy * dims)),
+            "log_weight": float(np.exp(nets.log_weight) * slack),
         }
 
     return losses

@@ -215,3 +215,21 @@ def test_wrong_settings_are_named(changes: dict[str, Any], said: str):
 def test_goals_have_no_reward_to_predict_jointly():
     with pytest.raises(UserError, match="joint-reward"):
         make("goals", joint_reward=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_range": (1.0,)}, "--hp.target-range=.*: give two numbers, the lesser one first"),
+        ({"target_range": (0.0, -1.0)}, "give two numbers, the lesser one first"),
+        ({"temperature": -0.1}, "--hp.temperature=-0.1: must be at least 0 and finite"),
+        ({"temperature": 0.2, "temperature_limit": 1.0}, "is of a learned temperature"),
+        ({"model_decay": (1e-4,)}, "give 2 numbers, one for each layer of the models"),
+        ({"model_hidden": (8, 8), "model_decay": (1e-4, -1.0, 0.0)}, "each must be at least 0 and finite"),
+        ({"actor_cosine": True, "cooldown": 0.5}, "learning rates fall already; leave out --hp.cooldown"),
+        ({"actor_cosine": True}, "--hp.actor-cosine needs the length of the run"),
+    ],
+)
+def test_settings_that_say_nothing_are_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        make("reward", **changes)

@@ -154,7 +154,7 @@ def test_the_policy_imagines_with_the_elites():
     state = jax.jit(algo.init)(jr.key(0))
     error = jnp.asarray([3.0, 1.0, 2.0])
     target = state.target._replace(record=dataclasses.replace(state.target.record, error=error))
-    dynamics = algo.trusted(state.nets, target).model.dynamics
+    dynamics = algo.trusted(state.nets, target.record).model.dynamics
     want = jax.tree.map(lambda x: x[jnp.asarray([1, 2])], target.record.best.members)
     chex.assert_trees_all_equal(dynamics.members, want)
 
