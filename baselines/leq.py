@@ -28,9 +28,10 @@ from mac.algorithm import TrainState
 from mac.data.sampler import sample
 from mac.model_based import (
     AbstractModelBased,
+    AbstractModelBasedNets,
     Affine,
     ModelBasedConfig,
-    ModelBasedNets,
+    ModelBasedTarget,
     WorldModel,
     affine,
     data_steps,
@@ -43,7 +44,6 @@ from mac.nn.mlp import MLP, value_net
 from mac.ops.losses import expectile_loss, mse, sum_losses
 from mac.ops.replay import ReplaySpec
 from mac.ops.returns import lambda_mixture, mixture_shares
-from mac.pretraining import ModelRecord
 from mac.types import Batch, Metrics, SampleSpec, Window
 
 
@@ -76,7 +76,7 @@ class LEQConfig(ModelBasedConfig):
         self._require_at_least_0("expansion")
 
 
-class Nets(ModelBasedNets):
+class Nets(AbstractModelBasedNets):
     """LEQ's networks."""
 
     model: WorldModel
@@ -90,15 +90,6 @@ class Start(NamedTuple):
     obs: Float[Array, "B D"]
     goal: Goal
     actor_goal: Goal
-
-
-class LEQTarget(NamedTuple):
-    """Target critic; what models that are trained beforehand have shown, and how states are normalised, where
-    that matters, else None."""
-
-    q: Critics
-    record: ModelRecord | None
-    scale: Affine | None
 
 
 class Rollout(NamedTuple):
@@ -137,10 +128,10 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
     def critics(self, nets: Nets) -> Critics:
         return nets.q
 
-    def target_nets(self, nets: Nets) -> LEQTarget:
+    def target_nets(self, nets: Nets) -> ModelBasedTarget:
         unknown = Affine(jnp.zeros(self.env.obs_dim), jnp.ones(self.env.obs_dim))
         scale = unknown if self.cfg.termination == "rule" else None
-        return LEQTarget(self.critics(nets), self.fresh_record(nets), scale)
+        return ModelBasedTarget(self.critics(nets), self.fresh_record(nets), scale)
 
     def prepare(self, state: TrainState, window: Window) -> TrainState:
         """Notes how the data's states are normalised, if a rule of termination needs to know."""
@@ -196,7 +187,7 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
     # 2. Imagine and learn.
 
     def loss(
-        self, nets: Nets, target: LEQTarget, batch: Batch, key: Key[Array, ""]
+        self, nets: Nets, target: ModelBasedTarget, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         k_actor, k_critic = jr.split(key)
         step, cfg, fixed = one_step(batch), self.cfg, self.trusted(sg(nets), target.record)

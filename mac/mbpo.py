@@ -22,8 +22,8 @@ from mac.algorithm import TrainState
 from mac.data.sampler import sample
 from mac.model_based import (
     AbstractModelBased,
+    AbstractModelBasedNets,
     ModelBasedConfig,
-    ModelBasedNets,
     ModelBasedTarget,
     WorldModel,
     affine,
@@ -96,7 +96,7 @@ class MBPOConfig(ModelBasedConfig):
         return int(self.batch * self.real_fraction)
 
 
-class MBPONets(ModelBasedNets):
+class MBPONets(AbstractModelBasedNets):
     """Models, critics, the policy, and the logarithm of SAC's temperature α, the entropy's weight."""
 
     model: WorldModel
@@ -230,6 +230,7 @@ class AbstractMBPO(AbstractModelBased[Cfg, MBPONets]):
                 backup = jnp.clip(backup, *cfg.target_range)
             q = q_values(nets.q, step.obs, step.goal, step.action)
             losses["critic/loss"] = critic_loss(q, backup)
+            errors = jnp.mean(jnp.square(q - jnp.broadcast_to(backup, q.shape)), axis=0)
         with jax.named_scope("policy"):
             action, log_prob = nets.actor(step.obs, step.actor_goal).sample(jr.normal(k_now, shape))
             actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), cfg.actor_combine)
@@ -238,6 +239,7 @@ class AbstractMBPO(AbstractModelBased[Cfg, MBPONets]):
                 learned, wanted = jnp.exp(nets.log_weight), -cfg.entropy * shape[-1]
                 losses["policy/entropy_loss"] = entropy_loss(learned, log_prob, wanted)
         logged = {"critic__q_mean": q, "policy__weight": weight, "policy__entropy": -log_prob}
+        logged["critic__worst_share"] = jnp.max(errors) / jnp.maximum(jnp.sum(errors), 1e-30)
         if self.replay is not None:
             logged["imagined__reward"] = step.reward[cfg.real_rows :]
         if penalty is not None:

@@ -31,7 +31,7 @@ from mac.pretraining import ModelRecord, fresh_record, held_out, judge
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
 Cfg = TypeVar("Cfg", bound="ModelBasedConfig")
-Nets = TypeVar("Nets", bound="ModelBasedNets")
+Nets = TypeVar("Nets", bound="AbstractModelBasedNets")
 
 
 class ModelBasedConfig(ModelFreeConfig):
@@ -256,17 +256,22 @@ def affine(window: Window) -> Affine:
     return Affine(jnp.broadcast_to(column.center, shape), jnp.broadcast_to(column.width, shape))
 
 
-class ModelBasedNets(eqx.Module):
+class AbstractModelBasedNets(eqx.Module):
     """Networks of a method that imagines: the model, and those of its own."""
 
     model: eqx.AbstractVar[WorldModel]
 
 
 class ModelBasedTarget(NamedTuple):
-    """Target critics; what models that are trained beforehand have shown so far, else None."""
+    """Target critics, and what else no gradient trains.
+
+    `record` is what models that are trained beforehand have shown so far, and `scale` how states are
+    normalised, for losses that need to know; None where that does not matter.
+    """
 
     q: Critics
     record: ModelRecord | None
+    scale: Affine | None = None
 
 
 class AbstractModelBased(AbstractModelFree[Cfg, Nets]):
@@ -324,8 +329,8 @@ class AbstractModelBased(AbstractModelFree[Cfg, Nets]):
 
     # Training.
 
-    def target_nets(self, nets: Nets) -> Any:
-        """Hook: a `ModelBasedTarget`, or a named tuple with its fields and more."""
+    def target_nets(self, nets: Nets) -> ModelBasedTarget:
+        """Hook: by default without `scale`."""
         return ModelBasedTarget(self.critics(nets), self.fresh_record(nets))
 
     def fresh_record(self, nets: Nets) -> ModelRecord | None:

@@ -64,10 +64,10 @@ Normalize = Literal["minmax", "standard", "none"]
 def fit_normalizer(how: Normalize, found: Statistics) -> tuple[Normalizer, tuple[str, ...]]:
     """The map of a kind for a dataset, and notes on it.
 
-    The statistics are those of the validation rows, as in the authors' implementation, and of the training
-    rows if there are none. A column that hardly varies in the validation rows, but does in the training
-    rows, takes the statistics of the latter: divided by `EPSILON` alone, a column of zeros and ones would
-    reach 1000, and outweigh all others in every loss.
+    The statistics are those of the validation rows (the authors' implementation: of the first file of them),
+    and of the training rows if there are none. A column that hardly varies in the validation rows, but does
+    in the training rows, takes the statistics of the latter: divided by `EPSILON` alone, a column of zeros
+    and ones would reach 1000, and outweigh all others in every loss.
     """
     if how == "none":
         width = len(found.train.low)

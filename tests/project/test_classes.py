@@ -45,9 +45,9 @@ def name_of(cls: type[Any]) -> str:
 
 
 def may_have_subclasses(cls: type[Any]) -> bool:
-    """Whether it is abstract, or only declares fields or names: hyperparameters, errors."""
+    """Whether it is abstract, in methods or in fields, or only declares fields or names: hyperparameters."""
     declares = issubclass(cls, CommonConfig | Exception) or vars(cls).keys() <= DECLARATIONS
-    return inspect.isabstract(cls) or declares
+    return inspect.isabstract(cls) or bool(getattr(cls, "__abstractvars__", ())) or declares
 
 
 def overridden(cls: type[Any]) -> Iterator[tuple[str, list[type[Any]]]]:
