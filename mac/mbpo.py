@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState
 from mac.data.sampler import sample
+from mac.errors import UserError
 from mac.model_based import (
     AbstractModelBased,
     AbstractModelBasedNets,
@@ -109,6 +110,13 @@ class AbstractMBPO(AbstractModelBased[Cfg, MBPONets]):
     """Soft actor-critic on real and imagined steps, less a penalty."""
 
     ACTOR = ("actor", "log_weight")
+
+    def __check_init__(self):
+        if self.cfg.target_range and self.env.goal_dim is not None:
+            name = self.env.name
+            raise UserError(
+                f"--hp.target-range: {name} has goals, whose targets are clipped already; leave it out"
+            )
 
     @abc.abstractmethod
     def uncertainty(

@@ -233,3 +233,8 @@ def test_goals_have_no_reward_to_predict_jointly():
 def test_settings_that_say_nothing_are_refused(changes: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         make("reward", **changes)
+
+
+def test_targets_with_goals_are_clipped_already():
+    with pytest.raises(UserError, match="toy-point-goals has goals, whose targets are clipped already"):
+        make("goals", target_range=(-1.0, 0.0))
