@@ -25,17 +25,17 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState
-from mac.data.sampler import sample
 from mac.model_based import (
     AbstractModelBased,
     AbstractModelBasedNets,
-    Affine,
     ModelBasedConfig,
     ModelBasedTarget,
+    Start,
+    StateScale,
     WorldModel,
-    affine,
     data_steps,
     model_drift,
+    state_scale,
 )
 from mac.model_free import Goal, Step, one_step
 from mac.nn.critics import Critics, q_values
@@ -84,14 +84,6 @@ class Nets(AbstractModelBasedNets):
     actor: MLP  # s, g -> a before the tanh
 
 
-class Start(NamedTuple):
-    """`B` states that rollouts start in, and goals for the critic and the policy (`Step`)."""
-
-    obs: Float[Array, "B D"]
-    goal: Goal
-    actor_goal: Goal
-
-
 class Rollout(NamedTuple):
     """Imagined steps 0 to H, the last of which is not executed.
 
@@ -125,19 +117,15 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
             actor=MLP(given, cfg.hidden, action, key=k_actor, style=actor, variance=share),
         )
 
-    def critics(self, nets: Nets) -> Critics:
-        return nets.q
-
     def target_nets(self, nets: Nets) -> ModelBasedTarget:
-        unknown = Affine(jnp.zeros(self.env.obs_dim), jnp.ones(self.env.obs_dim))
-        scale = unknown if self.cfg.termination == "rule" else None
-        return ModelBasedTarget(self.critics(nets), self.fresh_record(nets), scale)
+        unknown = StateScale(jnp.zeros(self.env.obs_dim), jnp.ones(self.env.obs_dim))
+        return super().target_nets(nets)._replace(scale=unknown if self.cfg.termination == "rule" else None)
 
     def prepare(self, state: TrainState, window: Window) -> TrainState:
         """Notes how the data's states are normalised, if a rule of termination needs to know."""
         if state.target.scale is None:
             return state
-        return dataclasses.replace(state, target=state.target._replace(scale=affine(window)))
+        return dataclasses.replace(state, target=state.target._replace(scale=state_scale(window)))
 
     # 1. Expand the data.
 
@@ -162,9 +150,8 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
         """
         del step
         k_start, k_steps = jr.split(key)
-        batch = sample(window, self.sample._replace(batch=self.cfg.rollout_starts), k_start)
         nets = self.trusted(state.nets, state.target.record)
-        g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
+        start, g, g_actor = self.draw_starts(window, k_start)
 
         def one(s: Array, key: Key[Array, ""]) -> tuple[Array, Start]:
             k_action, k_model = jr.split(key)
@@ -172,7 +159,7 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
             a = jnp.tanh(logits + jr.normal(k_action, logits.shape))
             return nets.model.imagine(s, g, a, k_model).next_obs, Start(s, g, g_actor)
 
-        _, visited = jax.lax.scan(one, batch.obs, jr.split(k_steps, self.cfg.expansion))
+        _, visited = jax.lax.scan(one, start, jr.split(k_steps, self.cfg.expansion))
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), visited)
         return rows, jnp.asarray(len(rows.obs), jnp.int32)
 
@@ -232,7 +219,7 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
         key: Key[Array, ""],
         nudge: Float[Array, "H1 B A"] | None = None,
         *,
-        scale: Affine | None = None,
+        scale: StateScale | None = None,
     ) -> Rollout:
         """H steps under the policy.
 
@@ -270,7 +257,7 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
         g: Goal,
         key: Key[Array, ""],
         *,
-        scale: Affine | None = None,
+        scale: StateScale | None = None,
     ) -> tuple[Float[Array, "H1 B A"], Rollout]:
         """Gradient of each step's mixture with respect to the step's own action, and the rollout.
 

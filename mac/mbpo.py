@@ -19,7 +19,6 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, Key
 
 from mac.algorithm import TrainState
-from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.model_based import (
     AbstractModelBased,
@@ -27,10 +26,10 @@ from mac.model_based import (
     ModelBasedConfig,
     ModelBasedTarget,
     WorldModel,
-    affine,
     data_steps,
     first_steps,
     model_drift,
+    state_scale,
 )
 from mac.model_free import Goal, Step, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
@@ -138,9 +137,6 @@ class AbstractMBPO(AbstractModelBased[Cfg, MBPONets]):
             log_weight=jnp.zeros(()),
         )
 
-    def critics(self, nets: MBPONets) -> Critics:
-        return nets.q
-
     @property
     def model_rows(self) -> int:
         return self.cfg.model_batch or self.cfg.real_rows
@@ -175,23 +171,22 @@ class AbstractMBPO(AbstractModelBased[Cfg, MBPONets]):
     ) -> tuple[Step, Int[Array, ""]]:
         """Steps of rollouts under the policy, which stop, where data record it, after a termination."""
         k_start, k_steps = jr.split(key)
-        spec = self.sample._replace(batch=self.cfg.rollout_starts)
-        batch, nets = sample(window, spec, k_start), self.trusted(state.nets, state.target.record)
-        g, g_actor = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
+        nets = self.trusted(state.nets, state.target.record)
+        start, g, g_actor = self.draw_starts(window, k_start)
 
         def one(s: Array, key: Key[Array, ""]) -> tuple[Array, Step]:
             k_action, k_model, k_penalty = jr.split(key, 3)
             a = nets.actor(s, g).at(jr.normal(k_action, (len(s), self.env.action_dim)))
             after = nets.model.imagine(s, g, a, k_model)
             if self.cfg.termination == "rule":
-                after = after._replace(mask=self.goes_on(after.next_obs, affine(window)))
+                after = after._replace(mask=self.goes_on(after.next_obs, state_scale(window)))
             made = Step(s, a, after.reward, after.mask, after.next_obs, g, g_actor)
             if self.cfg.penalty_at == "rollout":
                 penalty = self.cfg.penalty * self.uncertainty(nets, state.target.q, made, k_penalty)
                 made = made._replace(reward=made.reward - penalty)
             return after.next_obs, made
 
-        _, steps = jax.lax.scan(one, batch.obs, jr.split(k_steps, self.cfg.rollout))
+        _, steps = jax.lax.scan(one, start, jr.split(k_steps, self.cfg.rollout))
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
         if self.cfg.release_initial_buffer:
             rows = rows._replace(**self._normalised_again(rows, window, step))
@@ -205,7 +200,7 @@ class AbstractMBPO(AbstractModelBased[Cfg, MBPONets]):
     def _normalised_again(self, rows: Step, window: Window, step: Int[Array, ""]) -> dict[str, Array]:
         """States that are normalised a second time at update 0."""
 
-        center, width = affine(window)
+        center, width = state_scale(window)
 
         def again(x: Array) -> Array:
             twice = (x - jnp.broadcast_to(center, x.shape)) / jnp.broadcast_to(width, x.shape)

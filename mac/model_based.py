@@ -5,7 +5,6 @@ is reached, and the reward is 0 there, else -1. For single tasks it is the rewar
 terminates. All are trained on the data's steps: along with the policy, or before it (`mac.pretraining`).
 """
 
-import abc
 import dataclasses
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -20,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from mac.algorithm import at_some_updates, by_network, polyak
 from mac.config import CommonConfig
 from mac.data.chunk_sequences import sample_sequences
+from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.mac_diagnostics import STATES, drift, horizons, no_change_error
 from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
@@ -236,14 +236,14 @@ def model_drift(model: WorldModel, window: Window, steps: int, key: Key[Array, "
     return {f"diagnostics/{name}_{k}": x[k - 1] for name, x in curves.items() for k in horizons(steps)}
 
 
-class Affine(NamedTuple):
+class StateScale(NamedTuple):
     """Numbers by which states of the data are normalised: `(obs - center) / width`."""
 
     center: Float[Array, " D"]
     width: Float[Array, " D"]
 
 
-def affine(window: Window) -> Affine:
+def state_scale(window: Window) -> StateScale:
     """The numbers by which a window's states are normalised.
 
     Raises:
@@ -253,13 +253,22 @@ def affine(window: Window) -> Affine:
     if column.stored.dtype != jnp.float32:
         raise TypeError("states in the environment's units need data that are stored as float32")
     shape = column.stored.shape[-1:]
-    return Affine(jnp.broadcast_to(column.center, shape), jnp.broadcast_to(column.width, shape))
+    return StateScale(jnp.broadcast_to(column.center, shape), jnp.broadcast_to(column.width, shape))
+
+
+class Start(NamedTuple):
+    """`B` states that rollouts start in, and goals for critics and policy (`Step`)."""
+
+    obs: Float[Array, "B D"]
+    goal: Goal
+    actor_goal: Goal
 
 
 class AbstractModelBasedNets(eqx.Module):
-    """Networks of a method that imagines: the model, and those of its own."""
+    """Networks of a method that imagines: the model, critics, and those of its own."""
 
     model: eqx.AbstractVar[WorldModel]
+    q: eqx.AbstractVar[Critics]
 
 
 class ModelBasedTarget(NamedTuple):
@@ -271,7 +280,7 @@ class ModelBasedTarget(NamedTuple):
 
     q: Critics
     record: ModelRecord | None
-    scale: Affine | None = None
+    scale: StateScale | None = None
 
 
 class AbstractModelBased(AbstractModelFree[Cfg, Nets]):
@@ -289,10 +298,6 @@ class AbstractModelBased(AbstractModelFree[Cfg, Nets]):
         if self.cfg.termination == "rule" and self.env.terminal is None:
             name = self.env.name
             raise UserError(f"--hp.termination=rule: {name} has no rule that observations tell; take learned")
-
-    @abc.abstractmethod
-    def critics(self, nets: Nets) -> Critics:
-        """Returns the critics among the networks, which have target networks."""
 
     @property
     def model_rows(self) -> int:
@@ -321,21 +326,23 @@ class AbstractModelBased(AbstractModelFree[Cfg, Nets]):
         dynamics = record.elites(self.cfg.elites)
         return eqx.tree_at(lambda nets: nets.model.dynamics, nets, dynamics)
 
-    def goes_on(self, next_obs: Float[Array, "B D"], scale: Affine) -> Float[Array, " B"]:
+    def goes_on(self, next_obs: Float[Array, "B D"], scale: StateScale) -> Float[Array, " B"]:
         """0 in states that the environment's rule calls terminal, else 1."""
         assert self.env.terminal is not None
         center, width = (jnp.broadcast_to(x, next_obs.shape) for x in scale)
         return 1 - self.env.terminal(next_obs * width + center).astype(next_obs.dtype)
 
+    def draw_starts(self, window: Window, key: Key[Array, ""]) -> Start:
+        """Draws the states of the data that the rollouts for the memory start in, `cfg.rollout_starts`."""
+        batch = sample(window, self.sample._replace(batch=self.cfg.rollout_starts), key)
+        goals = (batch.goals.value, batch.goals.actor) if batch.goals else (None, None)
+        return Start(batch.obs, *goals)
+
     # Training.
 
     def target_nets(self, nets: Nets) -> ModelBasedTarget:
         """Hook: by default without `scale`."""
-        return ModelBasedTarget(self.critics(nets), self.fresh_record(nets))
-
-    def fresh_record(self, nets: Nets) -> ModelRecord | None:
-        """Returns the record of models that have learned nothing yet, if they are trained beforehand."""
-        return fresh_record(nets.model.dynamics) if self.cfg.pretrain else None
+        return ModelBasedTarget(nets.q, fresh_record(nets.model.dynamics) if self.cfg.pretrain else None)
 
     def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> Any:
         cfg, target = self.cfg, target._replace(q=polyak(target.q, online.q, self.cfg.tau_ema))

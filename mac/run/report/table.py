@@ -24,9 +24,12 @@ WIDEST = 10_000  # columns of a table
 def print_tables(*tables: Table) -> None:
     """Prints tables on standard output, as wide as they are: a narrow terminal cuts no number."""
     console = Console()
-    unbounded = console.options.update(max_width=WIDEST)
-    needed = (Measurement.get(console, unbounded, table).maximum for table in tables)
-    Console(width=max(console.width, *needed)).print(*tables)
+    Console(width=max(console.width, *(_width(console, table) for table in tables))).print(*tables)
+
+
+def _width(console: Console, table: Table) -> int:
+    """Columns of text that a table needs where nothing is cut."""
+    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
 
 
 def results_table(curve: Curve, *, title: str) -> Table:
@@ -108,12 +111,11 @@ def diagnostics_tables(
         width: None is the terminal's.
     """
     console = Console(width=width)
-    unbounded = console.options.update(max_width=WIDEST)
     groups: list[Diagnosed] = []
     for name, found in runs.items():
         wider = {**groups[-1], name: found} if groups else {name: found}
         table = _diagnostics_table(wider, title, caption)
-        if groups and Measurement.get(console, unbounded, table).maximum > console.width:
+        if groups and _width(console, table) > console.width:
             groups.append({name: found})
         else:
             groups[-1:] = [wider]
