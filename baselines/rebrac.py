@@ -102,9 +102,14 @@ class ReBRAC(AbstractModelFree[ReBRACConfig, Nets]):
             losses["policy/bc_loss"] = cfg.alpha_actor * jnp.mean(distance(action, step.action))
         return sum_losses(losses, critic__q_mean=q)
 
+    @property
+    def first_actor_update(self) -> int:
+        """Update, from 0, in which the policy learns first."""
+        return 0 if self.cfg.actor_first else self.cfg.actor_every - 1
+
     def updates_actor(self, step: Int[Array, ""]) -> Bool[Array, ""]:
         """Returns whether the policy learns at update number `step`, from 0."""
-        return step % self.cfg.actor_every == (0 if self.cfg.actor_first else self.cfg.actor_every - 1)
+        return step % self.cfg.actor_every == self.first_actor_update
 
     def update_target(self, target: Any, online: Any, batch: Batch, step: Int[Array, ""]) -> Any:
         del batch
@@ -119,11 +124,9 @@ class ReBRAC(AbstractModelFree[ReBRACConfig, Nets]):
     @property
     def actor_rate(self) -> Rate:
         """Learning rate of the policy: at each update that of the critics."""
-        rate, every = self.rate, self.cfg.actor_every
-        if self.cfg.actor_coasts or not callable(rate):
-            return rate
-        # An optimiser that rests counts only the updates in which it is active.
-        return lambda count: rate(every * count + (0 if self.cfg.actor_first else every - 1))
+        if self.cfg.actor_coasts:
+            return self.rate
+        return self.rate_of(self.cfg.lr, self.first_actor_update, self.cfg.actor_every)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key

@@ -356,16 +356,19 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
         """Learning rate of every network, by the number of updates if it is not constant."""
         return self.rate_of(self.cfg.lr)
 
-    def rate_of(self, lr: Number, first: int = 0) -> Rate:
+    def rate_of(self, lr: Number, first: int = 0, every: int = 1) -> Rate:
         """Returns the learning rate `lr`, which cools down at the run's end.
 
+        An optimiser that rests counts only its own steps; the rate at each is that of the run's update.
+
         Args:
-            first: updates of the run in which its optimiser rests, and which it does not count.
+            first: update of the run in which the optimiser takes its first step.
+            every: updates from one step to the next.
         """
         if not self.cfg.cooldown:
             return lr
         falling = linear_cooldown(lr, self.steps, self.cfg.cooldown)
-        return (lambda count: falling(count + first)) if first else falling
+        return falling if (first, every) == (0, 1) else (lambda count: falling(every * count + first))
 
     def cosine_of(self, lr: Number, first: int = 0) -> Rate:
         """Returns the learning rate `lr` that falls to 0 over the run as half a cosine wave.
