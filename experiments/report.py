@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -196,7 +197,8 @@ def compare_runs(folders: Sequence[Path], picture: Path | None, *, pool: bool = 
     settings = {folder: read_settings(folder) for folder in folders}
     groups = pooled(settings) if pool else [[folder] for folder in folders]
     curves = [curve_of(group) for group in groups]
-    names = names_of({group[0]: settings[group[0]] for group in groups})
+    labels = [curve.data for curve in curves]
+    names = names_of({group[0]: settings[group[0]] for group in groups}, labels)
     named = dict(zip(names, curves, strict=True))
     random, envs = random_curves(settings), dict.fromkeys(run.env for run in settings.values())
     for env, curve in random.items():
@@ -280,8 +282,12 @@ def curve_of(folders: Sequence[Path]) -> Curve:
     return learning_curve(rows, " with ".join(str(folder / EVAL) for folder in folders))
 
 
-def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:
-    """Returns distinct names: algorithm, noise, and the environment and hyperparameters that differ."""
+def names_of(settings: Mapping[Path, Settings[Any]], data: Sequence[str] = ()) -> list[str]:
+    """Returns distinct names: algorithm, noise, and the environment, hyperparameters and data that differ.
+
+    Args:
+        data: a label of the data of each run; names have of it what tells apart runs of equal settings.
+    """
     every = list(settings.values())
     several = len({run.env for run in every}) > 1
     kinds = [f"{run.algo} on {run.env}" if several else run.algo for run in every]
@@ -292,10 +298,18 @@ def names_of(settings: Mapping[Path, Settings[Any]]) -> list[str]:
         known = [field.name for field in dataclasses.fields(run.hp)]
         differing = [name for name in known if len({getattr(hp, name) for hp in alike}) > 1]
         names.append(" ".join([kind, *(f"{name}={getattr(run.hp, name)}" for name in differing)]))
-    return [
-        name if names.count(name) == 1 else f"{name} ({folder.name})"
-        for name, folder in zip(names, settings, strict=True)
-    ]
+    names = told_apart(names, [re.split(r" \(|\)|, ", label) for label in data] or [[]] * len(names))
+    names = told_apart(names, [[f"({folder.name})"] for folder in settings])
+    return told_apart(names, [[f"({folder})"] for folder in settings])
+
+
+def told_apart(names: Sequence[str], words: Sequence[Sequence[str]]) -> list[str]:
+    """Adds to names that several things share those of each thing's words that not all of them have."""
+    longer = []
+    for name, own in zip(names, words, strict=True):
+        alike = [other for each, other in zip(names, words, strict=True) if each == name]
+        longer.append(" ".join([name, *(word for word in own if not all(word in other for other in alike))]))
+    return longer
 
 
 def noise_of(settings: Settings[Any]) -> list[str]:

@@ -17,7 +17,9 @@ import pytest
 
 from experiments import evaluate, report
 from experiments import run as program
+from experiments.launch.settings import settings_from_dict
 from experiments.run import main, occupied
+from mac.config import Config
 from mac.errors import UserError
 from mac.run.io.folder_lock import lock_folder
 from mac.run.io.logger import EVAL, METRICS, read_rows
@@ -265,6 +267,18 @@ def test_a_run_that_is_named_twice_is_one_line_of_the_report(
     assert report.main(["run", str(tmp_path), f"{copied}/", "link", "--out", str(out)]) == 0
     assert capsys.readouterr().out.count("mac ") == 1
     assert len([line for line in out.read_text().splitlines() if not line.startswith("#")]) == 2
+
+
+def test_runs_of_one_setting_are_named_by_their_data_or_folder():
+    parts = ("200,200 rows", "9 rows", "9 rows, styles play=1")
+    made = [f"generated (mac-jax, seed 0, {words})" for words in parts]
+    run = settings_from_dict({"algo": "mac", "env": "cube-single-play-singletask-task2-v0"}, Config, "here")
+    runs = {Path(name): run for name in ("a/x", "a/y", "a/z")}
+    first, *others = by_data = ["mac 200,200 rows", "mac 9 rows", "mac 9 rows styles play=1"]
+    assert report.names_of(runs, made) == by_data
+    assert report.names_of(runs, made[:1] * 3) == report.names_of(runs) == ["mac (x)", "mac (y)", "mac (z)"]
+    again = runs | {Path("b/x"): run}
+    assert report.names_of(again, [*made, made[0]]) == [f"{first} (a/x)", *others, f"{first} (b/x)"]
 
 
 @pytest.fixture
