@@ -28,7 +28,7 @@ def require_warp() -> None:
     Raises:
         UserError: if it is missing or does not load.
     """
-    remedy = "`pip install 'mac-jax[warp]'` or use engine c or mjx"
+    remedy = "`pip install -e '.[warp]'` or use engine c or mjx"
     if not available():
         raise UserError(f"engine warp needs the package warp-lang, which is not installed; {remedy}")
     from mujoco.mjx import warp as bridge  # takes seconds, and imports warp

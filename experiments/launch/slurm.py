@@ -149,7 +149,7 @@ def _submitit() -> Any:
     try:
         import submitit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(f"--jobs slurm needs submitit: pip install 'mac-jax[slurm]' ({error})") from error
+        raise UserError(f"--jobs slurm needs submitit: pip install -e '.[slurm]' ({error})") from error
     finally:
         del os.environ["SUBMITIT_LOG_LEVEL"]
         if before is not None:

@@ -25,7 +25,7 @@ from envs_mjx.manipulation.scene_simulation import Tabletop
 from envs_mjx.manipulation.scenes import Scene, build_scene
 
 needs_warp = pytest.mark.skipif(
-    not warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
+    not warp_setup.available(), reason="needs warp-lang: pip install -e '.[warp]'"
 )
 pytestmark = pytest.mark.promotion
 EPISODES, STEPS = 10, 120

@@ -25,7 +25,7 @@ from envs_mjx.manipulation.scenes import FAMILIES, FREE_DAMPING, LOCKED_DAMPING,
 from mac.errors import UserError
 
 needs_warp = pytest.mark.skipif(
-    not warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
+    not warp_setup.available(), reason="needs warp-lang: pip install -e '.[warp]'"
 )
 pytestmark = pytest.mark.promotion
 

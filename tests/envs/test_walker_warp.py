@@ -19,7 +19,7 @@ from mac.errors import UserError
 from tests.helpers.walker_states import Moments, accelerations, chosen, errors_of, loaded, open_loop, record
 
 needs_warp = pytest.mark.skipif(
-    not warp_setup.available(), reason="needs warp-lang: pip install 'mac-jax[warp]'"
+    not warp_setup.available(), reason="needs warp-lang: pip install -e '.[warp]'"
 )
 pytestmark = [pytest.mark.promotion, needs_warp]
 

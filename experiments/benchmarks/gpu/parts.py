@@ -14,7 +14,7 @@ SIZES = (("reward", 1), ("reward", 4), ("goals", 1), ("goals", 4), ("reward", 8)
 ENVS = (75, 300, 1024, 4096)
 _ON_CPU = {"JAX_PLATFORMS": "cpu"}
 _ONE_GRAPH = "--xla_gpu_enable_command_buffer=+WHILE"  # loops become parts of CUDA graphs
-_NO_WARP = "engine warp is not installed: pip install 'mac-jax[warp]'"
+_NO_WARP = "engine warp is not installed: pip install -e '.[warp]'"
 
 
 def all_parts(tiny: bool) -> list[Part]:
