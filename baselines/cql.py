@@ -16,16 +16,17 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
-from mac.algorithm import TrainState, adam_by_network
-from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
+from mac.actor_critic import AbstractActorCritic, ActorCriticConfig, Goal, Step, one_step
+from mac.algorithm import TrainState
 from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import Activation
 from mac.ops.losses import entropy_loss, sac_loss, sum_losses
+from mac.ops.optimisers import adam_by_network
 from mac.types import Batch, Metrics
 
 
-class CQLConfig(ModelFreeConfig):
+class CQLConfig(ActorCriticConfig):
     """Hyperparameters of CQL."""
 
     hidden: tuple[int, ...] = (256, 256, 256)
@@ -54,7 +55,7 @@ class Nets(eqx.Module):
     log_weight: Float[Array, ""]
 
 
-class CQL(AbstractModelFree[CQLConfig, Nets]):
+class CQL(AbstractActorCritic[CQLConfig, Nets]):
     """Conservative Q-learning."""
 
     def nets(self, key: Key[Array, ""]) -> Nets:

@@ -14,8 +14,8 @@ at the end of every new plan (`goal_at`).
 import equinox as eqx
 from jaxtyping import Array, Float, Int, Key
 
+from mac.actor_critic import require_goals
 from mac.algorithm import TrainState
-from mac.model_free import require_goals
 from mac.nn.temporal_unet import TemporalUNet
 from mac.ops.losses import sum_losses
 from mac.planning.diffusion import (

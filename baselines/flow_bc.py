@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.actor_critic import ActorCriticConfig, Goal, single_steps
 from mac.algorithm import AbstractLossAlgorithm, TrainState
-from mac.model_free import Goal, ModelFreeConfig, single_steps
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import sum_losses
 from mac.types import Batch, Metrics, SampleSpec
 
 
-class FlowBCConfig(ModelFreeConfig):
+class FlowBCConfig(ActorCriticConfig):
     """Hyperparameters of flow behaviour cloning."""
 
     flow_steps: int = 10

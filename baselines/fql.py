@@ -12,8 +12,8 @@ import jax.random as jr
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
+from mac.actor_critic import AbstractActorCritic, ActorCriticConfig, Goal, one_step
 from mac.algorithm import TrainState
-from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
@@ -21,7 +21,7 @@ from mac.ops.losses import mse, scale_normalised_q, sum_losses
 from mac.types import Batch, Metrics
 
 
-class FQLConfig(ModelFreeConfig):
+class FQLConfig(ActorCriticConfig):
     """Hyperparameters of FQL."""
 
     alpha: float = 10.0
@@ -46,7 +46,7 @@ class Nets(eqx.Module):
     policy: MLP  # s, g, noise -> a, in one step
 
 
-class FQL(AbstractModelFree[FQLConfig, Nets]):
+class FQL(AbstractActorCritic[FQLConfig, Nets]):
     """Flow Q-learning."""
 
     def nets(self, key: Key[Array, ""]) -> Nets:

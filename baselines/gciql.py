@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
+from mac.actor_critic import Goal, Step
 from mac.algorithm import TrainState
 from mac.implicit_q import AbstractImplicit, ImplicitConfig, ImplicitNets
-from mac.model_free import Goal, Step
 from mac.nn.critics import aggregate, q_values
 from mac.nn.gaussian_policy import HEAD_VARIANCE, normal_log_prob
 from mac.nn.mlp import MLP

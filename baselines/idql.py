@@ -10,12 +10,13 @@ from typing import Any
 import jax.random as jr
 from jaxtyping import Array, Float, Int, Key
 
-from mac.algorithm import TrainState, polyak
+from mac.actor_critic import Goal, Step
+from mac.algorithm import TrainState
 from mac.implicit_q import AbstractImplicit, ImplicitConfig, ImplicitNets
-from mac.model_free import Goal, Step
 from mac.nn.diffusion_resnet import ResNet
 from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
 from mac.ops.losses import Losses
+from mac.ops.optimisers import polyak
 from mac.types import Batch
 
 

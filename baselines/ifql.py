@@ -17,9 +17,9 @@ from typing import Any
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.actor_critic import FlowChoiceConfig, Goal, Step
 from mac.algorithm import TrainState
 from mac.implicit_q import AbstractImplicit, ImplicitConfig, ImplicitNets
-from mac.model_free import FlowChoiceConfig, Goal, Step
 from mac.nn.mlp import MLP
 from mac.ops.flow import euler, flow_matching_loss
 from mac.ops.losses import Losses

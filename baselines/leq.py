@@ -24,6 +24,7 @@ import jax.random as jr
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, Key
 
+from mac.actor_critic import Goal, Step, one_step
 from mac.algorithm import TrainState
 from mac.model_based import (
     AbstractModelBased,
@@ -37,7 +38,6 @@ from mac.model_based import (
     model_drift,
     state_scale,
 )
-from mac.model_free import Goal, Step, one_step
 from mac.nn.critics import Critics, q_values
 from mac.nn.gaussian_policy import HEAD_VARIANCE
 from mac.nn.mlp import MLP, value_net

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Key
 
+from mac.actor_critic import Step
 from mac.mbpo import AbstractMBPO, MBPOConfig, MBPONets
-from mac.model_free import Step
 from mac.nn.critics import Combine, Critics, aggregate, q_values
 
 

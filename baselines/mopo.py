@@ -7,8 +7,8 @@ for the reward where the same ensemble predicts it (`joint_reward`).
 
 from jaxtyping import Array, Float, Key
 
+from mac.actor_critic import Step
 from mac.mbpo import AbstractMBPO, MBPOConfig, MBPONets
-from mac.model_free import Step
 from mac.nn.critics import Critics
 
 

@@ -12,8 +12,8 @@ import jax.random as jr
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
+from mac.actor_critic import AbstractActorCritic, Goal, NStepConfig, n_step, one_step, require_goals
 from mac.algorithm import TrainState
-from mac.model_free import AbstractModelFree, Goal, NStepConfig, n_step, one_step, require_goals
 from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.ops.losses import cross_entropy, entropy_loss, mse, sac_loss, sum_losses
@@ -41,7 +41,7 @@ class Nets(eqx.Module):
     log_weight: Float[Array, ""]
 
 
-class NStepSACBC(AbstractModelFree[NStepSACBCConfig, Nets]):
+class NStepSACBC(AbstractActorCritic[NStepSACBCConfig, Nets]):
     """Soft actor-critic over n steps, near the data."""
 
     def __check_init__(self):

@@ -25,16 +25,17 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.algorithm import Rate, TrainState, at_some_updates, by_network, polyak
-from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, one_step
+from mac.actor_critic import AbstractActorCritic, ActorCriticConfig, Goal, one_step
+from mac.algorithm import TrainState
 from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import HEAD_VARIANCE
 from mac.nn.mlp import MLP
 from mac.ops.losses import scale_normalised_q, sum_losses
+from mac.ops.optimisers import Rate, at_some_updates, by_network, polyak
 from mac.types import Batch, Metrics, SampleSpec
 
 
-class ReBRACConfig(ModelFreeConfig):
+class ReBRACConfig(ActorCriticConfig):
     """Hyperparameters of ReBRAC."""
 
     alpha_actor: float = 0.1
@@ -64,7 +65,7 @@ class Nets(eqx.Module):
     actor: MLP  # s, g -> a before the tanh
 
 
-class ReBRAC(AbstractModelFree[ReBRACConfig, Nets]):
+class ReBRAC(AbstractActorCritic[ReBRACConfig, Nets]):
     """Behaviour-regularised actor-critic."""
 
     def sample_spec(self, steps: SampleSpec) -> SampleSpec:

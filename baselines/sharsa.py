@@ -14,9 +14,8 @@ import jax.random as jr
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
-from mac.algorithm import TrainState
-from mac.model_free import (
-    AbstractModelFree,
+from mac.actor_critic import (
+    AbstractActorCritic,
     FlowChoiceConfig,
     Goal,
     NStepConfig,
@@ -24,6 +23,7 @@ from mac.model_free import (
     one_step,
     require_goals,
 )
+from mac.algorithm import TrainState
 from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
@@ -48,7 +48,7 @@ class Nets(eqx.Module):
     low: MLP  # s, w, x, time -> velocity of x, which becomes a
 
 
-class SHARSA(AbstractModelFree[SHARSAConfig, Nets]):
+class SHARSA(AbstractActorCritic[SHARSAConfig, Nets]):
     """SARSA over subgoals, with flow policies for subgoals and for actions."""
 
     def __check_init__(self):

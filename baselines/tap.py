@@ -27,15 +27,16 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.algorithm import TrainState, at_some_updates, by_network
+from mac.actor_critic import require_rewards
+from mac.algorithm import TrainState
 from mac.data.normalize import Normalizer
 from mac.data.sampler import sample
-from mac.model_free import require_rewards
 from mac.nn.trajectory_autoencoder import BlockSizes, CodePrior, Decoder, Encoder
 from mac.nn.transformer import Cache
 from mac.nn.vector_quantizer import Codebook, perplexity
 from mac.ops.code_search import Beam, likelihood_term, plan_return, search
 from mac.ops.losses import Losses, cross_entropy, mse, sum_losses
+from mac.ops.optimisers import at_some_updates, by_network
 from mac.planning.sequence_model import AbstractSequencePlanner, SequenceConfig, join_batch
 from mac.types import Batch, Metrics, Window
 

@@ -19,10 +19,11 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mac.algorithm import Rate, TrainState
-from mac.model_free import require_rewards
+from mac.actor_critic import require_rewards
+from mac.algorithm import TrainState
 from mac.nn.trajectory_model import TrajectoryModel
 from mac.nn.transformer import Transformer
+from mac.ops.optimisers import Rate
 from mac.ops.quantile_tokens import encode, quantile_thresholds
 from mac.planning.sequence_model import AbstractSequencePlanner, SequenceConfig, join_batch
 from mac.planning.token_planner import TokenPlanner

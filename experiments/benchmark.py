@@ -39,7 +39,7 @@ from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from mac.config import Config
 from mac.errors import UserError
-from mac.run import segment as loop
+from mac.run.mesh import use_cpu_devices
 from mac.run.report.table import print_tables
 
 PROGRAM = "python experiments/benchmark.py"
@@ -147,7 +147,7 @@ def in_process(kind: str, args: Args) -> dict[str, Any]:
 
 def training(args: Args) -> TrainRow:
     """Measures training with the first width and number of seeds."""
-    loop.use_cpu_devices(args.seeds[0])
+    use_cpu_devices(args.seeds[0])
     compile_for_real()
     cfg = args.config(args.widths[0])
     return measure_training(cfg, args.seeds[0], rows=args.rows, seconds=args.seconds, repeats=args.repeats)

@@ -47,9 +47,10 @@ from mac.data.window import check_chunk, make_window
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.nn.mlp import MLP
-from mac.run import segment as loop
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
 from mac.run.report.progress import Progress, open_progress
 from mac.run.report.table import print_tables
+from mac.run.segment import init, segment
 from mac.run.train import Diverged
 from mac.types import EnvSpec
 
@@ -215,13 +216,13 @@ def train_models(
     args: Args, algo: Dynamics, store: Store, normalizer: Normalizer, progress: Progress, done: int
 ) -> tuple[MLP, float]:
     """Trains one chunk length's models; returns them, leading axis S, and their mean loss at the end."""
-    mesh, chunk = loop.seed_mesh(args.seeds), algo.sample.chunk
-    keys = loop.place(mesh, loop.seed_keys(args.seed, args.seeds), loop.SEED)
-    window = loop.place(mesh, make_window(store, normalizer, algo.sample), loop.ALL)
-    state, loss = loop.init(algo, mesh, keys), np.zeros(args.seeds)
+    mesh, chunk = seed_mesh(args.seeds), algo.sample.chunk
+    keys = place(mesh, seed_keys(args.seed, args.seeds), SEED)
+    window = place(mesh, make_window(store, normalizer, algo.sample), ALL)
+    state, loss = init(algo, mesh, keys), np.zeros(args.seeds)
     for first in range(0, args.steps, SEGMENT):
         steps = np.arange(first, min(first + SEGMENT, args.steps), dtype=np.int32)
-        state, metrics = loop.segment(algo, mesh, window, keys, loop.place(mesh, steps, loop.ALL), state)
+        state, metrics = segment(algo, mesh, window, keys, place(mesh, steps, ALL), state)
         loss = np.asarray(metrics["model/dynamics_loss"]).mean(axis=0)
         if not np.isfinite(loss).all():
             seed = args.seed + int(np.argmin(np.isfinite(loss)))

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mac.actor_critic import AbstractActorCritic, ActorCriticConfig
     from mac.algorithm import AbstractAlgorithm, AbstractLossAlgorithm, TrainState
     from mac.config import CommonConfig, Config
     from mac.data.convert import prepare
@@ -15,27 +16,26 @@ if TYPE_CHECKING:
     from mac.data.window import make_held_out, make_window
     from mac.errors import UserError
     from mac.mac import MAC, AbstractChunkPolicy
-    from mac.model_free import AbstractModelFree, ModelFreeConfig
     from mac.run.evaluate import evaluate
+    from mac.run.mesh import use_cpu_devices
     from mac.run.policy import Policy, load
     from mac.run.report.progress import open_progress
-    from mac.run.segment import use_cpu_devices
     from mac.run.train import RunConfig, TrainJob, TrainResult, train
     from mac.types import Batch, EnvSpec, Episodes, Metrics, SampleSpec, Window
 
 __all__ = [
     "MAC",
+    "AbstractActorCritic",
     "AbstractAlgorithm",
     "AbstractChunkPolicy",
     "AbstractLossAlgorithm",
-    "AbstractModelFree",
+    "ActorCriticConfig",
     "Batch",
     "CommonConfig",
     "Config",
     "EnvSpec",
     "Episodes",
     "Metrics",
-    "ModelFreeConfig",
     "Normalizer",
     "Policy",
     "RunConfig",
@@ -65,11 +65,11 @@ _NAMES = {
     "mac.data.window": ("make_held_out", "make_window"),
     "mac.errors": ("UserError",),
     "mac.mac": ("MAC", "AbstractChunkPolicy"),
-    "mac.model_free": ("AbstractModelFree", "ModelFreeConfig"),
+    "mac.actor_critic": ("AbstractActorCritic", "ActorCriticConfig"),
     "mac.run.evaluate": ("evaluate",),
     "mac.run.policy": ("Policy", "load"),
     "mac.run.report.progress": ("open_progress",),
-    "mac.run.segment": ("use_cpu_devices",),
+    "mac.run.mesh": ("use_cpu_devices",),
     "mac.run.train": ("RunConfig", "TrainJob", "TrainResult", "train"),
     "mac.types": ("Batch", "EnvSpec", "Episodes", "Metrics", "SampleSpec", "Window"),
 }

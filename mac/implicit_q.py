@@ -14,18 +14,18 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float, Key
 
-from mac.algorithm import adam_by_network
-from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
+from mac.actor_critic import AbstractActorCritic, ActorCriticConfig, Goal, Step, one_step
 from mac.nn.critics import Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.mlp import MLP, scalar, value_net
 from mac.ops.best_of_n import best_of_n
 from mac.ops.losses import Losses, expectile_loss, sum_losses
+from mac.ops.optimisers import adam_by_network
 from mac.types import Batch, Metrics
 
 Cfg = TypeVar("Cfg", bound="ImplicitConfig")
 
 
-class ImplicitConfig(ModelFreeConfig):
+class ImplicitConfig(ActorCriticConfig):
     """Hyperparameters of implicit Q-learning's values."""
 
     expectile: float = 0.9
@@ -33,7 +33,7 @@ class ImplicitConfig(ModelFreeConfig):
     actor_decay: bool = False
     """the policy's learning rate falls as a cosine, to 0 at the end of the run"""
 
-    NEED_STEPS: ClassVar[tuple[str, ...]] = (*ModelFreeConfig.NEED_STEPS, "actor_decay")
+    NEED_STEPS: ClassVar[tuple[str, ...]] = (*ActorCriticConfig.NEED_STEPS, "actor_decay")
 
     def __check_init__(self):
         self._require("expectile", 0 < self.expectile < 1, "must be in (0, 1)")
@@ -47,7 +47,7 @@ class ImplicitNets(eqx.Module):
     actor: Any
 
 
-class AbstractImplicit(AbstractModelFree[Cfg, ImplicitNets]):
+class AbstractImplicit(AbstractActorCritic[Cfg, ImplicitNets]):
     """Implicit Q-learning, but for the policy."""
 
     @abc.abstractmethod

@@ -18,6 +18,7 @@ import jax.random as jr
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, Key
 
+from mac.actor_critic import Goal, Step, one_step
 from mac.algorithm import TrainState
 from mac.errors import UserError
 from mac.model_based import (
@@ -31,7 +32,6 @@ from mac.model_based import (
     model_drift,
     state_scale,
 )
-from mac.model_free import Goal, Step, one_step
 from mac.nn.critics import Combine, Critics, aggregate, critic_loss, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.ops.losses import entropy_loss, sac_loss, sum_losses

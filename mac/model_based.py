@@ -16,17 +16,17 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, Key
 
-from mac.algorithm import at_some_updates, by_network, polyak
+from mac.actor_critic import AbstractActorCritic, ActorCriticConfig, Goal, Step, one_step
 from mac.config import CommonConfig
 from mac.data.chunk_sequences import sample_sequences
 from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.mac_diagnostics import STATES, drift, horizons, no_change_error
-from mac.model_free import AbstractModelFree, Goal, ModelFreeConfig, Step, one_step
 from mac.nn.critics import Critics
 from mac.nn.dynamics_ensemble import DynamicsEnsemble, LogStd
 from mac.nn.mlp import MLP, Activation, Style, scalar, value_net
 from mac.ops.losses import Losses, cross_entropy, mse
+from mac.ops.optimisers import at_some_updates, by_network, polyak
 from mac.pretraining import ModelRecord, fresh_record, held_out, judge
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 
@@ -34,7 +34,7 @@ Cfg = TypeVar("Cfg", bound="ModelBasedConfig")
 Nets = TypeVar("Nets", bound="AbstractModelBasedNets")
 
 
-class ModelBasedConfig(ModelFreeConfig):
+class ModelBasedConfig(ActorCriticConfig):
     """Hyperparameters of methods that imagine single steps; the defaults are of the runs of MAC's authors."""
 
     discount: float = 0.999
@@ -283,7 +283,7 @@ class ModelBasedTarget(NamedTuple):
     scale: StateScale | None = None
 
 
-class AbstractModelBased(AbstractModelFree[Cfg, Nets]):
+class AbstractModelBased(AbstractActorCritic[Cfg, Nets]):
     """A method whose policy learns from steps that a model imagines.
 
     The models learn along with the policy, or alone in the first updates and then rest (`cfg.pretrain`).

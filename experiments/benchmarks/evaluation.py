@@ -18,8 +18,9 @@ from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.normalize import Normalizer
 from mac.mac import MAC
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate
+from mac.run.mesh import seed_keys, seed_mesh
+from mac.run.segment import init
 from mac.types import Episodes
 
 ENV = "cube-single-play-singletask-task2-v0"
@@ -51,9 +52,9 @@ class EvalRow:
 def measure_evaluation(cfg: Config, envs: int, engine: str) -> EvalRow:
     """Measures one evaluation, of one seed, with a decision at every `cfg.execute`-th control step."""
     env = make(ENV, engine)
-    algo, mesh = MAC(cfg, env.spec), loop.seed_mesh(1)
-    keys = loop.seed_keys(0, 1)
-    state = loop.init(algo, mesh, keys)
+    algo, mesh = MAC(cfg, env.spec), seed_mesh(1)
+    keys = seed_keys(0, 1)
+    state = init(algo, mesh, keys)
     width = env.spec.obs_dim
     policies = Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state.for_acting())
 

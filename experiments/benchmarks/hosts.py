@@ -32,8 +32,9 @@ from mac.config import Config
 from mac.errors import UserError
 from mac.mac import MAC
 from mac.run import hosts, referee
-from mac.run import segment as loop
+from mac.run.mesh import ALL, SEED, mesh_shape, place, run_mesh, seed_keys
 from mac.run.report.table import print_tables
+from mac.run.segment import init, segment
 
 PROGRAM = "python experiments/benchmark.py hosts"
 WORKER = "--worker"  # first word of a process that `--measure` starts
@@ -158,12 +159,12 @@ def collectives(text: str) -> Iterator[Collective]:
 def exchanged(width: int, batch: int, seeds: int, devices: int) -> Exchanged:
     """Compiles one update of every seed for so many of this process's devices."""
     algo = MAC(Config(batch=batch, hidden=(width,) * 4), GOALS)
-    shape = loop.mesh_shape(seeds, batch, devices)
+    shape = mesh_shape(seeds, batch, devices)
     grid = np.asarray(jax.devices()[: shape[0] * shape[1]], object).reshape(shape)
     mesh = Mesh(grid, ("seed", BATCH), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     window = timed_loops.random_window(GOALS, 2 * EPISODE_ROWS, algo.cfg.chunk)
     args = arguments(algo, mesh, window, seeds, 1)
-    text = loop.segment.lower(algo, mesh, *args).compile().as_text() or ""
+    text = segment.lower(algo, mesh, *args).compile().as_text() or ""
     # An update is in the loops over updates and over a device's seeds; metrics are collected outside.
     found = [each for each in collectives(text) if each.loops]
     size = sum(each.bytes for each in found)
@@ -182,9 +183,9 @@ def exchanged(width: int, batch: int, seeds: int, devices: int) -> Exchanged:
 
 def arguments(algo: MAC, mesh: Mesh, window: Any, seeds: int, updates: int) -> tuple[Any, ...]:
     """Arguments of a segment after the algorithm and the mesh, all in their places."""
-    keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
-    steps = loop.place(mesh, np.arange(updates, dtype=np.int32), loop.ALL)
-    return loop.place(mesh, window, loop.ALL), keys, steps, loop.init(algo, mesh, keys)
+    keys = place(mesh, seed_keys(0, seeds), SEED)
+    steps = place(mesh, np.arange(updates, dtype=np.int32), ALL)
+    return place(mesh, window, ALL), keys, steps, init(algo, mesh, keys)
 
 
 # Measured.
@@ -232,10 +233,10 @@ def worker(place: hosts.Place, args: Args) -> dict[str, Any]:
     if place.count > 1:
         hosts.start(place)
     algo = MAC(Config(batch=args.batch, hidden=(args.widths[0],) * 4), GOALS)
-    mesh = loop.run_mesh(args.seeds, args.batch)
+    mesh = run_mesh(args.seeds, args.batch)
     window = timed_loops.random_window(GOALS, 2 * EPISODE_ROWS, algo.cfg.chunk)
     window, keys, steps, state = arguments(algo, mesh, window, args.seeds, args.updates)
-    program = loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
+    program = segment.lower(algo, mesh, window, keys, steps, state).compile()
     taken = []
     for _ in range(4):  # the first connects the processes
         hosts.gather(b"")

@@ -32,9 +32,10 @@ from experiments.launch.settings import PRESETS, parse_command_line
 from mac.algorithm import AbstractAlgorithm
 from mac.data.normalize import Normalizer
 from mac.errors import UserError, unknown_name
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, episode_keys, no_past, select_actions
+from mac.run.mesh import seed_keys, seed_mesh
 from mac.run.report.table import print_tables
+from mac.run.segment import init
 
 PROGRAM = "python experiments/benchmark.py plans"
 ONE = "--one"  # first flag: measure one algorithm and preset here, and print JSON
@@ -214,12 +215,12 @@ def measure_batch(args: Args, algo: AbstractAlgorithm, env: AbstractEnv, batch: 
 def plan_loop(algo: AbstractAlgorithm, batch: int) -> tuple[TimedLoop, int, float]:
     """Returns a loop of one plan for each of `batch` episodes of one seed, how many actions it gives, and the
     seconds to compile it."""
-    state = loop.init(algo, loop.seed_mesh(1), loop.seed_keys(0, 1))
+    state = init(algo, seed_mesh(1), seed_keys(0, 1))
     width = algo.env.obs_dim
     policies = Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state.for_acting())
     shape = 1, batch
     numbers = jnp.arange(batch)
-    _, keys = episode_keys(loop.seed_keys(0, 1), jnp.ones_like(numbers), numbers)
+    _, keys = episode_keys(seed_keys(0, 1), jnp.ones_like(numbers), numbers)
     obs = jnp.zeros((*shape, width))
     goal = None if algo.env.goal_dim is None else jnp.zeros((*shape, algo.env.goal_dim))
     past = no_past(algo, shape)

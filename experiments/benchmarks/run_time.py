@@ -34,8 +34,8 @@ from mac.cgroup_limits import cores
 from mac.errors import UserError, one_line
 from mac.formatting import counted
 from mac.free_memory import free_memory
-from mac.run import segment as loop
 from mac.run.io.run_metadata import cpu_model
+from mac.run.mesh import seed_mesh
 
 PROGRAM = "python experiments/benchmark.py times"
 DECISIONS = 20  # timed at most
@@ -175,7 +175,7 @@ def measure(args: Args, flags: Sequence[str]) -> RunTime:
 def time_updates(algo: AbstractAlgorithm, args: Args) -> dict[str, Any]:
     """Times updates of one seed, as the compiled segment computes them; one call and at most three."""
     window = timed_loops.random_window(algo.env, args.rows, algo.sample.chunk)
-    flop, mesh = timed_loops.update_flops(algo, window), loop.seed_mesh(1)
+    flop, mesh = timed_loops.update_flops(algo, window), seed_mesh(1)
     expected = flop / (EXPECTED_SHARE * product_rate())
     updates = max(1, min(1000, round(args.seconds / 3 / expected)))
     segment = timed_loops.scan_segment(timed_loops.Work(algo, window, 1, updates, flop), mesh)

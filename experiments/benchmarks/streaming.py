@@ -34,7 +34,8 @@ from mac.data.quantize import LARGEST
 from mac.data.store import ACTION, EPISODES, OBS, Store, is_store, save_checks, save_meta
 from mac.data.window_feed import Resident, Rotating, WindowFeed, plan_rotation
 from mac.errors import UserError
-from mac.run import segment as loop
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from mac.types import EnvSpec
 
 PROGRAM = "python experiments/benchmarks/streaming.py"
@@ -140,10 +141,10 @@ def run(args: Args, argv: Sequence[str]) -> int:
 
 def measure(args: Args, store: Store, algo: AbstractAlgorithm) -> FeedRow:
     """Trains on rotating windows and, interleaved, on one resident window."""
-    mesh = loop.seed_mesh(args.seeds)
+    mesh = seed_mesh(args.seeds)
 
     def put(tree: Any) -> Any:
-        return loop.place(mesh, tree, loop.ALL)
+        return place(mesh, tree, ALL)
 
     plan = plan_rotation(
         store,
@@ -189,8 +190,8 @@ def per_cpu(timing: Timing) -> Timing:
 
 def trainer(args: Args, algo: AbstractAlgorithm, mesh: Any, feed: WindowFeed) -> Trainer:
     """Returns training over `feed` as `mac.run.train` does it: metrics are read one segment late."""
-    keys = loop.place(mesh, loop.seed_keys(0, args.seeds), loop.SEED)
-    state = loop.init(algo, mesh, keys)
+    keys = place(mesh, seed_keys(0, args.seeds), SEED)
+    state = init(algo, mesh, keys)
     program: Callable[..., Any] | None = None
     step, pending = 0, None
 
@@ -198,8 +199,8 @@ def trainer(args: Args, algo: AbstractAlgorithm, mesh: Any, feed: WindowFeed) ->
         nonlocal state, step, pending, program
         for _ in range(args.windows):
             window = feed.at(step)
-            steps = loop.place(mesh, np.arange(step, step + args.updates, dtype=np.int32), loop.ALL)
-            program = program or loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
+            steps = place(mesh, np.arange(step, step + args.updates, dtype=np.int32), ALL)
+            program = program or segment.lower(algo, mesh, window, keys, steps, state).compile()
             state, metrics = program(window, keys, steps, state)
             jax.device_get(pending)
             pending, step = metrics, step + args.updates

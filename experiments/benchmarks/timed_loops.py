@@ -21,9 +21,10 @@ from experiments.benchmarks.numpy_sampler import HostData
 from experiments.launch.cost_estimate import product_chain, update_of
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.window import index_episodes, make_column, sum_to_go
-from mac.run import segment as loop
 from mac.run.cost.flops import matmul_flops
+from mac.run.mesh import ALL, SEED, map_seeds, place, seed_keys, seed_mesh
 from mac.run.rng_streams import Stream, stream
+from mac.run.segment import init, segment
 from mac.types import Batch, EnvSpec, Metrics, Window
 
 
@@ -124,16 +125,16 @@ def rollout_share(algo: AbstractAlgorithm, window: Window, seeds: int, rate: flo
     """
     if algo.replay is None:
         return 0.0
-    mesh = loop.seed_mesh(seeds)
-    keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
-    window = loop.place(mesh, window, loop.ALL)
-    state, step = loop.init(algo, mesh, keys).without_memory(), jnp.asarray(algo.replay.every, jnp.int32)
+    mesh = seed_mesh(seeds)
+    keys = place(mesh, seed_keys(0, seeds), SEED)
+    window = place(mesh, window, ALL)
+    state, step = init(algo, mesh, keys).without_memory(), jnp.asarray(algo.replay.every, jnp.int32)
 
     def roll(window: Window, keys: Key[Array, " s"], state: TrainState) -> Any:
-        return loop.map_seeds(lambda s, key: algo.rollout(s, window, step, key), state, keys)
+        return map_seeds(lambda s, key: algo.rollout(s, window, step, key), state, keys)
 
-    specs = (loop.ALL, loop.SEED, loop.SEED)
-    run = jax.jit(jax.shard_map(roll, mesh=mesh, in_specs=specs, out_specs=loop.SEED))
+    specs = (ALL, SEED, SEED)
+    run = jax.jit(jax.shard_map(roll, mesh=mesh, in_specs=specs, out_specs=SEED))
     jax.block_until_ready(run(window, keys, state))
     began = time.perf_counter()
     jax.block_until_ready(run(window, keys, state))
@@ -143,12 +144,12 @@ def rollout_share(algo: AbstractAlgorithm, window: Window, seeds: int, rate: flo
 
 def scan_segment(work: Work, mesh: Mesh) -> TimedLoop:
     """Returns the compiled segment: one call for all updates of all seeds, without rollouts into a replay."""
-    keys = loop.place(mesh, loop.seed_keys(0, work.seeds), loop.SEED)
-    steps = loop.place(mesh, np.asarray(_updates(work), np.int32), loop.ALL)
-    window = loop.place(mesh, work.window, loop.ALL)
-    state = loop.init(work.algo, mesh, keys)
+    keys = place(mesh, seed_keys(0, work.seeds), SEED)
+    steps = place(mesh, np.asarray(_updates(work), np.int32), ALL)
+    window = place(mesh, work.window, ALL)
+    state = init(work.algo, mesh, keys)
     began = time.perf_counter()
-    run = loop.segment.lower(work.algo, mesh, window, keys, steps, state).compile()
+    run = segment.lower(work.algo, mesh, window, keys, steps, state).compile()
     compile_s = time.perf_counter() - began
 
     def call() -> Any:

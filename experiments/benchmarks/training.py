@@ -14,7 +14,7 @@ from experiments.benchmarks.timed_loops import TimedLoop, Timing
 from mac.algorithm import AbstractAlgorithm
 from mac.config import Config
 from mac.mac import MAC
-from mac.run import segment as loop
+from mac.run.mesh import seed_mesh
 from mac.types import EnvSpec, Window
 
 SPEC = EnvSpec("shapes of cube-single", 28, 5, None, (1,), 200, 0.05)
@@ -115,7 +115,7 @@ def compare_with_python_loop(
         repeats: calls of each loop.
         others: other loops, interleaved with these two.
     """
-    mesh, flop = loop.seed_mesh(seeds), timed_loops.update_flops(algo, window)
+    mesh, flop = seed_mesh(seeds), timed_loops.update_flops(algo, window)
     updates = max(LEAST_UPDATES, round(EXPECTED_SHARE * matmul_flops / (flop * seeds)))
     work = timed_loops.Work(algo, window, seeds, updates, flop)
     segment = timed_loops.scan_segment(work, mesh)
@@ -152,7 +152,7 @@ def machine_matmuls(width: int, rows: int, seeds: int) -> tuple[list[TimedLoop],
         rows: batch size of one matmul in one seed's update.
     """
     rows *= 1 if jax.default_backend() == "cpu" else seeds
-    meshes = {mesh.size: mesh for mesh in (loop.seed_mesh(seeds), loop.seed_mesh(1))}
+    meshes = {mesh.size: mesh for mesh in (seed_mesh(seeds), seed_mesh(1))}
     chains = [timed_loops.matmuls(width, rows, mesh) for mesh in meshes.values()]
     return chains, max(timed_loops.time_call(c).speed for c in chains)
 

@@ -23,7 +23,7 @@ from experiments.cli.cuda_plugin import quiet_where_no_gpu
 from experiments.cli.exit_status import is_out_of_memory
 from mac.errors import UserError, one_line
 from mac.run import hosts
-from mac.run.segment import use_cpu_devices
+from mac.run.mesh import use_cpu_devices
 
 SYNTAX = "200000, 200_000, 200k, 1.5M or 1e6"
 """Whole numbers as people write them: the one syntax of all flags that count something."""

@@ -16,9 +16,9 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Key
 
-from mac.algorithm import polyak
 from mac.nn.critics import Critics, aggregate, q_values, twin_critics
 from mac.nn.gaussian_policy import GaussianPolicy
+from mac.ops.optimisers import polyak
 from mac.types import Metrics
 
 

@@ -22,8 +22,8 @@ from mac.free_memory import Memory, free_memory
 from mac.ops.replay import ReplaySpec, draw
 from mac.run.cost.flops import Operations, operations, sum_operations
 from mac.run.cost.hlo_bytes import program_bytes
+from mac.run.mesh import ALL, SEED, place, seed_mesh
 from mac.run.report.timing import duration
-from mac.run.segment import ALL, SEED, place, seed_mesh
 from mac.types import Column, EnvSpec, EpisodeIndex, Window
 
 # Measured on two cores of an AMD EPYC with AVX-512; see docs/benchmarks.md for the commands.

@@ -28,8 +28,9 @@ from mac.formatting import counted
 from mac.free_memory import Memory
 from mac.run.cost.gpu_program import Kernel, kernels
 from mac.run.evaluate import Policies, evaluate
+from mac.run.mesh import ALL, SEED, seed_keys
 from mac.run.seed_diagnostics import diagnose
-from mac.run.segment import ALL, SEED, init_function, seed_keys, segment
+from mac.run.segment import init_function, segment
 
 PROJECT = str(Path(mac.__file__).parents[1])
 """Folder whose source lines are named."""

@@ -29,8 +29,8 @@ from mac.run.evaluate import Policies, evaluation_keys
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
 from mac.run.io.run_metadata import launches
 from mac.run.io.run_outputs import CHECKPOINTS
+from mac.run.mesh import seed_keys
 from mac.run.policy import Policy
-from mac.run.segment import seed_keys
 from mac.types import EnvSpec
 
 NORMALIZER, EVALUATIONS = "normalizer.json", "evaluations.jsonl"

@@ -16,9 +16,9 @@ from mac.data.window import make_window
 from mac.errors import UserError
 from mac.nn.mlp import MLP
 from mac.ops.rollout import residual_model, squared_error
+from mac.run.mesh import map_seeds
 from mac.run.report.stats import Interval, summarise
 from mac.run.rng_streams import Stream, stream
-from mac.run.segment import map_seeds
 from mac.types import SampleSpec, Window
 
 REPS = 2000  # bootstrap samples of an interval

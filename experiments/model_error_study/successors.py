@@ -29,10 +29,10 @@ from mac.chunk_dynamics import AbstractChunkDynamics
 from mac.data.chunk_sequences import check_sequences, sample_sequences
 from mac.data.normalize import Normalizer
 from mac.errors import UserError
+from mac.run.mesh import map_seeds
 from mac.run.report.stats import Curve
 from mac.run.report.table import print_tables
 from mac.run.rng_streams import Stream, stream
-from mac.run.segment import map_seeds
 from mac.types import Window
 
 POOL = 8192

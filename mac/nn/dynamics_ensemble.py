@@ -58,7 +58,7 @@ class Gaussians(NamedTuple):
 
 
 def map_members(f: Callable[..., Any], *members: Any) -> Any:
-    """Maps `f` over the leading axis of modules, the way that suits the device (`mac.run.segment`)."""
+    """Maps `f` over the leading axis of modules, the way that suits the device (`mac.run.mesh`)."""
     if target_platform() == "cpu":
         return jax.lax.map(lambda each: f(*each), members)
     return jax.vmap(f)(*members)

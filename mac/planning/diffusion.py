@@ -13,10 +13,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mac.algorithm import AbstractLossAlgorithm, Nets, TrainState, polyak
+from mac.algorithm import AbstractLossAlgorithm, Nets, TrainState
 from mac.config import CommonConfig
 from mac.nn.temporal_unet import TemporalUNet, stride_of
 from mac.ops.diffusion import Condition, Predicts, cosine_betas, inpaint, trajectory_loss
+from mac.ops.optimisers import polyak
 from mac.types import Batch, Number, Past, SampleSpec
 
 Cfg = TypeVar("Cfg", bound="PlannerConfig")

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from mac.algorithm import AbstractLossAlgorithm, Nets, Rate
+from mac.algorithm import AbstractLossAlgorithm, Nets
 from mac.config import CommonConfig
 from mac.data.transitions import transition_rows
 from mac.errors import no_rewards
 from mac.nn.transformer import matmul_weights
+from mac.ops.optimisers import Rate
 from mac.types import Batch, SampleSpec, Window
 
 Cfg = TypeVar("Cfg", bound="SequenceConfig")

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
 from mac.run import hosts
+from mac.run.mesh import map_seeds
 from mac.run.report.realized_return import ended_itself, realised_return, steady_reward, step_reward
 from mac.run.rng_streams import Stream, stream
-from mac.run.segment import map_seeds
 from mac.types import Env, EnvState, Episodes, Number, Past, StateT
 
 Discount = Number | Float[Array, "S 1"]

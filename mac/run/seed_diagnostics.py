@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from mac.algorithm import AbstractAlgorithm, TrainState
+from mac.run.mesh import ALL, SEED, map_seeds, over_seeds
 from mac.run.rng_streams import Stream, stream
-from mac.run.segment import ALL, SEED, map_seeds, over_seeds
 from mac.types import Episodes, Window
 
 

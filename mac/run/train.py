@@ -20,12 +20,12 @@ from mac.data.normalize import Normalizer
 from mac.data.window_feed import Source, open_feed
 from mac.errors import UserError
 from mac.nn.frozen import Kernels, Numerics, Precision
-from mac.run import hosts
-from mac.run import segment as loop
+from mac.run import hosts, segment
 from mac.run.evaluate import Policies, evaluate, evaluate_on_all, evaluation_keys
 from mac.run.io.eval_rows import Evaluation, bad_actions, warnings_of
 from mac.run.io.run_outputs import Outputs, Variant
 from mac.run.io.signals import Interrupt
+from mac.run.mesh import ALL, SEED, fetch, place, run_mesh, seed_keys
 from mac.run.report.progress import Progress
 from mac.run.report.score import measure_of, values
 from mac.run.seed_diagnostics import diagnose, overestimation
@@ -194,25 +194,25 @@ class _Loop:
         self.saved: tuple[int, int] | None = None  # of the newest checkpoint: its step, and `evaluated`
         self.pending: tuple[int, dict[str, Any]] | None = None  # not yet logged: first update, [K, S] arrays
         share = 1 if job.run.kernels == "fused" else job.run.batch_devices
-        self.mesh = loop.run_mesh(len(self.numbers), self.algo.sample.batch, share)
+        self.mesh = run_mesh(len(self.numbers), self.algo.sample.batch, share)
         self.agreed = 0  # number of a signal that some process was sent, when all last asked
-        self.feed = open_feed(job.window, lambda tree: loop.place(self.mesh, tree, loop.ALL), job.steps)
+        self.feed = open_feed(job.window, lambda tree: place(self.mesh, tree, ALL), job.steps)
         # A segment ends wherever something is due; marks that the run does not reach do not count.
         due = (job.run.eval_every, job.run.checkpoint_every, self.feed.updates or job.steps)
         marks = [n for n in due if n < job.steps]
         self.length = gcd(job.run.segment, *marks)
         self.programs: dict[int, Any] = {}
-        keys = jnp.tile(loop.seed_keys(job.seed, job.seeds), len(job.variants))
-        self.keys = loop.place(self.mesh, keys, loop.SEED)
-        self.swept = loop.place(self.mesh, job.swept, loop.SEED)
-        self.held_out = None if job.held_out is None else loop.place(self.mesh, job.held_out, loop.ALL)
+        keys = jnp.tile(seed_keys(job.seed, job.seeds), len(job.variants))
+        self.keys = place(self.mesh, keys, SEED)
+        self.swept = place(self.mesh, job.swept, SEED)
+        self.held_out = None if job.held_out is None else place(self.mesh, job.held_out, ALL)
 
     @property
     def signal(self) -> int:
         """Number of the signal that asks to stop, 0 if there is none; the same in all processes."""
         return self.interrupt.signal if hosts.count() == 1 else self.agreed
 
-    def _listen(self) -> None:
+    def _share_signals(self) -> None:
         """Lets every process know of the signals that any of them was sent."""
         if hosts.count() > 1:
             self.agreed = max(hosts.gather_json(self.interrupt.signal))
@@ -222,17 +222,17 @@ class _Loop:
         state = self._start(resume)
         while True:
             step = self.outcome.step
-            self._listen()
-            self._save_if_due(state)
+            self._share_signals()
+            self._save_if_due(state)  # before the evaluation: one that fails loses no updates
             if self._due(self.job.run.eval_every) and self.evaluated != step and not self.signal:
                 self._evaluate(state)
-                self._listen()
+                self._share_signals()
             stop = step >= self.job.steps or bool(self.signal)
-            self._save_if_due(state)
+            self._save_if_due(state)  # the checkpoint learns of the evaluation
             if stop:
                 with self._timed("checkpoint"):
                     self.outputs.wait()
-                self._tell()
+                self._print_notes()
                 # A signal received when all was done has nothing to stop.
                 done = step >= self.job.steps and self.evaluated == step
                 self.outcome.interrupted = 0 if done else self.signal
@@ -250,18 +250,18 @@ class _Loop:
 
     def _start(self, resume: bool) -> TrainState:
         """The state to begin with."""
-        fresh = loop.init(self.algo, self.mesh, self.keys, self.swept)
+        fresh = segment.init(self.algo, self.mesh, self.keys, self.swept)
         if not resume or hosts.from_first(self.outputs.latest()) is None:
             if resume:
                 self.progress.note("the run left no checkpoint, so it begins again")
             self.outputs.begin(again=resume)
-            return loop.prepare(self.algo, self.mesh, self.feed.at(0), fresh)
+            return segment.prepare(self.algo, self.mesh, self.feed.at(0), fresh)
         found = self.outputs.restore(fresh, self.job.may_differ, self.job.defaults)
         self.outcome.step, self.evaluated = found.step, found.meta["evaluated"]
         self.saved = found.step, self.evaluated
         self.progress.note(f"resumed from the checkpoint of update {found.step:,}")
         self.progress.update(found.step)
-        return loop.place(self.mesh, found.state, loop.SEED)
+        return place(self.mesh, found.state, SEED)
 
     def _due(self, every: int) -> bool:
         step = self.outcome.step
@@ -272,13 +272,13 @@ class _Loop:
         step, window = self.outcome.step, self.feed.at(self.outcome.step)
         # The last segment may be shorter, and so may the first after a run that was extended.
         count = min(self.length - step % self.length, self.job.steps - step)
-        steps = loop.place(self.mesh, np.arange(step, step + count, dtype=np.int32), loop.ALL)
+        steps = place(self.mesh, np.arange(step, step + count, dtype=np.int32), ALL)
         if count not in self.programs:
             with self._timed("compile"), self.progress.phase("compiling"):
-                self.programs[count] = loop.segment.lower(
+                self.programs[count] = segment.segment.lower(
                     self.algo, self.mesh, window, self.keys, steps, state
                 ).compile()
-            self._listen()
+            self._share_signals()
             if self.signal:
                 return state
         with self._timed("train"):
@@ -294,7 +294,7 @@ class _Loop:
             return
         (first, metrics), self.pending = self.pending, None
         with self._timed("train"):
-            values = {name: np.asarray(value) for name, value in loop.fetch(metrics).items()}
+            values = {name: np.asarray(value) for name, value in fetch(metrics).items()}
         self._check_finite(first, values)
         means = {name: value.mean(axis=0) for name, value in values.items()}
         step = first + len(next(iter(values.values())))
@@ -356,15 +356,15 @@ class _Loop:
 
         if hosts.count() == 1:
             return play(slice(None), None)
-        state = loop.fetch(state)
+        state = fetch(state)
         return evaluate_on_all(play, len(keys), len(job.env.spec.tasks), job.episodes)
 
     def _diagnose(self, state: TrainState, keys: jax.Array) -> dict[str, Any]:
         """The algorithm's own metrics of each seed, from data that it is not trained on if there is any."""
         # The window of the last update, so that a resumed run sees the same.
         window = self.feed.at(max(self.outcome.step - 1, 0)) if self.held_out is None else self.held_out
-        keys = loop.place(self.mesh, keys, loop.SEED)
-        return loop.fetch(diagnose(self.algo, self.mesh, window, keys, state))
+        keys = place(self.mesh, keys, SEED)
+        return fetch(diagnose(self.algo, self.mesh, window, keys, state))
 
     def _save_if_due(self, state: TrainState) -> None:
         """Begins to write a checkpoint, or tells the one of this update of the evaluation since."""
@@ -374,19 +374,19 @@ class _Loop:
             self._save(state)
             self.saved = step, self.evaluated
 
-    def _tell(self) -> None:
+    def _print_notes(self) -> None:
         for note in self.outputs.notes():
             self.progress.note(note)
 
     def _save(self, state: TrainState) -> None:
         self._flush()
-        finite = loop.fetch(_finite(state.without_memory()))
+        finite = fetch(_finite(state.without_memory()))
         if not finite.all():
             lane = self.job.lanes[int(np.argmin(finite))]
             raise self._diverged(f"a weight is not finite after update {self.outcome.step:,}, {lane}")
         with self._timed("checkpoint"):
             self.outputs.save(self.outcome.step, state, self.evaluated)
-        self._tell()
+        self._print_notes()
 
     @contextlib.contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

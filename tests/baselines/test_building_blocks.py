@@ -13,14 +13,14 @@ import pytest
 
 from baselines import REGISTRY
 from baselines.iql import IQLConfig
-from mac.algorithm import adam_by_network
+from mac.actor_critic import n_step
 from mac.errors import UserError
-from mac.model_free import n_step
 from mac.nn.critics import aggregate, critic_loss, twin_critics
 from mac.nn.gaussian_policy import TanhGaussian, normal_log_prob
 from mac.nn.mlp import MLP, Style
 from mac.ops.diffusion import denoise, diffusion_loss, vp_betas
 from mac.ops.losses import advantage_weight, cross_entropy, expectile_loss, scale_normalised_q, sum_losses
+from mac.ops.optimisers import adam_by_network
 from mac.types import Batch, Subgoals
 from tests.helpers.algorithm_cases import GOALS_ONLY, make
 from tests.helpers.toy_env import SPEC

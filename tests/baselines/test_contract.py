@@ -13,8 +13,9 @@ from baselines.leq import LEQ
 from baselines.tap import TAP
 from mac.algorithm import AbstractLossAlgorithm, TrainState
 from mac.mac import MAC
-from mac.run import segment as loop
+from mac.run import segment as compiled
 from mac.run.io.checkpoint import CheckpointStore
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
 from mac.types import Window
 from tests.helpers.algorithm_cases import make, mode_of, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed, wanderers
@@ -66,24 +67,24 @@ class Trained(NamedTuple):
 def data_of(algo: Any, mesh: Any) -> Window:
     """The data that an algorithm learns from, on the devices."""
     data = wanderers if isinstance(algo, WANDERING) else journeys
-    return loop.place(mesh, data(algo.sample.chunk, goals=algo.env.goal_dim is not None), loop.ALL)
+    return place(mesh, data(algo.sample.chunk, goals=algo.env.goal_dim is not None), ALL)
 
 
 def segment(algo: Any, k: int, state: TrainState, number: int, seed: int = 0) -> tuple[Any, Any]:
     """The segment of that number, from a state on the host, back to the host."""
     count = len(leaves(state)[0])
-    mesh = loop.seed_mesh(count)
-    keys = loop.place(mesh, loop.seed_keys(seed, count), loop.SEED)
+    mesh = seed_mesh(count)
+    keys = place(mesh, seed_keys(seed, count), SEED)
     window = data_of(algo, mesh)
-    steps = loop.place(mesh, np.arange(k * number, k * (number + 1), dtype=np.int32), loop.ALL)
-    state = loop.place(mesh, state, loop.SEED)
-    return jax.device_get(loop.segment(algo, mesh, window, keys, steps, state))
+    steps = place(mesh, np.arange(k * number, k * (number + 1), dtype=np.int32), ALL)
+    state = place(mesh, state, SEED)
+    return jax.device_get(compiled.segment(algo, mesh, window, keys, steps, state))
 
 
 def start(algo: Any, seed: int, seeds: int) -> TrainState:
-    mesh = loop.seed_mesh(seeds)
-    state = loop.init(algo, mesh, loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED))
-    return jax.device_get(loop.prepare(algo, mesh, data_of(algo, mesh), state))
+    mesh = seed_mesh(seeds)
+    state = compiled.init(algo, mesh, place(mesh, seed_keys(seed, seeds), SEED))
+    return jax.device_get(compiled.prepare(algo, mesh, data_of(algo, mesh), state))
 
 
 QUICK = ("mac", "iql")

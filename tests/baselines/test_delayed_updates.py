@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from mac.algorithm import TrainState, at_some_updates, linear_cooldown
+from mac.algorithm import TrainState
 from mac.data.sampler import sample
+from mac.ops.optimisers import at_some_updates, linear_cooldown
 from tests.helpers.algorithm_cases import make
 from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import window

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from baselines.leq import LEQ, LEQConfig
+from mac.actor_critic import one_step
 from mac.errors import UserError
-from mac.model_free import one_step
 from mac.ops.returns import lambda_mixture, mixture_shares
 from mac.types import Batch
 from tests.helpers.algorithm_cases import SIZES, make, make_case

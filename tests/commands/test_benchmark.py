@@ -19,8 +19,9 @@ from experiments.benchmarks.timed_loops import TimedLoop
 from experiments.launch.cost_estimate import product_chain
 from mac.config import Config
 from mac.mac import MAC
-from mac.run import segment as loop
 from mac.run.cost.flops import matmul_flops
+from mac.run.mesh import seed_keys, seed_mesh
+from mac.run.segment import segment
 
 CHUNK = 3
 TINY = Config(batch=4, hidden=(8, 8), chunk=CHUNK, candidates=2, rollout=2, flow_steps=2)
@@ -37,15 +38,15 @@ def window():
 
 
 def test_a_segment_does_the_work_that_it_is_credited_with(window):
-    algo, mesh, steps = MAC(TINY, training.SPEC), loop.seed_mesh(1), jnp.arange(3)
-    keys = loop.seed_keys(0, 2)
+    algo, mesh, steps = MAC(TINY, training.SPEC), seed_mesh(1), jnp.arange(3)
+    keys = seed_keys(0, 2)
     state = jax.eval_shape(lambda k: jax.vmap(algo.init)(k), keys)
-    counted = matmul_flops(lambda *args: loop.segment(algo, mesh, *args), window, keys, steps, state)
+    counted = matmul_flops(lambda *args: segment(algo, mesh, *args), window, keys, steps, state)
     assert counted == 3 * 2 * timed_loops.update_flops(algo, window)
 
 
 def test_products_are_counted_and_done():
-    chain, work = product_chain(4, 6, loop.seed_mesh(1))
+    chain, work = product_chain(4, 6, seed_mesh(1))
     np.testing.assert_allclose(
         chain(), np.ones((6, 4)), rtol=1e-6
     )  # rows of ones, times columns that sum to 1

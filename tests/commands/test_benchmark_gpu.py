@@ -31,9 +31,10 @@ from experiments.benchmarks.gpu.schedule import (
 )
 from experiments.benchmarks.gpu.summary import markdown_table, roofline_ms, summary
 from mac.errors import UserError
-from mac.run import segment as loop
 from mac.run.io.folder_lock import lock
 from mac.run.io.logger import METRICS
+from mac.run.mesh import seed_keys, seed_mesh
+from mac.run.segment import init
 
 ORIGIN = {
     "card": "NVIDIA H100",
@@ -391,7 +392,7 @@ def test_numbers_of_a_table_have_three_digits():
 def test_a_segment_begins_with_the_states_of_its_seeds():
     algo = training_rates.subject("reward", 1, "tf32", True).algo
     ours = training_rates.fresh_state(algo, "reward", 1, True)
-    alone = loop.init(algo, loop.seed_mesh(1), loop.seed_keys(0, 1))
+    alone = init(algo, seed_mesh(1), seed_keys(0, 1))
     assert jax.tree.structure(ours) == jax.tree.structure(alone)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), ours, alone)
 

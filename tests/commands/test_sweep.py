@@ -22,7 +22,8 @@ from mac.algorithm import AbstractAlgorithm
 from mac.errors import UserError
 from mac.run.io.logger import EVAL, METRICS, read_rows
 from mac.run.io.run_outputs import CHECKPOINTS
-from mac.run.segment import init, seed_keys, seed_mesh, segment
+from mac.run.mesh import seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from tests.helpers.algorithm_cases import GOALS_ONLY, make
 from tests.helpers.command_line import SIZES, content, error_of, params
 from tests.helpers.pytest_params import slow_except

@@ -30,7 +30,7 @@ from experiments.deviceless.time_model import cost_of
 from experiments.launch.device_estimate import PROJECT, DeviceEstimate, RunShapes, estimate
 from experiments.launch.hparams import HPARAMS, build, load_rows, merge_rows
 from mac.run.cost.gpu_program import Kernel, callbacks, host_waits, kernels
-from mac.run.segment import ALL
+from mac.run.mesh import ALL
 
 FAULT = plugin_fault()
 pytestmark = [

@@ -10,7 +10,7 @@ import pytest
 
 from mac.algorithm import TrainState
 from mac.run.evaluate import Policies, evaluate
-from mac.run.segment import seed_keys
+from mac.run.mesh import seed_keys
 from mac.types import Env, EnvSpec, EnvState
 from tests.helpers.fixed_policy import ActsOnly
 from tests.helpers.toy_env import SPEC, PointEnv, identity

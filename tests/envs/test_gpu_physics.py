@@ -13,7 +13,7 @@ from envs_mjx.registry import make
 from mac.algorithm import TrainState
 from mac.data.normalize import Normalizer
 from mac.run.evaluate import Policies, evaluate
-from mac.run.segment import seed_keys
+from mac.run.mesh import seed_keys
 from tests.helpers.fixed_policy import ActsOnly
 from tests.helpers.platforms import mesh_of
 from tests.helpers.pytest_params import slow_except

@@ -21,7 +21,8 @@ from mac.data.sampler import sample
 from mac.data.window import index_episodes, make_column
 from mac.mac import MAC, AbstractChunkPolicy, Nets
 from mac.nn.mlp import MLP, STANDARD, scalar, value_net
-from mac.run import segment as loop
+from mac.run.mesh import ALL, place, seed_keys, seed_mesh
+from mac.run.segment import segment
 from mac.types import EnvSpec, Window
 from tests.helpers.pytest_params import slow_except
 from tests.helpers.toy_env import SPEC, window
@@ -112,10 +113,10 @@ def trained(goals: bool, **changes: Any) -> Nets:
     sizes |= {"value_goals": (0.2, 0.8, 0.0)}
     spec = EnvSpec("ring", 1, 1, 1 if goals else None, (1,), 9, 1.0, (0,) if goals else ())
     algo = MAC(Config(**sizes | changes), spec, STEPS, EitherKind())
-    mesh, keys = loop.seed_mesh(1), loop.seed_keys(0, 1)
-    place = loop.place(mesh, ring_window(), loop.ALL)
+    mesh, keys = seed_mesh(1), seed_keys(0, 1)
+    rows = place(mesh, ring_window(), ALL)
     state = jax.tree.map(lambda x: x[None], start(algo, ring_nets(goals)))
-    state, _ = loop.segment(algo, mesh, place, keys, jnp.arange(STEPS), state)
+    state, _ = segment(algo, mesh, rows, keys, jnp.arange(STEPS), state)
     return jax.tree.map(lambda x: np.asarray(x[0]), state.nets)
 
 

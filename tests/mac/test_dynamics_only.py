@@ -18,7 +18,8 @@ from mac.data.sampler import ACTION_LIMIT, sample
 from mac.errors import UserError
 from mac.nn.mlp import MLP
 from mac.ops.rollout import open_loop, residual_model, squared_error
-from mac.run import segment as loop
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from mac.types import Window
 from tests.helpers.toy_env import SPEC, STRIDE, mac, window
 
@@ -151,11 +152,11 @@ def test_training_loop_finds_the_linear_world():
     """A network without hidden layers can be exact, and from two seeds becomes so."""
     algo = Dynamics(Config(chunk=5, batch=64, lr=3e-2, cooldown=0.7), SPEC, 600)
     algo = eqx.tree_at(lambda a: a.cfg.hidden, algo, ())
-    data, mesh = gentle(5), loop.seed_mesh(2)
-    keys = loop.place(mesh, loop.seed_keys(0, 2), loop.SEED)
-    state = loop.init(algo, mesh, keys)
-    steps = loop.place(mesh, np.arange(600, dtype=np.int32), loop.ALL)
-    state, metrics = loop.segment(algo, mesh, loop.place(mesh, data, loop.ALL), keys, steps, state)
+    data, mesh = gentle(5), seed_mesh(2)
+    keys = place(mesh, seed_keys(0, 2), SEED)
+    state = init(algo, mesh, keys)
+    steps = place(mesh, np.arange(600, dtype=np.int32), ALL)
+    state, metrics = segment(algo, mesh, place(mesh, data, ALL), keys, steps, state)
     assert metrics["model/dynamics_loss"].shape == (600, 2)
     nets = jax.device_put(state.nets, jax.local_devices()[0])
     errors = open_loop_errors(nets, data, 5, 50, 32, seed=0)

@@ -21,7 +21,8 @@ from mac.nn.diffusion_resnet import ResNet
 from mac.nn.frozen import Numerics, RoundedWeight
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import MLP, Dense
-from mac.run import segment as loop
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from mac.run.train import RunConfig
 from tests.helpers.algorithm_cases import imagined_steps, make, mode_of
 from tests.helpers.jaxprs import equations
@@ -50,9 +51,9 @@ def rounded(x: np.ndarray, bits: int) -> np.ndarray:
 def in_numpy(mlp: MLP, bits: int, *inputs: np.ndarray) -> np.ndarray:
     """The network in float64, but for operands of matmuls, which are rounded."""
     x = np.concatenate(inputs, -1)
-    for place, dense in enumerate(mlp.dense):
-        if place:
-            scale, shift = (np.asarray(each, np.float64) for each in mlp.norm[place - 1] or ())
+    for number, dense in enumerate(mlp.dense):
+        if number:
+            scale, shift = (np.asarray(each, np.float64) for each in mlp.norm[number - 1] or ())
             x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
             x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + shift
         operands = [rounded(np.asarray(each), bits).astype(np.float64) for each in (x, dense.weight)]
@@ -241,13 +242,13 @@ def test_every_algorithm_is_updated_in_bf16(name: str):
 @pytest.mark.slow
 def test_the_choice_is_part_of_a_programs_key():
     algo = small()
-    mesh, keys = loop.seed_mesh(1), loop.seed_keys(0, 1)
+    mesh, keys = seed_mesh(1), seed_keys(0, 1)
     ends = []
     for each in (algo, algo.with_numerics(BF16), algo):
-        state = loop.init(each, mesh, loop.place(mesh, keys, loop.SEED))
-        rows = loop.place(mesh, window(each.sample.chunk), loop.ALL)
-        args = (loop.place(mesh, keys, loop.SEED), np.arange(2, dtype=np.int32), state)
-        ends.append(leaves(jax.device_get(loop.segment(each, mesh, rows, *args)[0].nets)))
+        state = init(each, mesh, place(mesh, keys, SEED))
+        rows = place(mesh, window(each.sample.chunk), ALL)
+        args = (place(mesh, keys, SEED), np.arange(2, dtype=np.int32), state)
+        ends.append(leaves(jax.device_get(segment(each, mesh, rows, *args)[0].nets)))
     assert any(np.any(x != y) for x, y in zip(ends[0], ends[1], strict=True))
     assert all(np.array_equal(x, y) for x, y in zip(ends[0], ends[2], strict=True))
 

@@ -16,8 +16,9 @@ from mac.nn.fused_mlp import FusedMLP, can_fuse
 from mac.nn.gaussian_policy import GaussianPolicy
 from mac.nn.mlp import MLP, STANDARD, Style, scalar, value_net
 from mac.ops.flow import euler
-from mac.run import segment as loop
 from mac.run.cost.flops import matmul_flops
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from tests.helpers.algorithm_cases import make
 from tests.helpers.jaxprs import equations
 from tests.helpers.platforms import mesh_of
@@ -160,14 +161,14 @@ def test_operations_are_counted_by_tile():
 @pytest.mark.parametrize("name", ["mac", "mac_gaussian", "fql"])
 def test_updates_with_the_kernel_are_those_without(name: str):
     """Of two seeds, each on a device of its own."""
-    algo, mesh = make(name, "reward", batch=8, hidden=(8, 8)), loop.seed_mesh(2)
-    keys = loop.place(mesh, loop.seed_keys(0, 2), loop.SEED)
-    rows = loop.place(mesh, window(algo.sample.chunk), loop.ALL)
+    algo, mesh = make(name, "reward", batch=8, hidden=(8, 8)), seed_mesh(2)
+    keys = place(mesh, seed_keys(0, 2), SEED)
+    rows = place(mesh, window(algo.sample.chunk), ALL)
     ends = []
     for numerics in (Numerics(), Numerics(kernels="fused")):
-        state = loop.init(algo, mesh, keys)
-        steps = loop.place(mesh, np.arange(2, dtype=np.int32), loop.ALL)
-        ends.append(loop.segment(algo.with_numerics(numerics), mesh, rows, keys, steps, state)[1])
+        state = init(algo, mesh, keys)
+        steps = place(mesh, np.arange(2, dtype=np.int32), ALL)
+        ends.append(segment(algo.with_numerics(numerics), mesh, rows, keys, steps, state)[1])
     chex.assert_trees_all_close(*jax.device_get(ends), rtol=1e-3, atol=1e-4)
 
 
@@ -176,9 +177,9 @@ def test_a_gpu_launches_one_kernel_for_each_network():
     algo = make("mac", "reward", batch=8, hidden=(8, 8)).with_numerics(Numerics("bf16", "fused"))
     device = mesh_of("gpu")
     with jax.sharding.use_abstract_mesh(device):
-        state = jax.eval_shape(jax.vmap(algo.init), loop.seed_keys(0, 2))
+        state = jax.eval_shape(jax.vmap(algo.init), seed_keys(0, 2))
         rows, steps = jax.eval_shape(lambda: window(algo.sample.chunk)), jnp.arange(2, dtype=jnp.int32)
-        traced = loop.segment.trace(algo, device, rows, loop.seed_keys(0, 2), steps, state)
+        traced = segment.trace(algo, device, rows, seed_keys(0, 2), steps, state)
     launched = [eqn for eqn, _ in equations(traced.jaxpr.jaxpr) if eqn.primitive.name == "pallas_call"]
     # Imagination's policy, Q and model; the flow teacher; rewards; V of the last states and the second ones.
     assert len(launched) == 3 + 1 + 1 + 2

@@ -11,10 +11,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from mac.algorithm import TrainState, linear_cooldown, polyak
+from mac.algorithm import TrainState
 from mac.config import Config
 from mac.errors import UserError
 from mac.mac import MAC, Nets
+from mac.ops.optimisers import linear_cooldown, polyak
 from tests.helpers.mac_cases import Case, draw_batch, leaves, make_case, own_losses, slopes, touched
 from tests.helpers.numpy_mac import choose, double, follow, fresh, run
 from tests.helpers.toy_env import SPEC, mac

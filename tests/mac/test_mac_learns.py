@@ -9,8 +9,9 @@ import pytest
 from mac.algorithm import TrainState
 from mac.config import Config
 from mac.mac import MAC
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
+from mac.run.mesh import seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from tests.helpers.toy_env import GOAL_SPEC, GoalPointEnv, identity, window
 
 pytestmark = pytest.mark.slow  # `test_contract` looks at a smaller problem
@@ -24,11 +25,9 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def trained() -> TrainState:
-    algo, mesh = MAC(CONFIG, GOAL_SPEC, UPDATES), loop.seed_mesh(1)
-    keys, rows = loop.seed_keys(0, SEEDS), window(chunk=2, episodes=64, length=40)
-    state, _ = loop.segment(
-        algo, mesh, rows, keys, np.arange(UPDATES, dtype=np.int32), loop.init(algo, mesh, keys)
-    )
+    algo, mesh = MAC(CONFIG, GOAL_SPEC, UPDATES), seed_mesh(1)
+    keys, rows = seed_keys(0, SEEDS), window(chunk=2, episodes=64, length=40)
+    state, _ = segment(algo, mesh, rows, keys, np.arange(UPDATES, dtype=np.int32), init(algo, mesh, keys))
     return state
 
 

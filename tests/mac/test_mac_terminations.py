@@ -18,9 +18,10 @@ from mac.mac import MAC, Nets
 from mac.mac_diagnostics import expected_return
 from mac.nn.mlp import scalar, value_net
 from mac.ops.losses import cross_entropy
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
+from mac.run.mesh import seed_keys, seed_mesh
 from mac.run.report.realized_return import ended_itself, realised_return, steady_reward
+from mac.run.segment import init, segment
 from mac.types import Episodes, SampleSpec
 from tests.helpers.mac_cases import Case, leaves, make_case, own_losses, touched
 from tests.helpers.numpy_mac import double, fresh
@@ -155,11 +156,9 @@ def played(cfg: Config, state: Any) -> Episodes:
 
 @pytest.mark.slow
 def test_mac_goes_to_the_edge_and_does_not_fall():
-    algo, mesh = MAC(LEARNS, FALL_SPEC, UPDATES), loop.seed_mesh(1)
-    keys, rows = loop.seed_keys(0, SEEDS), falling_window(chunk=2, episodes=300)
-    state, _ = loop.segment(
-        algo, mesh, rows, keys, np.arange(UPDATES, dtype=np.int32), loop.init(algo, mesh, keys)
-    )
+    algo, mesh = MAC(LEARNS, FALL_SPEC, UPDATES), seed_mesh(1)
+    keys, rows = seed_keys(0, SEEDS), falling_window(chunk=2, episodes=300)
+    state, _ = segment(algo, mesh, rows, keys, np.arange(UPDATES, dtype=np.int32), init(algo, mesh, keys))
     chosen = played(LEARNS, state)
     cloned = played(dataclasses.replace(LEARNS, candidates_test=1), state)
     terminated = (chosen.length < FALL_SPEC.max_steps).mean(), (cloned.length < FALL_SPEC.max_steps).mean()

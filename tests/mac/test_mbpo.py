@@ -12,9 +12,9 @@ import pytest
 
 from baselines import get_algorithm
 from baselines.mobile import disagreement
+from mac.actor_critic import Step
 from mac.errors import UserError
 from mac.mbpo import AbstractMBPO
-from mac.model_free import Step
 from mac.nn.critics import Combine, aggregate
 from mac.types import EnvSpec, Window
 from tests.helpers.algorithm_cases import IMAGINED

@@ -16,7 +16,8 @@ from mac.data.sampler import sample
 from mac.errors import UserError
 from mac.nn.dynamics_ensemble import DynamicsEnsemble
 from mac.pretraining import EPOCH, ModelRecord, fresh_record, held_out, judge
-from mac.run import segment as loop
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from tests.helpers.algorithm_cases import imagined_steps, make
 from tests.helpers.toy_env import FALL_SPEC, SPEC, falling_window, window
 
@@ -193,11 +194,11 @@ def test_loop_trains_where_data_record_terminations():
         "joint_reward": True,
     }
     algo: Any = MOPO(MOPOConfig(**SIZES | sizes), FALL_SPEC._replace(terminal=beyond_a_half))
-    mesh = loop.seed_mesh(1)
-    keys = loop.place(mesh, loop.seed_keys(0, 1), loop.SEED)
-    data = loop.place(mesh, falling_window(1), loop.ALL)
-    steps = loop.place(mesh, np.arange(5, dtype=np.int32), loop.ALL)
-    state, metrics = loop.segment(algo, mesh, data, keys, steps, loop.init(algo, mesh, keys))
+    mesh = seed_mesh(1)
+    keys = place(mesh, seed_keys(0, 1), SEED)
+    data = place(mesh, falling_window(1), ALL)
+    steps = place(mesh, np.arange(5, dtype=np.int32), ALL)
+    state, metrics = segment(algo, mesh, data, keys, steps, init(algo, mesh, keys))
     chex.assert_tree_all_finite((state, metrics))
     count = np.asarray(state.memory.count)
     assert ((count >= 8) & (count <= 16)).all()  # rollouts of updates 2 and 4

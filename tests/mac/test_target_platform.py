@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mac.run.segment import map_seeds
+from mac.run.mesh import map_seeds
 from mac.target_platform import target_platform
 from tests.helpers.platforms import mesh_of
 

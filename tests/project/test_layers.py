@@ -37,11 +37,11 @@ ALLOWED = {
     "mac.mac": (*LOSSES, "mac.mac_diagnostics", "mac.chunk_dynamics"),
     "mac.ablations": (*NETWORKS, "mac.config", "mac.mac"),
     "mac.ablations.dynamics_only": (*LOSSES, "mac.chunk_dynamics"),
-    "mac.model_free": LOSSES,
-    "mac.implicit_q": (*LOSSES, "mac.model_free"),
-    "mac.model_based": (*LOSSES, "mac.data", "mac.mac_diagnostics", "mac.model_free", "mac.pretraining"),
+    "mac.actor_critic": LOSSES,
+    "mac.implicit_q": (*LOSSES, "mac.actor_critic"),
+    "mac.model_based": (*LOSSES, "mac.data", "mac.mac_diagnostics", "mac.actor_critic", "mac.pretraining"),
     "mac.pretraining": NETWORKS,
-    "mac.mbpo": (*LOSSES, "mac.data", "mac.model_based", "mac.model_free"),
+    "mac.mbpo": (*LOSSES, "mac.data", "mac.model_based", "mac.actor_critic"),
     "mac.planning": (*LOSSES, "mac.data"),
     "mac.data": (*ON_DISK, "mac.free_memory"),
     "mac.run": (*ON_DISK, "mac.algorithm", "mac.data", "mac.nn.frozen", "mac.ops.replay"),
@@ -51,7 +51,7 @@ ALLOWED = {
         "mac.data",
         "mac.mac",
         "mac.ablations",
-        "mac.model_free",
+        "mac.actor_critic",
         "mac.implicit_q",
         "mac.model_based",
         "mac.mbpo",
@@ -140,10 +140,11 @@ def test_baselines_compile_nothing():
 
 def test_only_the_loop_compiles():
     found = {name_of(path): len(jits(path)) for path in FILES if is_within(name_of(path), "mac")}
-    # init, prepare, segment and copies to all hosts; evaluate, a saved policy, the diagnosis, and the check
+    # Copies to all hosts; init, prepare and segment; evaluate, a saved policy, the diagnosis, and the check
     # of states to be saved.
     assert {name: count for name, count in found.items() if count} == {
-        "mac.run.segment": 4,
+        "mac.run.mesh": 1,
+        "mac.run.segment": 3,
         "mac.run.evaluate": 1,
         "mac.run.policy": 1,
         "mac.run.seed_diagnostics": 1,

@@ -15,8 +15,9 @@ from jax.extend import core
 from envs_mjx.base import AbstractEnv, EnvState
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.normalize import Normalizer
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from mac.types import EnvSpec, Episodes, Past
 from tests.helpers.fixed_policy import ActsOnly
 from tests.helpers.pytest_params import slow_except
@@ -113,7 +114,7 @@ def play(
 ) -> Episodes:
     """Results as NumPy arrays, one seed per number."""
     state = TrainState(jnp.asarray(numbers), (), ())
-    keys = loop.seed_keys(key, len(numbers))
+    keys = seed_keys(key, len(numbers))
     return jax.device_get(evaluate(Policies(algo, identity(), state), env, episodes, keys, **how))
 
 
@@ -146,7 +147,7 @@ def test_every_decision_and_seed_draws_its_own_noise():
 def test_policy_sees_normalised_observations():
     state = TrainState(jnp.ones(1), (), ())
     normalizer = Normalizer(jnp.asarray([2.0, 0.0]), jnp.asarray([0.5, 1.0]))
-    got = evaluate(Policies(Counting(), normalizer, state), Recorder(), 1, loop.seed_keys(0, 1))
+    got = evaluate(Policies(Counting(), normalizer, state), Recorder(), 1, seed_keys(0, 1))
     actions = 10 * (np.arange(LIMIT) - 2.0) / 0.501
     np.testing.assert_allclose(got.episode_return[0, 3, 0], np.sum(WEIGHTS * actions), rtol=1e-5)
 
@@ -233,7 +234,7 @@ def test_at_most_the_asked_environments_are_simulated_at_once(batch: int, most: 
     """Three seeds of eight episodes: 9 = 3 x 3; 5 leaves room for one column of 3."""
     policies = Policies(Wandering(), identity(), TrainState(jnp.ones(3), (), ()))
     program = jax.make_jaxpr(lambda keys: evaluate(policies, PointEnv(), 4, keys, batch=batch))(
-        loop.seed_keys(0, 3)
+        seed_keys(0, 3)
     )
     (play_all,) = [eqn for eqn in inner(program.jaxpr) if eqn.primitive.name == "while"]
     (points,) = {v.aval.shape for v in play_all.outvars if len(v.aval.shape) == 3}  # seeds, episodes, xy
@@ -283,17 +284,17 @@ def test_mac_learns_to_reach_the_target():
         lr=3e-3,
         tau_ema=0.05,
     )
-    mesh = loop.seed_mesh(4)
-    keys = loop.place(mesh, loop.seed_keys(0, 4), loop.SEED)
-    rows = loop.place(mesh, window(episodes=50), loop.ALL)
-    steps = loop.place(mesh, np.arange(1000, dtype=np.int32), loop.ALL)
+    mesh = seed_mesh(4)
+    keys = place(mesh, seed_keys(0, 4), SEED)
+    rows = place(mesh, window(episodes=50), ALL)
+    steps = place(mesh, np.arange(1000, dtype=np.int32), ALL)
 
     def success(state: TrainState) -> float:
         here = jax.device_put(state, jax.local_devices()[0])
-        played = evaluate(Policies(algo, identity(), here), PointEnv(), 20, loop.seed_keys(9, 4))
+        played = evaluate(Policies(algo, identity(), here), PointEnv(), 20, seed_keys(9, 4))
         return float(played.success.mean())  # single seeds start lucky, or fail
 
-    state = loop.init(algo, mesh, keys)
+    state = init(algo, mesh, keys)
     assert success(state) <= 0.3
-    state, _ = loop.segment(algo, mesh, rows, keys, steps, state)
+    state, _ = segment(algo, mesh, rows, keys, steps, state)
     assert success(state) >= 0.5

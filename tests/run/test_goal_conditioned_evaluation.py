@@ -24,8 +24,8 @@ from experiments.video.record import film_ours, record_in_ogbench
 from mac.algorithm import TrainState
 from mac.config import Config
 from mac.data.normalize import Normalizer
-from mac.run import segment as loop
 from mac.run.evaluate import episode_keys, evaluate, evaluation_keys
+from mac.run.mesh import seed_keys
 from mac.run.train import RunConfig
 from mac.types import EnvSpec
 from tests.helpers.fixed_policy import ActsOnly
@@ -98,7 +98,7 @@ def drawn(key: jax.Array, task: int, episode: int) -> np.ndarray:
 
 @pytest.mark.parametrize("batch", [0, 3])
 def test_evaluation_gives_each_episode_its_own_normalised_goal(run: SavedRun, batch: int):
-    keys = loop.seed_keys(5, 2)
+    keys = seed_keys(5, 2)
     got = evaluate(run.policies, Listener(), 3, keys, batch=batch)
     for s in range(2):
         for i, task in enumerate(SPEC_3.tasks):

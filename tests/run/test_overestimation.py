@@ -13,9 +13,9 @@ from rich.console import Console
 
 from envs_mjx.base import AbstractEnv, EnvState
 from mac.algorithm import AbstractAlgorithm, TrainState
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate
 from mac.run.io.eval_rows import Evaluation, eval_rows
+from mac.run.mesh import seed_keys
 from mac.run.report.realized_return import realised_return
 from mac.run.report.stats import learning_curve
 from mac.run.report.table import results_table
@@ -76,7 +76,7 @@ def cost(steps: float) -> float:
 
 def play(algo: AbstractAlgorithm, env: Any, numbers: list[float], **how: Any) -> Episodes:
     state = TrainState(jnp.asarray(numbers), (), ())
-    keys = loop.seed_keys(0, len(numbers))
+    keys = seed_keys(0, len(numbers))
     return jax.device_get(evaluate(Policies(algo, identity(1), state), env, 2, keys, **how))
 
 

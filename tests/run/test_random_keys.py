@@ -14,10 +14,11 @@ from baselines import REGISTRY
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.mac import MAC
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
+from mac.run.mesh import seed_keys, seed_mesh
 from mac.run.rng_streams import Stream
 from mac.run.seed_diagnostics import diagnose
+from mac.run.segment import init, segment
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 from tests.helpers import toy_env
 from tests.helpers.algorithm_cases import GOALS_ONLY, make
@@ -55,11 +56,11 @@ def parts(key: jax.Array) -> jax.Array:
 
 def play(algo: AbstractAlgorithm, env: Any, window: Window, seed: int) -> None:
     """Training of one seed, its evaluations, other draws of them, and its diagnoses, at two updates."""
-    mesh, keys = loop.seed_mesh(1), loop.seed_keys(seed, 1)
-    state = loop.init(algo, mesh, keys)
+    mesh, keys = seed_mesh(1), seed_keys(seed, 1)
+    state = init(algo, mesh, keys)
     for first in (0, UPDATES):
         steps = np.arange(first, first + UPDATES, dtype=np.int32)
-        state, _ = loop.segment(algo, mesh, window, keys, steps, state)
+        state, _ = segment(algo, mesh, window, keys, steps, state)
         for draw in range(4):
             asked = evaluation_keys(jnp.asarray([seed]), first, draw)
             evaluate(Policies(algo, toy_env.identity(), state), env, 3, asked)
@@ -106,9 +107,9 @@ def test_no_key_of_a_baseline_is_used_twice(name: str, monkeypatch: pytest.Monke
     mode = "goals" if name in GOALS_ONLY else "reward"
     algo = make(name, mode, batch=5)
     with recorded(monkeypatch) as seen:
-        mesh, keys = loop.seed_mesh(1), loop.seed_keys(3, 1)
+        mesh, keys = seed_mesh(1), seed_keys(3, 1)
         steps = np.arange(UPDATES, dtype=np.int32)
-        loop.segment(algo, mesh, toy_env.window(1), keys, steps, loop.init(algo, mesh, keys))
+        segment(algo, mesh, toy_env.window(1), keys, steps, init(algo, mesh, keys))
     assert len(seen) > 100 and used_twice(seen) == {}
 
 

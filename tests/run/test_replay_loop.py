@@ -15,7 +15,9 @@ from jax.extend import core
 
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.ops.replay import Replay, ReplaySpec, empty_replay
-from mac.run import segment as loop
+from mac.run import mesh as devices
+from mac.run import segment
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
 from mac.run.rng_streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec, Window
 from tests.helpers.key_usage import recorded, used_twice
@@ -80,12 +82,12 @@ def run(
     algo: Imagining, *spans: tuple[int, int], seed: int = 0, seeds: int = SEEDS
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """Segments from a fresh state, one for each span of updates."""
-    mesh, logs = loop.seed_mesh(seeds), []
-    keys = loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)
-    state = loop.init(algo, mesh, keys)
+    mesh, logs = seed_mesh(seeds), []
+    keys = place(mesh, seed_keys(seed, seeds), SEED)
+    state = segment.init(algo, mesh, keys)
     for span in spans:
-        steps = loop.place(mesh, np.arange(*span, dtype=np.int32), loop.ALL)
-        state, log = loop.segment(algo, mesh, loop.place(mesh, window(), loop.ALL), keys, steps, state)
+        steps = place(mesh, np.arange(*span, dtype=np.int32), ALL)
+        state, log = segment.segment(algo, mesh, place(mesh, window(), ALL), keys, steps, state)
         logs.append(jax.device_get(log))
     jax.effects_barrier()
     return jax.device_get(state), {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
@@ -162,8 +164,8 @@ def test_draws_come_from_the_newest_rollouts_only():
 def test_seeds_are_mapped_on_a_gpu_as_on_a_cpu(seeds: int, monkeypatch: pytest.MonkeyPatch):
     """Runs the GPU's form of the loop here: devices with one seed each, or with two."""
     expected = run(Imagining(), (0, 8), seed=5, seeds=seeds)
-    monkeypatch.setattr(loop, "target_platform", lambda: "gpu")
-    monkeypatch.setattr(loop, "segment", jax.jit(loop.segment.__wrapped__, static_argnums=(0, 1)))
+    monkeypatch.setattr(devices, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(segment, "segment", jax.jit(segment.segment.__wrapped__, static_argnums=(0, 1)))
     chex.assert_trees_all_equal(run(Imagining(), (0, 8), seed=5, seeds=seeds), expected)
 
 
@@ -217,9 +219,9 @@ def outside_of_loops(jaxpr: Any) -> bool:
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_rollouts_are_iterations_of_one_loop_for_all_seeds(platform: str, seeds: int):
     """Its condition looks at numbers that all seeds have in common, so that it stays one loop."""
-    keys, algo = loop.seed_keys(0, seeds), Imagining()
+    keys, algo = seed_keys(0, seeds), Imagining()
     state = jax.eval_shape(jax.vmap(algo.init), keys)
-    traced = jax.make_jaxpr(partial(loop.segment, algo, mesh_of(platform)))(
+    traced = jax.make_jaxpr(partial(segment.segment, algo, mesh_of(platform)))(
         window(), keys, np.arange(11, dtype=np.int32), state
     )
     (rolling,) = loops_with_rollouts(traced.jaxpr)
@@ -232,11 +234,11 @@ def test_a_larger_ring_takes_no_temporary_memory(seeds: int):
     """So none is copied: not by the loop of rollouts, by the map over seeds, or from update to update."""
 
     def scratch(kept: int) -> tuple[int, int]:
-        algo, mesh = Imagining(spec=ReplaySpec(rows=4000, kept=kept, every=3, batch=5)), loop.seed_mesh(1)
-        keys = loop.seed_keys(0, seeds)
+        algo, mesh = Imagining(spec=ReplaySpec(rows=4000, kept=kept, every=3, batch=5)), seed_mesh(1)
+        keys = seed_keys(0, seeds)
         state = jax.eval_shape(jax.vmap(algo.init), keys)
         steps = np.arange(11, dtype=np.int32)
-        memory = loop.segment.lower(algo, mesh, window(), keys, steps, state).compile().memory_analysis()
+        memory = segment.segment.lower(algo, mesh, window(), keys, steps, state).compile().memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes, memory.alias_size_in_bytes
 

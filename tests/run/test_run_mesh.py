@@ -18,9 +18,10 @@ from mac.data.normalize import Normalizer
 from mac.errors import UserError
 from mac.mac import MAC
 from mac.run import hosts
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluate_on_all, evaluation_keys
 from mac.run.io.checkpoint import _part_checksums, _whole_checksum, crc32_combine
+from mac.run.mesh import ALL, SEED, mesh_shape, over_seeds, place, run_mesh, seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from mac.types import Episodes
 from tests.helpers.toy_env import GOAL_SPEC, SMALL, SPEC, PointEnv, mac, window
 
@@ -44,7 +45,7 @@ HALF = dataclasses.replace(SMALL, rollout_batch=4)
 def test_seeds_come_first_then_their_batches(
     seeds: int, batch: int, devices: int, processes: int, shape: tuple[int, int]
 ):
-    assert loop.mesh_shape(seeds, batch, devices, processes) == shape
+    assert mesh_shape(seeds, batch, devices, processes) == shape
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_seeds_come_first_then_their_batches(
 def test_cpus_share_batches_only_where_asked(
     seeds: int, devices: int, processes: int, share: int, shape: tuple[int, int]
 ):
-    assert loop.mesh_shape(seeds, 8, devices, processes, share=share, on_cpu=True) == shape
+    assert mesh_shape(seeds, 8, devices, processes, share=share, on_cpu=True) == shape
 
 
 @pytest.mark.parametrize(
@@ -65,15 +66,15 @@ def test_a_mesh_that_cannot_be_is_one_line(
     seeds: int, batch: int, devices: int, processes: int, share: int, named: str
 ):
     with pytest.raises(UserError, match=named) as error:
-        loop.mesh_shape(seeds, batch, devices, processes, share=share)
+        mesh_shape(seeds, batch, devices, processes, share=share)
     assert "\n" not in str(error.value)
 
 
 def test_mesh_without_shared_batches_is_that_of_seeds():
     """So the program, and every bit, is the one that there was before batches could be shared."""
-    assert loop.run_mesh(2, 8) == loop.seed_mesh(2)
-    assert loop.run_mesh(1, 8) == loop.seed_mesh(1)
-    assert loop.run_mesh(1, 8, 2).axis_names == ("seed", "batch")
+    assert run_mesh(2, 8) == seed_mesh(2)
+    assert run_mesh(1, 8) == seed_mesh(1)
+    assert run_mesh(1, 8, 2).axis_names == ("seed", "batch")
 
 
 def test_rows_are_shared_only_within_such_a_mesh():
@@ -85,29 +86,29 @@ def test_rows_are_shared_only_within_such_a_mesh():
         seen.append(batch_devices())
         return share_rows(tree)
 
-    mesh = loop.run_mesh(1, 8, 2)
-    shared = jax.jit(loop.over_seeds(look, mesh, (loop.ALL,), loop.ALL))(x)
+    mesh = run_mesh(1, 8, 2)
+    shared = jax.jit(over_seeds(look, mesh, (ALL,), ALL))(x)
     assert seen == [2]
     chex.assert_trees_all_equal(shared, x)
     # As on a GPU, where the seeds of a device are mapped over at once.
-    mapped = jax.jit(loop.over_seeds(jax.vmap(look), mesh, (loop.SEED,), loop.SEED))({"x": jnp.ones((3, 4))})
+    mapped = jax.jit(over_seeds(jax.vmap(look), mesh, (SEED,), SEED))({"x": jnp.ones((3, 4))})
     chex.assert_trees_all_equal(mapped, {"x": jnp.ones((3, 4))})
 
 
 def trained(algo: MAC, mesh: jax.sharding.Mesh) -> tuple[Any, str]:
     """State and metrics after three updates of one seed on `mesh`, and the text of the compiled program."""
-    keys = loop.place(mesh, loop.seed_keys(3, 1), loop.SEED)
-    rows = loop.place(mesh, window(algo.sample.chunk), loop.ALL)
-    steps = loop.place(mesh, np.arange(3, dtype=np.int32), loop.ALL)
-    state = loop.init(algo, mesh, keys)
-    program = loop.segment.lower(algo, mesh, rows, keys, steps, state).compile()
+    keys = place(mesh, seed_keys(3, 1), SEED)
+    rows = place(mesh, window(algo.sample.chunk), ALL)
+    steps = place(mesh, np.arange(3, dtype=np.int32), ALL)
+    state = init(algo, mesh, keys)
+    program = segment.lower(algo, mesh, rows, keys, steps, state).compile()
     return jax.device_get(program(rows, keys, steps, state)), program.as_text()
 
 
 @pytest.mark.parametrize("algo", [mac(), MAC(HALF, GOAL_SPEC, 10)], ids=["rewards", "goals"])
 def test_shared_batch_gives_the_update_of_the_whole(algo: MAC):
-    (state, metrics), text = trained(algo, loop.run_mesh(1, algo.sample.batch, 2))
-    (alone, alone_metrics), _ = trained(algo, loop.seed_mesh(1))
+    (state, metrics), text = trained(algo, run_mesh(1, algo.sample.batch, 2))
+    (alone, alone_metrics), _ = trained(algo, seed_mesh(1))
     chex.assert_trees_all_close(state.nets, alone.nets, rtol=0, atol=1e-6)
     chex.assert_trees_all_close(state.target, alone.target, rtol=0, atol=1e-6)
     chex.assert_trees_all_close(metrics, alone_metrics, rtol=1e-5, atol=1e-6)
@@ -182,8 +183,8 @@ def test_checksums_of_two_pieces_combine(first: int, second: int):
 
 def test_checksum_of_parts_is_that_of_the_array():
     values = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
-    for mesh in (loop.seed_mesh(4), loop.run_mesh(1, 8, 2)):
-        placed = loop.place(mesh, values, loop.SEED)
+    for mesh in (seed_mesh(4), run_mesh(1, 8, 2)):
+        placed = place(mesh, values, SEED)
         parts = _part_checksums(placed)
         assert sum(size for _, size, _ in parts) == values.nbytes
         assert _whole_checksum([parts[1:], parts[:1]]) == zlib.crc32(values.data)

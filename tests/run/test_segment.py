@@ -21,7 +21,9 @@ from jax.sharding import Mesh
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.data.sampler import sample
 from mac.mac import MAC, DistilledFlow
-from mac.run import segment as loop
+from mac.run import mesh as devices
+from mac.run import segment
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
 from mac.run.rng_streams import Stream, stream
 from mac.types import Batch, EnvSpec, Metrics, SampleSpec
 from tests.helpers.platforms import mesh_of
@@ -39,9 +41,9 @@ def run(
     algo: AbstractAlgorithm, seed: int, seeds: int, *spans: tuple[int, int]
 ) -> tuple[TrainState, list[dict]]:
     """Segments from a fresh state, one for each span of steps."""
-    mesh, state, logs = loop.seed_mesh(seeds), start(algo, seed, seeds), []
+    mesh, state, logs = seed_mesh(seeds), start(algo, seed, seeds), []
     for span in spans:
-        state, metrics = loop.segment(algo, *placed(mesh, seed, seeds, span, state))
+        state, metrics = segment.segment(algo, *placed(mesh, seed, seeds, span, state))
         logs.append(jax.device_get(metrics))
     return jax.device_get(state), logs
 
@@ -49,15 +51,15 @@ def run(
 @cache
 def start(algo: AbstractAlgorithm, seed: int, seeds: int) -> TrainState:
     """Fresh states, on the host."""
-    mesh = loop.seed_mesh(seeds)
-    return jax.device_get(loop.init(algo, mesh, loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)))
+    mesh = seed_mesh(seeds)
+    return jax.device_get(segment.init(algo, mesh, place(mesh, seed_keys(seed, seeds), SEED)))
 
 
 def placed(mesh: Mesh, seed: int, seeds: int, span: tuple[int, int], state: TrainState) -> tuple[Any, ...]:
     """Arguments of a segment after the algorithm, all where the devices expect them."""
-    keys = loop.place(mesh, loop.seed_keys(seed, seeds), loop.SEED)
-    rows, numbers = loop.place(mesh, window(), loop.ALL), loop.place(mesh, steps(*span), loop.ALL)
-    return mesh, rows, keys, numbers, loop.place(mesh, state, loop.SEED)
+    keys = place(mesh, seed_keys(seed, seeds), SEED)
+    rows, numbers = place(mesh, window(), ALL), place(mesh, steps(*span), ALL)
+    return mesh, rows, keys, numbers, place(mesh, state, SEED)
 
 
 def pick(tree: Any, seed: int) -> Any:
@@ -114,8 +116,8 @@ def test_keys_are_the_seeds_folded_with_the_step():
 def test_seeds_are_mapped_on_a_gpu_as_on_a_cpu(seeds: int, monkeypatch: pytest.MonkeyPatch):
     """Runs the GPU's form of the loop here: two devices with one seed each, or with two."""
     expected = run(Probe(), 5, seeds, (3, 6))
-    monkeypatch.setattr(loop, "target_platform", lambda: "gpu")
-    monkeypatch.setattr(loop, "segment", jax.jit(loop.segment.__wrapped__, static_argnums=(0, 1)))
+    monkeypatch.setattr(devices, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(segment, "segment", jax.jit(segment.segment.__wrapped__, static_argnums=(0, 1)))
     chex.assert_trees_all_equal(run(Probe(), 5, seeds, (3, 6)), expected)
 
 
@@ -143,9 +145,9 @@ def equations(jaxpr: Any) -> list[Any]:
 def test_branch_on_the_step_computes_one_side_only(platform: str):
     """The step is common to all seeds, so mapping over them leaves the branch a branch."""
     updates, seeds = 11, 7
-    keys = loop.seed_keys(0, seeds)
+    keys = seed_keys(0, seeds)
     state = jax.eval_shape(jax.vmap(Probe().init), keys)
-    traced = jax.make_jaxpr(partial(loop.segment, Probe(), mesh_of(platform)))(
+    traced = jax.make_jaxpr(partial(segment.segment, Probe(), mesh_of(platform)))(
         window(), keys, steps(0, updates), state
     )
     found = equations(traced.jaxpr)
@@ -161,14 +163,14 @@ def test_branch_on_the_step_computes_one_side_only(platform: str):
 
 @pytest.mark.parametrize(("seeds", "most", "share"), [(4, 2, 2), (3, 2, 1), (1, 8, 1), (6, 4, 3), (7, 7, 7)])
 def test_devices_take_equal_numbers_of_seeds(seeds: int, most: int, share: int):
-    assert loop._even_share(seeds, most) == share
+    assert devices._even_share(seeds, most) == share
 
 
 def test_seeds_are_spread_over_the_devices():
-    mesh = loop.seed_mesh(SEEDS)
+    mesh = seed_mesh(SEEDS)
     share = SEEDS // mesh.devices.size
-    assert share == SEEDS / loop._even_share(SEEDS, jax.local_device_count())
-    state = loop.init(Probe(), mesh, loop.place(mesh, loop.seed_keys(0, SEEDS), loop.SEED))
+    assert share == SEEDS / devices._even_share(SEEDS, jax.local_device_count())
+    state = segment.init(Probe(), mesh, place(mesh, seed_keys(0, SEEDS), SEED))
     shards = state.nets.addressable_shards
     assert [(shard.device, shard.data.shape) for shard in shards] == [(d, (share,)) for d in mesh.devices]
 
@@ -179,7 +181,7 @@ def test_cpu_counts_as_one_device_per_core_that_gets_seeds(cores: int, seeds: in
     script = f"""
 import os
 os.sched_getaffinity = lambda pid: set(range({cores}))
-from mac.run.segment import seed_mesh, use_cpu_devices
+from mac.run.mesh import seed_mesh, use_cpu_devices
 use_cpu_devices({seeds})
 assert seed_mesh({seeds}).devices.size == {devices}
 """
@@ -258,9 +260,9 @@ def test_seed_in_a_group_equals_the_seed_alone(whole: Any):
 def test_both_ways_to_map_seeds_give_the_same_numbers(whole: Any, monkeypatch: pytest.MonkeyPatch):
     """As on an accelerator: products of several seeds at once, summed in another order and no more."""
     _, log = whole
-    monkeypatch.setattr(loop, "map_seeds", lambda f, *args: jax.vmap(f)(*args))
-    mesh, *arguments = placed(loop.seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
-    untraced = partial(loop.segment.__wrapped__, mac(), mesh)
+    monkeypatch.setattr(segment, "map_seeds", lambda f, *args: jax.vmap(f)(*args))
+    mesh, *arguments = placed(seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
+    untraced = partial(segment.segment.__wrapped__, mac(), mesh)
     _, metrics = jax.jit(untraced)(*arguments)
     for name, value in metrics.items():
         np.testing.assert_allclose(value, log[name][:2], rtol=1e-4, atol=1e-5)
@@ -269,23 +271,23 @@ def test_both_ways_to_map_seeds_give_the_same_numbers(whole: Any, monkeypatch: p
 def test_stopped_and_continued_run_ends_with_the_same_bits(whole: Any):
     state, _ = whole
     half, _ = run(COUNTING, 0, SEEDS, (0, 2), (2, 4))  # comes back to the host, as from a checkpoint
-    end, _ = loop.segment(COUNTING, *placed(loop.seed_mesh(SEEDS), 0, SEEDS, (4, 6), half))
+    end, _ = segment.segment(COUNTING, *placed(seed_mesh(SEEDS), 0, SEEDS, (4, 6), half))
     chex.assert_trees_all_equal(jax.device_get(end), state)
 
 
 def test_nothing_is_transferred_while_a_segment_runs(whole: Any):
-    arguments = placed(loop.seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
+    arguments = placed(seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
     double = jax.jit(lambda x: 2 * x)
     double(np.ones(2, np.float32))
     with jax.transfer_guard("disallow"):
-        jax.block_until_ready(loop.segment(COUNTING, *arguments))
+        jax.block_until_ready(segment.segment(COUNTING, *arguments))
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):  # the guard is on
             double(np.ones(2, np.float32))
 
 
 def test_old_state_is_given_up_to_the_new_one(whole: Any):
-    arguments = placed(loop.seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
+    arguments = placed(seed_mesh(SEEDS), 0, SEEDS, (0, 2), start(COUNTING, 0, SEEDS))
     _, rows, keys, _, old = arguments
-    jax.block_until_ready(loop.segment(COUNTING, *arguments))
+    jax.block_until_ready(segment.segment(COUNTING, *arguments))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     assert not rows.obs.stored.is_deleted() and not keys.is_deleted()

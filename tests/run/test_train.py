@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mac.errors import UserError
-from mac.run import segment as loop
+from mac.run import segment
 from mac.run.io import checkpoint
 from mac.run.io.checkpoint import CheckpointStore
 from mac.run.io.folder_lock import lock_folder
@@ -98,14 +98,14 @@ def test_marks_beyond_the_end_do_not_shorten_segments(tmp_path: Path):
 
 def test_a_segment_is_compiled_once_per_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lengths: list[int] = []
-    real = loop.segment
+    real = segment.segment
 
     class Counting:
         def lower(self, *args: Any) -> Any:
             lengths.append(len(args[4]))
             return real.lower(*args)
 
-    monkeypatch.setattr(loop, "segment", Counting())
+    monkeypatch.setattr(segment, "segment", Counting())
     run(make_job(), tmp_path)
     assert lengths == [2]
 

@@ -21,8 +21,9 @@ from experiments.benchmarks.gpu.device_rates import median_seconds
 from experiments.benchmarks.gpu.training_rates import TINY
 from experiments.launch.settings import parse_command_line
 from mac.data.normalize import Normalizer
-from mac.run import segment as loop
 from mac.run.evaluate import Policies, evaluate, evaluation_keys
+from mac.run.mesh import seed_keys, seed_mesh
+from mac.run.segment import init
 
 ENV = "cube-single-play-singletask-task2-v0"
 FAMILY, STYLE = "cube-single", "play"
@@ -38,7 +39,7 @@ def _policies(env: AbstractEnv, seeds: int, tiny: bool) -> tuple[Policies, int]:
     flags = ["--env", ENV, "--preset", "paper", "--seeds", str(seeds), *(TINY if tiny else ())]
     settings, _ = parse_command_line(flags)
     algo = get_algorithm(settings.algo).algorithm(settings.hp, env.spec, settings.steps)
-    state = loop.init(algo, loop.seed_mesh(1), loop.seed_keys(0, seeds))
+    state = init(algo, seed_mesh(1), seed_keys(0, seeds))
     width = env.spec.obs_dim
     state = jax.device_put(state.for_acting(), jax.local_devices()[0])
     return Policies(algo, Normalizer(jnp.zeros(width), jnp.ones(width)), state), settings.hp.execute

@@ -20,9 +20,10 @@ from experiments.launch.saved_run import build_algorithm
 from experiments.launch.settings import Settings, parse_command_line
 from mac.algorithm import AbstractAlgorithm, TrainState
 from mac.atomic_files import replace_file
-from mac.run import segment as loop
 from mac.run.cost.gpu_program import kernels
 from mac.run.cost.hlo_bytes import program_bytes
+from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
+from mac.run.segment import init, segment
 from mac.types import EnvSpec
 
 ENVS = {
@@ -71,14 +72,14 @@ def measure_segment(mode: str, seeds: int, variant: str, tiny: bool, folder: Pat
     # Few rows, since the count of bytes takes a fused gather for a reading of the whole table.
     updates, rows = (2 if tiny else UPDATES), 20 * EPISODE_ROWS
     window = timed_loops.random_window(spec, rows, algo.sample.chunk)
-    mesh = loop.seed_mesh(seeds)
-    keys = loop.place(mesh, loop.seed_keys(0, seeds), loop.SEED)
-    steps = loop.place(mesh, np.arange(updates, dtype=np.int32), loop.ALL)
-    window = loop.place(mesh, window, loop.ALL)
+    mesh = seed_mesh(seeds)
+    keys = place(mesh, seed_keys(0, seeds), SEED)
+    steps = place(mesh, np.arange(updates, dtype=np.int32), ALL)
+    window = place(mesh, window, ALL)
     state = fresh_state(algo, mode, seeds, tiny)
-    state = loop.place(mesh, state, loop.SEED)
+    state = place(mesh, state, SEED)
     began = time.perf_counter()
-    run = loop.segment.lower(algo, mesh, window, keys, steps, state).compile()
+    run = segment.lower(algo, mesh, window, keys, steps, state).compile()
     compile_s = time.perf_counter() - began
     seconds = []
     for _ in range(CALLS + 1):
@@ -106,21 +107,21 @@ def measure_segment(mode: str, seeds: int, variant: str, tiny: bool, folder: Pat
 def fresh_state(algo: AbstractAlgorithm, mode: str, seeds: int, tiny: bool) -> TrainState:
     """Returns new states of the first seeds, which all variants and numbers of seeds share where they can.
 
-    To compile `loop.init` for each of them would take half a minute.
+    To compile `init` for each of them would take half a minute.
     """
-    keys = loop.seed_keys(0, seeds)
-    wanted = jax.eval_shape(lambda keys: loop.init(algo, loop.seed_mesh(1), keys), keys)
+    keys = seed_keys(0, seeds)
+    wanted = jax.eval_shape(lambda keys: init(algo, seed_mesh(1), keys), keys)
     leaves = [jnp.array(x[:seeds], copy=True) for x in jax.tree.leaves(_largest_states(mode, tiny))]
     shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(wanted)]
     if shapes != [(x.shape, x.dtype) for x in leaves]:  # a variant with states of its own
-        return loop.init(algo, loop.seed_mesh(1), keys)
+        return init(algo, seed_mesh(1), keys)
     return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
 
 
 @functools.cache
 def _largest_states(mode: str, tiny: bool) -> TrainState:
     algo = subject(mode, LARGEST[mode], "tf32", tiny).algo
-    return loop.init(algo, loop.seed_mesh(1), loop.seed_keys(0, LARGEST[mode]))
+    return init(algo, seed_mesh(1), seed_keys(0, LARGEST[mode]))
 
 
 def modelled(text: str, updates: int) -> dict[str, float]:

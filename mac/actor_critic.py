@@ -1,4 +1,4 @@
-"""Shared parts of model-free methods: single-step transitions, and a policy that acts at every step."""
+"""Shared parts of methods with critics of single steps, and a policy that acts at every step."""
 
 import abc
 from typing import NamedTuple, TypeVar
@@ -14,11 +14,11 @@ from mac.nn.mlp import Activation, Style
 from mac.types import Batch, EnvSpec, Number, SampleSpec, Subgoals, SubgoalSpec
 
 Goal = Float[Array, "*B G"] | None
-Cfg = TypeVar("Cfg", bound="ModelFreeConfig")
+Cfg = TypeVar("Cfg", bound="ActorCriticConfig")
 
 
-class ModelFreeConfig(CommonConfig):
-    """Hyperparameters of model-free methods."""
+class ActorCriticConfig(CommonConfig):
+    """Hyperparameters of networks for values, critics and policies."""
 
     activation: Activation = "gelu"
     """what follows each hidden layer's matmul"""
@@ -38,7 +38,7 @@ class ModelFreeConfig(CommonConfig):
         return Style(self.activation, self.actor_norm)
 
 
-class FlowChoiceConfig(ModelFreeConfig):
+class FlowChoiceConfig(ActorCriticConfig):
     """Hyperparameters of methods that act by best-of-N samples of a flow."""
 
     candidates: int = 32
@@ -52,7 +52,7 @@ class FlowChoiceConfig(ModelFreeConfig):
         self._require_positive("candidates", "flow_steps")
 
 
-class NStepConfig(ModelFreeConfig):
+class NStepConfig(ActorCriticConfig):
     """Hyperparameters of n-step methods; the defaults are of goal-conditioned runs."""
 
     batch: int = 1024
@@ -106,12 +106,12 @@ def one_step(batch: Batch) -> Step:
     return Step(batch.obs, batch.actions[:, 0], reward, mask, batch.next_obs, goal, actor_goal)
 
 
-def single_steps(cfg: ModelFreeConfig, env: EnvSpec) -> SampleSpec:
+def single_steps(cfg: ActorCriticConfig, env: EnvSpec) -> SampleSpec:
     """Returns the request for single steps of the data."""
     return SampleSpec(cfg.batch, 1, cfg.goals(env), every_row=True, reward_scale=cfg.reward_scale)
 
 
-class AbstractModelFree(AbstractLossAlgorithm[Cfg, Nets]):
+class AbstractActorCritic(AbstractLossAlgorithm[Cfg, Nets]):
     """A method that learns critics `nets.q` from single steps of the data and acts anew at every step.
 
     Goal-conditioned value losses use `Goals.value`; policy losses, including the critic terms in them, use
