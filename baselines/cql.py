@@ -91,7 +91,7 @@ class CQL(AbstractActorCritic[CQLConfig, Nets]):
             actor_q = aggregate(q_values(sg(nets.q), step.obs, step.actor_goal, action), "min")
             losses["policy/sac_loss"] = sac_loss(jnp.exp(nets.log_weight), log_prob, actor_q)
             losses["policy/entropy_loss"] = entropy_loss(nets.log_weight, log_prob, -float(shape[-1]))
-        return sum_losses(losses, critic__q_mean=q, policy__weight=jnp.exp(nets.log_weight))
+        return sum_losses(losses, critic__q_mean=q, policy__temperature=jnp.exp(nets.log_weight))
 
     def sampled_q(self, nets: Nets, step: Step, key: Key[Array, ""]) -> Float[Array, "E B"]:
         """Logarithm of the sum of exp Q over sampled actions, each divided by its density."""

@@ -85,7 +85,7 @@ class NStepSACBC(AbstractActorCritic[NStepSACBCConfig, Nets]):
             losses["policy/bc_loss"] = scale * mse(action, step.action)
             least = -cfg.entropy * self.env.action_dim
             losses["policy/entropy_loss"] = entropy_loss(weight, log_prob, least)
-        return sum_losses(losses, critic__chance=jax.nn.sigmoid(q), policy__weight=weight)
+        return sum_losses(losses, critic__probability=jax.nn.sigmoid(q), policy__temperature=weight)
 
     def action(self, state: TrainState, obs: Array, goal: Goal, key: Key[Array, ""]) -> Float[Array, "E A"]:
         del key

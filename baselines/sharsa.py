@@ -94,7 +94,7 @@ class SHARSA(AbstractActorCritic[SHARSAConfig, Nets]):
             losses["policy/low_loss"] = flow_matching_loss(
                 lambda x, t: nets.low(s, subgoals.ahead, x, t), step.action, k_low
             )
-        return sum_losses(losses, value__chance=jax.nn.sigmoid(v), critic__chance=jax.nn.sigmoid(q))
+        return sum_losses(losses, value__probability=jax.nn.sigmoid(v), critic__probability=jax.nn.sigmoid(q))
 
     def best_subgoal(
         self, nets: Nets, obs: Array, goal: Goal, key: Key[Array, ""]

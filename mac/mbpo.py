@@ -241,7 +241,7 @@ class AbstractMBPO(AbstractModelBased[Cfg, MBPONets]):
             if not cfg.temperature:  # learned, also where it counts less than it is
                 learned, wanted = jnp.exp(nets.log_weight), -cfg.entropy * shape[-1]
                 losses["policy/entropy_loss"] = entropy_loss(learned, log_prob, wanted)
-        logged = {"critic__q_mean": q, "policy__weight": weight, "policy__entropy": -log_prob}
+        logged = {"critic__q_mean": q, "policy__temperature": weight, "policy__entropy": -log_prob}
         logged["critic__worst_share"] = jnp.max(errors) / jnp.maximum(jnp.sum(errors), 1e-30)
         if self.replay is not None:
             logged["imagined__reward"] = step.reward[cfg.real_rows :]

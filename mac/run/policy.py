@@ -4,8 +4,10 @@ import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
@@ -46,6 +48,9 @@ class Policy:
 
     Attributes:
         env: facts about the environment.
+        algo: the algorithm, with its hyperparameters `algo.cfg`.
+        nets: its networks of this seed, such as `nets.q`; what they read is normalised.
+        normalizer: map of observations to what the networks read.
         chunk: actions executed per decision; 0 before the first.
     """
 
@@ -53,6 +58,8 @@ class Policy:
         """`policies` has one seed; `key` is that of its evaluation (`evaluation_keys`)."""
         self._policies, self._key = policies, key
         self.env: EnvSpec = policies.algo.env
+        self.algo, self.normalizer = policies.algo, policies.normalizer
+        self.nets: Any = jax.tree.map(lambda x: x[0], policies.state.nets)
         self.chunk = 0
         self.reset()
 

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import chex
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from baselines import REGISTRY
 from experiments.launch.dataset import generated_file
 from experiments.launch.settings import DataConfig
-from mac.run import segment
+from mac.run import mesh
 from tests.helpers.command_line import SIZES, arrays
 
 ROOT = Path(__file__).parents[2]
@@ -169,9 +170,13 @@ def test_example_of_a_saved_policy_runs(finished: Path):
     shown = [text for _, text in blocks(ROOT / "docs" / "integrations.md", "python")]
     (code,) = [text for text in shown if "mac.load" in text]
     sizes = {'"runs/NAME"': repr(str(finished)), "range(200)": "range(3)"}
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(resized(code, sizes), "integrations.md", "exec"), names)
     assert np.shape(names["obs"]) == (28,)
+    (more,) = [text for text in shown if "policy.nets" in text]
+    exec(compile(more, "integrations.md", "exec"), names)
+    q = np.asarray(names["q"], np.float32)
+    assert q.shape == (1,) and np.isfinite(q).all()
 
 
 @pytest.mark.slow
@@ -187,7 +192,7 @@ def test_tutorial_runs_from_its_first_block_to_its_last(
 ):
     """At small sizes, on data that stand for the generated ones; installation is left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(segment, "use_cpu_devices", lambda seeds: None)  # JAX has started
+    monkeypatch.setattr(mesh, "use_cpu_devices", lambda seeds: None)  # JAX has started
     dataset = generated_file(DataConfig(rows=200_200), "cube-single-play-v0")
     dataset.parent.mkdir(parents=True)
     np.savez(dataset, **arrays())  # pyright: ignore[reportArgumentType]
