@@ -53,8 +53,8 @@ class IQL(AbstractImplicit[IQLConfig]):
     def actor_net(self, key: Key[Array, ""]) -> Actor:
         *given, action = self.inputs
         cfg, tanh = self.cfg, self.cfg.policy == "tanh"
-        share = 1.0 if tanh else HEAD_VARIANCE
-        mean = MLP(given, cfg.hidden, action, key=key, style=cfg.actor_style, variance=share)
+        variance = 1.0 if tanh else HEAD_VARIANCE
+        mean = MLP(given, cfg.hidden, action, key=key, style=cfg.actor_style, variance=variance)
         return Actor(mean, jnp.zeros(action) if tanh else None)
 
     def target_nets(self, nets: ImplicitNets) -> Any:

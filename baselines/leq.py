@@ -110,11 +110,11 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
         k_model, k_q, k_actor = jr.split(key, 3)
         cfg, (*given, action) = self.cfg, self.inputs
         critic = cfg.critic_style._replace(norm_first=cfg.norm_first, symlog=cfg.symlog)
-        actor, share = cfg.actor_style._replace(symlog=cfg.symlog), HEAD_VARIANCE
+        actor = cfg.actor_style._replace(symlog=cfg.symlog)
         return Nets(
             model=WorldModel(cfg, self.env, k_model),
             q=(value_net(self.inputs, cfg.hidden, key=k_q, style=critic),),
-            actor=MLP(given, cfg.hidden, action, key=k_actor, style=actor, variance=share),
+            actor=MLP(given, cfg.hidden, action, key=k_actor, style=actor, variance=HEAD_VARIANCE),
         )
 
     def target_nets(self, nets: Nets) -> ModelBasedTarget:
@@ -185,6 +185,7 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
         with jax.named_scope("policy"):
             s, g = start.obs, start.actor_goal
             slope, tau = self.action_gradients(fixed, s, g, k_actor, scale=target.scale)
+            # The last state's return is its Q, so no expectile tells high from low there.
             weight = jnp.where(tau.ret > tau.q, cfg.expectile, 1 - cfg.expectile).at[-1].set(0.5)
             action = jnp.tanh(nets.actor(tau.obs, g))
             gain = weight * jnp.sum(slope * action, axis=-1)
@@ -194,7 +195,7 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
             real, imagined = 1 - cfg.imagined_weight, cfg.imagined_weight
             next_action = jnp.tanh(fixed.actor(step.next_obs, step.goal))
             next_q = q_values(fixed.q, step.next_obs, step.goal, next_action)[0]
-            q, slow_q = (q_values(each, step.obs, step.goal, step.action)[0] for each in (nets.q, target.q))
+            q, target_q = (q_values(each, step.obs, step.goal, step.action)[0] for each in (nets.q, target.q))
             error = step.reward + cfg.discount * step.mask * next_q - q
             losses["critic/loss"] = real * expectile_loss(error, 0.5)
 
@@ -202,12 +203,15 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
                 tau = self.imagine(fixed, start.obs, start.goal, k_critic, scale=target.scale)
             critic = fixed.q if cfg.release_critic else nets.q
             states, actions, g = tau.obs[:-1], tau.action[:-1], start.goal
-            q_rollout, slow_rollout = (q_values(each, states, g, actions)[0] for each in (critic, target.q))
-            powers = cfg.discount ** jnp.arange(cfg.rollout, dtype=float)
-            loss_weight = jnp.broadcast_to(powers[:, None], tau.alive.shape) * tau.alive
-            error, lag = (jnp.sqrt(loss_weight) * (x - q_rollout) for x in (tau.ret[:-1], slow_rollout))
+            q_rollout, target_rollout_q = (
+                q_values(each, states, g, actions)[0] for each in (critic, target.q)
+            )
+            # Later steps count less, and those after a termination not at all; squares undo the root.
+            discounts = cfg.discount ** jnp.arange(cfg.rollout, dtype=float)
+            loss_weight = jnp.broadcast_to(discounts[:, None], tau.alive.shape) * tau.alive
+            error, lag = (jnp.sqrt(loss_weight) * (x - q_rollout) for x in (tau.ret[:-1], target_rollout_q))
             losses["critic/imagined_loss"] = imagined * expectile_loss(error, cfg.expectile)
-            losses["critic/target_loss"] = real * mse(q, slow_q) + imagined * jnp.mean(jnp.square(lag))
+            losses["critic/target_loss"] = real * mse(q, target_q) + imagined * jnp.mean(jnp.square(lag))
         logged = {"imagined__reward": tau.reward, "imagined__alive": tau.alive, "imagined__return": tau.ret}
         return sum_losses(losses, critic__q_mean=q, **logged)
 
@@ -271,7 +275,7 @@ class LEQ(AbstractModelBased[LEQConfig, Nets]):
             tau = self.imagine(nets, s, g, key, nudge, scale=scale)
             return jnp.sum(tau.ret), tau
 
-        # Made from the policy's output, zeros differ by seed; of others a gradient is summed over devices.
+        # Zeros of a constant would be alike on all devices, and `shard_map` would sum their gradient.
         still = jnp.zeros_like(nets.actor(s, g))
         return jax.grad(total, has_aux=True)(jnp.stack([still] * (self.cfg.rollout + 1)))
 

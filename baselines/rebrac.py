@@ -74,10 +74,9 @@ class ReBRAC(AbstractActorCritic[ReBRACConfig, Nets]):
     def nets(self, key: Key[Array, ""]) -> Nets:
         k_q, k_actor = jr.split(key)
         cfg, (*given, action) = self.cfg, self.inputs
-        style, share = cfg.actor_style, HEAD_VARIANCE
         return Nets(
             q=twin_critics(self.inputs, cfg.hidden, key=k_q, style=cfg.critic_style),
-            actor=MLP(given, cfg.hidden, action, key=k_actor, style=style, variance=share),
+            actor=MLP(given, cfg.hidden, action, key=k_actor, style=cfg.actor_style, variance=HEAD_VARIANCE),
         )
 
     def target_nets(self, nets: Nets) -> Nets:

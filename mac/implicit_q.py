@@ -79,7 +79,7 @@ class AbstractImplicit(AbstractActorCritic[Cfg, ImplicitNets]):
             next_v = scalar(nets.v, step.next_obs, step.goal)
             q = q_values(nets.q, step.obs, step.goal, step.action)
             backup = step.reward + self.cfg.discount * step.mask * next_v
-            losses["critic/loss"] = len(q) * critic_loss(q, backup)
+            losses["critic/loss"] = len(q) * critic_loss(q, backup)  # a sum over critics, not their mean
         with jax.named_scope("policy"):
             losses |= self.actor_loss(nets, target, step, key)
         return sum_losses(losses, value__v_mean=v, critic__q_mean=q)

@@ -267,7 +267,9 @@ class MAC(AbstractLossAlgorithm[Config, Nets]):
                 return reward, jnp.ones_like(reward)
             return reward, jax.nn.sigmoid(-scalar(nets.termination, s, a))
         reached = (scalar(nets.success, s, g, a) > 0).astype(s.dtype)
-        return reached - float(self.cfg.value == "squared"), 1 - reached
+        # A return counts -1 for each chunk before the goal; as a probability it is 1 at the goal.
+        reward = reached - 1 if self.cfg.value == "squared" else reached
+        return reward, 1 - reached
 
     def short_critic_loss(self, nets: Nets, frozen: Nets, batch: Batch) -> Losses:
         """Distils Q to the critic of the first actions, optimistic about the others; nothing without it."""
