@@ -28,6 +28,7 @@ class FlowBCConfig(ActorCriticConfig):
 
     def __check_init__(self):
         self._require_positive("flow_steps")
+        self._require_default("tau_ema", "critic_norm", reason="there are no critics")
 
 
 class Nets(eqx.Module):

@@ -44,6 +44,7 @@ class IDQLConfig(ImplicitConfig):
         self._require("blocks", len(set(self.blocks)) == 1 and self.blocks[0] >= 1, "give equal widths")
         self._require("dropout", 0 <= self.dropout < 1, "must be in [0, 1)")
         self._require("tau_actor", 0 < self.tau_actor <= 1, "must be in (0, 1]")
+        self._require_default("actor_norm", reason="blocks of the policy have LayerNorm always")
 
 
 class IDQL(AbstractImplicit[IDQLConfig]):

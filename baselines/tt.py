@@ -24,10 +24,10 @@ from mac.algorithm import TrainState
 from mac.nn.trajectory_model import TrajectoryModel
 from mac.nn.transformer import Transformer
 from mac.ops.optimisers import Rate
-from mac.ops.quantile_tokens import encode, quantile_thresholds
+from mac.ops.quantile_tokens import encode, thresholds_of
 from mac.planning.sequence_model import AbstractSequencePlanner, SequenceConfig, join_batch
 from mac.planning.token_planner import TokenPlanner
-from mac.types import Batch, Metrics, Past, Window
+from mac.types import Batch, EnvSpec, Metrics, Past, Window
 
 LEAST_RATE = 0.1
 """Share of the learning rate at which its cosine ends."""
@@ -105,7 +105,7 @@ class TT(AbstractSequencePlanner[TTConfig, Nets]):
     def prepare(self, state: TrainState, window: Window) -> TrainState:
         columns, valid = self.all_transitions(window)
         # One column after another: sorting takes memory.
-        fit = partial(quantile_thresholds, valid=valid, bins=self.cfg.bins)
+        fit = partial(thresholds_of, valid=valid, bins=self.cfg.bins)
         return eqx.tree_at(lambda s: s.target, state, jax.lax.map(fit, columns.T))
 
     def tokens(self, thresholds: Float[Array, "K bins_1"], batch: Batch) -> Int[Array, "B H K"]:
@@ -129,7 +129,8 @@ class TT(AbstractSequencePlanner[TTConfig, Nets]):
         is_action = (dim >= self.env.obs_dim) & (dim < self.dims - 2)
         weight = jnp.where(is_action, cfg.action_weight, 1.0)[None, None]
         shape = tokens.shape
-        counted = jnp.broadcast_to(weight, shape) * jnp.broadcast_to(_known(batch)[..., None], shape)
+        known = _known(batch, self.env)[..., None]
+        counted = jnp.broadcast_to(weight, shape) * jnp.broadcast_to(known, shape)
         loss, width = jnp.mean(error * counted.reshape(count, -1)[:, 1:]), self.env.obs_dim
         mean = jnp.mean(jnp.pad(error, ((0, 0), (1, 0))).reshape(shape), axis=(0, 1))
         parts = {"obs": mean[:width], "action": mean[width:-2], "reward": mean[-2:-1], "value": mean[-1:]}
@@ -178,9 +179,14 @@ class TT(AbstractSequencePlanner[TTConfig, Nets]):
         )  # fmt: skip
 
 
-def _known(batch: Batch) -> Float[Array, "B H"]:
-    """1 for transitions of the data and for those after a termination, 0 for those that nobody has seen."""
+def _known(batch: Batch, env: EnvSpec) -> Float[Array, "B H"]:
+    """1 for transitions of the data and for those after a termination, 0 for those that nobody has seen.
+
+    Where rewards are of states, as in OGBench, nothing terminates: a mask of 0 tells that the task is solved.
+    """
     assert batch.valid is not None and batch.masks is not None
+    if not env.recorded:
+        return batch.valid
     last = jnp.sum(batch.valid, axis=1).astype(jnp.int32) - 1
     ended = jnp.take_along_axis(batch.masks, last[:, None], axis=1) == 0
     return jnp.where(jnp.broadcast_to(ended, batch.valid.shape), 1.0, batch.valid)

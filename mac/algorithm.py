@@ -242,6 +242,7 @@ class AbstractLossAlgorithm(AbstractAlgorithm, Generic[Cfg, Nets]):
     steps: int = eqx.field(static=True, default=0)
 
     def __check_init__(self):
+        self.cfg.check_env(self.env)
         if self.cfg.needs_steps and self.steps < 1:
             raise UserError(f"steps={self.steps}: {self.cfg.needs_steps} needs the length of the run")
 

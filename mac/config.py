@@ -75,6 +75,18 @@ class CommonConfig(eqx.Module):
         """The flag that makes learning rates depend on the length of the run; empty if none does."""
         return next((self._flag(name) for name in self.NEED_STEPS if getattr(self, name)), "")
 
+    def check_env(self, env: EnvSpec) -> None:
+        """Refuses settings that have no effect in an environment.
+
+        Raises:
+            UserError: naming the first.
+        """
+        if env.goal_dim is None:
+            goals = ("value_goals", "value_goals_later", "actor_goals", "actor_goals_later")
+            self._require_default(*goals, reason=f"{env.name} has no goals")
+        else:
+            self._require_default("reward_scale", reason=f"{env.name} has goals, where each step costs 1")
+
     def goal_distribution(self, which: Literal["value", "actor"]) -> GoalDistribution:
         """Returns the goal-sampling distribution of values or of the policy."""
         probs = self.value_goals if which == "value" else self.actor_goals

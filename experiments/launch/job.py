@@ -79,6 +79,8 @@ def prepare_launch(settings: Settings[Any]) -> Launch:
     env = with_action_noise(make(task_id, engine), settings.eval.noise)
     settings, choice = choose_dataset(settings, task_id, folder, env.spec, finished)
     algo = saved_run.build_algorithm(settings, env.spec)
+    for _, each in sweep.run_folders(settings, folder) if settings.sweep else ():
+        each.hp.check_env(env.spec)
     known = dataset.dataset_facts(settings.data, choice.path, choice.rows)
     if not finished:
         free = card_memory(settings.device) if settings.device else None

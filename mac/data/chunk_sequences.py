@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from mac.data.sampler import ACTION_LIMIT, chunk_starts
+from mac.data.sampler import actions_at, chunk_starts
 from mac.errors import UserError
 from mac.formatting import counted
 from mac.types import EpisodeIndex, Window
@@ -37,7 +37,7 @@ def sample_sequences(window: Window, chunk: int, count: int, batch: int, key: Ke
     start, _ = sequence_starts(window.episodes, chunk * count, batch, key)
     rows = start[:, None] + jnp.arange(chunk * count)[None, :]
     states = start[:, None] + chunk * jnp.arange(count + 1)[None, :]
-    actions = jnp.clip(window.action[rows], -ACTION_LIMIT, ACTION_LIMIT)
+    actions = actions_at(window, rows)
     return Sequences(window.obs[states], actions.reshape(batch, count, chunk, -1))
 
 

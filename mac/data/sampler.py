@@ -38,7 +38,7 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
     starts = step_starts if spec.starts_anywhere else chunk_starts
     start, last = starts(window.episodes, spec.batch, k_start)
     rows = start[:, None] + jnp.arange(spec.chunk)[None, :]
-    end, actions, valid = start + spec.chunk, _actions(window, rows), None
+    end, actions, valid = start + spec.chunk, actions_at(window, rows), None
     if spec.padded:
         inside = rows <= last[:, None]
         actions, valid = jnp.where(inside[..., None], actions, 0.0), inside.astype(actions.dtype)
@@ -59,7 +59,7 @@ def sample(window: Window, spec: SampleSpec, key: Key[Array, ""]) -> Batch:
         rewards=_rewards(window, spec, rows, valid),
         masks=None if window.mask is None else _inside(window.mask[rows], valid),
         goals=goals,
-        next_action=_actions(window, following) if spec.next_action else None,
+        next_action=actions_at(window, following) if spec.next_action else None,
         subgoals=subgoals,
         states=window.obs[ends] if spec.states else None,
         return_to_go=(
@@ -105,7 +105,8 @@ def _scaled(reward: Float[Array, "B H"], scale: Number) -> Float[Array, "B H"]:
     return reward if isinstance(scale, float) and scale == 1 else scale * reward
 
 
-def _actions(window: Window, rows: Int[Array, "*B"]) -> Float[Array, "*B A"]:
+def actions_at(window: Window, rows: Int[Array, "*B"]) -> Float[Array, "*B A"]:
+    """Actions of rows, as every batch has them: within the open interval from -1 to 1."""
     return jnp.clip(window.action[rows], -ACTION_LIMIT, ACTION_LIMIT)
 
 
@@ -121,7 +122,7 @@ def _pad_terminated(
     since = jnp.maximum(rows - last[:, None] - 1, 0)  # steps since the termination
     elsewhere = jnp.minimum(start[:, None] + since, end[:, None])
     beyond = jnp.broadcast_to((rows > last[:, None])[..., None], actions.shape)
-    return jnp.where(beyond, _actions(window, elsewhere), actions)
+    return jnp.where(beyond, actions_at(window, elsewhere), actions)
 
 
 def chunk_starts(

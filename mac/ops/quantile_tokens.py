@@ -1,9 +1,11 @@
 """Tokens of real numbers: quantile bins of each dimension, and expectations of token distributions.
 
 Token `i` of a dimension is its bin from threshold `i` to `i + 1`, for `i` in 0, ..., `bins - 1`. Bins hold
-about equally many values of the data. Token `bins` stands for the time after an episode's end.
+about equally many values of the data, or a value each where there are few. Token `bins` stands for the time
+after an episode's end.
 
-Source: Janner et al. 2021 (arXiv 2106.02039).
+Source: Janner et al. 2021 (arXiv 2106.02039), but for few values: there a rare one, such as the reward of
+success, would share the bin of another.
 """
 
 import jax
@@ -11,6 +13,34 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mac.types import Number
+
+
+def thresholds_of(values: Float[Array, " N"], valid: Bool[Array, " N"], bins: int) -> Float[Array, " bins_1"]:
+    """The `bins + 1` thresholds of one dimension: quantiles, or around each value where there are few.
+
+    Few are 2 to `bins / 2` distinct values. Each is the middle of a bin of its own, as wide as half the
+    smallest gap. The bins between them are empty.
+
+    Args:
+        values: finite numbers.
+        valid: which of them count; at least one.
+    """
+    quantiles, most = quantile_thresholds(values, valid, bins), bins // 2
+    if most < 2:
+        return quantiles
+    ordered, count = jnp.sort(jnp.where(valid, values, jnp.inf)), jnp.sum(valid, dtype=jnp.int32)
+    number = jnp.cumsum(jnp.diff(ordered, prepend=ordered[:1]) > 0, dtype=jnp.int32)  # of its value
+    counted = jnp.arange(len(ordered), dtype=jnp.int32) < count
+    first, last, distinct = ordered[0], ordered[count - 1], number[count - 1] + 1
+    levels = jnp.full(most, last).at[jnp.where(counted, number, most)].set(ordered, mode="drop")
+    exists = jnp.arange(most, dtype=jnp.int32) < distinct
+    margin = 0.25 * jnp.min(jnp.where(exists[1:], jnp.diff(levels), jnp.inf))
+    edges = jnp.stack([levels - margin, levels + margin], axis=-1)
+    edges = jnp.where(exists[:, None], edges, last + margin).reshape(-1)
+    edges = jnp.concatenate([edges, jnp.full(bins + 1 - 2 * most, last + margin)])
+    # Values that differ in their last bits alone are no levels.
+    apart = margin > 1e-5 * jnp.maximum(jnp.abs(first), jnp.abs(last))
+    return jnp.where((distinct > 1) & (distinct <= most) & apart, edges, quantiles)
 
 
 def quantile_thresholds(

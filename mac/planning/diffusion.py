@@ -66,7 +66,7 @@ class PlannerConfig(CommonConfig):
         self._require_at_least_0("action_weight")
         goals = ("value_goals", "value_goals_later", "actor_goals", "actor_goals_later")
         self._require_default(*goals, reason="the goal of a window is its own last state")
-        self._require_default("reward_scale", reason="plans know no rewards")
+        self._require_default("reward_scale", "discount", reason="plans know no rewards")
 
     def divisible(self, tokens: int) -> int:
         """Returns the least number of tokens that the U-Net can halve, of at least `tokens`."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from mac.algorithm import AbstractLossAlgorithm, Nets
 from mac.config import CommonConfig
+from mac.data.sampler import actions_at
 from mac.data.transitions import transition_rows
 from mac.errors import no_rewards
 from mac.nn.transformer import matmul_weights
@@ -54,6 +55,7 @@ class SequenceConfig(CommonConfig):
         self._require("terminal_reward", abs(self.terminal_reward) < float("inf"), "must be finite")
         self._require("clip", 0 < self.clip < float("inf"), "must be positive and finite")
         self._require_at_least_0("action_weight", "weight_decay")
+        self._require_default("tau_ema", reason="there are no target networks")
 
     def adamw(self, rate: Rate) -> optax.GradientTransformation:
         """AdamW after clipping, whose decay spares biases and embeddings."""
@@ -80,7 +82,7 @@ class AbstractSequencePlanner(AbstractLossAlgorithm[Cfg, Nets]):
         rows, valid = transition_rows(window)
         scale = self.cfg.reward_scale
         reward, value = scale * window.reward[rows], scale * window.return_to_go[rows + 1]
-        return join(window.obs[rows], window.action[rows], reward, value), valid
+        return join(window.obs[rows], actions_at(window, rows), reward, value), valid
 
 
 def join(

@@ -13,7 +13,7 @@ import pytest
 
 from baselines.tt import TT, TTConfig
 from mac.algorithm import TrainState
-from mac.data.sampler import sample
+from mac.data.sampler import ACTION_LIMIT, sample
 from mac.data.transitions import transition_rows
 from mac.errors import UserError
 from mac.planning.token_planner import returns
@@ -104,9 +104,13 @@ def test_prepare_fits_quantiles_to_every_transition() -> None:
     want = np.concatenate([np.arange(e * 40, e * 40 + 39) for e in range(8)])
     np.testing.assert_array_equal(rows[valid], want)
     returns_after = np.asarray(data.return_to_go)[want + 1]
-    columns = [*np.asarray(data.obs[want]).T, *np.asarray(data.action.stored)[want].T]
-    columns += [np.asarray(data.reward)[want], returns_after]
-    for edges, values in zip(np.asarray(state.target), columns, strict=True):
+    # As in batches: a bin that only actions of exactly 1 are in would never be a token.
+    actions = np.clip(np.asarray(data.action.stored)[want], -ACTION_LIMIT, ACTION_LIMIT)
+    columns = [*np.asarray(data.obs[want]).T, *actions.T]
+    *fitted, of_rewards, of_returns = np.asarray(state.target)
+    assert set(np.asarray(data.reward)[want].tolist()) == {-1.0, 0.0}  # so each has a bin of its own
+    np.testing.assert_array_equal(of_rewards, [-1.25, -0.75, -0.25, *[0.25] * 5])
+    for edges, values in zip([*fitted, of_returns], [*columns, returns_after], strict=True):
         ordered = np.sort(values)
         stride = -(-len(ordered) // 7)
         np.testing.assert_array_equal(edges, [*ordered[::stride], *[ordered[-1]] * 8][:8])
@@ -122,6 +126,18 @@ def test_tokens_of_a_batch_are_those_of_numpy() -> None:
     np.testing.assert_array_equal(tokens, sequences(np.asarray(state.target), batch))
     assert batch.valid is not None and (tokens[np.asarray(batch.valid) == 0] == BINS).all()
     assert (np.asarray(batch.valid) == 0).any()
+
+
+def test_padding_after_a_solved_state_does_not_count() -> None:
+    """Where rewards are of states, a mask of 0 says that the task is solved, and the episode goes on."""
+    algo = make(SPEC, window=6, batch=256)
+    data, state = window(6), jax.jit(algo.init)(jr.key(0))
+    batch = jax.jit(sample, static_argnums=1)(data, algo.sample, jr.key(1))
+    assert batch.masks is not None and batch.valid is not None
+    solved = dataclasses.replace(batch, masks=batch.masks * (1 - batch.valid))
+    assert float(jnp.min(batch.valid)) == 0 and float(jnp.max(solved.masks)) == 0  # pyright: ignore[reportArgumentType]
+    losses = [float(jax.jit(algo.loss)(state.nets, state.target, x, jr.key(0))[0]) for x in (batch, solved)]
+    assert losses[0] == losses[1]
 
 
 def test_padding_counts_after_a_termination_only() -> None:

@@ -36,7 +36,7 @@ GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
 IMAGINED = {"rollout": 2, "members": 3, "rollout_starts": 6, "rollout_every": 3, "rollouts_kept": 2}
 PLANS = {
     "hidden": (8, 16), "diffusion_steps": 4, "execute": 1, "ema_start": 1, "ema_every": 1,
-    "action_weight": 3.0,
+    "action_weight": 3.0, "discount": 0.99,
 }  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {
     "mac": {"chunk": 2, "rollout": 2, "candidates": 4, "candidates_test": 4, "flow_steps": 3},

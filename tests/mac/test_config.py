@@ -7,7 +7,9 @@ import pytest
 
 from mac.config import Config
 from mac.errors import UserError
-from tests.helpers.toy_env import mac
+from mac.mac import MAC
+from mac.types import EnvSpec
+from tests.helpers.toy_env import GOAL_SPEC, SPEC, mac
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,20 @@ def test_defaults_are_the_papers():
     )
     assert (cfg.lam, cfg.chunk_reward, cfg.execute) == (1.0, "mean", 1)
     assert cfg.rollout_batch >= cfg.batch and (cfg.cooldown, cfg.flow_steps_test) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "values", "line"),
+    [
+        (SPEC, {"actor_goals_later": "uniform"}, "--hp.actor-goals-later=uniform: toy has no goals"),
+        (GOAL_SPEC, {"reward_scale": 4.0}, "--hp.reward-scale=4.0: toy has goals, where each step costs 1"),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_refused(spec: EnvSpec, values: dict[str, Any], line: str):
+    """A scale of rewards would leave the losses alone and divide the returns that are reported."""
+    with pytest.raises(UserError) as caught:
+        MAC(Config(**values), spec)
+    assert str(caught.value) == line.replace("toy", spec.name) + "; leave it out"
 
 
 def test_swept_numbers_are_leaves_and_others_cannot_be_swept():

@@ -11,6 +11,7 @@ from mac.ops.quantile_tokens import (
     keep_top_k,
     keep_top_mass,
     quantile_thresholds,
+    thresholds_of,
 )
 
 
@@ -48,6 +49,30 @@ def test_constant_dimensions_and_ties_decode_to_finite_values() -> None:
     np.testing.assert_array_equal(edges, [[3] * 6, [0, 0, 0, 1, 1, 1]])
     np.testing.assert_array_equal(tokens, [[4, 2], [4, 4], [0, 0]])
     np.testing.assert_array_equal(decode(tokens, edges), [[3, 0.5], [3, 1], [3, 0]])
+
+
+@pytest.mark.parametrize("bins", [7, 100])
+def test_each_of_few_values_has_a_bin_that_it_is_the_middle_of(bins: int) -> None:
+    """A rare one too: by quantiles the reward of success, 1 in 1000, would be read as half a success."""
+    values = jnp.asarray([-5.0] * 300 + [-1.0] * 699 + [0.0] + [7.0] * 2)
+    valid = jnp.arange(len(values)) < 1000
+    levels = jnp.asarray([[-5.0], [-1.0], [0.0]])
+    edges = thresholds_of(values, valid, bins)[None]
+    tokens = encode(levels, edges)
+    assert len(set(tokens[:, 0].tolist())) == 3 and (jnp.diff(edges) >= 0).all()
+    np.testing.assert_array_equal(decode(tokens, edges), levels)
+    probs = jnp.zeros(bins + 1).at[tokens[1:, 0]].set(0.5)
+    assert expectation(probs, edges[0]) == -0.5
+    quantiles = quantile_thresholds(values, valid, bins)[None]
+    assert decode(encode(levels[1:], quantiles), quantiles)[0] == -0.5
+
+
+def test_many_values_and_one_have_quantiles() -> None:
+    normal = np.random.default_rng(0).normal(size=500)
+    nearly_one = 1 + 1e-7 * np.arange(3)
+    for values in (normal, np.arange(51.0), np.ones(9), nearly_one):
+        x, valid = jnp.asarray(values, jnp.float32), jnp.ones(len(values), bool)
+        np.testing.assert_array_equal(thresholds_of(x, valid, 100), quantile_thresholds(x, valid, 100))
 
 
 @pytest.mark.parametrize("bins", [1, 7, 100])
