@@ -177,11 +177,11 @@ _NOTHING = object()
 
 
 def _kind(value: Any) -> str:
-    """The name that JSON has for a value's type."""
+    """The name that JSON has for a value's type; TOML has more types."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     kinds = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "a table"}
-    return kinds[type(value)]
+    return kinds.get(type(value), "a value of another type")
 
 
 @contextlib.contextmanager

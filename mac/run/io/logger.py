@@ -101,16 +101,9 @@ class JsonlWriter:
                 f"{self.path} holds a run already: add --resume to continue it, or choose another --out"
             )
         self.position = self.path.read_bytes().rfind(b"\n") + 1 if position == ALL else position or 0
-        if size < self.position:
-            raise UserError(
-                f"{self.path} has {size} bytes but its checkpoint was written at {self.position}: "
-                "the file was shortened; restore it, or choose another --out"
-            )
-        self.checksum, last = _sum_of(self.path, self.position)
-        if self.position and (last != b"\n" or checksum not in (None, self.checksum)):
-            raise UserError(
-                f"{self.path} was edited after its checkpoint: restore it, or choose another --out"
-            )
+        self.checksum, fault = compare_rows(self.path, self.position, checksum)
+        if fault:
+            raise UserError(f"{self.path} {fault}; restore it, or choose another --out")
         if size > self.position:
             self._file.truncate(self.position)
 
@@ -150,6 +143,23 @@ class JsonlWriter:
     def _failure(self, error: OSError) -> UserError:
         then = remedy(error, "check the disk") + self._then
         return UserError(f"cannot write {self.path}: {refusal(error)}; {then}")
+
+
+def compare_rows(path: Path, position: int, checksum: int | None) -> tuple[int, str]:
+    """Compares the first `position` bytes of a file of rows with what a checkpoint records of them.
+
+    Returns their CRC-32, and how they differ in words that follow the file's name; empty if they do not.
+
+    Args:
+        checksum: CRC-32 of those bytes, as it was then; None if it is not known.
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if (size := path.stat().st_size) < position:
+        return 0, f"has {size} bytes but its checkpoint was written at {position}: the file was shortened"
+    found, last = _sum_of(path, position)
+    edited = position and (last != b"\n" or checksum not in (None, found))
+    return found, "was edited after its checkpoint" if edited else ""
 
 
 def _sum_of(path: Path, size: int) -> tuple[int, bytes]:
@@ -286,6 +296,6 @@ def rows_after(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
             row = None
         if not isinstance(row, dict):
             after = f" after byte {position}" if position else ""
-            raise UserError(f"{path}, line {number}{after}: not a JSON object; delete the line and try again")
+            raise UserError(f"{path}, line {number}{after}: not a JSON object; restore the file")
         rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows, position + sum(len(line) + 1 for line in lines)

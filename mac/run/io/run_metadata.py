@@ -126,7 +126,7 @@ def launches(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = read_table(path, launches=list)["launches"]
-    kinds: dict[str, type] = {"folder": str}
+    kinds: dict[str, type | tuple[type, ...]] = {"folder": str, "git": (dict, type(None))}
     kinds |= dict.fromkeys(("data", "versions", "hardware", "environment", "numerics"), dict)
     for launch in found:
         there = {name: kind for name, kind in kinds.items() if isinstance(launch, dict) and name in launch}

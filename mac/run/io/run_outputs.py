@@ -18,10 +18,11 @@ import numpy as np
 
 from mac.algorithm import TrainState
 from mac.atomic_files import misfit
+from mac.errors import UserError, refusal, remedy
 from mac.run import hosts
 from mac.run.io.checkpoint import Checkpoint, CheckpointStore
 from mac.run.io.eval_rows import Evaluation
-from mac.run.io.logger import RunLog
+from mac.run.io.logger import EVAL, RunLog, compare_rows
 
 CHECKPOINTS = "checkpoints"  # subfolder of a run's folder
 MARK = ("evaluated", "log", "checksums")
@@ -185,6 +186,34 @@ class Outputs:
         """One variant's lanes, as a run of its own has them."""
         state = dataclasses.replace(state, swept={})
         return state if len(self.variants) == 1 else jax.tree.map(lambda x: x[self._range(variant)], state)
+
+
+def check_evaluations(folder: Path, step: int) -> None:
+    """Checks that the evaluations of a run are those that its checkpoint of `step`, its last, records.
+
+    Checkpoints of older versions record less, and what is not recorded is not checked.
+
+    Raises:
+        UserError: they are not, or cannot be read.
+    """
+    path = folder / EVAL
+    with CheckpointStore(folder / CHECKPOINTS) as store:
+        meta = store.meta(step)
+        if fault := _unmarked(meta):
+            raise store.damaged(step, fault)
+    if (position := meta["log"].get(EVAL)) is None:
+        return
+    try:
+        size = path.stat().st_size
+        _, fault = compare_rows(path, position, meta.get("checksums", {}).get(EVAL))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {refusal(error)}; {remedy(error, 'restore it')}") from error
+    if size > position:
+        fault = (
+            fault or f"has {size} bytes but its last checkpoint was written at {position}: rows were added"
+        )
+    if fault:
+        raise UserError(f"{path} {fault}; restore it")
 
 
 def _unmarked(meta: Any) -> str | None:

@@ -156,8 +156,7 @@ def check_rows(rows: Iterable[Mapping[str, Any]], where: str, measure: ScoreKind
     """
     for line, row in enumerate(rows, start=1):
         if fault := _misread(row) or (measure and _no_score(row, measure)):
-            then = "restore the file" if measure else "restore the file, or delete the line"
-            raise UserError(f"{where}, line {line}: {fault}; {then}")
+            raise UserError(f"{where}, line {line}: {fault}; restore the file")
 
 
 def _misread(row: Any) -> str | None:
