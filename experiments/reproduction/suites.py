@@ -2,8 +2,10 @@
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -12,10 +14,14 @@ from envs_mjx.registry import parse
 from mac.atomic_files import misfit, visible
 from mac.errors import UserError, one_line, unknown_name
 from mac.run.report.score import MEASURES
+from mac.run.report.table import LATE
 
 SUITES = Path(__file__).parents[1] / "suites"
 Over = Literal["seeds", "tasks and seeds"]
 OVER: tuple[Over, ...] = ("seeds", "tasks and seeds")
+Judged = Literal["last", "last 3"]
+JUDGED: Mapping[Judged, int] = MappingProxyType({"last": 1, "last 3": LATE})
+"""Evaluations of ours whose mean is compared with a published number."""
 AGGREGATES = ("mean", "sum")
 PICTURES = ("", "bars")
 ALL = "all"
@@ -29,7 +35,10 @@ TIMES = ("training hours", "acting milliseconds")
 ERROR = "squared error"
 """Measure of suites of the kind `model error`."""
 _TEXTS = ("title", "source", "measure", "protocol", "kind", "axis", "picture")
-_HEAD = (*_TEXTS, "disagreements", "methods", "deviation", "flags", "row", "setting", "errors_at", "sizes")
+_TABLES = ("methods", "deviation", "judged", "flags", "sizes")
+_HEAD = (*_TEXTS, *_TABLES, "disagreements", "row", "setting", "errors_at")
+PAPER = "Park et al. 2025 (arXiv 2512.08108)"
+"""With this the source of each suite of the paper begins."""
 _ROW = ("env", "runs", "task", "aggregate", "published", "algos")
 _SETTING = ("value", "line", "flags")
 
@@ -40,11 +49,30 @@ class Published(NamedTuple):
     Attributes:
         deviation: sample standard deviation (n - 1); None where none is printed.
         over: values that it is the deviation of: each seed's mean over tasks, or all tasks and seeds pooled.
+        judged: our evaluations that it is compared with.
+        decimals: digits after the point with which mean and deviation are printed.
     """
 
     mean: float
     deviation: float | None
     over: Over
+    judged: Judged = "last"
+    decimals: tuple[int, int] = (0, 0)
+
+    @property
+    def text(self) -> str:
+        """The number as its table prints it; a dash where it is not known."""
+        if math.isnan(self.mean):
+            return "-"
+        first, second = self.decimals
+        return f"{self.mean:.{first}f}" + (
+            "" if self.deviation is None else f" ± {self.deviation:.{second}f}"
+        )
+
+    @property
+    def rounding(self) -> float:
+        """Half a unit of the mean's last digit: the mean may be off by so much."""
+        return 0.5 * 10.0 ** -self.decimals[0]
 
 
 UNPUBLISHED = Published(math.nan, None, "seeds")
@@ -118,6 +146,16 @@ class Suite(NamedTuple):
     errors_at: int = 0
     sizes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
+    @property
+    def of_runs(self) -> bool:
+        """Whether its numbers are those of `run.py`."""
+        return self.kind in ("table", "curve")
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether it is a table or figure of the paper that this project implements."""
+        return self.source.startswith(PAPER)
+
 
 def suite_names() -> list[str]:
     """Names of the suites of this project: tables, figures, others; `table2` before `table12`."""
@@ -145,6 +183,26 @@ def load_suite(name: str) -> Suite:
     return read_suite(SUITES / f"{name}.toml")
 
 
+def load_suites(names: Sequence[str]) -> list[Suite]:
+    """The suites that a command line names, without repeats.
+
+    Raises:
+        UserError: as `load_suite`, or two suites have one name, which is that of their reports too.
+    """
+    found: dict[str, Suite] = {}
+    for name in dict.fromkeys(names):
+        suite = load_suite(name)
+        if suite.name in suite_names() and suite != load_suite(suite.name):
+            raise UserError(
+                f"{name}: a suite of this project is called {suite.name}; give the file another name"
+            )
+        if found.setdefault(suite.name, suite) != suite:
+            raise UserError(
+                f"{name}: another suite is called {suite.name} too; give one of the files another name"
+            )
+    return list(found.values())
+
+
 def read_suite(path: Path) -> Suite:
     """Reads a file of a suite.
 
@@ -152,7 +210,7 @@ def read_suite(path: Path) -> Suite:
         UserError: it is not TOML, or misses, misspells or mistypes a value.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)  # keeps 84.50 apart
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {one_line(error)}") from error
     _known_keys(content, _HEAD, str(path))
@@ -180,24 +238,32 @@ def _complete(content: dict[str, Any], path: str) -> dict[str, Any]:
         UserError: a value is missing, misspelt or mistyped.
     """
     optional = {"disagreements": [], "deviation": {}, "protocol": "", "setting": [], "errors_at": 0}
-    optional |= {"flags": {}, "sizes": {}}
+    optional |= {"flags": {}, "sizes": {}, "judged": {}}
     content = optional | {"kind": "table", "axis": "", "picture": ""} | content
     if content["kind"] == "unrecorded":
         content = {"methods": {}, "row": [], "measure": "success"} | content
     kinds = dict.fromkeys(_TEXTS, str) | dict.fromkeys(("disagreements", "row", "setting"), list)
-    kinds |= dict.fromkeys(("methods", "deviation", "flags", "sizes"), dict)
+    kinds |= dict.fromkeys(_TABLES, dict)
     if fault := misfit(content, **kinds, errors_at=int):
         raise UserError(f"{path}: {fault}")
+    for algo, name in content["methods"].items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}, methods: {algo} must be a text, its name in the table")
     if content["kind"] not in KINDS:
         raise unknown_name(f"{path}: kind", content["kind"], KINDS)
     known = {"time": TIMES, "model error": (ERROR,)}.get(content["kind"], tuple(MEASURES))
     if content["measure"] not in known:
         raise unknown_name(f"{path}: measure", content["measure"], known)
+    if content["errors_at"] < 0:
+        raise UserError(f"{path}: errors_at must be a number of steps, or 0 for no figure")
     if content["picture"] not in PICTURES:
         raise unknown_name(f"{path}: picture", content["picture"], PICTURES)
-    for algo, over in content["deviation"].items():
-        if over not in OVER:
-            raise unknown_name(f"{path}, deviation of {algo}:", str(over), OVER)
+    for table, values in (("deviation", OVER), ("judged", tuple(JUDGED))):
+        for algo, value in content[table].items():
+            if algo not in content["methods"]:
+                raise unknown_name(f"{path}, {table}: algorithm", algo, content["methods"])
+            if value not in values:
+                raise unknown_name(f"{path}, {table} of {algo}:", str(value), values)
     for preset, words in content["sizes"].items():
         if not _are_words(words):
             raise UserError(f"{path}, sizes of {preset}: must be a list of words")
@@ -217,11 +283,11 @@ def _settings(found: list[Any], path: str) -> tuple[Setting, ...]:
     settings = []
     for i, each in enumerate(found, start=1):
         where = f"{path}, setting {i}"
-        if fault := misfit({"line": "", "flags": []} | each, line=str, flags=list):
+        if fault := misfit(each) or misfit({"line": "", "flags": []} | each, line=str, flags=list):
             raise UserError(f"{where}: {fault}")
         _known_keys(each, _SETTING, where)
         value, flags = each.get("value"), each.get("flags", [])
-        if type(value) not in (int, float) or not _are_words(flags):
+        if not _is_number(value) or not _are_words(flags):
             raise UserError(f"{where}: value must be a number, and flags a list of words")
         settings.append(Setting(float(value), each.get("line", ""), tuple(flags)))
     return tuple(settings)
@@ -229,16 +295,26 @@ def _settings(found: list[Any], path: str) -> tuple[Setting, ...]:
 
 def _entries(row: Any, content: dict[str, Any], settings: Sequence[Setting], where: str) -> list[Entry]:
     """The numbers of one row of a table, or of one panel of a figure."""
-    if fault := misfit({"published": {}, "algos": []} | row, env=str, published=dict, algos=list):
+    kinds = {"env": str, "published": dict, "algos": list}
+    if fault := misfit(row) or misfit({"published": {}, "algos": []} | row, **kinds):
         raise UserError(f"{where}: {fault}")
     _known_keys(row, _ROW, where)
     runs, task, aggregate = row.get("runs", [row["env"]]), row.get("task", ALL), row.get("aggregate", "mean")
-    if not isinstance(runs, list) or not runs or not all(isinstance(each, str) for each in runs):
+    if not _are_words(runs) or not runs:
         raise UserError(f"{where}: runs must be a list of environments")
+    if not _are_words(row.get("algos", [])):
+        raise UserError(f"{where}: algos must be a list of algorithms")
     for each in runs:
         _check_env(each, where)
     if task != ALL and (type(task) is not int or len(runs) > 1):
         raise UserError(f"{where}: task must be {ALL!r}, or the number of a task of the only run")
+    known = parse(runs[0])
+    tasks = known.tasks if known.task is None else (known.task,)
+    if task not in (ALL, *tasks) and tasks:
+        have = ", ".join(map(str, tasks))
+        raise UserError(
+            f"{where}: task = {task}, but {runs[0]} has task {have}; write one of these, or {ALL!r}"
+        )
     if aggregate not in AGGREGATES:
         raise unknown_name(f"{where}: aggregate", str(aggregate), AGGREGATES)
     named = dict.fromkeys([*row.get("published", {}), *row.get("algos", [])])
@@ -246,7 +322,7 @@ def _entries(row: Any, content: dict[str, Any], settings: Sequence[Setting], whe
     for algo in named:
         if algo not in content["methods"]:
             raise unknown_name(f"{where}: algorithm", str(algo), content["methods"])
-        published = _published(row, algo, content["deviation"], where)
+        published = _published(row, algo, content, where)
         chosen = None if task == ALL else task
         method, flags = content["methods"][algo], tuple(content["flags"].get(algo, ()))
         entry = Entry(row["env"], tuple(runs), chosen, aggregate, algo, method, published, None, flags)
@@ -255,17 +331,34 @@ def _entries(row: Any, content: dict[str, Any], settings: Sequence[Setting], whe
     return found
 
 
-def _published(row: dict[str, Any], algo: str, deviations: dict[str, Over], where: str) -> Published:
+def _published(row: dict[str, Any], algo: str, content: dict[str, Any], where: str) -> Published:
     """The published number of an algorithm in a row."""
     numbers = row.get("published", {}).get(algo)
     if numbers is None:
         return UNPUBLISHED
     if not _is_pair(numbers):
-        raise UserError(f"{where}: {algo} must be [mean] or [mean, deviation]")
+        raise UserError(f"{where}: {algo} must be [mean] or [mean, deviation], finite numbers")
     mean, deviation = numbers[0], numbers[1] if len(numbers) > 1 else None
-    if deviation is not None and algo not in deviations:
+    if deviation is not None and deviation < 0:
+        raise UserError(f"{where}: {algo} has the deviation {deviation}, which must be 0 or more")
+    if deviation is not None and algo not in content["deviation"]:
         raise UserError(f"{where}: [deviation] must say over what that of {algo} is taken")
-    return Published(mean, deviation, deviations.get(algo, OVER[0]))
+    return Published(
+        _plain(mean),
+        None if deviation is None else _plain(deviation),
+        content["deviation"].get(algo, OVER[0]),
+        content["judged"].get(algo, "last"),
+        (_decimals(mean), _decimals(deviation)),
+    )
+
+
+def _plain(number: int | Decimal) -> int | float:
+    return number if isinstance(number, int) else float(number)
+
+
+def _decimals(number: int | Decimal | None) -> int:
+    """Digits after the point with which a number is written."""
+    return len(re.sub(r"^[^.]*\.?", "", f"{number:f}")) if isinstance(number, Decimal) else 0
 
 
 def _are_words(words: Any) -> bool:
@@ -274,7 +367,11 @@ def _are_words(words: Any) -> bool:
 
 def _is_pair(numbers: Any) -> bool:
     known = isinstance(numbers, list) and len(numbers) in (1, 2)
-    return known and all(type(number) in (int, float) for number in numbers)
+    return known and all(map(_is_number, numbers))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, Decimal) and math.isfinite(value)
 
 
 def _check_env(name: str, where: str) -> None:

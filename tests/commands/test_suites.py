@@ -1,5 +1,6 @@
 """Suites: the published tables are complete and agree with themselves; a faulty file is one clear line."""
 
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -8,7 +9,15 @@ import pytest
 from envs_mjx.registry import parse
 from experiments.reproduce import main
 from experiments.reproduction.cells import Plan, cell_settings, cells_of
-from experiments.reproduction.suites import SUITES, Entry, load_suite, read_suite, select, suite_names
+from experiments.reproduction.suites import (
+    SUITES,
+    Entry,
+    load_suite,
+    load_suites,
+    read_suite,
+    select,
+    suite_names,
+)
 from mac.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +154,7 @@ def test_suite_of_ones_own_is_a_file(tmp_path: Path):
     path.write_text(OWN)
     suite = load_suite(str(path))
     assert suite.name == "mine"
-    assert suite.entries[0].published == (50, 10, "seeds")
+    assert suite.entries[0].published[:3] == (50, 10, "seeds")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +171,17 @@ def test_suite_of_ones_own_is_a_file(tmp_path: Path):
         ("[[row]]", "[[rows]]", "'rows' is not known"),
         ("published", 'task = "two"\npublished', "task must be 'all'"),
         ("title", "title = = 3", "Invalid"),
+        ("published", "task = 9\npublished", "task = 9, but cube-.*-task2-v0 has task 2"),
+        ("[50, 10]", "[50, -10]", "deviation -10, which must be 0 or more"),
+        ("[50, 10]", "[nan, 10]", "finite numbers"),
+        ("[50, 10]", "[50, inf]", "finite numbers"),
+        ('mac = "MAC"', "mac = 3", "methods: mac must be a text"),
+        ('mac = "MAC"', "mac = 2.5", "methods: mac must be a text"),
+        ("[[row]]", "[[row]]\nalgos = [[1]]", "algos must be a list of algorithms"),
+        ("measure", "errors_at = -5\nmeasure", "errors_at must be a number of steps"),
+        ('title = "mine"', "title = 2.5", "title is a value of another type"),
+        ("[deviation]", '[judged]\nmac = "last 2"\n[deviation]', "'last 2' is not known; did you mean"),
+        ("[deviation]", '[judged]\nmc = "last 3"\n[deviation]', "'mc' is not known; did you mean 'mac'"),
         ("title", 'kind = "tabel"\ntitle', "did you mean 'table'"),
         ("title", 'kind = "curve"\ntitle', r"\[\[setting\]\] is of figures"),
         ("title", 'kind = "time"\ntitle', "measure 'success' is not known"),
@@ -175,6 +195,64 @@ def test_faulty_suite_is_one_line(tmp_path: Path, old: str, new: str, said: str)
     with pytest.raises(UserError, match=said) as failed:
         read_suite(path)
     assert "\n" not in str(failed.value) and str(path) in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("row = [1]\n[methods]", "row 1: a number where a table was expected"),
+        ('kind = "curve"\nrow = []\nsetting = ["x"]\n[methods]', "setting 1: a text where a table"),
+        ('kind = "curve"\nrow = []\nsetting = [{ value = nan }]\n[methods]', "value must be a number"),
+    ],
+)
+def test_list_of_no_tables_is_one_line(tmp_path: Path, content: str, said: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN.partition("[[row]]")[0].replace("[methods]", content))
+    with pytest.raises(UserError, match=said):
+        read_suite(path)
+
+
+@pytest.mark.parametrize(
+    "written, text, rounding",
+    [
+        ("[84.5, 0.4]", "84.5 ± 0.4", 0.05),
+        ("[84.50, 1]", "84.50 ± 1", 0.005),
+        ("[84]", "84", 0.5),
+        ("[-3000, 0.5]", "-3000 ± 0.5", 0.5),
+    ],
+)
+def test_published_number_keeps_its_decimals(tmp_path: Path, written: str, text: str, rounding: float):
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN.replace("[50, 10]", written))
+    published = read_suite(path).entries[0].published
+    assert published.text == text and published.rounding == pytest.approx(rounding)
+
+
+def test_model_free_columns_are_compared_with_the_last_three():
+    for name in ("table2", "table13", "table2_default"):
+        suite = load_suite(name)
+        late = {entry.algo for entry in suite.entries if entry.published.judged == "last 3"}
+        assert late == {"iql", "rebrac", "idql", "fql"} and "compare them with the last 3" in suite.protocol
+    assert {entry.published.judged for entry in load_suite("table3").entries} == {"last"}
+
+
+def test_own_suite_has_a_name_of_its_own(tmp_path: Path):
+    """Reports are called after it. A copy of a suite of this project is that suite."""
+    for name in ("table3", "a/mine", "b/mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.toml").write_text(OWN.replace("here", f"here, {name}"))
+    paths = {name: str(tmp_path / f"{name}.toml") for name in ("table3", "a/mine", "b/mine")}
+    with pytest.raises(UserError, match="a suite of this project is called table3; give the file"):
+        load_suites([paths["table3"]])
+    with pytest.raises(UserError, match="another suite is called mine too; give one"):
+        load_suites([paths["a/mine"], paths["b/mine"]])
+    shutil.copy(SUITES / "figure3.toml", tmp_path)
+    assert load_suites(["figure3", str(tmp_path / "figure3.toml")]) == [load_suite("figure3")]
+
+
+def test_suites_of_the_paper_are_told_from_others():
+    others = {name for name in suite_names() if not load_suite(name).of_paper}
+    assert others == {"grades"}
 
 
 def test_unknown_suite_names_the_closest():
