@@ -14,6 +14,7 @@ from experiments.cli.arguments import read_flags
 from experiments.cli.exit_status import exit_status
 from experiments.launch.job_options import NO_WISHES, JobConfig, read_jobs
 from experiments.launch.settings import RUNS
+from experiments.reproduction.absent import why_nothing
 from experiments.reproduction.cells import LEFT, LOGS, STATUSES, Cell, Plan, Progress, cells_of, progress
 from experiments.reproduction.comparison import Finished, read_finished
 from experiments.reproduction.cost import NOTE, Estimator, datasets_to_make
@@ -23,7 +24,7 @@ from experiments.reproduction.model_errors import policy_jobs, study_cell, study
 from experiments.reproduction.reports import write_reports
 from experiments.reproduction.runner import Budget, Outcome, Slot, read_budget, run_cells, slots
 from experiments.reproduction.slurm_jobs import JOBS, Submission, submit_cells, with_queue
-from experiments.reproduction.suites import Entry, Suite, load_suite, select, suite_names
+from experiments.reproduction.suites import Entry, Suite, load_suite, load_suites, select, suite_names
 from experiments.reproduction.times import measured, this_device, time_cells, time_jobs
 from mac.errors import UserError
 from mac.formatting import counted
@@ -31,8 +32,6 @@ from mac.run.report.timing import duration
 
 PROGRAM = "python experiments/reproduce.py"
 Chosen = Sequence[tuple[Suite, list[Entry]]]
-OF_RUNS = ("table", "curve")
-"""Kinds of suites whose numbers are those of `run.py`."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ class Args:
             raise UserError(f"--seeds={self.seeds}: must be at least 1")
         if self.budget is not None:
             read_budget(self.budget)
+        if in_the_way := next((path for path in (self.out, *self.out.parents) if path.is_file()), None):
+            raise UserError(f"--out={self.out}: {in_the_way} is a file; choose a folder")
         if self.list and self.report:
             raise UserError("--list and --report: give one of them")
         if self.jobs is not None and read_jobs(self.jobs).where == "slurm" and self.budget is not None:
@@ -103,13 +104,16 @@ def reproduce(argv: Sequence[str]) -> int:
     args = read_flags(Args, words[:at], PROGRAM)
     jax.config.update("jax_platforms", "cpu")  # the accelerator is for the runs
     flags = tuple(words[at + 1 :])
-    plan = Plan(args.out, args.preset or "laptop", args.seeds, args.data_dir, flags, args.preset or "paper")
+    plan = Plan(
+        args.out, args.preset or "laptop", args.seeds, args.data_dir, flags, args.preset or "paper",
+        args.env, args.algo,
+    )  # fmt: skip
     if not args.suites and not args.list:
         known = [name for name in suite_names() if load_suite(name).kind != "unrecorded"]
         raise UserError(f"SUITE is missing; name one or more of {', '.join(known)}")
     if args.list and not args.suites:
         return list_suites(plan)
-    chosen = select([load_suite(name) for name in dict.fromkeys(args.suites)], args.env, args.algo)
+    chosen = select(load_suites(args.suites), args.env, args.algo)
     if args.list:
         return list_cells(chosen, plan)
     jobs = None if args.jobs is None else read_jobs(args.jobs)
@@ -161,7 +165,7 @@ def run(
 
 def entries_of_runs(chosen: Chosen) -> list[Entry]:
     """The entries whose numbers are those of `run.py`."""
-    return [entry for suite, entries in chosen if suite.kind in OF_RUNS for entry in entries]
+    return [entry for suite, entries in chosen if suite.of_runs for entry in entries]
 
 
 def submitted(submission: Submission, plan: Plan, job: JobConfig, argv: Sequence[str]) -> int:
@@ -169,7 +173,7 @@ def submitted(submission: Submission, plan: Plan, job: JobConfig, argv: Sequence
     states = [state for cell, state in submission.states.items() if cell not in submission.jobs]
     print("cells: " + ", ".join(filter(None, [f"{len(submission.jobs)} submitted", tally(states)])))
     for cell, state in submission.states.items():
-        if state.status == "not available":
+        if state.status in ("not available", "unusable"):
             print(f"  {cell.title}: {state.reason}")
     if submission.jobs:
         arrays = " ".join(dict.fromkeys(number.split("_")[0] for number in submission.jobs.values()))
@@ -314,7 +318,9 @@ def list_cells(chosen: Chosen, plan: Plan) -> int:
     estimator, left = Estimator(plan), dict[Cell, float]()
     for suite, entries in chosen:
         found = describe_all(suite, entries, plan, estimator)
-        print(f"{suite.name}: {suite.title} ({suite.source})\n  protocol: {suite.protocol}")
+        print(f"{suite.name}: {suite.title} ({suite.source})")
+        if suite.protocol:
+            print(f"  protocol: {suite.protocol}")
         for cell, _, said, _ in found:
             print(f"  {cell.env:<44} {cell.algo:<14} {said}{cell.told and f'   {cell.told}'}")
         print(f"  {counted(len(found), 'cell')}: {tally(found)}")
@@ -355,10 +361,7 @@ def report(chosen: Chosen, plan: Plan, films: Budget | None, argv: Sequence[str]
             print(f"no film: {job.title}: {reason}")
     paths = write_reports(chosen, plan, ["experiments/reproduce.py", *argv])
     if not paths:
-        raise UserError(
-            f"{plan.out} has not all cells of any number in these tables ({plan.preset}, "
-            f"{counted(plan.seeds, 'seed')}); run them first, without --report"
-        )
+        raise UserError(why_nothing(chosen, plan))
     print("".join(f"  {path}\n" for path in paths), end="")
     return 0
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import shlex
 import typing
 from collections.abc import Iterable, Iterator
@@ -28,12 +29,18 @@ from experiments.reproduction.suites import Entry
 from mac.atomic_files import replace_file, writing
 from mac.errors import UserError, refusal
 from mac.run.io.folder_lock import lock
+from mac.run.io.logger import EVAL, read_rows
+from mac.run.io.run_metadata import launches
+from mac.run.io.run_outputs import check_evaluations
+from mac.run.report.stats import Curve, learning_curve
 
-Status = Literal["done", "cut", "missing", "queued", "running", "failed", "not available"]
+Status = Literal["done", "cut", "missing", "queued", "running", "failed", "unusable", "not available"]
 STATUSES: tuple[Status, ...] = typing.get_args(Status)
 LEFT: tuple[Status, ...] = ("cut", "missing", "failed")
-"""What there is to run."""
+"""What there is to run. A cell whose files are damaged is `unusable`: to run it again would mend nothing."""
 FAILURES, LOGS = "failures", "logs"
+LONGEST = 60
+"""Characters of a selection in the name of a file."""
 
 
 class Cell(NamedTuple):
@@ -77,6 +84,7 @@ class Plan(NamedTuple):
         data_dir: `--data.dir` of every run.
         flags: further flags of every run.
         time_preset: the preset of times that are measured.
+        envs, algos: the only environments and algorithms, as the command line names them; empty for all.
     """
 
     out: Path
@@ -85,6 +93,8 @@ class Plan(NamedTuple):
     data_dir: Path
     flags: tuple[str, ...] = ()
     time_preset: str = "paper"
+    envs: tuple[str, ...] = ()
+    algos: tuple[str, ...] = ()
 
     def cell(self, env: str, algo: str, flags: tuple[str, ...] = ()) -> Cell:
         """The cell of an environment and an algorithm, with flags before those of all runs."""
@@ -98,6 +108,25 @@ class Plan(NamedTuple):
         """The folder of a cell's run."""
         return self.out / cell.name
 
+    @property
+    def selection(self) -> str:
+        """Selection and flags as a part of the names of files; equal ones give equal parts, others do not."""
+        flags = re.sub(r" (?!--)", "=", shlex.join(self.flags)).replace("--", "").replace(" ", "+")
+        chosen = ("+".join(sorted(set(names))) for names in (self.algos, self.envs))
+        text = "_".join(filter(None, [*chosen, flags]))
+        plain = re.sub(r"[^A-Za-z0-9.+=_-]+", "-", text)
+        if plain != text or len(plain) > LONGEST:
+            plain = f"{plain[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return plain
+
+    @property
+    def told(self) -> str:
+        """The same in words, to be appended to a title."""
+        chosen = ", ".join(dict.fromkeys((*self.algos, *self.envs)))
+        words = [f"only {chosen}" if chosen else "", f"with {shlex.join(self.flags)}" if self.flags else ""]
+        text = "; ".join(filter(None, words))
+        return f" ({text})" if text else ""
+
     def log(self, cell: Cell) -> Path:
         """The log of a cell's run."""
         return self.out / LOGS / f"{cell.name}.log"
@@ -109,7 +138,7 @@ class Progress(NamedTuple):
     Attributes:
         reached: updates that its newest checkpoint has seen.
         steps: updates that it will have at its end; 0 where that is not known.
-        reason: why it failed or is not available; one line.
+        reason: why it failed, is unusable or not available; one line.
     """
 
     status: Status
@@ -168,18 +197,48 @@ def progress(cell: Cell, plan: Plan) -> Progress:
             if not free:
                 return Progress("running", 0, settings.steps)
         reached, finished = progress_of(settings, folder)
+        if finished:
+            read_evaluations(cell, folder, reached or 0)
+            launches(folder)
     except UserError as error:
-        return Progress("failed", reason=str(error))
+        return Progress("unusable", reason=_with_remedy(str(error), folder))
     if finished:
         return Progress("done", reached or 0, settings.steps)
     return Progress("failed" if said else "cut", reached or 0, settings.steps, said)
+
+
+def _with_remedy(line: str, folder: Path) -> str:
+    """The line of an error with a remedy that works for a cell: no file of it can be mended or deleted."""
+    fault, _, then = line.rpartition("; ")
+    if then.startswith("delete this folder"):  # of a checkpoint, before which there may be another one
+        return f"{line}, or move {folder} away and run the cell anew"
+    return f"{fault or line}; restore it, or move {folder} away and run the cell anew"
+
+
+def read_evaluations(cell: Cell, folder: Path, reached: int) -> Curve:
+    """The learning curve of a cell whose last checkpoint is that of update `reached`.
+
+    Raises:
+        UserError: a row is damaged, rows are not those that the checkpoint records, or the last complete
+            evaluation is not that of the last update.
+    """
+    check_evaluations(folder, reached)
+    path = folder / EVAL
+    curve = learning_curve(read_rows(path), str(path))
+    if (last := curve.steps[-1]) != reached:
+        raise UserError(
+            f"{path}: the last complete evaluation is of update {last:,}, not {reached:,}; restore it"
+        )
+    if (found := len(curve.seeds)) != cell.seeds:
+        raise UserError(f"{path}: it has evaluations of {found} of {cell.seeds} seeds; restore it")
+    return curve
 
 
 def _check_identity(cell: Cell, settings: Settings[Any], folder: Path) -> None:
     wanted = (cell.algo, cell.env, cell.preset, cell.seeds)
     if (found := (settings.algo, settings.env, settings.preset, settings.seeds)) != wanted:
         which = ", ".join(map(str, found))
-        raise UserError(f"{folder} holds another run ({which}); move it away, or choose another --out")
+        raise UserError(f"{folder} holds another run ({which}); restore it")
 
 
 @contextlib.contextmanager

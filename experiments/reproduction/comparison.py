@@ -1,7 +1,7 @@
 """Comparison of finished cells with published numbers, as rows that carry the provenance of each number."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,21 +10,30 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.launch.settings import read_settings
-from experiments.reproduction.cells import Cell, Plan, cell_settings, cells_of, progress
+from experiments.reproduction.cells import (
+    Cell,
+    Plan,
+    Progress,
+    cell_settings,
+    cells_of,
+    progress,
+    read_evaluations,
+)
 from experiments.reproduction.cost import seconds_spent
-from experiments.reproduction.suites import Entry, Over, Published, Suite
+from experiments.reproduction.suites import JUDGED, Entry, Over, Published, Suite
 from mac.data.provenance import provenance_from_dict
+from mac.errors import UserError
+from mac.formatting import counted
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.io.run_metadata import launches
 from mac.run.report.score import SUCCESS
-from mac.run.report.stats import Curve, Interval, learning_curve, summarise
+from mac.run.report.stats import Curve, Interval, summarise
 from mac.run.report.table import LATE
 
-ROUNDING = 0.5
-"""Published numbers are whole: each may be off by so much."""
-WITHIN_DEVIATION = "our mean lies within the paper's mean ± deviation, widened by 0.5 for rounding"
-WITHIN_INTERVAL = "our 95% interval, widened by 0.5 for rounding, contains the paper's mean (no deviation)"
-NO_TEST = "none: one seed, and the paper gives no deviation"
+WIDENED = "widened by half a unit of the last digit for rounding"
+WITHIN_DEVIATION = f"our mean lies within the published mean ± deviation, {WIDENED}"
+WITHIN_INTERVAL = f"our 95% interval, {WIDENED}, contains the published mean, which has no deviation"
+NO_TEST = "none: one seed, and no published deviation"
 UNPUBLISHED = "none: the published number is not known to this project"
 MIXED = "none: runs on generated and on other data in one number"
 KINDS = {"generated": "generated", "downloaded": "official", "local": "local files"}
@@ -38,8 +47,10 @@ class Row:
     """One number of a table: ours, the paper's, and where ours comes from.
 
     Success is in percent. `value` is the mean of the last evaluation and `low` to `high` its 95% interval;
-    `setting` is the place in a figure; `paper` is NaN where the published number is not known.
+    `setting` is the place in a figure; `paper` is NaN where the published number is not known, and
+    `paper_text` the number as its table prints it. `iqm` is NaN for sums.
     `late` is the mean of the last three evaluations, `best` that of the best one, which is biased upwards.
+    `judged` says which of our evaluations the verdict is about.
     """
 
     suite: str
@@ -53,6 +64,7 @@ class Row:
     measure: str
     paper: float
     paper_deviation: float
+    paper_text: str
     value: float
     deviation: float
     deviation_over: str
@@ -67,6 +79,7 @@ class Row:
     episodes: int
     updates: str
     verdict: str
+    judged: str
     test: str
     engine: str
     commit: str
@@ -95,13 +108,16 @@ class Finished(NamedTuple):
     changes: str
 
 
-def read_finished(cell: Cell, plan: Plan) -> Finished | None:
-    """Reads a cell; None if it is not finished.
+def read_finished(cell: Cell, plan: Plan, state: Progress | None = None) -> Finished | None:
+    """Reads a cell; None if it is not finished, or its files are damaged.
 
+    Args:
+        state: its progress, where that is known.
     Raises:
-        UserError: a file of it is damaged.
+        UserError: a file of it cannot be read.
     """
-    if progress(cell, plan).status != "done":
+    state = state or progress(cell, plan)
+    if state.status != "done":
         return None
     folder = plan.folder(cell)
     rows = list(read_rows(folder / EVAL))
@@ -109,7 +125,7 @@ def read_finished(cell: Cell, plan: Plan) -> Finished | None:
     return Finished(
         cell=cell,
         folder=folder,
-        curve=learning_curve(rows, str(folder / EVAL)),
+        curve=read_evaluations(cell, folder, state.reached),
         engines=_distinct(row.get("engine") for row in rows),
         commits=_distinct(map(_commit, launched)),
         hardware=_distinct(_hardware(each.get("hardware", {})) for each in launched),
@@ -141,7 +157,7 @@ def _kind(data: Any) -> str:
 
 def _commit(launch: dict[str, Any]) -> str:
     git = launch.get("git") or {}
-    return f"{git.get('commit', 'unknown')[:9]}{' with changes' if git.get('changed') else ''}"
+    return f"{str(git.get('commit', 'unknown'))[:9]}{' with changes' if git.get('changed') else ''}"
 
 
 def _hardware(found: dict[str, Any]) -> str:
@@ -162,21 +178,30 @@ class Comparison(NamedTuple):
         rows: of the entries that are complete.
         missing: the other entries.
         finished: the finished cells among those that the entries need.
+        left_out: lines on what is missing, and why.
     """
 
     rows: list[Row]
     missing: list[Entry]
     finished: dict[Cell, Finished]
+    left_out: list[str]
 
 
 def compare(suite: Suite, entries: Sequence[Entry], plan: Plan) -> Comparison:
     """Compares entries of a suite with what is finished.
 
     Raises:
-        UserError: a file of a cell is damaged.
+        UserError: runs record another measure than the suite's.
     """
-    found = {cell: read_finished(cell, plan) for cell in cells_of(entries, plan)}
+    states = {cell: progress(cell, plan) for cell in cells_of(entries, plan)}
+    found = {cell: read_finished(cell, plan, state) for cell, state in states.items()}
     finished = {cell: each for cell, each in found.items() if each is not None}
+    for cell, each in finished.items():
+        if (name := each.curve.measure.name) != suite.measure:
+            raise UserError(
+                f"{suite.name}: measure is {suite.measure!r}, but {cell.title} is measured by {name}; "
+                f'write measure = "{name}", and published numbers of that kind'
+            )
     rows, missing = [], []
     for entry in entries:
         cells = plan.cells(entry)
@@ -184,7 +209,34 @@ def compare(suite: Suite, entries: Sequence[Entry], plan: Plan) -> Comparison:
             rows.append(row_of(suite, entry, [finished[cell] for cell in cells]))
         else:
             missing.append(entry)
-    return Comparison(rows, missing, finished)
+    return Comparison(rows, missing, finished, left_out(missing, states, plan))
+
+
+MOST_CELLS = 8
+"""Unusable cells that a report names; `--list` names all."""
+
+
+def left_out(missing: Sequence[Entry], states: Mapping[Cell, Progress], plan: Plan) -> list[str]:
+    """Lines on the numbers that are missing: cells to mend, what is not available, and the rest."""
+    unusable = [f"left out, {cell.title}: {said}" for cell, said in _reasons(states, "unusable").items()]
+    lines = unusable[:MOST_CELLS]
+    if (more := len(unusable) - MOST_CELLS) > 0:
+        lines.append(f"left out: {counted(more, 'more cell')} with damaged files; --list names them")
+    by_reason: dict[str, list[str]] = {}
+    unavailable = _reasons(states, "not available")
+    for entry in missing:
+        for cell in plan.cells(entry):
+            if cell in unavailable:
+                by_reason.setdefault(unavailable[cell], []).append(entry.method)
+    for reason, methods in by_reason.items():
+        lines.append(f"not available, {', '.join(dict.fromkeys(methods))}: {reason}")
+    known = {cell for cell, state in states.items() if state.status in ("unusable", "not available")}
+    rest = sum(not known.intersection(plan.cells(entry)) for entry in missing)
+    return [*lines, f"not in this table, because runs are not finished: {rest}"] if rest else lines
+
+
+def _reasons(states: Mapping[Cell, Progress], status: str) -> dict[Cell, str]:
+    return {cell: state.reason for cell, state in states.items() if state.status == status}
 
 
 def setting_of(suite: Suite, entry: Entry) -> str:
@@ -197,17 +249,31 @@ def setting_of(suite: Suite, entry: Entry) -> str:
 
 def scores_of(entry: Entry, curve: Curve, count: int = 1) -> Float[np.ndarray, "S tasks"]:
     """Scores of an entry in a run, mean of the last `count` evaluations; success in percent."""
-    columns = [i for i, task in enumerate(curve.tasks) if entry.task in (None, task)]
-    scale = 100.0 if curve.measure is SUCCESS else 1.0
-    return scale * curve.last(count)[:, columns]
+    return _scale(curve) * curve.last(count)[:, _columns(entry, curve)]
 
 
 def best_of(entry: Entry, curve: Curve) -> Float[np.ndarray, " tasks"]:
     """Scores of each task, mean over seeds, at the evaluation with the best mean."""
-    columns = [i for i, task in enumerate(curve.tasks) if entry.task in (None, task)]
-    scale = 100.0 if curve.measure is SUCCESS else 1.0
-    means = scale * curve.scores[:, :, columns].mean(axis=1)
+    means = _scale(curve) * curve.scores[:, :, _columns(entry, curve)].mean(axis=1)
     return means[int(np.argmax(means.mean(axis=1)))]
+
+
+def _scale(curve: Curve) -> float:
+    return 100.0 if curve.measure is SUCCESS else 1.0
+
+
+def _columns(entry: Entry, curve: Curve) -> list[int]:
+    """The tasks of a run that count.
+
+    Raises:
+        UserError: the run has no evaluations of the only one.
+    """
+    if entry.task not in (None, *curve.tasks):
+        have = ", ".join(map(str, curve.tasks))
+        raise UserError(
+            f"task = {entry.task} of {entry.env}: its run has evaluations of task {have}; name that"
+        )
+    return [i for i, task in enumerate(curve.tasks) if entry.task in (None, task)]
 
 
 def row_of(suite: Suite, entry: Entry, parts: Sequence[Finished]) -> Row:
@@ -217,9 +283,13 @@ def row_of(suite: Suite, entry: Entry, parts: Sequence[Finished]) -> Row:
     best = np.concatenate([best_of(entry, part.curve) for part in parts])
     factor = float(scores.shape[1]) if entry.aggregate == "sum" else 1.0
     summary = summarise(scores)
-    mean, iqm = (Interval(*(factor * end for end in interval)) for interval in (summary.mean, summary.iqm))
+    mean = Interval(*(factor * end for end in summary.mean))
+    iqm = Interval(math.nan, math.nan, math.nan) if entry.aggregate == "sum" else summary.iqm
+    judged = mean
+    if JUDGED[entry.published.judged] > 1:
+        judged = Interval(*(factor * end for end in summarise(late).mean))
     kinds = _distinct(kind for part in parts for kind in part.kinds)
-    verdict, test = judge(mean, entry.published) if len(kinds) == 1 else ("-", MIXED)
+    verdict, test = judge(judged, entry.published) if len(kinds) == 1 else ("-", MIXED)
     steps = sorted({part.curve.steps[-1] for part in parts})
     return Row(
         suite=suite.name,
@@ -233,6 +303,7 @@ def row_of(suite: Suite, entry: Entry, parts: Sequence[Finished]) -> Row:
         measure=suite.measure,
         paper=entry.published.mean,
         paper_deviation=math.nan if entry.published.deviation is None else entry.published.deviation,
+        paper_text=entry.published.text,
         value=mean.value,
         deviation=factor * deviation(scores, entry.published.over),
         deviation_over=entry.published.over,
@@ -247,6 +318,7 @@ def row_of(suite: Suite, entry: Entry, parts: Sequence[Finished]) -> Row:
         episodes=min(part.curve.episodes for part in parts),
         updates=" to ".join(str(step) for step in dict.fromkeys((steps[0], steps[-1]))),
         verdict=verdict,
+        judged=entry.published.judged,
         test=test,
         engine=" + ".join(_distinct(each for part in parts for each in part.engines)),
         commit=" + ".join(_distinct(each for part in parts for each in part.commits)),
@@ -272,21 +344,14 @@ def deviation(scores: Float[np.ndarray, "S tasks"], over: Over) -> float:
 
 
 def judge(ours: Interval, paper: Published) -> tuple[str, str]:
-    """Where our mean lies compared with a published number, and by which test.
-
-    The verdict is `inside`, `below` or `above`; with `, intervals overlap` where our 95% interval reaches the
-    paper's mean ± deviation.
-    """
+    """Whether our mean is `inside`, `below` or `above` a published number, and by which test."""
     if math.isnan(paper.mean):
         return "-", UNPUBLISHED
     side = "below" if ours.value < paper.mean else "above"
     if paper.deviation is not None:
-        half = paper.deviation + ROUNDING
-        if abs(ours.value - paper.mean) <= half:
-            return "inside", WITHIN_DEVIATION
-        overlap = ours.low <= paper.mean + half and ours.high >= paper.mean - half
-        return f"{side}{', intervals overlap' if overlap else ''}", WITHIN_DEVIATION
+        inside = abs(ours.value - paper.mean) <= paper.deviation + paper.rounding
+        return "inside" if inside else side, WITHIN_DEVIATION
     if math.isnan(ours.low):
         return "-", NO_TEST
-    covers = ours.low - ROUNDING <= paper.mean <= ours.high + ROUNDING
+    covers = ours.low - paper.rounding <= paper.mean <= ours.high + paper.rounding
     return "inside" if covers else side, WITHIN_INTERVAL

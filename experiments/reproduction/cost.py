@@ -74,7 +74,10 @@ class Estimator:
         """Takes the seconds per update of a finished cell, or of one that was cut; evaluations included."""
         if progress.status not in ("done", "cut") or not progress.reached:
             return
-        if spent := seconds_spent(self._plan.folder(cell)):
+        spent = 0.0
+        with contextlib.suppress(UserError):  # a record that is damaged tells no time
+            spent = seconds_spent(self._plan.folder(cell))
+        if spent:
             each = spent / progress.reached
             if progress.status == "done":
                 self._measured[_kind(cell)] = each
@@ -175,7 +178,8 @@ def seconds_spent(folder: Path) -> float:
     spent = 0.0
     for launch in launches(folder):
         parts = launch.get("seconds")
-        spent += sum(parts.values()) if isinstance(parts, dict) else 0.0
+        known = parts.values() if isinstance(parts, dict) else ()
+        spent += sum(part for part in known if isinstance(part, int | float))
     return spent
 
 

@@ -1,9 +1,9 @@
 """Figures of reports: success by a setting, and tables as bars, ours beside the paper's."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.model_error_study.figures import dress, new_figure, save
 from experiments.reproduction.comparison import Row
@@ -12,9 +12,24 @@ from mac.run.report.plot import COLOURS, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANEL = 4.6
 """Width of a panel in inches."""
+
+
+def line_name(suite: Suite, entry: Entry) -> str:
+    """Name of the line that a number is on, in a figure and in learning curves."""
+    line = entry.setting.line if entry.setting else ""
+    if not line:
+        return entry.method
+    return line if len(suite.methods) == 1 else f"{entry.method}, {line}"
+
+
+def line_places(suite: Suite) -> dict[str, int]:
+    """Places of all lines by name, in the suite's order; each chooses a colour for all pictures."""
+    ordered = (each for algo in suite.methods for each in suite.entries if each.algo == algo)
+    return {name: i for i, name in enumerate(dict.fromkeys(line_name(suite, each) for each in ordered))}
 
 
 def draw_settings(suite: Suite, pairs: Sequence[tuple[Entry, Row]], path: Path) -> None:
@@ -34,8 +49,21 @@ def draw_settings(suite: Suite, pairs: Sequence[tuple[Entry, Row]], path: Path) 
         axes.set_title(env, fontsize=9, loc="left")
         axes.set_xlabel(suite.axis)
     panels[0].set_ylabel(_unit(suite))
+    _legend(figure, panels, list(line_places(suite)))
     dress(figure, panels, _title(suite, [row for _, row in pairs]), _data(pairs[0][1]))
     save(figure, path)
+
+
+def _legend(figure: "Figure", panels: Iterable["Axes"], names: Sequence[str]) -> None:
+    """Names the lines of all panels beside them, where there is more than one name."""
+    handles = dict[str, Any]()
+    for axes in panels:
+        lines, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
+    shown = [name for name in names if name in handles]
+    if len(names) > 1:
+        lines = [handles[name] for name in shown]
+        figure.legend(lines, shown, loc="outside right upper", fontsize=8.5, frameon=False)
 
 
 def _lines(axes: "Axes", suite: Suite, pairs: Sequence[tuple[Entry, Row]]) -> None:
@@ -44,8 +72,10 @@ def _lines(axes: "Axes", suite: Suite, pairs: Sequence[tuple[Entry, Row]]) -> No
     for entry, row in pairs:
         assert entry.setting is not None
         place = values.index(entry.setting.value)
-        by_line.setdefault(entry.setting.line or entry.method, []).append((place, row))
-    for i, (name, points) in enumerate(by_line.items()):
+        by_line.setdefault(line_name(suite, entry), []).append((place, row))
+    places = line_places(suite)
+    for name, points in by_line.items():
+        i = places[name]
         points.sort(key=lambda point: point[0])
         rows = [row for _, row in points]
         x, y = [place + 0.04 * i for place, _ in points], [row.value for row in rows]
@@ -55,7 +85,6 @@ def _lines(axes: "Axes", suite: Suite, pairs: Sequence[tuple[Entry, Row]]) -> No
     axes.set_xlim(-0.4, len(values) - 0.6)
     if suite.measure == "success":
         axes.set_ylim(-3, 103)
-    axes.legend(fontsize=8.5, frameon=False, loc="best")
 
 
 def draw_bars(suite: Suite, rows: Sequence[Row], path: Path) -> None:
@@ -68,17 +97,18 @@ def draw_bars(suite: Suite, rows: Sequence[Row], path: Path) -> None:
     methods = [name for name in suite.methods.values() if any(row.method == name for row in rows)]
     figure = new_figure(wide=max(6.4, 2.0 * len(groups)))
     axes, width = figure.subplots(), 0.8 / len(methods)
+    places = line_places(suite)
     for i, method in enumerate(methods):
         own = [row for row in rows if row.method == method]
         x = [groups.index((row.env, row.task)) + (i - (len(methods) - 1) / 2) * width for row in own]
-        colour = COLOURS[i % len(COLOURS)]
+        colour = COLOURS[places[method] % len(COLOURS)]
         axes.bar(x, [row.value for row in own], 0.92 * width, color=colour, alpha=0.75, label=method)
         axes.errorbar(x, [row.value for row in own], yerr=_arms(own), fmt="none", ecolor="#222222", lw=1.4)
         at = [place + 0.22 * width for place in x]
         spread = [0.0 if math.isnan(row.paper_deviation) else row.paper_deviation for row in own]
         axes.errorbar(
             at, [row.paper for row in own], yerr=spread, fmt="D", ms=5, mfc="white", color=GREY, lw=1,
-            label="paper, with its deviation" if method == methods[-1] else None,
+            label="published, with deviation" if method == methods[-1] else None,
         )  # fmt: skip
     if suite.measure == "success":
         axes.set_ylim(0, 103)

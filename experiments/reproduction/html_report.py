@@ -3,16 +3,18 @@
 import base64
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.reproduction.across import CAPTION, AcrossRow, across_columns, across_title
-from experiments.reproduction.cells import Cell
+from experiments.reproduction.across import AcrossRow, across_columns, across_notes, across_title
+from experiments.reproduction.cells import Cell, Plan
 from experiments.reproduction.comparison import Finished, Row
-from experiments.reproduction.render import COLUMNS, Sheet, sheet
-from experiments.reproduction.suites import Suite
+from experiments.reproduction.figures import line_name, line_places
+from experiments.reproduction.render import COLUMNS, Sheet
+from experiments.reproduction.suites import Entry, Suite
 from mac.run.report.plot import COLOURS
 from mac.run.report.score import SUCCESS
 from mac.run.report.stats import summarise
@@ -34,6 +36,47 @@ class Picture(NamedTuple):
     caption: str
 
 
+class Line(NamedTuple):
+    """A line in a picture of learning curves; `place` chooses its colour."""
+
+    name: str
+    place: int
+    run: Finished
+
+
+class Panel(NamedTuple):
+    """A picture of learning curves."""
+
+    title: str
+    lines: Sequence[Line]
+
+
+def curve_panels(
+    suite: Suite, entries: Sequence[Entry], finished: Mapping[Cell, Finished], plan: Plan
+) -> list[Panel]:
+    """Learning curves of finished cells: a picture for each environment and, in a figure, each setting.
+
+    A figure of one line has all its settings in one picture. Lines have the colours that they have in the
+    figure.
+    """
+    places, found = line_places(suite), dict[str, dict[Cell, Line]]()
+    values = sorted({each.setting.value for each in suite.entries if each.setting})
+    for entry in entries:
+        for cell in plan.cells(entry):
+            if cell not in finished:
+                continue
+            title, name = cell.env, line_name(suite, entry)
+            line = Line(name, places[name], finished[cell])
+            if entry.setting:
+                setting = f"{suite.axis}: {entry.setting.value:g}"
+                if len(places) > 1:
+                    title = f"{title}, {setting}"
+                else:
+                    line = Line(setting, values.index(entry.setting.value), finished[cell])
+            found.setdefault(title, {}).setdefault(cell, line)
+    return [Panel(title, list(lines.values())) for title, lines in found.items()]
+
+
 class Section(NamedTuple):
     """One table or figure of a report, with the runs behind it.
 
@@ -41,7 +84,7 @@ class Section(NamedTuple):
         keys: by which a column is sorted, where the cells' texts do not do; empty texts come last.
         details: what the pointer shows over each row.
         csv: the rows as the text of a CSV file, offered as a download.
-        runs: finished cells with the names of their lines, drawn as one picture for each environment.
+        panels: learning curves.
         across: statistics across tasks; may be empty.
         pictures: figures, drawn elsewhere.
     """
@@ -51,23 +94,19 @@ class Section(NamedTuple):
     keys: Mapping[str, Sequence[str]]
     details: Sequence[str]
     csv: str
-    runs: Sequence[tuple[str, Finished]] = ()
+    panels: Sequence[Panel] = ()
     across: Sequence[AcrossRow] = ()
     pictures: Sequence[Picture] = ()
 
 
-def runs_section(
-    suite: Suite, rows: Sequence[Row], missing: int, runs: Sequence[Finished], csv: str, **more: Any
-) -> Section:
+def runs_section(suite: Suite, text: Sheet, rows: Sequence[Row], csv: str, **more: Any) -> Section:
     """The section of a suite whose numbers are those of runs; `more` are further fields."""
-    names: Mapping[Cell, str] = more.pop("names", {})
     return Section(
         suite=suite,
-        sheet=sheet(suite, rows, missing),
+        sheet=text,
         keys={name: [str(key(row)) for row in rows] for name, key in _KEYS.items()},
         details=[f"{row.hardware}; {row.seconds:.0f} s; commit {row.commit}" for row in rows],
         csv=csv,
-        runs=[(names.get(run.cell, suite.methods[run.cell.algo]), run) for run in runs],
         **more,
     )
 
@@ -90,21 +129,71 @@ def _text(value: str) -> str:
     return html.escape(value, quote=True)
 
 
+def _note(line: str) -> str:
+    """A line of notes; what is between backticks is code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", _text(line))
+
+
+def _list(notes: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_note(note)}</li>' for note in notes)}</ul>\n"
+
+
 def _section(section: Section) -> str:
-    suite, columns = section.suite, section.sheet.columns
-    head = "".join(f'<th><button type="button">{_text(name)}</button></th>' for name in columns)
-    lines = [_line(section, i) for i in range(len(section.details))]
-    listed = "".join(f"<li>{_text(note)}</li>" for note in section.sheet.notes)
+    suite, text = section.suite, section.sheet
     href = "data:text/csv;charset=utf-8," + _percent(section.csv)
     drawn = "\n".join(_picture(each, "drawn") for each in section.pictures)
-    pictures = "\n".join(_pictures(section))
+    pictures = "\n".join(map(_figure, section.panels))
+    table = _table(text.differing, text.numeric, section.keys, section.details)
     return (
-        f"<section>\n<h2>{_text(suite.name)}: {_text(suite.title)}</h2>\n"
+        f"<section>\n<h2>{_text(text.title)}</h2>\n"
         f'<p><a download="{_text(suite.name)}.csv" href="{href}">CSV, with hardware and time</a></p>\n{drawn}'
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{"".join(lines)}</tbody>\n'
-        f"</table></div>\n<ul>{listed}</ul>\n{_across(section)}"
+        f"<p>{_note(text.told)}</p>\n{table}{_list(text.notes)}{_across(section)}"
         f'<div class="pictures">\n{pictures}\n</div>\n</section>'
     )
+
+
+def _table(
+    columns: Mapping[str, Sequence[str]],
+    numeric: Sequence[str],
+    keys: Mapping[str, Sequence[str]],
+    details: Sequence[str] = (),
+) -> str:
+    """A table that a click sorts.
+
+    Args:
+        numeric: columns that are set to the right.
+        keys: by which columns are sorted, as in `Section`.
+        details: what the pointer shows over each row.
+    """
+    tasks = columns.get("task", ())
+    told = {name: cells for name, cells in columns.items() if name != "task" or "environment" not in columns}
+    marks = {name: ' class="number"' * (name in numeric) for name in told} | {"changes": ' class="long"'}
+    head = "".join(f'<th{marks[name]}><button type="button">{_text(name)}</button></th>' for name in told)
+    lines = []
+    for i, cells in enumerate(zip(*told.values(), strict=True)):
+        line = ""
+        for name, cell in zip(told, cells, strict=True):
+            key = keys[name][i] if name in keys else cell.removeprefix("-")
+            shown, mark = _text(cell), marks[name]
+            if name == "ours is":
+                mark = f' class="{cell if cell in ("inside", "below", "above") else "other"}"'
+            elif name == "environment" and tasks:
+                key += f" {tasks[i]}"
+                shown += _task(cell, tasks[i])
+            line += f'<td data-key="{_text(key)}"{mark}>{shown}</td>'
+        title = f' title="{_text(details[i])}"' if details else ""
+        lines.append(f"<tr{title}>{line}</tr>\n")
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{"".join(lines)}</tbody>\n'
+        "</table></div>\n"
+    )
+
+
+def _task(env: str, task: str) -> str:
+    """What a cell has after an environment's name: the task, unless the name says it."""
+    if f"-task{task}-" in env:
+        return ""
+    return f' <span class="task">{"all tasks" if task == "all" else f"task {_text(task)}"}</span>'
 
 
 def _picture(picture: Picture, kind: str) -> str:
@@ -120,32 +209,17 @@ def _across(section: Section) -> str:
     if not section.across:
         return ""
     columns = across_columns(section.suite, section.across)
-    head = "".join(f"<th>{_text(name)}</th>" for name in columns)
-    lines = (
-        "".join(f"<td>{_text(cell)}</td>" for cell in row) for row in zip(*columns.values(), strict=True)
-    )
-    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    numeric = [name for name in columns if name not in ("algorithm", "data")]
+    keys = {name: [cell.partition(" ")[0].removeprefix("-") for cell in columns[name]] for name in numeric}
     return (
-        f"<h3>{_text(across_title(section.suite, section.across))}</h3>\n<p>{_text(CAPTION)}</p>\n"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
+        f"<h3>{_text(across_title(section.suite, section.across))}</h3>\n"
+        f"{_table(columns, numeric, keys)}{_list(across_notes(section.across))}"
     )
-
-
-def _line(section: Section, index: int) -> str:
-    """A line of the table; its title tells the rest of the provenance."""
-    cells = []
-    for name, texts in section.sheet.columns.items():
-        text = texts[index]
-        key = section.keys[name][index] if name in section.keys else text.removeprefix("-")
-        mark = ""
-        if name == "ours is":
-            mark = f' class="{text if text in ("inside", "below", "above") else "other"}"'
-        cells.append(f'<td data-key="{_text(key)}"{mark}>{_text(text)}</td>')
-    return f'<tr title="{_text(section.details[index])}">{"".join(cells)}</tr>\n'
 
 
 _KEYS = {
     "paper": lambda row: _key(row.paper),
+    "published": lambda row: _key(row.paper),
     "ours": lambda row: _key(row.value),
     "95% interval": lambda row: _key(row.low),
     "IQM": lambda row: _key(row.iqm),
@@ -185,29 +259,20 @@ class _Axes(NamedTuple):
         return _TOP + (HEIGHT - _TOP - _BOTTOM) * (self.high - score) / (self.high - self.low)
 
 
-def _pictures(section: Section) -> Iterable[str]:
-    by_env: dict[str, list[tuple[str, Finished]]] = {}
-    for name, run in section.runs:
-        by_env.setdefault(run.cell.env, []).append((name, run))
-    places = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in section.runs))}
-    for env, named in by_env.items():
-        yield _figure(env, named, places)
-
-
-def _figure(env: str, named: Sequence[tuple[str, Finished]], places: Mapping[str, int]) -> str:
+def _figure(panel: Panel) -> str:
     """Learning curves of one environment: means over seeds and tasks with 95% intervals."""
-    runs = [run for _, run in named]
+    runs = [run for *_, run in panel.lines]
     drawn, scale = [], 100.0 if runs[0].curve.measure is SUCCESS else 1.0
-    for name, run in named:
+    for line in panel.lines:
+        run = line.run
         summaries = [summarise(scale * table, reps=1000).mean for table in run.curve.scores]
         ends = [(x.value, x.value) if math.isnan(x.low) else (x.low, x.high) for x in summaries]
-        drawn.append((name, run, [x.value for x in summaries], ends))
+        drawn.append((line, [x.value for x in summaries], ends))
     every = [end for *_, ends in drawn for pair in ends for end in pair]
     span = (0.0, 100.0) if scale == 100.0 else (min(0.0, *every), max(*every, 1.0))
     axes = _Axes(float(max(run.curve.steps[-1] for run in runs)), *span)
     parts, legend = list(_frame(axes)), []
-    for name, run, means, ends in drawn:
-        at = places[name]
+    for (name, at, run), means, ends in drawn:
         colour, dash = COLOURS[at % len(COLOURS)], _DASHES[at // len(COLOURS) % len(_DASHES)]
         steps = run.curve.steps
         upper = [(step, high) for step, (_, high) in zip(steps, ends, strict=True)]
@@ -226,8 +291,10 @@ def _figure(env: str, named: Sequence[tuple[str, Finished]], places: Mapping[str
         legend.append(f'<span style="color:{colour}">{sample} {_text(name)}</span>')
     unit = "success in percent" if scale == 100.0 else runs[0].curve.measure.axis
     kinds = ", ".join(dict.fromkeys(kind for run in runs for kind in run.kinds))
-    caption = f"{_text(env)}: {unit} by updates; {_text(kinds)} data, preset {_text(runs[0].cell.preset)}"
-    label = _text(f"learning curves on {env}")
+    caption = (
+        f"{_text(panel.title)}: {unit} by updates; {_text(kinds)} data, preset {_text(runs[0].cell.preset)}"
+    )
+    label = _text(f"learning curves on {panel.title}")
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
         f"<figcaption>{caption}<br>{' '.join(legend)}</figcaption></figure>"
@@ -256,6 +323,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 9px; text-align: left; border-bottom: 1px solid #8884; white-space: nowrap; }
+.number { text-align: right; } .task { opacity: 0.7; } td.long { white-space: normal; min-width: 11em; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
@@ -266,8 +334,9 @@ ul { font-size: 13px; padding-left: 1.2rem; }
 .pictures { gap: 14px; margin-top: 1.5rem; }
 .sample { width: 24px; height: 8px; }
 @media (max-width: 600px) {
-  td:first-child { white-space: normal; min-width: 8.5em; overflow-wrap: anywhere; }
-  th, td { padding: 3px 6px; }
+  th, td { padding: 3px 5px; }
+  td:not(.number) { white-space: normal; overflow-wrap: anywhere; min-width: 4.5em; }
+  td:first-child { font-size: 11px; line-height: 1.25; min-width: 8.5em; }
 }
 figure { margin: 0; } figcaption { font-size: 12.5px; overflow-wrap: anywhere; }
 figcaption span { white-space: nowrap; margin-right: 8px; }

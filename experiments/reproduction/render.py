@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from experiments.reproduction.comparison import Row
-from experiments.reproduction.suites import Suite
+from experiments.reproduction.suites import JUDGED, Suite
 
 Cell = Callable[[Row], str]
 
@@ -19,8 +19,9 @@ class Sheet(NamedTuple):
         columns: the cells of each column, by its name.
         notes: lines below it.
         numeric: columns that are set to the right.
-        shared: columns that the terminal tells once below the table where all rows have the same.
-        latex: columns of the LaTeX table; the first two tell groups of rows apart.
+        shared: columns that are told once, outside the table, where all rows have the same; not in LaTeX.
+        latex: columns of the LaTeX table.
+        group: columns of the LaTeX table, from the first, that tell groups of rows apart.
     """
 
     title: str
@@ -29,6 +30,25 @@ class Sheet(NamedTuple):
     numeric: Sequence[str]
     shared: Sequence[str]
     latex: Sequence[str]
+    group: int = 2
+
+    @property
+    def common(self) -> dict[str, str]:
+        """What all rows share, by the name of its column."""
+        return {
+            name: self.columns[name][0] for name in self.shared if len(set(self.columns.get(name, []))) == 1
+        }
+
+    @property
+    def told(self) -> str:
+        """The same as a line; empty where rows share nothing."""
+        common = "; ".join(f"{name} {value}" for name, value in self.common.items())
+        return f"all rows: {common}" if common else ""
+
+    @property
+    def differing(self) -> dict[str, Sequence[str]]:
+        """The other columns."""
+        return {name: cells for name, cells in self.columns.items() if name not in self.common}
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -51,7 +71,8 @@ COLUMNS: Mapping[str, Cell] = {
     "task": lambda row: row.task,
     "setting": lambda row: row.setting,
     "algorithm": lambda row: row.method,
-    "paper": lambda row: with_deviation(row.paper, row.paper_deviation, 0),
+    "paper": lambda row: row.paper_text,
+    "published": lambda row: row.paper_text,
     "ours": lambda row: with_deviation(row.value, row.deviation),
     "ours is": lambda row: row.verdict,
     "95% interval": lambda row: interval(row.low, row.high),
@@ -66,49 +87,96 @@ COLUMNS: Mapping[str, Cell] = {
     "changes": lambda row: row.changes,
     "commit": lambda row: row.commit,
 }
-_NUMERIC = ("paper", "ours", "95% interval", "IQM", "last 3", "best", "seeds x episodes", "updates")
+_NUMERIC = (
+    "paper",
+    "published",
+    "ours",
+    "95% interval",
+    "IQM",
+    "last 3",
+    "best",
+    "seeds x episodes",
+    "updates",
+)
 
 
-def shown(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """The cells of each column; `changes` and `setting` only where there are any, and the paper's numbers."""
+def shown(suite: Suite, rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The cells of each column; `changes`, `setting` and published numbers only where there are any."""
     found = {name: [cell(row) for row in rows] for name, cell in COLUMNS.items()}
     bare = [name for name in ("changes", "setting") if not any(found[name])]
+    bare.append("published" if suite.of_paper else "paper")
     if all(math.isnan(row.paper) for row in rows):
-        bare += ["paper", "ours is"]
+        bare += ["paper", "published", "ours is"]
     return {name: cells for name, cells in found.items() if name not in bare}
 
 
-def sheet(suite: Suite, rows: Sequence[Row], missing: int) -> Sheet:
-    """The table of a suite whose numbers are those of runs."""
-    columns = shown(rows)
+def sheet(suite: Suite, rows: Sequence[Row], left_out: Sequence[str] = ()) -> Sheet:
+    """The table of a suite whose numbers are those of runs; `left_out` are lines on what is missing."""
+    columns = shown(suite, rows)
     latex_columns = [name for name in _LATEX_COLUMNS if name in columns]
-    lines = notes(suite, rows, missing)
+    lines = [*notes(suite, rows), *left_out]
     return Sheet(f"{suite.name}: {suite.title}", columns, lines, _NUMERIC, _PROVENANCE, latex_columns)
 
 
-def notes(suite: Suite, rows: Sequence[Row], missing: int) -> list[str]:
-    """Lines below a table: measure, deviations, tests, protocol, and what is not in it."""
+def source_note(suite: Suite) -> str:
+    """Line on where published numbers are from, and by which protocol."""
+    label = "paper" if suite.of_paper else "source"
+    return f"{label}: {'; '.join(filter(None, [suite.source, suite.protocol]))}"
+
+
+UNKNOWN = "the numbers of the paper's figure are not known to this project: these are ours alone"
+
+
+def notes(suite: Suite, rows: Sequence[Row]) -> list[str]:
+    """Lines below a table: measure, deviations, tests and protocol."""
     unit = "success in percent" if suite.measure == "success" else suite.measure
     found = [
         f"{unit}: mean ± sample standard deviation, at the last evaluation; 95% intervals and IQM of a "
         "bootstrap over seeds, stratified by task; last 3: mean of the last three evaluations; best: that of "
         "the best evaluation, biased upwards",
-        f"paper: {suite.source}; {suite.protocol}",
+        source_note(suite),
     ]
     pooled = dict.fromkeys(row.method for row in rows if row.deviation_over != "seeds")
-    found += [f"deviations over tasks and seeds, as in the paper: {', '.join(pooled)}"] if pooled else []
-    tests = dict.fromkeys(row.test for row in rows if not math.isnan(row.paper))
-    found += [f"`ours is` by this test: {test}" for test in tests]
-    if not tests:
-        found.append("the numbers of the paper's figure are not known to this project: these are ours alone")
-    if any((row.preset, row.data) != ("paper", "official") for row in rows):
+    found += [f"deviations over tasks and seeds, as published: {', '.join(pooled)}"] if pooled else []
+    tests = verdict_notes(rows)
+    found += tests
+    if not tests and suite.of_paper:
+        found.append(UNKNOWN)
+    if suite.of_paper and any((row.preset, row.data) != ("paper", "official") for row in rows):
         found.append(
             "rows of another preset than `paper`, or on data that are not official, do not repeat the "
             "paper's experiment, so they confirm and refute nothing"
         )
-    found += [f"the publication disagrees with itself: {each}" for each in suite.disagreements]
-    found += [f"not in this table, because runs are not finished: {missing}"] if missing else []
+    return [*found, *(f"the publication disagrees with itself: {each}" for each in suite.disagreements)]
+
+
+def verdict_notes(rows: Sequence[Row]) -> list[str]:
+    """Lines on the tests behind `ours is`, and on the rows that each is for, where there are several."""
+    judged = [row for row in rows if not math.isnan(row.paper)]
+    tests = dict.fromkeys(row.test for row in judged)
+    found = []
+    for test in tests:
+        which = f" of {_which(judged, [row for row in judged if row.test == test])}" if len(tests) > 1 else ""
+        found.append(f"`ours is`{which} by this test: {test}")
+    for name in list(JUDGED)[1:]:
+        late = dict.fromkeys(row.method for row in judged if row.judged == name)
+        if late:
+            which = f"`ours is` of {', '.join(late)}"
+            found.append(f"{which} compares our mean of the {name}, as the published numbers are such means")
     return found
+
+
+def _which(rows: Sequence[Row], some: Sequence[Row]) -> str:
+    """Names of some of the rows: algorithms, with environments where not all of the algorithm's are meant."""
+    said = []
+    for method in dict.fromkeys(row.method for row in some):
+        own = [row.env for row in some if row.method == method]
+        if len(own) == sum(row.method == method for row in rows):
+            said.append(method)
+        else:
+            shown = ", ".join(own[:2]) + (f" and {len(own) - 2} more" if len(own) > 2 else "")
+            said.append(f"{method} ({shown})")
+    return ", ".join(said)
 
 
 _PROVENANCE = ("seeds x episodes", "updates", "preset", "data", "engine", "changes", "commit")
@@ -116,13 +184,9 @@ _PROVENANCE = ("seeds x episodes", "updates", "preset", "data", "engine", "chang
 
 def terminal_table(sheet: Sheet) -> Table:
     """A table for `print_tables`; provenance that all rows share is told once, below it."""
-    columns, lines = sheet.columns, list(sheet.notes)
-    shared = {name: columns[name][0] for name in sheet.shared if len(set(columns.get(name, []))) == 1}
-    if shared:
-        lines.insert(0, f"all rows: {'; '.join(f'{name} {value}' for name, value in shared.items())}")
-    caption = "\n".join(lines)
+    caption = "\n".join(filter(None, [sheet.told, *sheet.notes]))
     table = Table(title=sheet.title, caption=caption, title_justify="left", caption_justify="left")
-    columns = {name: cells for name, cells in columns.items() if name not in shared}
+    columns = sheet.differing
     for name in columns:
         table.add_column(name, justify="right" if name in sheet.numeric else "left")
     for cells in zip(*columns.values(), strict=True):
@@ -131,10 +195,16 @@ def terminal_table(sheet: Sheet) -> Table:
 
 
 def markdown(sheet: Sheet) -> str:
-    """The same as Markdown."""
-    columns = sheet.columns
+    """The same as Markdown; provenance that all rows share is told once, above the table."""
+    columns = sheet.differing
     rule = [" ---: " if name in sheet.numeric else " --- " for name in columns]
-    lines = [f"## {sheet.title}", "", "| " + " | ".join(columns) + " |", f"|{'|'.join(rule)}|"]
+    lines = [
+        f"## {sheet.title}",
+        "",
+        *([sheet.told, ""] if sheet.told else []),
+        "| " + " | ".join(columns) + " |",
+        f"|{'|'.join(rule)}|",
+    ]
     lines += [
         "| " + " | ".join(cell.replace("|", "\\|") or " " for cell in cells) + " |"
         for cells in zip(*columns.values(), strict=True)
@@ -143,7 +213,8 @@ def markdown(sheet: Sheet) -> str:
 
 
 _LATEX_COLUMNS = (
-    "environment", "task", "setting", "algorithm", "paper", "ours", "95% interval", "preset", "data",
+    "environment", "task", "setting", "algorithm", "paper", "published", "ours", "95% interval",
+    "preset", "data",
 )  # fmt: skip
 _LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
@@ -165,10 +236,11 @@ def latex(sheet: Sheet) -> str:
     kinds = "".join("r" if name in sheet.numeric else "l" for name in sheet.latex)
     head = " & ".join(map(latex_text, sheet.latex)) + r" \\"
     lines = [*comments, rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule"]
-    before = None
-    for cells in zip(*(sheet.columns[name] for name in sheet.latex), strict=True):
-        if before not in (None, cells[:2]):
+    every = list(zip(*(sheet.columns[name] for name in sheet.latex), strict=True))
+    groups = [cells[: sheet.group] for cells in every]
+    spaced = len(set(groups)) < len(every)  # groups of one row each need no space
+    for i, cells in enumerate(every):
+        if spaced and i and groups[i] != groups[i - 1]:
             lines.append(r"\addlinespace")
-        before = cells[:2]
         lines.append(" & ".join(map(latex_text, cells)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

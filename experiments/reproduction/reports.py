@@ -11,10 +11,10 @@ from experiments.model_error_study.figures import draw_chunks, draw_policies
 from experiments.model_error_study.rows import ChunkRow, PolicyRow
 from experiments.reproduction.across import across, across_table
 from experiments.reproduction.cells import Plan
-from experiments.reproduction.comparison import Comparison, Finished, compare, setting_of
+from experiments.reproduction.comparison import Comparison, Finished, compare
 from experiments.reproduction.figures import draw_bars, draw_settings
 from experiments.reproduction.films import films
-from experiments.reproduction.html_report import Picture, Section, page, runs_section
+from experiments.reproduction.html_report import Picture, Section, curve_panels, page, runs_section
 from experiments.reproduction.model_errors import (
     error_columns,
     error_rows,
@@ -23,10 +23,18 @@ from experiments.reproduction.model_errors import (
     study_cell,
     study_file,
 )
-from experiments.reproduction.render import Sheet, latex, markdown, sheet, terminal_table
+from experiments.reproduction.render import (
+    UNKNOWN,
+    Sheet,
+    latex,
+    markdown,
+    sheet,
+    source_note,
+    terminal_table,
+)
 from experiments.reproduction.suites import Entry, Suite
 from experiments.reproduction.times import time_rows, time_sheet
-from mac.atomic_files import replace_file
+from mac.atomic_files import replace_file, writing
 from mac.run.report.table import print_tables
 
 FOLDER = "report"
@@ -57,10 +65,13 @@ def write_reports(
         UserError: a file of a run is damaged, or one cannot be written.
     """
     found = list[Report]()
+    chosen = [(suite._replace(title=suite.title + plan.told), entries) for suite, entries in chosen]
+    compared = {suite.name: compare(suite, entries, plan) for suite, entries in chosen if suite.of_runs}
     for suite, entries in chosen:
-        report = {"time": _times, "model error": _errors}.get(suite.kind, _runs)(
-            suite, entries, plan, command
-        )
+        if suite.of_runs:
+            report = _runs(suite, entries, compared[suite.name], plan, command)
+        else:
+            report = (_times if suite.kind == "time" else _errors)(suite, entries, plan, command)
         if report is None:
             print(f"{suite.name}: no number is complete yet")
             continue
@@ -76,7 +87,8 @@ def write_reports(
     names = [suite.name for suite in suites]
     path = plan.out / FOLDER / f"{'_'.join(names)}_{_ending(plan, *suites)}.html"
     presets = ", ".join(dict.fromkeys(_preset(plan, suite) for suite in suites))
-    title = f"{', '.join(names)}: this project and the paper ({presets})"
+    beside = ": this project and the paper" if all(suite.of_paper for suite in suites) else ""
+    title = f"{', '.join(names)}{beside}, preset {presets}{plan.told}"
     write_text(path, page([report.section for report in found], title, shown.pictures))
     return [*(each for report in found for each in report.paths), path]
 
@@ -86,9 +98,9 @@ def _preset(plan: Plan, suite: Suite) -> str:
 
 
 def _ending(plan: Plan, *suites: Suite) -> str:
-    """Sizes in the names of files; times are those of one seed, however many are asked for."""
+    """Sizes and selection in the names of files; times are of one seed, however many are asked for."""
     sizes = (_preset(plan, each) + ("" if each.kind == "time" else f"_s{plan.seeds}") for each in suites)
-    return "_".join(dict.fromkeys(sizes))
+    return "_".join(filter(None, [*dict.fromkeys(sizes), plan.selection]))
 
 
 def _path(suite: Suite, plan: Plan, suffix: str) -> Path:
@@ -109,28 +121,32 @@ def _files(
 # Suites whose numbers are those of runs.
 
 
-def _runs(suite: Suite, entries: Sequence[Entry], plan: Plan, command: Sequence[str]) -> Report | None:
-    compared = compare(suite, entries, plan)
+def _runs(
+    suite: Suite, entries: Sequence[Entry], compared: Comparison, plan: Plan, command: Sequence[str]
+) -> Report | None:
     if not compared.rows:
         return None
-    missing, finished = len(compared.missing), list(compared.finished.values())
-    text = sheet(suite, compared.rows, missing)
+    finished = list(compared.finished.values())
+    text = sheet(suite, compared.rows, compared.left_out)
     paths, table = _files(suite, text, compared.rows, plan, command)
     tables, statistics = [terminal_table(text)], []
-    if suite.kind == "table" and (statistics := across(suite, compared.finished)):
+    if suite.kind == "table":
+        runs = {run for entry in entries for run in entry.runs}
+        statistics = across(suite, compared.finished, len(runs))
+    csv = _path(suite, plan, "_across.csv")
+    if statistics:
         tables.append(across_table(suite, statistics))
-        paths.append(_path(suite, plan, "_across.csv"))
-        write_csv(paths[-1], statistics, command)
+        paths.append(csv)
+        write_csv(csv, statistics, command)
+    else:
+        with writing(csv):
+            csv.unlink(missing_ok=True)  # of an earlier report
     drawn = _drawings(suite, entries, compared, plan)
     paths += [path for path, _ in drawn]
-    names = {
-        cell: f"{entry.method}, {setting_of(suite, entry)}" if entry.setting else entry.method
-        for entry in entries
-        for cell in plan.cells(entry)
-    }
     pictures = [Picture(path.read_bytes(), "png", caption) for path, caption in drawn]
+    panels = curve_panels(suite, entries, compared.finished, plan)
     section = runs_section(
-        suite, compared.rows, missing, finished, table, across=statistics, pictures=pictures, names=names
+        suite, text, compared.rows, table, across=statistics, pictures=pictures, panels=panels
     )
     return Report(section, tables, paths, finished)
 
@@ -166,7 +182,7 @@ def _times(suite: Suite, entries: Sequence[Entry], plan: Plan, command: Sequence
     rows, missing = time_rows(suite, entries, plan)
     if not rows:
         return None
-    text = time_sheet(suite, rows, len(missing))
+    text = time_sheet(suite, rows, len(missing), plan)
     paths, table = _files(suite, text, rows, plan, command)
     details = [f"{row.hardware}; {row.date}; peak memory {row.peak_mb:,.0f} MB" for row in rows]
     section = Section(suite, text, {}, details, table)
@@ -182,16 +198,16 @@ def _errors(suite: Suite, entries: Sequence[Entry], plan: Plan, command: Sequenc
     columns = error_columns(ends)
     notes = [
         "mean squared error of the normalised state, open loop along held-out trajectories, at the last step",
-        f"paper: {suite.source}; {suite.protocol}",
-        "the numbers of the paper's figure are not known to this project: these are ours alone",
+        source_note(suite),
     ]
+    notes += [UNKNOWN] if suite.of_paper else []
     missing = len(files) - len(pairs)
     notes += [f"not in this figure, because not trained: {missing}"] if missing else []
     plain = ("environment", "setting", "preset", "data", "commit")
     numeric = [name for name in columns if name not in plain]
     shared = ("steps", "seeds", "updates", "preset", "data", "commit")
     kept = ("environment", "setting", "error", "95% over seeds", "95% over episodes", "preset")
-    text = Sheet(f"{suite.name}: {suite.title}", columns, notes, numeric, shared, kept)
+    text = Sheet(f"{suite.name}: {suite.title}", columns, notes, numeric, shared, kept, group=1)
     every = [row for _, read in pairs for row in read.rows]
     paths, table = _files(suite, text, every, plan, command)
     for env in dict.fromkeys(entry.env for entry, _ in pairs):

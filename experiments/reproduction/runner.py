@@ -148,6 +148,8 @@ def run_cells(
             outcome.done.append(cell)
         elif state.status == "not available":
             outcome.unavailable[cell] = state.reason
+        elif state.status == "unusable":
+            outcome.failed[cell] = state.reason
         elif state.status == "queued":
             outcome.elsewhere.append(cell)
     wanted = [cell for cell in cells if states[cell].status in (*LEFT, "running")]
@@ -223,7 +225,7 @@ class Running:
             outcome.elsewhere.append(cell)
             self._say("another process trains it: left to that one")
         else:
-            line = fault(status, lines)
+            line = state.reason if state.status == "unusable" and status == 0 else fault(status, lines)
             record_failure(plan.out, cell, line)
             outcome.failed[cell] = line
             self._say(f"failed: {line}")

@@ -14,10 +14,11 @@ from baselines import algorithms
 from experiments.benchmarks.harness import BENCH
 from experiments.reproduction.cells import Cell, Plan
 from experiments.reproduction.jobs import Job
-from experiments.reproduction.render import Sheet, number
+from experiments.reproduction.render import Sheet, number, source_note
 from experiments.reproduction.suites import TIMES, Entry, Suite
 from mac.atomic_files import misfit, read_json
 from mac.errors import UserError
+from mac.formatting import counted
 
 FOLDER = "times"
 REFERENCE = "mac"
@@ -40,6 +41,7 @@ class TimeRow:
     preset: str
     device: str
     paper: float
+    paper_text: str
     paper_relative: float
     value: float
     relative: float
@@ -170,6 +172,7 @@ def _row(
         preset=values["preset"],
         device=values["device"],
         paper=entry.published.mean,
+        paper_text=entry.published.text,
         paper_relative=entry.published.mean / reference,
         value=ours,
         relative=math.nan if other is None else ours / _time(suite, other),
@@ -195,7 +198,7 @@ def time_columns(suite: Suite, rows: Sequence[TimeRow]) -> dict[str, list[str]]:
         cells = {
             "scope": row.env,
             "algorithm": row.method,
-            f"paper, {unit}": number(row.paper),
+            f"paper, {unit}": row.paper_text,
             "paper / MAC": number(row.paper_relative, 2),
             f"ours, {unit}": (row.skipped and "skipped") or _figures(row.value),
             "ours / MAC": number(row.relative, 2),
@@ -212,27 +215,29 @@ def time_columns(suite: Suite, rows: Sequence[TimeRow]) -> dict[str, list[str]]:
 
 
 def _figures(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}"
+    """A time to three digits, those of large ones followed by zeros."""
+    short = f"{value:.3g}"
+    return "-" if math.isnan(value) else f"{float(short):,.0f}" if value >= 100 else short
 
 
 def _measured(row: TimeRow, hours: bool) -> str:
     if not hours:
         return f"1 decision, {row.actions} of its actions executed"
-    return f"{row.timed} updates, {1000 * row.update_s:.3g} ms each, x {row.updates:,}"
+    return f"{counted(row.timed, 'update')}, {_figures(1000 * row.update_s)} ms each, x {row.updates:,}"
 
 
-def time_sheet(suite: Suite, rows: Sequence[TimeRow], missing: int) -> Sheet:
+def time_sheet(suite: Suite, rows: Sequence[TimeRow], missing: int, plan: Plan) -> Sheet:
     """The table of a suite of times."""
-    columns, lines = time_columns(suite, rows), time_notes(suite, rows, missing)
+    columns, lines = time_columns(suite, rows), time_notes(suite, rows, missing, plan)
     plain = ("scope", "algorithm", "measured", "shapes", "preset", "device", "commit")
     numeric = [name for name in columns if name not in plain]
     wide = ("measured", "shapes", "preset", "commit", "cores")
     told_in_latex = [name for name in columns if name not in wide]
     shared = ("preset", "device", "commit")
-    return Sheet(f"{suite.name}: {suite.title}", columns, lines, numeric, shared, told_in_latex)
+    return Sheet(f"{suite.name}: {suite.title}", columns, lines, numeric, shared, told_in_latex, group=1)
 
 
-def time_notes(suite: Suite, rows: Sequence[TimeRow], missing: int) -> list[str]:
+def time_notes(suite: Suite, rows: Sequence[TimeRow], missing: int, plan: Plan) -> list[str]:
     """Lines below a table."""
     what = (
         "hours: time of an update of one seed, as training computes it, rollouts into a replay included, by "
@@ -245,9 +250,9 @@ def time_notes(suite: Suite, rows: Sequence[TimeRow], missing: int) -> list[str]
         "/ MAC: relative to MAC on the same device, which is what may be compared across devices",
         "cores: processor time over wall time while updates were timed; far below those of the device, the "
         "machine was busy and the times are too long",
-        f"paper: {suite.source}; {suite.protocol}",
+        source_note(suite),
     ]
-    if any(row.preset != "paper" or row.flags for row in rows):
+    if plan.flags or any(row.preset != "paper" for row in rows):  # flags of the suite are the paper's
         found.append("rows of other sizes than the preset `paper`'s are no estimates of the paper's times")
     found += [f"not in this table, because not measured: {missing}"] if missing else []
     return found

@@ -10,8 +10,9 @@ from experiments.model_error import Args as StudyArgs
 from experiments.model_error_study.rows import ChunkRow
 from experiments.reproduce import main
 from experiments.reproduction import films
-from experiments.reproduction.cells import Plan
-from experiments.reproduction.comparison import read_finished
+from experiments.reproduction.cells import Plan, cells_of
+from experiments.reproduction.comparison import Finished, read_finished
+from experiments.reproduction.html_report import curve_panels
 from experiments.reproduction.model_errors import policy_jobs, read_errors, study_cell, study_file, study_jobs
 from experiments.reproduction.suites import load_suite
 from mac.errors import UserError
@@ -51,7 +52,7 @@ def test_figure_runs_a_cell_for_each_setting_and_draws_them(fake: Fake, capsys: 
     capsys.readouterr()
     assert fake.run("--report") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "candidates: 2" in said and "are not known to this project: these are ours alone" in said
+    assert "candidates: 2" in said and "source: nowhere" in said and "not known to this project" not in said
     folder = fake.out / "report"
     lines = (folder / "mine_laptop_s2.csv").read_text().splitlines()
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
@@ -60,7 +61,32 @@ def test_figure_runs_a_cell_for_each_setting_and_draws_them(fake: Fake, capsys: 
     assert (folder / "mine_laptop_s2.png").read_bytes().startswith(b"\x89PNG")
     page = (folder / "mine_laptop_s2.html").read_text()
     assert "data:image/png;base64," in page and "data:image/gif;base64," in page
-    assert "MAC, candidates: 2" in page and len(page) < 10_000_000
+    assert "candidates: 2</span>" in page and len(page) < 10_000_000
+
+
+@pytest.mark.parametrize(
+    "name, panels, lines",
+    [
+        ("grades", 4, ["MAC", "F-MPC", "IQL", "FQL", "flow BC"]),  # one for each grade
+        ("figure3", 4, [f"actions per chunk: {value}" for value in (1, 5, 10, 25)]),  # for each environment
+        (
+            "figure8",
+            4,
+            [f"{each} per chunk" for each in ("1 action", "5 actions", "10 actions", "25 actions")],
+        ),
+        ("table3", 5, list(load_suite("table3").methods.values())),
+    ],
+)
+def test_curves_of_a_setting_have_a_panel(name: str, panels: int, lines: list[str]):
+    """An algorithm has the same colour in all of them, whatever else is finished."""
+    suite, plan = load_suite(name), Plan(Path("out"), "laptop", 2, Path("data"))
+    cells = [cell for cell in cells_of(suite.entries, plan) if cell.algo != "fmpc"]
+    nothing = Finished(cells[0], Path("f"), None, (), (), (), (), 0.0, "")  # pyright: ignore[reportArgumentType]
+    found = curve_panels(suite, suite.entries, {cell: nothing for cell in cells}, plan)
+    assert len(found) == panels == len({panel.title for panel in found})
+    for panel in found:
+        assert all(line.name == lines[line.place] for line in panel.lines)
+        assert len({line.place for line in panel.lines}) == len(panel.lines)
 
 
 def test_studies_of_models_are_commands_that_are_understood(tmp_path: Path):
@@ -78,7 +104,7 @@ def test_studies_of_models_are_commands_that_are_understood(tmp_path: Path):
 
 def test_figure_of_model_errors_is_drawn_from_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = (ROOT / "experiments" / "results" / "model_error_puzzle-3x3.csv").read_text().splitlines(True)
-    suite, plan = load_suite("figure2"), Plan(tmp_path, "laptop", 4, Path("data"))
+    suite, plan, path = load_suite("figure2"), Plan(tmp_path, "laptop", 4, Path("data")), tmp_path
     for entry in suite.entries[:2]:
         assert entry.setting is not None
         path = study_file(study_cell(suite, entry, plan), plan)

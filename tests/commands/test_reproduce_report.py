@@ -14,14 +14,15 @@ import pytest
 from experiments.reproduce import main
 from experiments.reproduction import comparison
 from experiments.reproduction.across import across, across_columns
-from experiments.reproduction.cells import Cell
+from experiments.reproduction.cells import Cell, Plan
 from experiments.reproduction.comparison import Finished, Row, deviation, judge, row_of
-from experiments.reproduction.html_report import Section, page, runs_section
+from experiments.reproduction.html_report import Line, Panel, Section, page, runs_section
 from experiments.reproduction.render import latex, latex_text, markdown, notes, sheet, terminal_table
-from experiments.reproduction.suites import Entry, Published, load_suite
+from experiments.reproduction.suites import JUDGED, Entry, Published, load_suite
+from mac.errors import UserError
 from mac.run.report.score import SCORE, SUCCESS, ScoreKind
 from mac.run.report.stats import Curve, Interval
-from tests.helpers.fake_runs import TASKS, Fake
+from tests.helpers.fake_runs import SUITE, TASKS, Fake, write_finished
 
 
 @pytest.fixture
@@ -55,6 +56,11 @@ def entry(mean: float, dev: float | None, over: comparison.Over = "seeds", **cha
 SUITE3 = "table3"
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file of a report."""
+    return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
+
+
 # Verdicts.
 
 
@@ -64,7 +70,7 @@ SUITE3 = "table3"
         ((50.0, 40.0, 60.0), (55, 5), "inside"),
         ((49.6, 49.0, 50.0), (55, 5), "inside"),  # 5.4 away: within 5 and half for rounding
         ((49.4, 45.0, 49.45), (55, 5), "below"),
-        ((49.4, 45.0, 52.0), (55, 5), "below, intervals overlap"),
+        ((49.4, 45.0, 52.0), (55, 5), "below"),  # whatever our interval reaches
         ((61.0, 60.9, 70.0), (55, 5), "above"),
         ((100.0, 100.0, 100.0), (100, 0), "inside"),
         ((99.0, 98.0, 99.4), (100, 0), "below"),
@@ -144,13 +150,114 @@ def test_generated_and_official_data_are_never_judged_together():
 def test_laptop_rows_say_that_they_are_no_repetition():
     row = row_of(load_suite(SUITE3), entry(50, 1), [part(np.full((1, 2, 1), 0.5))])
     said = "do not repeat the paper's experiment"
-    assert not any(said in note for note in notes(load_suite(SUITE3), [row], 0))
+    assert not any(said in note for note in notes(load_suite(SUITE3), [row]))
     for changed in ({"preset": "laptop"}, {"data": "generated"}):
         other = Row(**{**vars(row), **changed})
-        assert any(said in note for note in notes(load_suite(SUITE3), [row, other], 0))
+        assert any(said in note for note in notes(load_suite(SUITE3), [row, other]))
+
+
+def test_verdict_may_be_about_the_last_three_evaluations():
+    """Means 20, 40, 90 of which the last is far above 50, and the mean of three is not."""
+    scores = np.array([[[0.1], [0.3]], [[0.3], [0.5]], [[0.9], [0.9]]])
+    suite = load_suite(SUITE3)
+    last, mean = (
+        row_of(suite, entry(0, 0, published=Published(50, 1, "seeds", judged)), [part(scores)])
+        for judged in JUDGED
+    )
+    assert (last.verdict, mean.verdict) == ("above", "inside")
+    assert mean.value == pytest.approx(90) and mean.late == pytest.approx(50)
+    said = "`ours is` of MAC compares our mean of the last 3"
+    assert any(said in note for note in notes(suite, [mean]))
+    assert not any(said in note for note in notes(suite, [last]))
+
+
+def test_verdict_widens_by_the_digits_that_are_printed():
+    ours = Interval(84.0, 83.0, 85.0)
+    assert judge(ours, Published(84.5, 0.4, "seeds", decimals=(1, 1)))[0] == "below"
+    assert judge(ours, Published(84, 0, "seeds"))[0] == "inside"
+    row = row_of(load_suite(SUITE3), entry(0, 0, published=Published(84.5, 0.4, "seeds", "last", (1, 1))),
+                 [part(np.full((1, 2, 1), 0.5))])  # fmt: skip
+    text = sheet(load_suite(SUITE3), [row])
+    assert "| 84.5 ± 0.4 |" in markdown(text) and r"84.5 $\pm$ 0.4" in latex(text)
+
+
+def test_total_has_no_interquartile_mean():
+    parts = [part(np.array([[[30.0], [50.0]]]), measure=SCORE)] * 3
+    row = row_of(load_suite(SUITE3), entry(120, None, aggregate="sum", runs=("a", "b", "c")), parts)
+    assert math.isnan(row.iqm) and sheet(load_suite(SUITE3), [row]).columns["IQM"] == ["-"]
+
+
+def test_tests_say_which_rows_they_are_for():
+    suite = load_suite("table14")
+    one = part(np.array([[[30.0], [50.0]]]), measure=SCORE)
+    entries = [entry(40, 1, env="a"), entry(40, None, env="b"), entry(40, None, env="c", method="CQL")]
+    rows = [row_of(suite, each, [one]) for each in entries]
+    said = [note for note in notes(suite, rows) if "ours is" in note]
+    assert said[0].startswith("`ours is` of MAC (a) by this test: our mean lies within")
+    assert said[1].startswith("`ours is` of MAC (b), CQL by this test: our 95% interval")
+    assert len(said) == 2
+
+
+def test_own_suite_says_nothing_of_the_paper():
+    row = row_of(load_suite(SUITE3), entry(50, 1), [part(np.full((1, 2, 1), 0.5), "generated")])
+    own = load_suite(SUITE3)._replace(source="my notes", protocol="")
+    text = sheet(own, [row])
+    assert "source: my notes" in text.notes and "published" in text.columns
+    assert "paper" not in " ".join([*text.columns, *text.notes])
+    assert "paper" in sheet(load_suite(SUITE3), [row]).columns
 
 
 # The command.
+
+
+def test_report_refuses_runs_of_another_measure(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    """Also after a suite whose numbers are complete: nothing is written."""
+    write_finished(fake.plan, fake.plan.cell(TASKS[0], "mac"), 0.5)
+    own = fake.suite.with_name("other.toml")
+    own.write_text(SUITE.replace('"success"', '"return"'))
+    words = [str(fake.suite), str(own), "--out", str(fake.out), "--seeds", "2", "--report"]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "other: measure is 'return', but mac on" in line and 'write measure = "success"' in line
+    assert not (fake.out / "report").exists()
+
+
+def test_task_without_evaluations_is_one_line():
+    with pytest.raises(UserError, match="its run has evaluations of task 4; name that"):
+        row_of(load_suite(SUITE3), entry(50, 1, task=9), [part(np.full((1, 2, 1), 0.5), tasks=[4])])
+
+
+def test_narrower_report_has_files_of_its_own(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    for task in TASKS[:2]:
+        write_finished(fake.plan, fake.plan.cell(task, "mac"), 0.5)
+    write_finished(fake.plan, fake.plan.cell(TASKS[0], "mac", ("--eval.episodes", "5")), 0.5)
+    words = ("--env", TASKS[0], "--report")
+    for more in (("--report",), words, (*words, "--algo", "mac"), (*words, "--", "--eval.episodes", "5")):
+        assert fake.run(*more) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"three tasks (only {TASKS[0]})" in said
+    assert f"three tasks (only {TASKS[0]}; with --eval.episodes 5)" in said
+    names = {path.stem for path in (fake.out / "report").iterdir()}
+    full = "mine_laptop_s2"
+    assert names == {
+        full,
+        f"{full}_{TASKS[0]}",
+        f"{full}_mac_{TASKS[0]}",
+        f"{full}_{TASKS[0]}_eval.episodes=5",
+    }
+    assert TASKS[1] in (fake.out / "report" / f"{full}.csv").read_text()
+    page = (fake.out / "report" / f"{full}_{TASKS[0]}.html").read_text()
+    assert f"<h1>mine, preset laptop (only {TASKS[0]})</h1>" in page
+
+
+def test_selections_have_short_names_of_their_own():
+    plan = Plan(Path("out"), "laptop", 2, Path("data"), envs=("cube-single", "scene"), algos=("mac", "fql"))
+    assert plan.selection == "fql+mac_cube-single+scene"
+    assert plan._replace(algos=("fql", "mac")).selection == plan.selection
+    many = [plan._replace(envs=tuple(f"puzzle-{i}" for i in range(count))) for count in (20, 21)]
+    assert len({each.selection for each in many}) == 2 and max(len(each.selection) for each in many) < 80
+    flags = [plan._replace(envs=(), algos=(), flags=("--data.path", path)) for path in ("a/b", "a-b")]
+    assert flags[1].selection == "data.path=a-b" and flags[0].selection.startswith("data.path=a-b-")
 
 
 def test_report_has_our_numbers_beside_the_papers(fake: Fake, capsys: pytest.CaptureFixture[str]):
@@ -159,7 +266,8 @@ def test_report_has_our_numbers_beside_the_papers(fake: Fake, capsys: pytest.Cap
     assert fake.run("--report") == 0
     said = capsys.readouterr().out
     assert "mine: three tasks" in said and "100 ± 0" in said
-    assert "not in this table, because runs are not finished: 3" in said  # a task, the mean, and one method
+    assert "not in this table, because runs are not finished: 2" in said  # a task, and the mean
+    assert "not available, Not here: this version does not have the algorithm" in said
     assert len(fake.calls) == 2
     folder = fake.out / "report"
     lines = (folder / "mine_laptop_s2.csv").read_text().splitlines()
@@ -190,19 +298,34 @@ def test_same_runs_give_the_same_numbers_in_every_file(fake: Fake):
     second = files()
     for name, lines in first.items():
         assert [(a, b) for a, b in zip(lines, second[name], strict=True) if a != b] == []
-    assert first.keys() == second.keys() and len(first) == 5
+    assert first.keys() == second.keys() and len(first) == 4
 
 
 def test_report_compares_algorithms_across_tasks(fake: Fake, capsys: pytest.CaptureFixture[str]):
-    assert fake.run() == 0
-    capsys.readouterr()
+    fake.suite.write_text(SUITE.replace("not_here", "iql").replace("Not here", "IQL"))
+    for task in TASKS:
+        write_finished(fake.plan, fake.plan.cell(task, "mac"), 0.5, 0.75)
+    write_finished(fake.plan, fake.plan.cell(TASKS[1], "iql"), 0.0, 0.25)
     assert fake.run("--report") == 0
-    said = capsys.readouterr().out
-    assert "mine, across 3 tasks (laptop)" in said and "tasks that all of these" in said
-    lines = (fake.out / "report" / "mine_laptop_s2_across.csv").read_text().splitlines()
-    (row,) = csv.DictReader(line for line in lines if not line.startswith("#"))
-    assert (row["algo"], row["reference"], row["tasks"], row["seeds"]) == ("mac", "mac", "3", "2")
-    assert float(row["mean"]) + float(row["gap"]) == pytest.approx(1)
+    assert "across" not in capsys.readouterr().out  # one task is common
+    content = fake.suite.read_text()
+    fake.suite.write_text(content.replace("mac = [0, 3]", "mac = [0, 3], iql = [0, 3]"))
+    write_finished(fake.plan, fake.plan.cell(TASKS[2], "iql"), 0.0, 0.25)
+    assert fake.run("--report") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mine, across 2 of 3 tasks (laptop)" in said
+    assert "that all of these algorithms have finished: cube-single-play tasks 2, 3" in said
+    path = fake.out / "report" / "mine_laptop_s2_across.csv"
+    ours, theirs = rows_of(path)
+    assert (ours["algo"], ours["reference"], ours["tasks"], ours["seeds"]) == ("mac", "mac", "2", "2")
+    assert (ours["runs"], ours["all_runs"], theirs["improvement"]) == ("2", "3", "1")
+    assert float(ours["mean"]) + float(ours["gap"]) == pytest.approx(1)
+    page = (fake.out / "report" / "mine_laptop_s2.html").read_text()
+    assert "cube-single-play tasks 2, 3" in page
+    assert page.count('<th class="number"><button type="button">mean<') == 1  # it sorts too
+    fake.suite.write_text(content)
+    assert fake.run("--report") == 0
+    assert not path.exists()  # it would be of other runs than the report
 
 
 def test_algorithms_are_compared_on_common_tasks():
@@ -212,18 +335,20 @@ def test_algorithms_are_compared_on_common_tasks():
     for algo, runs in values.items():
         for run, value in runs.items():
             finished[Cell(run, algo, "paper", 4)] = part(np.full((1, 4, 1), value), tasks=[1])
-    ours, theirs = across(load_suite("table2"), finished)
+    theirs, ours = across(load_suite("table2"), finished, 3)  # in the order of the suite
+    assert ours.names == "a; b" and (ours.runs, ours.all_runs) == (2, 3)
     assert (ours.tasks, ours.mean, ours.gap) == (2, pytest.approx(0.7), pytest.approx(0.3))
     assert (theirs.mean, theirs.improvement) == (pytest.approx(0.4), 0.75)  # better on a, even on b
     assert theirs.profile.startswith("0.0:1.000 0.1:1.000 0.2:0.500")
     columns = across_columns(load_suite("table2"), [ours, theirs])
     assert columns["P(MAC is better)"] == ["-", "0.75 (0.75 to 0.75)"]
+    assert across(load_suite("table2"), {k: v for k, v in finished.items() if k.algo == "mac"}, 3) == []
 
 
 def test_report_without_a_finished_cell_is_one_line(fake: Fake, capsys: pytest.CaptureFixture[str]):
     assert fake.run("--report") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "has not all cells of any number" in line and not fake.out.exists()
+    assert f"--out={fake.out} does not exist" in line and not fake.out.exists()
 
 
 def test_report_of_a_cut_cell_leaves_it_out(fake: Fake, capsys: pytest.CaptureFixture[str]):
@@ -233,7 +358,7 @@ def test_report_of_a_cut_cell_leaves_it_out(fake: Fake, capsys: pytest.CaptureFi
     config.write_text(json.dumps(values | {"steps": 20}))
     capsys.readouterr()
     assert fake.run("--report") == 0
-    assert "because runs are not finished: 4" in capsys.readouterr().out
+    assert "because runs are not finished: 3" in capsys.readouterr().out
 
 
 def test_list_and_report_together_are_refused(capsys: pytest.CaptureFixture[str]):
@@ -245,19 +370,22 @@ def test_terminal_tells_shared_provenance_once():
     suite = load_suite(SUITE3)
     row = row_of(suite, entry(50, 1), [part(np.full((1, 2, 1), 0.5))])
     same, other = (
-        terminal_table(sheet(suite, [row, Row(**{**vars(row), "data": data})], 0))
-        for data in ("official", "x")
+        terminal_table(sheet(suite, [row, Row(**{**vars(row), "data": data})])) for data in ("official", "x")
     )
     assert "all rows: seeds x episodes 2 x 15; updates 10; preset paper; data official; " in str(same.caption)
     assert "data" not in [column.header for column in same.columns]
+    text = sheet(suite, [row, row])
+    for shown in (markdown(text), page([runs_section(suite, text, [row, row], "")], "t")):
+        assert shown.count("official") == 1 and "all rows: seeds x episodes 2 x 15; " in shown
+    assert "official" in latex(text)
     assert "data" in [column.header for column in other.columns]
 
 
 def test_markdown_and_latex_escape_what_they_must():
     row = row_of(load_suite(SUITE3), entry(50, 1, env="a_b|c"), [part(np.full((1, 2, 1), 0.5))])
-    (line,) = [line for line in markdown(sheet(load_suite(SUITE3), [row], 0)).splitlines() if "a_b" in line]
+    (line,) = [line for line in markdown(sheet(load_suite(SUITE3), [row])).splitlines() if "a_b" in line]
     assert r"a_b\|c" in line
-    (line,) = [line for line in latex(sheet(load_suite(SUITE3), [row], 0)).splitlines() if "50.0" in line]
+    (line,) = [line for line in latex(sheet(load_suite(SUITE3), [row])).splitlines() if "50.0" in line]
     assert line.startswith(r"a\_b|c & all & MAC & 50 $\pm$ 1 & 50.0 $\pm$ 0.0 & 50.0 to 50.0 & ")
     assert latex_text("5% of ~x^2\\") == r"5\% of \textasciitilde{}x\textasciicircum{}2\textbackslash{}"
 
@@ -302,7 +430,8 @@ def section(*values: float, title: str = "t") -> Section:
         for algo, each in zip(algos, scores, strict=True)
     ]
     rows = [row_of(suite, entry(50, 5, algo=run.cell.algo), [run]) for run in runs]
-    return runs_section(suite, rows, 0, runs, "a,b\n1,2\n")
+    panel = Panel("e", [Line(run.cell.algo, i, run) for i, run in enumerate(runs)])
+    return runs_section(suite, sheet(suite, rows), rows, "a,b\n1,2\n", panels=[panel])
 
 
 def test_page_is_whole_and_needs_no_network():
@@ -331,12 +460,23 @@ def test_page_sorts_by_numbers_and_escapes_text():
     text = page([section(0.5, title="<b>&")], "<i>")
     assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;&amp;" in text
     cells = [attributes.get("data-key") for attributes in Tags(text).of("td")]
-    assert cells[3] == "50" and float(cells[4] or "") == pytest.approx(50)
+    assert cells[:2] == ["e all", "MAC"]  # the environment's cell tells the task
+    assert cells[2] == "50" and float(cells[3] or "") == pytest.approx(50)
+
+
+def test_page_writes_code_and_sets_numbers_right():
+    text = page([section(0.5)], "t")
+    assert "<code>ours is</code> by this test" in text and "`" not in text.partition("<script>")[0]
+    (ours,) = [each for each in Tags(text).of("td") if each.get("data-key") == "50.0"][:1]
+    assert ours["class"] == "number"
+    assert '>e <span class="task">all tasks</span></td>' in text
 
 
 def test_page_draws_scores_that_are_no_percentage():
     one = part(np.array([[[-5.0], [-5.0]], [[150.0], [150.0]]]), measure=SCORE)
     suite = load_suite(SUITE3)
-    text = page([runs_section(suite, [row_of(suite, entry(1, None), [one])], 0, [one], "")], "t")
+    rows = [row_of(suite, entry(1, None), [one])]
+    panels = [Panel("e", [Line("MAC", 0, one)])]
+    text = page([runs_section(suite, sheet(suite, rows), rows, "", panels=panels)], "t")
     assert "normalised score by updates" in text and "nan" not in text
     assert ">-5</text>" in text and ">150</text>" in text

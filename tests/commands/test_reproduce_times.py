@@ -1,6 +1,7 @@
 """Times of tables 4 and 5: measured once for each device, scaled, relative to MAC, or skipped."""
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,8 +14,16 @@ from experiments.benchmarks.run_time import RunTime
 from experiments.reproduce import main
 from experiments.reproduction import jobs, times
 from experiments.reproduction.cells import Plan
+from experiments.reproduction.render import latex
 from experiments.reproduction.suites import load_suite
-from experiments.reproduction.times import device_folder, time_cells, time_jobs
+from experiments.reproduction.times import (
+    TimeRow,
+    device_folder,
+    time_cells,
+    time_columns,
+    time_jobs,
+    time_sheet,
+)
 
 DEVICE = "NVIDIA H200"
 FAKE = """
@@ -63,8 +72,8 @@ class Times:
     def run(self, *words: str) -> int:
         return main([*words, "--out", str(self.out)])
 
-    def rows(self, name: str) -> list[dict[str, str]]:
-        lines = (self.out / "report" / f"{name}_paper.csv").read_text().splitlines()
+    def rows(self, name: str, selection: str = "") -> list[dict[str, str]]:
+        lines = (self.out / "report" / f"{name}_paper{selection}.csv").read_text().splitlines()
         return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
@@ -87,7 +96,7 @@ def test_times_stand_beside_the_papers_relative_to_mac(timed: Times, capsys: pyt
     assert timed.run("table4", "--env", "cube-double-play-singletask-task2-v0") == 1
     capsys.readouterr()
     assert timed.run("table4", "--env", "cube-double-play-singletask-task2-v0", "--report") == 0
-    rows = {row["algo"]: row for row in timed.rows("table4")}
+    rows = {row["algo"]: row for row in timed.rows("table4", "_cube-double-play-singletask-task2-v0")}
     mac, mopo, mobile = rows["mac"], rows["mopo"], rows["mobile"]
     assert float(mac["value"]) == pytest.approx(2.778, abs=1e-3) and mac["relative"] == "1"
     assert (mac["timed"], mac["updates"], mac["device"]) == ("30", "1000000", DEVICE)
@@ -99,13 +108,39 @@ def test_times_stand_beside_the_papers_relative_to_mac(timed: Times, capsys: pyt
     assert "30 updates, 10 ms each, x 1,000,000" in page.read_text() and "needs 90.0 GB" in page.read_text()
 
 
+def test_note_on_sizes_is_about_flags_of_the_command_line(timed: Times):
+    """LEQ's rollout of 5 is the suite's own, so that its time is an estimate of the paper's."""
+    for flags in ((), ("--", "--hp.hidden", "64", "64")):
+        words = ["table4", "--algo", "leq", "mac", "--out", str(timed.out)]
+        assert main([*words, *flags]) == 0 and main([*words, "--report", *flags]) == 0
+    said, other = (
+        (timed.out / "report" / f"table4_paper_leq+mac{flags}.md").read_text()
+        for flags in ("", "_hp.hidden=64=64")
+    )
+    assert "rows of other sizes" not in said and "rows of other sizes" in other
+
+
+def test_times_are_written_in_plain_digits():
+    suite, plan = load_suite("table4"), Plan(Path("out"), "laptop", 4, Path("data"))
+    first = TimeRow(
+        "table4", "single", "shapes", "mac", "MAC", "paper", "device", 55.5, "55.5", 1.0, 5678.4, 1.0, 30.0,
+        3, 1000, 0.0, 1, 200.0, 1.0, "", "", "commit", "hardware", "date",
+    )  # fmt: skip
+    rows = [first, dataclasses.replace(first, env="multi", value=0.0123, update_s=0.0123, timed=1, updates=1)]
+    columns = time_columns(suite, rows)
+    assert columns["ours, h"] == ["5,680", "0.0123"] and columns["paper, h"] == ["55.5", "55.5"]
+    assert columns["measured"][1] == "1 update, 12.3 ms each, x 1"
+    text = latex(time_sheet(suite, [rows[0], rows[0], rows[1]], 0, plan))
+    assert text.count("addlinespace") == 1  # between scopes
+
+
 def test_each_device_has_measurements_of_its_own(timed: Times):
     for device in (DEVICE, "NVIDIA A5000"):
         timed.on(device)
         assert timed.run("table5", "--algo", "mac", "leq") == 0
     assert len(timed.calls) == 8
     assert timed.run("table5", "--algo", "mac", "leq", "--report") == 0
-    assert [row["device"] for row in timed.rows("table5")] == ["NVIDIA A5000"] * 4 + [DEVICE] * 4
+    assert [row["device"] for row in timed.rows("table5", "_leq+mac")] == ["NVIDIA A5000"] * 4 + [DEVICE] * 4
     assert device_folder("a b") != device_folder("a-b")
 
 

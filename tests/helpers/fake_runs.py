@@ -1,15 +1,20 @@
-"""A program in place of run.py, for tests of the command that runs tables, and a table of three tasks."""
+"""Stand-ins for runs in tests of the command that runs tables: a program, finished cells, and a table."""
 
 import json
 import sys
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.reproduce import main
 from experiments.reproduction import runner
-from experiments.reproduction.cells import Plan, cells_of, progress
+from experiments.reproduction.cells import Cell, Plan, cell_settings, cells_of, progress
 from experiments.reproduction.suites import load_suite
+from mac.run.io.checkpoint import FORMAT
+from mac.run.io.logger import EVAL
 
 SUITE = """
 title = "three tasks"
@@ -104,3 +109,40 @@ class Fake:
         suite = load_suite(str(self.suite))
         found = cells_of(suite.entries, self.plan)
         return [progress(cell, self.plan).status for cell in found if cell.algo == "mac"]
+
+
+def write_finished(plan: Plan, cell: Cell, *scores: float, **columns: Any) -> Path:
+    """Writes the files of a finished cell that nobody trained; returns its folder.
+
+    Args:
+        scores: success of all seeds at each evaluation, the last at the last update.
+        columns: further columns of all rows, such as `measure`.
+    """
+    folder, settings = plan.folder(cell), cell_settings(cell, plan.data_dir)
+    steps, known = settings.steps, settings.task_id
+    tasks = known.tasks if known.task is None else (known.task,)
+    rows = [
+        {"step": steps * i // len(scores), "seed": seed, "task": task, "success": score, "return": 0.0}
+        | {"episodes": 15, "engine": "c", **columns}
+        for i, score in enumerate(scores, start=1)
+        for seed in range(cell.seeds)
+        for task in tasks
+    ]
+    written = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    config = settings.to_dict()
+    meta = {"config": config, "evaluated": steps, "log": {EVAL: len(written)}}
+    meta |= {"checksums": {EVAL: zlib.crc32(written)}}
+    checkpoint = folder / "checkpoints" / f"{steps:09d}"
+    checkpoint.mkdir(parents=True)
+    (folder / EVAL).write_bytes(written)
+    (folder / "config.json").write_text(json.dumps(config, default=str))
+    launch = {"data": {"kind": "generated"}, "hardware": {"cpu": "a cpu", "cores": 2}, "git": None}
+    (folder / "run.json").write_text(json.dumps({"launches": [launch]}))
+    write_meta(checkpoint, meta)
+    return folder
+
+
+def write_meta(checkpoint: Path, meta: Mapping[str, Any]) -> None:
+    """Writes the description of a checkpoint without arrays."""
+    header = {"format": FORMAT, "step": int(checkpoint.name), "meta": meta, "arrays": {}}
+    (checkpoint / "meta.json").write_text(json.dumps(header, default=str))
