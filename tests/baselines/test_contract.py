@@ -17,7 +17,7 @@ from mac.run import segment as compiled
 from mac.run.io.checkpoint import CheckpointStore
 from mac.run.mesh import ALL, SEED, place, seed_keys, seed_mesh
 from mac.types import Window
-from tests.helpers.algorithm_cases import make, mode_of, registered
+from tests.helpers.algorithm_cases import make, mode_of, rate_of_targets, registered
 from tests.helpers.straight_line_data import distance_left, journeys, one_seed, wanderers
 
 K = 150
@@ -102,7 +102,8 @@ def trained(request: pytest.FixtureRequest) -> Trained:
     name, own = OPTIONS.get(request.param, (request.param, {}))
     mode = mode_of(name)
     k = UPDATES.get(name, K)
-    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3, "tau_ema": 0.05} | OWN.get(name, {}) | own
+    sizes = {"batch": 32, "hidden": (32,), "lr": 3e-3} | rate_of_targets(name, 0.05)
+    sizes |= OWN.get(name, {}) | own
     algo = make(name, mode, 3 * k, **sizes)
     states, logs = [start(algo, 0, 2)], []
     for number in range(3):

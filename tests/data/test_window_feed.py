@@ -16,8 +16,8 @@ from mac.data.store import ShardRows, Store
 from mac.data.window import make_window
 from mac.data.window_feed import Resident, ResidentData, Rotating, RotatingWindows, open_feed, plan_rotation
 from mac.errors import UserError
-from mac.run import segment
 from mac.run.io.logger import METRICS, read_rows
+from mac.run.mesh import ALL, place, seed_mesh
 from mac.run.train import RunConfig
 from mac.types import Batch, SampleSpec, Window
 from tests.helpers import toy_env
@@ -225,14 +225,14 @@ def test_resident_window_is_moved_once():
 
 
 def test_all_rows_reach_every_cpu_device_without_a_copy():
-    mesh = segment.seed_mesh(2)
+    mesh = seed_mesh(2)
     assert mesh.size == 2
     gathered: list[int] = []
 
     def put(tree: Any) -> Any:
         if isinstance(tree, np.ndarray):
             gathered.append(tree.ctypes.data)
-        return segment.place(mesh, tree, segment.ALL)
+        return place(mesh, tree, ALL)
 
     feed = open_feed(ResidentData(numbered_store(coded=True), toy_env.identity(), SampleSpec(1, 2)), put, 100)
     for column, address in zip((feed.at(0).obs, feed.at(0).action), gathered, strict=True):

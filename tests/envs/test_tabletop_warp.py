@@ -227,7 +227,7 @@ def test_contacts_dropped_by_a_full_buffer_are_counted(sizes: dict[str, int]):
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(warp_setup, "available", lambda: False)
-    with pytest.raises(UserError, match=r"warp-lang.*pip install 'mac-jax\[warp\]'"):
+    with pytest.raises(UserError, match=r"warp-lang.*pip install -e '.\[warp\]'"):
         WarpEngine(build_scene("cube-single"))
 
 

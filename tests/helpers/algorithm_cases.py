@@ -31,6 +31,8 @@ LOSSES = MODEL_FREE | MODEL_BASED | {"leq": leq, "tap": tap, "tt": tt} | PLANNER
 LR, TAU, TAU_ACTOR = 1e-2, 0.1, 0.05
 GOALS_ONLY = ("nsac_bc", "sharsa", "diffuser", "hd_da")
 REWARD_ONLY = ("tap", "tt")
+TARGETLESS = ("flow_bc", "tap", "tt")
+"""Without target networks, whose rate they refuse."""
 GOALS_TOO = ("gciql", "mac_fql", "mopo", "mobile")
 """Tested with goals, though they can do without."""
 IMAGINED = {"rollout": 2, "members": 3, "rollout_starts": 6, "rollout_every": 3, "rollouts_kept": 2}
@@ -186,8 +188,13 @@ def imagined_steps(algo: Any) -> Any:
     return rows._replace(action=action, mask=mask)
 
 
+def rate_of_targets(name: str, rate: float) -> dict[str, float]:
+    """The hyperparameter that is the rate of target networks, of a method that has some."""
+    return {} if name in TARGETLESS else {"tau_ema": rate}
+
+
 def make_case(name: str, mode: str, **changes: Any) -> Case:
-    algo: Any = make(name, mode, **{"lr": LR, "tau_ema": TAU} | changes)
+    algo: Any = make(name, mode, **{"lr": LR} | rate_of_targets(name, TAU) | changes)
     state = jax.jit(algo.init)(jr.key(0)).without_memory()
     state = dataclasses.replace(state, nets=perturb(state.nets, 1), target=perturb(state.target, 4))
     batch = jax.jit(sample, static_argnums=1)(window(algo.sample.chunk), algo.sample, jr.key(2))

@@ -110,7 +110,7 @@ def trained(goals: bool, **changes: Any) -> Nets:
     """The networks after `STEPS` updates of the training loop, from scratch, all of them at once."""
     sizes: dict[str, Any] = {"batch": 128, "hidden": (1,), "chunk": CHUNK, "rollout": 3, "candidates": 2}
     sizes |= {"lr": 0.1, "cooldown": 0.5, "tau_ema": 0.05, "discount": DISCOUNT}
-    sizes |= {"value_goals": (0.2, 0.8, 0.0)}
+    sizes |= {"value_goals": (0.2, 0.8, 0.0)} if goals else {}
     spec = EnvSpec("ring", 1, 1, 1 if goals else None, (1,), 9, 1.0, (0,) if goals else ())
     algo = MAC(Config(**sizes | changes), spec, STEPS, EitherKind())
     mesh, keys = seed_mesh(1), seed_keys(0, 1)
