@@ -80,14 +80,9 @@ def played(seeds: int, tasks: int, episodes: int, number: int) -> Episodes:
     """An evaluation's result that tells `number`."""
     shape = (seeds, tasks, episodes)
     value = np.full(shape, number % 9973, np.float32)
-    return Episodes(
-        np.full(shape, number % 2 == 0),
-        -value,
-        np.full(shape, 5, np.int32),
-        np.zeros(shape, np.int32),
-        value,
-        value,
-    )
+    length, dropped = np.full(shape, 5, np.int32), np.zeros(shape, np.int32)
+    columns = np.full(shape, number % 2 == 0), -value, length, dropped, value, value
+    return Episodes(*map(jax.numpy.asarray, columns))
 
 
 def _evaluate(policies: Any, env: Any, episodes: int, keys: Any, **_: Any) -> Episodes:
@@ -95,7 +90,7 @@ def _evaluate(policies: Any, env: Any, episodes: int, keys: Any, **_: Any) -> Ep
     return played(len(keys), len(env.spec.tasks), episodes, number)
 
 
-def _play(run: Any, name: str, tasks: Any, engine: str, episodes: int, ask: Any) -> Episodes:
+def _play(run: Any, name: str, tasks: Any, engine: str, episodes: int, ask: Any, noise: float) -> Episodes:
     return played(len(run.numbers), len(tasks), episodes, checksum(run.normalizer, run.state.nets) + run.step)
 
 
@@ -111,10 +106,10 @@ def shortened() -> Iterator[None]:
         (program, "announce", lambda *_: None),
         (program, "plot_learning_curve", _drawn),
         (train, "evaluate", _evaluate),
-        (evaluate, "play", _play),
+        (evaluate, "play_episodes", _play),
         (run_metadata, "git_state", lambda folder: None),
-        (run_metadata, "versions", functools.cache(run_metadata.package_versions)),
-        (train.loop, "segment", _Compiled(train.loop.segment)),
+        (run_metadata, "package_versions", functools.cache(run_metadata.package_versions)),
+        (train.segment, "segment", _Compiled(train.segment.segment)),
     ]
     before = [(where, name, getattr(where, name)) for where, name, _ in changes]
     for where, name, value in changes:
