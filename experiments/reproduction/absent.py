@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.reproduction.cells import Cell, Plan, Progress, cells_of, progress
-from experiments.reproduction.comparison import left_out
+from experiments.reproduction.comparison import faults_of
 from experiments.reproduction.model_errors import FOLDER as STUDIES
 from experiments.reproduction.model_errors import study_cell
 from experiments.reproduction.suites import Entry, Suite
@@ -47,8 +47,7 @@ def _unfinished(chosen: Chosen, states: Mapping[str, Mapping[Cell, Progress]], p
         if own := states.get(suite.name):
             done = sum(state.status == "done" for state in own.values())
             found += [f"{done} of its {counted(len(own), 'cell')} finished"] if done else []
-            lines = left_out(entries, own, plan)
-            found += [line for line in lines if not line.startswith("not in this table")]
+            found += faults_of(entries, own, plan)
     return list(dict.fromkeys(found))
 
 

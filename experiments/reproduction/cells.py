@@ -32,7 +32,7 @@ from mac.run.io.folder_lock import lock
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.io.run_metadata import launches
 from mac.run.io.run_outputs import check_evaluations
-from mac.run.report.stats import Curve, learning_curve
+from mac.run.report.stats import learning_curve
 
 Status = Literal["done", "cut", "missing", "queued", "running", "failed", "unusable", "not available"]
 STATUSES: tuple[Status, ...] = typing.get_args(Status)
@@ -198,7 +198,7 @@ def progress(cell: Cell, plan: Plan) -> Progress:
                 return Progress("running", 0, settings.steps)
         reached, finished = progress_of(settings, folder)
         if finished:
-            read_evaluations(cell, folder, reached or 0)
+            _check_evaluations(cell, folder, reached or 0)
             launches(folder)
     except UserError as error:
         return Progress("unusable", reason=_with_remedy(str(error), folder))
@@ -215,8 +215,8 @@ def _with_remedy(line: str, folder: Path) -> str:
     return f"{fault or line}; restore it, or move {folder} away and run the cell anew"
 
 
-def read_evaluations(cell: Cell, folder: Path, reached: int) -> Curve:
-    """The learning curve of a cell whose last checkpoint is that of update `reached`.
+def _check_evaluations(cell: Cell, folder: Path, reached: int) -> None:
+    """Checks the rows of a cell whose last checkpoint is that of update `reached`.
 
     Raises:
         UserError: a row is damaged, rows are not those that the checkpoint records, or the last complete
@@ -231,7 +231,6 @@ def read_evaluations(cell: Cell, folder: Path, reached: int) -> Curve:
         )
     if (found := len(curve.seeds)) != cell.seeds:
         raise UserError(f"{path}: it has evaluations of {found} of {cell.seeds} seeds; restore it")
-    return curve
 
 
 def _check_identity(cell: Cell, settings: Settings[Any], folder: Path) -> None:

@@ -17,7 +17,6 @@ from experiments.reproduction.cells import (
     cell_settings,
     cells_of,
     progress,
-    read_evaluations,
 )
 from experiments.reproduction.cost import seconds_spent
 from experiments.reproduction.suites import JUDGED, Entry, Over, Published, Suite
@@ -27,7 +26,7 @@ from mac.formatting import counted
 from mac.run.io.logger import EVAL, read_rows
 from mac.run.io.run_metadata import launches
 from mac.run.report.score import SUCCESS
-from mac.run.report.stats import Curve, Interval, summarise
+from mac.run.report.stats import Curve, Interval, learning_curve, summarise
 from mac.run.report.table import LATE
 
 WIDENED = "widened by half a unit of the last digit for rounding"
@@ -125,7 +124,7 @@ def read_finished(cell: Cell, plan: Plan, state: Progress | None = None) -> Fini
     return Finished(
         cell=cell,
         folder=folder,
-        curve=read_evaluations(cell, folder, state.reached),
+        curve=learning_curve(rows, str(folder / EVAL)),
         engines=_distinct(row.get("engine") for row in rows),
         commits=_distinct(map(_commit, launched)),
         hardware=_distinct(_hardware(each.get("hardware", {})) for each in launched),
@@ -216,8 +215,8 @@ MOST_CELLS = 8
 """Unusable cells that a report names; `--list` names all."""
 
 
-def left_out(missing: Sequence[Entry], states: Mapping[Cell, Progress], plan: Plan) -> list[str]:
-    """Lines on the numbers that are missing: cells to mend, what is not available, and the rest."""
+def faults_of(missing: Sequence[Entry], states: Mapping[Cell, Progress], plan: Plan) -> list[str]:
+    """Lines on the cells of missing numbers that are to be mended, or are not available."""
     unusable = [f"left out, {cell.title}: {said}" for cell, said in _reasons(states, "unusable").items()]
     lines = unusable[:MOST_CELLS]
     if (more := len(unusable) - MOST_CELLS) > 0:
@@ -230,6 +229,12 @@ def left_out(missing: Sequence[Entry], states: Mapping[Cell, Progress], plan: Pl
                 by_reason.setdefault(unavailable[cell], []).append(entry.method)
     for reason, methods in by_reason.items():
         lines.append(f"not available, {', '.join(dict.fromkeys(methods))}: {reason}")
+    return lines
+
+
+def left_out(missing: Sequence[Entry], states: Mapping[Cell, Progress], plan: Plan) -> list[str]:
+    """Lines on the numbers that are missing: cells with a fault, and how many numbers wait for others."""
+    lines = faults_of(missing, states, plan)
     known = {cell for cell, state in states.items() if state.status in ("unusable", "not available")}
     rest = sum(not known.intersection(plan.cells(entry)) for entry in missing)
     return [*lines, f"not in this table, because runs are not finished: {rest}"] if rest else lines

@@ -25,10 +25,10 @@ def thresholds_of(values: Float[Array, " N"], valid: Bool[Array, " N"], bins: in
         values: finite numbers.
         valid: which of them count; at least one.
     """
-    quantiles, most = quantile_thresholds(values, valid, bins), bins // 2
+    ordered, count = _ordered(values, valid)
+    quantiles, most = _quantiles(ordered, count, bins), bins // 2
     if most < 2:
         return quantiles
-    ordered, count = jnp.sort(jnp.where(valid, values, jnp.inf)), jnp.sum(valid, dtype=jnp.int32)
     number = jnp.cumsum(jnp.diff(ordered, prepend=ordered[:1]) > 0, dtype=jnp.int32)  # of its value
     counted = jnp.arange(len(ordered), dtype=jnp.int32) < count
     first, last, distinct = ordered[0], ordered[count - 1], number[count - 1] + 1
@@ -55,8 +55,17 @@ def quantile_thresholds(
         values: finite numbers.
         valid: which of them count; at least one.
     """
-    ordered = jnp.sort(jnp.where(valid, values, jnp.inf))
-    count = jnp.sum(valid, dtype=jnp.int32)
+    return _quantiles(*_ordered(values, valid), bins)
+
+
+def _ordered(
+    values: Float[Array, " N"], valid: Bool[Array, " N"]
+) -> tuple[Float[Array, " N"], Int[Array, ""]]:
+    """The valid values in ascending order, and how many there are; the others follow as infinities."""
+    return jnp.sort(jnp.where(valid, values, jnp.inf)), jnp.sum(valid, dtype=jnp.int32)
+
+
+def _quantiles(ordered: Float[Array, " N"], count: Int[Array, ""], bins: int) -> Float[Array, " bins_1"]:
     stride = (count + bins - 1) // bins
     return ordered[jnp.minimum(jnp.arange(bins + 1, dtype=jnp.int32) * stride, count - 1)]
 

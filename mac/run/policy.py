@@ -49,7 +49,6 @@ class Policy:
     Attributes:
         env: facts about the environment.
         algo: the algorithm, with its hyperparameters `algo.cfg`.
-        nets: its networks of this seed, such as `nets.q`; what they read is normalised.
         normalizer: map of observations to what the networks read.
         chunk: actions executed per decision; 0 before the first.
     """
@@ -59,9 +58,13 @@ class Policy:
         self._policies, self._key = policies, key
         self.env: EnvSpec = policies.algo.env
         self.algo, self.normalizer = policies.algo, policies.normalizer
-        self.nets: Any = jax.tree.map(lambda x: x[0], policies.state.nets)
         self.chunk = 0
         self.reset()
+
+    @property
+    def nets(self) -> Any:
+        """The networks of this seed, such as `nets.q`; what they read is normalised."""
+        return jax.tree.map(lambda x: x[0], self._policies.state.nets)
 
     def reset(self, *, task: int | None = None, episodes: Sequence[int] | None = None) -> None:
         """Begins new episodes; call it wherever the environment is reset.
